@@ -1,0 +1,40 @@
+"""bcos_fx turns trained networks into B-cos networks by graph rewriting, and proves what it did.
+
+    >>> import bcos_fx
+    >>> model = bcos_fx.bcosify(module)          # nn.Module in, B-cos nn.Module out, verified
+    >>> print(model.report.to_text())            # what was done, verified, refused
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bcos_fx.errors import BcosFxError
+from bcos_fx.version import __version__
+
+if TYPE_CHECKING:
+    from bcos_fx.artifact import load, save
+    from bcos_fx.convert import bcosify, plan
+    from bcos_fx.proofs import verify
+
+__all__ = ["BcosFxError", "__version__", "bcosify", "load", "plan", "save", "verify"]
+
+# Loaded when first used: torch takes seconds to import, and `bcos-fx --help` needs none of it.
+_HOMES = {
+    "bcosify": "bcos_fx.convert",
+    "load": "bcos_fx.artifact",
+    "plan": "bcos_fx.convert",
+    "save": "bcos_fx.artifact",
+    "verify": "bcos_fx.proofs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bcos_fx' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

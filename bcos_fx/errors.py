@@ -1,0 +1,81 @@
+"""One tree of errors. Each says what was wrong, where, and what to do about it.
+
+Everything that bcos_fx raises on purpose is a :class:`BcosFxError`, so a caller can catch the whole
+tree, and the command line can turn any of them into one message and exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BcosFxError(Exception):
+    """Something that the user can understand and mend.
+
+    Args:
+        what: what was wrong, in one sentence.
+        where: the place: a node, a source line, a file and line.
+        hint: what to do next, in one sentence.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.what = what
+        self.where = where
+        self.hint = hint
+        super().__init__(what, where, hint)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where:
+            lines.append(f"  where: {self.where}")
+        if self.hint:
+            lines.append(f"  try:   {self.hint}")
+        return "\n".join(lines)
+
+
+class UsageError(BcosFxError):
+    """An argument that makes no sense: a wrong shape, an unknown option, a missing value."""
+
+
+class TraceError(BcosFxError):
+    """The module's forward could not be turned into a graph."""
+
+
+class RuleError(BcosFxError):
+    """A rule, a rule file or a recipe is wrong."""
+
+
+class RewriteError(BcosFxError):
+    """A rewrite could not be carried out, or the rules undo each other."""
+
+
+class VerificationError(BcosFxError):
+    """A check failed: the rewritten network is not the original one."""
+
+
+class CheckpointError(BcosFxError):
+    """A file of somebody else's (a checkpoint, a state dict) cannot be read or does not fit."""
+
+
+class ArtifactError(BcosFxError):
+    """A file of ours cannot be written or read."""
+
+
+class MissingExtraError(BcosFxError):
+    """A library that an optional part needs is not installed."""
+
+    def __init__(self, library: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the library {library!r}, which is not installed",
+            hint=f'pip install "bcos-fx[{extra}]"',
+        )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Name the known word nearest to a mistyped one, as a hint; the known words when none is near."""
+    words = sorted(known)
+    close = difflib.get_close_matches(name, words, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + ", ".join(words)

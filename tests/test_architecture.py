@@ -1,0 +1,92 @@
+"""The shape of the code itself: imports go one way, files stay small and are named for what they do."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "bcos_fx"
+FILES = sorted(PACKAGE.rglob("*.py"))
+ROOMS = """
+    version errors nn tracing rewriting proofs calibration artifact checkpoint
+    example convert explanation evaluation training cli
+""".split()
+# These stand beside the line of rooms: what each may import, at the most.
+BESIDE = {"testing": set(ROOMS[: ROOMS.index("convert") + 1]) | {"testing"}}
+SHAPELESS_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def allowed_rooms(room: str) -> set[str]:
+    """The rooms that ``room`` may import from."""
+    return BESIDE[room] if room in BESIDE else set(ROOMS[: ROOMS.index(room) + 1])
+
+
+def imported_rooms(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and room of every import of bcos_fx in a file, wherever in the file it stands."""
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "bcos_fx":
+            names = [f"bcos_fx.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        for name in names:
+            if name.startswith("bcos_fx."):
+                yield node.lineno, name.split(".")[1]
+
+
+def called_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.lineno, node.func.id
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.parent != PACKAGE or f.stem != "__init__"], ids=str)
+def test_a_room_imports_only_rooms_before_it(path: Path) -> None:
+    room = room_of(path)
+    assert room in {*ROOMS, *BESIDE, "__main__"}, f"{path} is in no room of the design"
+    allowed = set(ROOMS) if room == "__main__" else allowed_rooms(room)
+    wrong = [
+        f"{path}:{line} imports {name}"
+        for line, name in imported_rooms(ast.parse(path.read_text()))
+        if name not in allowed
+    ]
+    assert not wrong
+
+
+def test_the_import_check_sees_every_form() -> None:
+    source = "import bcos_fx.cli\nfrom bcos_fx import proofs\ndef f():\n    from bcos_fx.nn.conv import X\n"
+    assert list(imported_rooms(ast.parse(source))) == [(1, "cli"), (2, "proofs"), (4, "nn")]
+    assert "proofs" not in allowed_rooms("nn")
+    assert "nn" in allowed_rooms("proofs")
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_files_are_small_named_and_quiet(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    assert path.stem not in SHAPELESS_NAMES
+    calls = [
+        f"{path}:{line} calls {name}"
+        for line, name in called_names(ast.parse(text))
+        if name in {"print", "exec", "eval"}
+    ]
+    assert not calls
+
+
+@pytest.mark.parametrize("module", ["bcos_fx", "bcos_fx.cli"])
+def test_start_up_does_not_import_torch(module: str) -> None:
+    code = f"import sys, {module}; raise SystemExit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr or f"importing {module} imports torch"
