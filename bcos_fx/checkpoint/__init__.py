@@ -1,0 +1,23 @@
+"""Other people's files: what they are, what they hold, and the networks and weights in them."""
+
+from __future__ import annotations
+
+from bcos_fx.checkpoint.architecture import build_architecture, guess_architecture, load_into
+from bcos_fx.checkpoint.identify import FileKind, identify
+from bcos_fx.checkpoint.inspection import Inspection, TensorRow, inspect
+from bcos_fx.checkpoint.model import read_model
+from bcos_fx.checkpoint.reading import StateDict, read_state_dict
+
+__all__ = [
+    "FileKind",
+    "Inspection",
+    "StateDict",
+    "TensorRow",
+    "build_architecture",
+    "guess_architecture",
+    "identify",
+    "inspect",
+    "load_into",
+    "read_model",
+    "read_state_dict",
+]

@@ -1,0 +1,254 @@
+"""Networks by name, and putting weights into them.
+
+An architecture is named ``torchvision:resnet50[@WEIGHTS]``, ``timm:NAME``, ``package.module:factory``
+or ``path/to/file.py:factory``; a factory takes no arguments and returns an ``nn.Module``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.checkpoint.reading import StateDict
+from bcos_fx.errors import BcosFxError, CheckpointError, MissingExtraError, nearest
+
+Result = TypeVar("Result")
+FORMS = "torchvision:resnet50[@WEIGHTS], timm:NAME, package.module:factory or path/to/file.py:factory"
+# A name that tells a torchvision family, and how the names of its members begin. Not RegNet: it computes
+# its widths with tensors, so it cannot be built without storage.
+_FAMILIES = (
+    ("layer1.0.conv1.weight", ("resnet", "resnext", "wide_resnet")),
+    ("features.denseblock1.denselayer1.norm1.weight", ("densenet",)),
+    ("encoder.pos_embedding", ("vit",)),
+    ("features.1.0.attn.relative_position_bias_table", ("swin",)),
+    ("stage2.0.branch1.0.weight", ("shufflenet",)),
+    ("inception3a.branch1.conv.weight", ("googlenet",)),
+    ("Conv2d_1a_3x3.conv.weight", ("inception",)),
+    ("features.3.squeeze.weight", ("squeezenet",)),
+    ("layers.0.weight", ("mnasnet",)),
+    ("features.1.0.block.0.weight", ("convnext",)),
+    ("features.0.0.weight", ("mobilenet", "efficientnet")),
+    ("features.0.weight", ("alexnet", "vgg")),
+)
+
+
+def build_architecture(arch: str) -> nn.Module:
+    """Build the network that ``arch`` names; see the top of this file for the forms.
+
+    Where ``@WEIGHTS`` names torchvision weights, they are loaded, and their normalisation is put on the
+    module as ``pretrained_cfg = {"mean": ..., "std": ...}``, as timm does with its own.
+
+    Raises:
+        CheckpointError: no such package, model or factory; the factory failed or returned no module.
+        MissingExtraError: torchvision or timm is not installed.
+    """
+    source, colon, name = arch.rpartition(":")
+    if not colon or not source or not name:
+        raise CheckpointError(f"{arch!r} names no architecture", hint=f"write it as {FORMS}")
+    if source == "torchvision":
+        return _torchvision(name, arch)
+    if source == "timm":
+        return _timm(name, arch)
+    factory = _member(_user_module(source, arch), name, arch)
+    return _call(factory, arch)
+
+
+def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -> None:
+    """Put weights into ``module``, which is changed in place; every name and shape must fit.
+
+    A prefix that :func:`~bcos_fx.checkpoint.reading.read_state_dict` removed is put back where the
+    module's own names bear it. Missing ``num_batches_tracked`` counters are filled in by torch: files
+    from before version 0.4.1 have none and eval mode does not read them.
+
+    Raises:
+        CheckpointError: names are missing or unexpected, or shapes differ. Shapes are compared before
+            anything is written; after missing or unexpected names the module is partly loaded.
+    """
+    wrapped = state_dict if isinstance(state_dict, StateDict) else StateDict(dict(state_dict), "the state dict")
+    expected = module.state_dict()
+    tensors = wrapped.tensors
+    if wrapped.prefix and not expected.keys() & tensors.keys():
+        tensors = _with_prefix(tensors, wrapped.prefix, set(expected))
+    misshapen = [
+        f"{name}: {tuple(tensor.shape)} in the file, {tuple(expected[name].shape)} in the network"
+        for name, tensor in tensors.items()
+        if isinstance(expected.get(name), Tensor) and expected[name].shape != tensor.shape
+    ]
+    if misshapen:
+        missing = [name for name in expected if name not in tensors]
+        raise _does_not_fit(wrapped, missing, [name for name in tensors if name not in expected], misshapen)
+    try:
+        result = module.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights do not fit: {error}", where=wrapped.source, hint="check --arch") from error
+    if result.missing_keys or result.unexpected_keys:
+        raise _does_not_fit(wrapped, list(result.missing_keys), list(result.unexpected_keys), [])
+
+
+def guess_architecture(tensors: Mapping[str, Tensor]) -> str | None:
+    """The torchvision model with the same names and, class count apart, the same shapes; None when there is none."""
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    models = importlib.import_module("torchvision.models")
+    starts = next((starts for mark, starts in _FAMILIES if mark in tensors), ())
+    wanted = _signature(tensors)
+    for name in models.list_models(module=models):
+        if name.startswith(starts) and starts:
+            with torch.device("meta"):
+                candidate = models.get_model(name, weights=None, **_without_downloads(models, name))
+            if _signature(candidate.state_dict()) == wanted:
+                return f"torchvision:{name}"
+    return None
+
+
+def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name; of the outermost layers' weights and biases the class count is left out."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    last = next((name.rpartition(".")[0] for name in reversed(shapes)), "")
+    return {name: shape[1:] if name.rpartition(".")[0] == last else shape for name, shape in shapes.items()}
+
+
+def _torchvision(name: str, arch: str) -> nn.Module:
+    models = _library("torchvision.models", "vision")
+    name, _, wanted = name.partition("@")
+    known = models.list_models()
+    if name not in known:
+        raise CheckpointError(f"torchvision has no model {name!r}", where=arch, hint=nearest(name, known))
+    if not wanted:
+        return _call(lambda: models.get_model(name, weights=None, **_without_downloads(models, name)), arch)
+    choices = models.get_model_weights(name)
+    if wanted not in choices.__members__:
+        raise CheckpointError(
+            f"{name} has no weights {wanted!r}", where=arch, hint=nearest(wanted, choices.__members__)
+        )
+    weights = choices[wanted]
+    module = _call(lambda: models.get_model(name, weights=weights), arch)
+    preset = weights.transforms()
+    if hasattr(preset, "mean") and hasattr(preset, "std"):
+        module.pretrained_cfg = {"mean": tuple(preset.mean), "std": tuple(preset.std)}  # type: ignore[assignment]
+    return module
+
+
+def _without_downloads(models: Any, name: str) -> dict[str, None]:
+    """Detection and segmentation models fetch a pre-trained backbone unless they are told not to."""
+    takes = inspect.signature(models.get_model_builder(name)).parameters
+    return {"weights_backbone": None} if "weights_backbone" in takes else {}
+
+
+def _timm(name: str, arch: str) -> nn.Module:
+    timm = _library("timm", "timm")
+    if not timm.is_model(name):
+        raise CheckpointError(f"timm has no model {name!r}", where=arch, hint=nearest(name, timm.list_models()))
+    return _call(lambda: timm.create_model(name, pretrained=False), arch)
+
+
+def _library(name: str, extra: str) -> Any:
+    package = name.partition(".")[0]
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(package, extra, f"--arch {package}:...") from error
+
+
+def _user_module(source: str, arch: str) -> ModuleType:
+    """Import the user's own module, from a file or by its dotted name. This runs it, as any import does."""
+    path = Path(source)
+    if path.suffix == ".py":
+        if not path.is_file():
+            near = [str(path.with_name(item.name)) for item in path.parent.glob("*.py")]
+            hint = nearest(source, near) if near else f"there are no Python files in {path.parent}"
+            raise CheckpointError(f"there is no file {source!r}", where=arch, hint=hint)
+        return _run_users_code(lambda: _import_file(path), arch, f"importing {source}")
+    return _run_users_code(lambda: _import_named(source, arch), arch, f"importing {source}")
+
+
+def _import_named(source: str, arch: str) -> ModuleType:
+    try:
+        return importlib.import_module(source)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{source}.".startswith(f"{error.name}."):
+            raise  # the module is there, and it is one of its own imports that is not
+        as_file = Path(*source.split(".")).with_suffix(".py")
+        factory = arch.rpartition(":")[2]
+        hint = f"write {as_file}:{factory}" if as_file.is_file() else f"install it, or write it as {FORMS}"
+        raise CheckpointError(f"there is no package {source!r}", where=arch, hint=hint) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"bcos_fx_architecture_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles look their module up by name while it is being run.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _member(module: ModuleType, name: str, arch: str) -> Callable[[], Any]:
+    member = getattr(module, name, None)
+    if callable(member):
+        factory: Callable[[], Any] = member
+        return factory
+    own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    known = own or [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    raise CheckpointError(f"{arch.rpartition(':')[0]} has no factory {name!r}", where=arch, hint=nearest(name, known))
+
+
+def _call(factory: Callable[[], Any], arch: str) -> nn.Module:
+    module: object = _run_users_code(factory, arch, "building the network")
+    if isinstance(module, nn.Module):
+        return module
+    raise CheckpointError(
+        f"the factory returned {type(module).__name__}, not an nn.Module",
+        where=arch,
+        hint="let it take no arguments and return the network",
+    )
+
+
+def _run_users_code(call: Callable[[], Result], arch: str, doing: str) -> Result:
+    try:
+        return call()
+    except BcosFxError:
+        raise
+    except Exception as error:  # code that is not ours may raise anything; the cause stays attached
+        raise CheckpointError(
+            f"{doing} raised {type(error).__name__}: {error}",
+            where=arch,
+            hint="the factory must run by itself, without arguments and without downloads",
+        ) from error
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str, expected: set[str]) -> dict[str, Tensor]:
+    """Put back as much of a removed prefix as makes the names meet the network's."""
+    while prefix:
+        renamed = {prefix + name: tensor for name, tensor in tensors.items()}
+        if renamed.keys() & expected:
+            return renamed
+        prefix = prefix.partition(".")[2]
+    return tensors
+
+
+def _does_not_fit(state: StateDict, missing: list[str], unexpected: list[str], misshapen: list[str]) -> CheckpointError:
+    lists = (("missing from the file", missing), ("not in the network", unexpected), ("of another shape", misshapen))
+    lines = ["the weights do not fit the network"]
+    for said, names in lists:
+        if names:
+            rest = [f"... and {len(names) - 10} more"] if len(names) > 10 else []
+            lines.append(f"  {len(names)} {said}:")
+            lines += [f"    {name}" for name in [*names[:10], *rest]]
+    if misshapen and not missing and not unexpected and len(misshapen) <= 2:
+        hint = "only the last layer differs: name a factory that builds the network with the file's class count"
+    else:
+        hint = "give the --arch that the weights were trained with; `bcos-fx inspect` lists what the file holds"
+    return CheckpointError("\n".join(lines), where=state.source, hint=hint)

@@ -1,0 +1,193 @@
+"""What a file is, found from its bytes; nothing in it is run, imported or unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from bcos_fx.checkpoint.pickle_scan import PickleScan, scan_pickle
+from bcos_fx.errors import CheckpointError, nearest
+
+# torch.save's old format begins with this integer as a pickle of its own (torch.serialization).
+_LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]  # less the protocol's own two bytes
+_LEGACY_HEADERS = 3  # magic number, protocol version, machine facts; then the object itself
+_PICKLE_LIMIT = 256 * 2**20
+_SAFETENSORS_HEADER_LIMIT = 100 * 2**20
+_TENSOR_MAKERS = ("torch._utils._rebuild_", "torch.Tensor", "torch.nn.parameter.Parameter")
+_DICTS = ("dict", "collections.OrderedDict", "collections.defaultdict")
+# A protobuf that begins with a small ir_version and then a producer name, version or graph.
+_ONNX_START = re.compile(rb"\x08[\x01-\x1f][\x12\x1a\x3a]")
+_MAGIC_NUMBERS = (
+    (b"\x89HDF\r\n\x1a\n", "hdf5", "an HDF5 file, as Keras writes"),
+    (b"\x93NUMPY", "numpy", "a NumPy array"),
+    (b"GGUF", "gguf", "a GGUF language model"),
+    (b"\x1f\x8b", "gzip", "a gzip archive"),
+    (b"<!DOCTYPE html", "text", "a web page, such as a download's error page"),
+    (b"<html", "text", "a web page, such as a download's error page"),
+    (b"version https://git-lfs", "text", "a Git LFS pointer; the file itself was not fetched"),
+)
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a file is.
+
+    ``kind`` is one of ``state-dict``, ``nested-checkpoint``, ``tensor``, ``pickled-module``,
+    ``pickle``, ``torch-tar``, ``exported-program``, ``torchscript``, ``torch-package``,
+    ``safetensors``, ``bcos-fx``, ``onnx``, ``hdf5``, ``numpy``, ``gguf``, ``gzip``, ``zip``,
+    ``text``, ``empty``, ``damaged`` and ``unknown``. ``summary`` is one sentence for people;
+    ``details`` holds what was found on the way (``root``, ``keys``, ``names``, ``members``, ...).
+    """
+
+    kind: str
+    summary: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def identify(path: str | os.PathLike[str]) -> FileKind:
+    """Say what the file at ``path`` is, executing nothing from it.
+
+    Raises:
+        CheckpointError: there is no such file, it is a directory, or it cannot be opened.
+    """
+    file = _existing_file(Path(path))
+    with readable(file), file.open("rb") as stream:
+        head = stream.read(512)
+        stream.seek(0)
+        if not head:
+            return FileKind("empty", "an empty file")
+        if head.startswith(b"PK"):
+            return _identify_zip(file)
+        if head[0] == 0x80 and head[1:2] <= b"\x05":
+            return _identify_pickle(stream, headers=_LEGACY_HEADERS if _LEGACY_MAGIC in head[:32] else 0)
+        for magic, kind, summary in _MAGIC_NUMBERS:
+            if head.startswith(magic):
+                return FileKind(kind, summary)
+        return _identify_rest(stream, head, file)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to open or read ``path`` into a :class:`CheckpointError`."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"the file cannot be read: {error.strerror or error}",
+            where=str(path),
+            hint="check that you may read it and that its disk is there",
+        ) from error
+
+
+def _existing_file(path: Path) -> Path:
+    with readable(path):
+        if path.is_file():
+            return path
+        if path.is_dir():
+            inside = sorted(item.name for item in path.iterdir() if item.is_file())
+            hint = "name one file in it: " + ", ".join(inside[:5]) if inside else "name a file"
+            raise CheckpointError("this is a directory, not a checkpoint file", where=str(path), hint=hint)
+        names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = nearest(path.name, names[:50]) if names else f"the folder {path.parent} has no files or does not exist"
+    raise CheckpointError("there is no such file", where=str(path), hint=hint)
+
+
+def _identify_zip(path: Path) -> FileKind:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _identify_archive(archive)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        return FileKind("damaged", "a zip archive that is cut off or damaged", {"reason": str(error)})
+
+
+def _identify_archive(archive: zipfile.ZipFile) -> FileKind:
+    members = tuple(archive.namelist())
+    inner = {name.partition("/")[2] for name in members}
+    found: dict[str, Any] = {"members": members}
+    if "archive_format" in inner or "serialized_exported_program.json" in members or "models/model.json" in inner:
+        return FileKind("exported-program", "a torch.export program (.pt2)", found)
+    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+        return FileKind("torchscript", "a TorchScript program", found)
+    if ".data/extern_modules" in inner:
+        return FileKind("torch-package", "a torch.package archive", found)
+    pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        return FileKind("zip", "a zip archive that torch.save did not write", found)
+    if archive.getinfo(pickles[0]).file_size > _PICKLE_LIMIT:
+        return FileKind("damaged", f"an archive whose pickle claims more than {_PICKLE_LIMIT >> 20} MiB", found)
+    with archive.open(pickles[0]) as stream:
+        return _classify(scan_pickle(stream), {**found, "format": "torch.save zip"})
+
+
+def _identify_pickle(stream: IO[bytes], *, headers: int) -> FileKind:
+    try:
+        for _ in range(headers):
+            scan_pickle(stream)
+        scan = scan_pickle(stream)
+    except ValueError as error:
+        return FileKind("damaged", "a pickle that is cut off or damaged", {"reason": str(error)})
+    if headers:
+        return _classify(scan, {"format": "torch.save legacy"})
+    found = {"root": scan.root, "keys": tuple(key for key, _ in scan.items), "names": scan.names}
+    return FileKind("pickle", f"a Python pickle of {scan.root}, not written by torch.save", found)
+
+
+def _classify(scan: PickleScan, found: dict[str, Any]) -> FileKind:
+    """Tell weights from nested weights from whole modules by what the pickle would build."""
+    modules = [name for name in scan.names if name.startswith("torch.nn.modules.")]
+    found |= {"root": scan.root, "keys": tuple(key for key, _ in scan.items), "names": scan.names}
+    if scan.root.startswith(_TENSOR_MAKERS):
+        return FileKind("tensor", "one bare tensor", found)
+    if scan.root not in _DICTS and "." in scan.root:
+        return FileKind("pickled-module", f"a pickled object of class {scan.root}", found)
+    if modules:
+        return FileKind("pickled-module", f"a dict with a pickled module inside ({modules[0]}, ...)", found)
+    if scan.root not in _DICTS:
+        return FileKind("pickle", f"a pickled {scan.root}, not a checkpoint", found)
+    if any(label.startswith(_TENSOR_MAKERS) for _, label in scan.items) and not any(
+        label in _DICTS for _, label in scan.items
+    ):
+        return FileKind("state-dict", "a state dict", found)
+    return FileKind("nested-checkpoint", "a dict with other things beside the weights", found)
+
+
+def _identify_rest(stream: IO[bytes], head: bytes, path: Path) -> FileKind:
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length <= _SAFETENSORS_HEADER_LIMIT:
+        return _identify_safetensors(stream, length)
+    if path.suffix.lower() == ".onnx" or _ONNX_START.match(head):
+        return FileKind("onnx", "an ONNX model")
+    if head[257:262] == b"ustar":
+        return FileKind("torch-tar", "a tar archive, torch.save's format before 2017")
+    if all(byte >= 0x20 or byte in b"\t\r\n\f" for byte in head):
+        return FileKind("text", "a text file")
+    return FileKind("unknown", "not a format known here")
+
+
+def _identify_safetensors(stream: IO[bytes], length: int) -> FileKind:
+    stream.seek(8)
+    text = stream.read(length)
+    size = stream.seek(0, os.SEEK_END)
+    try:
+        header = json.loads(text)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        metadata = header.get("__metadata__", {})
+        whole = 8 + length + max(ends, default=0) <= size
+        keys = tuple(name for name in header if name != "__metadata__")
+        details = {"keys": keys, "metadata": sorted(metadata)}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        return FileKind("damaged", "a safetensors file whose header is damaged", {"reason": str(error)})
+    if not whole:
+        return FileKind("damaged", "a safetensors file that is cut off", details)
+    if "bcos_fx" in metadata:
+        return FileKind("bcos-fx", "a network converted by bcos_fx", details)
+    return FileKind("safetensors", "a safetensors file of tensors", details)

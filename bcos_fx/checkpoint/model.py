@@ -1,0 +1,83 @@
+"""From a file to a network: weights and an architecture, or a whole module where the file is trusted."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bcos_fx.checkpoint.architecture import FORMS, build_architecture, guess_architecture, load_into
+from bcos_fx.checkpoint.identify import FileKind, identify, readable
+from bcos_fx.checkpoint.reading import NESTING_KEYS, load_object, load_tensors, pickled_module_refused, read_state_dict
+from bcos_fx.errors import CheckpointError
+
+
+def read_model(
+    path: str | os.PathLike[str], *, arch: str | None = None, key: str | None = None, trust_pickle: bool = False
+) -> nn.Module:
+    """Read the network in ``path``, in eval mode, on the CPU.
+
+    Args:
+        path: weights, which need ``arch``; or, with ``trust_pickle``, a pickled module or a ``.pt2``.
+        arch: ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME``, ``package.module:factory`` or ``file.py:factory``.
+        key: the dotted path of keys to the weights, where the file holds several sets.
+        trust_pickle: let the file run the code that it carries. Only for files that you made.
+
+    Raises:
+        CheckpointError: the file cannot be read or does not fit; the message says how to mend it.
+        MissingExtraError: the architecture's library is not installed.
+    """
+    kind = identify(path)
+    if kind.kind == "exported-program" and trust_pickle:
+        # Exported programs refuse .eval(): their mode was fixed when they were exported.
+        return _exported(path)
+    if arch is not None:
+        state = read_state_dict(path, key=key, trust_pickle=trust_pickle)
+        module = build_architecture(arch)
+        load_into(module, state)
+        return module.eval()
+    if kind.kind == "pickled-module":
+        if not trust_pickle:
+            raise pickled_module_refused(path, kind)
+        return _module_in(load_object(path, kind, trust_pickle=True), path, key).eval()
+    raise _needs_arch(path, kind, key)
+
+
+def _exported(path: str | os.PathLike[str]) -> nn.Module:
+    try:
+        with readable(Path(path)):
+            return torch.export.load(path).module()
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, ImportError) as error:
+        raise CheckpointError(
+            f"the exported program cannot be opened: {error}", where=str(path), hint="export it again with this torch"
+        ) from error
+
+
+def _module_in(content: Any, path: str | os.PathLike[str], key: str | None) -> nn.Module:
+    """The module itself, or the one inside a dict: under ``key``, a usual name, or the only one there."""
+    if isinstance(content, nn.Module):
+        return content
+    if isinstance(content, dict):
+        held = {str(name): value for name, value in content.items() if isinstance(value, nn.Module)}
+        wanted = [key] if key else [name for name in NESTING_KEYS if name in held] or list(held)
+        if wanted and wanted[0] in held:
+            return held[wanted[0]]
+    raise CheckpointError(
+        f"no module was found in the file, only {type(content).__name__}",
+        where=str(path),
+        hint=f"give --arch, as {FORMS}",
+    )
+
+
+def _needs_arch(path: str | os.PathLike[str], kind: FileKind, key: str | None) -> CheckpointError:
+    """The error for weights without a network; reading them may find a better reason first."""
+    state = load_tensors(path, key=key)
+    guess = guess_architecture(state.tensors)
+    return CheckpointError(
+        f"the file holds weights ({kind.summary}), not a network",
+        where=str(path),
+        hint=f"the weights fit --arch {guess}" if guess else f"give --arch, as {FORMS}",
+    )

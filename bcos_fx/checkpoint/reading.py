@@ -1,0 +1,328 @@
+"""Tensors out of other people's files: nested, prefixed, saved on a GPU, half precision, safetensors.
+
+:func:`torch.load` is called in one place, here, and with ``weights_only=True`` unless the caller says
+that the file is to be trusted.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from struct import error as StructError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bcos_fx.checkpoint.identify import FileKind, identify, readable
+from bcos_fx.errors import CheckpointError, nearest
+
+# Where training scripts put the weights, best first.
+NESTING_KEYS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+    "ema",
+    "model_ema",
+)
+# What wrappers put before every name: DataParallel, Lightning and the like, torch.compile.
+PREFIXES = ("module.", "model.", "_orig_mod.")
+_MAX_DEPTH = 4
+# What torch.load raises on files that are damaged, or whose classes are not to be had here.
+_LOAD_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ImportError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    AssertionError,
+    StructError,
+)
+_REFUSED = {
+    "exported-program": (
+        "a torch.export program is not opened unasked: it can carry expressions that run shell commands",
+        "give --trust-pickle (trust_pickle=True) if you made the file, or save the module's state_dict and give --arch",
+    ),
+    "torchscript": (
+        "TorchScript cannot be converted: the Python module behind it is gone",
+        "save the original module's state_dict and give --arch",
+    ),
+    "onnx": (
+        "ONNX cannot be converted: the Python module behind it is gone",
+        "use the PyTorch checkpoint it came from",
+    ),
+    "torch-tar": (
+        "the tar format of torch before 2017 is not read",
+        "load it with an old torch that you trust it to, and torch.save the state_dict again",
+    ),
+    "torch-package": (
+        "a torch.package archive holds code, which is not run",
+        "load it where you trust it, and torch.save the state_dict",
+    ),
+    "bcos-fx": ("this network was already converted by bcos_fx", "open it with bcos_fx.load(path)"),
+}
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """Named tensors on the CPU and how they were found.
+
+    ``tensors`` maps names, without ``prefix``, to tensors in the file's own dtype. ``nesting`` is the
+    path of keys that led to them, ``prefix`` what was taken off every name, ``ignored`` the other keys
+    that were beside them and ``alternatives`` those of the ignored that also hold weights.
+    """
+
+    tensors: dict[str, Tensor]
+    source: str
+    nesting: tuple[str, ...] = ()
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def unwrapped(self) -> tuple[str, ...]:
+        """What was taken off, one sentence each; empty for a plain state dict."""
+        said = []
+        if self.nesting:
+            said.append(f"weights taken from the key {'.'.join(self.nesting)!r}")
+        if self.alternatives:
+            said.append(f"other weights in the file: {_listed(self.alternatives)} (choose with key=)")
+        if self.prefix:
+            said.append(f"prefix {self.prefix!r} removed from every name")
+        if self.ignored:
+            said.append(f"not used: {_listed(self.ignored)}")
+        return tuple(said)
+
+
+def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, trust_pickle: bool = False) -> StateDict:
+    """Read the weights in ``path``.
+
+    Args:
+        path: a file that ``torch.save`` or safetensors wrote.
+        key: the dotted path of keys to the weights, where the file holds several sets.
+        trust_pickle: let the file run the code that it carries. Only for files that you made.
+
+    Raises:
+        CheckpointError: the file cannot be read, is of another kind, holds no weights, or holds
+            weights that are NaN or infinite.
+    """
+    state = load_tensors(path, key=key, trust_pickle=trust_pickle)
+    bad = {name: count for name, tensor in state.tensors.items() if (count := nonfinite(tensor, name, state.source))}
+    if bad:
+        raise CheckpointError(
+            f"{len(bad)} tensors hold NaN or infinite values: "
+            + _listed([f"{name} ({count})" for name, count in bad.items()]),
+            where=state.source,
+            hint="the training diverged or the file is damaged; take an earlier checkpoint",
+        )
+    return state
+
+
+def load_tensors(path: str | os.PathLike[str], *, key: str | None = None, trust_pickle: bool = False) -> StateDict:
+    """Like :func:`read_state_dict`, but without looking at the values."""
+    content = load_object(path, identify(path), trust_pickle=trust_pickle)
+    return _unwrap(content, str(path), key)
+
+
+def load_object(path: str | os.PathLike[str], kind: FileKind, *, trust_pickle: bool) -> Any:
+    """Whatever the file holds, tensors on the CPU; refuses what would run code unless it is trusted."""
+    if kind.kind in ("safetensors", "state-dict", "nested-checkpoint", "tensor"):
+        pass
+    elif kind.kind == "pickled-module":
+        if not trust_pickle:
+            raise pickled_module_refused(path, kind)
+    else:
+        raise _unreadable(path, kind)
+    if kind.kind == "safetensors":
+        return load_safetensors(Path(path))
+    return _torch_load(path, kind, trust_pickle=trust_pickle)
+
+
+def pickled_module_refused(path: str | os.PathLike[str], kind: FileKind) -> CheckpointError:
+    """The error that says what the pickle holds, why it stays shut, and the way out."""
+    return CheckpointError(
+        f"the file holds {kind.summary}; opening a pickled module runs code that the file carries, so it stays shut",
+        where=str(path),
+        hint="save model.state_dict() and give --arch, or --trust-pickle (trust_pickle=True) if you made the file",
+    )
+
+
+def _unreadable(path: str | os.PathLike[str], kind: FileKind) -> CheckpointError:
+    what, hint = _REFUSED.get(
+        kind.kind, (f"this is no checkpoint: {kind.summary}", "give a file that torch.save or safetensors wrote")
+    )
+    if kind.kind in ("damaged", "empty"):
+        hint = "copy or download the file again"
+    return CheckpointError(what, where=str(path), hint=hint)
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: the file is damaged or cannot be read.
+    """
+    try:
+        with readable(path):
+            return load_file(path, device="cpu")
+    except (SafetensorError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"the safetensors file cannot be read: {error}", where=str(path), hint="copy or download the file again"
+        ) from error
+
+
+def _torch_load(path: str | os.PathLike[str], kind: FileKind, *, trust_pickle: bool) -> Any:
+    """The only call of :func:`torch.load`."""
+    try:
+        # torch's warnings here are about how the file was pickled: nothing that its reader could change.
+        with readable(Path(path)), warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except _LOAD_ERRORS as error:
+        raise _load_failed(path, kind, error, trusted=trust_pickle) from error
+
+
+def _load_failed(
+    path: str | os.PathLike[str], kind: FileKind, error: BaseException, *, trusted: bool
+) -> CheckpointError:
+    where, text = str(path), str(error)
+    refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:function|class|type) ([\w.]*\.[\w.]+)", text)
+    if isinstance(error, pickle.UnpicklingError) and refused:
+        return CheckpointError(
+            f"the file needs {refused[1]!r} beside its tensors, and opening that could run code",
+            where=where,
+            hint="save only the state_dict, or give --trust-pickle (trust_pickle=True) if you made the file",
+        )
+    if trusted and isinstance(error, ImportError | AttributeError):
+        return CheckpointError(
+            f"the file names code that is not here: {text}",
+            where=where,
+            hint="install it or put its folder on PYTHONPATH, or save only the state_dict and give --arch",
+        )
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return CheckpointError(
+        f"the file is cut off or damaged ({kind.summary}): {first}", where=where, hint="copy or download the file again"
+    )
+
+
+def _unwrap(content: Any, source: str, key: str | None) -> StateDict:
+    """Find the weights inside ``content`` and take the wrappers' prefixes off their names."""
+    nesting: tuple[str, ...] = ()
+    if key is not None:
+        content, nesting = _follow(content, key, source), tuple(key.split("."))
+    alternatives: tuple[str, ...] = ()
+    ignored: list[str] = []
+    while (inner := _candidates(content)) and len(nesting) < _MAX_DEPTH:
+        known = [name for name in NESTING_KEYS if name in inner]
+        if len(inner) > 1 and not known:
+            raise CheckpointError(
+                f"several sets of weights in one file: {_listed(inner)}",
+                where=source,
+                hint=f"choose one: key={inner[0]!r}",
+            )
+        chosen = (known or inner)[0]
+        alternatives += tuple(name for name in inner if name != chosen)
+        ignored += [str(name) for name in content if name != chosen]
+        content, nesting = content[chosen], (*nesting, chosen)
+    if isinstance(content, nn.Module):
+        content = content.state_dict()
+    tensors = _tensors_in(content)
+    if not tensors:
+        raise _no_weights(content, source)
+    ignored += [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    stripped, prefix, dropped = _strip(tensors)
+    return StateDict(stripped, source, nesting, prefix, tuple(ignored + dropped), alternatives)
+
+
+def _follow(content: Any, key: str, source: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(content, Mapping) or part not in content:
+            known = [str(name) for name in content] if isinstance(content, Mapping) else []
+            raise CheckpointError(f"the file has no key {part!r}", where=source, hint=nearest(part, known))
+        content = content[part]
+    return content
+
+
+def _candidates(content: Any) -> list[str]:
+    """Keys whose values are weights or, under the usual names, hold some; those names come first."""
+    if not isinstance(content, Mapping):
+        return []
+    named = [name for name in content if isinstance(name, str) and "." not in name]
+    inner = [name for name in named if isinstance(content[name], nn.Module) or _looks_like_weights(name, content[name])]
+    deeper = [name for name in named if name not in inner and name in NESTING_KEYS and _candidates(content[name])]
+    order = {name: place for place, name in enumerate(NESTING_KEYS)}
+    return sorted(inner + deeper, key=lambda name: order.get(name, len(order)))
+
+
+def _looks_like_weights(key: str, content: Any) -> bool:
+    """A dict of tensors is weights under a usual key; elsewhere (random states, scalers) only by its names."""
+    names = _tensors_in(content)
+    return bool(names) and (key in NESTING_KEYS or any("weight" in name for name in names))
+
+
+def _tensors_in(content: Any) -> dict[str, Tensor]:
+    """The tensors of a mapping from names to tensors and perhaps a few other things."""
+    if not isinstance(content, Mapping):
+        return {}
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _strip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Take off prefixes that every name bears, and the counter of an averaged model."""
+    prefix, dropped = "", []
+    if "n_averaged" in tensors and all(name.startswith("module.") for name in tensors if name != "n_averaged"):
+        dropped = ["n_averaged"]
+        tensors = {name: tensor for name, tensor in tensors.items() if name != "n_averaged"}
+    while common := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), ""):
+        prefix += common
+        tensors = {name.removeprefix(common): tensor for name, tensor in tensors.items()}
+    return tensors, prefix, dropped
+
+
+def _no_weights(content: Any, source: str) -> CheckpointError:
+    if isinstance(content, Mapping):
+        held = "its keys are " + _listed([str(name) for name in content]) if content else "it is an empty dict"
+    else:
+        held = f"it holds one {type(content).__name__}"
+    return CheckpointError(
+        f"no weights were found: {held}", where=source, hint="save model.state_dict(), or name the right key with key="
+    )
+
+
+def nonfinite(tensor: Tensor, name: str, source: str) -> int:
+    """How many values of a tensor are NaN or infinite.
+
+    Raises:
+        CheckpointError: the tensor holds no plain values (quantised, sparse, or without data).
+    """
+    if tensor.is_quantized or tensor.is_meta or tensor.layout is not torch.strided:
+        raise CheckpointError(
+            f"the tensor {name!r} is quantised, sparse or without data",
+            where=source,
+            hint="save the plain float weights",
+        )
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return 0
+    plain = tensor.float() if tensor.element_size() == 1 else tensor
+    return int((~torch.isfinite(plain)).sum())
+
+
+def _listed(names: list[str] | tuple[str, ...], limit: int = 10) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

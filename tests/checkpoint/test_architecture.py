@@ -1,0 +1,168 @@
+"""Networks by name: every way of naming one, and every way of getting it wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from bcos_fx.checkpoint import build_architecture, guess_architecture, inspect, read_model
+from bcos_fx.errors import CheckpointError, MissingExtraError
+from tests.checkpoint.files import save
+
+FACTORIES = """
+from __future__ import annotations
+from dataclasses import dataclass
+from torch import nn
+
+@dataclass
+class Options:
+    width: int = 3
+
+class Tiny(nn.Linear):
+    def __init__(self):
+        super().__init__(Options().width, 2)
+
+def tiny(): return Tiny()
+def broken(): raise KeyError("nothing here")
+def number(): return 3
+def needs(width): return Tiny()
+CONSTANT = 1
+"""
+
+
+NETWORKS = """
+    resnet18 resnet50 wide_resnet50_2 densenet121 vgg11_bn alexnet mobilenet_v2 mobilenet_v3_small efficientnet_b0
+    convnext_tiny vit_b_16 swin_t shufflenet_v2_x0_5 googlenet inception_v3 squeezenet1_1 mnasnet0_5
+""".split()
+
+
+@pytest.fixture
+def factories(tmp_path: Path) -> Path:
+    path = tmp_path / "factories.py"
+    path.write_text(FACTORIES)
+    return path
+
+
+def test_a_factory_in_a_file(factories: Path) -> None:
+    assert isinstance(build_architecture(f"{factories}:tiny"), nn.Linear)
+    assert isinstance(build_architecture(f"{factories}:Tiny"), nn.Linear)
+
+
+def test_a_factory_in_a_package() -> None:
+    assert isinstance(build_architecture("torch.nn:Identity"), nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tinny", "did you mean 'tiny'"),
+        ("CONSTANT", "has no factory"),
+        ("broken", "raised KeyError: 'nothing here'"),
+        ("number", "returned int, not an nn.Module"),
+        ("needs", "raised TypeError"),
+    ],
+)
+def test_a_factory_that_fails(factories: Path, name: str, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said) as caught:
+        build_architecture(f"{factories}:{name}")
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("arch", ["resnet18", ":tiny", "torchvision:", ""])
+def test_what_names_nothing_shows_the_forms(arch: str) -> None:
+    with pytest.raises(CheckpointError, match=r"torchvision:resnet50.*file\.py:factory"):
+        build_architecture(arch)
+
+
+def test_a_module_that_is_not_there(factories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no package 'no_such_package\.models'"):
+        build_architecture("no_such_package.models:net")
+    with pytest.raises(CheckpointError, match=r"did you mean .*factories\.py"):
+        build_architecture(f"{factories.with_name('factory.py')}:net")
+    monkeypatch.chdir(factories.parent)
+    with pytest.raises(CheckpointError, match=r"write factories\.py:tiny"):
+        build_architecture("factories:tiny")
+
+
+def test_a_file_that_cannot_be_imported(tmp_path: Path) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text("def f(:")
+    with pytest.raises(CheckpointError, match="raised SyntaxError"):
+        build_architecture(f"{path}:f")
+
+
+def test_a_module_whose_own_import_is_missing_is_not_called_missing_itself(tmp_path: Path) -> None:
+    path = tmp_path / "lacking.py"
+    path.write_text("import no_such_library")
+    with pytest.raises(CheckpointError, match="No module named 'no_such_library'"):
+        build_architecture(f"{path}:net")
+
+
+def test_timm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = ModuleType("timm")
+    timm.is_model = lambda name: name == "tiny"  # type: ignore[attr-defined]
+    timm.list_models = lambda: ["tiny"]  # type: ignore[attr-defined]
+    timm.create_model = lambda name, pretrained: nn.Identity()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    assert isinstance(build_architecture("timm:tiny"), nn.Identity)
+    with pytest.raises(CheckpointError, match="did you mean 'tiny'"):
+        build_architecture("timm:tinny")
+
+
+def test_a_library_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(MissingExtraError, match=r"bcos-fx\[timm\]"):
+        build_architecture("timm:tiny")
+
+
+@pytest.mark.vision
+def test_torchvision_by_name() -> None:
+    assert build_architecture("torchvision:resnet18").get_parameter("fc.weight").shape == (1000, 512)
+    with pytest.raises(CheckpointError, match="did you mean 'resnet18'"):
+        build_architecture("torchvision:resnet81")
+    with pytest.raises(CheckpointError, match="IMAGENET1K_V1"):
+        build_architecture("torchvision:resnet18@IMAGENET")
+
+
+@pytest.mark.vision
+def test_named_weights_bring_their_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = pytest.importorskip("torchvision.models")
+    build = models.get_model
+    monkeypatch.setattr(models, "get_model", lambda name, weights: build(name, weights=None))
+    module = build_architecture("torchvision:squeezenet1_1@IMAGENET1K_V1")
+    assert module.pretrained_cfg == {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@pytest.mark.vision
+def test_backbones_are_not_downloaded() -> None:
+    module = build_architecture("torchvision:lraspp_mobilenet_v3_large")
+    assert sum(p.numel() for p in module.parameters()) > 0
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+def test_torchvisions_networks_are_recognised(name: str) -> None:
+    with torch.device("meta"):
+        tensors = build_architecture(f"torchvision:{name}").state_dict()
+    assert guess_architecture(tensors) == f"torchvision:{name}"
+
+
+@pytest.mark.vision
+def test_a_guess_ignores_the_class_count_and_nothing_else(tmp_path: Path) -> None:
+    module = build_architecture("torchvision:squeezenet1_1")
+    tensors = module.state_dict()
+    tensors["classifier.1.weight"], tensors["classifier.1.bias"] = torch.zeros(7, 512, 1, 1), torch.zeros(7)
+    path = save(tensors, tmp_path / "a.pt")
+    assert inspect(path).arch == "torchvision:squeezenet1_1"
+    with pytest.raises(CheckpointError, match="the weights fit --arch torchvision:squeezenet1_1"):
+        read_model(path)
+    with pytest.raises(CheckpointError, match="class count"):
+        read_model(path, arch="torchvision:squeezenet1_1")
+    tensors["features.0.weight"] = torch.zeros(64, 6, 3, 3)
+    assert guess_architecture(tensors) is None
