@@ -1,0 +1,108 @@
+"""The arguments and results of recorded calls: walking through them, and putting them into nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from bcos_fx.errors import TraceError
+from bcos_fx.tracing.sizes import Symbolic
+from bcos_fx.tracing.source import Source, current_source
+
+_PLAIN = (bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.layout, torch.memory_format)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """List the tensors in nested tuples, lists, dicts and slices."""
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
+
+
+def numbers(value: Any) -> list[Symbolic]:
+    """List the symbolic numbers in nested tuples, lists, dicts and slices."""
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, Symbolic)]
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return [leaf for item in value for leaf in _leaves(item)]
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in _leaves(item)]
+    if isinstance(value, slice):
+        return _leaves((value.start, value.stop, value.step))
+    return [value]
+
+
+def graph_argument(value: Any, node_of: Callable[[Tensor], Node], device: Callable[[torch.device], Any]) -> Any:
+    """Return `value` as a node's argument: tensors and symbolic numbers as nodes, containers as plain ones.
+
+    Raises:
+        TraceError: for a value that no graph can hold.
+    """
+
+    def leaf(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return node_of(item)
+        if isinstance(item, Symbolic):
+            return item.as_node()
+        if isinstance(item, (*_PLAIN, Node)):
+            return item
+        if isinstance(item, torch.device):
+            return device(item)
+        if type(item).__module__ == "numpy" and getattr(item, "ndim", None) == 0:
+            return item.item()
+        raise TraceError(
+            f"an argument of type {type(item).__name__} cannot be put into a graph",
+            where=str(current_source()),
+            hint="pass tensors and plain Python values, or name the module in leaf_modules=",
+        )
+
+    return _rebuilt(value, leaf)
+
+
+def _rebuilt(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Apply `leaf` to everything inside plain containers; a size and a named tuple become tuples, a range a list."""
+    if isinstance(value, (tuple, list, range)):
+        return (tuple if isinstance(value, tuple) else list)(_rebuilt(item, leaf) for item in value)
+    if isinstance(value, dict):
+        return {key: _rebuilt(item, leaf) for key, item in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_rebuilt(item, leaf) for item in (value.start, value.stop, value.step)))
+    return leaf(value)
+
+
+def fill_meta(node: Node, value: object, source: Source, module: tuple[str, str]) -> None:
+    """Write what is known about a node into its ``meta``, as plain values that survive a deep copy."""
+    is_tensor = isinstance(value, Tensor)
+    number = plain_number(value)
+    kind = "tensor" if is_tensor else "size" if number is not None else "other"
+    if isinstance(value, (tuple, list)) and number is None:
+        kind = "tuple"
+    node.meta.update(
+        source=str(source),
+        text=source.text,
+        module_path=module[0],
+        module_type=module[1],
+        shape=tuple(value.shape) if isinstance(value, Tensor) else None,
+        dtype=value.dtype if isinstance(value, Tensor) else None,
+        value=number,
+        origin=node.name,
+        type=kind,
+    )
+
+
+def plain_number(value: object) -> object:
+    """Return a number, a truth value or a tuple of numbers as it is, anything else as None."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (tuple, list)) and value and all(isinstance(item, (bool, int, float)) for item in value):
+        return tuple(value)
+    return None
+
+
+def describe(target: Any) -> str:
+    """Name the target of a call."""
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))

@@ -1,0 +1,167 @@
+"""Example inputs and outputs: what a trace takes and what it selects, checked before anything is run."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from bcos_fx.errors import TraceError, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The example run's arguments.
+
+    Attributes:
+        args: positional arguments of ``forward``; those that are tensors are clones of the caller's.
+        kwargs: keyword arguments, likewise.
+        named: every tensor among them, by name, in the order of the signature: the graph's inputs.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    named: dict[str, Tensor]
+
+
+def bind(module: nn.Module, example: Tensor | Sequence[Any] | Mapping[str, Any]) -> Inputs:
+    """Match the example inputs with the signature of ``module.forward`` and clone them.
+
+    Raises:
+        UsageError: for a wrong number of inputs, unknown names, or tensors that a network cannot be traced with.
+        TraceError: where no input is a tensor.
+    """
+    given = (example,) if isinstance(example, Tensor) else example
+    if not isinstance(given, (Mapping, Sequence)) or isinstance(given, str):
+        raise UsageError(f"example_inputs is a {type(example).__name__}", hint="give a tensor, a tuple or a dict")
+    signature = inspect.signature(module.forward)
+    try:
+        bound = signature.bind(**given) if isinstance(given, Mapping) else signature.bind(*given)
+    except TypeError as error:
+        raise UsageError(
+            f"the example inputs do not fit the module's forward: {error}",
+            where=f"{type(module).__name__}.forward{signature}",
+            hint="give one value for each argument, in order, or a dict by name",
+        ) from error
+    bound.arguments.update({name: _clone(name, value) for name, value in bound.arguments.items()})
+    named = _tensors_by_name(signature, bound)
+    if not named:
+        raise TraceError("no input of the module is a tensor", hint="give example_inputs with at least one tensor")
+    return Inputs(bound.args, bound.kwargs, named)
+
+
+def _clone(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        _check(name, value)
+        return value.detach().clone()
+    if isinstance(value, tuple):
+        return tuple(_clone(f"{name}[{i}]", item) for i, item in enumerate(value))
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _clone(key, item) for key, item in value.items()}
+    if isinstance(value, list) and any(isinstance(item, Tensor) for item in value):
+        raise UsageError(
+            f"the input {name!r} is a list of tensors", hint="wrap the module so that it takes each one alone"
+        )
+    return value
+
+
+def _tensors_by_name(signature: inspect.Signature, bound: inspect.BoundArguments) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            items = {f"{name}_{i}": item for i, item in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            items = value
+        elif isinstance(value, (tuple, dict)) and any(isinstance(v, Tensor) for v in _values(value)):
+            raise UsageError(
+                f"the input {name!r} holds tensors in a {type(value).__name__}",
+                hint="wrap the module so that it takes each tensor as an argument of its own",
+            )
+        else:
+            items = {name: value}
+        named |= {key: item for key, item in items.items() if isinstance(item, Tensor)}
+    return named
+
+
+def _values(value: tuple[Any, ...] | dict[str, Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else list(value)
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    reasons = {
+        "on the meta device": tensor.is_meta,
+        "sparse": tensor.layout is not torch.strided,
+        "nested": tensor.is_nested,
+        "complex": tensor.is_complex(),
+        "quantised": tensor.is_quantized,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UsageError(f"the input {name!r} is {reason}", hint="give an ordinary dense tensor of real numbers")
+
+
+def check_state(module: nn.Module, inputs: Inputs) -> None:
+    """Check that the parameters are there, on one device, and that the inputs are on it too.
+
+    Raises:
+        UsageError: naming the devices, or the parameter.
+    """
+    devices: dict[torch.device, str] = {}
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+            raise UsageError(f"{name!r} is not initialised yet", hint="call the module once with real data before")
+        devices.setdefault(tensor.device, name)
+    if any(device.type == "meta" for device in devices):
+        raise UsageError("the module has parameters on the meta device", hint="load its weights before")
+    if len(devices) > 1:
+        places = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
+        raise UsageError(f"the module is spread over several devices: {places}", hint="move it with .to(device)")
+    for name, tensor in inputs.named.items():
+        if devices and tensor.device not in devices:
+            raise UsageError(
+                f"the input {name!r} is on {tensor.device}, the module on {next(iter(devices))}",
+                hint="move both to one device",
+            )
+
+
+def select_output(value: Any, output: int | str | None) -> Tensor:
+    """Return the tensor that the graph is to compute.
+
+    Raises:
+        UsageError: where the output is not one tensor and `output` does not name one.
+    """
+    if isinstance(value, Tensor):
+        if output is None:
+            return value
+        raise UsageError("the module returns one tensor", hint="leave output= away")
+    parts = _parts(value)
+    if output is None or output not in parts:
+        said = "" if output is None else f"; it has no {output!r}"
+        raise UsageError(
+            f"the module returns a {type(value).__name__} with {', '.join(map(repr, parts)) or 'nothing'}{said}",
+            hint="choose one of these with output=",
+        )
+    chosen = parts[output]
+    if not isinstance(chosen, Tensor):
+        raise UsageError(f"the output {output!r} is a {type(chosen).__name__}, not a tensor", hint="choose another one")
+    return chosen
+
+
+def _parts(value: Any) -> dict[int | str, Any]:
+    """List what can be chosen from an output: by key, by attribute or by position."""
+    parts: dict[int | str, Any] = {}
+    if isinstance(value, Mapping):
+        parts |= {key: item for key, item in value.items() if isinstance(key, (int, str))}
+    elif dataclasses.is_dataclass(value):
+        parts |= {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif isinstance(value, (tuple, list)):
+        names = getattr(value, "_fields", ())
+        parts |= dict(zip(names, value, strict=True)) if names else {}
+        parts |= dict(enumerate(value))
+    return parts

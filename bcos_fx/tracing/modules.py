@@ -1,0 +1,121 @@
+"""The module side of a recording: our own copy, which modules stay whole, and leaving everything as it was."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.errors import TraceError
+from bcos_fx.tracing.recorder import Recorder
+
+_CONTAINERS = ("torch.nn.modules.container", "torch.nn.modules.transformer")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def own_copy(module: nn.Module) -> nn.Module:
+    """Return a deep copy of `module`, in eval mode and without what it cached in eval mode before.
+
+    Raises:
+        TraceError: for TorchScript, quantised and uncopiable modules.
+    """
+    module = getattr(module, "_orig_mod", module) if type(module).__name__ == "OptimizedModule" else module
+    for path, part in module.named_modules():
+        _refuse(path, part)
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        # Tensors with a gradient history (weight_norm leaves one behind) cannot be deep-copied.
+        memo |= {id(t): t.detach().clone() for t in vars(part).values() if isinstance(t, Tensor) and not t.is_leaf}
+    try:
+        copied: nn.Module = copy.deepcopy(module, memo)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise TraceError(
+            f"the module cannot be copied: {error}", hint="remove what cannot be deep-copied from its attributes"
+        ) from error
+    copied.train()  # levit, tiny_vit and others drop the tensors they cached for eval here
+    return copied.eval()
+
+
+def _refuse(path: str, part: nn.Module) -> None:
+    where = f"module {path!r} ({type(part).__name__})"
+    if isinstance(part, torch.jit.ScriptModule):
+        raise TraceError(
+            "a TorchScript module cannot be traced", where=where, hint="give the Python module it was made from"
+        )
+    if type(part).__module__.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")):
+        raise TraceError("a quantised module cannot be traced", where=where, hint="give the floating point module")
+
+
+def is_leaf(module: nn.Module, leaf_modules: tuple[type, ...]) -> bool:
+    """Whether a module stays one node: PyTorch's own computing layers and ours, exactly these classes, and no hooks."""
+    kind = type(module)
+    if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
+        return False
+    home = kind.__module__
+    own = home.startswith("torch.nn.modules.") and home not in _CONTAINERS
+    return own or home.startswith("bcos_fx.nn") or isinstance(module, leaf_modules)
+
+
+@contextmanager
+def instrumented(root: nn.Module, recorder: Recorder, leaf_modules: tuple[type, ...]) -> Iterator[None]:
+    """While this lasts, every module of `root` reports its calls to `recorder`. `root` must be our own copy."""
+    before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
+    try:
+        for path, module in root.named_modules():
+            whole = is_leaf(module, leaf_modules)
+            before.append((module, vars(module).get("forward")))
+            module.forward = _reporting(recorder, path, module, module.forward, whole)
+        yield
+    finally:
+        for module, forward in before:
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _reporting(
+    recorder: Recorder, path: str, module: nn.Module, forward: Callable[..., Any], whole: bool
+) -> Callable[..., Any]:
+    def leaf(*args: Any, **kwargs: Any) -> Any:
+        return recorder.call_leaf(path, module, forward, args, kwargs)
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        with recorder.inside(path, module):
+            return forward(*args, **kwargs)
+
+    return leaf if whole else inner
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Put the buffers back afterwards: the same tensors in the same places with the same values."""
+    places = [(part, dict(part._buffers)) for part in module.modules()]
+    values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for part, buffers in places:
+            part._buffers.clear()
+            part._buffers.update(buffers)
+        for buffer, value in values:
+            buffer.detach().copy_(value)
+
+
+@contextmanager
+def chance_kept(devices: list[int]) -> Iterator[None]:
+    """Put the states of PyTorch's, Python's and NumPy's global random generators back afterwards."""
+    numpy = sys.modules.get("numpy")
+    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)

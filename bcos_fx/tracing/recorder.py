@@ -1,0 +1,346 @@
+"""Recording one forward pass of a module as a graph.
+
+The forward runs on real tensors; a ``TorchFunctionMode`` sees each call that PyTorch dispatches and writes it down.
+Nothing in PyTorch is patched, so threads do not see each other's recordings. What reaches the kernels by another way
+(a TorchScript function, a C++ extension) is seen by a ``TorchDispatchMode`` one floor below.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bcos_fx.errors import TraceError
+from bcos_fx.tracing import operations
+from bcos_fx.tracing.arguments import describe, fill_meta, graph_argument, numbers, tensors
+from bcos_fx.tracing.guards import Guard
+from bcos_fx.tracing.memory import Memory
+from bcos_fx.tracing.operations import graph_call
+from bcos_fx.tracing.sizes import Symbolic, concrete, symbolic
+from bcos_fx.tracing.source import current_source
+
+
+class Recorder(TorchFunctionMode):
+    """The graph of one forward pass, in the making.
+
+    Args:
+        state: the module's parameters and buffers by name.
+    """
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self.guards: dict[Guard, None] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.changed_state: dict[str, str] = {}  # buffer -> the line that changed it
+        self.failure: str | None = None  # where the forward raised
+        self.modules: list[tuple[str, str]] = []  # qualified name and class of the modules being run
+        self.memory = Memory(self.record)
+        self._state = {id(tensor): name for name, tensor in state.items()}
+        self._names = frozenset(state)
+        self._dependent: set[Node] = set()
+        self._sizes: dict[tuple[Node, object], Symbolic] = {}
+        self._devices: dict[int, tuple[torch.device, Tensor]] = {}
+        self._busy = 0
+
+    # What the outside calls
+
+    def placeholder(self, name: str, tensor: Tensor) -> None:
+        """Add an input of the graph; `tensor` is its value in this run."""
+        node = self.record("placeholder", name, (), {}, tensor)
+        self._dependent.add(node)
+        self.memory.add(tensor, node)
+
+    def output(self, tensor: Tensor) -> None:
+        """Close the graph with `tensor` as its output."""
+        node = self.node_of(tensor)
+        if node not in self._dependent:
+            raise TraceError("the output does not depend on any input tensor", hint="give the images as a tensor")
+        self.record("output", "output", (node,), {}, tensor)
+
+    def call_leaf(self, path: str, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module that stays whole, and record it as one call; inside another leaf it only runs."""
+        if self._busy:
+            return forward(*args, **kwargs)
+        in_place = bool(getattr(module, "inplace", False))
+        with torch._C.DisableTorchFunction():
+            return self._call(forward, ("call_module", path, args, kwargs), args, kwargs, in_place=in_place)
+
+    @contextmanager
+    def inside(self, path: str, module: nn.Module) -> Iterator[None]:
+        """While this lasts, calls are recorded as made by `module`."""
+        self.modules.append((path, type(module).__name__))
+        try:
+            yield
+        except BaseException:
+            self.failure = self.failure or self._where()
+            raise
+        finally:
+            self.modules.pop()
+
+    # What PyTorch and the symbolic sizes call
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs, name = tuple(args), kwargs or {}, func.__name__
+        if self._busy or not self._follows(func, args, kwargs):
+            return self._plain(func, args, kwargs)
+        if name == "__get__":
+            return self._property(func, args[0])
+        if name in operations.DATA_READS:
+            return self._data_read(func, args, kwargs)
+        if name in operations.SIZE_READS or name == "__len__":
+            return self._size_read(func, args, kwargs)
+        if name in operations.FORM_READS:
+            return self._run(func, args, kwargs)
+        if name == "__set__":
+            raise self._refusal(f"assigning to a tensor's {func.__self__.__name__!r} cannot be traced")  # type: ignore[attr-defined]
+        if operations.asks_in_place(func, kwargs):
+            call = operations.out_of_place(func, args, kwargs)
+            if call is None:
+                raise self._refusal(f"the in-place call {name!r} has no known out-of-place form")
+            return self._call(func, call, args, kwargs, in_place=True)
+        return self._call(func, graph_call(func, args, kwargs), args, kwargs, in_place=False)
+
+    def unseen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a kernel call that did not come through ``__torch_function__``."""
+        if self._busy or not self._follows(func, args, kwargs):
+            return self._plain(func, args, kwargs)
+        return self._call(func, ("call_function", func, args, kwargs), args, kwargs, in_place=False)
+
+    def record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: object) -> Node:
+        """Add a node; `args` may hold tensors, nodes and symbolic numbers, `value` is its result in this run."""
+        graph_args, graph_kwargs = self._argument(args), self._argument(kwargs)
+        if op == "placeholder":
+            node = self.graph.placeholder(target)
+        elif op == "output":
+            node = self.graph.output(graph_args[0])
+        else:
+            node = self.graph.create_node(op, target, graph_args, graph_kwargs)
+        fill_meta(node, value, current_source(), self.modules[-1] if self.modules else ("", ""))
+        if any(source in self._dependent for source in node.all_input_nodes) or describe(target) in operations.RANDOM:
+            self._dependent.add(node)
+        return node
+
+    def guard(self, kind: str, node: Node, value: object) -> None:
+        """Note that Python code read `value` from `node`."""
+        self.guards[Guard(kind, node.name, value, str(current_source()))] = None
+
+    def node_of(self, tensor: Tensor) -> Node:
+        """Return the node that computes what `tensor` holds now; tensors from elsewhere become constants."""
+        entry = self.memory.find(tensor)
+        if entry is None:
+            node = self._from_outside(tensor)
+        elif entry.broken:
+            raise TraceError(
+                "a tensor is used after memory that it shares was changed in place, in a way that no graph can follow",
+                where=f"{current_source()}; changed at {entry.broken}",
+                hint="write the change out of place, e.g. x = x + y for x += y",
+            )
+        else:
+            node = entry.node
+        self.memory.add(tensor, node)
+        return node
+
+    # Reading
+
+    def _property(self, func: Any, tensor: Tensor) -> Any:
+        name = func.__self__.__name__
+        value = self._run(func, (tensor,), {})
+        if name == "shape" and self._depends(tensor):
+            return torch.Size([self._size(tensor, i, n) for i, n in enumerate(value)])  # type: ignore[misc]
+        if isinstance(value, torch.device):
+            self._devices[id(value)] = (value, tensor)
+        if not isinstance(value, Tensor) or name == "grad":
+            return value
+        return self._adopt(value, self.record("call_function", getattr, (tensor, name), {}, value))
+
+    def _size_read(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = self._run(func, args, kwargs)
+        if not self._depends(args[0]):
+            return value
+        if func.__name__ == "__len__":
+            self.guard("len", self._size(args[0], 0, value).as_node(), value)
+            return value
+        if isinstance(value, tuple):
+            return torch.Size([self._size(args[0], i, n) for i, n in enumerate(value)])  # type: ignore[misc]
+        asked = concrete(args[1] if len(args) > 1 else kwargs.get("dim"))
+        return self._size(args[0], asked if asked is None else asked % args[0].dim(), value)
+
+    def _size(self, tensor: Tensor, dim: int | None, value: int) -> Symbolic:
+        key = (self.node_of(tensor), dim)
+        if key not in self._sizes:
+            call = ("numel", key[:1]) if dim is None else ("size", key)
+            self._sizes[key] = symbolic(self, value, "call_method", *call)
+        return self._sizes[key]
+
+    def _data_read(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if any(self._depends(tensor) for tensor in tensors((args, kwargs))):
+            raise self._refusal(f"Python code reads the values of a tensor that depends on the input ({func.__name__})")
+        return self._run(func, args, kwargs)
+
+    # Calling
+
+    def _call(self, func: Callable[..., Any], call: operations.Call, args: Any, kwargs: Any, *, in_place: bool) -> Any:
+        """Run `func` for its value and record `call` for it."""
+        op, target, call_args, call_kwargs = call
+        call_args, call_kwargs = self._argument(tuple(call_args)), self._argument(call_kwargs)
+        versions = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
+        result = self._run(func, args, kwargs)
+        changed = [tensor for tensor, version in versions if tensor._version != version]
+        if in_place and all(tensor is args[0] for tensor in changed):
+            node = self.record(op, target, call_args, call_kwargs, args[0])
+            return self._overwritten(args[0], node, result, func.__name__)
+        self._check_changed(changed, describe(target))
+        if not self._is_graphable(func, result, args, kwargs):
+            return result
+        if isinstance(result, (bool, int, float)):
+            return symbolic(self, result, op, target, call_args) if not call_kwargs else result
+        node = self.record(op, target, call_args, call_kwargs, result)
+        if func.__name__ in operations.PIECES and isinstance(result, (tuple, list)) and self._depends(args[0]):
+            self.guard("iter", node, len(result))
+        return self._adopt(result, node)
+
+    def _overwritten(self, tensor: Tensor, node: Node, result: Any, name: str) -> Any:
+        old = self.node_of(tensor)
+        if old.op == "get_attr" and str(old.target) in self._names:
+            self.changed_state.setdefault(str(old.target), str(current_source()))
+        if name in operations.FORM_CHANGES:
+            self.memory.add(tensor, node)
+        else:
+            self.memory.change(tensor, node, str(current_source()))
+        return result
+
+    def _check_changed(self, changed: list[Tensor], name: str) -> None:
+        """Let a call change buffers (running statistics); refuse a change of anything else."""
+        for tensor in changed:
+            state = self._state.get(id(tensor))
+            if state is None:
+                raise self._refusal(f"{name} changes one of its arguments in place")
+            self.changed_state.setdefault(state, str(current_source()))
+
+    def _is_graphable(self, func: Callable[..., Any], result: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a result belongs in the graph; a number computed from a tensor's values may not exist at all."""
+        if tensors(result) or func is torch._assert:
+            return True
+        if not isinstance(result, (bool, int, float)):
+            return False
+        if any(self._depends(tensor) for tensor in tensors((args, kwargs))):
+            raise self._refusal(f"{func.__name__} gives Python a number that depends on the input")
+        return bool(numbers((args, kwargs)))
+
+    def _plain(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a call that the graph has no part in; if it changes memory that the graph knows, say so on use."""
+        if self._busy:
+            return func(*args, **kwargs)
+        versions = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
+        result = self._run(func, args, kwargs)
+        for tensor, version in versions:
+            if tensor._version != version:
+                self.memory.breaks(tensor, str(current_source()))
+        return result
+
+    def _run(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._busy += 1
+        try:
+            return func(*concrete(tuple(args)), **concrete(dict(kwargs)))
+        except BaseException:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors((args, kwargs)))
+            self.failure = self.failure or f"{self._where()} (arguments of shape {shapes or 'none'})"
+            raise
+        finally:
+            self._busy -= 1
+
+    def _adopt(self, value: Any, node: Node) -> Any:
+        """Tie the tensors in a result to `node`; one that was there before comes back as a new object."""
+        if isinstance(value, Tensor):
+            # Dropout in eval gives back its very argument; as one object the two could not have two nodes.
+            if self.memory.knows(value) or id(value) in self._state:
+                value = self._run(torch.ops.aten.alias.default, (value,), {})
+            self.memory.add(value, node)
+            return value
+        if isinstance(value, (tuple, list)):
+            items = [self._adopt_item(item, node, i) for i, item in enumerate(value)]
+            if all(new is old for new, old in zip(items, value, strict=True)):
+                return value
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        if isinstance(value, dict):
+            return {key: self._adopt_item(item, node, key) for key, item in value.items()}
+        return value
+
+    def _adopt_item(self, item: Any, node: Node, key: object) -> Any:
+        if not tensors(item):
+            return item
+        return self._adopt(item, self.record("call_function", operator.getitem, (node, key), {}, item))
+
+    # Looking up
+
+    def _argument(self, value: Any) -> Any:
+        return graph_argument(value, self.node_of, self._device)
+
+    def _device(self, device: torch.device) -> Any:
+        """Return the node of a device that was read from a tensor, so that the graph follows ``.to(device)``."""
+        known = self._devices.get(id(device))
+        if known is None:
+            return device
+        return self.record("call_function", getattr, (known[1], "device"), {}, device)
+
+    def _from_outside(self, tensor: Tensor) -> Node:
+        """Make a node for a tensor that no recorded call computed."""
+        name = self._state.get(id(tensor))
+        if name is None:
+            if isinstance(tensor, nn.Parameter):
+                raise self._refusal(
+                    "a parameter is used that is not registered in the module, or made anew at each call"
+                )
+            if any(entry.node in self._dependent for entry in self.memory.sharing(tensor)):
+                raise self._refusal(
+                    "a tensor shares memory with one computed from the input, in a way that was not seen"
+                )
+            name = next(
+                n for i in range(10**9) if (n := f"constant_{i}") not in self.constants and n not in self._names
+            )
+            self.constants[name] = self._run(torch.clone, (tensor.detach(),), {})
+        return self.record("get_attr", name, (), {}, tensor)
+
+    def _follows(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+        """Whether a call has anything to do with the graph: the input, its sizes, parameters, buffers or chance."""
+        return (
+            func.__name__ in operations.RANDOM
+            or bool(numbers((args, kwargs)))
+            or any(id(tensor) in self._state or self.memory.sharing(tensor) for tensor in tensors((args, kwargs)))
+        )
+
+    def _depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor's values depend on the input or on chance."""
+        entry = self.memory.find(tensor)
+        return entry is not None and entry.node in self._dependent
+
+    def _where(self) -> str:
+        path, kind = self.modules[-1] if self.modules else ("", "")
+        return f"{current_source()} in module {path!r} ({kind})" if kind else str(current_source())
+
+    def _refusal(self, what: str) -> TraceError:
+        return TraceError(what, where=self._where(), hint="rewrite that line, or name its module in leaf_modules=")
+
+
+class KernelWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Hands kernel calls to the recorder; it ignores those that a recorded call makes itself."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._recorder = recorder
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self._recorder.unseen(func, tuple(args), kwargs or {})

@@ -1,0 +1,251 @@
+"""From a module and example inputs to a graph that computes the same.
+
+The forward is run once in eval mode on a copy and recorded, once more in train mode for comparison, and the
+graph is run once to see that it repeats the recorded output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from bcos_fx.errors import BcosFxError, TraceError, UsageError
+from bcos_fx.tracing.guards import Guard
+from bcos_fx.tracing.inputs import Inputs, bind, check_state, select_output
+from bcos_fx.tracing.modules import buffers_kept, chance_kept, instrumented, own_copy
+from bcos_fx.tracing.recorder import KernelWatch, Recorder
+from bcos_fx.tracing.training import align
+
+# The random generators are the process's: two traces that put them back at once would spoil them.
+_LOCK = threading.RLock()
+
+_FORWARD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass
+class Trace:
+    """A module as a graph.
+
+    Attributes:
+        graph_module: the graph over its own copy of the parameters, in eval mode. Each node's ``meta`` has
+            ``source`` (``resnet.py:92: out = self.relu(out)``), ``text`` (that line alone), ``module_path`` and
+            ``module_type`` (the module that made the call), ``shape`` and ``dtype`` (of a tensor, else None),
+            ``value`` (of sizes, else None), ``type`` (``tensor``, ``tuple``, ``size`` or ``other``), ``origin``
+            (its name in this trace) and, where a literal only says the mode, ``training_argument``.
+        guards: what Python code read from the shapes; the graph holds for inputs that answer the same.
+        unused: parameters that the graph never uses (auxiliary heads).
+        train_difference: None if train mode has the same graph, else how and where it first differs.
+        input_names: names of the graph's inputs, in order.
+    """
+
+    graph_module: GraphModule
+    guards: tuple[Guard, ...]
+    unused: tuple[str, ...]
+    train_difference: str | None
+    input_names: tuple[str, ...]
+
+
+def trace(
+    module: nn.Module,
+    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+    *,
+    output: int | str | None = None,
+    leaf_modules: tuple[type, ...] = (),
+) -> Trace:
+    """Record the eval-mode forward of `module` as a graph. The module itself is not changed.
+
+    Args:
+        module: any module whose control flow does not depend on the values in its input.
+        example_inputs: one tensor, the positional arguments, or the arguments by name. Give a batch of 2 or more, so
+            that no size is 1 by chance. Arguments that are not tensors are built into the graph.
+        output: which element of the module's output the graph computes, where that is not one tensor: a key,
+            an attribute or a position.
+        leaf_modules: classes whose instances stay one node each, besides those of ``torch.nn`` and ``bcos_fx.nn``.
+
+    Raises:
+        UsageError: the inputs do not fit the module, or `output` does not name a tensor.
+        TraceError: the forward cannot be written as a graph.
+    """
+    with _LOCK, torch.inference_mode(False), torch.no_grad():
+        inputs = bind(module, example_inputs)
+        root = own_copy(module)
+        check_state(root, inputs)
+        devices = sorted({t.device.index or 0 for t in inputs.named.values() if t.device.type == "cuda"})
+        with chance_kept(devices):
+            torch.manual_seed(0)
+            recorder, result = _evaluated(root, inputs, example_inputs, output, leaf_modules)
+            graph_module = _build(root, recorder)
+            _check_state_unchanged(graph_module, recorder)
+            difference = _train_difference(root, recorder, graph_module, example_inputs, output, leaf_modules)
+            graph_module.eval()
+            torch.manual_seed(0)
+            _confirm(graph_module, bind(root, example_inputs), result)
+        unused = _unused(root, graph_module)
+    return Trace(graph_module, tuple(recorder.guards), unused, difference, tuple(inputs.named))
+
+
+def _record(
+    root: nn.Module, inputs: Inputs, output: int | str | None, leaf_modules: tuple[type, ...], recorder: Recorder
+) -> Tensor:
+    """Run `root` once under `recorder`; return the selected output."""
+    for name, tensor in inputs.named.items():
+        recorder.placeholder(name, tensor)
+    with instrumented(root, recorder, leaf_modules):
+        with KernelWatch(recorder), recorder:
+            value = root(*inputs.args, **inputs.kwargs)
+    chosen = select_output(value, output)
+    recorder.output(chosen)
+    return chosen
+
+
+def _recorder(root: nn.Module) -> Recorder:
+    return Recorder(_state(root))
+
+
+def _state(root: nn.Module) -> dict[str, Tensor]:
+    return {**dict(root.named_parameters()), **dict(root.named_buffers())}
+
+
+def _evaluated(
+    root: nn.Module, inputs: Inputs, example: Any, output: int | str | None, leaf_modules: tuple[type, ...]
+) -> tuple[Recorder, Tensor]:
+    recorder = _recorder(root)
+    with _explained(root, recorder, example), buffers_kept(root):
+        result = _record(root, inputs, output, leaf_modules, recorder)
+    return recorder, result
+
+
+@contextlib.contextmanager
+def _explained(root: nn.Module, recorder: Recorder, example: Any) -> Iterator[None]:
+    """Turn an error of the module's own code into one of ours: of the inputs if the module fails alone too."""
+    try:
+        yield
+    except BcosFxError:
+        raise
+    except _FORWARD_ERRORS as error:
+        inputs = bind(root, example)
+        try:
+            with buffers_kept(root):
+                root(*inputs.args, **inputs.kwargs)
+        except _FORWARD_ERRORS:
+            integers = any(not t.is_floating_point() for t in inputs.named.values())
+            hint = (
+                "convert the images to floating point: x.float() / 255" if integers else "see the shapes it was given"
+            )
+            raise UsageError(
+                f"the module does not run on the example inputs: {error}", where=recorder.failure, hint=hint
+            ) from error
+        raise TraceError(
+            f"the module runs, but cannot be traced: {type(error).__name__}: {error}",
+            where=recorder.failure,
+            hint="rewrite that line, or name its module in leaf_modules=",
+        ) from error
+
+
+def _build(root: nn.Module, recorder: Recorder) -> GraphModule:
+    """Make the graph module: the graph's own parts of `root`, under their names, and the constants as buffers."""
+    parts: dict[str, Any] = {**_state(root), **recorder.constants, **dict(root.named_modules())}
+    graph_module = GraphModule(parts, recorder.graph, class_name=type(root).__name__)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
+    used = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    for name in recorder.constants.keys() - used:
+        if hasattr(graph_module, name):
+            delattr(graph_module, name)
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module" and hasattr(part := graph_module.get_submodule(node.target), "inplace"):
+            part.inplace = False  # type: ignore[assignment]
+    _keep_persistence(root, graph_module)
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return graph_module
+
+
+def _keep_persistence(root: nn.Module, graph_module: GraphModule) -> None:
+    """Leave the same buffers out of the state dict as the original does."""
+    for path, part in root.named_modules():
+        for name in part._non_persistent_buffers_set:
+            with contextlib.suppress(AttributeError):
+                owner = graph_module.get_submodule(path)
+                if name in owner._buffers:
+                    owner._non_persistent_buffers_set.add(name)
+
+
+def _check_state_unchanged(graph_module: GraphModule, recorder: Recorder) -> None:
+    used = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    for name, source in recorder.changed_state.items():
+        if name in used:
+            raise TraceError(
+                f"the forward changes {name!r} in eval mode and uses it, so its output depends on earlier calls",
+                where=source,
+                hint="change it in train mode only",
+            )
+
+
+def _train_difference(
+    root: nn.Module,
+    evaluated: Recorder,
+    graph_module: GraphModule,
+    example: Any,
+    output: int | str | None,
+    leaf_modules: tuple[type, ...],
+) -> str | None:
+    """Record `root` in train mode too and compare; `root` ends in eval mode with the buffers it had."""
+    recorder = _recorder(root)
+    try:
+        with buffers_kept(root):
+            root.train()
+            _record(root, bind(root, example), output, leaf_modules, recorder)
+    except UsageError as error:
+        first = align(graph_module.graph, recorder.graph, (evaluated.constants, recorder.constants))
+        return f"in train mode {error.what}" + (f": {first}" if first else "")
+    except (BcosFxError, *_FORWARD_ERRORS) as error:
+        reason = error.what if isinstance(error, BcosFxError) else str(error)
+        return f"the forward cannot be compared in train mode: {reason} ({recorder.failure or 'no line known'})"
+    finally:
+        root.eval()
+    trained = _build(root, recorder)
+    return align(graph_module.graph, trained.graph, (evaluated.constants, recorder.constants))
+
+
+def _confirm(graph_module: GraphModule, inputs: Inputs, expected: Tensor) -> None:
+    """Run the graph on the example: a difference means that something was not seen."""
+    with buffers_kept(graph_module):
+        actual = graph_module(*inputs.named.values())
+    same = actual.shape == expected.shape and actual.dtype == expected.dtype
+    if not same or not torch.allclose(actual, expected, rtol=1e-4, atol=1e-4 * _scale(expected), equal_nan=True):
+        raise TraceError(
+            "the graph does not repeat the module's output on the example inputs",
+            hint="look for state that changes between calls, or name the module concerned in leaf_modules=",
+        )
+
+
+def _scale(tensor: Tensor) -> float:
+    finite = tensor[torch.isfinite(tensor)]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def _unused(root: nn.Module, graph_module: GraphModule) -> tuple[str, ...]:
+    used: set[int] = set()
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            used.add(id(root.get_parameter(node.target)) if node.target in dict(root.named_parameters()) else 0)
+        elif node.op == "call_module":
+            used |= {id(parameter) for parameter in root.get_submodule(node.target).parameters()}
+    return tuple(name for name, parameter in root.named_parameters() if id(parameter) not in used)
