@@ -1,0 +1,30 @@
+"""Random networks and inputs for property tests of rules, layers and whole pipelines.
+
+Needs hypothesis: ``pip install "bcos-fx[testing]"``.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from bcos_fx.errors import MissingExtraError
+
+if find_spec("hypothesis") is None:
+    raise MissingExtraError("hypothesis", "testing", "drawing random networks")
+
+from bcos_fx.testing.networks import images, networks, specifications, variation
+from bcos_fx.testing.specification import Block, Network, Specification, Window
+from bcos_fx.testing.statistics import norm_statistics_from_data_, randomise_
+
+__all__ = [
+    "Block",
+    "Network",
+    "Specification",
+    "Window",
+    "images",
+    "networks",
+    "norm_statistics_from_data_",
+    "randomise_",
+    "specifications",
+    "variation",
+]

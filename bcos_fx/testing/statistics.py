@@ -1,0 +1,103 @@
+"""Making freshly built networks answer differently to different inputs.
+
+A network as its constructor leaves it is a poor subject: batch norm has mean 0 and variance 1 whatever flows
+through it, layer scales are 1e-6 or zero, heads are zero, and deep ones answer the same to everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from bcos_fx.errors import UsageError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def _tracked(module: nn.Module) -> list[_NormBase]:
+    return [part for part in module.modules() if isinstance(part, _NormBase) and part.running_mean is not None]
+
+
+@torch.no_grad()
+def randomise_(module: Network, seed: int = 0) -> Network:
+    """Give every parameter and norm statistic a random value of order one, in place.
+
+    Weights of two or more dimensions are drawn with variance 2 / fan-in (He et al., ICCV 2015, section 2.2), so
+    activations keep their size; scales around 1, with a few negative; biases and means around 0. What was
+    zero or a tiny constant (layer scales, zero-initialised heads) gets such values too.
+
+    Args:
+        module: its parameters and running statistics are overwritten; shared ones once.
+        seed: of a private generator; the global one is not touched.
+
+    Returns:
+        The module itself.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if parameter.dim() >= 2:
+            value = noise * math.sqrt(2 / max(parameter[0].numel(), 1))
+        elif name.endswith("bias"):
+            value = 0.1 * noise
+        else:
+            value = (1 + 0.25 * noise) * torch.where(noise > 1.5, -1.0, 1.0)
+        parameter.copy_(value)
+    for part in _tracked(module):
+        mean, variance = part.running_mean, part.running_var
+        if mean is not None and variance is not None:
+            mean.copy_(0.2 * torch.randn(mean.shape, generator=generator, dtype=torch.float64))
+            variance.copy_(0.5 + torch.rand(variance.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+def norm_statistics_from_data_(module: Network, inputs: Tensor | tuple[Tensor, ...]) -> Network:
+    """Set the running statistics of all norms to those of ``inputs``, in one pass, in place.
+
+    The norms alone run in train mode, so each one sees its predecessors already normalised with the same
+    batch. A norm that is called several times gets the average over its calls. Training flags, momenta and
+    everything else stay as they were.
+
+    Args:
+        module: only its norms' running statistics are overwritten.
+        inputs: a tensor (N, ...) or the positional arguments, of at least two samples.
+
+    Returns:
+        The module itself.
+
+    Raises:
+        UsageError: a norm sees one value per channel, which has no variance.
+    """
+    norms = _tracked(module)
+    with _training_only(module, norms), torch.no_grad():
+        for part in norms:
+            part.reset_running_stats()
+            part.momentum = None
+        try:
+            module(*inputs) if isinstance(inputs, tuple) else module(inputs)
+        except ValueError as error:
+            raise UsageError(f"no statistics from these inputs: {error}", hint="give more or larger inputs") from error
+    return module
+
+
+@contextmanager
+def _training_only(module: nn.Module, parts: list[_NormBase]) -> Iterator[None]:
+    """Put ``parts`` in train mode and the rest in eval mode; restore modes, and the parts' momenta, afterwards."""
+    flags = [(part, part.training) for part in module.modules()]
+    momenta = [part.momentum for part in parts]
+    try:
+        module.eval()
+        for part in parts:
+            part.training = True
+        yield
+    finally:
+        for owner, flag in flags:
+            owner.training = flag
+        for part, momentum in zip(parts, momenta, strict=True):
+            part.momentum = momentum
