@@ -20,6 +20,10 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="write the golden texts anew instead of comparing them")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Give each test the same random numbers, whichever tests ran before it."""

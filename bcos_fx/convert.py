@@ -1,0 +1,335 @@
+"""bcosify(): the whole pipeline on one page.
+
+trace -> rewrite what preserves the function -> verify -> rewrite what changes it, with its drift -> report
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from bcos_fx import example
+from bcos_fx.errors import UsageError, VerificationError
+from bcos_fx.proofs.blame import find_culprit
+from bcos_fx.proofs.drift import DriftMeter
+from bcos_fx.proofs.equivalence import Verification, verify
+from bcos_fx.proofs.samples import imagine
+from bcos_fx.rewriting.build_input import input_affine
+from bcos_fx.rewriting.network import BcosNetwork, Guard, InputSpec, Record
+from bcos_fx.rewriting.passes import Engine, PassLog
+from bcos_fx.rewriting.precision import Precision
+from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.recipe import DEFAULT_RECIPE, Recipe, load_recipe
+from bcos_fx.rewriting.report import (
+    Drift,
+    Figures,
+    Report,
+    coverage,
+    mark_origins,
+    read_rows,
+    removed_nodes,
+    unknown_rows,
+)
+from bcos_fx.rewriting.rewrite import Step
+from bcos_fx.rewriting.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
+from bcos_fx.tracing import Trace, trace
+
+Progress = Callable[[str], None]
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+def bcosify(
+    module: nn.Module,
+    *,
+    example_inputs: Inputs | None = None,
+    recipe: str | Path = DEFAULT_RECIPE,
+    b: float | Mapping[str, float] | None = None,
+    mean: Sequence[float] | float | str | None = None,
+    std: Sequence[float] | float | None = None,
+    rules: Sequence[str | Path] = (),
+    images: Tensor | None = None,
+    output: int | str | None = None,
+    train: str = "refuse",
+    verified: bool = True,
+    progress: Progress | None = None,
+    **options: Any,
+) -> BcosNetwork:
+    """Turn a trained network into a B-cos network.
+
+    Args:
+        module: any network; it is not changed.
+        example_inputs: what it takes: a tensor (N, ...) with N >= 2, positional or named arguments. None: images
+            of 224, 64 or 32 pixels with as many channels as the first convolution reads, whichever runs first.
+        recipe: name of a shipped recipe, or path of a TOML file.
+        b: alignment pressure B >= 1, one for all layers or module-name pattern -> B. None: the recipe's.
+        mean: what the module expects to be subtracted from its images, per channel. The result takes images in
+            [0, 1] and computes what the module computes for (x - mean) / std. None: 0. ``"auto"`` reads mean and std
+            from the module's ``pretrained_cfg``, as timm keeps it.
+        std: what the module expects its images to be divided by afterwards. None: 1.
+        rules: more rule files.
+        images: (N, C, H, W) in [0, 1], to verify on besides made-up ones, and to measure drift on.
+        output: which part of the module's output to take, where that is not one tensor: a key, attribute or position.
+        train: ``refuse`` (``.train()`` raises where the module's train graph is another than its eval graph) or
+            ``eval-graph`` (train the eval graph).
+        verified: prove that the preserving rules preserved the function, and measure the drift of the others.
+        progress: called with a short text at the start of each stage.
+        options: any other field of :class:`bcos_fx.rewriting.options.Options`, such as ``scale="unit"``.
+
+    Returns:
+        The converted network, in eval mode, with its ``report``. A network that is already converted comes back as
+        an equal copy, and the report says so.
+
+    Raises:
+        UsageError: an argument makes no sense.
+        TraceError: the module cannot be turned into a graph.
+        RuleError, RewriteError: a rule file is wrong, or rules undo each other.
+        VerificationError: a preserving rule did not preserve the function; names the rule and the node.
+    """
+    if isinstance(module, BcosNetwork):
+        return _already_converted(module)
+    chosen = _options(module, b, mean, std, options)
+    conversion = _Conversion(module, load_recipe(recipe, extra_rules=rules).with_options(chosen), images, progress)
+    if train not in ("refuse", "eval-graph"):
+        raise UsageError(f"train is {train!r}", hint='choose "refuse" or "eval-graph"')
+    conversion.trace(example_inputs, output)
+    conversion.preserve()
+    verification = conversion.verify() if verified else None
+    drift = conversion.change(measured=verified)
+    return conversion.network(verification, drift, train)
+
+
+def plan(module: nn.Module, **arguments: Any) -> Report:
+    """Say what :func:`bcosify` would do, as the report of a dry run.
+
+    Takes the arguments of :func:`bcosify`. The report equals that of the real run, figures apart.
+    """
+    return bcosify(module, **{**arguments, "verified": False}).report
+
+
+def _already_converted(network: BcosNetwork) -> BcosNetwork:
+    note = "the network was already converted: this is an equal copy, nothing was rewritten"
+    twin = copy.deepcopy(network)
+    notes = tuple(dict.fromkeys((*network.report.notes, note)))
+    return twin.with_report(dataclasses.replace(network.report, notes=notes))
+
+
+def _options(
+    module: nn.Module,
+    b: float | Mapping[str, float] | None,
+    mean: Sequence[float] | float | str | None,
+    std: Sequence[float] | float | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    chosen = dict(options)
+    if b is not None:
+        chosen["b"] = b
+    mean, std = example.statistics(module, mean, std)
+    if mean or std:
+        chosen |= {"mean": mean, "std": std}
+    return chosen
+
+
+@dataclass
+class _Measured:
+    steps: tuple[Drift, ...] = ()
+    total: Drift | None = None
+
+
+class _Original(nn.Module):
+    """The original network behind its own normalisation: what the converted one must be equal to."""
+
+    def __init__(self, module: nn.Module, specs: Sequence[InputSpec], output: int | str | None) -> None:
+        super().__init__()
+        self.module = module
+        self.specs = tuple(specs)
+        self.output = output
+
+    def forward(self, *inputs: Any) -> Any:
+        given = [s.original(x) if isinstance(x, Tensor) else x for s, x in zip(self.specs, inputs, strict=True)]
+        result = self.module(**{s.name: x for s, x in zip(self.specs, given, strict=True)})
+        return example.selected(result, self.output)
+
+
+class _Conversion:
+    """The state of one run of the pipeline."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe, images: Tensor | None, progress: Progress | None) -> None:
+        self.module, self.recipe, self.images = module, recipe, images
+        self.say = progress or (lambda stage: None)
+        self.log = PassLog()
+        self.engine = Engine(recipe, progress=lambda phase: self.say(f"rewriting: {phase}"))
+
+    def trace(self, example_inputs: Inputs | None, output: int | str | None) -> None:
+        """Turn the module into a graph of its own, and note what every node is."""
+        self.say("tracing")
+        self.output = output
+        self.given, self.traced = self._traced(example_inputs)
+        self.graph_module: fx.GraphModule = self.traced.graph_module
+        self.reader = GraphReader(self.graph_module, self.engine.ops, self.recipe.options)
+        mark_origins(self.reader)
+        self.before = read_rows(self.reader)
+        self.precision = Precision(self.graph_module)
+
+    def _traced(self, example_inputs: Inputs | None) -> tuple[Inputs, Trace]:
+        if example_inputs is not None:
+            return example_inputs, trace(self.module, example_inputs, output=self.output)
+        failures: list[UsageError] = []
+        for guess in example.guesses(self.module):
+            try:
+                return guess, trace(self.module, guess, output=self.output)
+            except UsageError as failure:
+                failures.append(failure)
+        raise example.no_guess_fits(failures)
+
+    def preserve(self) -> None:
+        """Run the phases that preserve the function, in float64: what they compute is rounded only once."""
+        self.precision.raise_()
+        self._extend(self.engine.run(self.graph_module, PRESERVING_PHASES))
+        self.specs = self._specs()
+        self._check_encoding()
+
+    def _extend(self, log: PassLog) -> None:
+        self.log.steps += log.steps
+        self.log.near_misses += log.near_misses
+
+    def _specs(self) -> tuple[InputSpec, ...]:
+        specs = []
+        for node in self.graph_module.graph.nodes:
+            if node.op != "placeholder":
+                continue
+            spec = InputSpec(str(node.target), tuple(node.meta.get("shape") or ()))
+            if any(self.reader.op(user) == "input_encoding" for user in node.users):
+                matrix, offset = input_affine(self.recipe.options, spec.shape[1])
+                rows = tuple(tuple(row) for row in matrix.tolist())
+                spec = dataclasses.replace(spec, encoded=True, matrix=rows, offset=tuple(offset.tolist()))
+            specs.append(spec)
+        return tuple(specs)
+
+    def _check_encoding(self) -> None:
+        if self.recipe.options.mean and not any(spec.encoded for spec in self.specs):
+            reasons = [m.reason for m in self.log.near_misses if m.rule == "image-input-encoded"]
+            shapes = ", ".join(f"{s.name} {s.shape}" for s in self.specs)
+            raise UsageError(
+                f"mean and std were given, but no input is an image that could be encoded ({shapes})",
+                where="; ".join(reasons) or None,
+                hint="leave mean and std out, or normalise the input yourself",
+            )
+
+    def _test_inputs(self, count: int) -> tuple[Any, ...]:
+        """Inputs of the converted network: the user's images, or made-up ones; other inputs as in the example."""
+        if self.images is not None:
+            return (self._like_network(self.images[:count]),)
+        if len(self.specs) == 1 and self._is_float(0):
+            made_up = imagine(self.specs[0].shape[1:], count, seed=0).arguments
+            return tuple(self._like_network(x) for x in made_up if isinstance(x, Tensor))
+        return tuple(example.in_order(self.given, [s.name for s in self.specs]))
+
+    def _is_float(self, index: int) -> bool:
+        value = example.in_order(self.given, [s.name for s in self.specs])[index]
+        return isinstance(value, Tensor) and value.is_floating_point()
+
+    def _like_network(self, x: Tensor) -> Tensor:
+        parameter = next(self.graph_module.parameters(), None)
+        return x if parameter is None else x.to(dtype=parameter.dtype, device=parameter.device)
+
+    def verify(self) -> Verification:
+        """Prove that the network so far is the original, or say which rule broke it."""
+        self.say("verifying")
+        original = _Original(self.module, self.specs, self.output)
+        result = verify(
+            original,
+            self.graph_module,
+            self._test_inputs(4),
+            batch_sizes=(1, 2),
+            sizes=() if self.traced.guards else None,
+            preserves="eval",
+        )
+        if any(row.verdict == "different" for row in result.comparisons):
+            self._raise(result)
+        return result
+
+    def _raise(self, result: Verification) -> None:
+        def originals(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(spec.original(x) for spec, x in zip(self.specs, inputs, strict=True))
+
+        def retrace() -> fx.GraphModule:
+            graph_module = trace(self.module, self.given, output=self.output).graph_module
+            mark_origins(GraphReader(graph_module, self.engine.ops, self.recipe.options))
+            return graph_module
+
+        blame = find_culprit(retrace, self.engine, self._test_inputs(2), originals)
+        where = None
+        if blame is not None:
+            where = f"rule {blame.rule!r} ({blame.origin}) at node {blame.node}"
+            where += f", {blame.source}" if blame.source else ""
+        raise VerificationError(
+            f"the rewritten network is not the original: {result.detail}",
+            where=where,
+            hint="leave that rule out, and report it as a bug if it is a shipped one",
+        )
+
+    def change(self, *, measured: bool) -> _Measured:
+        """Run the phases that change the function, and measure how far each rule moved the output."""
+        self.precision.restore_()
+        steps: list[Drift] = []
+        meter = DriftMeter(self.graph_module, self._test_inputs(4)) if measured else None
+
+        def after_rule(rule: Rule, done: list[Step], network: fx.GraphModule) -> None:
+            if meter is not None:
+                steps.append(meter.step(network, rule.name, len(done)))
+
+        self._extend(dataclasses.replace(self.engine, after_rule=after_rule).run(self.graph_module, CHANGING_PHASES))
+        total = meter.total(sum(d.nodes for d in steps)) if meter is not None and steps else None
+        return _Measured(tuple(steps), total)
+
+    def network(self, verification: Verification | None, drift: _Measured, train: str) -> BcosNetwork:
+        """Wrap the graph with everything that is known about it."""
+        self.reader.refresh()
+        guards = tuple(Guard(g.kind, repr(g.value), g.source) for g in self.traced.guards)
+        report = self._report(guards, verification, drift)
+        record = Record(report, self.specs, guards, self.traced.train_difference, train)
+        return BcosNetwork(self.graph_module, record)
+
+    def _report(self, guards: tuple[Guard, ...], verification: Verification | None, drift: _Measured) -> Report:
+        rows = read_rows(self.reader)
+        figures = Figures(verification.to_dict() if verification else None, drift.steps, drift.total)
+        return Report(
+            recipe=self.recipe.name,
+            options=self.recipe.options.to_dict(),
+            rule_hashes=self.recipe.hashes,
+            before=self.before,
+            nodes=rows,
+            removed=removed_nodes(self.log.steps, self.before, rows),
+            near_misses=tuple(dict.fromkeys(self.log.near_misses)),
+            unknown=unknown_rows(self.reader, rows),
+            unused=self.traced.unused,
+            guards=tuple(map(str, guards)),
+            train_difference=self.traced.train_difference,
+            inputs={spec.name: _described(spec) for spec in self.specs},
+            coverage=coverage(self.reader),
+            notes=self._notes(),
+            figures=figures,
+        )
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = []
+        options = self.recipe.options
+        if self.module.training:
+            notes.append("the module was in train mode; it was traced, and is returned, in eval mode")
+        if any(spec.encoded for spec in self.specs) and not options.mean:
+            notes.append(
+                "mean and std were not given, so the network takes images as the original does, in [0, 1]; the 1 - x "
+                "half of the first kernel has no effect of its own until it is trained, and colours mean nothing yet"
+            )
+        return tuple(notes)
+
+
+def _described(spec: InputSpec) -> str:
+    shape = f"(N, {', '.join(map(str, spec.shape[1:]))})"
+    return f"{shape}, an image in [0, 1], encoded inside" if spec.encoded else f"{shape}, as the original takes it"

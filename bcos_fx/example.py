@@ -1,0 +1,96 @@
+"""What a module takes and gives: guesses of its input, its normalisation, the part of its output to explain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.errors import UsageError
+
+IMAGE_SIZES = (224, 64, 32)
+_USUAL = "for ImageNet models usually mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)"
+
+
+def guesses(module: nn.Module) -> Iterator[Tensor]:
+    """Yield inputs that the module may take, read from its first layer: two samples of noise in [0, 1].
+
+    Raises:
+        UsageError: the first layer does not say what the module takes.
+    """
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            for size in IMAGE_SIZES:
+                yield _noise(layer, layer.in_channels, size, size)
+            return
+        if isinstance(layer, nn.Linear):
+            yield _noise(layer, layer.in_features)
+            return
+        if isinstance(layer, nn.Conv1d | nn.Conv3d | nn.Embedding):
+            raise UsageError(
+                f"the first layer, {name or 'the module'} ({type(layer).__name__}), does not say how long its input is",
+                hint="give example_inputs=, a batch of at least two samples",
+            )
+    raise UsageError("the module has no layer that says what it takes", hint="give example_inputs=")
+
+
+def _noise(layer: nn.Conv2d | nn.Linear, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    weight = layer.weight
+    return torch.rand(2, *shape, generator=generator, dtype=torch.float32).to(dtype=weight.dtype, device=weight.device)
+
+
+def no_guess_fits(failures: Sequence[UsageError]) -> UsageError:
+    """Return the error for a module that took none of the guesses."""
+    sizes = ", ".join(f"{size}x{size}" for size in IMAGE_SIZES)
+    return UsageError(
+        f"the module takes none of the inputs that were tried ({sizes} pixels, or its first linear layer's width): "
+        f"{failures[-1].what}",
+        where=failures[-1].where,
+        hint="give example_inputs=, a batch of at least two samples",
+    )
+
+
+def statistics(
+    module: nn.Module, mean: Sequence[float] | float | str | None, std: Sequence[float] | float | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std as tuples, empty where neither was given.
+
+    Raises:
+        UsageError: only one was given, or ``mean="auto"`` finds no record on the module.
+    """
+    if mean == "auto":
+        recorded = getattr(module, "pretrained_cfg", None)
+        if not isinstance(recorded, Mapping) or "mean" not in recorded or "std" not in recorded:
+            raise UsageError("the module keeps no record of the normalisation it was trained with", hint=_USUAL)
+        mean, std = recorded["mean"], recorded["std"]
+    if isinstance(mean, str):
+        raise UsageError(f"mean is {mean!r}", hint='give one number per channel, or "auto"')
+    if (mean is None) != (std is None):
+        given, missing = ("std", "mean") if mean is None else ("mean", "std")
+        raise UsageError(f"{given} was given without {missing}", hint=_USUAL)
+    return _tuple(mean), _tuple(std)
+
+
+def _tuple(value: Sequence[float] | float | None) -> tuple[float, ...]:
+    if value is None:
+        return ()
+    return (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
+
+
+def in_order(given: Tensor | Sequence[Any] | Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    """Return example inputs in the order of the graph's inputs."""
+    if isinstance(given, Tensor):
+        return [given]
+    return [given[name] for name in names] if isinstance(given, Mapping) else list(given)
+
+
+def selected(result: Any, output: int | str | None) -> Any:
+    """Return the part of a module's output that was asked for: an element, a key or an attribute."""
+    if output is None:
+        return result
+    if isinstance(result, Mapping) or isinstance(output, int):
+        return result[output]
+    return getattr(result, output)

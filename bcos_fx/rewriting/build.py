@@ -1,0 +1,306 @@
+"""Builders: the new modules that rules put in place of matched nodes.
+
+A builder reads the match and returns a module; it never touches the graph or a module that is in it. Where it
+finds that the rewrite cannot be done it raises :class:`Refused`, which becomes a near miss with that reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx import nn as bnn
+from bcos_fx.nn.construction import adopt_tensors, construct, constructor_options, rebuilt
+from bcos_fx.rewriting.match import Hit
+from bcos_fx.rewriting.ops import Call, resolve
+from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.reader import GraphReader, attribute
+
+
+class Refused(Exception):
+    """The builder cannot make the module, for the reason given."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a builder is given: the whole match, the call it builds from, and the graph to read."""
+
+    hit: Hit
+    call: Call
+    reader: GraphReader
+
+    @property
+    def options(self) -> Options:
+        """The conversion's options."""
+        return self.reader.options
+
+    @property
+    def layer(self) -> nn.Module:
+        """The module that the call calls."""
+        if self.call.module is None:
+            raise Refused(f"{self.call.node.name} is no module")
+        return self.call.module
+
+    def tensor(self, parameter: str) -> Tensor | None:
+        """Return the stored tensor behind an argument of a functional call."""
+        value = self.call.arguments.get(parameter)
+        if not isinstance(value, fx.Node):
+            return None
+        found = attribute(self.reader.graph_module, str(value.target))
+        return found if isinstance(found, Tensor) else None
+
+
+Builder = Callable[[Build], nn.Module]
+BUILDERS: dict[str, Builder] = {}
+
+
+def builder(name: str) -> Callable[[Builder], Builder]:
+    """Register a builder under the name that rules use."""
+
+    def register(function: Builder) -> Builder:
+        BUILDERS[name] = function
+        return function
+
+    return register
+
+
+# ---------------------------------------------------------------- functional calls as modules
+
+
+@builder("module-form")
+def module_form(build: Build) -> nn.Module:
+    """The module of a parameterless functional call: its first spelling as a module, with the call's options."""
+    cls = resolve(build.call.op.modules[0])
+    accepted = inspect.signature(cls.__init__).parameters
+    attributes = {parameter: name for parameter, name in build.call.op.attributes.items()}
+    options = {
+        attributes.get(name, name): value
+        for name, value in build.call.arguments.items()
+        if name not in build.call.op.inputs and attributes.get(name, name) in accepted and name != "inplace"
+    }
+    module: nn.Module = cls(**options)
+    return module
+
+
+@builder("layer-from-parameters")
+def layer_from_parameters(build: Build) -> nn.Module:
+    """A linear or convolution module around the very Parameters of a functional call."""
+    weight, bias, call = build.tensor("weight"), build.tensor("bias"), build.call
+    if weight is None:
+        raise Refused("its weight is no stored tensor")
+    options = {
+        name: value
+        for name, value in call.arguments.items()
+        if name in ("stride", "padding", "dilation", "groups", "output_padding")
+    }
+    shape = weight.shape
+    if call.op.name == "linear":
+        options |= {"in_features": shape[1], "out_features": shape[0]}
+    else:
+        groups = int(options["groups"])
+        transposed = "transpose" in call.op.name
+        inside, outside = (shape[0], shape[1] * groups) if transposed else (shape[1] * groups, shape[0])
+        options |= {"in_channels": inside, "out_channels": outside, "kernel_size": tuple(shape[2:])}
+    layer: nn.Module = construct(resolve(call.op.modules[0]), options | {"bias": bias is not None})
+    layer._parameters |= {"weight": as_parameter(weight), "bias": None if bias is None else as_parameter(bias)}
+    return layer
+
+
+@builder("batch-norm-from-parameters")
+def batch_norm_from_parameters(build: Build) -> nn.Module:
+    """A batch-norm module around the tensors of a functional call whose ``training`` follows the mode."""
+    arguments = build.call.arguments
+    mean, variance = build.tensor("running_mean"), build.tensor("running_var")
+    if mean is None or variance is None:
+        raise Refused("without running statistics its output depends on the other samples of the batch")
+    if build.call.node.meta.get("training_argument") is None:
+        raise Refused("its statistics stay frozen in training, which no batch-norm module does")
+    shape = build.reader.shape(build.call.inputs[0]) or ()
+    cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(len(shape))
+    if cls is None:
+        raise Refused("the rank of its input is not known")
+    weight, bias = build.tensor("weight"), build.tensor("bias")
+    norm = cls(len(mean), eps=arguments["eps"], momentum=arguments["momentum"], affine=weight is not None)
+    norm._buffers |= {"running_mean": mean, "running_var": variance}
+    if weight is not None and bias is not None:
+        norm._parameters |= {"weight": as_parameter(weight), "bias": as_parameter(bias)}
+    elif weight is not None or bias is not None:
+        raise Refused("it has a scale without a shift, or a shift without a scale")
+    return norm
+
+
+@builder("norm-from-parameters")
+def norm_from_parameters(build: Build) -> nn.Module:
+    """A layer, group or RMS norm module around the very Parameters of a functional call."""
+    call = build.call
+    cls = resolve(call.op.modules[0])
+    options = {
+        name: call.arguments[name] for name in ("normalized_shape", "num_groups", "eps") if name in call.arguments
+    }
+    weight, bias = build.tensor("weight"), build.tensor("bias")
+    shape = build.reader.shape(call.inputs[0])
+    if "num_groups" in options:
+        if shape is None:
+            raise Refused("the number of its channels is not known")
+        options["num_channels"] = shape[1]
+    if weight is None and bias is not None:
+        raise Refused("it has a shift without a scale")
+    affine = "affine" if "num_groups" in options else "elementwise_affine"
+    options[affine] = weight is not None
+    if call.op.name == "layer_norm":
+        options["bias"] = bias is not None
+    elif call.op.name == "group_norm" and (weight is None) != (bias is None):
+        raise Refused("it has a scale without a shift")
+    norm: nn.Module = construct(cls, options)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None:
+            norm._parameters[name] = as_parameter(tensor)
+    return norm
+
+
+@builder("global-average-pool")
+def global_average_pool(build: Build) -> nn.Module:
+    """The canonical global pooling: an adaptive average to one pixel."""
+    return nn.AdaptiveAvgPool2d(1)
+
+
+@builder("flatten-features")
+def flatten_features(build: Build) -> nn.Module:
+    """The canonical flattening: everything from the channels on."""
+    return nn.Flatten(1)
+
+
+def as_parameter(tensor: Tensor) -> nn.Parameter:
+    """Return a Parameter as it is; a plain tensor as a Parameter that is not trained."""
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+
+
+def new_parameter(values: Tensor, like: Tensor) -> nn.Parameter:
+    """Return a Parameter of its own that is trained if ``like`` is."""
+    return nn.Parameter(values.detach().clone().contiguous(), requires_grad=like.requires_grad)
+
+
+# ---------------------------------------------------------------- structure
+
+
+@builder("pointwise-conv")
+def pointwise_conv(build: Build) -> nn.Module:
+    """The 1x1 convolution that a linear layer is, applied to each pixel."""
+    linear = build.layer
+    if not isinstance(linear, nn.Linear):
+        raise Refused("it is no linear layer")
+    conv = construct(
+        nn.Conv2d,
+        {
+            "in_channels": linear.in_features,
+            "out_channels": linear.out_features,
+            "kernel_size": 1,
+            "bias": linear.bias is not None,
+        },
+    )
+    conv.weight = new_parameter(linear.weight[:, :, None, None], linear.weight)
+    conv.bias = linear.bias
+    return conv.train(linear.training)
+
+
+@builder("spatial-batch-norm")
+def spatial_batch_norm(build: Build) -> nn.Module:
+    """The batch norm over maps of a batch norm over vectors, with the same tensors."""
+    norm = build.layer
+    spatial = construct(nn.BatchNorm2d, constructor_options(norm))
+    adopt_tensors(spatial, norm)
+    return spatial.train(norm.training)
+
+
+# ---------------------------------------------------------------- norms and layers
+
+_NORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: bnn.BatchNormUncentred1d,
+    nn.BatchNorm2d: bnn.BatchNormUncentred2d,
+    nn.BatchNorm3d: bnn.BatchNormUncentred3d,
+    nn.LayerNorm: bnn.LayerNorm,
+    nn.GroupNorm: bnn.GroupNorm,
+    nn.InstanceNorm1d: bnn.InstanceNorm1d,
+    nn.InstanceNorm2d: bnn.InstanceNorm2d,
+    nn.InstanceNorm3d: bnn.InstanceNorm3d,
+    nn.RMSNorm: bnn.RMSNorm,
+}
+
+_BCOS: dict[type[nn.Module], type[bnn.BcosLayer]] = {
+    cls.plain_class: cls
+    for cls in (
+        bnn.BcosLinear,
+        bnn.BcosConv1d,
+        bnn.BcosConv2d,
+        bnn.BcosConv3d,
+        bnn.BcosConvTranspose1d,
+        bnn.BcosConvTranspose2d,
+        bnn.BcosConvTranspose3d,
+    )
+}
+
+
+@builder("bcos-norm")
+def bcos_norm(build: Build) -> nn.Module:
+    """Our form of a norm: uncentred batch norm with the mean folded, or a norm whose 1/sigma is a step of its own."""
+    norm: nn.Module = _NORMS[type(build.layer)].from_plain(build.layer)  # type: ignore[attr-defined]
+    return norm
+
+
+@builder("bcos-layer")
+def bcos_layer(build: Build) -> nn.Module:
+    """The B-cos form of a linear or convolution layer at B = 1, around the same Parameters."""
+    plain = build.layer
+    cls = _BCOS.get(type(plain))
+    if cls is None:  # torch's own subclass of Linear, which computes the same
+        cls, own = bnn.BcosLinear, plain
+        plain = construct(nn.Linear, constructor_options(own))
+        adopt_tensors(plain, own)
+    return cls.from_plain(plain, b=1.0, scale=build.options.scale, eps=build.options.eps)
+
+
+# ---------------------------------------------------------------- changing the function
+
+
+@builder("average-pool")
+def average_pool(build: Build) -> nn.Module:
+    """Average pooling with a max pooling's window, stride, padding and rounding."""
+    arguments = build.call.arguments
+    cls = {"1": nn.AvgPool1d, "2": nn.AvgPool2d, "3": nn.AvgPool3d}[build.call.op.name[-2]]
+    stride = arguments["stride"] or arguments["kernel_size"]
+    return cls(arguments["kernel_size"], stride, arguments["padding"], ceil_mode=arguments["ceil_mode"])
+
+
+@builder("without-bias")
+def without_bias(build: Build) -> nn.Module:
+    """The same layer without its bias or shift."""
+    return rebuilt(build.layer, bias=False)
+
+
+@builder("raised-layer")
+def raised_layer(build: Build) -> nn.Module:
+    """The same B-cos layer with the B that the options ask for."""
+    return rebuilt(build.layer, b=build.options.pressure(str(build.call.node.target)))
+
+
+@builder("logit-layer")
+def logit_layer(build: Build) -> nn.Module:
+    """A logit layer, by default with bias log(1 / (C - 1)): every class starts at probability 1 / C."""
+    shape = build.reader.shape(build.call.inputs[0]) or (0, 2)
+    bias = build.options.logit_bias
+    return bnn.LogitLayer(
+        bias=math.log(1 / (shape[1] - 1)) if bias is None else bias, temperature=build.options.temperature
+    )
+
+
+def dtype_and_device(module: nn.Module) -> dict[str, object]:
+    """Return dtype and device of a graph's floating-point parameters, for tensors that join them."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            return {"dtype": tensor.dtype, "device": tensor.device}
+    return {"dtype": torch.get_default_dtype(), "device": torch.device("cpu")}

@@ -1,0 +1,115 @@
+"""Builders for the input: encoding, the fixed normalisation map, and first layers on encoded channels.
+
+The encoded input e = [x, 1 - x] passes a fixed, bias-free map to [x', -x'], where x' is what the original network
+expects. A *decoding* takes that back to x', so that the network is whole and unchanged at every step; rules then
+move the decoding towards the first layers and absorb it into their kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx import nn as bnn
+from bcos_fx.nn.construction import rebuilt
+from bcos_fx.rewriting.build import Build, Refused, builder, dtype_and_device, new_parameter
+from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.reader import attribute
+
+WIDENING = {nn.Linear: "in_features", nn.Conv1d: "in_channels", nn.Conv2d: "in_channels", nn.Conv3d: "in_channels"}
+
+
+@builder("input-encoding")
+def input_encoding(build: Build) -> nn.Module:
+    """Encode x as [x, 1 - x] along the channels."""
+    return bnn.InputEncoding(dim=1)
+
+
+@builder("input-decoding")
+def input_decoding(build: Build) -> nn.Module:
+    """Half the first half of the channels minus half the second: [x', -x'] -> x'."""
+    return bnn.InputDecoding(dim=1)
+
+
+def input_affine(options: Options, channels: int) -> tuple[Tensor, Tensor]:
+    """Return (A, a) with A x + a the input that the original expects, for x in [0, 1] in RGB order.
+
+    Returns:
+        A (C, C) and a (C,), float64.
+    """
+    mean = torch.tensor(options.mean or (0.0,) * channels, dtype=torch.float64)
+    std = torch.tensor(options.std or (1.0,) * channels, dtype=torch.float64)
+    order = torch.eye(channels, dtype=torch.float64)
+    if options.channels == "bgr":
+        order = order.flip(0)
+    return options.pixel_max * order / std[:, None], -mean / std
+
+
+@builder("input-normalisation")
+def input_normalisation(build: Build) -> nn.Module:
+    """The fixed bias-free map from [x, 1 - x] to [x', -x'], x' = (pixel_max * x - mean) / std."""
+    shape = build.reader.shape(build.call.node)
+    if shape is None:
+        raise Refused("the number of its channels is not known")
+    module = bnn.InputNormalisation.from_affine(*input_affine(build.options, shape[1]))
+    return module.to(**dtype_and_device(build.reader.graph_module))  # type: ignore[arg-type]
+
+
+@builder("absorbed-normalisation")
+def absorbed_normalisation(build: Build) -> nn.Module:
+    """The normalisation map followed by one more shift or scale per channel, which it takes in."""
+    calls = build.hit.calls
+    normalisation = calls["normalisation"].module
+    if not isinstance(normalisation, bnn.InputNormalisation):
+        raise Refused("there is no normalisation before it")
+    matrix, offset = normalisation.affine()
+    step = calls["step"]
+    other = _constant(build, step.arguments["other"]).to(matrix)
+    name = step.op.name
+    if name in ("mul", "div"):
+        factor = other if name == "mul" else 1 / other
+        matrix, offset = matrix * factor.reshape(-1, 1), offset * factor
+    else:
+        offset = offset + (other if name == "add" else -other)
+    absorbed = bnn.InputNormalisation.from_affine(matrix, offset.expand(matrix.shape[0]))
+    return absorbed.to(**dtype_and_device(build.reader.graph_module))  # type: ignore[arg-type]
+
+
+def _constant(build: Build, value: object) -> Tensor:
+    if isinstance(value, fx.Node):
+        stored = attribute(build.reader.graph_module, str(value.target))
+        if isinstance(stored, Tensor):
+            return stored.detach().reshape(-1).double()
+    if isinstance(value, int | float):
+        return torch.tensor([value], dtype=torch.float64)
+    raise Refused(f"its constant {value!r} is not stored")
+
+
+@builder("widened-layer")
+def widened_layer(build: Build) -> nn.Module:
+    """The layer on [x', -x'] with weights [w/2, -w/2]: exact, and at every B the function of w on x'."""
+    layer = build.layer
+    name = WIDENING.get(type(layer))
+    if name is None:
+        raise Refused(f"{type(layer).__name__} cannot be widened")
+    wide = rebuilt(layer, **{name: 2 * int(getattr(layer, name))})
+    weight = layer._parameters["weight"]
+    if weight is None:
+        raise Refused("it has no weight")
+    wide._parameters["weight"] = new_parameter(bnn.widen(weight.detach()), weight)
+    return wide
+
+
+@builder("folded-layer")
+def folded_layer(build: Build) -> nn.Module:
+    """The widened layer with the normalisation map inside its kernel, so that it reads [x, 1 - x] itself."""
+    layer, normalisation = build.layer, build.hit.calls["normalisation"].module
+    weight = layer._parameters["weight"]
+    if weight is None or not isinstance(normalisation, bnn.InputNormalisation):
+        raise Refused("there is nothing to fold")
+    matrix = normalisation.weight.detach().to(weight)
+    folded = torch.einsum("oc...,cd->od...", weight.detach(), matrix)
+    name = WIDENING[type(layer)]
+    new = rebuilt(layer, **{name: matrix.shape[1]})
+    new._parameters["weight"] = new_parameter(folded, weight)
+    return new

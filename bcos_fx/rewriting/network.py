@@ -1,0 +1,208 @@
+"""The converted network: an ordinary module that holds its graph, its report and what its input means."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx.errors import UsageError
+from bcos_fx.rewriting.report import Report
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What one input of the network takes.
+
+    Attributes:
+        name: of the placeholder.
+        shape: of the example, the number of samples first.
+        encoded: an image in [0, 1] is expected, and encoded inside.
+        matrix, offset: the original network expects matrix @ x + offset per pixel; empty where not encoded.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    encoded: bool = False
+    matrix: tuple[tuple[float, ...], ...] = ()
+    offset: tuple[float, ...] = ()
+
+    def original(self, x: Tensor) -> Tensor:
+        """Return what the original network expects in place of ``x`` (N, C, H, W)."""
+        if not self.encoded:
+            return x
+        matrix = torch.tensor(self.matrix, dtype=torch.float64).to(x)
+        offset = torch.tensor(self.offset, dtype=torch.float64).to(x)
+        shifted = torch.einsum("dc,nc...->nd...", matrix, x) + offset.view(-1, *[1] * (x.ndim - 2))
+        return shifted.contiguous()
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A value that tracing took from a shape: the graph holds only for inputs that give the same."""
+
+    kind: str
+    value: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.source} ({self.kind} was {self.value})"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a converted network knows about itself; plain data, kept with the weights.
+
+    Attributes:
+        report: what was done and measured.
+        inputs: one entry per input, in order.
+        guards: what tracing took from shapes.
+        train_difference: where the original's train graph differs from the eval graph, or None.
+        train: ``refuse`` to train such a network, or train the ``eval-graph``.
+    """
+
+    report: Report
+    inputs: tuple[InputSpec, ...]
+    guards: tuple[Guard, ...] = ()
+    train_difference: str | None = None
+    train: str = "refuse"
+
+
+class BcosNetwork(nn.Module):
+    """A network rewritten by bcos_fx.
+
+    An ordinary module: ``.to``, ``.train``, ``state_dict``, ``deepcopy`` and the rest work as always. Submodules
+    keep the names that they had in the original.
+
+    Attributes:
+        graph: the fx graph that ``forward`` runs.
+        record: what is known about it; ``report`` is part of it.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, record: Record) -> None:
+        super().__init__()
+        self.record = record
+        self.graph = copy.deepcopy(graph_module.graph)
+        for name, child in graph_module._modules.items():
+            self._take(name)
+            self.add_module(name, child)
+        for name, parameter in graph_module._parameters.items():
+            self._take(name)
+            self.register_parameter(name, parameter)
+        for name, buffer in graph_module._buffers.items():
+            self._take(name)
+            self.register_buffer(name, buffer, persistent=name not in graph_module._non_persistent_buffers_set)
+        self._compile()
+        nn.Module.train(self, graph_module.training)
+
+    def _take(self, name: str) -> None:
+        if hasattr(self, name):
+            raise UsageError(
+                f"the module has a part named {name!r}, which is an attribute of every converted network",
+                hint="rename that attribute of the module",
+            )
+
+    def _compile(self) -> None:
+        # fx makes a function of the graph; it only ever asks `self` for submodules, so it serves this class too.
+        self._program = type(fx.GraphModule(self, self.graph)).forward
+
+    @property
+    def report(self) -> Report:
+        """What was done, verified and refused."""
+        return self.record.report
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the first input."""
+        return self.record.inputs[0].shape[1:]
+
+    def original_input(self, x: Tensor, index: int = 0) -> Tensor:
+        """Return what the original network expects in place of this network's input ``x``."""
+        return self.record.inputs[index].original(x)
+
+    def graph_module(self) -> fx.GraphModule:
+        """Return a graph module over the same parts; parameters are shared, the graph is a copy."""
+        return fx.GraphModule(self, copy.deepcopy(self.graph), class_name="BcosGraph")
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the network.
+
+        Args:
+            inputs: an image network takes (N, C, H, W) in [0, 1], as ``record.inputs`` says.
+
+        Raises:
+            UsageError: too few inputs, or a shape for which the traced graph does not hold.
+        """
+        self._check(inputs)
+        return self._program(self, *inputs)
+
+    def _check(self, inputs: tuple[Any, ...]) -> None:
+        specs = self.record.inputs
+        if len(inputs) != len(specs):
+            names = ", ".join(spec.name for spec in specs)
+            raise UsageError(f"{len(inputs)} inputs were given, the network takes {len(specs)} ({names})")
+        for spec, value in zip(specs, inputs, strict=True):
+            if isinstance(value, Tensor):
+                self._check_tensor(spec, value)
+
+    def _check_tensor(self, spec: InputSpec, value: Tensor) -> None:
+        if spec.encoded and (value.ndim != len(spec.shape) or value.shape[1] != spec.shape[1]):
+            raise UsageError(
+                f"the input {spec.name!r} has shape {tuple(value.shape)}, the network takes "
+                f"(N, {', '.join(map(str, spec.shape[1:]))})",
+                hint="one sample needs a first dimension too: x.unsqueeze(0)" if value.ndim == 3 else None,
+            )
+        if spec.encoded and not value.is_floating_point():
+            raise UsageError(
+                f"the input {spec.name!r} holds {str(value.dtype).removeprefix('torch.')}, the network takes "
+                "floating-point values in [0, 1]",
+                hint="x.float() / 255 for an image of bytes",
+            )
+        if self.record.guards and tuple(value.shape[1:]) != spec.shape[1:]:
+            raise UsageError(
+                f"the graph was traced for inputs of shape (N, {', '.join(map(str, spec.shape[1:]))}) and may be "
+                f"wrong for {tuple(value.shape)}: tracing took branches or numbers from that shape",
+                where=str(self.record.guards[0]),
+                hint="convert the original again with example_inputs of the new shape",
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between train and eval.
+
+        Raises:
+            UsageError: the original does something else in train mode that this graph does not hold.
+        """
+        if mode and self.record.train_difference is not None and self.record.train == "refuse":
+            raise UsageError(
+                "this network cannot be trained as the original would be: its graph is that of eval mode",
+                where=self.record.train_difference,
+                hint='convert with train="eval-graph" to train the eval graph instead',
+            )
+        return super().train(mode)
+
+    def with_report(self, report: Report) -> Self:
+        """Set the report, in place, and return the network."""
+        self.record = replace(self.record, report=report)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BcosNetwork:
+        parts = fx.GraphModule(self, self.graph)
+        state: Mapping[str, Any] = {
+            name: copy.deepcopy(value, memo)
+            for name, value in self.__dict__.items()
+            if name not in ("graph", "record", "_program")
+        }
+        new = type(self).__new__(type(self))
+        nn.Module.__init__(new)
+        new.__dict__.update(state)
+        new.record, new.graph, new._program = self.record, copy.deepcopy(parts.graph), self._program
+        return new
+
+    def extra_repr(self) -> str:
+        """One line on what the network is."""
+        share = self.report.coverage.share
+        return f"recipe={self.report.recipe}, B-cos coverage={share:.1%}"

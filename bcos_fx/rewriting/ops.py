@@ -1,0 +1,224 @@
+"""The op vocabulary: one canonical name for every spelling of an operation.
+
+``nn.ReLU()``, ``F.relu(x)``, ``torch.relu(x)`` and ``x.relu()`` are one thing, ``relu``. The vocabulary
+is data (``rules/ops.toml``); this module resolves its names, reads a node of a graph as a :class:`Call`
+of one canonical op with named arguments, and gives the op's linearity class.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from bcos_fx.errors import RuleError, nearest
+from bcos_fx.rewriting.location import rules_directory
+from bcos_fx.rewriting.toml import Table, read_toml
+
+CLASSES = frozenset(
+    "linear selection ratio gate product quotient normalise attention constant opaque".split(),
+)
+"""Linearity classes: how an op maps constants, values and gates (see :mod:`bcos_fx.rewriting.flow`)."""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One canonical operation.
+
+    Attributes:
+        name: the canonical name, as rules use it.
+        linearity: one of :data:`CLASSES`.
+        modules, functions, methods: dotted names of the spellings.
+        parameters: names of the call's arguments in order.
+        defaults: values of arguments that a call leaves out; an argument not listed defaults to None.
+        aliases: other keywords for a parameter.
+        attributes: parameter -> attribute of the module, where the names differ.
+        inputs: parameters that a module takes in its call; its other parameters are its attributes.
+        value: parameters through which a value flows; the rest may only weight it.
+        variadic: the parameter that takes all remaining positional arguments, if any.
+    """
+
+    name: str
+    linearity: str
+    modules: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ("input",)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ("input",)
+    value: tuple[str, ...] = ("input",)
+    variadic: str | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node of a graph, read as a call of one canonical op.
+
+    Attributes:
+        op: the canonical op.
+        node: the node itself.
+        module: the module that the node calls, or None for a function or method.
+        arguments: parameter name -> argument; data are nodes (or lists of them).
+    """
+
+    op: Op
+    node: fx.Node
+    module: nn.Module | None
+    arguments: Mapping[str, Any]
+
+    def nodes(self, parameter: str) -> list[fx.Node]:
+        """Return the nodes that one argument holds (several for a list of tensors, none for a literal)."""
+        found: list[fx.Node] = []
+        fx.node.map_arg(self.arguments.get(parameter), found.append)
+        return found
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        """The data that the call reads, in the order of its parameters, parameters of the model left out."""
+        return [node for name in self.arguments for node in self.nodes(name) if node.op != "get_attr"]
+
+
+class Vocabulary:
+    """All known ops, found by name, module class, function or method."""
+
+    def __init__(self, ops: Mapping[str, Op]) -> None:
+        self.ops = dict(ops)
+        self._modules: dict[type, Op] = {}
+        self._functions: dict[object, Op] = {}
+        self._methods: dict[str, Op] = {}
+        for op in ops.values():
+            self._modules |= {resolve(name): op for name in op.modules}
+            self._functions |= {resolve(name): op for name in op.functions}
+            self._methods |= dict.fromkeys(op.methods, op)
+        self.spellings = {resolve(name): name for op in ops.values() for name in (*op.modules, *op.functions)}
+
+    def __getitem__(self, name: str) -> Op:
+        """Return the op of that name.
+
+        Raises:
+            RuleError: no op has that name.
+        """
+        if name not in self.ops:
+            raise RuleError(f"no op is named {name!r}", hint=nearest(name, self.ops))
+        return self.ops[name]
+
+    def __iter__(self) -> Iterator[Op]:
+        return iter(self.ops.values())
+
+    def of(self, node: fx.Node, root: nn.Module) -> Op | None:
+        """Return the op that a node means, or None for one that no entry knows.
+
+        Placeholders, parameters and outputs are the ops ``input``, ``parameter`` and ``output``.
+        """
+        if node.op == "call_module":
+            return self._modules.get(type(root.get_submodule(str(node.target))))
+        if node.op == "call_function":
+            return self._functions.get(node.target)
+        if node.op == "call_method":
+            return self._methods.get(str(node.target))
+        return BOUNDARY[node.op]
+
+    def call(self, node: fx.Node, root: nn.Module) -> Call | None:
+        """Read a node as a :class:`Call`, or None where no entry knows it."""
+        op = self.of(node, root)
+        if op is None:
+            return None
+        if node.op == "call_module":
+            module = root.get_submodule(str(node.target))
+            given = _bind(op, op.inputs, node)
+            missing = [p for p in op.parameters if p not in given]
+            options = {p: getattr(module, op.attributes.get(p, p), op.defaults.get(p)) for p in missing}
+            return Call(op, node, module, given | options)
+        return Call(op, node, None, _bind(op, op.parameters, node))
+
+
+def _bind(op: Op, parameters: tuple[str, ...], node: fx.Node) -> dict[str, Any]:
+    """Give the node's arguments their parameters' names."""
+    args: tuple[Any, ...] = node.args
+    if op.variadic in parameters:
+        at = parameters.index(op.variadic)
+        rest = args[at:]
+        packed = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
+        args = (*args[:at], tuple(packed)) if rest else args
+    bound: dict[str, Any] = dict(zip(parameters, args, strict=False))
+    bound |= {op.aliases.get(name, name): value for name, value in node.kwargs.items()}
+    return {p: op.defaults.get(p) for p in parameters if node.op != "call_module"} | bound
+
+
+BOUNDARY = {
+    "placeholder": Op("input", "linear", parameters=()),
+    "get_attr": Op("parameter", "constant", parameters=()),
+    "output": Op("output", "linear"),
+}
+"""The ops of a graph's edges, by fx's own kind of node."""
+
+
+@functools.cache
+def _roots() -> dict[str, ModuleType | type]:
+    return {
+        "torch": torch,
+        "nn": nn,
+        "F": torch.nn.functional,
+        "operator": operator,
+        "builtins": builtins,
+        "bcos": importlib.import_module("bcos_fx.nn"),
+        "tracing": importlib.import_module("bcos_fx.tracing.functional"),
+    }
+
+
+def resolve(name: str) -> Any:
+    """Return the class or function that a dotted name of ``ops.toml`` means.
+
+    Only names below a fixed list of roots resolve, so a name can never import anything.
+
+    Raises:
+        RuleError: no such name.
+    """
+    root, *path = name.split(".")
+    roots = _roots()
+    if root not in roots:
+        raise RuleError(f"{name!r} is below no known root", hint=nearest(root, roots))
+    found: Any = roots[root]
+    for part in path:
+        if not hasattr(found, part):
+            raise RuleError(f"{name!r} does not exist in torch {torch.__version__}")
+        found = getattr(found, part)
+    return found
+
+
+def _read_op(name: str, table: Table) -> Op:
+    parameters = table.strings("parameters", default=("input",))
+    first = parameters[:1]
+    op = Op(
+        name=name,
+        linearity=table.choice("class", CLASSES),
+        modules=table.strings("modules"),
+        functions=table.strings("functions"),
+        methods=table.strings("methods"),
+        parameters=parameters,
+        defaults=table.mapping("defaults"),
+        aliases=table.mapping("aliases"),
+        attributes=table.mapping("attributes"),
+        inputs=table.strings("inputs", default=first),
+        value=table.strings("value", default=first),
+        variadic=table.text("variadic", default=None),
+    )
+    table.finish()
+    return op
+
+
+@functools.cache
+def vocabulary() -> Vocabulary:
+    """Return the shipped vocabulary, read once."""
+    document = read_toml(rules_directory() / "ops.toml")
+    return Vocabulary({name: _read_op(name, document.table(name)) for name in document.keys()})

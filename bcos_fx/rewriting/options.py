@@ -1,0 +1,104 @@
+"""What a recipe can choose: the options that rules, predicates and builders read."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.nn import Scale
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "input": ("normalised", "folded", "none"),
+    "channels": ("rgb", "bgr"),
+    "scale": ("cosine", "raw", "unit"),
+    "pool": ("keep", "average"),
+    "bias": ("keep", "strip"),
+    "head": ("keep", "logit"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of one conversion.
+
+    Attributes:
+        b: alignment pressure B >= 1 of every B-cos layer, or module-name pattern -> B (first match wins;
+            layers that no pattern names stay at 1).
+        scale: how the weight norm enters the B-cos transform: ``cosine``, ``raw`` or ``unit``.
+        eps: eps of the B-cos transform's norm; None takes the layer's own, by dtype.
+        input: ``normalised`` (encoding, then a fixed map), ``folded`` (the map inside the first kernel) or
+            ``none`` (the input is taken as it is).
+        channels: order of the colour channels that the original expects.
+        mean, std: per-channel statistics that the original expects its input to be normalised with, in the
+            order of its own channels.
+        pixel_max: the value of a white pixel in the units of mean and std: 1, or 255.
+        pool: ``average`` replaces max pooling.
+        bias: ``strip`` removes the biases of layers and the shifts of norms.
+        head: ``logit`` adds a logit layer at the output.
+        logit_bias: its bias; None takes log(1 / (C - 1)) for C classes.
+        temperature: its temperature, > 0.
+    """
+
+    b: float | Mapping[str, float] = 1.0
+    scale: Scale = "cosine"
+    eps: float | None = None
+    input: str = "normalised"
+    channels: str = "rgb"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    pixel_max: float = 1.0
+    pool: str = "keep"
+    bias: str = "keep"
+    head: str = "keep"
+    logit_bias: float | None = None
+    temperature: float = field(default=1.0)
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(f"the option {name}={value!r} is not known", hint=nearest(str(value), known))
+        for pressure in self.b.values() if isinstance(self.b, Mapping) else (self.b,):
+            if not (isinstance(pressure, int | float) and math.isfinite(pressure) and pressure >= 1):
+                raise UsageError(f"B is {pressure!r}", hint="B is a number of at least 1; 1 is the ordinary layer")
+        if self.temperature <= 0 or not math.isfinite(self.temperature):
+            raise UsageError(f"the temperature is {self.temperature!r}", hint="give a positive number")
+        if len(self.mean) != len(self.std):
+            raise UsageError(
+                f"mean has {len(self.mean)} values and std has {len(self.std)}", hint="give one of each per channel"
+            )
+        if any(not math.isfinite(v) for v in (*self.mean, *self.std)) or any(s <= 0 for s in self.std):
+            raise UsageError(
+                "mean must be finite and std finite and positive", hint="for example std=(0.229, 0.224, 0.225)"
+            )
+
+    def pressure(self, module_path: str) -> float:
+        """Return the B that a layer of this name is to have."""
+        if not isinstance(self.b, Mapping):
+            return float(self.b)
+        return next((float(b) for pattern, b in self.b.items() if fnmatch.fnmatchcase(module_path, pattern)), 1.0)
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Options:
+        """Return a copy with some options changed.
+
+        Raises:
+            UsageError: no option has that name, or its value makes no sense.
+        """
+        names = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in names:
+                raise UsageError(f"no option is named {name!r}", hint=nearest(name, names))
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain data, in a fixed order."""
+        plain = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+OPTION_NAMES = frozenset(f.name for f in dataclasses.fields(Options))

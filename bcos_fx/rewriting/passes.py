@@ -1,0 +1,140 @@
+"""Passes: the phases in order, each run until nothing changes.
+
+The checks are handed in as callables: this room rewrites, the room of proofs judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from bcos_fx.errors import RewriteError
+from bcos_fx.rewriting.build import BUILDERS, Builder
+from bcos_fx.rewriting.match import Hit, NearMiss, Predicate, match
+from bcos_fx.rewriting.ops import Vocabulary, vocabulary
+from bcos_fx.rewriting.predicates import PREDICATES
+from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.recipe import Recipe
+from bcos_fx.rewriting.rewrite import Rewriter, Step
+from bcos_fx.rewriting.rule import PHASES, Rule
+
+MAX_SWEEPS = 50
+
+
+@dataclass
+class PassLog:
+    """What the passes did.
+
+    Attributes:
+        steps: every application of a rule, in order.
+        near_misses: what almost matched in the end, with reasons.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    near_misses: list[NearMiss] = field(default_factory=list)
+
+
+AfterStep = Callable[[Rule, Step, fx.GraphModule], None]
+"""Called after each application of a rule, with the graph in a runnable state; may raise to stop the passes."""
+
+AfterRule = Callable[[Rule, list[Step], fx.GraphModule], None]
+"""Called after a sweep of a rule that changed something, with the graph in a runnable state."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Runs a recipe's rules on a graph module.
+
+    Attributes:
+        recipe: rules and options.
+        builders: name -> builder; a test may hand in a deliberately wrong one.
+        predicates: name -> predicate.
+        ops: the vocabulary.
+        after_step: called after each application; makes each step cost linear time.
+        after_rule: called after each sweep of a rule that changed something.
+        progress: called with a phase's name when it begins.
+    """
+
+    recipe: Recipe
+    builders: Mapping[str, Builder] = field(default_factory=lambda: BUILDERS)
+    predicates: Mapping[str, Predicate] = field(default_factory=lambda: PREDICATES)
+    ops: Vocabulary = field(default_factory=vocabulary)
+    after_step: AfterStep | None = None
+    after_rule: AfterRule | None = None
+    progress: Callable[[str], None] | None = None
+
+    def run(self, graph_module: fx.GraphModule, phases: tuple[str, ...] = PHASES[:-1]) -> PassLog:
+        """Rewrite a graph module, in place.
+
+        Raises:
+            RewriteError: a phase does not settle: two rules undo each other.
+        """
+        log = PassLog()
+        reader = GraphReader(graph_module, self.ops, self.recipe.options)
+        rewriter = Rewriter(reader, self.builders)
+        for phase in phases:
+            rules = self.recipe.active_rules(phase)
+            if rules and self.progress is not None:
+                self.progress(phase)
+            if rules:
+                log.near_misses += self._settle(rules, reader, rewriter, log)
+            rewriter.finish()
+        return log
+
+    def _settle(self, rules: list[Rule], reader: GraphReader, rewriter: Rewriter, log: PassLog) -> list[NearMiss]:
+        """Sweep until nothing changes; return what nearly matched in the last sweep."""
+        for _ in range(MAX_SWEEPS):
+            before = len(log.steps)
+            missed: list[NearMiss] = []
+            for rule in rules:
+                missed += self._sweep(rule, reader, rewriter, log)
+            if len(log.steps) == before:
+                return missed
+        raise _unsettled(rules, log.steps[before:])
+
+    def _sweep(self, rule: Rule, reader: GraphReader, rewriter: Rewriter, log: PassLog) -> list[NearMiss]:
+        reader.refresh()
+        missed: list[NearMiss] = []
+        steps: list[Step] = []
+        anchors = rule.match[rule.anchor].ops
+        for node in list(reader.graph_module.graph.nodes):
+            if node in rewriter.erased or reader.op(node) not in anchors:
+                continue
+            found = match(rule, node, reader, self.predicates)
+            if found is None or isinstance(found, NearMiss):
+                missed += [] if found is None else [found]
+            elif rule.refuse is not None:
+                missed.append(NearMiss(rule.name, node.name, rule.refuse))
+            else:
+                self._apply(found, rewriter, steps, missed)
+        log.steps += steps
+        if steps and self.after_rule is not None:
+            rewriter.finish()
+            self.after_rule(rule, steps, reader.graph_module)
+        return missed
+
+    def _apply(self, hit: Hit, rewriter: Rewriter, steps: list[Step], missed: list[NearMiss]) -> None:
+        done = rewriter.apply(hit)
+        if isinstance(done, NearMiss):
+            missed.append(done)
+            return
+        steps.append(done)
+        if self.after_step is not None:
+            rewriter.finish()
+            self.after_step(hit.rule, done, rewriter.graph_module)
+
+
+def _unsettled(rules: list[Rule], steps: list[Step]) -> RewriteError:
+    """Name the rules that still fire, at one node that they keep changing."""
+    by_name = {rule.name: rule for rule in rules}
+    at = steps[-1].node
+    culprits = list(dict.fromkeys(step.rule for step in steps if step.node == at)) or [steps[-1].rule]
+    named = " and ".join(f"{name!r} ({by_name[name].origin})" for name in culprits)
+    verb = "undo each other" if len(culprits) > 1 else "never stops applying"
+    return RewriteError(
+        f"the rules do not settle after {MAX_SWEEPS} sweeps: {named} {verb}",
+        where=f"node {at}",
+        hint="make the match of one of them exclude the result of the other",
+    )

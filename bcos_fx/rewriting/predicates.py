@@ -1,0 +1,329 @@
+"""Named conditions that a rule may require of a node.
+
+A predicate answers True (it holds), False (the rule simply does not apply: nothing is reported) or a reason
+(a near miss: the shape was there, but the rule must not be used). Predicates are pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import fx, nn
+
+from bcos_fx.nn.bcos import BcosLayer
+from bcos_fx.rewriting.match import Predicate, Verdict
+from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.reader import GraphReader, attribute
+
+PREDICATES: dict[str, Predicate] = {}
+
+
+def predicate(name: str) -> Callable[[Predicate], Predicate]:
+    """Register a predicate under the name that rules use."""
+
+    def register(function: Predicate) -> Predicate:
+        PREDICATES[name] = function
+        return function
+
+    return register
+
+
+# ---------------------------------------------------------------- value paths and parameters
+
+
+@predicate("on-value-path")
+def on_value_path(reader: GraphReader, call: Call) -> Verdict:
+    """The node carries a value that reaches the output."""
+    if reader.flow.on_value_path(call.node):
+        return True
+    return "it feeds gates only (a weight of something else), so it stays an ordinary layer"
+
+
+@predicate("parameters-are-its-own")
+def parameters_are_its_own(reader: GraphReader, call: Call) -> Verdict:
+    """No other module or function of the graph uses the node's parameters, and nothing else calls its module."""
+    if call.module is None:
+        return "its parameters are no module's"
+    if len(reader.callers[id(call.module)]) > 1:
+        others = [n.name for n in reader.callers[id(call.module)] if n is not call.node]
+        return f"its module is called elsewhere too ({', '.join(others)}), and a new kernel here would untie them"
+    for name, parameter in call.module.named_parameters():
+        if len(reader.owners[id(parameter)]) > 1:
+            return f"its {name} is shared with another layer, and a new one would untie them"
+    return True
+
+
+def _is_stored(reader: GraphReader, value: object) -> bool:
+    return isinstance(value, fx.Node) and value.op == "get_attr"
+
+
+@predicate("parameters-are-stored")
+def parameters_are_stored(reader: GraphReader, call: Call) -> Verdict:
+    """Weight, bias and statistics of a functional call are stored tensors, not computed ones."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        value = call.arguments.get(name)
+        if isinstance(value, fx.Node) and not _is_stored(reader, value):
+            return f"its {name} is computed by {value.name}, so it has no stored parameter of its own"
+    return True
+
+
+@predicate("weight-is-stored")
+def weight_is_stored(reader: GraphReader, call: Call) -> Verdict:
+    """A functional call is given a stored weight at all, and all its options as plain numbers."""
+    if not _is_stored(reader, call.arguments.get("weight")):
+        value = call.arguments.get("weight")
+        name = value.name if isinstance(value, fx.Node) else repr(value)
+        return f"its weight is computed ({name}), so it has no stored parameter of its own"
+    return literal_options(reader, call)
+
+
+@predicate("literal-options")
+def literal_options(reader: GraphReader, call: Call) -> Verdict:
+    """Options of the call (strides, sizes) are plain numbers, not computed from another tensor's size."""
+    data = (*call.op.value, "weight", "bias", "running_mean", "running_var")
+    for name in call.arguments:
+        if name not in data and call.nodes(name):
+            return f"its {name} is computed by {call.nodes(name)[0].name}"
+    return True
+
+
+@predicate("has-bias")
+def has_bias(reader: GraphReader, call: Call) -> Verdict:
+    """The module has a bias."""
+    return getattr(call.module, "bias", None) is not None
+
+
+# ---------------------------------------------------------------- norms
+
+
+@predicate("has-running-statistics")
+def has_running_statistics(reader: GraphReader, call: Call) -> Verdict:
+    """The norm keeps running statistics."""
+    if getattr(call.module, "running_var", None) is not None:
+        return True
+    return "without running statistics its output depends on the other samples of the batch"
+
+
+@predicate("no-running-statistics")
+def no_running_statistics(reader: GraphReader, call: Call) -> Verdict:
+    """The norm takes its statistics from each sample, in eval too."""
+    if getattr(call.module, "running_var", None) is None:
+        return True
+    return "with running statistics it is one function in train and another in eval"
+
+
+# ---------------------------------------------------------------- dropout
+
+
+@predicate("follows-mode")
+def follows_mode(reader: GraphReader, call: Call) -> Verdict:
+    """The call's ``training`` argument was seen to follow the module's mode."""
+    return "training_argument" in call.node.meta
+
+
+@predicate("never-drops")
+def never_drops(reader: GraphReader, call: Call) -> Verdict:
+    """Dropout that does nothing in either mode."""
+    if isinstance(call.arguments.get("p"), int | float) and call.arguments["p"] == 0:
+        return True
+    return call.module is None and call.arguments["training"] is False and "training_argument" not in call.node.meta
+
+
+# ---------------------------------------------------------------- pooling
+
+
+def _spatial(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(range(2, len(shape)))
+
+
+@predicate("means-over-space")
+def means_over_space(reader: GraphReader, call: Call) -> Verdict:
+    """A mean over all spatial dimensions of an image, and no other."""
+    shape, dims = reader.shape(call.inputs[0]), call.arguments["dim"]
+    if shape is None or len(shape) != 4 or call.arguments.get("dtype") is not None:
+        return False
+    dims = (dims,) if isinstance(dims, int) else dims
+    if not isinstance(dims, tuple | list) or not all(isinstance(d, int) for d in dims):
+        return False
+    return sorted(d % len(shape) for d in dims) == [*_spatial(shape)]
+
+
+@predicate("keeps-dimensions")
+def keeps_dimensions(reader: GraphReader, call: Call) -> Verdict:
+    """A reduction that keeps the reduced dimensions."""
+    return call.arguments["keepdim"] is True
+
+
+@predicate("drops-dimensions")
+def drops_dimensions(reader: GraphReader, call: Call) -> Verdict:
+    """A reduction that removes the reduced dimensions."""
+    return call.arguments["keepdim"] is False
+
+
+@predicate("covers-whole-map")
+def covers_whole_map(reader: GraphReader, call: Call) -> Verdict:
+    """An average pool whose window is the map's own height and width, so that it covers a map of any size."""
+    window, image = call.arguments["kernel_size"], call.inputs[0]
+    if not isinstance(window, tuple | list) or not _averages_all(call):
+        return False
+    return all(_is_size_of(k, image, dim) for dim, k in zip((2, 3), window, strict=True))
+
+
+def _averages_all(call: Call) -> bool:
+    """Say whether a pool neither pads nor divides by another number than it sums."""
+    return call.arguments["padding"] in (0, (0, 0), [0, 0]) and call.arguments.get("divisor_override") is None
+
+
+def _is_size_of(value: object, image: fx.Node, dim: int) -> bool:
+    if not isinstance(value, fx.Node) or value.target != "size":
+        return False
+    return tuple(value.args) in ((image, dim), (image, dim - 4))
+
+
+@predicate("averages-to-one-pixel")
+def averages_to_one_pixel(reader: GraphReader, call: Call) -> Verdict:
+    """An average pool without padding that gave a single pixel in the example run."""
+    out = reader.shape(call.node)
+    return out is not None and out[2:] == (1, 1) and _averages_all(call)
+
+
+@predicate("flattens-one-pixel")
+def flattens_one_pixel(reader: GraphReader, call: Call) -> Verdict:
+    """Turns (N, C, 1, 1) into (N, C)."""
+    shape, out = reader.shape(call.inputs[0]), reader.shape(call.node)
+    return shape is not None and out is not None and len(shape) == 4 and out == shape[:2] and shape[2:] == (1, 1)
+
+
+@predicate("has-one-pixel")
+def has_one_pixel(reader: GraphReader, call: Call) -> Verdict:
+    """Reads a map (N, C, 1, 1)."""
+    shape = reader.shape(call.inputs[0])
+    return shape is not None and len(shape) == 4 and shape[2:] == (1, 1)
+
+
+@predicate("has-two-dimensions")
+def has_two_dimensions(reader: GraphReader, call: Call) -> Verdict:
+    """Gives (N, C)."""
+    shape = reader.shape(call.node)
+    return shape is not None and len(shape) == 2
+
+
+@predicate("is-not-flatten-module")
+def is_not_flatten_module(reader: GraphReader, call: Call) -> Verdict:
+    """Anything but ``nn.Flatten(1)``, the canonical form."""
+    return not (isinstance(call.module, nn.Flatten) and call.module.start_dim == 1 and call.module.end_dim == -1)
+
+
+@predicate("no-indices")
+def no_indices(reader: GraphReader, call: Call) -> Verdict:
+    """Max pooling whose indices nobody asked for."""
+    return "its indices are used, which an average does not have" if call.arguments["return_indices"] else True
+
+
+@predicate("not-dilated")
+def not_dilated(reader: GraphReader, call: Call) -> Verdict:
+    """Max pooling without dilation."""
+    dilation = call.arguments["dilation"]
+    plain = all(d == 1 for d in (dilation if isinstance(dilation, tuple | list) else (dilation,)))
+    return True if plain else f"average pooling knows no dilation ({dilation!r})"
+
+
+# ---------------------------------------------------------------- inputs and outputs
+
+
+@predicate("is-image-input")
+def is_image_input(reader: GraphReader, call: Call) -> Verdict:
+    """An input (N, C, H, W) with as many channels as mean and std have, or one or three where they are not given."""
+    shape = reader.shape(call.node)
+    if shape is None or len(shape) != 4:
+        return False
+    if any(reader.op(user) == "input_encoding" for user in call.node.users):
+        return False
+    given = len(reader.options.mean)
+    if given and given != shape[1]:
+        return f"mean and std have {given} values and the input has {shape[1]} channels"
+    if shape[1] in (1, 3) or given:
+        return True
+    return f"it has {shape[1]} channels, so it is taken as it is; give mean and std for each channel to encode it"
+
+
+@predicate("splits-channels-in-half")
+def splits_channels_in_half(reader: GraphReader, call: Call) -> Verdict:
+    """The layer reads the decoded input along its channels and can be widened: ungrouped, zero-padded."""
+    if getattr(call.module, "groups", 1) != 1:
+        return "it is a grouped convolution, whose groups would no longer see the pairs [x, -x]"
+    shape = reader.shape(call.inputs[0]) or reader.shape(call.node)
+    if call.op.name == "linear" and (shape is None or len(shape) != 2):
+        return "it is a linear layer along another dimension than the channels"
+    return True
+
+
+@predicate("pads-with-zero")
+def pads_with_zero(reader: GraphReader, call: Call) -> Verdict:
+    """Padding of the spatial dimensions with zero."""
+    value = call.arguments.get("value")
+    if call.arguments.get("mode") != "constant" or (value is not None and value != 0):
+        return "it pads with something else than zero, which is no linear map"
+    pad = call.arguments["pad"]
+    return True if isinstance(pad, tuple | list) and len(pad) <= 4 else "it pads the channels too"
+
+
+@predicate("keeps-channels")
+def keeps_channels(reader: GraphReader, call: Call) -> Verdict:
+    """Flattens everything from the channels on, so that channels stay the slowest dimension."""
+    shape, out = reader.shape(call.inputs[0]), reader.shape(call.node)
+    return shape is not None and out is not None and len(out) == 2 and out == (shape[0], math.prod(shape[1:]))
+
+
+@predicate("is-size-free")
+def is_size_free(reader: GraphReader, call: Call) -> Verdict:
+    """A flatten from dimension 1, or a reshape that reads the batch size and leaves the rest to -1."""
+    if call.op.name == "flatten":
+        return bool(call.arguments["start_dim"] == 1 and call.arguments["end_dim"] in (-1, 3))
+    shape = call.arguments["shape"]
+    return isinstance(shape, tuple) and len(shape) == 2 and isinstance(shape[0], fx.Node) and shape[1] == -1
+
+
+@predicate("shifts-or-scales-channels")
+def shifts_or_scales_channels(reader: GraphReader, call: Call) -> Verdict:
+    """Adds, subtracts, multiplies or divides by one constant per channel (or one for all)."""
+    other = call.arguments.get("other")
+    if call.arguments.get("alpha") not in (None, 1) or call.arguments.get("rounding_mode") is not None:
+        return False
+    channels = reader.shape(call.inputs[0])
+    if isinstance(other, bool) or other is None or channels is None:
+        return False
+    if isinstance(other, int | float):
+        return True
+    if not _is_stored(reader, other):
+        return False
+    tensor = attribute(reader.graph_module, str(other.target))
+    if isinstance(tensor, nn.Parameter):
+        return "the normalisation is a trained parameter, so it is not folded away"
+    shape = tuple(getattr(tensor, "shape", ()))
+    per_channel = math.prod(shape) == 1 or (math.prod(shape) == channels[1] and shape[-3:] == (channels[1], 1, 1))
+    return True if per_channel else f"its constant has shape {shape}, which is not one value per channel"
+
+
+@predicate("is-classifier-output")
+def is_classifier_output(reader: GraphReader, call: Call) -> Verdict:
+    """The output is one row of class scores per sample, with no logit layer yet."""
+    if not call.inputs:
+        return "the output is no tensor"
+    shape = reader.shape(call.inputs[0])
+    if reader.op(call.inputs[0]) == "logit_layer":
+        return False
+    if shape is None or len(shape) != 2 or shape[1] < 2:
+        return f"the output has shape {shape}, which is not (samples, at least two classes)"
+    return True
+
+
+# ---------------------------------------------------------------- alignment
+
+
+@predicate("b-differs")
+def b_differs(reader: GraphReader, call: Call) -> Verdict:
+    """The B-cos layer has another B than the options ask for."""
+    layer = call.module
+    return isinstance(layer, BcosLayer) and layer.b != reader.options.pressure(str(call.node.target))

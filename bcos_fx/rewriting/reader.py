@@ -1,0 +1,102 @@
+"""A graph as rules see it: calls of canonical ops, where values flow, what else uses a parameter."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cached_property
+
+from torch import fx, nn
+
+from bcos_fx.rewriting.flow import Flow, analyse
+from bcos_fx.rewriting.ops import BOUNDARY, Call, Vocabulary
+from bcos_fx.rewriting.options import Options
+
+
+class GraphReader:
+    """Reads a graph for matching; it never changes one.
+
+    What is derived from the whole graph (flow, users of parameters) is computed once; :meth:`refresh` drops it.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, vocabulary: Vocabulary, options: Options) -> None:
+        self.graph_module = graph_module
+        self.vocabulary = vocabulary
+        self.options = options
+
+    def refresh(self) -> None:
+        """Forget what was derived from the graph before an edit."""
+        for derived in ("flow", "callers", "owners", "stored_below", "called_below"):
+            self.__dict__.pop(derived, None)
+
+    def op(self, node: fx.Node) -> str | None:
+        """Return the canonical name of a node's op, or None where no entry knows it."""
+        op = self.vocabulary.of(node, self.graph_module)
+        return None if op is None else op.name
+
+    def call(self, node: fx.Node) -> Call | None:
+        """Return a node as a call of a canonical op."""
+        return self.vocabulary.call(node, self.graph_module)
+
+    @cached_property
+    def flow(self) -> Flow:
+        """Where values flow in the graph."""
+        return analyse(self.graph_module, self.vocabulary)
+
+    @cached_property
+    def callers(self) -> dict[int, list[fx.Node]]:
+        """Module id -> nodes that call it."""
+        callers: dict[int, list[fx.Node]] = defaultdict(list)
+        for node in self.graph_module.graph.nodes:
+            if node.op == "call_module":
+                callers[id(self.graph_module.get_submodule(str(node.target)))].append(node)
+        return callers
+
+    @cached_property
+    def owners(self) -> dict[int, set[str]]:
+        """Parameter id -> the modules and nodes of the graph that use it, by name."""
+        owners: dict[int, set[str]] = defaultdict(set)
+        for node in self.graph_module.graph.nodes:
+            if node.op == "call_module":
+                module = self.graph_module.get_submodule(str(node.target))
+                for parameter in module.parameters():
+                    owners[id(parameter)].add(f"module {id(module)}")
+            elif node.op == "get_attr":
+                tensor = attribute(self.graph_module, str(node.target))
+                if isinstance(tensor, nn.Parameter):
+                    owners[id(tensor)].add(f"node {node.name}")
+        return owners
+
+    @cached_property
+    def stored_below(self) -> dict[str, list[fx.Node]]:
+        """Module path -> nodes that read a tensor stored below it."""
+        return self._below("get_attr")
+
+    @cached_property
+    def called_below(self) -> dict[str, list[fx.Node]]:
+        """Module path -> nodes that call a module below it, itself left out."""
+        return self._below("call_module")
+
+    def _below(self, kind: str) -> dict[str, list[fx.Node]]:
+        found: dict[str, list[fx.Node]] = defaultdict(list)
+        for node in self.graph_module.graph.nodes:
+            if node.op == kind:
+                parts = str(node.target).split(".")
+                for length in range(1, len(parts)):
+                    found[".".join(parts[:length])].append(node)
+        return found
+
+    def shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Return the shape that a node's value had in the example run, if known."""
+        shape = node.meta.get("shape")
+        return tuple(shape) if shape is not None else None
+
+
+def attribute(root: nn.Module, path: str) -> object:
+    """Return the parameter, buffer or attribute at a dotted path."""
+    owner, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(owner), name)
+
+
+def is_boundary(op: str) -> bool:
+    """Say whether an op is the graph's input, output or a parameter."""
+    return any(op == boundary.name for boundary in BOUNDARY.values())

@@ -1,0 +1,123 @@
+"""Recipes: which rule files, which options, for which purpose."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bcos_fx.errors import RuleError, UsageError, nearest
+from bcos_fx.rewriting.location import rules_directory
+from bcos_fx.rewriting.options import OPTION_NAMES, Options
+from bcos_fx.rewriting.rule import Rule
+from bcos_fx.rewriting.rulefile import load_rules
+from bcos_fx.rewriting.toml import Table, read_toml
+
+DEFAULT_RECIPE = "bcosification"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules and options for one purpose.
+
+    Attributes:
+        name: how the recipe is called.
+        description: what it is for, in one sentence.
+        source: the paper and section.
+        rules: the rules, in order.
+        options: the options that the rules read.
+        fixed: options that may not be changed, with the reason.
+        hashes: rule file -> SHA-256 of its bytes.
+    """
+
+    name: str
+    description: str
+    source: str
+    rules: tuple[Rule, ...]
+    options: Options
+    fixed: Mapping[str, str]
+    hashes: Mapping[str, str]
+
+    def with_options(self, changes: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with some options changed.
+
+        Raises:
+            UsageError: an unknown or senseless option, or one that this recipe fixes.
+        """
+        for name, reason in self.fixed.items():
+            if name in changes and changes[name] != getattr(self.options, name):
+                raise UsageError(
+                    f"the recipe {self.name!r} fixes {name}={getattr(self.options, name)!r}: {reason}",
+                    hint="choose another recipe, or leave the option out",
+                )
+        return replace(self, options=self.options.with_changes(changes))
+
+    def active_rules(self, phase: str) -> list[Rule]:
+        """Return the rules of a phase that are active under the options, in order."""
+        return [rule for rule in self.rules if rule.phase == phase and _is_active(rule, self.options)]
+
+
+def _is_active(rule: Rule, options: Options) -> bool:
+    for name, wanted in rule.when.items():
+        accepted = wanted if isinstance(wanted, list) else [wanted]
+        if getattr(options, name) not in accepted:
+            return False
+    return True
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the shipped recipes."""
+    return sorted(path.stem for path in (rules_directory() / "recipes").glob("*.toml"))
+
+
+def _find(recipe: str | Path) -> Path:
+    path = Path(recipe)
+    if path.suffix == ".toml":
+        return path
+    names = recipe_names()
+    if str(recipe) not in names:
+        raise RuleError(f"no recipe is named {str(recipe)!r}", hint=nearest(str(recipe), names))
+    return rules_directory() / "recipes" / f"{recipe}.toml"
+
+
+def _options(table: Table) -> Options:
+    values = {name: table.mapping("options")[name] for name in table.mapping("options")}
+    below = table.table("options")
+    for name, value in values.items():
+        if name not in OPTION_NAMES:
+            raise below.error(f"no option is named {name!r}", name, nearest(name, OPTION_NAMES))
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return Options(**values)
+
+
+def load_recipe(recipe: str | Path = DEFAULT_RECIPE, *, extra_rules: Sequence[str | Path] = ()) -> Recipe:
+    """Read a recipe, by the name of a shipped one or the path of a TOML file.
+
+    Args:
+        recipe: name or path.
+        extra_rules: more rule files; their rules come after the recipe's own.
+
+    Raises:
+        RuleError: an unknown recipe, or a file that is wrong (file, line, nearest known name).
+    """
+    table = read_toml(_find(recipe))
+    files = [rules_directory() / f"{name}.toml" for name in table.strings("rules")]
+    files += [Path(path) for path in extra_rules]
+    without = table.strings("without")
+    rules = load_rules(files)
+    for name in without:
+        if name not in {rule.name for rule in rules}:
+            raise table.error(f"no rule is named {name!r}", "without", nearest(name, [rule.name for rule in rules]))
+    loaded = Recipe(
+        name=table.text("name"),
+        description=table.text("description"),
+        source=table.text("source"),
+        rules=tuple(rule for rule in rules if rule.name not in without),
+        options=_options(table),
+        fixed=table.mapping("fixed"),
+        hashes={file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+    )
+    table.finish()
+    return loaded

@@ -1,0 +1,274 @@
+"""The report: what every node was, which rule made it what it is, what nearly matched, and what was measured.
+
+A report is plain data: it survives copying and saving, and the report of a dry run equals that of the real run,
+figures apart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import fx, nn
+
+from bcos_fx.nn import BcosLayer
+from bcos_fx.rewriting.flow import VALUE
+from bcos_fx.rewriting.match import NearMiss
+from bcos_fx.rewriting.reader import GraphReader, is_boundary
+from bcos_fx.rewriting.rewrite import Step
+
+_WEIGHTED = ("linear", "conv", "bcos_linear", "bcos_conv", "bilinear")
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """One node of a graph.
+
+    Attributes:
+        name: its name.
+        op: its canonical op, or the bare target where no entry of the vocabulary knows it.
+        inputs: names of the nodes that it reads.
+        was: the op that it was when traced; None for a node that a rule added.
+        rules: the rules that made it what it is, in order.
+        module: path of the module that it calls, if any.
+        source: where in the user's code it was called.
+        kind: ``constant``, ``value``, ``gate`` or ``unknown`` (see :mod:`bcos_fx.rewriting.flow`).
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...] = ()
+    was: str | None = None
+    rules: tuple[str, ...] = ()
+    module: str | None = None
+    source: str | None = None
+    kind: str = VALUE
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the network was converted.
+
+    Attributes:
+        converted: linear and convolution parameters on value paths that are in B-cos layers.
+        total: all linear and convolution parameters on value paths.
+    """
+
+    converted: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """The converted share, 1 where there is nothing to convert."""
+        return self.converted / self.total if self.total else 1.0
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far one changing rule moved the output.
+
+    Attributes:
+        rule: the rule.
+        nodes: how many nodes it changed.
+        change: |after - before| / |before| over the outputs of all test inputs.
+        agreement: share of test inputs whose highest output stayed the highest, or None where there are no classes.
+    """
+
+    rule: str
+    nodes: int
+    change: float
+    agreement: float | None
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured; empty in a dry run.
+
+    Attributes:
+        verification: the equivalence proof of the preserving phases, as plain data; None if it was not asked for.
+        drift: one entry per changing rule, in order.
+        total_drift: all changing rules together.
+    """
+
+    verification: Mapping[str, Any] | None = None
+    drift: tuple[Drift, ...] = ()
+    total_drift: Drift | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a conversion did and found.
+
+    Attributes:
+        recipe: name of the recipe.
+        options: its options, as plain data.
+        rule_hashes: rule file -> SHA-256.
+        before, nodes: the graph as traced and as it is now.
+        removed: node -> the rule that removed it.
+        near_misses: what almost matched and why not.
+        unknown: nodes whose op no entry of the vocabulary knows.
+        unused: parameters of the module that its eval graph never uses.
+        guards: branches and numbers that tracing took from a shape.
+        train_difference: where the train graph differs from the eval graph, or None.
+        inputs: placeholder -> what it takes.
+        coverage: how much was converted.
+        notes: what the user should know, in plain sentences.
+        figures: what was measured.
+    """
+
+    recipe: str
+    options: Mapping[str, Any]
+    rule_hashes: Mapping[str, str]
+    before: tuple[NodeRow, ...]
+    nodes: tuple[NodeRow, ...]
+    removed: Mapping[str, str]
+    near_misses: tuple[NearMiss, ...]
+    unknown: tuple[NodeRow, ...]
+    unused: tuple[str, ...]
+    guards: tuple[str, ...]
+    train_difference: str | None
+    inputs: Mapping[str, str]
+    coverage: Coverage
+    notes: tuple[str, ...] = ()
+    figures: Figures = field(default_factory=Figures)
+
+    def rule_counts(self) -> dict[str, int]:
+        """Return how many nodes each rule made what they are (or removed), in the order of first use."""
+        counts = Counter(rule for row in self.nodes for rule in row.rules)
+        counts.update(self.removed.values())
+        return dict(counts)
+
+    def without_figures(self) -> Report:
+        """Return the report as a dry run gives it."""
+        return dataclasses.replace(self, figures=Figures())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        plain = dataclasses.asdict(self)
+        plain["coverage"]["share"] = self.coverage.share
+        return plain
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """Return the report as JSON with sorted keys."""
+        return json.dumps(self.to_dict(), indent=indent, sort_keys=True)
+
+    def to_text(self, *, nodes: bool = False, width: int = 110) -> str:
+        """Return the report as text for people.
+
+        Args:
+            nodes: list every node too.
+            width: of the lines, in characters.
+        """
+        from bcos_fx.rewriting.report_text import render  # rich is loaded only when somebody reads
+
+        return render(self, nodes=nodes, width=width)
+
+    def draw(self, path: str | Path) -> Path:
+        """Draw the graph before and after, side by side (.png, .svg or .pdf).
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+            UsageError: the suffix is none of these.
+        """
+        from bcos_fx.rewriting.picture import draw  # matplotlib is an extra
+
+        return draw(self, Path(path))
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def mark_origins(reader: GraphReader) -> None:
+    """Note on every node of a freshly traced graph what it is, so that the report can say what it was."""
+    for node in reader.graph_module.graph.nodes:
+        node.meta["was"] = reader.op(node) or describe_target(node)
+
+
+def describe_target(node: fx.Node) -> str:
+    """Name the target of a node that the vocabulary does not know."""
+    target = node.target
+    if isinstance(target, str):
+        return target
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
+
+
+def read_rows(reader: GraphReader) -> tuple[NodeRow, ...]:
+    """Return a row per node of the graph, in order."""
+    kinds = reader.flow.kinds
+    return tuple(
+        NodeRow(
+            name=node.name,
+            op=_op_name(reader, node),
+            inputs=tuple(source.name for source in node.all_input_nodes),
+            was=node.meta.get("was"),
+            rules=tuple(node.meta.get("rules", ())),
+            module=str(node.target) if node.op in ("call_module", "get_attr") else None,
+            source=node.meta.get("source"),
+            kind=kinds[node.name],
+        )
+        for node in reader.graph_module.graph.nodes
+    )
+
+
+def _op_name(reader: GraphReader, node: fx.Node) -> str:
+    known = reader.op(node)
+    if known is not None:
+        return known
+    if node.op == "call_module":
+        return type(reader.graph_module.get_submodule(str(node.target))).__name__
+    return describe_target(node)
+
+
+def unknown_rows(reader: GraphReader, rows: tuple[NodeRow, ...]) -> tuple[NodeRow, ...]:
+    """Return the rows whose op no entry of the vocabulary knows."""
+    known = {op.name for op in reader.vocabulary}
+    return tuple(row for row in rows if row.op not in known and not is_boundary(row.op))
+
+
+def removed_nodes(steps: list[Step], before: tuple[NodeRow, ...], after: tuple[NodeRow, ...]) -> dict[str, str]:
+    """Return the traced nodes that are gone, each with the rule that rewrote it or its surroundings last."""
+    present = {row.name for row in after}
+    last = {step.node: step.rule for step in steps}
+    return {row.name: last.get(row.name, "unused afterwards") for row in before if row.name not in present}
+
+
+def coverage(reader: GraphReader) -> Coverage:
+    """Count the linear and convolution parameters on value paths, and those in B-cos layers.
+
+    A functional layer counts with the stored tensors that it reads, however indirectly: a computed weight that no
+    B-cos layer holds must not go missing from the total.
+    """
+    counted: dict[int, tuple[int, bool]] = {}
+    for node in reader.graph_module.graph.nodes:
+        op = reader.op(node)
+        if op is None or not op.startswith(_WEIGHTED) or not reader.flow.on_value_path(node):
+            continue
+        for parameter, converted in _weights(reader, node):
+            counted[id(parameter)] = (parameter.numel(), converted or counted.get(id(parameter), (0, False))[1])
+    return Coverage(
+        converted=sum(size for size, converted in counted.values() if converted),
+        total=sum(size for size, _ in counted.values()),
+    )
+
+
+def _weights(reader: GraphReader, node: fx.Node) -> list[tuple[nn.Parameter, bool]]:
+    root = reader.graph_module
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        return [(parameter, isinstance(module, BcosLayer)) for parameter in module.parameters()]
+    call = reader.call(node)
+    pending = call.nodes("weight") + call.nodes("bias") if call else []
+    found: list[tuple[nn.Parameter, bool]] = []
+    while pending:
+        source = pending.pop()
+        if source.op == "get_attr":
+            owner, _, name = str(source.target).rpartition(".")
+            tensor = getattr(root.get_submodule(owner), name)
+            found += [(tensor, False)] if isinstance(tensor, nn.Parameter) else []
+        pending += source.all_input_nodes
+    return found

@@ -1,0 +1,279 @@
+"""The one place where a graph is edited.
+
+Everything that a rewrite needs is built first; only when all of it exists is the graph touched, so a refusal
+leaves nothing half done. The anchor keeps its node, and thereby its name and its users: what computes the same
+value before and after a rewrite bears the same name, and checks can compare it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from bcos_fx.rewriting.build import Build, Builder, Refused
+from bcos_fx.rewriting.match import Hit, NearMiss
+from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.rule import Replacement
+from bcos_fx.rewriting.shapes import note_shape
+
+
+@dataclass(frozen=True)
+class Step:
+    """One application of a rule.
+
+    Attributes:
+        rule: its name.
+        phase: its phase.
+        node: the node that it rewrote.
+        before: canonical op that the node was.
+        after: canonical op that it became; ``removed`` where nothing stands in its place.
+    """
+
+    rule: str
+    phase: str
+    node: str
+    before: str
+    after: str
+
+
+class Rewriter:
+    """Applies hits to one graph module, in place.
+
+    Args:
+        reader: reads the graph that is edited.
+        builders: name -> builder.
+
+    Attributes:
+        erased: nodes that rewrites have removed so far.
+    """
+
+    def __init__(self, reader: GraphReader, builders: Mapping[str, Builder]) -> None:
+        self.erased: set[fx.Node] = set()
+        self._reader = reader
+        self._builders = builders
+        # What was built from a module serves every call of it. The module is kept with it: an id means
+        # nothing once its object is gone.
+        self._made: dict[Hashable, tuple[str, nn.Module | None]] = {}
+        self._moved: dict[str, str] = {}
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The graph module that is edited."""
+        return self._reader.graph_module
+
+    def apply(self, hit: Hit) -> Step | NearMiss:
+        """Carry out a rewrite, or say why its builder refused; then nothing was changed."""
+        try:
+            built = {name: self._build(hit, name, entry) for name, entry in hit.rule.replace.items()}
+        except Refused as refusal:
+            return NearMiss(hit.rule.name, hit.anchor.name, str(refusal))
+        targets = {name: self._target(hit, name, module) for name, module in built.items()}
+        before, name = hit.calls[hit.rule.anchor].op.name, hit.anchor.name
+        edit = _Edit(self.graph_module, hit, targets)
+        after = edit.carry_out()
+        self.erased |= edit.erased
+        label = "removed" if after is None else self._reader.op(after) or str(after.target)
+        return Step(hit.rule.name, hit.rule.phase, name, before, label)
+
+    def finish(self) -> None:
+        """Drop what is no longer used, check the graph and make its code anew."""
+        graph = self.graph_module.graph
+        graph.eliminate_dead_code()
+        self._move_back()
+        self.graph_module.delete_all_unused_submodules()
+        graph.lint()
+        self.graph_module.recompile()
+
+    def _source(self, hit: Hit, name: str, entry: Replacement) -> str:
+        source = entry.source or (name if name in hit.calls else hit.rule.anchor)
+        if source not in hit.calls:
+            raise Refused(f"{source} is absent here")
+        return source
+
+    def _build(self, hit: Hit, name: str, entry: Replacement) -> nn.Module | str | None:
+        """Build an entry's module, or find the path of one built before; None for a reused node."""
+        if entry.build is None:
+            return None
+        call = hit.calls[self._source(hit, name, entry)]
+        made = self._made.get(_identity(entry.build, call))
+        return self._builders[entry.build](Build(hit, call, self._reader)) if made is None else made[0]
+
+    def _target(self, hit: Hit, name: str, built: nn.Module | str | None) -> str | None:
+        """Place a built module in the module tree and return its path."""
+        if built is None or isinstance(built, str):
+            return built
+        entry = hit.rule.replace[name]
+        call = hit.calls[self._source(hit, name, entry)]
+        path = self._path(call, hit, name)
+        _set_module(self.graph_module, path, built)
+        identity = _identity(str(entry.build), call)
+        if identity is not None:
+            self._made[identity] = (path, call.module)
+        return path
+
+    def _path(self, call: Call, hit: Hit, name: str) -> str:
+        """Where the new module goes: in the old one's place, if nothing else lives there."""
+        if call.node.op == "placeholder":
+            return self._unused(name)
+        if call.module is None:
+            owners = {str(n.target).rpartition(".")[0] for n in call.node.all_input_nodes if n.op == "get_attr"}
+            owner = owners.pop() if len(owners) == 1 else ""
+            return owner if owner and self._is_free(owner, hit) else self._unused(call.node.name)
+        path = str(call.node.target)
+        if len(self._reader.callers[id(call.module)]) == 1:
+            return path
+        # Other calls of the module may keep it. If in the end none does, the new module moves into its place.
+        beside = self._unused(f"{path}_{name}")
+        self._moved[beside] = path
+        return beside
+
+    def _is_free(self, path: str, hit: Hit) -> bool:
+        """Say whether no module below the path is called and no tensor below it is read by another call."""
+        matched = set(hit.nodes.values())
+        readers = self._reader.stored_below[path]
+        return not self._reader.called_below[path] and all(set(node.users) <= matched for node in readers)
+
+    def _unused(self, path: str) -> str:
+        candidate, number = path, 1
+        while _exists(self.graph_module, candidate):
+            candidate, number = f"{path}_{number}", number + 1
+        return candidate
+
+    def _move_back(self) -> None:
+        for beside, path in list(self._moved.items()):
+            calls = [n for n in self.graph_module.graph.nodes if n.op == "call_module" and n.target in (beside, path)]
+            if any(node.target == path for node in calls):
+                continue
+            if calls:
+                _set_module(self.graph_module, path, self.graph_module.get_submodule(beside))
+                for node in calls:
+                    node.target = path
+                self._made = {key: (path if at == beside else at, old) for key, (at, old) in self._made.items()}
+            del self._moved[beside]
+
+
+def _identity(build: str, call: Call) -> Hashable:
+    """Return what two calls must share to be given one new module: the module, or all stored tensors and options."""
+    if call.module is not None:
+        return build, id(call.module)
+    stored = [(n, a.target) for n, a in call.arguments.items() if isinstance(a, fx.Node) and a.op == "get_attr"]
+    options = [(n, repr(a)) for n, a in call.arguments.items() if not isinstance(a, fx.Node)]
+    return (build, tuple(stored), tuple(options)) if stored else None
+
+
+class _Edit:
+    """One edit: resolves names to nodes, makes the new nodes, puts the result in the anchor's place."""
+
+    def __init__(self, root: fx.GraphModule, hit: Hit, targets: Mapping[str, str | None]) -> None:
+        self.root, self.graph, self.hit, self.targets = root, root.graph, hit, targets
+        self.made: dict[str, fx.Node] = {}
+        self.erased: set[fx.Node] = set()
+        read = dict.fromkeys(source for node in hit.nodes.values() for source in node.all_input_nodes)
+        self.stored = [source for source in read if source.op == "get_attr" and source not in hit.nodes.values()]
+        entries = hit.rule.replace
+        self.result = hit.rule.result or list(entries)[-1]
+        self.anchor_stays = any(hit.rule.anchor in entry.inputs for entry in entries.values())
+
+    def carry_out(self) -> fx.Node | None:
+        """Edit the graph.
+
+        Returns:
+            The node that now stands for the anchor's value, or None where the anchor was removed.
+        """
+        cursor = self.hit.anchor
+        old_users = list(cursor.users)
+        for name, entry in self.hit.rule.replace.items():
+            if self._is_absent(name, entry):
+                self.made[name] = self.hit.stand_in[name] if not entry.inputs else self._node(entry.inputs[0])
+            elif name == self.result and not self.anchor_stays:
+                self._retarget(name, entry)
+            else:
+                cursor = self._insert(name, entry, cursor)
+        result = self._node(self.result)
+        if self.anchor_stays:
+            for user in old_users:
+                user.replace_input_with(self.hit.anchor, result)
+        elif result is not self.hit.anchor:
+            self.hit.anchor.replace_all_uses_with(result)
+        self._sweep()
+        return None if self.result.endswith(".input") else result
+
+    def _is_absent(self, name: str, entry: Replacement) -> bool:
+        return entry.build is None and name not in self.hit.nodes
+
+    def _node(self, name: str) -> fx.Node:
+        if name.endswith(".input"):
+            matched = name.removesuffix(".input")
+            return self.hit.stand_in[matched] if matched in self.hit.stand_in else self.hit.calls[matched].inputs[0]
+        if name in self.made:
+            return self.made[name]
+        return self.hit.nodes.get(name) or self.hit.stand_in[name]
+
+    def _call(self, name: str, entry: Replacement) -> tuple[str, Any, tuple[Any, ...], dict[str, Any], fx.Node]:
+        """Return kind, target, arguments and the node whose record the new node continues."""
+        inputs = [self._node(source) for source in entry.inputs]
+        target = self.targets[name]
+        if target is not None:
+            continued = self.hit.nodes.get(entry.source or name, self.hit.anchor)
+            return "call_module", target, tuple(inputs), {}, continued
+        old = self.hit.nodes[name]
+        renamed = dict(zip(self.hit.calls[name].inputs, inputs, strict=False))
+        args = fx.node.map_arg(old.args, lambda n: renamed.get(n, n))
+        kwargs = fx.node.map_arg(old.kwargs, lambda n: renamed.get(n, n))
+        return old.op, old.target, args, kwargs, old
+
+    def _retarget(self, name: str, entry: Replacement) -> None:
+        node = self.hit.anchor
+        kind, target, args, kwargs, continued = self._call(name, entry)
+        node.op, node.target = kind, target
+        node.args, node.kwargs = args, kwargs
+        node.meta = _tagged(node.meta | {"was": continued.meta.get("was")}, self.hit)
+        self.made[name] = node
+
+    def _insert(self, name: str, entry: Replacement, cursor: fx.Node) -> fx.Node:
+        kind, target, args, kwargs, continued = self._call(name, entry)
+        before = self.graph.inserting_before(self.hit.anchor)
+        with self.graph.inserting_after(cursor) if self.anchor_stays else before:
+            node = self.graph.create_node(kind, target, args, kwargs)
+        is_new = continued is self.hit.anchor and self.anchor_stays
+        node.meta = _tagged(continued.meta | ({"was": None} if is_new else {}), self.hit)
+        note_shape(node, self.root)
+        self.made[name] = node
+        return node if self.anchor_stays else cursor
+
+    def _sweep(self) -> None:
+        """Erase matched nodes, and the stored tensors that they read, where nothing uses them any more."""
+        kept = set(self.made.values())
+        for node in (*reversed(list(self.hit.nodes.values())), *self.stored):
+            if node not in kept and not node.users and node.op not in ("placeholder", "output"):
+                self.graph.erase_node(node)
+                self.erased.add(node)
+
+
+def _tagged(meta: dict[str, Any], hit: Hit) -> dict[str, Any]:
+    return dict(meta) | {"rules": (*meta.get("rules", ()), hit.rule.name)}
+
+
+def _exists(root: nn.Module, path: str) -> bool:
+    for part in path.split("."):
+        if not hasattr(root, part):
+            return False
+        root = getattr(root, part)
+    return True
+
+
+def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path, making plain containers on the way."""
+    owner: nn.Module = root
+    *parents, name = path.split(".")
+    for parent in parents:
+        below = owner._modules.get(parent)
+        if below is None:
+            below = nn.Module()
+            owner.add_module(parent, below)
+        owner = below
+    owner.add_module(name, module)

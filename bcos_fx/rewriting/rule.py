@@ -1,0 +1,180 @@
+"""A rewrite rule as data: what it matches, what it puts there, and what it preserves.
+
+A rule made in Python goes through the same validator as one read from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bcos_fx.errors import RuleError, nearest
+
+PRESERVING_PHASES = ("canonical", "structure", "input", "norm", "activation", "linear")
+CHANGING_PHASES = ("pool", "bias", "align", "head")
+PHASES = (*PRESERVING_PHASES, *CHANGING_PHASES, "freeze")
+"""The phases in the order they run; ``freeze`` belongs to explanation views only."""
+
+PRESERVES = ("always", "eval", "never")
+"""What a rule keeps: the function in train and eval, in eval only, or not at all."""
+
+ANY = "*"
+"""An input that may be anything."""
+
+ANY_NUMBER = -1
+"""A number of users that may be anything."""
+
+
+@dataclass(frozen=True)
+class NodePattern:
+    """One node of a pattern.
+
+    Attributes:
+        ops: canonical names, one of which the node must be.
+        inputs: names of pattern nodes that feed it, in order; ``*`` is any value. Empty: anything.
+        users: the number of users the node must have; -1 for any. Left out: 1 for an inner node of the pattern
+            (a value that is used elsewhere cannot be rewritten away), any for the last one.
+        form: ``module``, ``call`` (function or method) or None for either.
+        optional: the node may be absent; its first input then stands in its place.
+        commutative: the inputs may stand in any order.
+        where: attribute -> value, or list of accepted values.
+        require: names of registered predicates.
+    """
+
+    ops: tuple[str, ...]
+    inputs: tuple[str, ...] = ()
+    users: int | None = None
+    form: str | None = None
+    optional: bool = False
+    commutative: bool = False
+    where: Mapping[str, Any] = field(default_factory=dict)
+    require: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One node of the result.
+
+    Attributes:
+        build: name of a registered builder; None reuses the matched node of the same name.
+        source: the pattern node that the builder reads (default: the one of the same name, else the anchor).
+        inputs: names of result or pattern nodes, or ``node.input`` for what fed a matched node.
+    """
+
+    build: str | None = None
+    source: str | None = None
+    inputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rewrite rule.
+
+    Attributes:
+        name: kebab-case, states the effect.
+        phase: one of :data:`PHASES`.
+        preserves: one of :data:`PRESERVES`.
+        source: the paper and section that the rewrite comes from.
+        why: the reason why it preserves what it says, or what it is good for.
+        match: name -> pattern node; the last one is the anchor.
+        replace: name -> result node, in order; empty for a refusal or a removal.
+        result: the result node (or ``node.input``) that takes the anchor's place.
+        refuse: instead of a result: the reason why this shape is left alone.
+        when: option -> value (or list of values) under which the rule is active.
+        origin: ``file:line``, for messages.
+    """
+
+    name: str
+    phase: str
+    preserves: str
+    source: str
+    why: str
+    match: Mapping[str, NodePattern]
+    replace: Mapping[str, Replacement] = field(default_factory=dict)
+    result: str | None = None
+    refuse: str | None = None
+    when: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = "made in Python"
+
+    @property
+    def anchor(self) -> str:
+        """Name of the pattern node at which matching starts: the last one."""
+        return list(self.match)[-1]
+
+
+@dataclass(frozen=True)
+class Known:
+    """The names that a rule may use."""
+
+    ops: frozenset[str]
+    predicates: frozenset[str]
+    builders: frozenset[str]
+    options: frozenset[str]
+
+
+def _one_of(rule: Rule, what: str, name: str, known: frozenset[str] | tuple[str, ...]) -> None:
+    if name not in known:
+        raise RuleError(
+            f"rule {rule.name!r}: {name!r} is no known {what}", where=rule.origin, hint=nearest(name, known)
+        )
+
+
+def _check_pattern(rule: Rule, known: Known) -> None:
+    seen: list[str] = []
+    for name, pattern in rule.match.items():
+        for op in pattern.ops:
+            _one_of(rule, "op", op, known.ops | {"input", "parameter", "output"})
+        for predicate in pattern.require:
+            _one_of(rule, "predicate", predicate, known.predicates)
+        for source in pattern.inputs:
+            if source != ANY:
+                _one_of(rule, "pattern node before this one", source, tuple(seen))
+        if pattern.form not in (None, "module", "call"):
+            _one_of(rule, "form", str(pattern.form), ("module", "call"))
+        seen.append(name)
+    if rule.match[rule.anchor].optional:
+        raise RuleError(f"rule {rule.name!r}: the last pattern node cannot be optional", where=rule.origin)
+
+
+def _check_result(rule: Rule, known: Known) -> None:
+    made: list[str] = []
+    for name, entry in rule.replace.items():
+        if entry.build is None:
+            _one_of(rule, "pattern node to reuse", name, tuple(rule.match))
+        else:
+            _one_of(rule, "builder", entry.build, known.builders)
+        if entry.source is not None:
+            _one_of(rule, "pattern node", entry.source, tuple(rule.match))
+        for source in entry.inputs:
+            _one_of(rule, "node", source.removesuffix(".input"), (*rule.match, *made))
+        made.append(name)
+    if rule.result is not None:
+        _one_of(rule, "node", rule.result.removesuffix(".input"), (*rule.match, *made))
+
+
+def validate(rule: Rule, known: Known) -> Rule:
+    """Return the rule if it is sound.
+
+    Raises:
+        RuleError: an unknown name, a missing part, or a rule of a preserving phase that preserves nothing.
+    """
+    _one_of(rule, "phase", rule.phase, PHASES)
+    _one_of(rule, "word for 'preserves'", rule.preserves, PRESERVES)
+    for option in rule.when:
+        _one_of(rule, "option", option, known.options)
+    if not rule.match:
+        raise RuleError(f"rule {rule.name!r} matches nothing", where=rule.origin, hint="add [rule.match.<name>]")
+    _check_pattern(rule, known)
+    if rule.refuse is None and not rule.replace and rule.result is None:
+        raise RuleError(
+            f"rule {rule.name!r} does nothing", where=rule.origin, hint="add [rule.replace.<name>], result or refuse"
+        )
+    _check_result(rule, known)
+    if rule.phase in PRESERVING_PHASES and rule.preserves == "never":
+        raise RuleError(
+            f"rule {rule.name!r} changes the function but stands in the preserving phase {rule.phase!r}",
+            where=rule.origin,
+            hint=f"move it to one of {', '.join(CHANGING_PHASES)}, or say what it preserves",
+        )
+    return rule

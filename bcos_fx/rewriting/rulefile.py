@@ -1,0 +1,105 @@
+"""Rule files: TOML in, validated rules out. A rule file names things; it can run nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bcos_fx.errors import RuleError
+from bcos_fx.rewriting.build import BUILDERS
+from bcos_fx.rewriting.build_input import WIDENING as WIDENING  # registers the builders for inputs
+from bcos_fx.rewriting.location import rules_directory
+from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.rewriting.options import OPTION_NAMES
+from bcos_fx.rewriting.predicates import PREDICATES
+from bcos_fx.rewriting.rule import PHASES, PRESERVES, Known, NodePattern, Replacement, Rule, validate
+from bcos_fx.rewriting.toml import Table, read_toml
+
+__all__ = ["known_names", "load_rules", "read_rules", "rules_directory"]
+
+
+def known_names() -> Known:
+    """Return the ops, predicates, builders and options that a rule may name."""
+    return Known(
+        ops=frozenset(op.name for op in vocabulary()),
+        predicates=frozenset(PREDICATES),
+        builders=frozenset(BUILDERS),
+        options=OPTION_NAMES,
+    )
+
+
+def _pattern(table: Table) -> NodePattern:
+    pattern = NodePattern(
+        ops=table.strings("op"),
+        inputs=table.strings("inputs"),
+        users=table.integer("users", default=None),
+        form=table.text("form", default=None),
+        optional=table.flag("optional"),
+        commutative=table.flag("commutative"),
+        where=table.mapping("where"),
+        require=table.strings("require"),
+    )
+    table.finish()
+    return pattern
+
+
+def _replacement(table: Table) -> Replacement:
+    entry = Replacement(
+        build=table.text("build", default=None),
+        source=table.text("from", default=None),
+        inputs=table.strings("inputs"),
+    )
+    table.finish()
+    return entry
+
+
+def _rule(table: Table, known: Known) -> Rule:
+    matched, replaced = table.table("match"), table.table("replace")
+    rule = Rule(
+        name=table.text("name"),
+        phase=table.choice("phase", PHASES),
+        preserves=table.choice("preserves", PRESERVES),
+        source=table.text("source"),
+        why=table.text("why"),
+        match={name: _pattern(matched.table(name)) for name in matched.keys()},
+        replace={name: _replacement(replaced.table(name)) for name in replaced.keys()},
+        result=table.text("result", default=None),
+        refuse=table.text("refuse", default=None),
+        when=table.mapping("when"),
+        origin=table.where(),
+    )
+    table.finish()
+    return validate(rule, known)
+
+
+def read_rules(path: Path) -> list[Rule]:
+    """Read one rule file.
+
+    Raises:
+        RuleError: names the file, the line and the nearest known word.
+    """
+    document = read_toml(path)
+    rules = [_rule(table, known_names()) for table in document.tables("rule")]
+    document.finish()
+    if not rules:
+        raise RuleError("the file holds no [[rule]]", where=str(path))
+    return rules
+
+
+def load_rules(paths: Iterable[Path]) -> list[Rule]:
+    """Read several rule files, in order.
+
+    Raises:
+        RuleError: a file is wrong, or two rules bear one name.
+    """
+    rules = [rule for path in paths for rule in read_rules(path)]
+    seen: dict[str, Rule] = {}
+    for rule in rules:
+        if rule.name in seen:
+            raise RuleError(
+                f"two rules are named {rule.name!r}",
+                where=f"{rule.origin} and {seen[rule.name].origin}",
+                hint="rename one of them",
+            )
+        seen[rule.name] = rule
+    return rules

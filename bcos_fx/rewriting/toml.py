@@ -1,0 +1,175 @@
+"""TOML tables that know the file and line of each key, and refuse keys that nobody asked for.
+
+``tomllib`` keeps no positions, so a second, much simpler reading of the text notes where each key
+stands. It only has to find keys; what they mean stays with ``tomllib``.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bcos_fx.errors import RuleError, nearest
+
+Key = tuple[str | int, ...]
+T = TypeVar("T")
+_MISSING = object()
+_HEADER = re.compile(r"^\s*(\[\[|\[)\s*([^\]]+?)\s*\]\]?\s*(#.*)?$")
+_ASSIGNMENT = re.compile(r"^\s*([A-Za-z0-9_\-.\"']+)\s*=")
+_NAMES = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+
+
+def _resolve_arrays(parts: tuple[str, ...], counts: Mapping[Key, int]) -> Key:
+    """Turn ``rule.match.conv`` into ``rule, 3, match, conv`` below the fourth ``[[rule]]``."""
+    key: Key = ()
+    for part in parts:
+        key = (*key, part)
+        if key in counts:
+            key = (*key, counts[key] - 1)
+    return key
+
+
+def _key_lines(text: str) -> dict[Key, int]:
+    lines: dict[Key, int] = {(): 1}
+    counts: dict[Key, int] = {}
+    here: Key = ()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            parts = _parts(header[2])
+            if header[1] == "[[":
+                key = (*_resolve_arrays(parts[:-1], counts), parts[-1])
+                counts[key] = counts.get(key, 0) + 1
+            here = _resolve_arrays(parts, counts)
+            lines[here] = number
+        elif assignment := _ASSIGNMENT.match(line):
+            lines.setdefault((*here, *_parts(assignment[1])), number)
+    return lines
+
+
+class Table:
+    """One table of a TOML document.
+
+    Each accessor marks its key as known; :meth:`finish` raises for the keys that are left.
+    """
+
+    def __init__(self, data: Mapping[str, Any], *, path: Path, lines: Mapping[Key, int], key: Key = ()) -> None:
+        self._data, self._path, self._lines, self._key = data, path, lines, key
+        self._asked: set[str] = set()
+
+    def keys(self) -> list[str]:
+        """Return the keys in file order."""
+        return list(self._data)
+
+    def line(self, name: str | None = None) -> int:
+        """Return the line of a key, or of the table itself."""
+        key = self._key if name is None else (*self._key, name)
+        while key not in self._lines:
+            key = key[:-1]
+        return self._lines[key]
+
+    def where(self, name: str | None = None) -> str:
+        """Return ``file:line`` of a key, or of the table itself."""
+        return f"{self._path}:{self.line(name)}"
+
+    def error(self, what: str, name: str | None = None, hint: str | None = None) -> RuleError:
+        """Return an error that points at a key of this table."""
+        return RuleError(what, where=self.where(name), hint=hint)
+
+    def _get(self, name: str, kinds: type | tuple[type, ...], default: Any) -> Any:
+        self._asked.add(name)
+        value = self._data.get(name, _MISSING)
+        if value is _MISSING:
+            if default is _MISSING:
+                raise self.error(f"the key {name!r} is missing")
+            return default
+        accepted = kinds if isinstance(kinds, tuple) else (kinds,)
+        if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+            wanted = " or ".join(_NAMES[kind] for kind in accepted)
+            raise self.error(f"{name!r} must be {wanted}, not {value!r}", name)
+        return value
+
+    def text(self, name: str, default: Any = _MISSING) -> Any:
+        """Return a string."""
+        return self._get(name, str, default)
+
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """Return a boolean."""
+        return bool(self._get(name, bool, default))
+
+    def integer(self, name: str, default: Any = _MISSING) -> Any:
+        """Return a whole number."""
+        return self._get(name, int, default)
+
+    def choice(self, name: str, known: Iterable[str], default: Any = _MISSING) -> str:
+        """Return a string that must be one of the known words."""
+        value = self._get(name, str, default)
+        words = list(known)
+        if value not in words:
+            raise self.error(f"{value!r} is no known {name}", name, nearest(value, words))
+        return str(value)
+
+    def strings(self, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Return a list of strings; a single string counts as a list of one."""
+        value = self._get(name, (list, str), list(default))
+        items = [value] if isinstance(value, str) else value
+        if not all(isinstance(item, str) for item in items):
+            raise self.error(f"{name!r} must hold texts only", name)
+        return tuple(items)
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """Return a table as a plain dictionary whose keys the caller checks."""
+        return dict(self._get(name, dict, {}))
+
+    def table(self, name: str) -> Table:
+        """Return a table below this one."""
+        return Table(self._get(name, dict, {}), path=self._path, lines=self._lines, key=(*self._key, name))
+
+    def tables(self, name: str) -> list[Table]:
+        """Return the tables of an array."""
+        items = self._get(name, list, [])
+        return [
+            Table(item, path=self._path, lines=self._lines, key=(*self._key, name, index))
+            for index, item in enumerate(items)
+        ]
+
+    def finish(self) -> None:
+        """Raise for a key that no accessor asked for.
+
+        Raises:
+            RuleError: names the key, its line and the nearest known one.
+        """
+        for name in self._data:
+            if name not in self._asked:
+                raise self.error(f"unknown key {name!r}", name, nearest(name, self._asked))
+
+
+def read_toml(path: Path) -> Table:
+    """Read a TOML file.
+
+    Raises:
+        RuleError: the file is missing, unreadable or no TOML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RuleError(f"the rule file cannot be read: {reason}", where=str(path)) from error
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RuleError(f"the rule file is not valid TOML: {error}", where=str(path)) from error
+    return Table(data, path=path, lines=_key_lines(text))
