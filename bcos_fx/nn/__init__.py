@@ -1,0 +1,60 @@
+"""Layers: the B-cos transform, norms in a form that explanations can use, input encoding, logits."""
+
+from __future__ import annotations
+
+from bcos_fx.nn.batchnorm import BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d
+from bcos_fx.nn.bcos import BcosLayer, BcosLinear, Scale
+from bcos_fx.nn.conv import (
+    BcosConv1d,
+    BcosConv2d,
+    BcosConv3d,
+    BcosConvTranspose1d,
+    BcosConvTranspose2d,
+    BcosConvTranspose3d,
+)
+from bcos_fx.nn.dynamic import DynamicLayer
+from bcos_fx.nn.functional import alignment, bcos_scale, default_eps, energy
+from bcos_fx.nn.heads import LogitLayer
+from bcos_fx.nn.inputs import InputDecoding, InputEncoding, InputNormalisation, fold, widen
+from bcos_fx.nn.norms import (
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    NormLayer,
+    RMSNorm,
+)
+
+__all__ = [
+    "BatchNormUncentred1d",
+    "BatchNormUncentred2d",
+    "BatchNormUncentred3d",
+    "BcosConv1d",
+    "BcosConv2d",
+    "BcosConv3d",
+    "BcosConvTranspose1d",
+    "BcosConvTranspose2d",
+    "BcosConvTranspose3d",
+    "BcosLayer",
+    "BcosLinear",
+    "DynamicLayer",
+    "GroupNorm",
+    "InputDecoding",
+    "InputEncoding",
+    "InputNormalisation",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LogitLayer",
+    "NormLayer",
+    "RMSNorm",
+    "Scale",
+    "alignment",
+    "bcos_scale",
+    "default_eps",
+    "energy",
+    "fold",
+    "widen",
+]

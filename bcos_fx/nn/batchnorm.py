@@ -1,0 +1,163 @@
+"""Batch norm without mean subtraction: a scale per channel and one constant.
+
+In eval, batch norm is w (x - mean)/sigma + bias = (w/sigma) x + (bias - w mean/sigma): an uncentred scale and one
+constant, :meth:`constant`. The constant is kept as what it is made of, so that the layer is torch's to the last bit, in
+every precision, and a calibration that exchanges the statistics has nothing to fold again. In training the layer
+divides by the batch's deviation and subtracts no batch mean: the uncentred batch norm of Böhle et al., "B-cos Alignment
+for Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024, section 3.3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bcos_fx.errors import UsageError
+from bcos_fx.nn.dynamic import require_exactly
+
+
+class _BatchNormUncentred(nn.Module):
+    """Uncentred batch norm; used through the classes for 1, 2 and 3 dimensions.
+
+    Eval: y = x * weight / sqrt(running_var + eps) + constant. Training: the batch's biased variance (about its mean)
+    takes the place of running_var, which is updated in place with the unbiased one; nothing else is updated.
+
+    Deliberately no subclass of torch's batch norms: what converts those (``SyncBatchNorm``) would centre it again.
+
+    Args:
+        num_features: channels C.
+        eps: added to the variance.
+        momentum: weight of the newest batch in ``running_var``; None for the mean over all batches.
+        affine: whether there is a weight (and, with ``shift``, a bias).
+        shift: whether there is a constant at all; without it there is neither bias nor running mean.
+        device: where the tensors lie.
+        dtype: their dtype.
+
+    Attributes:
+        running_mean: buffer (C,) or None, the mean inside the constant. Training does not move it.
+    """
+
+    plain_class: ClassVar[type[nn.Module]]
+    ranks: ClassVar[tuple[int, ...]]
+
+    running_mean: Tensor | None
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        shift: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.shift = affine, shift
+        placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight: nn.Parameter | None
+        self.bias: nn.Parameter | None
+        self.register_parameter("weight", nn.Parameter(torch.ones(num_features, **placed)) if affine else None)
+        self.register_parameter("bias", nn.Parameter(torch.zeros(num_features, **placed)) if affine and shift else None)
+        self.register_buffer("running_mean", torch.zeros(num_features, **placed) if shift else None)
+        self.register_buffer("running_var", torch.ones(num_features, **placed))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
+
+    @classmethod
+    def from_plain(cls, module: nn.Module) -> Self:
+        """Build from torch's batch norm of the same dimensions; equal to it in eval, ``module`` stays as it is.
+
+        Returns:
+            A layer with the **same** Parameters and buffers, and the training flag.
+
+        Raises:
+            UsageError: another class, or no running statistics (its output then depends on the other samples).
+        """
+        require_exactly(module, cls.plain_class, cls)
+        if module._buffers.get("running_mean") is None or module._buffers.get("running_var") is None:
+            raise UsageError(
+                "a batch norm without running statistics depends on the other samples of its batch",
+                where=cls.__name__,
+                hint="leave it as it is, or train it with track_running_stats=True",
+            )
+        options: dict[str, Any] = {
+            name: getattr(module, name) for name in ("num_features", "eps", "momentum", "affine")
+        }
+        layer = cls(**options, device="meta")
+        layer._parameters |= {name: module._parameters[name] for name in layer._parameters}
+        layer._buffers |= {name: module._buffers[name] for name in layer._buffers}
+        return layer.train(module.training)
+
+    def constant(self) -> Tensor | None:
+        """Return the constant (C,) that eval adds, bias - weight * running_mean / sigma; None where there is none."""
+        if self.running_mean is None:
+            return None
+        shift = -self.running_mean * (self.running_var + self.eps).rsqrt()
+        if self.weight is not None:
+            shift = shift * self.weight
+        return shift if self.bias is None else shift + self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (N, C, ...).
+
+        Raises:
+            UsageError: another rank, or one value per channel in training.
+        """
+        if x.dim() not in self.ranks:
+            raise UsageError(f"the input has shape {tuple(x.shape)}", where=type(self).__name__)
+        if self.training:
+            return self._train_forward(x)
+        mean = torch.zeros_like(self.running_var) if self.running_mean is None else self.running_mean
+        return F.batch_norm(x, mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+    def _train_forward(self, x: Tensor) -> Tensor:
+        count = x.numel() // self.num_features
+        if count < 2:
+            raise UsageError("training needs more than one value per channel", where=type(self).__name__)
+        constant = self.constant()
+        dims = [dim for dim in range(x.dim()) if dim != 1]
+        variance = x.to(self.running_var.dtype).var(dims, correction=0)
+        self._track(variance.detach() * (count / (count - 1)))
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        shape = (-1, *[1] * (x.dim() - 2))
+        y = x * scale.to(x.dtype).view(shape)
+        return y if constant is None else y + constant.to(x.dtype).view(shape)
+
+    def _track(self, variance: Tensor) -> None:
+        self.num_batches_tracked += 1
+        newest = 1 / self.num_batches_tracked.to(variance.dtype) if self.momentum is None else self.momentum
+        self.running_var.lerp_(variance, torch.as_tensor(newest, dtype=variance.dtype, device=variance.device))
+
+    def extra_repr(self) -> str:
+        """Options as torch prints them."""
+        options = f"eps={self.eps}, momentum={self.momentum}, affine={self.affine}, shift={self.shift}"
+        return f"{self.num_features}, {options}"
+
+
+class BatchNormUncentred1d(_BatchNormUncentred):
+    """Uncentred form of :class:`torch.nn.BatchNorm1d`: (N, C) or (N, C, L)."""
+
+    plain_class = nn.BatchNorm1d
+    ranks = (2, 3)
+
+
+class BatchNormUncentred2d(_BatchNormUncentred):
+    """Uncentred form of :class:`torch.nn.BatchNorm2d`: (N, C, H, W)."""
+
+    plain_class = nn.BatchNorm2d
+    ranks = (4,)
+
+
+class BatchNormUncentred3d(_BatchNormUncentred):
+    """Uncentred form of :class:`torch.nn.BatchNorm3d`: (N, C, D, H, W)."""
+
+    plain_class = nn.BatchNorm3d
+    ranks = (5,)

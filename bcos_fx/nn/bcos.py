@@ -1,0 +1,218 @@
+"""B-cos layers: each is torch's layer of the same name with the B-cos transform in place of w.x.
+
+    y = |cos(x, w)|^(B-1) * (w.x) + bias
+
+The cosine is that of the product without bias. Source: Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022,
+section 3.1; Böhle et al., "B-cos Alignment for Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024;
+for B = 1 as the plain layer, Arya et al., "B-cosification", NeurIPS 2024, section 3.
+
+For a convolution x is the patch that the kernel sees, per group. Its |x|^2 is the convolution of the energy per
+pixel with a kernel of ones, through the layer's own forward: stride, dilation, padding and mode cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bcos_fx.errors import UsageError
+from bcos_fx.nn.dynamic import DynamicLayer, require_exactly
+from bcos_fx.nn.functional import alignment, bcos_scale, default_eps, energy, statistics_dtype
+
+Scale = Literal["cosine", "raw", "unit"]
+_SCALES = ("cosine", "raw", "unit")
+
+
+class BcosLayer(DynamicLayer):
+    """What the B-cos layers share; used through its subclasses.
+
+    Attributes:
+        b: the alignment pressure B, finite and >= 1; may be assigned. At 1 the layer is the plain one.
+        scale: how |w| enters. ``cosine``: |w.x| / (|w| |x|). ``raw``: |w.x| / |x|, so the output grows with |w|^B.
+            ``unit``: the function of ``cosine`` with w = gain * w/|w|; the stored weight's own length is ignored.
+        eps: |x| = sqrt(sum x^2 + eps); None for :func:`~bcos_fx.nn.functional.default_eps`.
+        gain: Parameter (outputs,) for ``unit``, else None.
+
+    A patch of zeros gives 0 (+ bias) and the gradient 0 there at every B > 1. Norms of 16-bit inputs are
+    computed in float32, under autocast too. An output whose weight is all zeros stays 0 (+ bias).
+    """
+
+    plain_class: ClassVar[type[nn.Module]]
+    plain_options: ClassVar[tuple[str, ...]]
+    spatial: ClassVar[int] = 0
+
+    weight: Tensor
+    bias: Any  # a Parameter or None: torch's layers differ in how they declare it
+    gain: nn.Parameter | None
+    scale: Scale
+    eps: float | None
+
+    def _set_transform(self, b: float, scale: Scale, eps: float | None) -> None:
+        """Validate and store the B-cos options; the plain layer has been initialised before."""
+        if scale not in _SCALES:
+            raise UsageError(f"scale is {scale!r}", hint=f"choose one of {', '.join(_SCALES)}")
+        if eps is not None and not (math.isfinite(eps) and eps > 0):
+            raise UsageError(f"eps is {eps!r}, not a positive number", hint="leave it out for the dtype's own")
+        self.b, self.scale, self.eps = b, scale, eps
+        norm = self._weight_norm().detach().flatten().to(self.weight.dtype)
+        self.register_parameter("gain", nn.Parameter(norm) if scale == "unit" else None)
+
+    @property
+    def b(self) -> float:
+        """The alignment pressure B."""
+        return self._b
+
+    @b.setter
+    def b(self, value: float) -> None:
+        if not (math.isfinite(value) and value >= 1):
+            raise UsageError(f"b is {value!r}", where=type(self).__name__, hint="B is a finite number >= 1")
+        self._b = float(value)
+
+    @classmethod
+    def from_plain(
+        cls, module: nn.Module, *, b: float = 1.0, scale: Scale = "cosine", eps: float | None = None
+    ) -> Self:
+        """Build the B-cos layer of a plain one, which stays as it is.
+
+        Args:
+            module: a layer of exactly the torch.nn class that this class extends.
+            b: alignment pressure; at 1 the result computes what ``module`` does.
+            scale: how the weight's norm enters.
+            eps: see the class.
+
+        Returns:
+            A layer with every option of ``module`` and **the same Parameter objects**, training flag, dtype, device.
+
+        Raises:
+            UsageError: ``module`` is of another class (a subclass may compute something else).
+        """
+        require_exactly(module, cls.plain_class, cls)
+        if not isinstance(module.weight, nn.Parameter):
+            raise UsageError(
+                f"the weight of {type(module).__name__} is computed, not a Parameter",
+                hint="remove the hook or parametrisation that computes it first",
+            )
+        options: dict[str, Any] = {name: getattr(module, name) for name in cls.plain_options}
+        # On the meta device nothing is allocated and no random numbers are drawn for weights that are replaced.
+        layer = cls(**options, bias=module.bias is not None, device="meta", b=b, eps=eps)
+        layer.weight, layer.bias = module.weight, module.bias
+        layer._set_transform(b, scale, eps)
+        return layer.train(module.training)
+
+    def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Apply the layer; shapes as the plain layer's. ``output_size`` is for transposed convolutions."""
+        if self.b == 1 and self.scale != "unit":
+            return self._plain_forward(x, output_size)
+        if self.b == 1:
+            return self._affine(self._product(x, output_size))
+        # Norms first: x is then read while in cache, and the product is scaled while in cache.
+        norm, weight_norm = self._norms(x, output_size)
+        return self._affine(bcos_scale(self._product(x, output_size), norm, weight_norm, self.b))
+
+    def decompose(self, x: Tensor, output_size: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Split into w.x and |cos(x, w)|^(B-1), both in the output's shape (the factor is a single 1 at B = 1)."""
+        linear = self._product(x, output_size)
+        if self.b == 1:
+            return linear, linear.new_ones(())
+        return linear, alignment(linear, *self._norms(x, output_size), self.b)
+
+    def recompose(self, linear: Tensor, factor: Tensor) -> Tensor:
+        """Multiply, then apply gain and bias."""
+        return self._affine(linear * factor)
+
+    def frozen(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """The layer's value with |cos|^(B-1) detached: its gradient is the dynamic weight."""
+        linear, factor = self.decompose(x, output_size)
+        return self.recompose(linear, factor.detach())
+
+    def _plain_forward(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        """The plain class's own forward, which at B = 1 keeps every bit of its result."""
+        y: Tensor = self.plain_class.forward(self, x)
+        return y
+
+    def _map(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        """The plain layer's product with any weight, without bias."""
+        raise NotImplementedError
+
+    def _pool(self, energies: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        """Sum the energies that each output position sees; never negative."""
+        return energies
+
+    def _groups(self) -> int:
+        return 1
+
+    def _weight_norm(self) -> Tensor:
+        """|w| per output channel and group, never 0, shaped (outputs, 1, ...) to broadcast to an output."""
+        return self._floored_norm(self.weight, tuple(range(1, self.weight.dim())))
+
+    def _floored_norm(self, weight: Tensor, dim: tuple[int, ...]) -> Tensor:
+        dtype = statistics_dtype(weight.dtype)
+        norm: Tensor = torch.linalg.vector_norm(weight, dim=dim, dtype=dtype)
+        return norm.clamp_min(math.sqrt(default_eps(dtype))).view(-1, *[1] * self.spatial)
+
+    def _unit_weight(self) -> Tensor:
+        """w/|w|, each output's own slice divided by its norm; 0, with gradient 0, for a weight of zeros."""
+        return (self.weight * self._inverse_weight_norm().unsqueeze(1)).to(self.weight.dtype)
+
+    def _inverse_weight_norm(self) -> Tensor:
+        norm = self._weight_norm()
+        return torch.where(norm > math.sqrt(default_eps(norm.dtype)), norm.reciprocal(), 0)
+
+    def _product(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        """w.x, without bias and gain."""
+        return self._map(x, self._unit_weight() if self.scale == "unit" else self.weight, output_size)
+
+    def _norms(self, x: Tensor, output_size: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+        """|x|, and |w| where the product is still to be divided by it."""
+        return self._input_norm(x, output_size), self._weight_norm() if self.scale == "cosine" else None
+
+    def _input_norm(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        """|x| per output position and group, in the dtype of statistics."""
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self._input_norm(x, output_size)
+        total = self._pool(energy(x, dim=-1 - self.spatial, groups=self._groups()), output_size)
+        eps = default_eps(x.dtype) if self.eps is None else self.eps
+        return (total + eps).sqrt()
+
+    def _affine(self, y: Tensor) -> Tensor:
+        """Apply gain and bias, in y's dtype as autocast would."""
+        if self.gain is not None:
+            y = y * self.gain.to(y.dtype).view(-1, *[1] * self.spatial)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype).view(-1, *[1] * self.spatial)
+        return y
+
+    def extra_repr(self) -> str:
+        """The plain layer's options, then b and scale."""
+        return f"{super().extra_repr()}, b={self.b:g}, scale={self.scale}"
+
+
+class BcosLinear(BcosLayer, nn.Linear):
+    """B-cos form of :class:`torch.nn.Linear`: (..., in_features) to (..., out_features)."""
+
+    plain_class = nn.Linear
+    plain_options = ("in_features", "out_features")
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        b: float = 2.0,
+        scale: Scale = "cosine",
+        eps: float | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._set_transform(b, scale, eps)
+
+    def _map(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        return F.linear(x, weight)

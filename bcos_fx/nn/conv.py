@@ -1,0 +1,204 @@
+"""B-cos convolutions and transposed convolutions in one, two and three dimensions; see :mod:`bcos_fx.nn.bcos`.
+
+A transposed convolution is a convolution of the zero-stuffed input with the flipped kernel. So the |x|^2 of an
+output is the transposed convolution of the energies with ones, and |w| runs over a whole kernel per output channel
+and group, that is over the first (input) axis of a weight in the layout (inputs, outputs / groups, *kernel).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bcos_fx.nn.bcos import BcosLayer, Scale
+
+Size: TypeAlias = int | tuple[int, ...]
+PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+class _Convolution(BcosLayer):
+    """What all six share: how energies per pixel become energies per patch."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Any  # a string or a tuple: torch's layers differ in how they declare it
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def _groups(self) -> int:
+        return self.groups
+
+    def _pool(self, energies: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        if self._sees_single_pixels() and output_size is None:
+            return energies
+        ones = energies.new_ones(self.groups, 1, *self.kernel_size)
+        # A fast convolution algorithm may round a sum of zeros to just below zero.
+        return self._map(energies, ones, output_size).clamp_min(0)
+
+    def _sees_single_pixels(self) -> bool:
+        padded = any(self.output_padding) or (not isinstance(self.padding, str) and any(self.padding))
+        return not padded and set(self.kernel_size) == {1} and set(self.stride) == {1}
+
+
+class _BcosConv(_Convolution):
+    """What the three convolutions share: torch's constructor plus the B-cos options."""
+
+    plain_options = (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+    )
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: str | Size = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        b: float = 2.0,
+        scale: Scale = "cosine",
+        eps: float | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self._set_transform(b, scale, eps)
+
+    def _map(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        plain: Any = self  # torch's own convolution, with its padding, for any weight
+        product: Tensor = plain._conv_forward(x, weight, None)
+        return product
+
+
+class _BcosConvTranspose(_Convolution):
+    """What the three transposed convolutions share."""
+
+    plain_options = (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "output_padding",
+        "groups",
+        "dilation",
+        "padding_mode",
+    )
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Size = 1,
+        padding_mode: Literal["zeros"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        b: float = 2.0,
+        scale: Scale = "cosine",
+        eps: float | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            bias,
+            dilation,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._set_transform(b, scale, eps)
+
+    def _plain_forward(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        y: Tensor = self.plain_class.forward(self, x, output_size)
+        return y
+
+    def _map(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.spatial - 1]
+        plain: Any = self
+        output_padding = plain._output_padding(
+            x, output_size, self.stride, self.padding, self.kernel_size, self.spatial, self.dilation
+        )
+        return transposed(x, weight, None, self.stride, self.padding, output_padding, self.groups, self.dilation)
+
+    def _weight_norm(self) -> Tensor:
+        return self._floored_norm(self._by_group(self.weight), (1, *range(3, 3 + self.spatial)))
+
+    def _unit_weight(self) -> Tensor:
+        inverse = self._inverse_weight_norm().view(self.groups, 1, -1, *[1] * self.spatial)
+        return (self._by_group(self.weight) * inverse).flatten(0, 1).to(self.weight.dtype)
+
+    def _by_group(self, weight: Tensor) -> Tensor:
+        """View a weight as (groups, inputs per group, outputs per group, *kernel)."""
+        return torch.unflatten(weight, 0, (self.groups, -1))
+
+
+class BcosConv1d(_BcosConv, nn.Conv1d):
+    """B-cos form of :class:`torch.nn.Conv1d`: (N, C, L) or (C, L)."""
+
+    plain_class = nn.Conv1d
+    spatial = 1
+
+
+class BcosConv2d(_BcosConv, nn.Conv2d):
+    """B-cos form of :class:`torch.nn.Conv2d`: (N, C, H, W) or (C, H, W)."""
+
+    plain_class = nn.Conv2d
+    spatial = 2
+
+
+class BcosConv3d(_BcosConv, nn.Conv3d):
+    """B-cos form of :class:`torch.nn.Conv3d`: (N, C, D, H, W) or (C, D, H, W)."""
+
+    plain_class = nn.Conv3d
+    spatial = 3
+
+
+class BcosConvTranspose1d(_BcosConvTranspose, nn.ConvTranspose1d):
+    """B-cos form of :class:`torch.nn.ConvTranspose1d`: (N, C, L) or (C, L)."""
+
+    plain_class = nn.ConvTranspose1d
+    spatial = 1
+
+
+class BcosConvTranspose2d(_BcosConvTranspose, nn.ConvTranspose2d):
+    """B-cos form of :class:`torch.nn.ConvTranspose2d`: (N, C, H, W) or (C, H, W)."""
+
+    plain_class = nn.ConvTranspose2d
+    spatial = 2
+
+
+class BcosConvTranspose3d(_BcosConvTranspose, nn.ConvTranspose3d):
+    """B-cos form of :class:`torch.nn.ConvTranspose3d`: (N, C, D, H, W) or (C, D, H, W)."""
+
+    plain_class = nn.ConvTranspose3d
+    spatial = 3

@@ -1,0 +1,229 @@
+"""The two kernels of the B-cos transform: the energy of an input, and the scaling by |cos|^(B-1).
+
+One unit computes y = |cos(x, w)|^(B-1) * (w.x) (Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022,
+section 3.1). With ``out`` = w.x, ``norm`` = |x| and ``weight_norm`` = |w| this is
+
+    r = |out| / (weight_norm * norm),    y = out * r^(B-1).
+
+Both kernels are written for what they touch in memory, because next to a convolution their arithmetic is
+free: they work on pieces that stay in cache, the scaling overwrites ``out``, and its gradient needs y
+alone, since |y| / (weight_norm * norm) = r^B gives r back. An activation is therefore never kept twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Elements per piece: 4 MiB in float32, so that a piece and its scratch tensor stay in the last-level cache.
+_PIECE = 1 << 20
+# Channels are added up in this many folds, into an array that much smaller than the input.
+_FOLDS = 8
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which norms are computed: float32 for the 16-bit floats, else the dtype itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """The eps in |x| = sqrt(sum x^2 + eps): the smallest normal number of the dtype that norms are computed in.
+
+    It only keeps 0/0 out. Its root is 1e-19 in float32, so an activation of 1e-13 is still measured exactly.
+    """
+    return torch.finfo(statistics_dtype(dtype)).tiny
+
+
+def _pieces(*tensors: Tensor, whole: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors alike, along dimensions that they share, until the first fits ``_PIECE``; not for a compiler.
+
+    ``whole`` broadcasts against every piece, so dimensions in which it varies are not cut.
+    """
+    first = tensors[0]
+    if first.numel() > _PIECE and not torch.compiler.is_compiling():
+        for dim in range(-first.dim(), 0):
+            length = first.shape[dim]
+            varies = whole is not None and whole.dim() >= -dim and whole.shape[dim] > 1
+            if length > 1 and not varies and all(t.shape[dim] == length for t in tensors):
+                count = -(-first.numel() // _PIECE)
+                for piece in zip(*(t.chunk(count, dim) for t in tensors), strict=True):
+                    yield from _pieces(*piece, whole=whole)
+                return
+    yield tensors
+
+
+def _sum_squares(x: Tensor, dim: int) -> Tensor:
+    """Sum x^2 over one dimension, kept with size 1, without an array of x's size in between."""
+    dtype = statistics_dtype(x.dtype)
+    if x.stride(dim) == 1:  # a fused, vectorised reduction exists for the innermost dimension only
+        norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype)
+        return norm.square_()
+    first, *rest = (part.to(dtype) for part in x.chunk(_FOLDS, dim))
+    total = first * first
+    for part in rest:
+        total.narrow(dim, 0, part.shape[dim]).addcmul_(part, part)
+    return total.sum(dim, keepdim=True)
+
+
+class _Energy(torch.autograd.Function):
+    """The sum of squares, saving its input only, which a convolution has saved anyway. Twice differentiable."""
+
+    @staticmethod
+    def forward(x: Tensor, dim: int) -> Tensor:
+        return _sum_squares(x, dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return (x * (2 * gradient)).to(x.dtype), None
+
+
+def energy(x: Tensor, *, dim: int, groups: int = 1) -> Tensor:
+    """Sum x^2 over the channels of each group.
+
+    Args:
+        x: floating point, any shape; not changed.
+        dim: the channel dimension, counted from the end (-1 for features, -1 - k for k spatial dimensions).
+        groups: how many equal, consecutive groups the channels fall into; must divide them.
+
+    Returns:
+        x's shape with ``groups`` in place of the channels, in float32 for 16-bit inputs, else in x's dtype.
+    """
+    channels = x.shape[dim]
+    if groups == channels:
+        return x.to(statistics_dtype(x.dtype)).square()
+    if groups > 1:
+        x = torch.unflatten(x, dim, (groups, channels // groups))
+    recorded = torch.is_grad_enabled() and x.requires_grad
+    total: Tensor = _Energy.apply(x, dim) if recorded else _sum_squares(x, dim)
+    return total.squeeze(dim) if groups > 1 else total
+
+
+class _Scale(torch.autograd.Function):
+    """The scaling by r^(B-1), and its gradients from y: b r^(b-1) g, -(b-1) y g / norm, -(b-1) y g / weight_norm."""
+
+    @staticmethod
+    def forward(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:
+        return _scale(out, norm, weight_norm, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, float], output: Tensor) -> None:
+        out, norm, weight_norm, ctx.b = inputs
+        ctx.mark_dirty(out)
+        ctx.save_for_backward(output, norm, weight_norm)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        y, norm, weight_norm = ctx.saved_tensors
+        # Grad mode is on here only if somebody asked for a graph of the gradient.
+        gradients = _differentiable_gradients if torch.is_grad_enabled() else _gradients
+        to_out, to_norm, to_weight = gradients(gradient, y, norm, weight_norm, ctx.b)
+        to_weight = None if to_weight is None else to_weight.reshape(weight_norm.shape)
+        return to_out.reshape(y.shape), to_norm.reshape(norm.shape), to_weight, None
+
+
+Gradients = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _gradients(g: Tensor, y: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Gradients:
+    """The gradients of :class:`_Scale`, piece by piece."""
+    y, norm, weight_norm = _by_group(y, norm, weight_norm)
+    inverse = norm.reciprocal()
+    inverse_weight = None if weight_norm is None else weight_norm.reciprocal()
+    boosted = inverse * b ** (b / (b - 1))  # puts the factor b of the gradient inside the root
+    to_out, to_norm = torch.empty_like(y), torch.empty_like(norm)
+    to_weight = None if weight_norm is None else torch.zeros_like(weight_norm)
+    parts = (y, g.reshape(y.shape), boosted, to_out, to_norm)
+    for y_, g_, boosted_, to_out_, to_norm_ in _pieces(*parts, whole=inverse_weight):
+        torch.mul(_power_(_magnitude(y_, boosted_, inverse_weight), (b - 1) / b), g_, out=to_out_)
+        moment = y_.to(norm.dtype) * g_
+        to_norm_.copy_(moment.sum_to_size(to_norm_.shape))
+        if to_weight is not None:
+            to_weight += moment.sum_to_size(to_weight.shape)
+    to_norm *= inverse * (1 - b)
+    if to_weight is not None and inverse_weight is not None:
+        to_weight = to_weight * inverse_weight * (1 - b)
+    return to_out, to_norm, to_weight
+
+
+def _differentiable_gradients(g: Tensor, y: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Gradients:
+    """The same gradients as plain expressions, for a second derivative; that is taken as 0 where y = 0."""
+    y, norm, weight_norm = _by_group(y, norm, weight_norm)
+    zero = y == 0
+    ratio = torch.where(zero, 1, y).abs() / norm
+    if weight_norm is not None:
+        ratio = ratio / weight_norm
+    g = g.reshape(y.shape)
+    to_out = torch.where(zero, 0, b * ratio ** ((b - 1) / b)) * g
+    moment = (1 - b) * (y * g)
+    to_weight = None if weight_norm is None else (moment / weight_norm).sum_to_size(weight_norm.shape)
+    return to_out.to(y.dtype), (moment / norm).sum_to_size(norm.shape), to_weight
+
+
+def bcos_scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:
+    """Turn linear outputs into B-cos outputs: y = out * (|out| / (weight_norm * norm))^(b-1).
+
+    Args:
+        out: what a linear map without bias returned; **overwritten** by the result, so nobody else may need it.
+        norm: |x| > 0 per output position, broadcastable to ``out`` except for channels in groups: one per group.
+        weight_norm: |w| > 0 per output channel, broadcastable to ``out`` without its batch; None for 1.
+        b: the alignment pressure B > 1.
+
+    Returns:
+        ``out`` itself, now y. Differentiable twice; the gradients where y = 0 are 0.
+    """
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, norm, weight_norm)):
+        scaled: Tensor = _Scale.apply(out, norm, weight_norm, b)
+        return scaled
+    return _scale(out, norm, weight_norm, b)
+
+
+def alignment(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:
+    """The dynamic factor |cos|^(b-1) of :func:`bcos_scale`, in out's shape; nothing is overwritten.
+
+    Written for views that detach it. Its own gradient is infinite at out = 0 for 1 < b < 2.
+    """
+    grouped, norm, weight_norm = _by_group(out, norm, weight_norm)
+    ratio = grouped.abs() / norm
+    if weight_norm is not None:
+        ratio = ratio / weight_norm
+    return ratio.pow(b - 1).to(out.dtype).reshape(out.shape)
+
+
+def _scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:
+    grouped, norm, weight_norm = _by_group(out, norm, weight_norm)
+    inverse_weight = None if weight_norm is None else weight_norm.reciprocal()
+    for piece, inverse in _pieces(grouped, norm.reciprocal(), whole=inverse_weight):
+        piece.mul_(_power_(_magnitude(piece, inverse, inverse_weight), b - 1))
+    return out
+
+
+def _magnitude(values: Tensor, inverse: Tensor, inverse_weight: Tensor | None) -> Tensor:
+    """A new tensor |values| / (norm * weight_norm), smallest factors first so that no product overflows."""
+    ratio = (values * inverse).abs_()
+    return ratio if inverse_weight is None else ratio.mul_(inverse_weight)
+
+
+def _power_(base: Tensor, exponent: float) -> Tensor:
+    """base^exponent in place; for the usual B = 2 without the general power."""
+    if exponent == 1:
+        return base
+    return base.sqrt_() if exponent == 0.5 else base.pow_(exponent)
+
+
+def _by_group(out: Tensor, norm: Tensor, weight_norm: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Views in which channels are (groups, channels per group), so that one norm per group broadcasts."""
+    for dim in range(-out.dim(), 0):
+        groups, channels = norm.shape[dim], out.shape[dim]
+        if 1 < groups < channels:
+            split = (groups, channels // groups)
+            weight_norm = None if weight_norm is None else torch.unflatten(weight_norm, dim, split)
+            return torch.unflatten(out, dim, split), norm.unsqueeze(out.dim() + dim + 1), weight_norm
+    return out, norm, weight_norm
