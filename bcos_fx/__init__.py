@@ -1,8 +1,6 @@
 """bcos_fx turns trained networks into B-cos networks by graph rewriting, and proves what it did.
 
-    >>> import bcos_fx
-    >>> model = bcos_fx.bcosify(module)          # nn.Module in, B-cos nn.Module out, verified
-    >>> print(model.report.to_text())            # what was done, verified, refused
+``bcosify(module)`` takes an ordinary module and returns a B-cos network, verified, with a report.
 """
 
 from __future__ import annotations

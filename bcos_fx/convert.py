@@ -30,6 +30,7 @@ from bcos_fx.rewriting.report import (
     Drift,
     Figures,
     Report,
+    RuleUse,
     coverage,
     mark_origins,
     read_rows,
@@ -226,8 +227,10 @@ class _Conversion:
         if self.images is not None:
             return (self._like_network(self.images[:count]),)
         if len(self.specs) == 1 and self._is_float(0):
-            made_up = imagine(self.specs[0].shape[1:], count, seed=0).arguments
-            return tuple(self._like_network(x) for x in made_up if isinstance(x, Tensor))
+            made_up = imagine(self.specs[0].shape[1:], count, seed=0)
+            if not self.specs[0].encoded:  # no image: values of both signs
+                made_up = made_up.map(lambda x: 2 * x - 1)
+            return tuple(self._like_network(x) for x in made_up.arguments if isinstance(x, Tensor))
         return tuple(example.in_order(self.given, [s.name for s in self.specs]))
 
     def _is_float(self, index: int) -> bool:
@@ -298,11 +301,12 @@ class _Conversion:
 
     def _report(self, guards: tuple[Guard, ...], verification: Verification | None, drift: _Measured) -> Report:
         rows = read_rows(self.reader)
-        figures = Figures(verification.to_dict() if verification else None, drift.steps, drift.total)
+        figures = Figures(verification.to_dict() if verification is not None else None, drift.steps, drift.total)
         return Report(
             recipe=self.recipe.name,
             options=self.recipe.options.to_dict(),
             rule_hashes=self.recipe.hashes,
+            rules=self._rules_used(),
             before=self.before,
             nodes=rows,
             removed=removed_nodes(self.log.steps, self.before, rows),
@@ -316,6 +320,10 @@ class _Conversion:
             notes=self._notes(),
             figures=figures,
         )
+
+    def _rules_used(self) -> dict[str, RuleUse]:
+        known = {rule.name: RuleUse(rule.phase, rule.preserves) for rule in self.recipe.rules}
+        return {name: known[name] for name in dict.fromkeys(step.rule for step in self.log.steps)}
 
     def _notes(self) -> tuple[str, ...]:
         notes = []

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx import nn as bnn
@@ -271,15 +270,17 @@ def bcos_layer(build: Build) -> nn.Module:
 def average_pool(build: Build) -> nn.Module:
     """Average pooling with a max pooling's window, stride, padding and rounding."""
     arguments = build.call.arguments
-    cls = {"1": nn.AvgPool1d, "2": nn.AvgPool2d, "3": nn.AvgPool3d}[build.call.op.name[-2]]
+    classes: dict[str, type[nn.Module]] = {"1": nn.AvgPool1d, "2": nn.AvgPool2d, "3": nn.AvgPool3d}
     stride = arguments["stride"] or arguments["kernel_size"]
+    cls = classes[build.call.op.name[-2]]
     return cls(arguments["kernel_size"], stride, arguments["padding"], ceil_mode=arguments["ceil_mode"])
 
 
 @builder("without-bias")
 def without_bias(build: Build) -> nn.Module:
     """The same layer without its bias or shift."""
-    return rebuilt(build.layer, bias=False)
+    constant = "shift" if hasattr(build.layer, "shift") else "bias"
+    return rebuilt(build.layer, **{constant: False})
 
 
 @builder("raised-layer")
@@ -296,11 +297,3 @@ def logit_layer(build: Build) -> nn.Module:
     return bnn.LogitLayer(
         bias=math.log(1 / (shape[1] - 1)) if bias is None else bias, temperature=build.options.temperature
     )
-
-
-def dtype_and_device(module: nn.Module) -> dict[str, object]:
-    """Return dtype and device of a graph's floating-point parameters, for tensors that join them."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point():
-            return {"dtype": tensor.dtype, "device": tensor.device}
-    return {"dtype": torch.get_default_dtype(), "device": torch.device("cpu")}

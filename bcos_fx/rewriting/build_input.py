@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import rebuilt
-from bcos_fx.rewriting.build import Build, Refused, builder, dtype_and_device, new_parameter
+from bcos_fx.rewriting.build import Build, Refused, builder, new_parameter
 from bcos_fx.rewriting.options import Options
 from bcos_fx.rewriting.reader import attribute
 
@@ -51,8 +51,12 @@ def input_normalisation(build: Build) -> nn.Module:
     shape = build.reader.shape(build.call.node)
     if shape is None:
         raise Refused("the number of its channels is not known")
-    module = bnn.InputNormalisation.from_affine(*input_affine(build.options, shape[1]))
-    return module.to(**dtype_and_device(build.reader.graph_module))  # type: ignore[arg-type]
+    return _normalisation(build, *input_affine(build.options, shape[1]))
+
+
+def _normalisation(build: Build, matrix: Tensor, offset: Tensor) -> bnn.InputNormalisation:
+    like = next((t for t in build.reader.graph_module.parameters() if t.is_floating_point()), torch.empty(0))
+    return bnn.InputNormalisation(matrix, offset, like.device, like.dtype)
 
 
 @builder("absorbed-normalisation")
@@ -62,7 +66,8 @@ def absorbed_normalisation(build: Build) -> nn.Module:
     normalisation = calls["normalisation"].module
     if not isinstance(normalisation, bnn.InputNormalisation):
         raise Refused("there is no normalisation before it")
-    matrix, offset = normalisation.affine()
+    matrix = torch.tensor(normalisation.matrix, dtype=torch.float64)
+    offset = torch.tensor(normalisation.offset, dtype=torch.float64)
     step = calls["step"]
     other = _constant(build, step.arguments["other"]).to(matrix)
     name = step.op.name
@@ -71,8 +76,7 @@ def absorbed_normalisation(build: Build) -> nn.Module:
         matrix, offset = matrix * factor.reshape(-1, 1), offset * factor
     else:
         offset = offset + (other if name == "add" else -other)
-    absorbed = bnn.InputNormalisation.from_affine(matrix, offset.expand(matrix.shape[0]))
-    return absorbed.to(**dtype_and_device(build.reader.graph_module))  # type: ignore[arg-type]
+    return _normalisation(build, matrix, offset.expand(matrix.shape[0]))
 
 
 def _constant(build: Build, value: object) -> Tensor:
@@ -107,9 +111,9 @@ def folded_layer(build: Build) -> nn.Module:
     weight = layer._parameters["weight"]
     if weight is None or not isinstance(normalisation, bnn.InputNormalisation):
         raise Refused("there is nothing to fold")
-    matrix = normalisation.weight.detach().to(weight)
-    folded = torch.einsum("oc...,cd->od...", weight.detach(), matrix)
-    name = WIDENING[type(layer)]
-    new = rebuilt(layer, **{name: matrix.shape[1]})
+    # The layer is wide already: the first half of its kernel, doubled, is the kernel on x'.
+    plain = 2 * weight.detach().chunk(2, dim=1)[0]
+    folded = bnn.fold(plain, normalisation.matrix, normalisation.offset)
+    new = rebuilt(layer, **{WIDENING[type(layer)]: folded.shape[1]})
     new._parameters["weight"] = new_parameter(folded, weight)
     return new

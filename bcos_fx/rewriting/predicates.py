@@ -90,8 +90,8 @@ def literal_options(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("has-bias")
 def has_bias(reader: GraphReader, call: Call) -> Verdict:
-    """The module has a bias."""
-    return getattr(call.module, "bias", None) is not None
+    """The module adds a constant: a bias or, a batch norm, a shift."""
+    return getattr(call.module, "bias", None) is not None or getattr(call.module, "shift", False) is True
 
 
 # ---------------------------------------------------------------- norms

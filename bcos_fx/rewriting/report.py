@@ -51,6 +51,14 @@ class NodeRow:
 
 
 @dataclass(frozen=True)
+class RuleUse:
+    """A rule that a conversion used: its phase, and what it preserves."""
+
+    phase: str
+    preserves: str
+
+
+@dataclass(frozen=True)
 class Coverage:
     """How much of the network was converted.
 
@@ -108,6 +116,7 @@ class Report:
         recipe: name of the recipe.
         options: its options, as plain data.
         rule_hashes: rule file -> SHA-256.
+        rules: rule that was used -> its phase and what it preserves, in the order of use.
         before, nodes: the graph as traced and as it is now.
         removed: node -> the rule that removed it.
         near_misses: what almost matched and why not.
@@ -124,6 +133,7 @@ class Report:
     recipe: str
     options: Mapping[str, Any]
     rule_hashes: Mapping[str, str]
+    rules: Mapping[str, RuleUse]
     before: tuple[NodeRow, ...]
     nodes: tuple[NodeRow, ...]
     removed: Mapping[str, str]

@@ -252,6 +252,10 @@ class _Edit:
             if node not in kept and not node.users and node.op not in ("placeholder", "output"):
                 self.graph.erase_node(node)
                 self.erased.add(node)
+        for name, node in self.made.items():  # a node that only moved keeps its name
+            old = self.hit.nodes.get(name)
+            if self.targets.get(name) is None and old in self.erased and node is not self.hit.anchor:
+                node.name = old.name
 
 
 def _tagged(meta: dict[str, Any], hit: Hit) -> dict[str, Any]:

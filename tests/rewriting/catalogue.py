@@ -175,9 +175,9 @@ CASES: dict[str, Case] = {
     "identity-removed": Case(
         hits={
             "module": headed(lambda net, x: net.same(x), same=nn.Identity()),
-            "method": headed(lambda net, x: x.contiguous()),
+            "between": headed(lambda net, x: torch.relu(net.same(torch.relu(x))), same=nn.Identity(3, unused=True)),
         },
-        untouched=headed(lambda net, x: torch.relu(x)),
+        untouched=headed(lambda net, x: x.contiguous()),
     ),
     "dead-dropout-removed": Case(
         hits={
@@ -426,6 +426,7 @@ CASES: dict[str, Case] = {
             "group": headed(lambda net, x: net.norm(x), norm=nn.GroupNorm(2, 4, eps=0.1)),
             "rms": headed(lambda net, x: net.norm(x.mean((2, 3))), norm=nn.RMSNorm(4)),
         },
+        untouched=headed(lambda net, x: net.norm(x), norm=nn.LocalResponseNorm(2)),
         mutant="bcos-norm",
     ),
     "instance-norm-with-separate-scale": Case(

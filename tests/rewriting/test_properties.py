@@ -40,12 +40,15 @@ def _examples(network: Network) -> torch.Tensor:
 def test_equivalent_is_equivalent(network: Network, scale: str) -> None:
     """Proven within the conversion, and once more from outside, on the network in float64."""
     before = _snapshot(network)
-    converted = bcos_fx.bcosify(network, example_inputs=_examples(network), recipe="equivalent", scale=scale)
+    inputs = torch.randn(8, *network.input_shape)
+    converted = bcos_fx.bcosify(
+        network, example_inputs=_examples(network), recipe="equivalent", scale=scale, images=inputs
+    )
     assert _unchanged(network, before)
     assert converted.report.figures.verification is not None
     assert converted.report.figures.verification["ok"], converted.report.figures.verification["detail"]
     if scale != "unit":  # a gain is a new parameter, rounded to the network's own precision
-        result = verify(network, converted, torch.rand(8, *network.input_shape))
+        result = verify(network, converted, inputs)
         assert result.ok, result.detail
 
 
@@ -116,7 +119,10 @@ def test_copies_and_states_round_trip(network: Network) -> None:
 @settings(max_examples=500)
 @given(network=networks(max_blocks=7), scale=st.sampled_from(["cosine", "raw", "unit"]))
 def test_equivalent_is_equivalent_at_length(network: Network, scale: str) -> None:
-    converted = bcos_fx.bcosify(network, example_inputs=_examples(network), recipe="equivalent", scale=scale)
+    inputs = torch.randn(8, *network.input_shape)
+    converted = bcos_fx.bcosify(
+        network, example_inputs=_examples(network), recipe="equivalent", scale=scale, images=inputs
+    )
     assert converted.report.figures.verification is not None
     assert converted.report.figures.verification["ok"]
     assert converted.report.coverage.share == 1.0

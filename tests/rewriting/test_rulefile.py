@@ -157,7 +157,7 @@ def test_a_rule_that_never_stops_is_named_alone() -> None:
     engine = Engine(
         dataclasses.replace(load_recipe("equivalent"), rules=(again,)), builders={"to-relu": lambda build: nn.ReLU()}
     )
-    with pytest.raises(RewriteError, match="'relu-again'.*never stops applying"):
+    with pytest.raises(RewriteError, match=r"'relu-again'.*never stops applying"):
         engine.run(trace(_relu_network(), torch.rand(2, 4)).graph_module)
 
 
@@ -178,7 +178,7 @@ def test_no_rule_file_names_python() -> None:
 def test_recipes_that_do_not_exist_or_fix_an_option() -> None:
     with pytest.raises(RuleError, match="did you mean 'equivalent'"):
         load_recipe("equivalnt")
-    with pytest.raises(UsageError, match="fixes b=1.0"):
+    with pytest.raises(UsageError, match=r"fixes b=1\.0"):
         load_recipe("equivalent").with_options({"b": 2.0})
     with pytest.raises(UsageError, match="did you mean 'scale'"):
         load_recipe("equivalent").with_options({"scal": "raw"})

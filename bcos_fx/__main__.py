@@ -1,0 +1,7 @@
+"""``python -m bcos_fx`` is the command line."""
+
+from __future__ import annotations
+
+from bcos_fx.cli import main
+
+main()

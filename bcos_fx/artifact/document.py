@@ -1,0 +1,172 @@
+"""The JSON text beside the tensors: a network's modules, graph and record, the versions and the checksum."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bcos_fx.artifact.container import Container, Digest, content_of, laid_out, parse
+from bcos_fx.artifact.fields import Fields
+from bcos_fx.artifact.graph import GraphReader, write_graph
+from bcos_fx.artifact.modules import ModuleReader, ModuleWriter
+from bcos_fx.artifact.values import decode, encode
+from bcos_fx.errors import ArtifactError, BcosFxError
+from bcos_fx.rewriting.network import BcosNetwork, Record
+from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.version import __version__
+
+FORMAT = 1
+"""Number of the format that is written; files of it and of lower ones are read."""
+
+# What torch's constructors, fx and Python's compiler raise about descriptions that make no sense.
+_BUILD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BcosFxError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def describe(model: BcosNetwork) -> tuple[str, dict[str, Tensor]]:
+    """Return a network as text and tensors, contiguous and on the CPU.
+
+    Raises:
+        ArtifactError: something in it cannot be stored, or could not be read back.
+    """
+    ops = vocabulary()
+    writer = ModuleWriter(ops)
+    nodes = write_graph(model.graph, model, ops)
+    writer.add(model)
+    document = {
+        "format": FORMAT,
+        "versions": {"bcos_fx": __version__, "torch": torch.__version__.partition("+")[0]},
+        "modules": writer.entries,
+        "nodes": nodes,
+        "record": encode(model.record, "record"),
+    }
+    restored(Fields(parse(_dumped(document)), "the network"), writer.tensors)
+    digest = Digest(_dumped(document))
+    for entry in laid_out(writer.tensors):
+        digest.add(entry, content_of(writer.tensors[entry.name]))
+    return _dumped(document | {"sha256": digest.hex()}), writer.tensors
+
+
+def _dumped(document: dict[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _sealed(content: dict[str, Any]) -> str:
+    """Return the text that the checksum covers."""
+    try:
+        return _dumped({key: value for key, value in content.items() if key != "sha256"})
+    except (RecursionError, ValueError) as error:
+        raise ArtifactError(f"the file's description of the network is damaged: {error}") from error
+
+
+class Document:
+    """The text of a file, parsed; its format is known, its contents are not checked yet.
+
+    Args:
+        text: JSON.
+
+    Raises:
+        ArtifactError: it is no JSON object, or of a newer format.
+    """
+
+    def __init__(self, text: str) -> None:
+        content = parse(text)
+        self.fields = Fields(content, "the file's description of the network")
+        self.format = self.fields.whole("format")
+        self.versions: Mapping[str, str] = decode({"dict": _pairs(self.fields.value("versions"))}, "versions")
+        self._sha256 = self.fields.text("sha256")
+        self._sealed = _sealed(content)
+        if not 1 <= self.format <= FORMAT:
+            raise ArtifactError(
+                f"the file has the format {self.format} of bcos_fx {self.versions.get('bcos_fx', '?')}; "
+                f"this is bcos_fx {__version__}, which reads formats up to {FORMAT}",
+                hint="pip install --upgrade bcos-fx",
+            )
+
+    def digest(self) -> Digest:
+        """Return the beginning of the checksum; the tensors are still to be added."""
+        return Digest(self._sealed)
+
+    def matches(self, digest: Digest) -> bool:
+        """Say whether the file holds what was written."""
+        return digest.hex() == self._sha256
+
+    def record(self) -> Record:
+        """Return the record of the network."""
+        return _record(self.fields)
+
+
+def _pairs(versions: Any) -> list[list[Any]]:
+    if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
+        raise ArtifactError("the file does not say by which versions it was written")
+    return [[name, version] for name, version in versions.items()]
+
+
+def read(container: Container, device: torch.device) -> BcosNetwork:
+    """Return the network that a file holds, on a device.
+
+    Raises:
+        ArtifactError: the file was altered, or holds no network.
+    """
+    document = Document(container.text)
+    digest = document.digest()
+    with torch.inference_mode(False):
+        tensors = {entry.name: tensor.to(device) for entry, tensor in container.tensors(digest)}
+        if not document.matches(digest):
+            raise ArtifactError(
+                "the file was damaged or altered: its contents do not fit its checksum", hint="copy or save it again"
+            )
+        document.fields.finish("format", "versions", "sha256", "modules", "nodes", "record")
+        return restored(document.fields, tensors)
+
+
+def restored(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
+    """Build the network from its description and tensors; nothing but the op vocabulary is asked for code.
+
+    Raises:
+        ArtifactError: the description makes no sense.
+    """
+    try:
+        return _built(fields, tensors)
+    except ArtifactError:
+        raise
+    except _BUILD_ERRORS as error:
+        raise ArtifactError(f"the file describes a network that cannot be built: {error}") from error
+
+
+def _built(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
+    ops = vocabulary()
+    modules = ModuleReader(ops, tensors)
+    root = modules.read(fields.items("modules"))
+    graph = GraphReader(root, ops).read(fields.items("nodes"))
+    graph_module = fx.GraphModule(root, graph)
+    graph.lint()
+    # fx takes the parts in the order in which the graph uses them, and drops the unused ones.
+    for parts in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        setattr(graph_module, parts, getattr(root, parts))
+    network = BcosNetwork(graph_module, _record(fields))
+    for module, training in modules.training:
+        module.training = training
+    network.training = root.training
+    return network
+
+
+def _record(fields: Fields) -> Record:
+    record = decode(fields.value("record"), "record")
+    if not isinstance(record, Record):
+        raise ArtifactError("the file's record of the conversion is none")
+    return record

@@ -1,0 +1,54 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from bcos_fx.cli import check, convert, demo, inspect, plan, rules
+from bcos_fx.cli.failure import DEBUG, guarded
+from bcos_fx.version import __version__
+
+app = typer.Typer(
+    name="bcos-fx",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with [bold]bcos-fx demo[/bold], or [bold]bcos-fx plan[/bold] on a network of your own. "
+    "Exit codes: 0 good, 1 a check failed, 2 bad usage or input, 130 interrupted.",
+)
+
+
+def _flowing(docstring: str | None) -> str:
+    """Join the lines of each paragraph, for the terminal is seldom as wide as the source."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n"))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bcos-fx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the full Python traceback of every error. Goes before the command.")
+    ] = False,
+) -> None:
+    """Turn a trained network into a B-cos network by rewriting its graph, and prove that nothing was lost."""
+    DEBUG.set(debug)
+
+
+for _command in (convert, plan, check, inspect, rules, demo):
+    app.command(_command.NAME, help=_flowing(_command.run.__doc__), epilog=_command.EPILOG)(guarded(_command.run))
+
+
+def main() -> None:
+    """Run the command line; the entry point of the installed command."""
+    app(prog_name="bcos-fx")

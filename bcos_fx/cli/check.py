@@ -1,0 +1,153 @@
+"""``bcos-fx check``: whether a file is whole, and whether two networks compute the same function."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import nn
+
+    from bcos_fx.proofs import Verification
+    from bcos_fx.rewriting.network import BcosNetwork
+
+NAME = "check"
+EPILOG = """Examples:
+
+bcos-fx check resnet50.bcos.safetensors
+
+bcos-fx check resnet50.pth resnet50.bcos.safetensors --arch torchvision:resnet50
+
+Exit code 0: equal. 1: different, or nothing that was run could have found a difference.
+"""
+
+
+def run(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A converted network; or, with B, the original.")],
+    second: Annotated[
+        Path | None,
+        typer.Argument(metavar="B", help="A converted network, to be compared with A.", show_default=False),
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(help="The network that A's weights belong to, as for convert, if A is a checkpoint.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Where in a nested checkpoint A's weights are.")] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Open A though it is a pickled module. For files of your own only.")
+    ] = False,
+    output_key: Annotated[
+        str | None, typer.Option(help="Which part of A's output B was converted for, as for convert.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else.")] = False,
+) -> None:
+    """Check a converted network: alone, that its file is whole and what was proved of it; with B, A against B.
+
+    Two networks are compared on made-up inputs in float64: outputs in several batch and image sizes, and input
+    gradients. A network that was converted with B > 1 or without biases is another function on purpose: expect
+    "different" for it.
+    """
+    if second is None:
+        found, said = _alone(first, json=json)
+    else:
+        found, said = _against(first, second, (arch, key, trust_pickle, output_key), json=json)
+    if json:
+        typer.echo(json_module.dumps(said, indent=2, sort_keys=True))
+    if found != "equal":
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _alone(path: Path, *, json: bool) -> tuple[str, dict[str, Any]]:
+    network = _artifact(path)
+    from bcos_fx.rewriting.report_text import drift_sentence, verdict
+
+    report = network.report
+    found = verdict(report)
+    if not json:
+        typer.echo(f"{path}: whole; its contents fit their checksum")
+        typer.echo(f"recipe {report.recipe}, {report.coverage.share:.1%} of the parameters in question are B-cos")
+        measured = report.figures.verification
+        typer.echo(f"equivalence when it was converted: {measured['detail'] if measured is not None else found}")
+        typer.echo(drift_sentence(report))
+    return found, {
+        "file": str(path),
+        "intact": True,
+        "verdict": found,
+        "recipe": report.recipe,
+        "verification": report.figures.verification,
+    }
+
+
+def _artifact(path: Path) -> BcosNetwork:
+    from bcos_fx.artifact import load
+    from bcos_fx.checkpoint import identify
+
+    kind = identify(path)
+    if kind.kind not in ("bcos-fx", "damaged"):
+        raise UsageError(
+            f"this is not a converted network but {kind.summary}",
+            where=str(path),
+            hint="name the original first and the converted network second: bcos-fx check A B --arch ...",
+        )
+    return load(path)
+
+
+def _against(
+    first: Path, second: Path, reading: tuple[str | None, str | None, bool, str | None], *, json: bool
+) -> tuple[str, dict[str, Any]]:
+    from bcos_fx.proofs import verify
+    from bcos_fx.rewriting.report_text import drift_sentence, overall
+
+    network = _artifact(second)
+    original, encoded = _original(first, *reading)
+    result = verify(original, network, transform=(lambda x: x) if encoded else None)
+    found = overall(result.to_dict())
+    if not json:
+        _show(first, second, result, found)
+        if found == "different" and network.report.figures.total_drift is not None:
+            typer.echo(f"{second} was converted by rules that change the function. {drift_sentence(network.report)}")
+    return found, {"a": str(first), "b": str(second), "verdict": found, "verification": result.to_dict()}
+
+
+def _original(
+    path: Path, arch: str | None, key: str | None, trust_pickle: bool, output_key: str | None
+) -> tuple[nn.Module, bool]:
+    """Return the network to compare with, and whether it takes images as a converted one does."""
+    from bcos_fx.checkpoint import identify
+    from bcos_fx.cli import values
+    from bcos_fx.cli.network import PartOfOutput, read_network
+
+    if identify(path).kind == "bcos-fx":
+        return _artifact(path), True
+    module = read_network(path, arch=arch, key=key, trust_pickle=trust_pickle)
+    part = values.key(output_key)
+    return (module if part is None else PartOfOutput(module, part)), False
+
+
+def _show(first: Path, second: Path, result: Verification, found: str) -> None:
+    from rich.text import Text
+
+    from bcos_fx.cli.console import console
+
+    stdout = console()
+    stdout.print(Text(f"{first} against {second}, in {str(result.dtype).removeprefix('torch.')}", style="bold cyan"))
+    stdout.print(_comparisons(result))
+    stdout.print(Text(result.detail, style={"equal": "green", "not tested": "yellow", "different": "red"}[found]))
+
+
+def _comparisons(result: Verification) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("what was run", "error", "scale", "output varies by", "relative error", "verdict"):
+        table.add_column(title)
+    for row in result.comparisons:
+        figures = (f"{value:.1e}" for value in (row.error, row.scale, row.spread, row.relative))
+        table.add_row(row.name, *figures, row.verdict)
+    return table

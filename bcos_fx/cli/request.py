@@ -1,0 +1,226 @@
+"""What `convert` and `plan` are asked for: their arguments, each with a help text that teaches."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from bcos_fx.rewriting.location import rules_directory
+
+Asked = TypeVar("Asked")
+Result = TypeVar("Result")
+
+_FILE, _WHAT, _INPUT, _OUT = "The file", "The rewrite", "The input", "The result"
+
+
+def _recipes(incomplete: str) -> list[str]:
+    names = sorted(path.stem for path in (rules_directory() / "recipes").glob("*.toml"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One conversion, as asked for on the command line."""
+
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint: a state dict (bare, nested or prefixed) or .safetensors, which need --arch; or a "
+            "pickled module, which needs --trust-pickle. Left out: the network that --arch builds, as it comes.",
+            show_default=False,
+        ),
+    ] = None
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="The network that the weights belong to: torchvision:resnet50, torchvision:resnet50@IMAGENET1K_V2 "
+            "(with its weights), timm:NAME, package.module:factory or file.py:factory.",
+            rich_help_panel=_FILE,
+        ),
+    ] = None
+    key: Annotated[
+        str | None,
+        typer.Option(help="Where in a nested checkpoint the weights are, such as ema.model.", rich_help_panel=_FILE),
+    ] = None
+    trust_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--trust-pickle",
+            help="Open a pickled module or .pt2, which runs code that the file carries. For files of your own only.",
+            rich_help_panel=_FILE,
+        ),
+    ] = False
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Which rules, with which options: a shipped recipe or a TOML file; `bcos-fx rules` lists them. "
+            "equivalent only rewrites what keeps the function. (default: bcosification)",
+            autocompletion=_recipes,
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    rules: Annotated[
+        list[Path],
+        typer.Option(help="A rule file of your own, after the recipe's. Repeatable.", rich_help_panel=_WHAT),
+    ] = field(default_factory=list)
+    b: Annotated[
+        list[str],
+        typer.Option(
+            "--b",
+            help="Alignment pressure B >= 1: one number for all layers, or 'layer4.*=2.5' for the layers whose name "
+            "fits; repeatable, the first that fits wins. 1 is the ordinary linear unit. (default: the recipe's)",
+            rich_help_panel=_WHAT,
+        ),
+    ] = field(default_factory=list)
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            help="How the weight's norm enters: cosine, raw (as the published B-cosified networks) or unit (as B-cos "
+            "v2). All are the same at B = 1.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    train: Annotated[
+        str | None,
+        typer.Option(
+            help="eval-graph: let a network train in its eval graph where its train graph is another one (auxiliary "
+            "heads); else .train() refuses.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    output_key: Annotated[
+        str | None,
+        typer.Option(
+            help="Which part of the output to take, where the network returns several: a key, an attribute or a "
+            "position, such as out or 0.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    input: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            help="What becomes of an image: normalised (encoded as x beside 1-x, then a fixed map), folded (that map "
+            "inside the first kernel) or none (taken as it is).",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            help="The mean that the network's images were normalised with, per channel: 0.485,0.456,0.406 for most "
+            "ImageNet networks; auto takes it and --std from the weights named in --arch. The result takes images "
+            "in [0, 1] and normalises inside.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    std: Annotated[
+        str | None, typer.Option(help="The standard deviation likewise: 0.229,0.224,0.225.", rich_help_panel=_INPUT)
+    ] = None
+    pixel_max: Annotated[
+        float | None,
+        typer.Option(
+            help="The value of white in the units of --mean and --std: 1, or 255. (default: 1)",
+            show_default=False,
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            help="Order of the colours that the network was trained with: rgb, or bgr (Caffe, OpenCV). The result "
+            "takes RGB.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            help="Shape of one sample, such as 3,32,32. Left out: images of 224, 64 or 32 pixels, whichever runs.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of photographs to verify and measure on instead of made-up images; resized and cropped "
+            "to --input-shape, or 224 pixels.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
+    verified: Annotated[
+        bool,
+        typer.Option(
+            " /--no-verify",
+            show_default=False,
+            help="Do not prove the equivalence, nor measure how far the output moved.",
+            rich_help_panel=_OUT,
+        ),
+    ] = True
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            help="The file to write. (default: the model's name with .bcos.safetensors, here)",
+            show_default=False,
+            rich_help_panel=_OUT,
+        ),
+    ] = None
+    force: Annotated[
+        bool, typer.Option("-f", "--force", help="Overwrite files that are there.", rich_help_panel=_OUT)
+    ] = False
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw the graph before and after: .png, .svg or .pdf.", rich_help_panel=_OUT),
+    ] = None
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="List every node: what it was, what it is, why.", rich_help_panel=_OUT)
+    ] = False
+    json: Annotated[
+        bool, typer.Option("--json", help="The report as JSON on stdout, and nothing else.", rich_help_panel=_OUT)
+    ] = False
+
+    @property
+    def output(self) -> Path:
+        """The file to write: as asked for, or named after the model or the architecture."""
+        if self.out is not None:
+            return self.out
+        named = self.model.stem if self.model is not None else (self.arch or "network").rpartition(":")[2]
+        return Path(named.partition("@")[0] + ".bcos.safetensors")
+
+
+def takes(asked: type[Asked]) -> Callable[[Callable[[Asked], Result]], Callable[..., Result]]:
+    """Give a command that takes one dataclass the dataclass's fields as its parameters, for typer to read."""
+
+    def decorate(command: Callable[[Asked], Result]) -> Callable[..., Result]:
+        @functools.wraps(command)
+        def run(**given: Any) -> Result:
+            return command(asked(**given))
+
+        hints = get_type_hints(asked, include_extras=True)
+        run.__annotations__ = hints
+        run.__dict__["__signature__"] = inspect.Signature(
+            [
+                inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=_default(f), annotation=hints[f.name])
+                for f in dataclasses.fields(asked)  # type: ignore[arg-type]
+            ]
+        )
+        del run.__dict__["__wrapped__"]  # or typer would read the command's own parameter instead
+        return run
+
+    return decorate
+
+
+def _default(described: dataclasses.Field[Any]) -> Any:
+    made = described.default_factory
+    return described.default if made is dataclasses.MISSING else made()

@@ -1,0 +1,178 @@
+"""``bcos-fx rules``: the shipped rules and recipes, and whether a file of one's own is sound."""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_module
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcos_fx.errors import RuleError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bcos_fx.rewriting.recipe import Recipe
+    from bcos_fx.rewriting.rule import Rule
+
+NAME = "rules"
+EPILOG = """Examples:
+
+bcos-fx rules
+
+bcos-fx rules classifier-before-pool
+
+bcos-fx rules --recipe equivalent
+
+bcos-fx rules --rules my_rules.toml
+"""
+
+
+def run(
+    name: Annotated[str | None, typer.Argument(help="A rule, to be shown in full.", show_default=False)] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Show only the rules that are active in this recipe, and its options.")
+    ] = None,
+    rules: Annotated[
+        list[Path] | None, typer.Option(help="Check a rule file of your own, and show its rules too. Repeatable.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False,
+) -> None:
+    """List the rules by phase: what each keeps, where it comes from and why it holds. And the recipes.
+
+    The phases from canonical to linear keep the function; those from pool to head change it. A rule file of your own
+    is checked as convert would check it: a mistake is named with its line and the nearest known word.
+    """
+    from bcos_fx.rewriting.recipe import load_recipe, recipe_names
+
+    own = tuple(rules or ())
+    if recipe is not None:
+        recipes = [load_recipe(recipe, extra_rules=own)]
+        shown = _active(recipes[0])
+    else:
+        recipes = [load_recipe(each) for each in recipe_names()]
+        shown = _every(own)
+    if name is not None:
+        shown, recipes = [_named(name, shown)], []
+    if json:
+        typer.echo(json_module.dumps({"rules": [_plain(rule) for rule in shown]} | _options(recipes), indent=2))
+        return
+    from bcos_fx.cli.console import console
+
+    stdout = console()
+    for part in _whole(shown[0]) if name is not None else _listing(shown, recipes):
+        stdout.print(part)
+
+
+def _active(recipe: Recipe) -> list[Rule]:
+    from bcos_fx.rewriting.rule import PHASES
+
+    return [rule for phase in PHASES for rule in recipe.active_rules(phase)]
+
+
+def _every(own: Sequence[Path]) -> list[Rule]:
+    """Return all shipped rules, whatever recipe uses them, and the user's; in the order of the phases."""
+    from bcos_fx.rewriting.location import rules_directory
+    from bcos_fx.rewriting.rule import PHASES
+    from bcos_fx.rewriting.rulefile import load_rules
+
+    files = [path for path in sorted(rules_directory().glob("*.toml")) if path.name != "ops.toml"]
+    return sorted(load_rules([*files, *own]), key=lambda rule: PHASES.index(rule.phase))
+
+
+def _named(name: str, rules: Sequence[Rule]) -> Rule:
+    for rule in rules:
+        if rule.name == name:
+            return rule
+    raise RuleError(f"no rule is named {name!r}", hint=nearest(name, [rule.name for rule in rules]))
+
+
+def _plain(rule: Rule) -> dict[str, Any]:
+    # Where a rule file lies differs between machines; its name and line do not.
+    return dataclasses.asdict(rule) | {"origin": Path(rule.origin).name}
+
+
+def _options(recipes: Sequence[Recipe]) -> dict[str, Any]:
+    return {
+        "recipes": [
+            {
+                "name": recipe.name,
+                "description": recipe.description,
+                "source": recipe.source,
+                "options": recipe.options.to_dict(),
+                "fixed": dict(recipe.fixed),
+            }
+            for recipe in recipes
+        ]
+    }
+
+
+def _listing(rules: Sequence[Rule], recipes: Sequence[Recipe]) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from bcos_fx.rewriting.rule import CHANGING_PHASES
+
+    phases = dict.fromkeys(rule.phase for rule in rules)
+    for phase in phases:
+        changes = " (changes the function)" if phase in CHANGING_PHASES else ""
+        yield Text(f"{phase}{changes}", style="bold cyan")
+        for rule in rules:
+            if rule.phase == phase:
+                kept = "refuses" if rule.refuse else f"preserves {rule.preserves}"
+                yield Padding(Text.assemble((rule.name, "bold"), (f"  {kept}", "dim")), (0, 0, 0, 2))
+                yield Padding(Text(rule.refuse or rule.why), (0, 0, 0, 4))
+                yield Padding(Text(rule.source, style="dim"), (0, 0, 0, 4))
+        yield Text("")
+    for recipe in recipes:
+        yield Text(f"recipe {recipe.name}", style="bold cyan")
+        for line in _recipe_lines(recipe):
+            yield Padding(line, (0, 0, 0, 2))
+        yield Text("")
+
+
+def _recipe_lines(recipe: Recipe) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from bcos_fx.rewriting.options import Options
+
+    defaults = Options().to_dict()
+    changed = {name: value for name, value in recipe.options.to_dict().items() if value != defaults[name]}
+    yield Text(recipe.description)
+    yield Text("options: " + (", ".join(f"{name}={value}" for name, value in changed.items()) or "defaults"))
+    for name, reason in recipe.fixed.items():
+        yield Text(f"{name} cannot be changed: {reason}", style="dim")
+    yield Text(recipe.source, style="dim")
+
+
+def _whole(rule: Rule) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    yield Text(rule.name, style="bold cyan")
+    facts = [("phase", rule.phase), ("preserves", rule.preserves), ("why", rule.why), ("source", rule.source)]
+    facts += [("active when", _stated(rule.when))] if rule.when else []
+    facts += [("file", rule.origin)]
+    for label, value in facts:
+        yield Text.assemble((f"  {label:<12}", "dim"), value)
+    for title, entries in (("match", rule.match), ("replace", rule.replace)):
+        for name, entry in entries.items():
+            yield Text.assemble((f"  {title} ", "dim"), (name, "bold"))
+            yield Padding(Text(_stated(_set_fields(entry))), (0, 0, 0, 6))
+    result = ("refuses", rule.refuse) if rule.refuse else ("result", rule.result or list(rule.replace)[-1])
+    yield Text.assemble((f"  {result[0]:<12}", "dim"), result[1])
+
+
+def _set_fields(entry: Any) -> dict[str, Any]:
+    return {f.name: value for f in dataclasses.fields(entry) if (value := getattr(entry, f.name)) not in (None, (), {})}
+
+
+def _stated(fields: Any) -> str:
+    return ", ".join(
+        f"{name}={' | '.join(map(str, value)) if isinstance(value, tuple | list) else value}"
+        for name, value in fields.items()
+        if value is not False
+    )

@@ -1,0 +1,74 @@
+"""Option values that are more than a word: lists of numbers, shapes, B per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bcos_fx.errors import UsageError
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Read ``0.485,0.456,0.406``.
+
+    Raises:
+        UsageError: a part is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"{option} is {text!r}", hint=f"give one number per channel, such as {option} 0.485,0.456,0.406"
+        ) from error
+
+
+def mean(text: str | None) -> tuple[float, ...] | str | None:
+    """Read the mean: numbers, or the word ``auto``."""
+    return "auto" if text == "auto" else numbers(text, "--mean")
+
+
+def shape(text: str | None) -> tuple[int, ...] | None:
+    """Read ``3,32,32`` or ``3x32x32``, the shape of one sample.
+
+    Raises:
+        UsageError: a part is no positive whole number.
+    """
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"--input-shape is {text!r}", hint="give one sample's shape, such as --input-shape 3,32,32")
+    return tuple(int(part) for part in parts)
+
+
+def pressure(texts: Sequence[str]) -> float | dict[str, float] | None:
+    """Read B: one number for all layers, or ``PATTERN=B`` several times, where the first match wins.
+
+    A bare number beside patterns is for the layers that no pattern names.
+
+    Raises:
+        UsageError: no number, or two bare ones.
+    """
+    patterns: dict[str, float] = {}
+    bare: list[float] = []
+    for text in texts:
+        pattern, equals, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError as error:
+            raise UsageError(f"--b is {text!r}", hint="give --b 2, or --b 'layer4.*=2.5' for some layers") from error
+        if equals:
+            patterns[pattern] = value
+        else:
+            bare.append(value)
+    if len(bare) > 1:
+        raise UsageError(f"--b was given {len(bare)} times", hint="give one B for all layers, and patterns for others")
+    if not patterns:
+        return bare[0] if bare else None
+    return patterns | ({"*": bare[0]} if bare else {})
+
+
+def key(text: str | None) -> int | str | None:
+    """Read which part of the output to take: a position, or a key or attribute."""
+    return int(text) if text is not None and text.lstrip("-").isdecimal() else text

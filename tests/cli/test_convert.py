@@ -1,0 +1,202 @@
+"""convert and plan: what they print, what they write, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bcos_fx.artifact import load
+from bcos_fx.convert import bcosify
+from bcos_fx.errors import VerificationError
+from tests.cli import tiny_model
+from tests.cli.conftest import SHAPE, TINY, Run
+
+Break = Callable[[Exception | type[BaseException]], None]
+
+
+def test_result_is_what_the_library_makes(run: Run, folder: Path, artifact: Path) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(load(artifact)(x), tiny_model.build()(x), rtol=1e-5, atol=1e-6)
+
+
+def test_report_ends_with_the_file_and_how_far_the_output_moved(run: Run, folder: Path, weights: Path) -> None:
+    done = run("convert", weights, "--arch", TINY, *SHAPE)
+    assert done.exit_code == 0, done.stderr
+    written = folder / "weights.bcos.safetensors"
+    assert written.is_file()
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("Wrote weights.bcos.safetensors (")
+    assert re.search(r"moved the output by \d+\.\d% of its size|moved the output by .* times of its size", last)
+    assert "EQUAL" in done.stdout
+    assert "answers at chance until" in done.stdout
+    for stage in ("reading", "tracing", "verifying", "writing", "in all"):
+        assert re.search(rf"^{stage} +\d+\.\d s$", done.stderr, re.MULTILINE)
+
+
+def test_options_reach_the_library(run: Run, folder: Path, weights: Path) -> None:
+    options = ("--b", "branch=1.5", "--b", "2", "--scale", "cosine", "--input", "folded", "--channels", "bgr")
+    statistics = ("--mean", "103.5,116.3,123.7", "--std", "57.4,57.1,58.4", "--pixel-max", "255")
+    done = run("convert", weights, "--arch", TINY, *SHAPE, *options, *statistics, "--json")
+    assert done.exit_code == 0, done.stderr
+    chosen = json.loads(done.stdout)["report"]["options"]
+    assert chosen["b"] == {"branch": 1.5, "*": 2.0}
+    assert [chosen[name] for name in ("scale", "input", "channels", "pixel_max")] == ["cosine", "folded", "bgr", 255.0]
+    assert (chosen["mean"], chosen["std"]) == ([103.5, 116.3, 123.7], [57.4, 57.1, 58.4])
+
+
+def test_json_is_all_there_is_on_stdout(run: Run, folder: Path, weights: Path) -> None:
+    done = run("convert", weights, "--arch", TINY, *SHAPE, "--recipe", "equivalent", "--json")
+    said = json.loads(done.stdout)
+    assert (said["verdict"], said["output"]) == ("equal", "weights.bcos.safetensors")
+    assert said["bytes"] == (folder / "weights.bcos.safetensors").stat().st_size
+    assert said["report"]["figures"]["verification"]["ok"] is True
+
+
+def test_plan_is_the_same_report_without_figures_and_writes_nothing(run: Run, folder: Path, weights: Path) -> None:
+    words = (weights, "--arch", TINY, *SHAPE, "--recipe", "equivalent", "--json")
+    planned = json.loads(run("plan", *words).stdout)
+    assert os.listdir(folder) == ["weights.pth"]
+    report = json.loads(run("convert", *words).stdout)["report"]
+    assert planned.pop("figures") != report.pop("figures")
+    assert planned == report
+
+
+def test_plan_lists_every_node(run: Run, folder: Path, weights: Path) -> None:
+    done = run("plan", weights, "--arch", TINY, *SHAPE, "--nodes")
+    assert done.exit_code == 0
+    for shown in ("conv2d -> bcos_conv2d", "branch", "new -> input_encoding", "Dry run: nothing was written"):
+        assert shown in done.stdout
+
+
+def test_network_without_a_file_is_converted_as_it_is_built(run: Run, folder: Path) -> None:
+    done = run("convert", "--arch", TINY, *SHAPE, "--recipe", "equivalent", "--picture", "graph.svg")
+    assert done.exit_code == 0, done.stderr
+    assert sorted(os.listdir(folder)) == ["build.bcos.safetensors", "graph.svg"]
+    assert "branch" in (folder / "graph.svg").read_text()
+
+
+def test_trusted_pickle_is_opened(run: Run, folder: Path) -> None:
+    torch.save(tiny_model.build(), folder / "module.pt")
+    done = run("convert", "module.pt", *SHAPE, "--recipe", "equivalent", "--trust-pickle")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_exported_program_is_opened_only_if_trusted(run: Run, folder: Path) -> None:
+    any_batch = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(tiny_model.build(), (torch.rand(2, 3, 8, 8),), dynamic_shapes=any_batch)
+    torch.export.save(exported, folder / "module.pt2")
+    words = ("plan", "module.pt2", *SHAPE, "--recipe", "equivalent")
+    closed = run(*words)
+    assert closed.exit_code == 2
+    assert "--trust-pickle" in closed.stderr
+    opened = run(*words, "--trust-pickle")
+    assert opened.exit_code == 0, opened.stderr
+
+
+def test_part_of_the_output(run: Run, folder: Path) -> None:
+    arch = f"{tiny_model.__file__}:build_twofold"
+    torch.save(tiny_model.build_twofold().state_dict(), folder / "two.pth")
+    done = run("convert", "two.pth", "--arch", arch, *SHAPE, "--recipe", "equivalent", "--output-key", "out")
+    assert done.exit_code == 0, done.stderr
+    checked = run("check", "two.pth", "two.bcos.safetensors", "--arch", arch, "--output-key", "out")
+    assert checked.exit_code == 0, checked.output
+    assert run("check", "two.pth", "two.bcos.safetensors", "--arch", arch).exit_code == 1
+
+
+def test_photographs_are_what_is_measured_on(run: Run, folder: Path, weights: Path) -> None:
+    photos = folder / "photos"
+    photos.mkdir()
+    generator = np.random.default_rng(0)
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        Image.fromarray(generator.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(photos / name)
+    (photos / "notes.txt").write_text("not a photograph")
+    words = ("convert", weights, "--arch", TINY, *SHAPE, "--json", "-f")
+    made_up = json.loads(run(*words).stdout)["report"]["figures"]
+    measured = json.loads(run(*words, "--images", "photos").stdout)["report"]["figures"]
+    assert measured["total_drift"]["change"] != made_up["total_drift"]["change"]
+    assert measured["verification"]["ok"]
+
+
+def test_not_tested_is_written_with_a_warning_and_exit_code_1(run: Run, folder: Path) -> None:
+    words = ("convert", "--arch", f"{tiny_model.__file__}:build_constant", *SHAPE, "--recipe", "equivalent")
+    done = run(*words)
+    assert done.exit_code == 1
+    assert "NOT TESTED" in done.stderr
+    assert (folder / "build_constant.bcos.safetensors").is_file()
+    assert run("check", "build_constant.bcos.safetensors").exit_code == 1
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Break:
+    """Make the conversion raise."""
+
+    def breaking(error: Exception | type[BaseException]) -> None:
+        def raising(*args: Any, **kwargs: Any) -> None:
+            raise error
+
+        monkeypatch.setattr("bcos_fx.convert.bcosify", raising)
+
+    return breaking
+
+
+def test_failed_proof_writes_nothing_and_exits_1(run: Run, folder: Path, broken: Break) -> None:
+    broken(VerificationError("the rewritten network is not the original", where="rule 'x' at node y", hint="report it"))
+    done = run("convert", "--arch", TINY, *SHAPE)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    assert "rule 'x' at node y" in done.stderr
+    assert os.listdir(folder) == []
+
+
+def test_interruption_leaves_nothing_and_exits_130(run: Run, folder: Path, broken: Break) -> None:
+    broken(KeyboardInterrupt)
+    done = run("convert", "--arch", TINY, *SHAPE)
+    assert done.exit_code == 130
+    assert "Traceback" not in done.output
+    assert os.listdir(folder) == []
+
+
+def test_bug_is_called_one_and_traced_only_when_asked(run: Run, folder: Path, broken: Break) -> None:
+    broken(ZeroDivisionError("division by zero"))
+    done = run("convert", "--arch", TINY, *SHAPE)
+    assert done.exit_code == 2
+    assert "ZeroDivisionError: division by zero" in done.stderr
+    assert "this is a bug in bcos-fx" in done.stderr
+    assert "Traceback" not in done.output
+    assert "Traceback" in run("--debug", "convert", "--arch", TINY, *SHAPE).stderr
+
+
+def test_failure_while_writing_leaves_no_file(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    done = run("convert", "--arch", TINY, *SHAPE, "--recipe", "equivalent")
+    assert done.exit_code == 2
+    assert "No space left" in done.stderr
+    assert os.listdir(folder) == []
+
+
+def test_same_arguments_give_the_same_bytes(run: Run, folder: Path, weights: Path) -> None:
+    for name in ("a.safetensors", "b.safetensors"):
+        assert run("convert", weights, "--arch", TINY, *SHAPE, "-o", name).exit_code == 0
+    assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
+
+
+def test_recorded_normalisation_is_found(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tiny_model.build()
+    made.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    monkeypatch.setattr("bcos_fx.cli.network.build_architecture", lambda arch: made)
+    done = run("convert", "--arch", "timm:tiny", *SHAPE, "--mean", "auto", "--json")
+    assert json.loads(done.stdout)["report"]["options"]["mean"] == [0.1, 0.2, 0.3]
+    assert bcosify(made, example_inputs=torch.rand(2, 3, 8, 8), mean="auto").report.options["mean"] == [0.1, 0.2, 0.3]
