@@ -70,8 +70,8 @@ def run(
         from bcos_fx.artifact import load, save
         from bcos_fx.convert import bcosify
 
-        original = _original()
-        photographs, labels = _photographs()
+        original = efficientnet_lite0()
+        photographs, labels = photographs()
         out.mkdir(parents=True, exist_ok=True)
         settings: dict[str, Any] = {"mean": _MEAN, "std": _STD, "images": photographs, "progress": stages}
         equivalent = bcosify(original, recipe="equivalent", **settings)
@@ -87,7 +87,12 @@ def run(
         raise typer.Exit(CHECK_FAILED)
 
 
-def _original() -> nn.Module:
+def efficientnet_lite0() -> nn.Module:
+    """Return EfficientNet-Lite0 with its ImageNet weights, as the package index has them, in eval mode.
+
+    Raises:
+        MissingExtraError: the extra ``demo`` is not installed.
+    """
     from bcos_fx.checkpoint import load_into, read_state_dict
 
     built: nn.Module = _library("efficientnet_lite_pytorch").EfficientNet.from_name(_NETWORK)
@@ -103,7 +108,7 @@ def _library(name: str) -> Any:
         raise MissingExtraError(name, "demo", _PURPOSE) from error
 
 
-def _photographs() -> tuple[Tensor, list[int]]:
+def photographs() -> tuple[Tensor, list[int]]:
     """Return foolbox's 20 ImageNet photographs and their classes, which are in the files' names."""
     import torch
 

@@ -168,7 +168,8 @@ def _eval_cases(batch: Batch, batch_sizes: Sequence[int]) -> list[Case]:
         start += size
     while start < batch.count:
         stop = min(start + max(batch_sizes), batch.count)
-        cases.append(Case(f"eval, samples {start} to {stop - 1}", batch.take(start, stop), "eval"))
+        rest = f"sample {stop}" if stop == start + 1 else f"samples {start + 1} to {stop}"
+        cases.append(Case(f"eval, {rest}", batch.take(start, stop), "eval"))
         start = stop
     return cases
 

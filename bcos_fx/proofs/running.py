@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -112,7 +112,10 @@ def isolated_copy(module: Network, *, dtype: torch.dtype, apart_from: frozenset[
     # No parameter gradients are wanted; not recording for them halves the memory of the gradient cases.
     twin.requires_grad_(False)
     # Some networks fold weights for inference when eval() is called: train() first makes them fold anew.
-    return twin.to(dtype).train().eval()
+    twin = twin.to(dtype)
+    with suppress(BcosFxError):  # to train mode and back drops what an eval forward cached; one may refuse to train
+        twin.train()
+    return twin.eval()
 
 
 def run_cases(

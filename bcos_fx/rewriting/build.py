@@ -112,13 +112,11 @@ def layer_from_parameters(build: Build) -> nn.Module:
 
 @builder("batch-norm-from-parameters")
 def batch_norm_from_parameters(build: Build) -> nn.Module:
-    """A batch-norm module around the tensors of a functional call whose ``training`` follows the mode."""
+    """A batch-norm module around the tensors of a functional call."""
     arguments = build.call.arguments
     mean, variance = build.tensor("running_mean"), build.tensor("running_var")
     if mean is None or variance is None:
         raise Refused("without running statistics its output depends on the other samples of the batch")
-    if build.call.node.meta.get("training_argument") is None:
-        raise Refused("its statistics stay frozen in training, which no batch-norm module does")
     shape = build.reader.shape(build.call.inputs[0]) or ()
     cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(len(shape))
     if cls is None:

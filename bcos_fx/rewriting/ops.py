@@ -10,10 +10,10 @@ from __future__ import annotations
 import builtins
 import functools
 import importlib
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -164,13 +164,15 @@ BOUNDARY = {
 
 
 @functools.cache
-def _roots() -> dict[str, ModuleType | type]:
+def _roots() -> dict[str, Any]:
     return {
         "torch": torch,
         "nn": nn,
         "F": torch.nn.functional,
         "operator": operator,
         "builtins": builtins,
+        "math": math,
+        "aten": torch.ops.aten,
         "bcos": importlib.import_module("bcos_fx.nn"),
         "tracing": importlib.import_module("bcos_fx.tracing.functional"),
     }

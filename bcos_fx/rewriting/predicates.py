@@ -122,6 +122,12 @@ def follows_mode(reader: GraphReader, call: Call) -> Verdict:
     return "training_argument" in call.node.meta
 
 
+@predicate("is-frozen")
+def is_frozen(reader: GraphReader, call: Call) -> Verdict:
+    """The call's ``training`` argument is false in either mode."""
+    return call.arguments.get("training") is False and "training_argument" not in call.node.meta
+
+
 @predicate("never-drops")
 def never_drops(reader: GraphReader, call: Call) -> Verdict:
     """Dropout that does nothing in either mode."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 from torch.nn import functional
 
 from bcos_fx.tracing.functional import copy_into, fill, set_item
@@ -94,6 +95,21 @@ def graph_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     if name in _OPERATORS and not kwargs:
         return "call_function", _OPERATORS[name], args, kwargs
     return "call_method", name, args, kwargs
+
+
+def torch_level(function: Any) -> Any:
+    """Return PyTorch's own function or method for an ATen operator, as exported programs call it.
+
+    ``torch.ops.aten.conv2d.default`` is ``torch.conv2d``: one name for one thing. Operators without such a function
+    come back as they are. Wherever the two took different arguments the finished graph would not repeat its output,
+    which tracing checks.
+    """
+    if not isinstance(function, OpOverload) or function.namespace != "aten":
+        return function
+    name = function._schema.name.removeprefix("aten::")
+    name = {"sym_size": "size", "sym_numel": "numel"}.get(name, name)
+    homes = (torch, torch._C._nn, torch.Tensor)
+    return next((getattr(home, name) for home in homes if callable(getattr(home, name, None))), function)
 
 
 def is_method(function: Callable[..., Any]) -> bool:

@@ -91,6 +91,7 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        func = operations.torch_level(func)
         args, kwargs, name = tuple(args), kwargs or {}, func.__name__
         if self._busy or not self._follows(func, args, kwargs):
             return self._plain(func, args, kwargs)

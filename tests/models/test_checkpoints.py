@@ -67,8 +67,7 @@ def test_resnet20_is_proven_and_fully_covered(resnet20: nn.Module, data_dir: Pat
 
 @pytest.mark.vision
 def test_efficientnet_lite0_on_photographs() -> None:
-    from bcos_fx.cli.demo import efficientnet_lite0
-    from bcos_fx.cli.photographs import photographs
+    from bcos_fx.cli.demo import efficientnet_lite0, photographs
 
     module = efficientnet_lite0()
     images, _ = photographs()

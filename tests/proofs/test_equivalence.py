@@ -44,7 +44,7 @@ def test_a_network_equals_itself(subject: Subject, photos: Tensor, dtype: torch.
     assert result.tested
     assert result.error == 0
     assert set(verdicts(result).values()) == {"equal"}
-    names = {"eval, batch 1", "eval, batch 2", "eval, batch 5", "eval, samples 8 to 8"}
+    names = {"eval, batch 1", "eval, batch 2", "eval, batch 5", "eval, sample 9"}
     names |= {"size 15x12", "size 13x10", "input gradient"}
     train = {"train, seed 0", "train, input gradient", "eval after train"}
     assert set(verdicts(result)) == (names | train if preserves == "always" else names)
@@ -107,7 +107,7 @@ def test_every_given_sample_counts(subject: Subject) -> None:
         lambda x: x * (1 + 1e-3 * ((x.sum((1, 2, 3)) - marked).abs() < 1e-9))[:, None, None, None],
     )
     result = verify(subject, wrong, many, gradients=False, sizes=())
-    assert [n for n, v in verdicts(result).items() if v == "different"] == ["eval, samples 13 to 17"]
+    assert [n for n, v in verdicts(result).items() if v == "different"] == ["eval, samples 14 to 18"]
 
 
 def test_sizes_that_the_original_does_not_take_are_left_out() -> None:

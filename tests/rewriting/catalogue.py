@@ -119,6 +119,12 @@ class FrozenNorm(nn.BatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.1, 1e-3)
 
 
+class ScaledNorm(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight * 2
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, self.bias, self.training, 0.1, 1e-3)
+
+
 class CallLayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
@@ -217,7 +223,20 @@ CASES: dict[str, Case] = {
     ),
     "batch-norm-call-to-module": Case(
         hits={"function": headed(lambda net, x: net.norm(x), norm=batch_norm(cls=FunctionalNorm))},
-        near=(headed(lambda net, x: net.norm(x), norm=batch_norm(cls=FrozenNorm)), "stay frozen in training"),
+        near=(headed(lambda net, x: net.norm(x), norm=batch_norm(cls=ScaledNorm)), "is computed"),
+        mutant="batch-norm-from-parameters",
+    ),
+    "frozen-batch-norm-call-to-module": Case(
+        hits={
+            "function": headed(lambda net, x: net.norm(x), norm=batch_norm(cls=FrozenNorm)),
+            "torch.": headed(
+                lambda net, x: torch.batch_norm(
+                    x, net.norm.weight, net.norm.bias, net.norm.running_mean, net.norm.running_var, False, 0.1, 1e-3, False
+                ),
+                norm=batch_norm(),
+            ),
+        },
+        untouched=headed(lambda net, x: net.norm(x), norm=batch_norm(cls=FunctionalNorm)),
         mutant="batch-norm-from-parameters",
     ),
     "norm-call-to-module": Case(

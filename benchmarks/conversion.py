@@ -1,0 +1,218 @@
+"""What a conversion costs: time and memory on a ResNet, and growth with the number of layers.
+
+python benchmarks/conversion.py [--out FILE.md] [--quick]
+"""
+
+from __future__ import annotations
+
+import copy
+import resource
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+import torchvision
+from measuring import Page, interleaved, parsed, ratio
+from torch import Tensor, nn
+
+import bcos_fx
+from bcos_fx.testing import norm_statistics_from_data_
+
+TIME_TARGET, MEMORY_TARGET, GROWTH_TARGET = 30, 6, 2.3
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and how often."""
+
+    architecture: str = "resnet50"
+    side: int = 224
+    repetitions: int = 3
+    layers: tuple[int, int] = (500, 1000)
+    rounds: int = 3
+
+
+QUICK = Setting("resnet18", side=64, repetitions=1, layers=(5, 10), rounds=1)
+
+
+def quiet() -> None:
+    """One thread and no denormals; a small conversion, so that no import and no first call is timed."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    bcos_fx.bcosify(chain(2), example_inputs=torch.rand(2, 3, 8, 8))
+
+
+def network(setting: Setting) -> tuple[nn.Module, Tensor]:
+    """Return the network that is converted, in eval mode, and a batch of 4 for it."""
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, setting.side, setting.side)
+    module = getattr(torchvision.models, setting.architecture)()
+    return norm_statistics_from_data_(module, images).eval(), images
+
+
+def convert(module: nn.Module, images: Tensor, progress: Callable[[str], None] | None = None) -> nn.Module:
+    return bcos_fx.bcosify(module, example_inputs=images[:2], progress=progress)
+
+
+# Time
+
+
+def stages(module: nn.Module, images: Tensor) -> dict[str, float]:
+    """Convert once; return the seconds that each stage took."""
+    began = [("", time.perf_counter())]
+    convert(module, images, lambda stage: began.append((stage, time.perf_counter())))
+    began.append(("end", time.perf_counter()))
+    taken: dict[str, float] = defaultdict(float)
+    changing = False
+    for (stage, start), (_, end) in pairwise(began[1:]):
+        changing |= stage == "verifying"
+        name = stage if "rewriting" not in stage else "function changed, drift measured" if changing else "rewriting"
+        taken[name if stage != "verifying" else "verifying"] += end - start
+    return taken
+
+
+def report_time(page: Page, setting: Setting) -> None:
+    module, images = network(setting)
+
+    def forward() -> None:
+        with torch.no_grad():
+            module(images)
+
+    units: dict[str, list[float]] = defaultdict(list)
+    for _ in range(setting.repetitions):
+        forward_time = statistics.median(interleaved({"forward": forward}, 7)["forward"])
+        taken = stages(module, images)
+        for stage, seconds in (taken | {"all": sum(taken.values())}).items():
+            units[stage].append(seconds / forward_time)
+    page.text(
+        f"## Time\n\n`bcosify({setting.architecture})`, default recipe, verified, {setting.side} × {setting.side} "
+        "pixels, in units of the original's own forward pass with a batch of 4 in float32 (median of 7, taken just "
+        f"before; the last one took {forward_time:.3f} s). One thread, imports done. "
+        f"Medians of {setting.repetitions} conversions.\n\nTarget: ≤ {TIME_TARGET} in all."
+    )
+    page.table(("stage", "forward passes"), [(name, f"{statistics.median(u):.1f}") for name, u in units.items()])
+
+
+# Memory
+
+
+def resident(*, peak: bool) -> int:
+    """Return this process's resident bytes: now, or the most there ever were."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # getrusage knows the peak only, which is no less than what is resident now
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage, whose peak on Linux includes that of the process this one was started from.
+    field = "VmHWM:" if peak else "VmRSS:"
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def growth(setting: Setting, action: Callable[[nn.Module, Tensor], object], *, double: bool) -> int:
+    """Return by how much the peak rises above what was resident once the network stood ready."""
+    quiet()
+    module, images = network(setting)
+    if double:
+        module, images = module.double(), images.double()
+    with torch.no_grad():
+        module(images)
+    before = resident(peak=False)
+    action(module, images)
+    return resident(peak=True) - before
+
+
+def verification_pass(module: nn.Module, images: Tensor) -> None:
+    """The largest of the passes that verification makes: the gradient with respect to two images in float64."""
+    module.requires_grad_(False)
+    x = images[:2].clone().requires_grad_()
+    torch.autograd.grad(module(x).sum(), x)
+
+
+def conversion_growth(setting: Setting) -> int:
+    return growth(setting, convert, double=False)
+
+
+def pass_growth(setting: Setting) -> int:
+    return growth(setting, verification_pass, double=True)
+
+
+def report_memory(page: Page, setting: Setting) -> None:
+    module, _ = network(setting)
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+
+    def alone(measure: Callable[[Setting], int]) -> float:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            return process.submit(measure, setting).result() / weights
+
+    whole, one_pass = alone(conversion_growth), alone(pass_growth)
+    page.text(
+        f"## Memory\n\nIn units of the network's weights ({weights / 2**20:.0f} MiB in float32). Each row in a process "
+        "of its own: the peak of the resident set minus the resident set just before, when the network was there and "
+        "had run once. The verification pass is the largest one: the gradient with respect to two images, in "
+        f"float64, of a network that is in float64 already.\n\nTarget: ≤ {MEMORY_TARGET} for the difference."
+    )
+    rows = (("conversion, verified", whole), ("one verification pass", one_pass), ("difference", whole - one_pass))
+    page.table(("", "weights"), [(name, f"{value:.1f}") for name, value in rows])
+
+
+# Growth
+
+
+def chain(length: int) -> nn.Sequential:
+    """Convolution, batch norm and ReLU, `length` times.
+
+    Each convolution is close to the identity: a thousand random ones would amplify rounding, or answer the same to
+    every image, and then nothing could be verified.
+    """
+    layers: list[nn.Module] = []
+    generator = torch.Generator().manual_seed(0)
+    for index in range(length):
+        conv = nn.Conv2d(8 if index else 3, 8, 3, padding=1, bias=False)
+        with torch.no_grad():
+            conv.weight.copy_(0.001 * torch.randn(conv.weight.shape, generator=generator))
+            conv.weight[:, :, 1, 1] += torch.eye(*conv.weight.shape[:2])
+        layers += [conv, nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(*layers).eval()
+
+
+def report_growth(page: Page, setting: Setting) -> None:
+    chains = {str(length): chain(length) for length in setting.layers}
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    short, long = chains
+    page.text(
+        f"## Growth\n\nA chain of convolution, batch norm and ReLU, {short} and {long} times, 8 channels, 8 × 8 "
+        f"pixels. Processor time, medians of {setting.rounds} rounds in turn.\n\n"
+        f"Target: ≤ {GROWTH_TARGET} times as long for twice the layers."
+    )
+    rows = []
+    for verified in (False, True):
+
+        def converted(module: nn.Module, verified: bool = verified) -> None:
+            bcos_fx.bcosify(module, example_inputs=x, verified=verified)
+
+        tasks = {name: lambda m=module: converted(copy.deepcopy(m)) for name, module in chains.items()}
+        times = interleaved(tasks, setting.rounds, time.process_time)
+        seconds = [f"{statistics.median(times[name]):.1f} s" for name in chains]
+        rows.append(("with" if verified else "without", *seconds, f"{ratio(times, long, short):.2f}"))
+    page.table(("verification", *(f"{name} layers" for name in chains), "ratio"), rows)
+
+
+def main() -> None:
+    options = parsed(__doc__)
+    setting = QUICK if options.quick else Setting()
+    quiet()
+    page = Page("Conversion", options)
+    report_time(page, setting)
+    report_memory(page, setting)
+    report_growth(page, setting)
+    page.close()
+
+
+if __name__ == "__main__":
+    main()

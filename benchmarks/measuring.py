@@ -1,0 +1,108 @@
+"""What the benchmarks share: the setting they ran in, timing side by side, and a page to print or write.
+
+Imports nothing but the standard library, so that a benchmark of start-up can use it too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+Times = dict[str, list[float]]
+
+
+def parsed(description: str | None) -> argparse.Namespace:
+    """Read the options that all benchmarks take."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write the page to this Markdown file too")
+    parser.add_argument("--quick", action="store_true", help="tiny settings: shows that it runs, measures nothing")
+    return parser.parse_args()
+
+
+def interleaved(
+    tasks: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> Times:
+    """Time tasks in turn, A B C A B C ..., so that whatever else the machine does falls on all of them alike.
+
+    Each task runs once before the rounds begin.
+    """
+    for task in tasks.values():
+        task()
+    times: Times = {name: [] for name in tasks}
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            start = clock()
+            task()
+            times[name].append(clock() - start)
+    return times
+
+
+def ratio(times: Times, name: str, reference: str) -> float:
+    """Median of the ratios within each round: neighbours in time are compared with each other."""
+    return statistics.median(a / b for a, b in zip(times[name], times[reference], strict=True))
+
+
+def processor() -> str:
+    """Return the processor's name, as far as the system tells."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def _versions() -> str:
+    found = [f"Python {platform.python_version()}"]
+    for package in ("torch", "torchvision", "bcos-fx", "bcos"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    return ", ".join(found)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+class Page:
+    """A page of results in Markdown, printed as it grows.
+
+    Args:
+        title: its heading.
+        options: those of :func:`parsed`.
+    """
+
+    def __init__(self, title: str, options: argparse.Namespace) -> None:
+        self._lines: list[str] = []
+        self._out: Path | None = options.out
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.text(f"# {title}")
+        if options.quick:
+            self.text("**Tiny settings, to show that the script runs: these figures say nothing.**")
+        self.text(f"- Machine: {processor()}, {cores} cores, {platform.system()}\n- Versions: {_versions()}")
+
+    def text(self, paragraph: str) -> None:
+        """Add a paragraph."""
+        self._add([*paragraph.splitlines(), ""])
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Add a table."""
+        self._add([*_aligned([head, *rows]), ""])
+
+    def _add(self, lines: list[str]) -> None:
+        print("\n".join(lines), flush=True)
+        self._lines += lines
+
+    def close(self) -> None:
+        """Write the page, if a file was asked for."""
+        if self._out is not None:
+            self._out.parent.mkdir(parents=True, exist_ok=True)
+            self._out.write_text("\n".join(self._lines), encoding="utf-8")
