@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
+from bcos_fx import artifact as artifact  # registers how a converted network is pickled
 from bcos_fx import example
-from bcos_fx.errors import UsageError, VerificationError
+from bcos_fx.errors import TraceError, UsageError, VerificationError
+from bcos_fx.nn import BcosLayer
 from bcos_fx.proofs.blame import find_culprit
 from bcos_fx.proofs.drift import DriftMeter
 from bcos_fx.proofs.equivalence import Verification, verify
 from bcos_fx.proofs.samples import imagine
 from bcos_fx.rewriting.build_input import input_affine
 from bcos_fx.rewriting.network import BcosNetwork, Guard, InputSpec, Record
+from bcos_fx.rewriting.options import Options
 from bcos_fx.rewriting.passes import Engine, PassLog
 from bcos_fx.rewriting.precision import Precision
 from bcos_fx.rewriting.reader import GraphReader
@@ -39,7 +43,10 @@ from bcos_fx.rewriting.report import (
 )
 from bcos_fx.rewriting.rewrite import Step
 from bcos_fx.rewriting.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
+from bcos_fx.subject import check_finite, check_images, check_module
 from bcos_fx.tracing import Trace, trace
+from bcos_fx.tracing.inputs import ExampleError, bind
+from bcos_fx.tracing.inputs import Inputs as BoundInputs
 
 Progress = Callable[[str], None]
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -92,17 +99,20 @@ def bcosify(
         RuleError, RewriteError: a rule file is wrong, or rules undo each other.
         VerificationError: a preserving rule did not preserve the function; names the rule and the node.
     """
-    if isinstance(module, BcosNetwork):
-        return _already_converted(module)
-    chosen = _options(module, b, mean, std, options)
-    conversion = _Conversion(module, load_recipe(recipe, extra_rules=rules).with_options(chosen), images, progress)
+    check_module(module)
     if train not in ("refuse", "eval-graph"):
         raise UsageError(f"train is {train!r}", hint='choose "refuse" or "eval-graph"')
-    conversion.trace(example_inputs, output)
-    conversion.preserve()
-    verification = conversion.verify() if verified else None
-    drift = conversion.change(measured=verified)
-    return conversion.network(verification, drift, train)
+    # Parameters that are made in the caller's inference mode could never be trained.
+    with torch.inference_mode(False), torch.no_grad():
+        if isinstance(module, BcosNetwork):
+            return _already_converted(module)
+        chosen = _options(module, b, mean, std, options)
+        conversion = _Conversion(module, load_recipe(recipe, extra_rules=rules).with_options(chosen), images, progress)
+        conversion.trace(example_inputs, output)
+        conversion.preserve()
+        verification = conversion.verify() if verified else None
+        drift = conversion.change(measured=verified)
+        return conversion.network(verification, drift, train)
 
 
 def plan(module: nn.Module, **arguments: Any) -> Report:
@@ -145,16 +155,17 @@ class _Measured:
 class _Original(nn.Module):
     """The original network behind its own normalisation: what the converted one must be equal to."""
 
-    def __init__(self, module: nn.Module, specs: Sequence[InputSpec], output: int | str | None) -> None:
+    def __init__(
+        self, module: nn.Module, example_run: BoundInputs, specs: Sequence[InputSpec], output: int | str | None
+    ) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.example_run = module, example_run
         self.specs = tuple(specs)
         self.output = output
 
     def forward(self, *inputs: Any) -> Any:
-        given = [s.original(x) if isinstance(x, Tensor) else x for s, x in zip(self.specs, inputs, strict=True)]
-        result = self.module(**{s.name: x for s, x in zip(self.specs, given, strict=True)})
-        return example.selected(result, self.output)
+        given = [spec.original(x) for spec, x in zip(self.specs, inputs, strict=True)]
+        return example.selected(self.example_run.call(self.module, given), self.output)
 
 
 class _Conversion:
@@ -171,7 +182,9 @@ class _Conversion:
         self.say("tracing")
         self.output = output
         self.given, self.traced = self._traced(example_inputs)
+        self.example_run = bind(self.module, self.given)
         self.graph_module: fx.GraphModule = self.traced.graph_module
+        check_finite(self.graph_module)
         self.reader = GraphReader(self.graph_module, self.engine.ops, self.recipe.options)
         mark_origins(self.reader)
         self.before = read_rows(self.reader)
@@ -180,11 +193,11 @@ class _Conversion:
     def _traced(self, example_inputs: Inputs | None) -> tuple[Inputs, Trace]:
         if example_inputs is not None:
             return example_inputs, trace(self.module, example_inputs, output=self.output)
-        failures: list[UsageError] = []
+        failures: list[ExampleError] = []
         for guess in example.guesses(self.module):
             try:
                 return guess, trace(self.module, guess, output=self.output)
-            except UsageError as failure:
+            except ExampleError as failure:
                 failures.append(failure)
         raise example.no_guess_fits(failures)
 
@@ -194,6 +207,13 @@ class _Conversion:
         self._extend(self.engine.run(self.graph_module, PRESERVING_PHASES))
         self.specs = self._specs()
         self._check_encoding()
+        self.recipe.options.check_patterns(self._bcos_layers())
+        if self.images is not None:
+            check_images(self.images, self.specs)
+
+    def _bcos_layers(self) -> list[str]:
+        called = [str(node.target) for node in self.graph_module.graph.nodes if node.op == "call_module"]
+        return [path for path in dict.fromkeys(called) if isinstance(self.graph_module.get_submodule(path), BcosLayer)]
 
     def _extend(self, log: PassLog) -> None:
         self.log.steps += log.steps
@@ -213,42 +233,54 @@ class _Conversion:
         return tuple(specs)
 
     def _check_encoding(self) -> None:
-        if self.recipe.options.mean and not any(spec.encoded for spec in self.specs):
+        options, usual = self.recipe.options, Options()
+        given = [
+            name for name in ("mean", "std", "channels", "pixel_max") if getattr(options, name) != getattr(usual, name)
+        ]
+        if given and not any(spec.encoded for spec in self.specs):
+            names = " and ".join(given) + (" were" if given[1:] else " was")
             reasons = [m.reason for m in self.log.near_misses if m.rule == "image-input-encoded"]
+            reasons += ["input='none' was given, which takes every input as it is"] if options.input == "none" else []
             shapes = ", ".join(f"{s.name} {s.shape}" for s in self.specs)
             raise UsageError(
-                f"mean and std were given, but no input is an image that could be encoded ({shapes})",
+                f"{names} given, but no input is an image that could be encoded ({shapes})",
                 where="; ".join(reasons) or None,
-                hint="leave mean and std out, or normalise the input yourself",
+                hint=f"leave {' and '.join(given)} out, or normalise the input yourself",
             )
 
-    def _test_inputs(self, count: int) -> tuple[Any, ...]:
+    def _test_inputs(self, count: int) -> tuple[Tensor, ...]:
         """Inputs of the converted network: the user's images, or made-up ones; other inputs as in the example."""
         if self.images is not None:
             return (self._like_network(self.images[:count]),)
-        if len(self.specs) == 1 and self._is_float(0):
+        if len(self.specs) == 1 and self._examples()[0].is_floating_point():
             made_up = imagine(self.specs[0].shape[1:], count, seed=0)
             if not self.specs[0].encoded:  # no image: values of both signs
                 made_up = made_up.map(lambda x: 2 * x - 1)
             return tuple(self._like_network(x) for x in made_up.arguments if isinstance(x, Tensor))
-        return tuple(example.in_order(self.given, [s.name for s in self.specs]))
+        return self._examples()
 
-    def _is_float(self, index: int) -> bool:
-        value = example.in_order(self.given, [s.name for s in self.specs])[index]
-        return isinstance(value, Tensor) and value.is_floating_point()
+    def _examples(self) -> tuple[Tensor, ...]:
+        return tuple(self.example_run.named.values())
+
+    def _drift_batches(self) -> list[tuple[Tensor, ...]]:
+        """Test inputs in batches as large as the example: an exported program may take no other."""
+        inputs = self._test_inputs(8 if self.images is not None else 4)
+        size = self.specs[0].shape[0] if self.specs[0].shape else 0
+        if len(inputs) > 1 or not 0 < size <= len(inputs[0]):
+            return [inputs]
+        return [(part,) for part in torch.split(inputs[0], size) if len(part) == size]
 
     def _like_network(self, x: Tensor) -> Tensor:
-        parameter = next(self.graph_module.parameters(), None)
-        return x if parameter is None else x.to(dtype=parameter.dtype, device=parameter.device)
+        like = next(self.graph_module.parameters(), self._examples()[0])
+        return x.to(dtype=like.dtype, device=like.device)
 
     def verify(self) -> Verification:
         """Prove that the network so far is the original, or say which rule broke it."""
         self.say("verifying")
-        original = _Original(self.module, self.specs, self.output)
         result = verify(
-            original,
+            _Original(self.module, self.example_run, self.specs, self.output),
             self.graph_module,
-            self._test_inputs(4),
+            self._test_inputs(3),  # as many as the batches hold: every further pass costs as much as a batch
             batch_sizes=(1, 2),
             sizes=() if self.traced.guards else None,
             preserves="eval",
@@ -266,6 +298,7 @@ class _Conversion:
             mark_origins(GraphReader(graph_module, self.engine.ops, self.recipe.options))
             return graph_module
 
+        self._check_trace(retrace(), originals(self._test_inputs(2)))
         blame = find_culprit(retrace, self.engine, self._test_inputs(2), originals)
         where = None
         if blame is not None:
@@ -277,11 +310,23 @@ class _Conversion:
             hint="leave that rule out, and report it as a bug if it is a shipped one",
         )
 
+    def _check_trace(self, traced: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
+        """Do not blame a rule for what tracing took from the example: a batch size, say."""
+        plain = [dataclasses.replace(spec, encoded=False) for spec in self.specs]
+        original = _Original(self.module, self.example_run, plain, self.output)
+        result = verify(original, traced, inputs, batch_sizes=(1, 2), sizes=(), gradients=False)
+        if any(row.verdict == "different" for row in result.comparisons):
+            raise TraceError(
+                f"the module's graph holds for inputs like the example only: {result.detail}",
+                where="; ".join(str(guard.source) for guard in self.traced.guards) or None,
+                hint="keep the number of samples, and the values of the input, out of Python's branches and numbers",
+            )
+
     def change(self, *, measured: bool) -> _Measured:
         """Run the phases that change the function, and measure how far each rule moved the output."""
         self.precision.restore_()
         steps: list[Drift] = []
-        meter = DriftMeter(self.graph_module, self._test_inputs(4)) if measured else None
+        meter = DriftMeter(self.graph_module, self._drift_batches()) if measured else None
 
         def after_rule(rule: Rule, done: list[Step], network: fx.GraphModule) -> None:
             if meter is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError
 
@@ -15,11 +15,16 @@ _USUAL = "for ImageNet models usually mean=(0.485, 0.456, 0.406), std=(0.229, 0.
 
 
 def guesses(module: nn.Module) -> Iterator[Tensor]:
-    """Yield inputs that the module may take, read from its first layer: two samples of noise in [0, 1].
+    """Yield inputs that the module may take: two samples of noise in [0, 1], as its first layer reads them.
+
+    An exported program notes the shape of its input, which is taken as it is.
 
     Raises:
         UsageError: the first layer does not say what the module takes.
     """
+    if isinstance(module, fx.GraphModule) and (recorded := _recorded(module)) is not None:
+        yield recorded
+        return
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):
             for size in IMAGE_SIZES:
@@ -36,10 +41,20 @@ def guesses(module: nn.Module) -> Iterator[Tensor]:
     raise UsageError("the module has no layer that says what it takes", hint="give example_inputs=")
 
 
+def _recorded(module: fx.GraphModule) -> Tensor | None:
+    """Return noise of the shape that an exported program notes of its one input; sizes left open become 2."""
+    noted = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    if len(noted) != 1 or not isinstance(noted[0], Tensor) or not noted[0].is_floating_point():
+        return None
+    shape = [size if isinstance(size, int) else 2 for size in noted[0].shape]
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(noted[0].dtype)
+
+
 def _noise(layer: nn.Conv2d | nn.Linear, *shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     weight = layer.weight
-    return torch.rand(2, *shape, generator=generator, dtype=torch.float32).to(dtype=weight.dtype, device=weight.device)
+    device = torch.device("cpu") if weight.is_meta else weight.device
+    return torch.rand(2, *shape, generator=generator, dtype=torch.float32).to(dtype=weight.dtype, device=device)
 
 
 def no_guess_fits(failures: Sequence[UsageError]) -> UsageError:
@@ -61,7 +76,7 @@ def statistics(
     Raises:
         UsageError: only one was given, or ``mean="auto"`` finds no record on the module.
     """
-    if mean == "auto":
+    if isinstance(mean, str) and mean == "auto":
         recorded = getattr(module, "pretrained_cfg", None)
         if not isinstance(recorded, Mapping) or "mean" not in recorded or "std" not in recorded:
             raise UsageError("the module keeps no record of the normalisation it was trained with", hint=_USUAL)
@@ -71,20 +86,19 @@ def statistics(
     if (mean is None) != (std is None):
         given, missing = ("std", "mean") if mean is None else ("mean", "std")
         raise UsageError(f"{given} was given without {missing}", hint=_USUAL)
-    return _tuple(mean), _tuple(std)
+    return _tuple("mean", mean), _tuple("std", std)
 
 
-def _tuple(value: Sequence[float] | float | None) -> tuple[float, ...]:
+def _tuple(name: str, value: Sequence[float] | float | None) -> tuple[float, ...]:
     if value is None:
         return ()
-    return (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
-
-
-def in_order(given: Tensor | Sequence[Any] | Mapping[str, Any], names: Sequence[str]) -> list[Any]:
-    """Return example inputs in the order of the graph's inputs."""
-    if isinstance(given, Tensor):
-        return [given]
-    return [given[name] for name in names] if isinstance(given, Mapping) else list(given)
+    wrong = UsageError(f"{name} is {value!r}", hint="give one number per channel")
+    if isinstance(value, str | Mapping):
+        raise wrong
+    try:
+        return (float(value),) if isinstance(value, int | float) else tuple(float(v) for v in value)
+    except (TypeError, ValueError) as error:
+        raise wrong from error
 
 
 def selected(result: Any, output: int | str | None) -> Any:

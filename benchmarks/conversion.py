@@ -23,6 +23,7 @@ from measuring import Page, interleaved, parsed, ratio
 from torch import Tensor, nn
 
 import bcos_fx
+from bcos_fx.rewriting.rule import PRESERVING_PHASES
 from bcos_fx.testing import norm_statistics_from_data_
 
 TIME_TARGET, MEMORY_TARGET, GROWTH_TARGET = 30, 6, 2.3
@@ -66,16 +67,20 @@ def convert(module: nn.Module, images: Tensor, progress: Callable[[str], None] |
 
 def stages(module: nn.Module, images: Tensor) -> dict[str, float]:
     """Convert once; return the seconds that each stage took."""
-    began = [("", time.perf_counter())]
+    began = [("reading the recipe", time.perf_counter())]
     convert(module, images, lambda stage: began.append((stage, time.perf_counter())))
     began.append(("end", time.perf_counter()))
     taken: dict[str, float] = defaultdict(float)
-    changing = False
-    for (stage, start), (_, end) in pairwise(began[1:]):
-        changing |= stage == "verifying"
-        name = stage if "rewriting" not in stage else "function changed, drift measured" if changing else "rewriting"
-        taken[name if stage != "verifying" else "verifying"] += end - start
+    for (stage, start), (_, end) in pairwise(began):
+        taken[_summed_up(stage)] += end - start
     return taken
+
+
+def _summed_up(stage: str) -> str:
+    kind, _, phase = stage.partition(": ")
+    if kind != "rewriting":
+        return stage
+    return "rewriting, preserving" if phase in PRESERVING_PHASES else "rewriting, changing, with drift"
 
 
 def report_time(page: Page, setting: Setting) -> None:
@@ -92,7 +97,7 @@ def report_time(page: Page, setting: Setting) -> None:
         for stage, seconds in (taken | {"all": sum(taken.values())}).items():
             units[stage].append(seconds / forward_time)
     page.text(
-        f"## Time\n\n`bcosify({setting.architecture})`, default recipe, verified, {setting.side} × {setting.side} "
+        f"## Time\n\n`bcosify({setting.architecture})`, default recipe, verified, {setting.side} x {setting.side} "
         "pixels, in units of the original's own forward pass with a batch of 4 in float32 (median of 7, taken just "
         f"before; the last one took {forward_time:.3f} s). One thread, imports done. "
         f"Medians of {setting.repetitions} conversions.\n\nTarget: ≤ {TIME_TARGET} in all."
@@ -186,7 +191,7 @@ def report_growth(page: Page, setting: Setting) -> None:
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     short, long = chains
     page.text(
-        f"## Growth\n\nA chain of convolution, batch norm and ReLU, {short} and {long} times, 8 channels, 8 × 8 "
+        f"## Growth\n\nA chain of convolution, batch norm and ReLU, {short} and {long} times, 8 channels, 8 x 8 "
         f"pixels. Processor time, medians of {setting.rounds} rounds in turn.\n\n"
         f"Target: ≤ {GROWTH_TARGET} times as long for twice the layers."
     )
@@ -198,7 +203,7 @@ def report_growth(page: Page, setting: Setting) -> None:
 
         tasks = {name: lambda m=module: converted(copy.deepcopy(m)) for name, module in chains.items()}
         times = interleaved(tasks, setting.rounds, time.process_time)
-        seconds = [f"{statistics.median(times[name]):.1f} s" for name in chains]
+        seconds = [f"{statistics.median(times[name]):.3g} s" for name in chains]
         rows.append(("with" if verified else "without", *seconds, f"{ratio(times, long, short):.2f}"))
     page.table(("verification", *(f"{name} layers" for name in chains), "ratio"), rows)
 

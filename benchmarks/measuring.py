@@ -105,4 +105,4 @@ class Page:
         """Write the page, if a file was asked for."""
         if self._out is not None:
             self._out.parent.mkdir(parents=True, exist_ok=True)
-            self._out.write_text("\n".join(self._lines), encoding="utf-8")
+            self._out.write_text("\n".join(self._lines).rstrip() + "\n", encoding="utf-8")

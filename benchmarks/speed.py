@@ -46,9 +46,7 @@ def subjects(setting: Setting) -> dict[str, tuple[nn.Module, Tensor]]:
     example = images[:2]
 
     def converted(**options: str) -> nn.Module:
-        return bcos_fx.bcosify(
-            original, recipe="bcosification", example_inputs=example, b=2, verified=False, **options
-        )
+        return bcos_fx.bcosify(original, recipe="bcosification", example_inputs=example, b=2, verified=False, **options)
 
     # The peer's users encode an image while loading it; its networks begin with six channels.
     peer = getattr(peers, setting.architecture)(pretrained=False)
@@ -143,7 +141,7 @@ def main() -> None:
         '- "as published": `bcosify(original, recipe="bcosification")`; the other differs in `scale`. Their input '
         "encoding and six-channel first layer are part of what is measured\n"
         f"- bcos: that package's own {name}, random weights, B = 2, on images already encoded\n"
-        f"- Batch {setting.batch}, {setting.side} × {setting.side} pixels, float32, denormals flushed to zero, "
+        f"- Batch {setting.batch}, {setting.side} x {setting.side} pixels, float32, denormals flushed to zero, "
         f"medians of {setting.rounds} rounds over all networks in turn; for the others the median of their ratios "
         "to the original in the same round\n"
         "- Forward: eval mode without gradients. Forward and backward: train mode, gradients of all parameters"

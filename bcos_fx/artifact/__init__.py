@@ -90,7 +90,7 @@ def save(model: BcosNetwork, path: str | os.PathLike[str]) -> Path:
         UsageError: ``model`` is no converted network.
     """
     text, tensors = describe(_network(model))
-    target = Path(path)
+    target = _path(path)
     with _replacing(target) as stream:
         write(stream, text, tensors)
     return target
@@ -111,7 +111,7 @@ def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") ->
         UsageError: there is no such device.
     """
     where = _device(device)
-    return _opened(Path(path), lambda stream: read(Container(stream), where))
+    return _opened(_path(path), lambda stream: read(Container(stream), where))
 
 
 def to_bytes(model: BcosNetwork) -> bytes:
@@ -133,7 +133,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     Raises:
         ArtifactError: as :func:`load`; but a file that does not fit its checksum is only reported as not intact.
     """
-    return _opened(Path(path), _header)
+    return _opened(_path(path), _header)
 
 
 def _header(stream: BinaryIO) -> Header:
@@ -173,6 +173,13 @@ def _device(device: str | torch.device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         raise UsageError(f"the device {device!r} cannot be used: {error}", hint='leave it out for "cpu"') from error
+
+
+def _path(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path)
+    except TypeError as error:
+        raise UsageError(f"{path!r} is not the path of a file", hint="give a string or a pathlib.Path") from error
 
 
 def _opened(path: Path, read_stream: Callable[[BinaryIO], T]) -> T:

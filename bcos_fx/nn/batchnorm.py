@@ -19,6 +19,31 @@ from bcos_fx.errors import UsageError
 from bcos_fx.nn.dynamic import require_exactly
 
 
+class _Variance(torch.autograd.Function):
+    """The biased variance of each channel of x (N, C, ...): many times faster than ``x.var``, and it saves x only."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return _centred(x).square_().mean(_all_but_channels(x))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
+        return _centred(x) * (gradient * (2 * x.shape[1] / x.numel())).view(-1, *[1] * (x.dim() - 2))
+
+
+def _centred(x: Tensor) -> Tensor:
+    return x - x.mean(_all_but_channels(x), keepdim=True)
+
+
+def _all_but_channels(x: Tensor) -> list[int]:
+    return [dim for dim in range(x.dim()) if dim != 1]
+
+
 class _BatchNormUncentred(nn.Module):
     """Uncentred batch norm; used through the classes for 1, 2 and 3 dimensions.
 
@@ -121,15 +146,14 @@ class _BatchNormUncentred(nn.Module):
         if count < 2:
             raise UsageError("training needs more than one value per channel", where=type(self).__name__)
         constant = self.constant()
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        variance = x.to(self.running_var.dtype).var(dims, correction=0)
+        variance: Tensor = _Variance.apply(x.to(self.running_var.dtype))
         self._track(variance.detach() * (count / (count - 1)))
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
-        shape = (-1, *[1] * (x.dim() - 2))
-        y = x * scale.to(x.dtype).view(shape)
-        return y if constant is None else y + constant.to(x.dtype).view(shape)
+        # torch's own kernel, with mean 0 and variance 1: one pass forwards, one backwards, whatever is added.
+        zero, one = torch.zeros_like(variance), torch.ones_like(variance)
+        return F.batch_norm(x, zero, one, scale, constant, False, 0.0, 0.0)
 
     def _track(self, variance: Tensor) -> None:
         self.num_batches_tracked += 1

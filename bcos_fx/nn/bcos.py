@@ -173,7 +173,8 @@ class BcosLayer(DynamicLayer):
 
     def _input_norm(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
         """|x| per output position and group, in the dtype of statistics."""
-        if torch.is_autocast_enabled(x.device.type):
+        # Where there is nothing to compute (the meta device) there is no autocast, and asking for it fails.
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self._input_norm(x, output_size)
         total = self._pool(energy(x, dim=-1 - self.spatial, groups=self._groups()), output_size)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.errors import TraceError
+from bcos_fx.proofs.running import FAILURES
 from bcos_fx.rewriting.report import Drift
 
 
@@ -13,11 +17,11 @@ class DriftMeter:
 
     Args:
         network: the network as it is now; it runs in eval mode, without gradients, and is not changed.
-        inputs: its arguments.
+        batches: the arguments of one run each; their outputs are taken together.
     """
 
-    def __init__(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._inputs = inputs
+    def __init__(self, network: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
+        self._batches = batches
         self._first = self._last = self._run(network)
 
     def _run(self, network: nn.Module) -> Tensor:
@@ -25,8 +29,12 @@ class DriftMeter:
         network.eval()
         try:
             with torch.no_grad():
-                output: Tensor = network(*self._inputs)
-                return output.detach().double()
+                return torch.cat([network(*batch).detach().double() for batch in self._batches])
+        except FAILURES as error:
+            raise TraceError(
+                f"the network does not run on other samples than the example, so no drift can be measured: {error}",
+                hint="a size of the batch is written into its forward (or export): let it take any number of samples",
+            ) from error
         finally:
             network.train(training)
 

@@ -112,6 +112,9 @@ def verify(
         UsageError: an argument makes no sense, the original cannot run on the inputs, or a network cannot be
             copied apart from the caller's.
     """
+    for role, network in (("original", original), ("converted", converted)):
+        if not isinstance(network, nn.Module):
+            raise UsageError(f"the {role} network is a {type(network).__name__}", hint="give two torch.nn.Modules")
     tolerance = _tolerance(dtype, tolerance, batch_sizes)
     transform = transform if transform is not None else getattr(converted, "original_input", None)
     needed = sum(batch_sizes)

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import UsageError, nearest
 from bcos_fx.rewriting.report import Report
 
 
@@ -128,17 +128,27 @@ class BcosNetwork(nn.Module):
         """Return a graph module over the same parts; parameters are shared, the graph is a copy."""
         return fx.GraphModule(self, copy.deepcopy(self.graph), class_name="BcosGraph")
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any, **named: Any) -> Any:
         """Run the network.
 
         Args:
             inputs: an image network takes (N, C, H, W) in [0, 1], as ``record.inputs`` says.
+            named: the same, by name.
 
         Raises:
             UsageError: too few inputs, or a shape for which the traced graph does not hold.
         """
+        if named:
+            inputs = self._in_order(inputs, named)
         self._check(inputs)
         return self._program(self, *inputs)
+
+    def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        missing = [spec.name for spec in self.record.inputs[len(inputs) :]]
+        for name in named:
+            if name not in missing:
+                raise UsageError(f"no input {name!r} is left to give", hint=nearest(name, missing or ["no other"]))
+        return (*inputs, *(named[name] for name in missing if name in named))
 
     def _check(self, inputs: tuple[Any, ...]) -> None:
         specs = self.record.inputs
@@ -146,8 +156,9 @@ class BcosNetwork(nn.Module):
             names = ", ".join(spec.name for spec in specs)
             raise UsageError(f"{len(inputs)} inputs were given, the network takes {len(specs)} ({names})")
         for spec, value in zip(specs, inputs, strict=True):
-            if isinstance(value, Tensor):
-                self._check_tensor(spec, value)
+            if not isinstance(value, Tensor):
+                raise UsageError(f"the input {spec.name!r} is a {type(value).__name__}", hint="give a tensor")
+            self._check_tensor(spec, value)
 
     def _check_tensor(self, spec: InputSpec, value: Tensor) -> None:
         if spec.encoded and (value.ndim != len(spec.shape) or value.shape[1] != spec.shape[1]):

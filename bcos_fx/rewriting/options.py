@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,11 +63,13 @@ class Options:
             value = getattr(self, name)
             if value not in known:
                 raise UsageError(f"the option {name}={value!r} is not known", hint=nearest(str(value), known))
-        for pressure in self.b.values() if isinstance(self.b, Mapping) else (self.b,):
-            if not (isinstance(pressure, int | float) and math.isfinite(pressure) and pressure >= 1):
-                raise UsageError(f"B is {pressure!r}", hint="B is a number of at least 1; 1 is the ordinary layer")
-        if self.temperature <= 0 or not math.isfinite(self.temperature):
-            raise UsageError(f"the temperature is {self.temperature!r}", hint="give a positive number")
+        self._check_pressure()
+        for name in ("temperature", "pixel_max", "eps"):
+            value = getattr(self, name)
+            if not (_is_number(value) and value > 0) and not (name == "eps" and value is None):
+                raise UsageError(f"{name} is {value!r}", hint="give a positive number, or leave it out")
+        if self.logit_bias is not None and not _is_number(self.logit_bias):
+            raise UsageError(f"logit_bias is {self.logit_bias!r}", hint="give a number, or leave it out")
         if len(self.mean) != len(self.std):
             raise UsageError(
                 f"mean has {len(self.mean)} values and std has {len(self.std)}", hint="give one of each per channel"
@@ -77,11 +79,39 @@ class Options:
                 "mean must be finite and std finite and positive", hint="for example std=(0.229, 0.224, 0.225)"
             )
 
+    def _check_pressure(self) -> None:
+        for pattern, pressure in self.b.items() if isinstance(self.b, Mapping) else (("*", self.b),):
+            if not isinstance(pattern, str):
+                raise UsageError(f"b names layers by {pattern!r}", hint='give patterns of names: {"layer1.*": 2}')
+            if not (_is_number(pressure) and pressure >= 1):
+                raise UsageError(f"B is {pressure!r}", hint="B is a number of at least 1; 1 is the ordinary layer")
+
     def pressure(self, module_path: str) -> float:
         """Return the B that a layer of this name is to have."""
         if not isinstance(self.b, Mapping):
             return float(self.b)
         return next((float(b) for pattern, b in self.b.items() if fnmatch.fnmatchcase(module_path, pattern)), 1.0)
+
+    def check_patterns(self, module_paths: Sequence[str]) -> None:
+        """Check that every pattern in ``b`` decides about one of these layers at least.
+
+        Raises:
+            UsageError: a pattern names none of them, or only such as an earlier pattern names.
+        """
+        if not isinstance(self.b, Mapping):
+            return
+        left = list(module_paths)
+        for pattern in self.b:
+            named = fnmatch.filter(module_paths, pattern)
+            if not named:
+                hint = nearest(pattern, module_paths) if module_paths else "it has none"
+                raise UsageError(f"b names {pattern!r}, and no B-cos layer has such a name", hint=hint)
+            if not set(named) & set(left):
+                raise UsageError(
+                    f"b names {pattern!r}, but earlier patterns name all its layers ({', '.join(named)})",
+                    hint="the first pattern that fits a layer decides: put this one before them",
+                )
+            left = [path for path in left if path not in named]
 
     def with_changes(self, changes: Mapping[str, Any]) -> Options:
         """Return a copy with some options changed.
@@ -99,6 +129,10 @@ class Options:
         """Return the options as plain data, in a fixed order."""
         plain = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 OPTION_NAMES = frozenset(f.name for f in dataclasses.fields(Options))

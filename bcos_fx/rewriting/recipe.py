@@ -92,19 +92,19 @@ def _options(table: Table) -> Options:
     return Options(**values)
 
 
-def load_recipe(recipe: str | Path = DEFAULT_RECIPE, *, extra_rules: Sequence[str | Path] = ()) -> Recipe:
+def load_recipe(recipe: str | Path = DEFAULT_RECIPE, *, extra_rules: Sequence[str | Path] | str | Path = ()) -> Recipe:
     """Read a recipe, by the name of a shipped one or the path of a TOML file.
 
     Args:
         recipe: name or path.
-        extra_rules: more rule files; their rules come after the recipe's own.
+        extra_rules: more rule files, or one; their rules come after the recipe's own.
 
     Raises:
         RuleError: an unknown recipe, or a file that is wrong (file, line, nearest known name).
     """
     table = read_toml(_find(recipe))
     files = [rules_directory() / f"{name}.toml" for name in table.strings("rules")]
-    files += [Path(path) for path in extra_rules]
+    files += [Path(path) for path in ([extra_rules] if isinstance(extra_rules, str | Path) else extra_rules)]
     without = table.strings("without")
     rules = load_rules(files)
     for name in without:

@@ -85,8 +85,16 @@ class Rewriter:
         graph.eliminate_dead_code()
         self._move_back()
         self.graph_module.delete_all_unused_submodules()
+        self._drop_unread()
         graph.lint()
         self.graph_module.recompile()
+
+    def _drop_unread(self) -> None:
+        """Forget tensors of the root that a new layer holds or that nothing reads: as parameters they would mislead."""
+        root = self.graph_module
+        read = {str(node.target) for node in root.graph.nodes if node.op == "get_attr"}
+        for name in {*root._parameters, *root._buffers} - read:
+            delattr(root, name)
 
     def _source(self, hit: Hit, name: str, entry: Replacement) -> str:
         source = entry.source or (name if name in hit.calls else hit.rule.anchor)
@@ -152,6 +160,8 @@ class Rewriter:
                 _set_module(self.graph_module, path, self.graph_module.get_submodule(beside))
                 for node in calls:
                     node.target = path
+                # fx's own sweep of unused submodules would pass over it: it is the same object as the other.
+                self.graph_module.delete_submodule(beside)
                 self._made = {key: (path if at == beside else at, old) for key, (at, old) in self._made.items()}
             del self._moved[beside]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
-from bcos_fx.errors import RuleError
+from bcos_fx.errors import BcosFxError, RuleError
 from bcos_fx.rewriting.build import BUILDERS
 from bcos_fx.rewriting.build_input import WIDENING as WIDENING  # registers the builders for inputs
 from bcos_fx.rewriting.location import rules_directory
@@ -15,11 +17,52 @@ from bcos_fx.rewriting.predicates import PREDICATES
 from bcos_fx.rewriting.rule import PHASES, PRESERVES, Known, NodePattern, Replacement, Rule, validate
 from bcos_fx.rewriting.toml import Table, read_toml
 
-__all__ = ["known_names", "load_rules", "read_rules", "rules_directory"]
+__all__ = ["ENTRY_POINTS", "known_names", "load_rules", "read_rules", "rules_directory"]
+
+ENTRY_POINTS = "bcos_fx.rules"
+
+# What importing another's module may come to.
+_IMPORT_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    BcosFxError,
+)
+
+
+@functools.cache
+def _load_third_parties() -> None:
+    """Import the modules in which other distributions register builders and predicates.
+
+    Raises:
+        RuleError: a module cannot be imported; names the distribution.
+    """
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except _IMPORT_ERRORS as error:
+            owner = entry.dist.name if entry.dist is not None else "unknown"
+            raise RuleError(
+                f"the distribution {owner!r} offers builders for rules that cannot be imported: {error}",
+                where=f"entry point {entry.name} = {entry.value} of the group {ENTRY_POINTS}",
+                hint=f"mend it, or uninstall it: pip uninstall {owner}",
+            ) from error
 
 
 def known_names() -> Known:
-    """Return the ops, predicates, builders and options that a rule may name."""
+    """Return the ops, predicates, builders and options that a rule may name.
+
+    Raises:
+        RuleError: what another distribution offers cannot be imported.
+    """
+    _load_third_parties()
     return Known(
         ops=frozenset(op.name for op in vocabulary()),
         predicates=frozenset(PREDICATES),

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from bcos_fx.errors import TraceError, UsageError
+from bcos_fx.tracing.modules import Alone
+
+
+class ExampleError(UsageError):
+    """The module does not run on the example inputs: others may do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +33,12 @@ class Inputs:
     kwargs: dict[str, Any]
     named: dict[str, Tensor]
 
+    def call(self, module: nn.Module, values: Sequence[Any]) -> Any:
+        """Call ``module`` as in the example run, with other values in place of the tensors, in their order."""
+        new = dict(zip(map(id, self.named.values()), values, strict=True))
+        args = [new.get(id(value), value) for value in self.args]
+        return module(*args, **{name: new.get(id(value), value) for name, value in self.kwargs.items()})
+
 
 def bind(module: nn.Module, example: Tensor | Sequence[Any] | Mapping[str, Any]) -> Inputs:
     """Match the example inputs with the signature of ``module.forward`` and clone them.
@@ -39,7 +50,7 @@ def bind(module: nn.Module, example: Tensor | Sequence[Any] | Mapping[str, Any])
     given = (example,) if isinstance(example, Tensor) else example
     if not isinstance(given, (Mapping, Sequence)) or isinstance(given, str):
         raise UsageError(f"example_inputs is a {type(example).__name__}", hint="give a tensor, a tuple or a dict")
-    signature = inspect.signature(module.forward)
+    signature = inspect.signature((module.layer if isinstance(module, Alone) else module).forward)
     try:
         bound = signature.bind(**given) if isinstance(given, Mapping) else signature.bind(*given)
     except TypeError as error:
@@ -128,6 +139,20 @@ def check_state(module: nn.Module, inputs: Inputs) -> None:
                 f"the input {name!r} is on {tensor.device}, the module on {next(iter(devices))}",
                 hint="move both to one device",
             )
+
+
+def advice(module: nn.Module, inputs: Inputs) -> str:
+    """Say what to look at when a module does not run on its example inputs."""
+    given = [tensor.dtype for tensor in inputs.named.values()]
+    own = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
+    floats = [dtype for dtype in given if dtype.is_floating_point]
+    if any(isinstance(part, nn.Embedding) for part in module.modules()):
+        return "an embedding reads whole numbers (torch.int64) below the number of its rows"
+    if len(floats) < len(given):
+        return "convert the images to floating point: x.float() / 255"
+    if own and any(dtype not in own for dtype in floats):
+        return f"convert the inputs to the module's precision: x.to({own[0]})"
+    return "see the shapes it was given"
 
 
 def select_output(value: Any, output: int | str | None) -> Tensor:

@@ -42,6 +42,23 @@ def own_copy(module: nn.Module) -> nn.Module:
     return copied.eval()
 
 
+class Alone(nn.Module):
+    """A container for a module that stays one node: a graph calls the parts of its root, never the root itself."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
+        return self.layer(*args, **kwargs)
+
+
+def as_root(module: nn.Module, leaf_modules: tuple[type, ...]) -> nn.Module:
+    """Return a module that a graph can be made of: the module, or a container with the module in it."""
+    return Alone(module).eval() if is_leaf(module, leaf_modules) else module
+
+
 def _refuse(path: str, part: nn.Module) -> None:
     where = f"module {path!r} ({type(part).__name__})"
     if isinstance(part, torch.jit.ScriptModule):

@@ -18,8 +18,8 @@ from torch.fx import GraphModule
 
 from bcos_fx.errors import BcosFxError, TraceError, UsageError
 from bcos_fx.tracing.guards import Guard
-from bcos_fx.tracing.inputs import Inputs, bind, check_state, select_output
-from bcos_fx.tracing.modules import buffers_kept, chance_kept, instrumented, own_copy
+from bcos_fx.tracing.inputs import ExampleError, Inputs, advice, bind, check_state, select_output
+from bcos_fx.tracing.modules import as_root, buffers_kept, chance_kept, instrumented, own_copy
 from bcos_fx.tracing.recorder import KernelWatch, Recorder
 from bcos_fx.tracing.training import align
 
@@ -84,7 +84,7 @@ def trace(
     """
     with _LOCK, torch.inference_mode(False), torch.no_grad():
         inputs = bind(module, example_inputs)
-        root = own_copy(module)
+        root = as_root(own_copy(module), leaf_modules)
         check_state(root, inputs)
         devices = sorted({t.device.index or 0 for t in inputs.named.values() if t.device.type == "cuda"})
         with chance_kept(devices):
@@ -144,12 +144,10 @@ def _explained(root: nn.Module, recorder: Recorder, example: Any) -> Iterator[No
             with buffers_kept(root):
                 root(*inputs.args, **inputs.kwargs)
         except _FORWARD_ERRORS:
-            integers = any(not t.is_floating_point() for t in inputs.named.values())
-            hint = (
-                "convert the images to floating point: x.float() / 255" if integers else "see the shapes it was given"
-            )
-            raise UsageError(
-                f"the module does not run on the example inputs: {error}", where=recorder.failure, hint=hint
+            raise ExampleError(
+                f"the module does not run on the example inputs: {error}",
+                where=recorder.failure,
+                hint=advice(root, inputs),
             ) from error
         raise TraceError(
             f"the module runs, but cannot be traced: {type(error).__name__}: {error}",

@@ -17,6 +17,7 @@ from PIL import Image
 from bcos_fx.artifact import load
 from bcos_fx.convert import bcosify
 from bcos_fx.errors import VerificationError
+from bcos_fx.artifact import load
 from tests.cli import tiny_model
 from tests.cli.conftest import SHAPE, TINY, Run
 
@@ -91,16 +92,21 @@ def test_trusted_pickle_is_opened(run: Run, folder: Path) -> None:
     assert done.exit_code == 0, done.stderr
 
 
-def test_exported_program_is_opened_only_if_trusted(run: Run, folder: Path) -> None:
-    any_batch = ({0: torch.export.Dim("batch")},)
-    exported = torch.export.export(tiny_model.build(), (torch.rand(2, 3, 8, 8),), dynamic_shapes=any_batch)
+@pytest.mark.parametrize("any_batch", [True, False])
+def test_exported_program_is_opened_only_if_trusted(run: Run, folder: Path, any_batch: bool) -> None:
+    dynamic = ({0: torch.export.Dim("batch")},) if any_batch else None
+    exported = torch.export.export(tiny_model.build(), (torch.rand(2, 3, 8, 8),), dynamic_shapes=dynamic)
     torch.export.save(exported, folder / "module.pt2")
-    words = ("plan", "module.pt2", *SHAPE, "--recipe", "equivalent")
+    words = ("convert", "module.pt2", "--recipe", "equivalent")
     closed = run(*words)
     assert closed.exit_code == 2
     assert "--trust-pickle" in closed.stderr
+    assert os.listdir(folder) == ["module.pt2"]
     opened = run(*words, "--trust-pickle")
     assert opened.exit_code == 0, opened.stderr
+    assert "100.0%" in opened.stdout
+    converted, x = load(folder / "module.bcos.safetensors"), torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(converted(x), tiny_model.build()(x))
 
 
 def test_part_of_the_output(run: Run, folder: Path) -> None:

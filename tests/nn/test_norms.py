@@ -81,6 +81,7 @@ def test_batch_norm_training_gradient_runs_through_the_variance() -> None:
     layer = bnn.BatchNormUncentred1d(3, dtype=torch.float64)
     x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,))
+    assert torch.autograd.gradgradcheck(layer, (x,))
 
 
 def test_the_constant_has_gradients_in_training() -> None:

@@ -120,6 +120,12 @@ def test_sizes_that_the_original_does_not_take_are_left_out() -> None:
         verify(fixed, fixed, torch.rand(8, 3, 8, 8), sizes=[(9, 9)])
 
 
+def test_other_sizes_of_large_images_are_smaller() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert {"size 84x72", "size 98x96"} <= set(verdicts(verify(network, network, torch.rand(2, 3, 112, 96))))
+    assert {"size 20x118", "size 18x95"} <= set(verdicts(verify(network, network, torch.rand(2, 3, 16, 95))))
+
+
 def test_refusing_another_size_is_no_fault_but_failing_is(subject: Subject, photos: Tensor) -> None:
     def guarded(error: Exception) -> nn.Module:
         def check(x: Tensor) -> Tensor:

@@ -1,0 +1,104 @@
+"""What can be converted: checks of a module, of its tensors and of the images that it is to be measured on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx.errors import UsageError
+from bcos_fx.rewriting.network import BcosNetwork, InputSpec
+
+_MOST_NAMED = 5
+
+
+def check_module(module: object) -> None:
+    """Check that this is a module whose parts a graph can hold under their own names.
+
+    Raises:
+        UsageError: it is something else, or a part is named like an attribute of every graph or converted network.
+    """
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"{_described(module)} is not a network", hint="give an instance of torch.nn.Module")
+    taken = {*dir(fx.GraphModule), *dir(BcosNetwork), "graph", "meta", "record"} - set(dir(nn.Module))
+    for name in (*module._modules, *module._parameters, *module._buffers):
+        if name in taken:
+            raise UsageError(
+                f"the module has a part named {name!r}, which is an attribute of every converted network",
+                where=type(module).__name__,
+                hint="rename it, or convert nn.Sequential(module), where it is called 0." + name,
+            )
+
+
+def _described(value: object) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    kind = type(value).__name__
+    return "None" if value is None else f"an {kind}" if kind[0].lower() in "aeiou" else f"a {kind}"
+
+
+def check_finite(graph_module: nn.Module) -> None:
+    """Check that every number that the graph uses is one: with others nothing can be proved.
+
+    Raises:
+        UsageError: names the tensors that hold NaN or infinity. In buffers -inf is let through: masks are made of it.
+    """
+    broken = list(_not_finite(graph_module))
+    if broken:
+        more = f" and {len(broken) - _MOST_NAMED} more" if len(broken) > _MOST_NAMED else ""
+        raise UsageError(
+            "the network holds numbers that are NaN or infinite, so nothing about it can be proved",
+            where=", ".join(broken[:_MOST_NAMED]) + more,
+            hint="load a checkpoint from before the training diverged",
+        )
+
+
+def _not_finite(network: nn.Module) -> Iterator[str]:
+    for name, parameter in network.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            yield name
+    for name, buffer in network.named_buffers():
+        if not bool((torch.isfinite(buffer) | (buffer == -math.inf)).all()):
+            yield name
+
+
+def check_images(images: object, specs: Sequence[InputSpec]) -> None:
+    """Check that these are images that the converted network takes.
+
+    Args:
+        images: what the caller gave; the network's one input is to be (N, ...) like them.
+        specs: the network's inputs.
+
+    Raises:
+        UsageError: the network has several inputs, or the images have another form or range.
+    """
+    if not isinstance(images, Tensor):
+        raise UsageError(f"images is {_described(images)}", hint="give one tensor: torch.stack(images)")
+    if len(specs) > 1:
+        names = ", ".join(spec.name for spec in specs)
+        raise UsageError(
+            f"images were given, and the network has {len(specs)} inputs ({names})",
+            hint="leave images= out; example_inputs are used then",
+        )
+    shape, wanted = tuple(images.shape), specs[0].shape
+    if len(shape) != len(wanted) or shape[1] != wanted[1] or shape[0] == 0:
+        raise UsageError(
+            f"the images have shape {shape}, the network takes (N, {', '.join(map(str, wanted[1:]))})",
+            hint="give one tensor with the number of images first",
+        )
+    if specs[0].encoded:
+        _check_range(images)
+
+
+def _check_range(images: Tensor) -> None:
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise UsageError(f"the images hold {kind} values, not numbers in [0, 1]", hint="images.float() / 255")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):
+        raise UsageError(
+            f"the images hold values from {low:.3g} to {high:.3g}, not in [0, 1]",
+            hint="divide bytes by 255, and leave the normalisation to mean= and std=",
+        )

@@ -1,0 +1,67 @@
+"""The benchmarks run, and what they stand on counts what it says. Their figures are never asserted."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import measuring
+
+
+@pytest.fixture
+def speed(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    return importlib.import_module("speed")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        pytest.param("start_up", 3, id="start-up"),
+        pytest.param("speed", 3, id="speed", marks=[pytest.mark.vision, pytest.mark.peer]),
+        pytest.param("conversion", 10, id="conversion", marks=[pytest.mark.vision, pytest.mark.slow]),
+    ],
+)
+def test_benchmark_runs_and_writes_the_page_that_it_prints(name: str, rows: int, root: Path, tmp_path: Path) -> None:
+    page = tmp_path / "results" / f"{name}.md"
+    command = [sys.executable, str(root / "benchmarks" / f"{name}.py"), "--quick", "--out", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8").rstrip() == done.stdout.rstrip()
+    lines = done.stdout.splitlines()
+    tables = [i for i, line in enumerate(lines) if line.startswith("|--")]
+    assert sum(line.startswith("|") for line in lines) == rows + 2 * len(tables)
+    assert "nan" not in done.stdout.split()
+    assert any("torch 2" in line for line in lines)
+    assert any("arget" in line for line in lines)
+
+
+def test_tasks_are_timed_in_turn_after_running_once() -> None:
+    order: list[str] = []
+    ticks = iter(range(100))
+    tasks = {name: lambda n=name: order.append(n) for name in "ab"}
+    times = measuring.interleaved(tasks, 3, clock=lambda: float(next(ticks)))
+    assert "".join(order) == "abababab"
+    assert times == {"a": [1.0] * 3, "b": [1.0] * 3}
+
+
+def test_ratio_compares_neighbours_in_time() -> None:
+    times = {"slow": [4.0, 2.0, 30.0], "fast": [2.0, 1.0, 10.0]}  # the medians' own ratio is 4 / 2
+    assert measuring.ratio(times, "slow", "fast") == 2.0
+    assert measuring.ratio({"slow": [1.0, 9.0, 100.0], "fast": [10.0, 3.0, 1.0]}, "slow", "fast") == 3.0
+
+
+@pytest.mark.vision
+@pytest.mark.peer
+def test_saved_activations_are_counted_once_and_without_parameters(speed: ModuleType) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 1))
+    x = torch.rand(2, 3, 6, 6)
+    between = 2 * 4 * 6 * 6 * 4  # what the ReLU returned, saved by the ReLU and by the second convolution
+    assert speed.saved_bytes(network, x) == x.untyped_storage().nbytes() + between

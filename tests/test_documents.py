@@ -1,0 +1,88 @@
+"""Every command and example in README and docs runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
+# What the README's Python takes as given.
+_GIVEN = """
+import torch
+from torch import nn
+torch.manual_seed(0)
+network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    nn.Linear(8, 5)).eval()
+images = torch.rand(4, 3, 32, 32)
+mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""
+
+
+def blocks(language: str) -> list[tuple[Path, str]]:
+    return [
+        (path, code)
+        for path in DOCUMENTS
+        for found, code in _FENCE.findall(path.read_text(encoding="utf-8"))
+        if found == language
+    ]
+
+
+def commands() -> list[str]:
+    lines = [line.partition("#")[0].strip() for _, code in blocks("sh") for line in code.splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the files that the documents speak of."""
+    from torchvision.models import resnet18
+
+    torch.save(resnet18(weights=None).state_dict(), tmp_path / "checkpoint.pth")
+    (rules,) = [code for path, code in blocks("toml") if path.name == "rules.md"]
+    (tmp_path / "my_rules.toml").write_text(rules, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.vision
+def test_the_commands_run_one_after_another(folder: Path) -> None:
+    """In one folder and in the documents' order: some read what others wrote."""
+    for command in (c for c in commands() if c.startswith("bcos-fx")):
+        words = [sys.executable, "-m", "bcos_fx", *shlex.split(command)[1:]]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, command + done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not c.startswith("bcos-fx")])
+def test_other_commands_are_targets_of_the_makefile(command: str) -> None:
+    """They make environments, and one runs these tests; here it is shown that they exist."""
+    tool, *words = shlex.split(command)
+    assert tool in ("make", "python"), f"nothing runs {command!r}"
+    if tool == "make":
+        done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert (ROOT / words[0]).is_file()
+
+
+@pytest.mark.parametrize(("path", "code"), blocks("python"), ids=lambda value: getattr(value, "name", "code"))
+def test_an_example_in_python_runs(path: Path, code: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _GIVEN + code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "graph.png" not in code or (tmp_path / "graph.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in _LINK.findall(path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), f"{path.name} links to {target}"

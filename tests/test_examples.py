@@ -1,0 +1,72 @@
+"""Every file in examples/ runs and does what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+import bcos_fx
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+
+
+def run(name: str, folder: Path, *arguments: str) -> str:
+    """Run an example as its text says, somewhere else, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def imported(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(name).stem, EXAMPLES / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_own_rule(tmp_path: Path) -> None:
+    printed = run("own_rule.py", tmp_path)
+    (use,) = [line for line in printed.splitlines() if "gelu-to-relu" in line and "1 node" in line]
+    assert "%" in use, "the report is to say how far the rule moved the output"
+    assert not list(tmp_path.iterdir())
+
+
+def test_first_steps(tmp_path: Path) -> None:
+    printed = run("first_steps.py", tmp_path, str(tmp_path))
+    assert printed.startswith("equal: worst relative error")
+    assert printed.endswith("loaded: equal outputs True\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"small.safetensors", "small.png"}
+
+
+def test_cifar_resnet() -> None:
+    resnet20 = imported("cifar_resnet.py").resnet20
+    network = resnet20().eval()
+    assert sum(p.numel() for p in network.parameters()) == 269_722
+    assert sum(p.numel() for p in resnet20(num_classes=100).parameters()) == 269_722 + 90 * 65
+    converted = bcos_fx.bcosify(network, example_inputs=torch.rand(2, 3, 32, 32), verified=False)
+    assert converted.report.coverage.share == 1
+    assert not converted.report.unknown
+    assert converted(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_every_example_has_a_test_of_its_name() -> None:
+    files = {f"test_{path.stem}" for path in EXAMPLES.rglob("*.py")}
+    assert files
+    assert files <= set(globals()), f"no test runs {files - set(globals())}"
