@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,7 +169,7 @@ def test_an_input_that_is_taken_as_it_is() -> None:
     converted = equivalent(network, example_inputs=x, input="none")
     torch.testing.assert_close(converted(x), network(x))
     assert converted.report.inputs == {"input": "(N, 3, 8, 8), as the original takes it"}
-    assert converted[0].in_channels == 3 if isinstance(converted, nn.Sequential) else True
+    assert converted.get_submodule("0").in_channels == 3
 
 
 def test_b_for_each_layer_by_name() -> None:
@@ -228,7 +230,7 @@ def test_a_copy_computes_the_same(converted: nn.Module, way: str) -> None:
 
 
 def test_precision_and_device_can_be_changed(converted: nn.Module) -> None:
-    x, expected = images(), None
+    x = images()
     double = copy.deepcopy(converted).to(torch.float64)
     expected = double(x.double())
     torch.testing.assert_close(converted(x).double(), expected, rtol=1e-5, atol=1e-5)
@@ -253,10 +255,11 @@ def test_repr_and_report_say_what_it_is(converted: nn.Module) -> None:
 def test_converted_within_inference_mode_it_can_be_trained() -> None:
     with torch.inference_mode():
         network = cnn()
-        for converted in (bcos_fx.bcosify(network, example_inputs=images()),):
-            converted = bcos_fx.bcosify(converted)
-    converted.train()(images()).sum().backward()
-    assert all(p.grad is not None for p in converted.parameters())
+        converted = bcos_fx.bcosify(network, example_inputs=images())
+        again = bcos_fx.bcosify(converted)
+    for model in (converted, again):
+        model.train()(images()).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
 
 
 def test_frozen_parameters_stay_frozen() -> None:
@@ -290,7 +293,7 @@ print(sorted(bcos_fx.__all__))
 _CALLED = ["BcosFxError", "__version__", "bcosify", "load", "plan", "save", "verify"]
 
 
-def fresh(code: str, *, folder: Any) -> str:
+def fresh(code: str, *, folder: Path) -> str:
     """Run code in a process of its own; return what it printed."""
     words = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(words, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=120)
@@ -299,19 +302,16 @@ def fresh(code: str, *, folder: Any) -> str:
 
 
 def _environment() -> dict[str, str]:
-    import os
-
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent), "OMP_NUM_THREADS": "1"}
 
 
-def test_every_name_of_the_facade_works_after_every_import(tmp_path: Any) -> None:
+def test_every_name_of_the_facade_works_after_every_import(tmp_path: Path) -> None:
     """A package named like a façade function would hide it; a new name must be called in the code above."""
     assert sorted(bcos_fx.__all__) == _CALLED == dir(bcos_fx)
     assert fresh(_FRESH, folder=tmp_path).strip() == str(_CALLED)
 
 
-def test_a_pickle_opens_where_only_converting_was_imported(tmp_path: Any) -> None:
+def test_a_pickle_opens_where_only_converting_was_imported(tmp_path: Path) -> None:
     code = (
         "import pickle, torch, bcos_fx\nm = bcos_fx.bcosify(torch.nn.Linear(4, 3))\nprint(len(pickle.dumps(m)) > 999)"
     )

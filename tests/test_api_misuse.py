@@ -43,7 +43,7 @@ def check(error: BcosFxError, what: str, where: str | None = None, hint: str | N
         (torch.relu, "a builtin_function_or_method"),
         (nn.Linear(2, 2).state_dict(), "an OrderedDict"),
     ],
-    ids=str,
+    ids=["None", "path", "class", "function", "state dict"],
 )
 def test_what_is_no_module_is_refused(thing: Any, named: str) -> None:
     for call in (bcos_fx.bcosify, bcos_fx.plan):
@@ -220,7 +220,7 @@ OPTIONS: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(("options", "what", "hint"), OPTIONS, ids=lambda value: str(value)[:40])
 def test_an_option_that_makes_no_sense(options: dict[str, Any], what: str, hint: str) -> None:
     for call in (bcos_fx.bcosify, bcos_fx.plan):
-        check(refusal(lambda: call(cnn(), example_inputs=images(), **options)), what, hint=hint)
+        check(refusal(partial(call, cnn(), example_inputs=images(), **options)), what, hint=hint)
 
 
 @pytest.mark.parametrize("options", [{"channels": "bgr"}, {"pixel_max": 255}, {"mean": (0.5,) * 4, "std": (1,) * 4}])

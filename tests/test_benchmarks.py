@@ -26,7 +26,7 @@ def speed(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     [
         pytest.param("start_up", 3, id="start-up"),
         pytest.param("speed", 3, id="speed", marks=[pytest.mark.vision, pytest.mark.peer]),
-        pytest.param("conversion", 10, id="conversion", marks=[pytest.mark.vision, pytest.mark.slow]),
+        pytest.param("conversion", 11, id="conversion", marks=[pytest.mark.vision, pytest.mark.slow]),
     ],
 )
 def test_benchmark_runs_and_writes_the_page_that_it_prints(name: str, rows: int, root: Path, tmp_path: Path) -> None:

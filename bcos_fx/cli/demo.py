@@ -71,15 +71,15 @@ def run(
         from bcos_fx.convert import bcosify
 
         original = efficientnet_lite0()
-        photographs, labels = photographs()
+        images, labels = photographs()
         out.mkdir(parents=True, exist_ok=True)
-        settings: dict[str, Any] = {"mean": _MEAN, "std": _STD, "images": photographs, "progress": stages}
+        settings: dict[str, Any] = {"mean": _MEAN, "std": _STD, "images": images, "progress": stages}
         equivalent = bcosify(original, recipe="equivalent", **settings)
         stages("writing")
         path = save(equivalent, out / "efficientnet-lite0.bcos.safetensors")
         picture = equivalent.report.draw(out / "efficientnet-lite0.png")
         stages("comparing")
-        agreement = _compare(original, load(path), photographs, labels)
+        agreement = _compare(original, load(path), images, labels)
         published = bcosify(original, recipe="bcosification", **settings)
     _tell(equivalent, published, agreement)
     typer.echo(f"Wrote {path} and {picture}.")

@@ -25,7 +25,17 @@ Exit code 0: every file could be read, or is of a kind that is known and left sh
 holds NaN.
 """
 # Kinds whose tensors are meant to be read: where they cannot be, the file is at fault.
-_READABLE = ("state-dict", "nested-checkpoint", "tensor", "safetensors", "bcos-fx", "damaged", "empty")
+_READABLE = (
+    "state-dict",
+    "nested-checkpoint",
+    "tensor",
+    "safetensors",
+    "bcos-fx",
+    "damaged",
+    "empty",
+    "text",
+    "unknown",
+)
 
 
 def run(

@@ -17,7 +17,6 @@ from PIL import Image
 from bcos_fx.artifact import load
 from bcos_fx.convert import bcosify
 from bcos_fx.errors import VerificationError
-from bcos_fx.artifact import load
 from tests.cli import tiny_model
 from tests.cli.conftest import SHAPE, TINY, Run
 

@@ -135,6 +135,10 @@ class ComputedLayerNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
 
 
+def statistics(norm: Any) -> tuple[Tensor, Tensor]:
+    return norm.running_mean, norm.running_var
+
+
 class Normalize(nn.Module):
     def __init__(self, *, trained: bool = False) -> None:
         super().__init__()
@@ -231,7 +235,7 @@ CASES: dict[str, Case] = {
             "function": headed(lambda net, x: net.norm(x), norm=batch_norm(cls=FrozenNorm)),
             "torch.": headed(
                 lambda net, x: torch.batch_norm(
-                    x, net.norm.weight, net.norm.bias, net.norm.running_mean, net.norm.running_var, False, 0.1, 1e-3, False
+                    x, net.norm.weight, net.norm.bias, *statistics(net.norm), False, 0.1, 1e-3, False
                 ),
                 norm=batch_norm(),
             ),

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -35,21 +35,49 @@ def _examples(network: Network) -> torch.Tensor:
     return torch.rand(2, *network.input_shape)
 
 
+def _is_image(network: Network) -> bool:
+    return len(network.input_shape) == 3 and network.input_shape[0] in (1, 3)
+
+
+def _inputs(network: Network) -> torch.Tensor:
+    """Eight samples of both signs; an image, which will be encoded, is in [0, 1]."""
+    return (torch.rand if _is_image(network) else torch.randn)(8, *network.input_shape)
+
+
+def _statistics(network: Network) -> dict[str, list[float]]:
+    """Mean and std that give an image network values of both signs too."""
+    channels = network.input_shape[0]
+    return {"mean": [0.5] * channels, "std": [0.25] * channels} if _is_image(network) else {}
+
+
+def _proven(converted: bcos_fx.convert.BcosNetwork) -> None:
+    """No run found a difference, and one could have: at another size a small network may be dead to its input."""
+    found = converted.report.figures.verification
+    assert found is not None
+    verdicts = [row["verdict"] for row in found["comparisons"]]
+    assert "different" not in verdicts, found["detail"]
+    assume("equal" in verdicts)
+
+
 @settings(max_examples=EXAMPLES)
 @given(network=networks(), scale=st.sampled_from(["cosine", "raw", "unit"]))
 def test_equivalent_is_equivalent(network: Network, scale: str) -> None:
     """Proven within the conversion, and once more from outside, on the network in float64."""
     before = _snapshot(network)
-    inputs = torch.randn(8, *network.input_shape)
+    inputs = _inputs(network)
     converted = bcos_fx.bcosify(
-        network, example_inputs=_examples(network), recipe="equivalent", scale=scale, images=inputs
+        network,
+        example_inputs=_examples(network),
+        recipe="equivalent",
+        scale=scale,
+        images=inputs,
+        **_statistics(network),
     )
     assert _unchanged(network, before)
-    assert converted.report.figures.verification is not None
-    assert converted.report.figures.verification["ok"], converted.report.figures.verification["detail"]
+    _proven(converted)
     if scale != "unit":  # a gain is a new parameter, rounded to the network's own precision
         result = verify(network, converted, inputs)
-        assert result.ok, result.detail
+        assert "different" not in {row.verdict for row in result.comparisons}, result.detail
 
 
 @settings(max_examples=EXAMPLES // 2)
@@ -119,10 +147,14 @@ def test_copies_and_states_round_trip(network: Network) -> None:
 @settings(max_examples=500)
 @given(network=networks(max_blocks=7), scale=st.sampled_from(["cosine", "raw", "unit"]))
 def test_equivalent_is_equivalent_at_length(network: Network, scale: str) -> None:
-    inputs = torch.randn(8, *network.input_shape)
+    inputs = _inputs(network)
     converted = bcos_fx.bcosify(
-        network, example_inputs=_examples(network), recipe="equivalent", scale=scale, images=inputs
+        network,
+        example_inputs=_examples(network),
+        recipe="equivalent",
+        scale=scale,
+        images=inputs,
+        **_statistics(network),
     )
-    assert converted.report.figures.verification is not None
-    assert converted.report.figures.verification["ok"]
+    _proven(converted)
     assert converted.report.coverage.share == 1.0

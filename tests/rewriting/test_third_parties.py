@@ -56,7 +56,8 @@ before = "theirs" in BUILDERS
 try:
     converted = bcos_fx.bcosify(nn.Sequential(nn.Linear(4, 4), nn.GELU()), rules=["rule.toml"], verified=False)
     known = known_names()
-    said = [before, "theirs" in known.builders, "is-theirs" in known.predicates, type(converted.get_submodule("1")).__name__]
+    made = type(converted.get_submodule("1")).__name__
+    said = [before, "theirs" in known.builders, "is-theirs" in known.predicates, made]
 except bcos_fx.BcosFxError as error:
     said = [type(error).__name__, error.what, error.where, error.hint]
 print(json.dumps(said))
