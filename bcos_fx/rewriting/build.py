@@ -261,6 +261,12 @@ def bcos_layer(build: Build) -> nn.Module:
     return cls.from_plain(plain, b=1.0, scale=build.options.scale, eps=build.options.eps)
 
 
+@builder("in-place-relu")
+def in_place_relu(build: Build) -> nn.Module:
+    """A rectifier that overwrites its input."""
+    return nn.ReLU(inplace=True)
+
+
 # ---------------------------------------------------------------- changing the function
 
 

@@ -113,7 +113,20 @@ def no_running_statistics(reader: GraphReader, call: Call) -> Verdict:
     return "with running statistics it is one function in train and another in eval"
 
 
-# ---------------------------------------------------------------- dropout
+# ---------------------------------------------------------------- activations and dropout
+
+
+@predicate("is-not-in-place")
+def is_not_in_place(reader: GraphReader, call: Call) -> Verdict:
+    """A rectifier that leaves its input as it is."""
+    return not (call.node.op == "call_module" and getattr(call.module, "inplace", False))
+
+
+@predicate("reads-a-tensor-of-its-own")
+def reads_a_tensor_of_its_own(reader: GraphReader, call: Call) -> Verdict:
+    """The input is a tensor that was computed for the samples, of the full shape: not a broadcast or a number."""
+    value = call.inputs[0]
+    return reader.shape(value) == reader.shape(call.node) and value.meta.get("type", "tensor") == "tensor"
 
 
 @predicate("follows-mode")

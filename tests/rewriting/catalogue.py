@@ -465,6 +465,18 @@ CASES: dict[str, Case] = {
         ),
         mutant="bcos-norm",
     ),
+    # ------------------------------------------------------------ activation
+    "relu-in-place": Case(
+        hits={
+            "after a norm": headed(lambda net, x: torch.relu(net.norm(x)), norm=batch_norm()),
+            "after a sum": headed(lambda net, x: F.relu(x + torch.tanh(x))),
+            "module": headed(lambda net, x: net.relu(net.norm(x)), norm=batch_norm(), relu=nn.ReLU()),
+            "traced in place": headed(lambda net, x: net.norm(x).relu_(), norm=batch_norm()),
+        },
+        near=(headed(lambda net, x: torch.relu(y := net.norm(x)) + torch.tanh(y), norm=batch_norm()), "2 users"),
+        untouched=headed(lambda net, x: torch.relu(x)),
+        mutant="in-place-relu",
+    ),
     # ------------------------------------------------------------ linear
     "layer-to-bcos": Case(
         hits={
