@@ -25,6 +25,7 @@ from bcos_fx.nn.norms import (
     NormLayer,
     RMSNorm,
 )
+from bcos_fx.nn.sums import InPlaceSum
 
 __all__ = [
     "BatchNormUncentred1d",
@@ -40,6 +41,7 @@ __all__ = [
     "BcosLinear",
     "DynamicLayer",
     "GroupNorm",
+    "InPlaceSum",
     "InputDecoding",
     "InputEncoding",
     "InputNormalisation",

@@ -16,6 +16,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
 
@@ -138,6 +139,8 @@ class InputNormalisation(nn.Module):
                 where="InputNormalisation",
                 hint="put an InputEncoding before it",
             )
+        if encoded.dim() == 4:  # a 1x1 convolution keeps the memory format that the next one wants
+            return F.conv2d(encoded, self.encoded[:, :, None, None])
         return torch.einsum("oc,nc...->no...", self.encoded, encoded)
 
     def extra_repr(self) -> str:

@@ -267,6 +267,12 @@ def in_place_relu(build: Build) -> nn.Module:
     return nn.ReLU(inplace=True)
 
 
+@builder("in-place-sum")
+def in_place_sum(build: Build) -> nn.Module:
+    """A sum that takes the memory of its first part."""
+    return bnn.InPlaceSum()
+
+
 # ---------------------------------------------------------------- changing the function
 
 

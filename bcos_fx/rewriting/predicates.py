@@ -122,6 +122,12 @@ def is_not_in_place(reader: GraphReader, call: Call) -> Verdict:
     return not (call.node.op == "call_module" and getattr(call.module, "inplace", False))
 
 
+@predicate("is-plain-sum")
+def is_plain_sum(reader: GraphReader, call: Call) -> Verdict:
+    """The sum of two different values, neither of them scaled."""
+    return call.arguments.get("alpha") in (None, 1) and call.inputs[0] is not call.inputs[1]
+
+
 @predicate("reads-a-tensor-of-its-own")
 def reads_a_tensor_of_its_own(reader: GraphReader, call: Call) -> Verdict:
     """The input is a tensor that was computed for the samples, of the full shape: not a broadcast or a number."""

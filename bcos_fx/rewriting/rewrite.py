@@ -219,6 +219,8 @@ class _Edit:
         if name.endswith(".input"):
             matched = name.removesuffix(".input")
             return self.hit.stand_in[matched] if matched in self.hit.stand_in else self.hit.calls[matched].inputs[0]
+        if name.endswith(".second"):
+            return self.hit.calls[name.removesuffix(".second")].inputs[1]
         if name in self.made:
             return self.made[name]
         return self.hit.nodes.get(name) or self.hit.stand_in[name]

@@ -59,7 +59,8 @@ class Replacement:
     Attributes:
         build: name of a registered builder; None reuses the matched node of the same name.
         source: the pattern node that the builder reads (default: the one of the same name, else the anchor).
-        inputs: names of result or pattern nodes, or ``node.input`` for what fed a matched node.
+        inputs: names of result or pattern nodes, or ``node.input`` for what fed a matched node (``node.second`` for
+            its second input).
     """
 
     build: str | None = None
@@ -147,7 +148,7 @@ def _check_result(rule: Rule, known: Known) -> None:
         if entry.source is not None:
             _one_of(rule, "pattern node", entry.source, tuple(rule.match))
         for source in entry.inputs:
-            _one_of(rule, "node", source.removesuffix(".input"), (*rule.match, *made))
+            _one_of(rule, "node", source.removesuffix(".input").removesuffix(".second"), (*rule.match, *made))
         made.append(name)
     if rule.result is not None:
         _one_of(rule, "node", rule.result.removesuffix(".input"), (*rule.match, *made))

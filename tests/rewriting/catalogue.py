@@ -466,6 +466,16 @@ CASES: dict[str, Case] = {
         mutant="bcos-norm",
     ),
     # ------------------------------------------------------------ activation
+    "sum-in-place": Case(
+        hits={
+            "operator": headed(lambda net, x: net.norm(x) + x, norm=batch_norm()),
+            "function": headed(lambda net, x: torch.add(net.norm(x), torch.tanh(x)), norm=batch_norm()),
+            "traced in place": headed(lambda net, x: net.norm(x).add_(x), norm=batch_norm()),
+        },
+        near=(headed(lambda net, x: (y := net.norm(x)) + torch.tanh(y), norm=batch_norm()), "2 users"),
+        untouched=headed(lambda net, x: torch.add(net.norm(x), x, alpha=2), norm=batch_norm()),
+        mutant="in-place-sum",
+    ),
     "relu-in-place": Case(
         hits={
             "after a norm": headed(lambda net, x: torch.relu(net.norm(x)), norm=batch_norm()),
