@@ -130,9 +130,10 @@ def is_plain_sum(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("reads-a-tensor-of-its-own")
 def reads_a_tensor_of_its_own(reader: GraphReader, call: Call) -> Verdict:
-    """The input is a tensor that was computed for the samples, of the full shape: not a broadcast or a number."""
+    """The input is a tensor of the result's own shape and type, so that the result fits into its memory."""
     value = call.inputs[0]
-    return reader.shape(value) == reader.shape(call.node) and value.meta.get("type", "tensor") == "tensor"
+    same_type = value.meta.get("dtype") == call.node.meta.get("dtype")
+    return same_type and reader.shape(value) is not None and reader.shape(value) == reader.shape(call.node)
 
 
 @predicate("follows-mode")

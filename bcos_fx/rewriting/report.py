@@ -19,7 +19,7 @@ from torch import fx, nn
 from bcos_fx.nn import BcosLayer
 from bcos_fx.rewriting.flow import VALUE
 from bcos_fx.rewriting.match import NearMiss
-from bcos_fx.rewriting.reader import GraphReader, is_boundary
+from bcos_fx.rewriting.reader import GraphReader, attribute, is_boundary
 from bcos_fx.rewriting.rewrite import Step
 
 _WEIGHTED = ("linear", "conv", "bcos_linear", "bcos_conv", "bilinear")
@@ -277,8 +277,7 @@ def _weights(reader: GraphReader, node: fx.Node) -> list[tuple[nn.Parameter, boo
     while pending:
         source = pending.pop()
         if source.op == "get_attr":
-            owner, _, name = str(source.target).rpartition(".")
-            tensor = getattr(root.get_submodule(owner), name)
+            tensor = attribute(root, str(source.target))
             found += [(tensor, False)] if isinstance(tensor, nn.Parameter) else []
         pending += source.all_input_nodes
     return found

@@ -148,6 +148,22 @@ def test_two_rules_that_undo_each_other_are_named() -> None:
         assert words in str(caught.value)
 
 
+def test_a_sum_that_promotes_its_first_part_stays_out_of_place() -> None:
+    """float32 + float64 is float64, which does not fit into the memory of the float32 part."""
+
+    class Promoting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x) + x.double()
+
+    counts = bcos_fx.plan(Promoting().eval(), example_inputs=torch.rand(2, 4), recipe="equivalent").rule_counts()
+    assert "batch-norm-uncentred" in counts
+    assert "sum-in-place" not in counts
+
+
 def test_a_rule_that_never_stops_is_named_alone() -> None:
     from bcos_fx.rewriting.passes import Engine
     from bcos_fx.tracing import trace
