@@ -13,14 +13,25 @@ from bcos_fx.version import __version__
 
 if TYPE_CHECKING:
     from bcos_fx.artifact import load, save
+    from bcos_fx.certification import certify
     from bcos_fx.convert import bcosify, plan
     from bcos_fx.proofs import verify
 
-__all__ = ["BcosFxError", "__version__", "bcosify", "load", "plan", "save", "verify"]
+__all__ = [
+    "BcosFxError",
+    "__version__",
+    "bcosify",
+    "certify",
+    "load",
+    "plan",
+    "save",
+    "verify",
+]
 
 # Loaded when first used: torch takes seconds to import, and `bcos-fx --help` needs none of it.
 _HOMES = {
     "bcosify": "bcos_fx.convert",
+    "certify": "bcos_fx.certification",
     "load": "bcos_fx.artifact",
     "plan": "bcos_fx.convert",
     "save": "bcos_fx.artifact",

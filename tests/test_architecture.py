@@ -15,7 +15,7 @@ PACKAGE = ROOT / "bcos_fx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = """
     version errors nn tracing rewriting proofs calibration artifact checkpoint
-    example subject convert explanation evaluation training cli
+    example subject convert certification explanation evaluation training cli
 """.split()
 # These stand beside the line of rooms: what each may import, at the most.
 BESIDE = {"testing": set(ROOMS[: ROOMS.index("convert") + 1]) | {"testing"}}

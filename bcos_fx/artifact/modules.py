@@ -177,7 +177,7 @@ class ModuleReader:
     """
 
     def __init__(self, vocabulary: Vocabulary, tensors: Mapping[str, Tensor]) -> None:
-        self._classes = {name: resolve(name) for op in vocabulary for name in op.modules}
+        self._classes = {name: resolve(name) for op in vocabulary if not op.view for name in op.modules}
         self._tensors = tensors
         self._given: dict[str, Tensor] = {}
         self._made: dict[str, nn.Module] = {}

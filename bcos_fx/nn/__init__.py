@@ -13,9 +13,11 @@ from bcos_fx.nn.conv import (
     BcosConvTranspose3d,
 )
 from bcos_fx.nn.dynamic import DynamicLayer
+from bcos_fx.nn.frozen import FrozenL2Normalisation, FrozenLayer, FrozenRatio, FrozenResponseNorm, HeldFixed
 from bcos_fx.nn.functional import alignment, bcos_scale, default_eps, energy
 from bcos_fx.nn.heads import LogitLayer
 from bcos_fx.nn.inputs import InputDecoding, InputEncoding, InputNormalisation, fold, widen
+from bcos_fx.nn.ledger import Counted, CountedAtZero, CountedConstant, CountedLiteral, CountedShift
 from bcos_fx.nn.norms import (
     GroupNorm,
     InstanceNorm1d,
@@ -25,7 +27,7 @@ from bcos_fx.nn.norms import (
     NormLayer,
     RMSNorm,
 )
-from bcos_fx.nn.sums import InPlaceSum
+from bcos_fx.nn.sums import InPlaceSum, Sum
 
 __all__ = [
     "BatchNormUncentred1d",
@@ -39,8 +41,18 @@ __all__ = [
     "BcosConvTranspose3d",
     "BcosLayer",
     "BcosLinear",
+    "Counted",
+    "CountedAtZero",
+    "CountedConstant",
+    "CountedLiteral",
+    "CountedShift",
     "DynamicLayer",
+    "FrozenL2Normalisation",
+    "FrozenLayer",
+    "FrozenRatio",
+    "FrozenResponseNorm",
     "GroupNorm",
+    "HeldFixed",
     "InPlaceSum",
     "InputDecoding",
     "InputEncoding",
@@ -53,6 +65,7 @@ __all__ = [
     "NormLayer",
     "RMSNorm",
     "Scale",
+    "Sum",
     "alignment",
     "bcos_scale",
     "default_eps",

@@ -141,6 +141,24 @@ class _BatchNormUncentred(nn.Module):
         mean = torch.zeros_like(self.running_var) if self.running_mean is None else self.running_mean
         return F.batch_norm(x, mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
+    def frozen(self, x: Tensor) -> Tensor:
+        """The layer's value in eval, parameters detached; nothing of x's size is kept for the backward pass."""
+        scale = (self.running_var + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        scale = self._broadcast(scale, x)
+        if self.running_mean is None:
+            return x * scale
+        return torch.addcmul(self.constant_like(x), x, scale)
+
+    def constant_like(self, y: Tensor) -> Tensor:
+        """The constant that eval adds, detached, shaped to broadcast to y; 0 where there is none."""
+        constant = self.constant()
+        return self._broadcast(torch.zeros_like(self.running_var) if constant is None else constant, y)
+
+    def _broadcast(self, values: Tensor, y: Tensor) -> Tensor:
+        return values.detach().to(y.dtype).view(-1, *[1] * (y.dim() - 2))
+
     def _train_forward(self, x: Tensor) -> Tensor:
         count = x.numel() // self.num_features
         if count < 2:

@@ -126,9 +126,21 @@ class BcosLayer(DynamicLayer):
         return self._affine(linear * factor)
 
     def frozen(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """The layer's value with |cos|^(B-1) detached: its gradient is the dynamic weight."""
-        linear, factor = self.decompose(x, output_size)
-        return self.recompose(linear, factor.detach())
+        """The layer's value with |cos|^(B-1) and all parameters detached: its gradient is the dynamic weight."""
+        linear = self._map(x, self._held_weight(), output_size)
+        if self.b > 1:
+            with torch.no_grad():
+                factor = alignment(linear, *self._norms(x, output_size), self.b)
+            linear = linear.mul_(factor)  # a product does not keep its result for the backward pass
+        return self._affine(linear, held=True)
+
+    def constant_like(self, y: Tensor) -> Tensor:
+        """The bias, detached, in y's dtype and shaped to broadcast to it."""
+        constant: Tensor = self.bias.detach().to(y.dtype).view(-1, *[1] * self.spatial)
+        return constant
+
+    def _held_weight(self) -> Tensor:
+        return (self._unit_weight() if self.scale == "unit" else self.weight).detach()
 
     def _plain_forward(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
         """The plain class's own forward, which at B = 1 keeps every bit of its result."""
@@ -181,12 +193,14 @@ class BcosLayer(DynamicLayer):
         eps = default_eps(x.dtype) if self.eps is None else self.eps
         return (total + eps).sqrt()
 
-    def _affine(self, y: Tensor) -> Tensor:
-        """Apply gain and bias, in y's dtype as autocast would."""
+    def _affine(self, y: Tensor, *, held: bool = False) -> Tensor:
+        """Apply gain and bias, detached if ``held``, in y's dtype as autocast would."""
         if self.gain is not None:
-            y = y * self.gain.to(y.dtype).view(-1, *[1] * self.spatial)
+            gain = self.gain.detach() if held else self.gain
+            y = y * gain.to(y.dtype).view(-1, *[1] * self.spatial)
         if self.bias is not None:
-            y = y + self.bias.to(y.dtype).view(-1, *[1] * self.spatial)
+            bias = self.bias.detach() if held else self.bias
+            y = y + bias.to(y.dtype).view(-1, *[1] * self.spatial)
         return y
 
     def extra_repr(self) -> str:

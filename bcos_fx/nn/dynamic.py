@@ -39,3 +39,7 @@ class DynamicLayer(nn.Module):
         """
         linear, factor = self.decompose(x)
         return self.recompose(linear, factor.detach())
+
+    def constant_like(self, y: Tensor) -> Tensor:
+        """The constant that ``forward`` adds, detached, shaped to broadcast to y, the layer's value."""
+        raise NotImplementedError

@@ -191,10 +191,9 @@ def alignment(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -
     Written for views that detach it. Its own gradient is infinite at out = 0 for 1 < b < 2.
     """
     grouped, norm, weight_norm = _by_group(out, norm, weight_norm)
-    ratio = grouped.abs() / norm
-    if weight_norm is not None:
-        ratio = ratio / weight_norm
-    return ratio.pow(b - 1).to(out.dtype).reshape(out.shape)
+    inverse_weight = None if weight_norm is None else weight_norm.reciprocal()
+    ratio = _magnitude(grouped, norm.reciprocal(), inverse_weight)
+    return _power_(ratio, b - 1).to(out.dtype).reshape(out.shape)
 
 
 def _scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
@@ -35,6 +36,10 @@ class LogitLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift; a new tensor of x's shape and dtype."""
         return x / self.temperature + self.bias
+
+    def constant_like(self, y: Tensor) -> Tensor:
+        """The bias as a tensor that broadcasts to y."""
+        return torch.full((), self.bias, dtype=y.dtype, device=y.device)
 
     def extra_repr(self) -> str:
         """The two numbers."""

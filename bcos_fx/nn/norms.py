@@ -53,6 +53,10 @@ class NormLayer(DynamicLayer):
             y = y + self._broadcast(self.bias.to(y.dtype), y)
         return y
 
+    def constant_like(self, y: Tensor) -> Tensor:
+        """The bias, detached, shaped to broadcast to y."""
+        return self._broadcast(self.bias.detach().to(y.dtype), y)
+
     def _broadcast(self, parameter: Tensor, y: Tensor) -> Tensor:
         """Reshape a weight or bias so that it broadcasts to y."""
         return parameter

@@ -14,10 +14,27 @@ import networkx as nx
 from torch import fx
 
 from bcos_fx.rewriting.ops import Call, Vocabulary
+from bcos_fx.rewriting.refinement import objection
 
 CONSTANT, VALUE, GATE, UNKNOWN = "constant", "value", "gate", "unknown"
 
+EXPLAINED = "explained"
+"""Key of a node's meta: its value is what outputs are explained by, in place of the graph's input."""
+
 _ACTIVATIONS = frozenset({"selection", "ratio"})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which factor of a product was taken as its gate.
+
+    Attributes:
+        gate: the node.
+        why: the reason.
+    """
+
+    gate: str
+    why: str
 
 
 @dataclass(frozen=True)
@@ -27,24 +44,29 @@ class Flow:
     Attributes:
         kinds: node -> its kind.
         value_path: nodes through which a value reaches the output.
-        choices: product node -> the input that was taken as its gate, where both carry a value.
+        choices: product node -> the factor that was taken as its gate, where more than one could carry the value.
+        reasons: node -> why it is unknown, for the nodes where that begins.
     """
 
     kinds: dict[str, str]
     value_path: frozenset[str]
-    choices: dict[str, str]
+    choices: dict[str, Choice]
+    reasons: dict[str, str]
 
     def on_value_path(self, node: fx.Node) -> bool:
         """Say whether the node carries a value that reaches the output."""
         return node.name in self.value_path
 
+    def is_gate(self, call: Call, parameter: str, source: fx.Node) -> bool:
+        """Say whether a call uses what it reads through one of its parameters only as a weight."""
+        if self.kinds[source.name] == CONSTANT:
+            return False
+        choice = self.choices.get(call.node.name)
+        return parameter not in call.op.value or self.kinds[source.name] == GATE or _chosen(choice, source)
 
-def _joined(kinds: list[str]) -> str:
-    """Kind of a sum of values: a gate and a value do not add up to anything dynamic linear."""
-    present = set(kinds) - {CONSTANT}
-    if UNKNOWN in present or len(present) > 1:
-        return UNKNOWN
-    return present.pop() if present else CONSTANT
+
+def _chosen(choice: Choice | None, source: fx.Node) -> bool:
+    return choice is not None and choice.gate == source.name
 
 
 class _Analysis:
@@ -52,52 +74,89 @@ class _Analysis:
         self.nodes = list(graph_module.graph.nodes)
         self.calls = {node: vocabulary.call(node, graph_module) for node in self.nodes}
         self.kinds: dict[fx.Node, str] = {}
-        self.choices: dict[fx.Node, fx.Node] = {}
+        self.choices: dict[fx.Node, Choice] = {}
+        self.reasons: dict[fx.Node, str] = {}
 
     def forwards(self) -> None:
         for node in self.nodes:
             self.kinds[node] = self._kind(node)
 
     def _kind(self, node: fx.Node) -> str:
-        if node.op == "placeholder":
+        if node.meta.get(EXPLAINED):
             return VALUE
         if node.op == "get_attr" or node.meta.get("type") in ("size", "other"):
             return CONSTANT
+        whole_numbers = _holds_whole_numbers(node)
+        if node.op == "placeholder":
+            return GATE if whole_numbers else VALUE
+        inputs = {self.kinds[source] for source in node.all_input_nodes}
         call = self.calls[node]
-        inputs = [self.kinds[source] for source in node.all_input_nodes]
-        if call is None or call.op.linearity == "opaque":
-            return UNKNOWN if set(inputs) - {CONSTANT} else CONSTANT
-        if node.op == "output":
-            return _joined(inputs)
-        if call.op.linearity == "constant":
+        if not inputs - {CONSTANT} or (call is not None and call.op.linearity == "constant"):
             return CONSTANT
-        if call.op.linearity == "gate":
-            return GATE if set(inputs) - {CONSTANT} else CONSTANT
-        if call.op.linearity == "product":
-            return self._product(call)
-        return self._carried(call)
+        kind = self._of_call(node, call)
+        # Indices, comparisons, rounded numbers: any function of the input, and nothing that could add up to it.
+        return GATE if whole_numbers and kind != UNKNOWN else kind
+
+    def _of_call(self, node: fx.Node, call: Call | None) -> str:
+        if call is None:
+            return self._unknown(node, "the op vocabulary does not know this operation")
+        linearity = call.op.linearity
+        if linearity == "gate":
+            return GATE
+        if linearity == "opaque":
+            return self._unknown(node, f"{call.op.name} is not dynamic linear in its input")
+        wrong = objection(call)
+        if wrong is not None:
+            return self._unknown(node, wrong)
+        if node.op == "output":
+            return self._joined(node, [self.kinds[source] for source in node.all_input_nodes])
+        return self._product(call) if linearity == "product" else self._carried(call)
+
+    def _unknown(self, node: fx.Node, why: str) -> str:
+        self.reasons[node] = why
+        return UNKNOWN
+
+    def _joined(self, node: fx.Node, kinds: list[str]) -> str:
+        """Kind of a sum of values: a gate and a value do not add up to anything dynamic linear."""
+        present = set(kinds) - {CONSTANT}
+        if UNKNOWN in present:
+            return UNKNOWN
+        if len(present) > 1:
+            return self._unknown(node, "a gate is added to a value, and nothing says how much of it the input explains")
+        return present.pop() if present else CONSTANT
 
     def _carried(self, call: Call) -> str:
         """Linear ops, selections, ratios, norms, quotients, attention: what the value operands say."""
         carried = [self.kinds[n] for name in call.op.value for n in call.nodes(name)]
-        weights = [self.kinds[n] for name in call.arguments if name not in call.op.value for n in call.nodes(name)]
-        kind = _joined(carried)
-        if kind == CONSTANT and set(weights) - {CONSTANT}:
-            return GATE
-        return kind
+        added = [n for name in call.op.constants for n in call.nodes(name) if self.kinds[n] != CONSTANT]
+        kind = self._joined(call.node, carried)
+        if added and kind == VALUE:
+            return self._unknown(call.node, f"what it adds ({added[0].name}) is computed from the input")
+        return GATE if kind == CONSTANT else kind
 
     def _product(self, call: Call) -> str:
         operands = [n for name in call.op.value for n in call.nodes(name)]
-        kinds = [self.kinds[n] for n in operands]
-        if UNKNOWN in kinds:
-            return UNKNOWN
         values = [n for n in operands if self.kinds[n] == VALUE]
-        if len(values) > 1:
-            activated = [n for n in values if self._is_activation(n)]
-            if len(values) != 2 or len(activated) != 1:
-                return UNKNOWN
-            self.choices[call.node] = activated[0]
-        return VALUE if values else _joined(kinds)
+        unknown = [n for n in operands if self.kinds[n] == UNKNOWN]
+        if not values:
+            return UNKNOWN if unknown else GATE
+        if len(values) == 1:
+            if unknown:
+                why = f"{unknown[0].name} is not dynamic linear, so it can only be a weight"
+                self.choices[call.node] = Choice(unknown[0].name, why)
+            return VALUE
+        return self._chosen_gate(call, values)
+
+    def _chosen_gate(self, call: Call, values: list[fx.Node]) -> str:
+        activated = [n for n in values if self._is_activation(n)]
+        if len(values) != 2 or values[0] is values[1] or len(activated) != 1:
+            names = ", ".join(dict.fromkeys(n.name for n in values))
+            passed = "more than one of them" if len(activated) > 1 else "none of them"
+            return self._unknown(
+                call.node, f"values are multiplied with each other ({names}), and {passed} passed an activation"
+            )
+        self.choices[call.node] = Choice(activated[0].name, "it passed an activation, the other factor did not")
+        return VALUE
 
     def _is_activation(self, node: fx.Node) -> bool:
         call = self.calls[node]
@@ -112,7 +171,6 @@ class _Analysis:
         return set(ends).union(*(nx.ancestors(carrying, end) for end in ends))
 
     def _before_last_gate(self, node: fx.Node) -> fx.Node:
-        """Step over a softmax or sigmoid at the very end: the value before it is what is explained."""
         call = self.calls[node]
         while call is not None and call.op.linearity == "gate" and len(call.inputs) == 1:
             node = call.inputs[0]
@@ -121,14 +179,21 @@ class _Analysis:
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         call = self.calls[node]
+        if node.meta.get(EXPLAINED):
+            return []
         if call is None:
             candidates = list(node.all_input_nodes)
         elif call.op.linearity == "gate":
             candidates = []
         else:
             candidates = [n for name in call.op.value for n in call.nodes(name)]
-        gate = self.choices.get(node)
-        return [n for n in candidates if n is not gate and self.kinds[n] in (VALUE, UNKNOWN)]
+        choice = self.choices.get(node)
+        return [n for n in candidates if not _chosen(choice, n) and self.kinds[n] in (VALUE, UNKNOWN)]
+
+
+def _holds_whole_numbers(node: fx.Node) -> bool:
+    dtype = node.meta.get("dtype")
+    return dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
 
 
 def analyse(graph_module: fx.GraphModule, vocabulary: Vocabulary) -> Flow:
@@ -139,5 +204,6 @@ def analyse(graph_module: fx.GraphModule, vocabulary: Vocabulary) -> Flow:
     return Flow(
         kinds={node.name: kind for node, kind in analysis.kinds.items()},
         value_path=frozenset(node.name for node in reached),
-        choices={node.name: gate.name for node, gate in analysis.choices.items()},
+        choices={node.name: choice for node, choice in analysis.choices.items()},
+        reasons={node.name: why for node, why in analysis.reasons.items()},
     )

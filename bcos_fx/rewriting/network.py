@@ -140,7 +140,7 @@ class BcosNetwork(nn.Module):
         """
         if named:
             inputs = self._in_order(inputs, named)
-        self._check(inputs)
+        self.check_inputs(inputs)
         return self._program(self, *inputs)
 
     def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
@@ -150,8 +150,13 @@ class BcosNetwork(nn.Module):
                 raise UsageError(f"no input {name!r} is left to give", hint=nearest(name, missing or ["no other"]))
         return (*inputs, *(named[name] for name in missing if name in named))
 
-    def _check(self, inputs: tuple[Any, ...]) -> None:
-        specs = self.record.inputs
+    def check_inputs(self, inputs: tuple[Any, ...], *, partly: bool = False) -> None:
+        """Check that these are inputs that the network takes; only the first few of them if ``partly``.
+
+        Raises:
+            UsageError: too few inputs, or a shape for which the traced graph does not hold.
+        """
+        specs = self.record.inputs[: len(inputs)] if partly else self.record.inputs
         if len(inputs) != len(specs):
             names = ", ".join(spec.name for spec in specs)
             raise UsageError(f"{len(inputs)} inputs were given, the network takes {len(specs)} ({names})")

@@ -43,7 +43,9 @@ class Op:
         attributes: parameter -> attribute of the module, where the names differ.
         inputs: parameters that a module takes in its call; its other parameters are its attributes.
         value: parameters through which a value flows; the rest may only weight it.
+        constants: parameters that add a constant to the result, such as a bias.
         variadic: the parameter that takes all remaining positional arguments, if any.
+        view: it stands in explanation views only, so no file can hold it.
     """
 
     name: str
@@ -57,7 +59,9 @@ class Op:
     attributes: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[str, ...] = ("input",)
     value: tuple[str, ...] = ("input",)
+    constants: tuple[str, ...] = ()
     variadic: str | None = None
+    view: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ class Vocabulary:
             self._modules |= {resolve(name): op for name in op.modules}
             self._functions |= {resolve(name): op for name in op.functions}
             self._methods |= dict.fromkeys(op.methods, op)
-        self.spellings = {resolve(name): name for op in ops.values() for name in (*op.modules, *op.functions)}
+        stored = [op for op in ops.values() if not op.view]
+        self.spellings = {resolve(name): name for op in stored for name in (*op.modules, *op.functions)}
 
     def __getitem__(self, name: str) -> Op:
         """Return the op of that name.
@@ -135,23 +140,23 @@ class Vocabulary:
             return None
         if node.op == "call_module":
             module = root.get_submodule(str(node.target))
-            given = _bind(op, op.inputs, node)
+            given = arguments_of(op, node, node.args, node.kwargs)
             missing = [p for p in op.parameters if p not in given]
             options = {p: getattr(module, op.attributes.get(p, p), op.defaults.get(p)) for p in missing}
             return Call(op, node, module, given | options)
-        return Call(op, node, None, _bind(op, op.parameters, node))
+        return Call(op, node, None, arguments_of(op, node, node.args, node.kwargs))
 
 
-def _bind(op: Op, parameters: tuple[str, ...], node: fx.Node) -> dict[str, Any]:
-    """Give the node's arguments their parameters' names."""
-    args: tuple[Any, ...] = node.args
+def arguments_of(op: Op, node: fx.Node, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Give a node's arguments, or what stands for them, the names of the op's parameters."""
+    parameters = op.inputs if node.op == "call_module" else op.parameters
     if op.variadic in parameters:
         at = parameters.index(op.variadic)
         rest = args[at:]
         packed = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
         args = (*args[:at], tuple(packed)) if rest else args
     bound: dict[str, Any] = dict(zip(parameters, args, strict=False))
-    bound |= {op.aliases.get(name, name): value for name, value in node.kwargs.items()}
+    bound |= {op.aliases.get(name, name): value for name, value in kwargs.items()}
     return {p: op.defaults.get(p) for p in parameters if node.op != "call_module"} | bound
 
 
@@ -213,7 +218,9 @@ def _read_op(name: str, table: Table) -> Op:
         attributes=table.mapping("attributes"),
         inputs=table.strings("inputs", default=first),
         value=table.strings("value", default=first),
+        constants=table.strings("constants"),
         variadic=table.text("variadic", default=None),
+        view=table.flag("view"),
     )
     table.finish()
     return op

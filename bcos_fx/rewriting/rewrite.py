@@ -17,8 +17,12 @@ from bcos_fx.rewriting.build import Build, Builder, Refused
 from bcos_fx.rewriting.match import Hit, NearMiss
 from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.rule import Replacement
+from bcos_fx.rewriting.rule import LEDGER, Replacement
 from bcos_fx.rewriting.shapes import note_shape
+from bcos_fx.rewriting.slots import SLOTS, Slot, exchange
+
+LEDGER_INPUT = "_ledger"
+"""The placeholder behind :data:`~bcos_fx.rewriting.rule.LEDGER`."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,25 @@ class Step:
     node: str
     before: str
     after: str
+
+
+def add_ledger(graph: fx.Graph) -> fx.Node:
+    """Give a graph, in place, the input through which an explanation view counts its constants."""
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    with graph.inserting_after(last):
+        node = graph.placeholder(LEDGER_INPUT)
+    node.meta.update(shape=None, dtype=None, type="other")
+    return node
+
+
+def end_at(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    """Make a node the output of a graph, in place, and drop what only led to the old one."""
+    graph = graph_module.graph
+    output = next(n for n in graph.nodes if n.op == "output")
+    output.args = (node,)
+    output.meta.update({key: node.meta.get(key) for key in ("shape", "dtype", "type")})
+    graph.eliminate_dead_code()
+    graph_module.recompile()
 
 
 class Rewriter:
@@ -73,7 +96,7 @@ class Rewriter:
             return NearMiss(hit.rule.name, hit.anchor.name, str(refusal))
         targets = {name: self._target(hit, name, module) for name, module in built.items()}
         before, name = hit.calls[hit.rule.anchor].op.name, hit.anchor.name
-        edit = _Edit(self.graph_module, hit, targets)
+        edit = _Edit(self.graph_module, hit, targets, self._slots(hit))
         after = edit.carry_out()
         self.erased |= edit.erased
         label = "removed" if after is None else self._reader.op(after) or str(after.target)
@@ -95,6 +118,17 @@ class Rewriter:
         read = {str(node.target) for node in root.graph.nodes if node.op == "get_attr"}
         for name in {*root._parameters, *root._buffers} - read:
             delattr(root, name)
+
+    def _slots(self, hit: Hit) -> dict[str, Slot]:
+        """The slots that the rule names, found before anything is changed."""
+        named = {name for e in hit.rule.replace.values() for name in (*e.inputs, e.instead_of or "")}
+        found = {}
+        for name in named:
+            matched, _, suffix = name.partition(".")
+            slot = SLOTS[suffix](self._reader, hit.calls[matched]) if suffix in SLOTS else None
+            if slot is not None:
+                found[name] = slot
+        return found
 
     def _source(self, hit: Hit, name: str, entry: Replacement) -> str:
         source = entry.source or (name if name in hit.calls else hit.rule.anchor)
@@ -132,12 +166,21 @@ class Rewriter:
             owner = owners.pop() if len(owners) == 1 else ""
             return owner if owner and self._is_free(owner, hit) else self._unused(call.node.name)
         path = str(call.node.target)
+        if self._stays(call, hit):
+            return self._unused(f"{path}_{name}")
         if len(self._reader.callers[id(call.module)]) == 1:
             return path
         # Other calls of the module may keep it. If in the end none does, the new module moves into its place.
         beside = self._unused(f"{path}_{name}")
         self._moved[beside] = path
         return beside
+
+    def _stays(self, call: Call, hit: Hit) -> bool:
+        """Say whether the node that a module is built from is still there after the rewrite, with its own module."""
+        name = next(name for name, node in hit.nodes.items() if node is call.node)
+        entries = hit.rule.replace
+        reused = name in entries and entries[name].build is None
+        return reused or (name == hit.rule.anchor and any(name in entry.inputs for entry in entries.values()))
 
     def _is_free(self, path: str, hit: Hit) -> bool:
         """Say whether no module below the path is called and no tensor below it is read by another call."""
@@ -172,14 +215,17 @@ def _identity(build: str, call: Call) -> Hashable:
         return build, id(call.module)
     stored = [(n, a.target) for n, a in call.arguments.items() if isinstance(a, fx.Node) and a.op == "get_attr"]
     options = [(n, repr(a)) for n, a in call.arguments.items() if not isinstance(a, fx.Node)]
-    return (build, tuple(stored), tuple(options)) if stored else None
+    rank = len(call.node.meta.get("shape") or ())
+    return (build, tuple(stored), tuple(options), rank) if stored else None
 
 
 class _Edit:
     """One edit: resolves names to nodes, makes the new nodes, puts the result in the anchor's place."""
 
-    def __init__(self, root: fx.GraphModule, hit: Hit, targets: Mapping[str, str | None]) -> None:
-        self.root, self.graph, self.hit, self.targets = root, root.graph, hit, targets
+    def __init__(
+        self, root: fx.GraphModule, hit: Hit, targets: Mapping[str, str | None], slots: Mapping[str, Slot]
+    ) -> None:
+        self.root, self.graph, self.hit, self.targets, self.slots = root, root.graph, hit, targets, slots
         self.made: dict[str, fx.Node] = {}
         self.erased: set[fx.Node] = set()
         read = dict.fromkeys(source for node in hit.nodes.values() for source in node.all_input_nodes)
@@ -199,6 +245,8 @@ class _Edit:
         for name, entry in self.hit.rule.replace.items():
             if self._is_absent(name, entry):
                 self.made[name] = self.hit.stand_in[name] if not entry.inputs else self._node(entry.inputs[0])
+            elif entry.instead_of is not None:
+                self._exchange(name, entry)
             elif name == self.result and not self.anchor_stays:
                 self._retarget(name, entry)
             else:
@@ -215,7 +263,18 @@ class _Edit:
     def _is_absent(self, name: str, entry: Replacement) -> bool:
         return entry.build is None and name not in self.hit.nodes
 
+    def _nodes(self, name: str) -> list[fx.Node]:
+        """The nodes that an input of an entry names: one, but for ``node.inputs``."""
+        matched, _, suffix = name.partition(".")
+        return list(self.hit.nodes[matched].all_input_nodes) if suffix == "inputs" else [self._node(name)]
+
     def _node(self, name: str) -> fx.Node:
+        if name == LEDGER:
+            inputs: list[fx.Node] = [node for node in self.graph.nodes if node.op == "placeholder"]
+            return next(node for node in inputs if node.target == LEDGER_INPUT)
+        if name in self.slots:
+            content: fx.Node = self.slots[name].content
+            return content
         if name.endswith(".input"):
             matched = name.removesuffix(".input")
             return self.hit.stand_in[matched] if matched in self.hit.stand_in else self.hit.calls[matched].inputs[0]
@@ -227,7 +286,7 @@ class _Edit:
 
     def _call(self, name: str, entry: Replacement) -> tuple[str, Any, tuple[Any, ...], dict[str, Any], fx.Node]:
         """Return kind, target, arguments and the node whose record the new node continues."""
-        inputs = [self._node(source) for source in entry.inputs]
+        inputs = [node for source in entry.inputs for node in self._nodes(source)]
         target = self.targets[name]
         if target is not None:
             continued = self.hit.nodes.get(entry.source or name, self.hit.anchor)
@@ -244,6 +303,13 @@ class _Edit:
         node.op, node.target = kind, target
         node.args, node.kwargs = args, kwargs
         node.meta = _tagged(node.meta | {"was": continued.meta.get("was")}, self.hit)
+        self.made[name] = node
+
+    def _exchange(self, name: str, entry: Replacement) -> None:
+        """Put one new input into one slot of a node that stays what it is."""
+        node = self.hit.nodes[name]
+        exchange(node, self.slots[str(entry.instead_of)].index, self._node(entry.inputs[0]))
+        node.meta = _tagged(node.meta, self.hit)
         self.made[name] = node
 
     def _insert(self, name: str, entry: Replacement, cursor: fx.Node) -> fx.Node:

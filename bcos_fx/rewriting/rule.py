@@ -22,6 +22,12 @@ PRESERVES = ("always", "eval", "never")
 ANY = "*"
 """An input that may be anything."""
 
+LEDGER = "ledger"
+"""The input of an explanation view through which its constants are counted; only for the phase ``freeze``."""
+
+SUFFIXES = ("input", "second", "inputs", "gate", "constant", "literal")
+"""What a rule may name of a matched node: its first and second input, all of them, or one slot of its arguments."""
+
 ANY_NUMBER = -1
 """A number of users that may be anything."""
 
@@ -60,12 +66,15 @@ class Replacement:
         build: name of a registered builder; None reuses the matched node of the same name.
         source: the pattern node that the builder reads (default: the one of the same name, else the anchor).
         inputs: names of result or pattern nodes, or ``node.input`` for what fed a matched node (``node.second`` for
-            its second input).
+            its second input, ``node.inputs`` for all that it reads, or a slot of :mod:`bcos_fx.rewriting.slots`).
+        instead_of: for a reused node: the slot (``node.gate`` and so on) that its one input is put into; everything
+            else that the node reads stays.
     """
 
     build: str | None = None
     source: str | None = None
     inputs: tuple[str, ...] = ()
+    instead_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,10 +157,26 @@ def _check_result(rule: Rule, known: Known) -> None:
         if entry.source is not None:
             _one_of(rule, "pattern node", entry.source, tuple(rule.match))
         for source in entry.inputs:
-            _one_of(rule, "node", source.removesuffix(".input").removesuffix(".second"), (*rule.match, *made))
+            _check_source(rule, source, (*rule.match, *made))
+        if entry.instead_of is not None:
+            _check_source(rule, entry.instead_of, (*rule.match, *made))
+            if entry.build is not None or len(entry.inputs) != 1:
+                raise RuleError(
+                    f"rule {rule.name!r}: {name!r} has 'instead_of' and must reuse a node and name one input",
+                    where=rule.origin,
+                )
         made.append(name)
     if rule.result is not None:
         _one_of(rule, "node", rule.result.removesuffix(".input"), (*rule.match, *made))
+
+
+def _check_source(rule: Rule, source: str, known: tuple[str, ...]) -> None:
+    if source == LEDGER and rule.phase == "freeze":
+        return
+    name, _, suffix = source.partition(".")
+    _one_of(rule, "node", name, known)
+    if suffix:
+        _one_of(rule, "part of a node", suffix, SUFFIXES)
 
 
 def validate(rule: Rule, known: Known) -> Rule:

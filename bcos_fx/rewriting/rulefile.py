@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from bcos_fx.errors import BcosFxError, RuleError
+from bcos_fx.errors import BcosFxError, RuleError, nearest
 from bcos_fx.rewriting.build import BUILDERS
 from bcos_fx.rewriting.build_input import WIDENING as WIDENING  # registers the builders for inputs
+from bcos_fx.rewriting.build_view import adds_a_constant as adds_a_constant  # registers what views need
 from bcos_fx.rewriting.location import rules_directory
-from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.rewriting.ops import CLASSES, vocabulary
 from bcos_fx.rewriting.options import OPTION_NAMES
 from bcos_fx.rewriting.predicates import PREDICATES
 from bcos_fx.rewriting.rule import PHASES, PRESERVES, Known, NodePattern, Replacement, Rule, validate
@@ -71,9 +72,18 @@ def known_names() -> Known:
     )
 
 
+def _ops(table: Table) -> tuple[str, ...]:
+    """The ops that a pattern node names, itself or by their linearity classes."""
+    classes = table.strings("class")
+    for name in classes:
+        if name not in CLASSES:
+            raise table.error(f"{name!r} is no linearity class", "class", nearest(name, CLASSES))
+    return (*table.strings("op"), *(op.name for op in vocabulary() if op.linearity in classes))
+
+
 def _pattern(table: Table) -> NodePattern:
     pattern = NodePattern(
-        ops=table.strings("op"),
+        ops=_ops(table),
         inputs=table.strings("inputs"),
         users=table.integer("users", default=None),
         form=table.text("form", default=None),
@@ -91,6 +101,7 @@ def _replacement(table: Table) -> Replacement:
         build=table.text("build", default=None),
         source=table.text("from", default=None),
         inputs=table.strings("inputs"),
+        instead_of=table.text("instead_of", default=None),
     )
     table.finish()
     return entry

@@ -1,0 +1,125 @@
+"""certify(): is a network dynamic linear, and do its contributions add up?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx import example
+from bcos_fx.errors import UsageError
+from bcos_fx.proofs.completeness import Completeness, check_completeness
+from bcos_fx.proofs.linearity import Certificate
+from bcos_fx.proofs.view import ExplanationView
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.subject import check_module
+from bcos_fx.tracing import trace
+from bcos_fx.tracing.inputs import ExampleError
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Certification(Certificate):
+    """A certificate, with what was measured.
+
+    Attributes:
+        completeness: how well contributions add up on the given inputs; None where none were given.
+    """
+
+    completeness: Completeness | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the certificate as plain data."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(Certificate)}
+        measured = None if self.completeness is None else self.completeness.to_dict()
+        return Certificate(**fields).to_dict() | {"completeness": measured}
+
+    def to_text(self) -> str:
+        """Return the certificate as text for people."""
+        said = super().to_text()
+        return said if self.completeness is None else f"{said}\ncontributions {self.completeness}"
+
+
+def certify(
+    module: nn.Module, inputs: Inputs | None = None, *, output: str | None = None, source: str | None = None
+) -> Certification:
+    """Say whether a network is dynamic linear: f(x) = W(x)·x + constants.
+
+    The answer is read off the graph, by the linearity classes of ``rules/ops.toml``. An ordinary ReLU network is
+    dynamic linear as well as a B-cos network is.
+
+    Args:
+        module: a converted network or any other module; it is not changed.
+        inputs: what the module takes, as in ``bcosify``; completeness is then measured on it. A module that is not
+            converted needs them where its first layer does not tell.
+        output: what is explained: None for the output, ``logits`` for the value before a final softmax or sigmoid, or
+            the name of a layer.
+        source: what it is explained by: None for the input, or the name of a layer.
+
+    Returns:
+        The certificate: ``ok``, ``breaks``, ``constants``, ``choices``, and ``completeness`` with inputs.
+
+    Raises:
+        UsageError: no layer has such a name, or the inputs do not fit.
+        TraceError: the module cannot be turned into a graph.
+    """
+    view = view_of(module, inputs, output=output, source=source)
+    fields = {f.name: getattr(view.certificate, f.name) for f in dataclasses.fields(Certificate)}
+    measured = None if inputs is None else check_completeness(view, _in_order(module, inputs))
+    return Certification(**fields, completeness=measured)
+
+
+def view_of(
+    module: nn.Module, inputs: Inputs | None = None, *, output: str | None = None, source: str | None = None
+) -> ExplanationView:
+    """Build the explanation view of a network; see :func:`certify` for the arguments.
+
+    The view of a converted network follows its training; that of another module is one of a copy.
+    """
+    check_module(module)
+    if module.training:
+        raise UsageError(
+            "the network is in train mode, and an explanation is one of eval mode", hint="call network.eval() first"
+        )
+    with torch.no_grad():
+        graph = module if isinstance(module, BcosNetwork) else _traced(module, inputs)
+        return ExplanationView(graph, output=output, source=source)
+
+
+def _traced(module: nn.Module, inputs: Inputs | None) -> fx.GraphModule:
+    if inputs is not None:
+        return trace(module, _two_samples(inputs)).graph_module
+    failures: list[ExampleError] = []
+    for guess in example.guesses(module):
+        try:
+            return trace(module, guess).graph_module
+        except ExampleError as failure:
+            failures.append(failure)
+    raise example.no_guess_fits(failures)
+
+
+def _two_samples(inputs: Inputs) -> Inputs:
+    """At least two samples: a single one could be taken for a size that is always 1."""
+    if isinstance(inputs, Tensor):
+        return torch.cat([inputs, inputs]) if len(inputs) == 1 else inputs[:2]
+    if isinstance(inputs, Mapping):
+        return {name: _sample_pair(value) for name, value in inputs.items()}
+    return [_sample_pair(value) for value in inputs]
+
+
+def _sample_pair(value: Any) -> Any:
+    return _two_samples(value) if isinstance(value, Tensor) and value.dim() else value
+
+
+def _in_order(module: nn.Module, inputs: Inputs) -> Sequence[Tensor]:
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    if not isinstance(inputs, Mapping):
+        return [value for value in inputs if isinstance(value, Tensor)]
+    if isinstance(module, BcosNetwork):
+        return [inputs[spec.name] for spec in module.record.inputs]
+    return [value for value in inputs.values() if isinstance(value, Tensor)]

@@ -1,0 +1,110 @@
+"""Frozen variants: modules of an explanation view, whose gradient with respect to their input is the dynamic weight.
+
+Each returns the value of what it stands for, and holds fixed whatever is not linear in it: the alignment of a B-cos
+layer, 1/sigma of a norm, the ratio phi(x)/x of an activation (Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022,
+section 3.2; for norms and gates Böhle et al., "B-cos Alignment for Inherently Interpretable CNNs and Vision
+Transformers", TPAMI 2024, section 3). Parameters are held fixed too: a view explains, it does not train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class HeldFixed(nn.Module):
+    """The value of a gate, which is only a weight: no gradient flows through it."""
+
+    def forward(self, gate: Tensor) -> Tensor:
+        """Return ``gate`` detached."""
+        return gate.detach()
+
+
+class FrozenLayer(nn.Module):
+    """A layer of ours with its dynamic factor held fixed.
+
+    Args:
+        layer: it, with a method ``frozen``; read anew in every call, so that it may be trained or moved.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the layer; shapes as its own."""
+        layer: Any = self.layer
+        y: Tensor = layer.frozen(x)
+        return y
+
+
+class FrozenRatio(nn.Module):
+    """x · phi(x)/x with the ratio held fixed, for an elementwise phi with phi(0) = 0.
+
+    At x = 0 the ratio is phi'(0) where that is finite, else 0.
+
+    Args:
+        function: phi.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply phi elementwise; any shape."""
+        with torch.no_grad():
+            # Below the smallest normal number a quotient is rounding and no ratio.
+            zero = x.abs() < torch.finfo(x.dtype).tiny
+            ratio = torch.where(zero, self._slope(x), self.function(x) / torch.where(zero, 1, x))
+        return x * ratio
+
+    def _slope(self, x: Tensor) -> Tensor:
+        """phi'(0), a 0-dimensional tensor."""
+        with torch.inference_mode(False), torch.enable_grad():
+            origin = torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
+            (slope,) = torch.autograd.grad(self.function(origin), origin)
+        return torch.where(slope.isfinite(), slope, 0)
+
+
+class FrozenL2Normalisation(nn.Module):
+    """x / max(|x|_p, eps) with the denominator held fixed.
+
+    Args:
+        p: order of the norm.
+        dim: dimension or dimensions that it runs over.
+        eps: least denominator.
+    """
+
+    def __init__(self, p: float, dim: int | tuple[int, ...], eps: float) -> None:
+        super().__init__()
+        self.p, self.dim, self.eps = p, dim, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise; any shape."""
+        norm: Tensor = torch.linalg.vector_norm(x.detach(), self.p, self.dim, keepdim=True)
+        return x / norm.clamp_min(self.eps)
+
+
+class FrozenResponseNorm(nn.Module):
+    """Local response norm with its denominator held fixed (Krizhevsky, Sutskever and Hinton, NeurIPS 2012, sec. 3.3).
+
+    Args:
+        size, alpha, beta, k: as for :class:`torch.nn.LocalResponseNorm`.
+    """
+
+    def __init__(self, size: int, alpha: float, beta: float, k: float) -> None:
+        super().__init__()
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, ...)."""
+        power = x.detach().square().transpose(1, -1)
+        padded = F.pad(power, (self.size // 2, (self.size - 1) // 2))
+        mean = padded.unfold(-1, self.size, 1).mean(-1).transpose(1, -1)
+        factor: Tensor = (self.k + self.alpha * mean).pow(-self.beta)
+        return x * factor

@@ -1,0 +1,159 @@
+"""Counting constants: what each one contributes to an output, by its own gradient times its own value.
+
+A dynamic linear network computes f(x) = W(x)·x + Σ_c W_c(x)·c with one term for every constant c inside it. To have
+these terms sample by sample, each constant is thought to be multiplied by a coefficient per sample that is 1:
+the derivative of f with respect to that coefficient is W_c(x)·c. Nothing is computed by subtraction.
+
+A *ledger* is a tuple of coefficients, one tensor of ones (N,) for each constant. The modules here stand in the graph of
+an explanation view; each has a ``source`` (what the constant is) and a ``column`` (its place in the ledger), and each
+returns what it was given: the coefficients show in the backward pass only. A value's samples must be the slowest part
+of its first dimension, as in (N, C, H, W) or in (N * windows, L, C); with N = 1 any layout will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Ledger = Sequence[Tensor]
+
+
+class _Count(torch.autograd.Function):
+    """Return y as it is; backwards, the coefficient's gradient is the gradient times the constant, summed by sample."""
+
+    @staticmethod
+    def forward(y: Tensor, constant: Tensor, coefficient: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.samples = inputs[2].shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
+        return gradient, None, _by_sample(gradient, ctx.saved_tensors[0], ctx.samples)
+
+
+def _by_sample(gradient: Tensor, constant: Tensor, samples: int) -> Tensor:
+    """Sum gradient * constant over everything but the samples; the gradient first, where the constant is one number."""
+    missing = gradient.dim() - constant.dim()
+    repeated = [d for d in range(1, gradient.dim()) if d < missing or constant.shape[d - missing] == 1]
+    total = gradient.sum(repeated, keepdim=True) if repeated else gradient
+    return (total * constant).reshape(samples, -1).sum(1)
+
+
+def count(y: Tensor, constant: Tensor, coefficient: Tensor) -> Tensor:
+    """Return y, to which ``constant`` was added before, so that the constant's contribution can be asked for.
+
+    Args:
+        y: (N, ...) or (N * m, ...), samples slowest; not changed.
+        constant: broadcasts to y.
+        coefficient: (N,) ones; the gradient of an output with respect to it is the constant's contribution per sample.
+    """
+    counted: Tensor = _Count.apply(y, constant.detach(), coefficient)
+    return counted
+
+
+class Counted(nn.Module):
+    """Base of the modules that count one constant.
+
+    Attributes:
+        source: what the constant is, for people: a parameter's path, a literal and its node.
+        column: its place in the ledger; several modules with one source share it.
+        separable: whether samples can be told apart here; if not, explain one at a time.
+    """
+
+    separable = True
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.source = source
+        self.column = 0
+
+    def extra_repr(self) -> str:
+        """What is counted."""
+        return f"{self.source!r}, column={self.column}"
+
+
+class CountedShift(Counted):
+    """Counts the constant that a layer of ours has added: its bias or shift.
+
+    Args:
+        layer: it, with a method ``constant_like``; read anew in every call, so that it may be trained or moved.
+        source: what is counted.
+    """
+
+    def __init__(self, layer: nn.Module, source: str) -> None:
+        super().__init__(source)
+        self.layer = layer
+
+    def forward(self, y: Tensor, ledger: Ledger) -> Tensor:
+        """Count in y, the layer's result."""
+        layer: Any = self.layer
+        constant: Tensor = layer.constant_like(y)
+        return count(y, constant, ledger[self.column])
+
+
+class CountedAtZero(Counted):
+    """Counts the constant that any affine call has added: its value where its input is 0.
+
+    Args:
+        call: computes the call from the value that flows through it and the other tensors that it reads.
+        source: what is counted.
+    """
+
+    def __init__(self, call: Callable[..., Tensor], source: str) -> None:
+        super().__init__(source)
+        self.call = call
+
+    def forward(self, y: Tensor, ledger: Ledger, value: Tensor, *others: Any) -> Tensor:
+        """Count in y = call(value, *others)."""
+        with torch.no_grad():
+            constant = self.call(torch.zeros_like(value), *others)
+        return count(y, constant, ledger[self.column])
+
+
+class CountedConstant(Counted):
+    """Counts a constant tensor that is about to be added to a value, joined with it, or selected beside it.
+
+    Args:
+        source: what is counted.
+        rank: dimensions of the call's result, samples first: the constant is repeated for each sample, so that their
+            contributions stay apart. None where that cannot be done.
+    """
+
+    def __init__(self, source: str, rank: int | None) -> None:
+        super().__init__(source)
+        self.rank = rank
+        self.separable = rank is not None
+
+    def forward(self, constant: Tensor, ledger: Ledger) -> Tensor:
+        """Return the constant, repeated for each sample where it was not yet."""
+        coefficient = ledger[self.column]
+        if self.rank is not None and self.rank >= constant.dim():
+            constant = constant.reshape(*[1] * (self.rank - constant.dim()), *constant.shape)
+            if constant.shape[:1] == (1,):
+                constant = constant.expand(coefficient.shape[0], *constant.shape[1:])
+        return count(constant.detach(), constant, coefficient)
+
+
+class CountedLiteral(CountedConstant):
+    """Counts a number that is about to be added to a value or selected beside it.
+
+    Args:
+        value: the number.
+        source: what is counted.
+        rank: see :class:`CountedConstant`.
+    """
+
+    def __init__(self, value: float, source: str, rank: int) -> None:
+        super().__init__(source, rank)
+        self.value = value
+
+    def forward(self, ledger: Ledger) -> Tensor:  # type: ignore[override]
+        """Return the number as a tensor (N, 1, ...)."""
+        return super().forward(torch.full_like(ledger[self.column][:1], self.value).squeeze(0), ledger)

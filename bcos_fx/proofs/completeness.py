@@ -1,0 +1,169 @@
+"""Completeness: do the contributions of the input and of all constants add up to the output?
+
+    gap = |f(x) - Σ W(x)·x - Σ_c W_c(x)·c|,  relative to max(|f(x)|, |Σ W(x)·x|, |Σ_c W_c(x)·c|)
+
+Completeness is necessary and not sufficient: W = f(x) x / |x|² is complete for any function. W(x) itself is therefore
+compared with a gradient that nothing here had a hand in, where there is one: in a network of selections only (ReLU,
+max pooling) W(x) is the gradient of the *original* network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bcos_fx.errors import UsageError
+from bcos_fx.proofs.evaluation import evaluate
+from bcos_fx.proofs.view import DynamicWeights, ExplanationView, Select
+
+LEAST_SHARE = 0.01
+"""Below this share of the input's contributions in all contributions a sum says nothing about W(x)."""
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Largest relative gap that rounding may leave: 1e-9 in float64, 1e-4 in float32, 2e-2 in 16 bits."""
+    return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 2e-2)
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How well contributions add up; all tensors (N, K), one entry per sample and explained number.
+
+    Attributes:
+        output: the explained numbers.
+        contributions: Σ W(x)·x.
+        constants: source -> contribution of that constant.
+        tolerance: largest relative gap that passes.
+        vanished: node in which the value underflowed to nothing, or None.
+    """
+
+    output: Tensor
+    contributions: Tensor
+    constants: dict[str, Tensor]
+    tolerance: float
+    vanished: str | None = None
+
+    @property
+    def total_of_constants(self) -> Tensor:
+        """Sum of the constants' contributions."""
+        return sum(self.constants.values(), torch.zeros_like(self.output))
+
+    @property
+    def gap(self) -> Tensor:
+        """Absolute gap, >= 0."""
+        return (self.output - self.contributions - self.total_of_constants).abs()
+
+    @property
+    def relative_gap(self) -> Tensor:
+        """Gap relative to the largest of output and sums; 0 where all are 0."""
+        parts = torch.stack([self.output.abs(), self.contributions.abs(), self.total_of_constants.abs()])
+        scale = parts.amax(0)
+        return torch.where(scale > 0, self.gap / torch.where(scale > 0, scale, 1), self.gap)
+
+    @property
+    def share(self) -> Tensor:
+        """|Σ contributions| / (|Σ contributions| + |Σ constants|), in [0, 1]; 0 where both are 0."""
+        own, rest = self.contributions.abs(), self.total_of_constants.abs()
+        total = own + rest
+        return torch.where(total > 0, own / torch.where(total > 0, total, 1), 0)
+
+    @property
+    def tested(self) -> Tensor:
+        """Where the input contributes enough for the sum to say something."""
+        return self.share >= LEAST_SHARE
+
+    @property
+    def worst(self) -> float:
+        """Largest relative gap; NaN counts as infinite."""
+        return float(torch.nan_to_num(self.relative_gap, nan=float("inf")).max())
+
+    @property
+    def verdict(self) -> str:
+        """``incomplete`` if a gap is too large, ``not tested`` if all shares are too small, else ``complete``."""
+        if not self.worst <= self.tolerance:
+            return "incomplete"
+        return "complete" if bool(self.tested.any()) else "not tested"
+
+    @property
+    def ok(self) -> bool:
+        """The contributions add up, and that says something."""
+        return self.verdict == "complete"
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain data: the worst gap, the least share, each constant's mean contribution."""
+        return {
+            "verdict": self.verdict,
+            "relative_gap": self.worst,
+            "gap": float(self.gap.max()),
+            "tolerance": self.tolerance,
+            "least_share": float(self.share.min()),
+            "tested": f"{int(self.tested.sum())} of {self.tested.numel()}",
+            "constants": {name: float(values.mean()) for name, values in self.constants.items()},
+            "vanished": self.vanished,
+        }
+
+    def __str__(self) -> str:
+        said = f"{self.verdict}: largest gap {self.worst:.1e} of the sums (tolerance {self.tolerance:.0e})"
+        if self.verdict == "not tested":
+            said += f"; the input contributes {float(self.share.max()):.2%} at the most, the rest is constants"
+        return said + (f"; the output vanished at node {self.vanished}" if self.vanished else "")
+
+
+def all_numbers(most: int = 3) -> Select:
+    """Select the first few numbers of each sample's value."""
+    return lambda value: value.flatten(1)[:, :most]
+
+
+def check_completeness(
+    view: ExplanationView, inputs: Sequence[Tensor], *, select: Select | None = None, tolerance: float | None = None
+) -> Completeness:
+    """Measure whether contributions add up.
+
+    Args:
+        view: of the network.
+        inputs: the network's inputs (N, ...), in order.
+        select: the numbers to be explained; None: the first three of each sample.
+        tolerance: largest relative gap; None: by dtype, see :func:`default_tolerance`.
+
+    Raises:
+        UsageError: the inputs hold no samples.
+    """
+    if not inputs or not len(inputs[0]):
+        raise UsageError("there are no samples to check completeness on")
+    found = view.dynamic_weights(inputs, select or all_numbers())
+    return judged(found, tolerance, _vanishing(view, inputs) if _is_nothing(found) else None)
+
+
+def judged(found: DynamicWeights, tolerance: float | None = None, vanished: str | None = None) -> Completeness:
+    """Judge weights and constants that were computed already."""
+    start = found.start.unsqueeze(1)
+    contributions = (found.weights * start).flatten(2).sum(2)
+    limit = default_tolerance(found.output.dtype) if tolerance is None else tolerance
+    return Completeness(found.output, contributions, dict(found.constants), limit, vanished)
+
+
+def _is_nothing(found: DynamicWeights) -> bool:
+    """Whether the inputs' contributions underflowed in every sample."""
+    return not bool((found.weights != 0).any())
+
+
+def _vanishing(view: ExplanationView, inputs: Sequence[Tensor]) -> str | None:
+    """The first node whose value is below the smallest normal number everywhere, though what it reads is not."""
+    found: list[str] = []
+
+    def look(node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            path = view.on_value_path(node)
+            if path and not found and float(value.abs().max()) < torch.finfo(value.dtype).tiny:
+                found.append(node.name)
+
+    with torch.no_grad():
+        evaluate(view.graph_module, view.environment(inputs), view.end, look)
+    return found[0] if found else None

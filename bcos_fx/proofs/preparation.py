@@ -1,0 +1,147 @@
+"""Bringing a network into the one form that analysis and explanation speak of.
+
+A converted network has it already; any other module is traced, and its layers and norms take our form at B = 1, which
+is the same function. Neither the network nor its parameters are changed, and parameters stay the same objects.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import fx
+
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.rewriting.flow import EXPLAINED
+from bcos_fx.rewriting.location import rules_directory
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.passes import Engine
+from bcos_fx.rewriting.recipe import Recipe
+from bcos_fx.rewriting.rewrite import end_at
+from bcos_fx.rewriting.rulefile import load_rules
+
+_FILES = ("canonical", "norm", "linear", "explain")
+_LIKE = 5
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A graph ready to be analysed.
+
+    Attributes:
+        graph_module: the graph, over the network's own parameters.
+        start: the node that outputs are explained by: the encoded input, the input, or an inner layer's result.
+        end: what is explained, for people: ``output``, ``logits`` or a layer's name.
+    """
+
+    graph_module: fx.GraphModule
+    start: fx.Node
+    end: str
+
+
+@functools.cache
+def recipe() -> Recipe:
+    """Return the rules of explanation views, read once."""
+    files = [rules_directory() / f"{name}.toml" for name in _FILES]
+    return Recipe(
+        name="explanation",
+        description="The view that explanations are computed on.",
+        source="Böhle, Fritz and Schiele, B-cos Networks, CVPR 2022, sec. 3.2",
+        rules=tuple(load_rules([Path(file) for file in files])),
+        options=Options(input="none"),
+        fixed={},
+        hashes={},
+    )
+
+
+def prepare(network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: str | None = None) -> Prepared:
+    """Prepare a network for analysis; it is not changed.
+
+    Args:
+        network: a converted network, or a freshly traced graph, which becomes part of the result.
+        output: what is explained: None for the network's output, ``logits`` for the value before a final softmax or
+            sigmoid, or the name of a layer or node.
+        source: what it is explained by: None for the input, or the name of a layer or node.
+
+    Raises:
+        UsageError: no layer has that name, or the source does not lead to the output.
+    """
+    graph_module = network.graph_module() if isinstance(network, BcosNetwork) else network
+    if output is not None:
+        end_at(graph_module, _before_gates(graph_module) if output == "logits" else find_layer(graph_module, output))
+    engine = Engine(recipe())
+    engine.run(graph_module, ("canonical", "norm", "linear"))
+    start = _encoded_input(graph_module, engine) if source is None else find_layer(graph_module, source)
+    start.meta[EXPLAINED] = True
+    _check_leads_somewhere(graph_module, start)
+    return Prepared(graph_module, start, output or "output")
+
+
+def find_layer(graph_module: fx.GraphModule, name: str) -> fx.Node:
+    """Return the node that gives a layer's result.
+
+    Args:
+        graph_module: the graph.
+        name: of a node, or the path of a module; of the nodes inside a module the last is its result.
+
+    Raises:
+        UsageError: nothing has that name; names the nearest.
+    """
+    inside: fx.Node | None = None
+    for node in graph_module.graph.nodes:
+        if node.op in ("get_attr", "output"):
+            continue
+        paths = (node.name, str(node.target) if node.op == "call_module" else "", node.meta.get("module_path") or "")
+        if name in paths[:2]:
+            return node  # type: ignore[no-any-return]
+        if any(path == name or path.startswith(f"{name}.") for path in paths):
+            inside = node
+    if inside is None:
+        raise UsageError(f"the network has no layer named {name!r}", hint=_nearest_layers(graph_module, name))
+    return inside
+
+
+def _nearest_layers(graph_module: fx.GraphModule, name: str) -> str:
+    called = [str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"]
+    close = difflib.get_close_matches(name, called, n=_LIKE, cutoff=0.4)
+    return f"for example {', '.join(close)}" if close else nearest(name, called)
+
+
+def _before_gates(graph_module: fx.GraphModule) -> fx.Node:
+    ops = Engine(recipe()).ops
+    node: fx.Node = next(n for n in graph_module.graph.nodes if n.op == "output").all_input_nodes[0]
+    call = ops.call(node, graph_module)
+    while call is not None and call.op.linearity == "gate" and len(call.inputs) == 1:
+        node = call.inputs[0]
+        call = ops.call(node, graph_module)
+    return node
+
+
+def _encoded_input(graph_module: fx.GraphModule, engine: Engine) -> fx.Node:
+    """The encoding of the first image, else the first input that holds numbers."""
+    inputs: list[fx.Node] = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    for node in inputs:
+        for user in node.users:
+            op = engine.ops.of(user, graph_module)
+            if op is not None and op.name == "input_encoding":
+                return user
+    floating = [n for n in inputs if n.meta.get("dtype") is None or n.meta["dtype"].is_floating_point]
+    if not floating:
+        raise UsageError(
+            "the network reads whole numbers (token indices), which no weight multiplies",
+            hint='explain it by the embeddings: source="the embedding layer\'s name"',
+        )
+    return floating[0]
+
+
+def _check_leads_somewhere(graph_module: fx.GraphModule, start: fx.Node) -> None:
+    reached, pending = {start}, [start]
+    while pending:
+        fresh = [user for user in pending.pop().users if user not in reached]
+        reached.update(fresh)
+        pending += fresh
+    if not any(node.op == "output" for node in reached):
+        raise UsageError(f"{start.name!r} does not lead to what is to be explained", hint="name an earlier layer")

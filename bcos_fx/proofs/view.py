@@ -1,0 +1,230 @@
+"""The explanation view: a second graph over the same layers, whose gradient is W(x).
+
+In the view every gate is held fixed and every constant is counted (``rules/explain.toml``), so that
+
+    f(x) = W(x)·x + Σ_c W_c(x)·c,    W(x) = d view / dx,    W_c(x)·c = d view / d(coefficient of c)
+
+(Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 3.2). A view holds no state of its own: it may be used
+from several threads at once, and it follows the network through training and to another device, because the layers in
+it are the network's own. No gradient reaches the network's parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bcos_fx.nn import Counted
+from bcos_fx.nn.ledger import count
+from bcos_fx.proofs.evaluation import evaluate
+from bcos_fx.proofs.linearity import Certificate, certificate
+from bcos_fx.proofs.preparation import Prepared, prepare, recipe
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.passes import Engine
+from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.rewrite import add_ledger
+
+Select = Callable[[Tensor], Tensor]
+"""From the explained value (N, ...) to the numbers to be explained (N, K)."""
+
+
+@dataclass(frozen=True)
+class DynamicWeights:
+    """What a view says of some numbers; all tensors detached.
+
+    Attributes:
+        start: (N, ...) what the weights act on: the encoded images, say.
+        value: (N, ...) the whole explained value.
+        output: (N, K) the explained numbers.
+        weights: (N, K, ...) W(x), in start's shape for each number.
+        constants: source -> (N, K), the contribution of each constant that the numbers depend on.
+    """
+
+    start: Tensor
+    value: Tensor
+    output: Tensor
+    weights: Tensor
+    constants: Mapping[str, Tensor]
+
+
+class ExplanationView:
+    """A network's graph with gates held fixed and constants counted.
+
+    Args:
+        network: a converted network, which is not changed; or a freshly traced graph, which becomes part of the view.
+        output: what is explained: None, ``logits``, or a layer's name.
+        source: what it is explained by: None for the (encoded) input, or a layer's name.
+
+    Attributes:
+        certificate: whether the network is dynamic linear.
+        sources: names of the constants, in graph order.
+    """
+
+    def __init__(
+        self, network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: str | None = None
+    ) -> None:
+        prepared = prepare(network, output=output, source=source)
+        self.certificate: Certificate = certificate(prepared)
+        self._freeze(prepared)
+        self._from_layer = source is not None
+        self._separable: bool | None = None
+
+    def _freeze(self, prepared: Prepared) -> None:
+        self.graph_module, self.start = prepared.graph_module, prepared.start
+        graph = self.graph_module.graph
+        self.inputs: list[fx.Node] = [node for node in graph.nodes if node.op == "placeholder"]
+        self._ledger = add_ledger(graph)
+        Engine(recipe()).run(self.graph_module, ("freeze",))
+        self.end: fx.Node = next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
+        counted = [m for m in map(self._module, graph.nodes) if isinstance(m, Counted)]
+        self.sources = tuple(dict.fromkeys(module.source for module in counted))
+        for module in counted:
+            module.column = self.sources.index(module.source)
+        others = [node for node in self.inputs if node is not self._explained_input() and _is_floating(node)]
+        self._others = {node: len(self.sources) + place for place, node in enumerate(others)}
+        reader = GraphReader(self.graph_module, vocabulary(), Options())
+        self._value_path = reader.flow.value_path
+        self._names = (*self.sources, *(f"the input {node.target}" for node in others))
+
+    def _module(self, node: fx.Node) -> object:
+        return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def _explained_input(self) -> fx.Node | None:
+        """The input that the start is, or encodes; None where the start is an inner layer."""
+        if self.start in self.inputs:
+            return self.start
+        is_encoding = self.start.op == "call_module" and self.start.all_input_nodes[0] in self.inputs
+        return self.start.all_input_nodes[0] if is_encoding else None
+
+    def environment(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+        """Return the values that a run of the graph begins with, for its value alone."""
+        return self._environment(inputs, self._ones(inputs[0], requires_grad=False))
+
+    def value(self, inputs: Sequence[Any]) -> Tensor:
+        """Run the view for its value alone, under no_grad; the network's own output but for rounding."""
+        with torch.no_grad():
+            value: Tensor = evaluate(self.graph_module, self.environment(inputs), self.end)
+        return value
+
+    def on_value_path(self, node: fx.Node) -> bool:
+        """Say whether a node of the graph carries a value to the explained output."""
+        return node.name in self._value_path
+
+    def dynamic_weights(self, inputs: Sequence[Any], select: Select) -> DynamicWeights:
+        """Compute W(x) and the contributions of all constants.
+
+        Args:
+            inputs: the network's inputs in order; the first dimension of each holds the samples.
+            select: picks the numbers to be explained out of the value; each must be a linear function of it.
+
+        Returns:
+            The weights and contributions, by one forward and K backward passes. Inputs, parameters and their
+            gradients stay as they are, whatever grad mode the caller is in.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            given = [_own(value) for value in inputs]
+            ledger = self._ones(given[0], requires_grad=True)
+            environment = self._environment(given, ledger)
+            with torch.no_grad():
+                leaf = evaluate(self.graph_module, environment, self.start)
+            leaf = leaf.detach().requires_grad_()
+            value = evaluate(self.graph_module, environment | {self.start: leaf}, self.end)
+            numbers = select(value)
+            found = _gradients(numbers, (leaf, *ledger))
+        used = {name: column for name, column in zip(self._names, found[1:], strict=True) if column is not None}
+        weights = found[0] if found[0] is not None else leaf.new_zeros(len(leaf), numbers.shape[1], *leaf.shape[1:])
+        return DynamicWeights(leaf.detach(), value.detach(), numbers.detach(), weights, used)
+
+    def _ones(self, like: Any, *, requires_grad: bool) -> list[Tensor]:
+        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        return [
+            torch.ones(len(like), dtype=dtype, device=like.device, requires_grad=requires_grad) for _ in self._names
+        ]
+
+    def _environment(self, inputs: Sequence[Any], ledger: list[Tensor]) -> dict[fx.Node, Any]:
+        known: dict[fx.Node, Any] = dict(zip(self.inputs, inputs, strict=True))
+        for node, column in self._others.items():
+            known[node] = count(known[node], known[node], ledger[column])
+        return known | {self._ledger: ledger}
+
+    @property
+    def separable(self) -> bool:
+        """Whether the samples of a batch can be told apart wherever a constant is counted.
+
+        They can where they are the slowest part of the first dimension. That is found by running the view's shapes,
+        without values, for two batch sizes.
+        """
+        if self._separable is None:
+            self._separable = not self._names or self._is_separable()
+        return self._separable
+
+    def _is_separable(self) -> bool:
+        counted = [node for node in self.graph_module.graph.nodes if isinstance(self._module(node), Counted)]
+        if not all(module.separable for module in map(self._module, counted) if isinstance(module, Counted)):
+            return False
+        shapes = [self._shapes(samples, counted) for samples in (2, 3)]
+        if None in shapes:
+            return False
+        return all(
+            three[:1] == tuple(size // 2 * 3 for size in two[:1]) and two[1:] == three[1:] and len(two) > 0
+            for two, three in zip(*shapes, strict=True)
+        )
+
+    def _shapes(self, samples: int, nodes: list[fx.Node]) -> list[tuple[int, ...]] | None:
+        """Shapes at some nodes for a number of samples; None where the graph does not run for it."""
+        seen: dict[fx.Node, tuple[int, ...]] = {}
+
+        def note(node: fx.Node, value: Any) -> None:
+            if isinstance(value, Tensor):
+                seen[node] = tuple(value.shape)
+
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+                inputs = [_stand_in(node, samples) for node in self.inputs]
+                evaluate(self.graph_module, self.environment(inputs), self.end, note)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            return None
+        return [seen[node] for node in nodes if node in seen]
+
+
+def _is_floating(node: fx.Node) -> bool:
+    dtype = node.meta.get("dtype")
+    return dtype is None or bool(dtype.is_floating_point)
+
+
+def _stand_in(node: fx.Node, samples: int) -> Tensor:
+    shape = tuple(node.meta.get("shape") or (1,))
+    return torch.empty(samples, *shape[1:], dtype=node.meta.get("dtype") or torch.get_default_dtype())
+
+
+def _own(value: Any) -> Any:
+    """A tensor that autograd may use, whatever mode the caller made it in; without the caller's graph."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.clone() if value.is_inference() else value.detach()
+
+
+def _gradients(numbers: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """The gradient of each of the (N, K) numbers with respect to each leaf (N, ...), as (N, K, ...); None if unused."""
+    columns = numbers.shape[1]
+    rows = [
+        torch.autograd.grad(
+            numbers[:, k].sum(), leaves, retain_graph=k + 1 < columns, allow_unused=True, materialize_grads=False
+        )
+        for k in range(columns)
+    ]
+    return [_stacked(found) for found in zip(*rows, strict=True)]
+
+
+def _stacked(found: tuple[Tensor | None, ...]) -> Tensor | None:
+    present = [gradient for gradient in found if gradient is not None]
+    if not present:
+        return None
+    return torch.stack([present[0].new_zeros(present[0].shape) if g is None else g for g in found], dim=1)

@@ -1,0 +1,213 @@
+"""Builders and predicates for explanation views: what is held fixed, and which constants are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from bcos_fx import nn as bnn
+from bcos_fx.nn.construction import rebuilt
+from bcos_fx.rewriting.build import Build, Refused, builder
+from bcos_fx.rewriting.flow import EXPLAINED, UNKNOWN, VALUE
+from bcos_fx.rewriting.match import Verdict
+from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.predicates import predicate
+from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.refinement import applied, as_function
+from bcos_fx.rewriting.slots import SLOTS, Slot
+
+# ---------------------------------------------------------------- what is asked of a node
+
+
+@predicate("carries-a-value")
+def carries_a_value(reader: GraphReader, call: Call) -> Verdict:
+    """The node's result is a value that reaches the output; what only feeds gates needs no explanation.
+
+    Nor does the node that outputs are explained by: what it was made of is not asked.
+    """
+    if call.node.meta.get(EXPLAINED):
+        return False
+    return reader.flow.on_value_path(call.node) and reader.flow.kinds[call.node.name] in (VALUE, UNKNOWN)
+
+
+@predicate("is-in-place")
+def is_in_place(reader: GraphReader, call: Call) -> Verdict:
+    """An activation that overwrites its input."""
+    return bool(getattr(call.module, "inplace", False))
+
+
+@predicate("reads-a-live-gate")
+def reads_a_live_gate(reader: GraphReader, call: Call) -> Verdict:
+    """It reads something that is only a weight, and that a gradient could still flow through."""
+    return SLOTS["gate"](reader, call) is not None
+
+
+@predicate("has-a-constant-operand")
+def has_a_constant_operand(reader: GraphReader, call: Call) -> Verdict:
+    """It adds, joins or selects a tensor that does not depend on the input, beside a value."""
+    return SLOTS["constant"](reader, call) is not None
+
+
+@predicate("has-a-literal-operand")
+def has_a_literal_operand(reader: GraphReader, call: Call) -> Verdict:
+    """It adds or selects a number other than 0 beside a value."""
+    return SLOTS["literal"](reader, call) is not None
+
+
+@predicate("adds-an-uncounted-constant")
+def adds_an_uncounted_constant(reader: GraphReader, call: Call) -> Verdict:
+    """It adds a constant of its own, and nothing counts that yet."""
+    counted = any(reader.op(user) == "counted_value" and user.args[0] is call.node for user in call.node.users)
+    return not counted and adds_a_constant(call)
+
+
+def adds_a_constant(call: Call) -> bool:
+    """Say whether a call adds a constant of its own: a bias, a shift, padding with another number than 0."""
+    if call.op.name == "pad" and call.arguments.get("mode", "constant") != "constant":
+        return False
+    return any(_is_something(call.arguments.get(name)) for name in call.op.constants)
+
+
+def _is_something(value: Any) -> bool:
+    if isinstance(value, int | float):
+        return value != 0
+    return value is not None
+
+
+# ---------------------------------------------------------------- what a constant is called
+
+
+def shift_source(call: Call) -> str:
+    """Name the constant that a call adds: the stored tensor, or the layer and what is added in it."""
+    if call.module is None:
+        stored = [str(n.target) for name in call.op.constants for n in call.nodes(name) if n.op == "get_attr"]
+        return stored[0] if stored else f"{call.op.name} at {call.node.name}"
+    path = str(call.node.target)
+    if call.op.name.startswith(("batch_norm", "sync_batch_norm")):
+        return f"{path}.shift"
+    return f"{path}.{call.op.constants[0]}" if call.op.constants[0] == "bias" else f"{path} ({call.op.name})"
+
+
+def operand_source(slot: Slot, call: Call) -> str:
+    """Name a constant operand: the stored tensor that it is or is made of, or the number and where it stands."""
+    if not isinstance(slot.content, fx.Node):
+        return f"{slot.content:g} at {call.node.name}"
+    stored: dict[str, None] = {}
+    pending, seen = [slot.content], {slot.content}
+    while pending:
+        node = pending.pop()
+        if node.op == "get_attr":
+            stored[str(node.target)] = None
+        fresh = [source for source in node.all_input_nodes if source not in seen]
+        seen.update(fresh)
+        pending += fresh
+    return next(iter(stored)) if len(stored) == 1 else slot.content.name
+
+
+# ---------------------------------------------------------------- builders
+
+
+@builder("out-of-place-sum")
+def out_of_place_sum(build: Build) -> nn.Module:
+    """A sum in memory of its own."""
+    return bnn.Sum()
+
+
+@builder("out-of-place-activation")
+def out_of_place_activation(build: Build) -> nn.Module:
+    """The same activation in memory of its own."""
+    return rebuilt(build.layer, inplace=False)
+
+
+@builder("counted-shift")
+def counted_shift(build: Build) -> nn.Module:
+    """Counts the constant that a layer of ours adds."""
+    return bnn.CountedShift(build.layer, shift_source(build.call))
+
+
+@builder("counted-at-zero")
+def counted_at_zero(build: Build) -> nn.Module:
+    """Counts the constant that an affine call adds, which is its value at 0."""
+    call = build.call
+    read = call.node.all_input_nodes
+    value = call.nodes(call.op.value[0])
+    if not value or read[0] is not value[0]:
+        raise Refused("the value does not stand first among what it reads")
+    return bnn.CountedAtZero(_as_function_of(call, read), shift_source(call))
+
+
+def _as_function_of(call: Call, read: list[fx.Node]) -> Callable[..., Tensor]:
+    """The call as a function of the nodes that it reads, in order."""
+    function = as_function(call)
+    template = (call.node.args, dict(call.node.kwargs))
+    places = {node: place for place, node in enumerate(read)}
+
+    def apply(*values: Any) -> Tensor:
+        args, kwargs = fx.node.map_arg(template, lambda node: values[places[node]])
+        result: Tensor = function(*args, **kwargs)
+        return result
+
+    return apply
+
+
+@builder("counted-constant")
+def counted_constant(build: Build) -> nn.Module:
+    """Counts a constant operand."""
+    slot = _slot(build, "constant")
+    return bnn.CountedConstant(operand_source(slot, build.call), _rank(build))
+
+
+@builder("counted-literal")
+def counted_literal(build: Build) -> nn.Module:
+    """Counts a number that is an operand."""
+    slot, rank = _slot(build, "literal"), _rank(build)
+    if rank is None:
+        raise Refused("the shape of its result is not known")
+    return bnn.CountedLiteral(float(slot.content), operand_source(slot, build.call), rank)
+
+
+def _slot(build: Build, name: str) -> Slot:
+    slot = SLOTS[name](build.reader, build.call)
+    if slot is None:
+        raise Refused(f"it has no {name} left")
+    return slot
+
+
+def _rank(build: Build) -> int | None:
+    """Dimensions that the operands of a call are broadcast to; None where they are not simply broadcast."""
+    if build.call.op.name == "set_item":
+        return None
+    shapes = [build.reader.shape(n) for name in build.call.op.value for n in build.call.nodes(name)]
+    ranks = [len(shape) for shape in shapes if shape is not None]
+    return max(ranks) if ranks else None
+
+
+@builder("frozen-layer")
+def frozen_layer(build: Build) -> nn.Module:
+    """A layer of ours with its dynamic factor held fixed."""
+    return bnn.FrozenLayer(build.layer)
+
+
+@builder("frozen-ratio")
+def frozen_ratio(build: Build) -> nn.Module:
+    """An activation as its input times a ratio that is held fixed."""
+    call = build.call
+    return bnn.FrozenRatio(lambda x: applied(call, x))
+
+
+@builder("frozen-normalisation")
+def frozen_normalisation(build: Build) -> nn.Module:
+    """A division by a norm that is held fixed."""
+    given = build.call.arguments
+    if build.call.op.name == "l2_normalise":
+        dim = given["dim"]
+        return bnn.FrozenL2Normalisation(float(given["p"]), dim if isinstance(dim, int) else tuple(dim), given["eps"])
+    return bnn.FrozenResponseNorm(given["size"], given["alpha"], given["beta"], given["k"])
+
+
+@builder("held-fixed")
+def held_fixed(build: Build) -> nn.Module:
+    """No gradient flows through what is only a weight."""
+    return bnn.HeldFixed()

@@ -1,0 +1,98 @@
+"""Where an op's options take it out of its linearity class.
+
+The vocabulary gives a class to an op as such. A clamp that does not pass through 0, a norm that reads the other
+samples of its batch or a call whose constant nobody can single out is not what its class says.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx.rewriting.ops import Call
+
+
+def objection(call: Call) -> str | None:
+    """Return why this call is not what its op's linearity class says, or None where it is."""
+    if call.op.linearity == "ratio":
+        return _ratio(call)
+    check = _CHECKS.get(call.op.name)
+    return None if check is None else check(call)
+
+
+def _ratio(call: Call) -> str | None:
+    """Try whether phi(0) = 0, for only then is phi(x) the weight phi(x)/x times x."""
+    for name in call.arguments:
+        if name not in call.op.value and call.nodes(name):
+            return f"its {name} is no plain number, so nothing is known of it at 0"
+    at_zero = applied(call, torch.zeros(1))
+    if float(at_zero) != 0:
+        return f"{call.op.name} is {float(at_zero):.3g} at 0, so it is no weight times its input"
+    return None
+
+
+def applied(call: Call, value: Tensor) -> Tensor:
+    """Apply an elementwise call of one tensor to another tensor; options as in the call."""
+    args, kwargs = fx.node.map_arg((call.node.args, dict(call.node.kwargs)), lambda _: value)
+    result: Tensor = as_function(call)(*args, **kwargs)
+    return result
+
+
+def as_function(call: Call) -> Callable[..., Any]:
+    """Return what a call calls: its module, its function, or its method as a function."""
+    if call.module is not None:
+        return call.module
+    if call.node.op == "call_method":
+        return functools.partial(_method, str(call.node.target))
+    function: Callable[..., Any] = call.node.target  # type: ignore[assignment]
+    return function
+
+
+def _method(name: str, first: Any, *args: Any, **kwargs: Any) -> Any:
+    return getattr(first, name)(*args, **kwargs)
+
+
+def _running_statistics(call: Call) -> str | None:
+    training = call.arguments.get("training")
+    if call.module is None and training is True and "training_argument" not in call.node.meta:
+        return "it takes its statistics from the batch, so its output depends on the other samples"
+    if call.arguments.get("running_mean") is None or call.arguments.get("running_var") is None:
+        return "without running statistics its output depends on the other samples of the batch"
+    return None
+
+
+def _own_statistics(call: Call) -> str | None:
+    if getattr(call.module, "running_mean", None) is not None or call.arguments.get("use_input_stats") is False:
+        return "an instance norm with running statistics is one function in train and another in eval"
+    return None
+
+
+def _attention_without_constants(call: Call) -> str | None:
+    attention = call.module
+    if not isinstance(attention, nn.MultiheadAttention):
+        return None
+    if attention.in_proj_bias is not None or attention.bias_k is not None or attention.add_zero_attn:
+        return "the constants inside nn.MultiheadAttention cannot be told apart: it is one opaque layer here"
+    return None
+
+
+def _random(call: Call) -> str | None:
+    if call.module is None and call.arguments.get("training") is True and "training_argument" not in call.node.meta:
+        return "it drops values at random in eval mode too, so no two runs are the same function"
+    return None
+
+
+_CHECKS: dict[str, Callable[[Call], str | None]] = {
+    **dict.fromkeys(
+        ("batch_norm1d", "batch_norm2d", "batch_norm3d", "sync_batch_norm", "batch_norm", "batch_norm_weight_first"),
+        _running_statistics,
+    ),
+    "instance_norm": _own_statistics,
+    "multi_head_attention": _attention_without_constants,
+    "dropout": _random,
+    "feature_dropout": _random,
+}

@@ -1,0 +1,121 @@
+"""Slots: the single places in a call's arguments, of which a rule may exchange one.
+
+``F.scaled_dot_product_attention(x, x, x)`` reads one node three times, twice as a gate and once as a value, so what
+a rule exchanges is a place and not a node. Rules name slots as ``node.gate``, ``node.constant`` and ``node.literal``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from bcos_fx.rewriting.flow import CONSTANT, UNKNOWN, VALUE
+from bcos_fx.rewriting.ops import Call, arguments_of
+from bcos_fx.rewriting.reader import GraphReader
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One leaf of a call's arguments.
+
+    Attributes:
+        index: its place among all leaves, positional arguments first.
+        parameter: the op's parameter that it belongs to.
+        content: a node, or a literal.
+    """
+
+    index: int
+    parameter: str
+    content: Any
+
+
+def slots(call: Call) -> list[Slot]:
+    """Return the leaves of a call's arguments that belong to a parameter, in order."""
+    leaves: list[Any] = []
+
+    def note(leaf: Any) -> Any:
+        leaves.append(leaf)
+        return Slot(len(leaves) - 1, "", leaf)
+
+    args = fx.node.map_aggregate(call.node.args, note)
+    kwargs = fx.node.map_aggregate(dict(call.node.kwargs), note)
+    named = arguments_of(call.op, call.node, args, kwargs)
+    found = [Slot(leaf.index, name, leaf.content) for name, value in named.items() for leaf in _leaves(value)]
+    return sorted(found, key=lambda slot: slot.index)
+
+
+def _leaves(value: Any) -> Iterator[Slot]:
+    if isinstance(value, Slot):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _leaves(item)
+
+
+def exchange(node: fx.Node, index: int, new: fx.Node) -> None:
+    """Put a node into one slot of another node's arguments, in place."""
+    position = -1
+
+    def put(leaf: Any) -> Any:
+        nonlocal position
+        position += 1
+        return new if position == index else leaf
+
+    args = fx.node.map_aggregate(node.args, put)
+    kwargs = fx.node.map_aggregate(dict(node.kwargs), put)
+    node.args, node.kwargs = args, kwargs
+
+
+def live_gate(reader: GraphReader, call: Call) -> Slot | None:
+    """The first slot that is only a weight and through which a gradient could still flow."""
+    for slot in slots(call):
+        if not isinstance(slot.content, fx.Node) or reader.op(slot.content) == "held_fixed":
+            continue
+        if slot.content.meta.get("type") == "tensor" and reader.flow.is_gate(call, slot.parameter, slot.content):
+            return slot
+    return None
+
+
+def constant_operand(reader: GraphReader, call: Call) -> Slot | None:
+    """The first tensor that does not depend on the input and is added to, joined with or selected beside a value."""
+    for slot in _operands(reader, call):
+        content = slot.content
+        if isinstance(content, fx.Node) and not _counts_nothing(reader, content):
+            return slot
+    return None
+
+
+def literal_operand(reader: GraphReader, call: Call) -> Slot | None:
+    """The first number other than 0 that is added to or selected beside a value."""
+    for slot in _operands(reader, call):
+        content = slot.content
+        if isinstance(content, int | float) and not isinstance(content, bool) and content != 0:
+            return slot
+    return None
+
+
+def _operands(reader: GraphReader, call: Call) -> list[Slot]:
+    """The slots of value parameters that hold constants, where the call carries a value besides."""
+    if call.op.linearity not in ("linear", "selection") or reader.flow.kinds[call.node.name] not in (VALUE, UNKNOWN):
+        return []
+    found = [slot for slot in slots(call) if slot.parameter in call.op.value]
+    return [s for s in found if not isinstance(s.content, fx.Node) or reader.flow.kinds[s.content.name] == CONSTANT]
+
+
+def _counts_nothing(reader: GraphReader, node: fx.Node) -> bool:
+    """Whether a constant is no tensor, counted already, or zero by its very name."""
+    if node.meta.get("type") not in ("tensor", None) or reader.op(node) == "counted_constant":
+        return True
+    name = getattr(node.target, "__name__", str(node.target))
+    return name in ("zeros", "zeros_like", "new_zeros")
+
+
+SlotFinder = Callable[[GraphReader, Call], Slot | None]
+SLOTS: dict[str, SlotFinder] = {"gate": live_gate, "constant": constant_operand, "literal": literal_operand}
+"""The slots that a rule may name, as ``node.gate`` and so on."""
