@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -78,7 +79,8 @@ def view_of(
 ) -> ExplanationView:
     """Build the explanation view of a network; see :func:`certify` for the arguments.
 
-    The view of a converted network follows its training; that of another module is one of a copy.
+    The view of a converted network follows its training, and is kept for the next call; that of another module is one
+    of a copy.
     """
     check_module(module)
     if module.training:
@@ -86,8 +88,22 @@ def view_of(
             "the network is in train mode, and an explanation is one of eval mode", hint="call network.eval() first"
         )
     with torch.no_grad():
-        graph = module if isinstance(module, BcosNetwork) else _traced(module, inputs)
-        return ExplanationView(graph, output=output, source=source)
+        if not isinstance(module, BcosNetwork):
+            return ExplanationView(_traced(module, inputs), output=output, source=source)
+        kept, made_of = _VIEWS.setdefault(module, {}), _made_of(module)
+        view, parts = kept.get((output, source), (None, None))
+        if view is None or parts != made_of:
+            view = ExplanationView(module, output=output, source=source)
+            kept[output, source] = view, made_of
+        return view
+
+
+_VIEWS: WeakKeyDictionary[BcosNetwork, dict[Any, tuple[ExplanationView | None, Any]]] = WeakKeyDictionary()
+
+
+def _made_of(network: BcosNetwork) -> list[tuple[int, bool]]:
+    """What a view depends on: which layers there are, and which of them add something. The rest it reads anew."""
+    return [(id(layer), getattr(layer, "bias", None) is None) for layer in network.modules()]
 
 
 def _traced(module: nn.Module, inputs: Inputs | None) -> fx.GraphModule:

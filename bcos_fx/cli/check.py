@@ -1,4 +1,4 @@
-"""``bcos-fx check``: whether a file is whole, and whether two networks compute the same function."""
+"""``bcos-fx check``: whether a network can be explained, and whether two networks compute the same function."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ EPILOG = """Examples:
 
 bcos-fx check resnet50.bcos.safetensors
 
+bcos-fx check resnet50.pth --arch torchvision:resnet50
+
 bcos-fx check resnet50.pth resnet50.bcos.safetensors --arch torchvision:resnet50
 
-Exit code 0: equal. 1: different, or nothing that was run could have found a difference.
+Exit code 0: equal, and dynamic linear. 1: different, or nothing that was run could have found a difference; or not
+dynamic linear, or contributions do not add up.
 """
 
 
@@ -47,14 +50,21 @@ def run(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else.")] = False,
 ) -> None:
-    """Check a converted network: alone, that its file is whole and what was proved of it; with B, A against B.
+    """Check that a network can be explained; with B, that A and B compute the same function.
+
+    Of a converted network alone: that its file is whole, and what was proved of it when it was converted.
+
+    A dynamic linear network computes W(x)·x + constants, so W(x) explains its output. The check names each operation
+    that breaks this and each constant that contributes, and measures in float64 whether contributions add up to the
+    output. An ordinary network is checked alone with --arch.
 
     Two networks are compared on made-up inputs in float64: outputs in several batch and image sizes, and input
     gradients. A network that was converted with B > 1 or without biases is another function on purpose: expect
     "different" for it.
     """
     if second is None:
-        found, said = _alone(first, json=json)
+        reading = {"arch": arch, "key": key, "trust_pickle": trust_pickle}
+        found, said = _alone(first, json=json) if _is_ours(first, arch) else _unconverted(first, reading, json=json)
     else:
         found, said = _against(first, second, (arch, key, trust_pickle, output_key), json=json)
     if json:
@@ -65,23 +75,46 @@ def run(
 
 def _alone(path: Path, *, json: bool) -> tuple[str, dict[str, Any]]:
     network = _artifact(path)
+    from bcos_fx.cli import linear
     from bcos_fx.rewriting.report_text import drift_sentence, verdict
 
     report = network.report
     found = verdict(report)
+    certification = linear.certified(network)
     if not json:
         typer.echo(f"{path}: whole; its contents fit their checksum")
         typer.echo(f"recipe {report.recipe}, {report.coverage.share:.1%} of the parameters in question are B-cos")
         measured = report.figures.verification
         typer.echo(f"equivalence when it was converted: {measured['detail'] if measured is not None else found}")
         typer.echo(drift_sentence(report))
-    return found, {
+        linear.show(certification)
+        linear.advise(certification)
+    return found if linear.passes(certification) else "not dynamic linear", {
         "file": str(path),
         "intact": True,
         "verdict": found,
         "recipe": report.recipe,
         "verification": report.figures.verification,
+        "certificate": certification.to_dict(),
     }
+
+
+def _is_ours(path: Path, arch: str | None) -> bool:
+    """Whether a file is to be read as a converted network: it is one, or nothing says how to read it otherwise."""
+    from bcos_fx.checkpoint import identify
+
+    return arch is None or identify(path).kind in ("bcos-fx", "damaged")
+
+
+def _unconverted(path: Path, reading: dict[str, Any], *, json: bool) -> tuple[str, dict[str, Any]]:
+    from bcos_fx.cli import linear
+    from bcos_fx.cli.network import read_network
+
+    certification = linear.certified(read_network(path, **reading))
+    if not json:
+        linear.show(certification)
+    passes = linear.passes(certification)
+    return "equal" if passes else "not dynamic linear", {"file": str(path), "certificate": certification.to_dict()}
 
 
 def _artifact(path: Path) -> BcosNetwork:

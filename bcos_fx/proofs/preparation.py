@@ -17,6 +17,7 @@ from bcos_fx.errors import UsageError, nearest
 from bcos_fx.rewriting.flow import EXPLAINED
 from bcos_fx.rewriting.location import rules_directory
 from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.rewriting.options import Options
 from bcos_fx.rewriting.passes import Engine
 from bcos_fx.rewriting.recipe import Recipe
@@ -72,9 +73,8 @@ def prepare(network: BcosNetwork | fx.GraphModule, *, output: str | None = None,
     graph_module = network.graph_module() if isinstance(network, BcosNetwork) else network
     if output is not None:
         end_at(graph_module, _before_gates(graph_module) if output == "logits" else find_layer(graph_module, output))
-    engine = Engine(recipe())
-    engine.run(graph_module, ("canonical", "norm", "linear"))
-    start = _encoded_input(graph_module, engine) if source is None else find_layer(graph_module, source)
+    Engine(recipe()).run(graph_module, ("canonical", "norm", "linear"))
+    start = _first_entry(graph_module) if source is None else find_layer(graph_module, source)
     start.meta[EXPLAINED] = True
     _check_leads_somewhere(graph_module, start)
     return Prepared(graph_module, start, output or "output")
@@ -111,7 +111,7 @@ def _nearest_layers(graph_module: fx.GraphModule, name: str) -> str:
 
 
 def _before_gates(graph_module: fx.GraphModule) -> fx.Node:
-    ops = Engine(recipe()).ops
+    ops = vocabulary()
     node: fx.Node = next(n for n in graph_module.graph.nodes if n.op == "output").all_input_nodes[0]
     call = ops.call(node, graph_module)
     while call is not None and call.op.linearity == "gate" and len(call.inputs) == 1:
@@ -120,21 +120,25 @@ def _before_gates(graph_module: fx.GraphModule) -> fx.Node:
     return node
 
 
-def _encoded_input(graph_module: fx.GraphModule, engine: Engine) -> fx.Node:
-    """The encoding of the first image, else the first input that holds numbers."""
+def entry(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
+    """Return the node at which an input begins to be linear: its encoding [x, 1 - x], if it has one, or itself."""
+    for user in node.users:
+        op = vocabulary().of(user, graph_module)
+        if op is not None and op.name == "input_encoding":
+            return user
+    return node
+
+
+def _first_entry(graph_module: fx.GraphModule) -> fx.Node:
+    """The first input that holds numbers, encoded where it is."""
     inputs: list[fx.Node] = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    for node in inputs:
-        for user in node.users:
-            op = engine.ops.of(user, graph_module)
-            if op is not None and op.name == "input_encoding":
-                return user
     floating = [n for n in inputs if n.meta.get("dtype") is None or n.meta["dtype"].is_floating_point]
     if not floating:
         raise UsageError(
             "the network reads whole numbers (token indices), which no weight multiplies",
             hint='explain it by the embeddings: source="the embedding layer\'s name"',
         )
-    return floating[0]
+    return entry(floating[0], graph_module)
 
 
 def _check_leads_somewhere(graph_module: fx.GraphModule, start: fx.Node) -> None:

@@ -23,7 +23,7 @@ from bcos_fx.nn import Counted
 from bcos_fx.nn.ledger import count
 from bcos_fx.proofs.evaluation import evaluate
 from bcos_fx.proofs.linearity import Certificate, certificate
-from bcos_fx.proofs.preparation import Prepared, prepare, recipe
+from bcos_fx.proofs.preparation import Prepared, entry, prepare, recipe
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.rewriting.options import Options
@@ -64,7 +64,8 @@ class ExplanationView:
 
     Attributes:
         certificate: whether the network is dynamic linear.
-        sources: names of the constants, in graph order.
+        sources: names of the constants, in graph order. What other inputs than the explained one contribute, or the
+            input itself past an inner layer that outputs are explained by, is counted beside them.
     """
 
     def __init__(
@@ -87,21 +88,15 @@ class ExplanationView:
         self.sources = tuple(dict.fromkeys(module.source for module in counted))
         for module in counted:
             module.column = self.sources.index(module.source)
-        others = [node for node in self.inputs if node is not self._explained_input() and _is_floating(node)]
+        entries = [entry(node, self.graph_module) for node in self.inputs if _is_floating(node)]
+        others = [node for node in entries if node is not self.start]
         self._others = {node: len(self.sources) + place for place, node in enumerate(others)}
         reader = GraphReader(self.graph_module, vocabulary(), Options())
         self._value_path = reader.flow.value_path
-        self._names = (*self.sources, *(f"the input {node.target}" for node in others))
+        self._names = (*self.sources, *(f"the input {_input(node).target}" for node in others))
 
     def _module(self, node: fx.Node) -> object:
         return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-    def _explained_input(self) -> fx.Node | None:
-        """The input that the start is, or encodes; None where the start is an inner layer."""
-        if self.start in self.inputs:
-            return self.start
-        is_encoding = self.start.op == "call_module" and self.start.all_input_nodes[0] in self.inputs
-        return self.start.all_input_nodes[0] if is_encoding else None
 
     def environment(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
         """Return the values that a run of the graph begins with, for its value alone."""
@@ -151,7 +146,8 @@ class ExplanationView:
     def _environment(self, inputs: Sequence[Any], ledger: list[Tensor]) -> dict[fx.Node, Any]:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, inputs, strict=True))
         for node, column in self._others.items():
-            known[node] = count(known[node], known[node], ledger[column])
+            value = evaluate(self.graph_module, known, node)
+            known[node] = count(value, value, ledger[column])
         return known | {self._ledger: ledger}
 
     @property
@@ -192,6 +188,10 @@ class ExplanationView:
         except (RuntimeError, ValueError, TypeError, NotImplementedError):
             return None
         return [seen[node] for node in nodes if node in seen]
+
+
+def _input(node: fx.Node) -> fx.Node:
+    return node if node.op == "placeholder" else node.all_input_nodes[0]
 
 
 def _is_floating(node: fx.Node) -> bool:
