@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bcos_fx.artifact import load, save
     from bcos_fx.certification import certify
     from bcos_fx.convert import bcosify, plan
+    from bcos_fx.explanation.explain import explain
     from bcos_fx.proofs import verify
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "bcosify",
     "certify",
+    "explain",
     "load",
     "plan",
     "save",
@@ -32,6 +34,7 @@ __all__ = [
 _HOMES = {
     "bcosify": "bcos_fx.convert",
     "certify": "bcos_fx.certification",
+    "explain": "bcos_fx.explanation.explain",
     "load": "bcos_fx.artifact",
     "plan": "bcos_fx.convert",
     "save": "bcos_fx.artifact",

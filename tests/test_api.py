@@ -284,6 +284,7 @@ network = torch.nn.Linear(4, 3)
 model = bcos_fx.bcosify(network, recipe="equivalent")
 assert bcos_fx.verify(network, model, torch.randn(8, 4)).ok
 assert bcos_fx.certify(model, torch.rand(3, 4)).ok
+assert bcos_fx.explain(model, torch.rand(3, 4)).complete
 assert bcos_fx.plan(network, recipe="equivalent") == model.report.without_figures()
 path = bcos_fx.save(model, "model.safetensors")
 assert torch.equal(bcos_fx.load(path).get_parameter("layer.weight"), network.weight)
@@ -291,7 +292,7 @@ assert issubclass(bcos_fx.errors.UsageError, bcos_fx.BcosFxError)
 assert bcos_fx.__version__
 print(sorted(bcos_fx.__all__))
 """
-_CALLED = ["BcosFxError", "__version__", "bcosify", "certify", "load", "plan", "save", "verify"]
+_CALLED = ["BcosFxError", "__version__", "bcosify", "certify", "explain", "load", "plan", "save", "verify"]
 
 
 def fresh(code: str, *, folder: Path) -> str:

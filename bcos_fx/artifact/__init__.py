@@ -13,7 +13,6 @@ from __future__ import annotations
 import copyreg
 import io
 import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import torch
 from bcos_fx.artifact.container import Container, write
 from bcos_fx.artifact.document import Document, describe, read
 from bcos_fx.errors import ArtifactError, UsageError
+from bcos_fx.files import replacing
 from bcos_fx.rewriting.network import BcosNetwork, Record
 
 __all__ = ["Header", "from_bytes", "load", "read_header", "save", "to_bytes"]
@@ -206,26 +206,12 @@ def _missing(path: Path) -> ArtifactError:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file beside ``path``, and put it in that one's place when it was written without error."""
     try:
-        final = Path(os.path.realpath(path))
-        with _temporary(final.with_name(f".{uuid.uuid4().hex}.tmp")) as temporary:
-            with temporary.open("xb") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, final)
+        with replacing(path) as stream:
+            yield stream
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ArtifactError(f"the file cannot be written: {reason}", where=str(path), hint=_PLACE) from error
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _reduce(model: BcosNetwork) -> tuple[Callable[[bytes], BcosNetwork], tuple[bytes]]:

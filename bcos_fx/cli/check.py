@@ -74,7 +74,7 @@ def run(
 
 
 def _alone(path: Path, *, json: bool) -> tuple[str, dict[str, Any]]:
-    network = _artifact(path)
+    network = read_artifact(path)
     from bcos_fx.cli import linear
     from bcos_fx.rewriting.report_text import drift_sentence, verdict
 
@@ -117,7 +117,8 @@ def _unconverted(path: Path, reading: dict[str, Any], *, json: bool) -> tuple[st
     return "equal" if passes else "not dynamic linear", {"file": str(path), "certificate": certification.to_dict()}
 
 
-def _artifact(path: Path) -> BcosNetwork:
+def read_artifact(path: Path) -> BcosNetwork:
+    """Read a converted network; UsageError for a file that is something else."""
     from bcos_fx.artifact import load
     from bcos_fx.checkpoint import identify
 
@@ -126,7 +127,7 @@ def _artifact(path: Path) -> BcosNetwork:
         raise UsageError(
             f"this is not a converted network but {kind.summary}",
             where=str(path),
-            hint="name the original first and the converted network second: bcos-fx check A B --arch ...",
+            hint="convert it first: bcos-fx convert; to check or compare an original, name it with --arch",
         )
     return load(path)
 
@@ -137,7 +138,7 @@ def _against(
     from bcos_fx.proofs import verify
     from bcos_fx.rewriting.report_text import drift_sentence, overall
 
-    network = _artifact(second)
+    network = read_artifact(second)
     original, encoded = _original(first, *reading)
     result = verify(original, network, transform=(lambda x: x) if encoded else None)
     found = overall(result.to_dict())
@@ -157,7 +158,7 @@ def _original(
     from bcos_fx.cli.network import PartOfOutput, read_network
 
     if identify(path).kind == "bcos-fx":
-        return _artifact(path), True
+        return read_artifact(path), True
     module = read_network(path, arch=arch, key=key, trust_pickle=trust_pickle)
     part = values.key(output_key)
     return (module if part is None else PartOfOutput(module, part)), False

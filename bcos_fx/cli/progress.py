@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.text import Text
+
+T = TypeVar("T")
 
 
 class Stages:
@@ -50,3 +54,21 @@ class Stages:
 
     def _line(self, stage: str, seconds: float) -> None:
         self._console.print(Text(f"{stage:<24} {seconds:6.1f} s", style="dim"))
+
+
+def counted(parts: Sequence[T], sizes: Sequence[int], label: str, *, quiet: bool = False) -> Iterator[T]:
+    """Yield parts of a long work, with a bar on stderr of how much is done and how long the rest takes.
+
+    Args:
+        parts: of the work.
+        sizes: of each part, in things that the user counts.
+        label: of the bar.
+        quiet: show nothing. Nothing is shown either where stderr is no terminal.
+    """
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(label, total=sum(sizes))
+        for part, size in zip(parts, sizes, strict=True):
+            yield part
+            bar.advance(task, size)

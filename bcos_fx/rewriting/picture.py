@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcos_fx.errors import MissingExtraError, UsageError, nearest
+from bcos_fx.files import replacing
 from bcos_fx.rewriting.picture_layout import Box, Bus, Change, Column, Layout, lay_out
 from bcos_fx.rewriting.report import Report
 
@@ -92,16 +91,11 @@ def _write(figure: Figure, path: Path) -> None:
         "png": {"Software": "bcos_fx"},
     }
     dpi = min(_PIXELS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
-    handle, temporary = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with replacing(path) as stream:
             figure.savefig(stream, format=kind, dpi=dpi, metadata=dates[kind])
-        os.chmod(temporary, 0o644)  # a temporary file is its owner's alone; a picture is for others too
-        os.replace(temporary, path)
     except OSError as error:
         raise UsageError(f"the picture cannot be written: {error.strerror or error}", where=str(path)) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,239 @@
+"""``bcos-fx explain``: why a converted network said what it said of photographs."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.errors import BcosFxError, UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bcos_fx.explanation import Explanation
+    from bcos_fx.rewriting.network import BcosNetwork
+
+NAME = "explain"
+EPILOG = """Examples:
+
+bcos-fx explain model.safetensors cat.jpg
+
+bcos-fx explain model.safetensors cat.jpg --target tabby --classes imagenet.txt -o cat.png
+
+bcos-fx explain model.safetensors photos/ more/*.jpg --target top3 -o gallery.html
+
+bcos-fx explain model.safetensors cat.jpg --target 281 --against 285 -o why_tabby.png
+
+Exit code 0: all explained. 1: an image could not be read, or contributions do not add up. 2: bad input.
+"""
+_BATCH, _IN_A_FIGURE, _NAMED = 16, 8, 20
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of each image.
+
+    Attributes:
+        target: as for ``bcos_fx.explain``, or a function for a difference of classes.
+        output: what is explained.
+        names: class names, or None.
+        allow_incomplete: explain what is not dynamic linear too.
+    """
+
+    target: Any
+    output: str | None
+    names: tuple[str, ...] | None
+    allow_incomplete: bool
+
+
+def run(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs, or folders of them.")],
+    target: Annotated[
+        str | None,
+        typer.Option(help="What is explained: a class name, its index, or topK. Left out: the predicted class."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Explain why the target's output is larger than this class's, by name or index.")
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names: one a line, a JSON list, or a JSON object from index to name.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Explain another value: logits (before a final softmax), or a layer by name.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Where to: .png .pdf .svg (a figure), .html (a gallery), .safetensors .npz (numbers)."
+        ),
+    ] = None,
+    allow_incomplete: Annotated[
+        bool, typer.Option("--allow-incomplete", help="Explain a network that is not dynamic linear too, and say so.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="The sums as JSON on stdout, and nothing else.")] = False,
+) -> None:
+    """Explain what a converted network says of photographs, and show that the parts add up.
+
+    An output is W(x)·x plus constants. The picture shows W(x) in its own colours, opaque where it speaks for the
+    output, beside the contributions in red (for) and blue (against). Images are resized and cropped to the network's
+    size; one that cannot be read is skipped, and listed at the end.
+
+    A network that was not fine-tuned after conversion is explained as faithfully, but its pictures are noisy.
+    """
+    network, question = _asked(model, target, against, classes, output, allow_incomplete)
+    files = list(_files(images))
+    place = out if out is not None else Path("explanation.png" if len(files) <= _IN_A_FIGURE else "explanation.html")
+    found, skipped = _explain_all(network, files, question, place, quiet=json)
+    if json:
+        said = {"file": str(place), "images": [row for row, _ in found], "skipped": skipped}
+        typer.echo(json_module.dumps(said, indent=2, sort_keys=True))
+    else:
+        _tell(found, skipped, place, len(files))
+    if skipped or not all(complete for _, complete in found):
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _asked(
+    model: Path,
+    target: str | None,
+    against: str | None,
+    classes: Path | None,
+    output: str | None,
+    allow_incomplete: bool,
+) -> tuple[BcosNetwork, Question]:
+    from bcos_fx.cli.check import read_artifact
+    from bcos_fx.explanation.classes import read_classes
+    from bcos_fx.explanation.targets import difference, named
+
+    names = None if classes is None else read_classes(classes)
+    wanted = None if target is None else named(_number(target), names)
+    if against is not None:
+        other = named(_number(against), names)
+        if not isinstance(wanted, int) or not isinstance(other, int):
+            raise UsageError(
+                "--against compares two classes", hint="name one class with --target and one with --against"
+            )
+        wanted = difference(wanted, other)
+    return read_artifact(model), Question(wanted, output, names, allow_incomplete)
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def _files(given: Sequence[Path]) -> Iterator[Path]:
+    from bcos_fx.cli.photographs import SUFFIXES
+
+    for path in given:
+        if path.is_dir():
+            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
+            if not inside:
+                raise UsageError(f"there are no images in {path}", hint=f"images end in {', '.join(SUFFIXES)}")
+            yield from inside
+        elif path.exists():
+            yield path
+        else:
+            near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UsageError(f"there is no file {path}", hint=nearest(path.name, near[:200]) if near else None)
+
+
+def _explain_all(
+    network: BcosNetwork, files: list[Path], question: Question, place: Path, *, quiet: bool
+) -> tuple[list[tuple[dict[str, Any], bool]], dict[str, str]]:
+    """Explain in batches; a gallery keeps the pictures only, so thousands of images fit into memory."""
+    from bcos_fx.cli.progress import counted
+    from bcos_fx.explanation.saving import Collector
+
+    collector = Collector(place)
+    found: list[tuple[dict[str, Any], bool]] = []
+    skipped: dict[str, str] = {}
+    batches = [files[first : first + _BATCH] for first in range(0, len(files), _BATCH)]
+    for part in counted(batches, [len(batch) for batch in batches], "explaining", quiet=quiet):
+        readable, stacked = _read(part, network, skipped)
+        if stacked is None:
+            continue
+        explanation = _explained(network, stacked, question)
+        collector.add(explanation, [path.name for path in readable])
+        found += [_row(explanation[i], path) for i, path in enumerate(readable)]
+    if not found:
+        raise UsageError(f"none of the {len(files)} images can be read", where=next(iter(skipped.items()), ("", ""))[1])
+    collector.close()
+    return found, skipped
+
+
+def _read(files: list[Path], network: BcosNetwork, skipped: dict[str, str]) -> tuple[list[Path], Tensor | None]:
+    import torch
+
+    from bcos_fx.cli.photographs import read_photograph
+
+    shape = network.input_shape
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UsageError(
+            f"the network takes {tuple(shape)}, which is no photograph", hint="use bcos_fx.explain from Python"
+        )
+    readable, tensors = [], []
+    for path in files:
+        try:
+            tensors.append(read_photograph(path, shape))
+            readable.append(path)
+        except BcosFxError as error:
+            skipped[str(path)] = error.what
+    like = next(network.parameters())
+    return readable, torch.stack(tensors).to(like) if tensors else None
+
+
+def _explained(network: BcosNetwork, images: Tensor, question: Question) -> Explanation:
+    from bcos_fx.explanation.explain import explain
+
+    return explain(
+        network,
+        images,
+        question.target,
+        output=question.output,
+        names=question.names,
+        allow_incomplete=question.allow_incomplete,
+    )
+
+
+def _row(sample: Explanation, path: Path) -> tuple[dict[str, Any], bool]:
+    def numbers(values: Any) -> list[float]:
+        return [float(value) for value in values.flatten()]
+
+    indices = [] if sample.target is None else [int(index) for index in sample.target.flatten()]
+    residual, constants = numbers(sample.residual), numbers(sample.constants.total())
+    output = numbers(sample.output)
+    own = [o - c - r for o, c, r in zip(output, constants, residual, strict=True)]
+    row = {
+        "file": str(path),
+        "prediction": None if sample.prediction is None else int(sample.prediction[0]),
+        "target": indices,
+        "names": [sample.name(index) for index in indices],
+        "output": output,
+        "input": own,
+        "constants": constants,
+        "residual": residual,
+    }
+    return row, sample.complete
+
+
+def _tell(found: list[tuple[dict[str, Any], bool]], skipped: dict[str, str], place: Path, files: int) -> None:
+    for row, complete in found[:_NAMED]:
+        for index, value in enumerate(row["output"]):
+            name = row["names"][index] if row["names"] else "target"
+            sums = f"{row['input'][index]:.4g} input {row['constants'][index]:+.4g} constants"
+            left = f"residual {row['residual'][index]:+.1e}" + ("" if complete else "  INCOMPLETE")
+            typer.echo(f"{Path(row['file']).name}: {name} {value:.4g} = {sums} ({left})")
+    if len(found) > _NAMED:
+        typer.echo(f"and {len(found) - _NAMED} more")
+    typer.echo(f"Wrote {place}: {len(found)} of {files} images explained.")
+    if skipped:
+        typer.echo(f"{len(skipped)} skipped:", err=True)
+        for name, why in skipped.items():
+            typer.echo(f"  {name}: {why}", err=True)

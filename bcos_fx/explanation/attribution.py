@@ -1,0 +1,72 @@
+"""Contributions behind the interface of captum's attribution methods, so that its tools and metrics take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.errors import UsageError
+from bcos_fx.explanation.explain import explain
+
+
+class Contributions:
+    """What each input contributes to an output: W(x)·x, elementwise, in the input's own shape.
+
+    An encoded image contributes through x and through 1 - x; the two are added up for each channel.
+
+    Args:
+        forward_func: a dynamic linear network in eval mode.
+        output: what is explained, as for :func:`bcos_fx.explain`.
+    """
+
+    def __init__(self, forward_func: nn.Module, *, output: str | None = None) -> None:
+        self.forward_func = forward_func
+        self.output = output
+
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
+    ) -> Any:
+        """Return the contributions of the first input.
+
+        Args:
+            inputs: (N, C, H, W) or whatever the network takes, or a tuple of one such tensor; not changed.
+            target: an index, a tensor or list of one index per sample, or None for the predicted class.
+            additional_forward_args: the network's further inputs: a tensor, or a tuple of them.
+            return_convergence_delta: return what the contributions and constants leave over, too.
+
+        Returns:
+            A tensor in the input's shape (in a tuple where the inputs were in one); with
+            ``return_convergence_delta`` a pair of it and the residual (N,).
+
+        Raises:
+            UsageError: several inputs, or a target that does not fit.
+            VerificationError: the network is not dynamic linear.
+        """
+        given = inputs if isinstance(inputs, tuple) else (inputs,)
+        if len(given) != 1:
+            raise UsageError(
+                f"{len(given)} inputs are to be explained at once",
+                hint="give the first alone, the others as additional_forward_args",
+            )
+        more = additional_forward_args if additional_forward_args is not None else ()
+        others = more if isinstance(more, tuple) else (more,)
+        found = explain(self.forward_func, given[0], target, output=self.output, others=others)
+        folded = _folded(found.channel_contributions, given[0])
+        attributed = (folded,) if isinstance(inputs, tuple) else folded
+        return (attributed, found.residual) if return_convergence_delta else attributed
+
+    def has_convergence_delta(self) -> bool:
+        """Say that :meth:`attribute` can return what is left over."""
+        return True
+
+
+def _folded(contributions: Tensor, like: Tensor) -> Tensor:
+    if contributions.shape == like.shape:
+        return contributions
+    return torch.stack(contributions.chunk(2, dim=1)).sum(0)

@@ -1,0 +1,75 @@
+"""Class names from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bcos_fx.errors import UsageError, nearest
+
+_FORMS = 'one name a line, a JSON list of names, or a JSON object {"index": "name"}'
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read the names of classes, in the order of the outputs.
+
+    Args:
+        path: a text file with one name a line, a JSON list, or a JSON object from index to name.
+
+    Raises:
+        UsageError: the file cannot be read, holds something else, or leaves a class without a name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"the class names cannot be read: {reason}", where=str(path), hint=_near(path)) from error
+    names = _from_json(text, path) if text.lstrip()[:1] in ("[", "{") else _from_lines(text, path)
+    if not names:
+        raise UsageError("the file holds no class names", where=str(path), hint=f"give {_FORMS}")
+    return tuple(names)
+
+
+def _near(path: Path) -> str | None:
+    names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+    return nearest(path.name, names[:100]) if names else None
+
+
+def _from_lines(text: str, path: Path) -> list[str]:
+    lines = text.splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            raise UsageError("a class has no name", where=f"{path}:{number}", hint="name every class, one a line")
+    return [line.strip() for line in lines]
+
+
+def _from_json(text: str, path: Path) -> list[str]:
+    try:
+        found: Any = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"the class names are no JSON: {error.msg}", where=f"{path}:{error.lineno}", hint=f"give {_FORMS}"
+        ) from error
+    if isinstance(found, dict):
+        found = _by_index(found, path)
+    for place, name in enumerate(found):
+        if not isinstance(name, str):
+            raise UsageError(f"class {place} is {name!r}, not a name", where=str(path), hint=f"give {_FORMS}")
+    return list(found)
+
+
+def _by_index(found: dict[str, Any], path: Path) -> list[Any]:
+    """Names in order; torchvision's own index files hold [id, name] for each class."""
+    wanted = [str(place) for place in range(len(found))]
+    missing = [place for place in wanted if place not in found]
+    if missing:
+        raise UsageError(
+            f"{len(found)} names are given, and class {missing[0]} is not among them",
+            where=str(path),
+            hint="number the classes from 0, without gaps",
+        )
+    names = [found[place] for place in wanted]
+    return [name[-1] if isinstance(name, list) and name else name for name in names]

@@ -1,0 +1,274 @@
+"""The result of an explanation: W(x), contributions, constants, and what is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+_LISTED = 5
+
+
+class Constants(Mapping[str, Tensor]):
+    """What each constant contributes: its source -> (N,) or (N, K), in graph order.
+
+    Args:
+        values: the contributions.
+        like: a tensor of their shape, which tells the shape where there are none.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], like: Tensor) -> None:
+        self._values = dict(values)
+        self._like = like
+
+    def __getitem__(self, source: str) -> Tensor:
+        return self._values[source]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def total(self) -> Tensor:
+        """Sum of all contributions, (N,) or (N, K); 0 where there are none."""
+        return sum(self._values.values(), torch.zeros_like(self._like))
+
+    def shares(self) -> dict[str, Tensor]:
+        """Each constant's share in [0, 1] of the absolute contributions of all constants; 0 where those are 0."""
+        whole = sum((values.abs() for values in self._values.values()), torch.zeros_like(self._like))
+        safe = torch.where(whole > 0, whole, 1)
+        return {source: values.abs() / safe for source, values in self._values.items()}
+
+    def largest(self, count: int = _LISTED) -> list[tuple[str, float]]:
+        """Return the constants that contribute most, with their mean contribution over samples and targets."""
+        means = {source: float(values.mean()) for source, values in self._values.items()}
+        size = {source: float(values.abs().mean()) for source, values in self._values.items()}
+        return [(source, means[source]) for source in sorted(size, key=lambda s: -size[s])[:count]]
+
+    def map(self, change: Any) -> Constants:
+        """Apply a function to every tensor."""
+        return Constants({source: change(values) for source, values in self._values.items()}, change(self._like))
+
+    def __repr__(self) -> str:
+        named = ", ".join(f"{source}: {value:+.3g}" for source, value in self.largest())
+        more = f", and {len(self) - _LISTED} more" if len(self) > _LISTED else ""
+        return f"Constants({len(self)}{': ' if named else ''}{named}{more})"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a network gave an output: f(x) = Σ contributions + Σ constants (+ residual, which is rounding).
+
+    (N[, K], ...) has the dimension K only where several outputs of each sample were asked for.
+
+    Attributes:
+        inputs: (N, C, H, W) what the caller gave; (N, L, E) or (N, F) where it is no image.
+        encoded: (N, 2C, H, W) what W(x) acts on: [x, 1 - x]; the inputs themselves where nothing is encoded, an inner
+            layer's activations where those were asked for.
+        weights: (N[, K], 2C, H, W), W(x).
+        output: (N[, K]) the explained numbers.
+        constants: source -> (N[, K]).
+        prediction: (N,) index of the largest output, or None where the explained value is no row of scores.
+        scores: (N, classes) that row, or None.
+        target: (N[, K]) indices of what is explained, or None for a function.
+        where: what is explained, ``output``, ``logits`` or a layer's name.
+        names: class names.
+        colours: W(x) weights both x and 1 - x, so that it has a colour.
+        notes: what is odd about this explanation.
+        complete: contributions add up to the output, and the network is certified.
+    """
+
+    inputs: Tensor
+    encoded: Tensor
+    weights: Tensor
+    output: Tensor
+    constants: Constants
+    prediction: Tensor | None = None
+    scores: Tensor | None = None
+    target: Tensor | None = None
+    where: str = "output"
+    names: tuple[str, ...] | None = None
+    colours: bool = False
+    notes: tuple[str, ...] = field(default=())
+    complete: bool = True
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several explained numbers per sample, and so a dimension K."""
+        return self.output.dim() == 2
+
+    @property
+    def channel_contributions(self) -> Tensor:
+        """W(x)·x elementwise, in the shape of ``weights``."""
+        return self.weights * (self.encoded.unsqueeze(1) if self.several else self.encoded)
+
+    @property
+    def contributions(self) -> Tensor:
+        """Contribution of each place: (N[, K], H, W) of images, (N[, K], L) of sequences, (N[, K], F) of features."""
+        axis = _channel_axis(self.encoded.dim())
+        parts = self.channel_contributions
+        return parts if axis is None else parts.sum(axis + 1 if self.several and axis > 0 else axis)
+
+    @property
+    def residual(self) -> Tensor:
+        """(N[, K]) output - Σ contributions - Σ constants: rounding, unless the explanation is incomplete."""
+        added = self.channel_contributions.flatten(self.output.dim()).sum(-1)
+        return self.output - added - self.constants.total()
+
+    @property
+    def input_weights(self) -> Tensor:
+        """W(x) folded back to the input, (N[, K], C, H, W): the two halves of an encoding subtracted.
+
+        Of a network of selections only (ReLU, max pooling) this is the gradient with respect to the image.
+        """
+        if self.encoded.shape == self.inputs.shape:
+            return self.weights
+        straight, inverse = self.weights.chunk(2, dim=2 if self.several else 1)
+        return straight - inverse
+
+    def name(self, index: int) -> str:
+        """Return a class's name, or its number where names are not known."""
+        return self.names[index] if self.names is not None and index < len(self.names) else f"class {index}"
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, samples: int | slice) -> Explanation:
+        """Return the explanation of some samples; an index keeps the dimension N."""
+        if isinstance(samples, int):
+            place = range(len(self))[samples]
+            samples = slice(place, place + 1)
+
+        def of(values: Tensor | None) -> Any:
+            return None if values is None else values[samples]
+
+        return replace(
+            self,
+            inputs=of(self.inputs),
+            encoded=of(self.encoded),
+            weights=of(self.weights),
+            output=of(self.output),
+            constants=self.constants.map(of),
+            prediction=of(self.prediction),
+            scores=of(self.scores),
+            target=of(self.target),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Explanation]) -> Explanation:
+        """Join explanations of the same network and kind of target into one."""
+        first = parts[0]
+
+        def cat(name: str) -> Any:
+            return None if getattr(first, name) is None else torch.cat([getattr(part, name) for part in parts])
+
+        tensors = ("inputs", "encoded", "weights", "output", "prediction", "scores", "target")
+        values = {source: torch.cat([part.constants[source] for part in parts]) for source in first.constants}
+        changed = {name: cat(name) for name in tensors}
+        return replace(
+            first,
+            **changed,
+            constants=Constants(values, changed["output"]),
+            notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+            complete=all(part.complete for part in parts),
+            colours=any(part.colours for part in parts),
+        )
+
+    def to(self, device: torch.device | str) -> Explanation:
+        """Return the explanation with all tensors on a device."""
+
+        def moved(values: Tensor | None) -> Any:
+            return None if values is None else values.to(device)
+
+        tensors = ("inputs", "encoded", "weights", "output", "prediction", "scores", "target")
+        changed = {name: moved(getattr(self, name)) for name in tensors}
+        return replace(self, **changed, constants=self.constants.map(moved))
+
+    def summary(self) -> list[str]:
+        """Return a line for each of the first samples: class, output, its parts, what is left over."""
+        return [self._line(sample) for sample in range(min(len(self), _LISTED))]
+
+    def _line(self, sample: int) -> str:
+        shown = self[sample]
+        output, constants = shown.output.flatten()[0], shown.constants.total().flatten()[0]
+        residual = shown.residual.flatten()[0]
+        own = output - constants - residual
+        index = None if shown.target is None else int(shown.target.flatten()[0])
+        label = self.where if index is None else self.name(index)
+        return f"{label}: {output:.4g} = {own:.4g} from the input {constants:+.4g} constants {residual:+.1e} residual"
+
+    def __repr__(self) -> str:
+        several = f", {self.output.shape[1]} targets each" if self.several else ""
+        lines = [
+            f"Explanation of {len(self)} samples{several}: {self.where} = W(x)·x + {len(self.constants)} constants"
+        ]
+        if not self.complete:
+            lines.append("  INCOMPLETE: contributions do not add up to the output, see residual")
+        lines += [f"  {line}" for line in self.summary()]
+        if len(self) > _LISTED:
+            lines.append(f"  and {len(self) - _LISTED} more")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _repr_html_(self) -> str:
+        from bcos_fx.explanation.gallery import fragment  # pictures are made only where somebody looks
+
+        return fragment(self)
+
+    def image(self, *, smooth: int | None = None, percentile: float = 99.5) -> Image.Image | list[Image.Image]:
+        """Return the coloured explanation as an RGBA image; a list where there are several samples or targets.
+
+        Where W(x) has no colour (see ``colours``) the image shows signed contributions: red for, blue against.
+
+        Args:
+            smooth: width in pixels of the box that opacity is averaged over; None: 15 at 224 pixels, in proportion.
+            percentile: of the weights' norm, in percent, at which opacity is full.
+
+        Raises:
+            UsageError: what is explained by is no image.
+        """
+        from bcos_fx.explanation.colour import images
+
+        made = images(self, smooth=smooth, percentile=percentile)
+        return made[0] if len(made) == 1 else made
+
+    def plot(self, *, top: int = 5) -> Figure:
+        """Return a matplotlib figure: input, coloured explanation, contributions, and each target's own map.
+
+        Args:
+            top: how many of the highest classes are shown as bars.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from bcos_fx.explanation.figure import figure  # matplotlib is an extra
+
+        return figure(self, top=top)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the explanation: a figure (.png, .pdf, .svg), a gallery (.html) or its tensors (.safetensors, .npz).
+
+        The file is written under another name and renamed, so nobody sees half of it.
+
+        Raises:
+            UsageError: another suffix, or a place that cannot be written to.
+            MissingExtraError: a figure is asked for, and matplotlib is not installed.
+        """
+        from bcos_fx.explanation.saving import save
+
+        return save(self, Path(path))
+
+
+def _channel_axis(rank: int) -> int | None:
+    """The dimension of the channels: 1 of images and volumes, the last of sequences, none of plain features."""
+    if rank >= 4:
+        return 1
+    return -1 if rank == 3 else None

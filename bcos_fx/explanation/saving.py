@@ -1,0 +1,135 @@
+"""Writing explanations to files, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from bcos_fx.errors import UsageError
+from bcos_fx.explanation.result import Explanation
+from bcos_fx.files import replacing
+
+MOST_ROWS = 8
+"""Samples that a figure shows."""
+
+_FIGURES = (".png", ".pdf", ".svg")
+
+
+def save(explanation: Explanation, path: Path) -> Path:
+    """Write an explanation in the form that the suffix names; see :meth:`Explanation.save`."""
+    maker = writer(path)
+    write_whole(path, maker(explanation))
+    return path
+
+
+class Collector:
+    """Gathers explanations for one file, keeping no more of them than the file needs.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UsageError: no such form is known, or there is no such folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        writer(path)
+        if not path.absolute().parent.is_dir():
+            raise UsageError(f"there is no folder {path.absolute().parent}", where=str(path), hint="make it first")
+        self._path, self._suffix = path, path.suffix.lower()
+        self._cards: list[str] = []
+        self._kept: list[Explanation] = []
+
+    def add(self, explanation: Explanation, labels: Sequence[str]) -> None:
+        """Take in some samples; ``labels`` is what each is called."""
+        if self._suffix == ".html":
+            from bcos_fx.explanation.gallery import cards
+
+            self._cards += cards(explanation, labels)
+        elif self._suffix not in _FIGURES or sum(map(len, self._kept)) < MOST_ROWS:
+            self._kept.append(explanation)
+
+    def close(self) -> None:
+        """Write the file."""
+        if self._suffix == ".html":
+            from bcos_fx.explanation.gallery import page
+
+            write_whole(self._path, page(self._cards).encode())
+        else:
+            save(Explanation.joined(self._kept), self._path)
+
+
+def writer(path: Path) -> Callable[[Explanation], bytes]:
+    """Return what makes the contents of a file with this suffix.
+
+    Raises:
+        UsageError: no such form is known.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _FIGURES:
+        return lambda explanation: _figure(explanation, suffix[1:])
+    forms = {".html": _gallery, ".safetensors": _safetensors, ".npz": _npz}
+    if suffix not in forms:
+        raise UsageError(
+            f"an explanation cannot be written as {suffix or 'a file without suffix'}",
+            where=str(path),
+            hint=f"end the name in one of {', '.join((*_FIGURES, *forms))}",
+        )
+    return forms[suffix]
+
+
+def write_whole(path: Path, contents: bytes) -> None:
+    """Write a file whole.
+
+    Raises:
+        UsageError: the place cannot be written to; no file is left behind.
+    """
+    try:
+        with replacing(path) as stream:
+            stream.write(contents)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(
+            f"the explanation cannot be written: {reason}", where=str(path), hint="choose another place"
+        ) from error
+
+
+def _figure(explanation: Explanation, form: str) -> bytes:
+    buffer = io.BytesIO()
+    explanation.plot().savefig(buffer, format=form, dpi=150)
+    return buffer.getvalue()
+
+
+def _gallery(explanation: Explanation) -> bytes:
+    from bcos_fx.explanation.gallery import cards, page
+
+    return page(cards(explanation)).encode()
+
+
+def _tensors(explanation: Explanation) -> dict[str, Tensor]:
+    names = ("inputs", "encoded", "weights", "output", "contributions", "residual", "prediction", "scores", "target")
+    found = {name: getattr(explanation, name) for name in names}
+    constants = {f"constants.{source}": values for source, values in explanation.constants.items()}
+    return {name: t.detach().cpu().contiguous().clone() for name, t in (found | constants).items() if t is not None}
+
+
+def _facts(explanation: Explanation) -> str:
+    facts = {"where": explanation.where, "names": explanation.names, "notes": explanation.notes}
+    return json.dumps(facts | {"complete": explanation.complete, "colours": explanation.colours}, sort_keys=True)
+
+
+def _safetensors(explanation: Explanation) -> bytes:
+    return safetensors_bytes(_tensors(explanation), {"explanation": _facts(explanation)})
+
+
+def _npz(explanation: Explanation) -> bytes:
+    buffer = io.BytesIO()
+    arrays = {name: tensor.numpy() for name, tensor in _tensors(explanation).items()}
+    np.savez_compressed(buffer, allow_pickle=False, facts=np.array(_facts(explanation)), **arrays)
+    return buffer.getvalue()

@@ -1,0 +1,181 @@
+"""What of an output is explained: reading the argument ``target``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.proofs.view import Select
+
+_TOP = re.compile(r"top[1-9][0-9]*")
+
+Target = None | int | str | Tensor | Sequence[Any] | Callable[[Tensor], Tensor]
+
+_FORMS = "give None, topK, an index, a name, one index or a list of indices per sample, or a function of the outputs"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a target means for one value.
+
+    Attributes:
+        select: from the value (N, ...) to the explained numbers (N, K).
+        indices: (N, K) indices of outputs, or None where the numbers are no single outputs.
+        single: whether there is one number per sample, so that results have no dimension K.
+    """
+
+    select: Select
+    indices: Tensor | None
+    single: bool
+
+
+def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
+    """Return the target that explains why an output is larger than another: y[target] - y[other]."""
+    return lambda outputs: outputs[:, target] - outputs[:, other]
+
+
+def named(target: Any, names: Sequence[str] | None) -> Any:
+    """Put indices in the place of class names, alone or in lists.
+
+    Raises:
+        UsageError: a name is given, and no class bears it or no names are known.
+    """
+    if isinstance(target, list | tuple):
+        return type(target)(named(item, names) for item in target)
+    if not isinstance(target, str):
+        return target
+    found = [i for i, name in enumerate(names or ()) if _answers_to(name, target)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{i} ({(names or ())[i]})" for i in found[:5])
+        raise UsageError(f"{len(found)} classes are named {target!r}: {several}", hint="give the index")
+    if _TOP.fullmatch(target):
+        return target
+    if not names:
+        raise UsageError(
+            f"the target {target!r} is a name, and no class names are known",
+            hint="give class names (names=, or --classes)",
+        )
+    raise UsageError(f"no class is named {target!r}", hint=nearest(target, _all_names(names)))
+
+
+def _answers_to(name: str, asked: str) -> bool:
+    """Whether a class is meant by a word: its whole name, or one of several that a comma separates; in any case."""
+    wanted = asked.strip().lower()
+    return wanted == name.lower() or wanted in (part.strip().lower() for part in name.split(","))
+
+
+def _all_names(names: Sequence[str]) -> list[str]:
+    close = [part.strip() for name in names for part in name.split(",")]
+    return close if len(close) <= 5000 else close[:5000]
+
+
+def chosen(target: Any, value: Tensor) -> Chosen:
+    """Read a target.
+
+    Args:
+        target: None (the largest output), ``topK`` such as ``top3`` (the K largest), an index (all samples), (N,) or a
+            flat list (one per sample), (N, K) or a list of lists (several per sample), or a function from the value to
+            (N,) or (N, K). For the value of an inner layer (N, C, ...): an index is a channel, summed over its
+            positions, and a tuple of indices one unit.
+        value: (N, C), (N,) or (N, C, ...), what the target is chosen from.
+
+    Raises:
+        UsageError: an index that is out of range, or a form that is none of these.
+    """
+    if callable(target):
+        return Chosen(lambda outputs: _checked(target(outputs), outputs), None, _is_single(target, value))
+    if value.dim() > 2:
+        return _unit(target, value)
+    flat = value.reshape(len(value), -1)
+    indices, single = _indices(target, flat)
+    _check_range(indices, flat.shape[1])
+    return Chosen(
+        lambda outputs: outputs.reshape(len(outputs), -1).gather(1, indices.to(outputs.device)), indices, single
+    )
+
+
+def _checked(numbers: Any, outputs: Tensor) -> Tensor:
+    if not isinstance(numbers, Tensor) or numbers.dim() not in (1, 2) or len(numbers) != len(outputs):
+        shape = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
+        raise UsageError(
+            f"the target function returned {shape} for {len(outputs)} samples",
+            hint="return one number per sample: (N,)",
+        )
+    if not numbers.requires_grad:
+        raise UsageError("what the target function returned does not depend on the outputs")
+    return numbers.unsqueeze(1) if numbers.dim() == 1 else numbers
+
+
+def _is_single(target: Callable[[Tensor], Tensor], value: Tensor) -> bool:
+    with torch.no_grad():
+        numbers = target(value)
+    return not isinstance(numbers, Tensor) or numbers.dim() < 2
+
+
+def _unit(target: Any, value: Tensor) -> Chosen:
+    """A channel of an inner layer, summed over its positions, or one unit of it."""
+    if target is None:
+        raise UsageError(
+            f"a layer of shape {tuple(value.shape[1:])} has no predicted class",
+            hint="give target=channel, or target=(channel, row, column)",
+        )
+    index = target if isinstance(target, tuple) else (target,)
+    sizes = value.shape[1 : 1 + len(index)]
+    good = all(isinstance(i, int) and not isinstance(i, bool) for i in index) and len(index) <= value.dim() - 1
+    if not good or not all(0 <= i < size for i, size in zip(index, sizes, strict=True)):
+        raise UsageError(
+            f"no unit {target!r} in a layer of shape {tuple(value.shape[1:])}",
+            hint="give target=channel, or target=(channel, row, column), counted from 0",
+        )
+
+    def select(outputs: Tensor) -> Tensor:
+        return outputs[(slice(None), *index)].reshape(len(outputs), -1).sum(1, keepdim=True)
+
+    return Chosen(select, None, True)
+
+
+def _indices(target: Any, outputs: Tensor) -> tuple[Tensor, bool]:
+    samples = len(outputs)
+    if target is None:
+        return outputs.detach().argmax(1, keepdim=True), True
+    if isinstance(target, str):
+        return outputs.detach().topk(min(int(target.removeprefix("top")), outputs.shape[1]), dim=1).indices, False
+    if isinstance(target, int) and not isinstance(target, bool):
+        return torch.full((samples, 1), target), True
+    tensor = _as_tensor(target)
+    if tensor.dtype.is_floating_point or tensor.dtype in (torch.bool, torch.complex64) or tensor.dim() not in (0, 1, 2):
+        raise UsageError(f"the target {target!r} holds no indices", hint=_FORMS)
+    if tensor.dim() == 0:
+        return tensor.long().expand(samples, 1), True
+    if len(tensor) != samples:
+        raise UsageError(
+            f"the target has {len(tensor)} entries for {samples} samples",
+            hint="one index per sample, or for several outputs of each sample a list of lists",
+        )
+    return (tensor.long().unsqueeze(1), True) if tensor.dim() == 1 else (tensor.long(), False)
+
+
+def _as_tensor(target: Any) -> Tensor:
+    try:
+        return torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"the target {target!r} cannot be read", hint=_FORMS) from error
+
+
+def _check_range(indices: Tensor, outputs: int) -> None:
+    if indices.numel() == 0:
+        raise UsageError("the target names no output", hint=_FORMS)
+    wrong = indices[(indices < 0) | (indices >= outputs)]
+    if wrong.numel():
+        raise UsageError(
+            f"the target {int(wrong[0])} is no output of the network, which has {outputs}",
+            hint=f"outputs are counted from 0 to {outputs - 1}",
+        )

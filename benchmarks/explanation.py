@@ -1,0 +1,175 @@
+"""Explanations: their time and memory beside the `bcos` package's, and whether contributions add up to the logit.
+
+python benchmarks/explanation.py [--out FILE.md] [--quick]
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from bcos.models import pretrained as peers
+from measuring import Page, interleaved, parsed, ratio
+from torch import Tensor, nn
+
+import bcos_fx
+from bcos_fx.testing import norm_statistics_from_data_
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TARGETS = 9
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and how often."""
+
+    architecture: str = "resnet50"
+    batch: int = 16
+    side: int = 224
+    rounds: int = 5
+    threads: int = 2
+
+
+QUICK = Setting("resnet18", batch=2, side=64, rounds=1, threads=1)
+
+
+def networks(setting: Setting) -> tuple[nn.Module, nn.Module, Tensor]:
+    """Return a converted network, the peer's own of the same name, and images in [0, 1]."""
+    torch.manual_seed(0)
+    images = torch.rand(setting.batch, 3, setting.side, setting.side)
+    original = norm_statistics_from_data_(getattr(torchvision.models, setting.architecture)(), images[:4]).eval()
+    ours = bcos_fx.bcosify(original, b=2, mean=MEAN, std=STD, example_inputs=images[:2], verified=False)
+    return ours, getattr(peers, setting.architecture)(pretrained=False).eval(), images
+
+
+def forward(network: nn.Module, x: Tensor) -> Callable[[], object]:
+    def task() -> None:
+        with torch.no_grad():
+            network(x)
+
+    return task
+
+
+def explained_by_peer(peer: nn.Module, encoded: Tensor, targets: range) -> Callable[[], object]:
+    def task() -> None:
+        for target in targets:
+            peer.explain(encoded.clone(), target)
+
+    return task
+
+
+def report_times(page: Page, setting: Setting, ours: nn.Module, peer: nn.Module, images: Tensor) -> None:
+    one = images[:1]
+    targets = range(TARGETS)
+    tasks = {
+        "forward": forward(ours, images),
+        "batch explained": lambda: bcos_fx.explain(ours, images, 0),
+        "targets explained": lambda: bcos_fx.explain(ours, one, [list(targets)]),
+        "peer, targets explained": explained_by_peer(peer, torch.cat([one, 1 - one], dim=1), targets),
+    }
+    times = interleaved(tasks, setting.rounds)
+    page.text("## Time")
+    rows = [
+        (
+            f"{setting.batch} images, one target: times the forward pass of the converted network",
+            f"{ratio(times, 'batch explained', 'forward'):.2f}",
+            "2.80",
+        ),
+        (
+            f"{TARGETS} targets of one image: times the peer's `explain`, called {TARGETS} times",
+            f"{ratio(times, 'targets explained', 'peer, targets explained'):.2f}",
+            "0.60",
+        ),
+    ]
+    page.table(("what", "ratio", "target: at most"), rows)
+    seconds = [(name, f"{statistics.median(values):.3f} s") for name, values in times.items()]
+    page.table(("median of", "time"), seconds)
+
+
+def report_sums(page: Page, ours: nn.Module, images: Tensor) -> None:
+    """Compare Σ contributions / logit, with the input mean as a hidden constant and in the encoding's linear map."""
+    few = images[:4]
+    inner = bcos_fx.explain(ours, few, source="normalisation", output=_before_logit_bias(ours))
+    ratios = torch.tensor(STD * 2).view(1, 6, 1, 1)
+    encoded = torch.cat([few, 1 - few], dim=1)
+    hidden = (inner.weights / ratios * encoded).flatten(1).sum(1)
+    whole = bcos_fx.explain(ours, few, target=inner.target, output=_before_logit_bias(ours))
+    added = whole.contributions.flatten(1).sum(1)
+    page.text(
+        "## Do contributions add up to the logit?\n\nΣ contributions / logit for four images, the logit without its "
+        "bias. The published code subtracts the mean inside the network, as a constant that contributions then miss; "
+        "here the normalisation is a linear map of the encoded image."
+    )
+    rows = [
+        ("the mean as a constant, as published", *(f"{v:.4f}" for v in (hidden / inner.output).tolist())),
+        ("the mean in the linear map, bcos_fx", *(f"{v:.4f}" for v in (added / whole.output).tolist())),
+    ]
+    page.table(("way", *(f"image {n}" for n in range(len(few)))), rows)
+
+
+def _before_logit_bias(network: nn.Module) -> str:
+    last = [node.name for node in network.graph.nodes if node.op != "output"]
+    return last[-2]
+
+
+_MEMORY = """
+import resource, sys, torch
+sys.path.insert(0, sys.argv[1])
+import explanation as e, bcos_fx
+setting = e.QUICK if sys.argv[2] == "quick" else e.Setting()
+torch.set_num_threads(setting.threads)
+torch.set_flush_denormal(True)
+ours, peer, images = e.networks(setting)
+e.forward(ours, images[:1])()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[3] == "ours":
+    bcos_fx.explain(ours, images[:1], [list(range(e.TARGETS))])
+elif sys.argv[3] == "peer":
+    e.explained_by_peer(peer, torch.cat([images[:1], 1 - images[:1]], dim=1), range(e.TARGETS))()
+else:
+    bcos_fx.explain(ours, images, 0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def report_memory(page: Page, setting: Setting, *, quick: bool) -> None:
+    page.text("## Peak memory\n\nGrowth of a fresh process's peak resident memory by the explanation alone.")
+    rows = []
+    for which, what in (
+        ("batch", f"{setting.batch} images, one target"),
+        ("ours", f"{TARGETS} targets of one image"),
+        ("peer", f"{TARGETS} targets of one image, the peer's `explain`"),
+    ):
+        words = [sys.executable, "-c", _MEMORY, __file__.rpartition("/")[0] or ".", "quick" if quick else "full", which]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        rows.append((what, f"{int(done.stdout.split()[-1]) / 1024:.0f} MiB"))
+    page.table(("what", "growth"), rows)
+
+
+def main() -> None:
+    options = parsed(__doc__)
+    setting = QUICK if options.quick else Setting()
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(setting.threads)
+    page = Page("Explanations", options)
+    page.text(
+        f"- Ours: torchvision's {setting.architecture}, random weights, norm statistics from the images, converted "
+        "as published at B = 2 with the usual mean and std\n"
+        f"- The peer: the bcos package's own {setting.architecture}, random weights, B = 2, on an encoded image\n"
+        f"- {setting.side} x {setting.side} pixels, float32, {setting.threads} threads, denormals flushed to zero, "
+        f"{setting.rounds} rounds over all tasks in turn, medians of the ratios within a round"
+    )
+    ours, peer, images = networks(setting)
+    report_times(page, setting, ours, peer, images)
+    report_memory(page, setting, quick=options.quick)
+    report_sums(page, ours, images)
+    page.close()
+
+
+if __name__ == "__main__":
+    main()
