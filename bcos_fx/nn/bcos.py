@@ -7,7 +7,7 @@ section 3.1; Böhle et al., "B-cos Alignment for Inherently Interpretable CNNs a
 for B = 1 as the plain layer, Arya et al., "B-cosification", NeurIPS 2024, section 3.
 
 For a convolution x is the patch that the kernel sees, per group. Its |x|^2 is the convolution of the energy per
-pixel with a kernel of ones, through the layer's own forward: stride, dilation, padding and mode cannot drift apart.
+pixel with a kernel of ones: see :mod:`bcos_fx.nn.conv`.
 """
 
 from __future__ import annotations

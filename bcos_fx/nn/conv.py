@@ -1,5 +1,8 @@
 """B-cos convolutions and transposed convolutions in one, two and three dimensions; see :mod:`bcos_fx.nn.bcos`.
 
+The |x|^2 of patches is a sum over windows of the energies, padded as the layer pads its input; with groups, a
+convolution with ones, through the layer's own forward.
+
 A transposed convolution is a convolution of the zero-stuffed input with the flipped kernel. So the |x|^2 of an
 output is the transposed convolution of the energies with ones, and |w| runs over a whole kernel per output channel
 and group, that is over the first (input) axis of a weight in the layout (inputs, outputs / groups, *kernel).
