@@ -20,20 +20,30 @@ from bcos_fx.nn.dynamic import require_exactly
 
 
 class _Variance(torch.autograd.Function):
-    """The biased variance of each channel of x (N, C, ...): many times faster than ``x.var``, and it saves x only."""
+    """x (N, C, ...) itself and its channels' biased variance, many times faster than ``x.var``; only x is saved.
+
+    The variance's gradient is added to that of x where that lies: whoever gets the x that is returned must be alone.
+    """
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return _centred(x).square_().mean(_all_but_channels(x))
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x[...], _variance(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, to_x: Tensor, to_variance: Tensor) -> Tensor:
         x: Tensor = ctx.saved_tensors[0]
-        return _centred(x) * (gradient * (2 * x.shape[1] / x.numel())).view(-1, *[1] * (x.dim() - 2))
+        factor = (to_variance * (2 * x.shape[1] / x.numel())).view(-1, *[1] * (x.dim() - 2))
+        if torch.is_grad_enabled():  # somebody asked for a graph of the gradient
+            return to_x + _centred(x) * factor
+        return to_x.addcmul_(x, factor).sub_(x.mean(_all_but_channels(x), keepdim=True) * factor)
+
+
+def _variance(x: Tensor) -> Tensor:
+    return _centred(x).square_().mean(_all_but_channels(x))
 
 
 def _centred(x: Tensor) -> Tensor:
@@ -164,7 +174,7 @@ class _BatchNormUncentred(nn.Module):
         if count < 2:
             raise UsageError("training needs more than one value per channel", where=type(self).__name__)
         constant = self.constant()
-        variance: Tensor = _Variance.apply(x.to(self.running_var.dtype))
+        x, variance = self._measured(x)
         self._track(variance.detach() * (count / (count - 1)))
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
@@ -172,6 +182,14 @@ class _BatchNormUncentred(nn.Module):
         # torch's own kernel, with mean 0 and variance 1: one pass forwards, one backwards, whatever is added.
         zero, one = torch.zeros_like(variance), torch.ones_like(variance)
         return F.batch_norm(x, zero, one, scale, constant, False, 0.0, 0.0)
+
+    def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x to normalise, and the biased variance of its channels in the dtype of the statistics."""
+        precise = x.to(self.running_var.dtype)
+        if torch.compiler.is_compiling():  # which differentiates this, and would not see the gradient overwritten
+            return x, precise.var(_all_but_channels(x), correction=0)
+        shared, variance = _Variance.apply(precise)
+        return shared.to(x.dtype), variance
 
     def _track(self, variance: Tensor) -> None:
         self.num_batches_tracked += 1

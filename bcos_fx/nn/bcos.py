@@ -7,7 +7,7 @@ section 3.1; Böhle et al., "B-cos Alignment for Inherently Interpretable CNNs a
 for B = 1 as the plain layer, Arya et al., "B-cosification", NeurIPS 2024, section 3.
 
 For a convolution x is the patch that the kernel sees, per group. Its |x|^2 is the convolution of the energy per
-pixel with a kernel of ones, through the layer's own forward: stride, dilation, padding and mode cannot drift apart.
+pixel with a kernel of ones: see :mod:`bcos_fx.nn.conv`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ class BcosLayer(DynamicLayer):
         if self.b == 1:
             return self._affine(self._product(x, output_size))
         # Norms first: x is then read while in cache, and the product is scaled while in cache.
-        norm, weight_norm = self._norms(x, output_size)
+        x, norm = self._input_norm(x, output_size)
+        weight_norm = self._cosine_weight_norm()
         return self._affine(bcos_scale(self._product(x, output_size), norm, weight_norm, self.b))
 
     def decompose(self, x: Tensor, output_size: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
@@ -158,6 +159,10 @@ class BcosLayer(DynamicLayer):
     def _groups(self) -> int:
         return 1
 
+    def _steps(self, output_size: Sequence[int] | None) -> Sequence[int]:
+        """Per spatial dimension, how far apart the only pixels are that the layer sees; empty where it sees all."""
+        return ()
+
     def _weight_norm(self) -> Tensor:
         """|w| per output channel and group, never 0, shaped (outputs, 1, ...) to broadcast to an output."""
         return self._floored_norm(self.weight, tuple(range(1, self.weight.dim())))
@@ -181,17 +186,20 @@ class BcosLayer(DynamicLayer):
 
     def _norms(self, x: Tensor, output_size: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
         """|x|, and |w| where the product is still to be divided by it."""
-        return self._input_norm(x, output_size), self._weight_norm() if self.scale == "cosine" else None
+        return self._input_norm(x, output_size)[1], self._cosine_weight_norm()
 
-    def _input_norm(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
-        """|x| per output position and group, in the dtype of statistics."""
+    def _cosine_weight_norm(self) -> Tensor | None:
+        return self._weight_norm() if self.scale == "cosine" else None
+
+    def _input_norm(self, x: Tensor, output_size: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        """Return x to multiply (see :func:`energy`) and |x| per output position and group, in float32 or wider."""
         # Where there is nothing to compute (the meta device) there is no autocast, and asking for it fails.
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self._input_norm(x, output_size)
-        total = self._pool(energy(x, dim=-1 - self.spatial, groups=self._groups()), output_size)
+        x, energies = energy(x, dim=-1 - self.spatial, groups=self._groups(), steps=self._steps(output_size))
         eps = default_eps(x.dtype) if self.eps is None else self.eps
-        return (total + eps).sqrt()
+        return x, (self._pool(energies, output_size) + eps).sqrt()
 
     def _affine(self, y: Tensor, *, held: bool = False) -> Tensor:
         """Apply gain and bias, detached if ``held``, in y's dtype as autocast would."""

@@ -1,5 +1,8 @@
 """B-cos convolutions and transposed convolutions in one, two and three dimensions; see :mod:`bcos_fx.nn.bcos`.
 
+The |x|^2 of patches is a sum over windows of the energies, padded as the layer pads its input; with groups, a
+convolution with ones, through the layer's own forward.
+
 A transposed convolution is a convolution of the zero-stuffed input with the flipped kernel. So the |x|^2 of an
 output is the transposed convolution of the energies with ones, and |w| runs over a whole kernel per output channel
 and group, that is over the first (input) axis of a weight in the layout (inputs, outputs / groups, *kernel).
@@ -41,6 +44,7 @@ class _Convolution(BcosLayer):
         return self._map(energies, ones, output_size).clamp_min(0)
 
     def _sees_single_pixels(self) -> bool:
+        """Whether output positions see one pixel each, and no padding: then there is nothing to add up."""
         padded = any(self.output_padding) or (not isinstance(self.padding, str) and any(self.padding))
         return not padded and set(self.kernel_size) == {1} and set(self.stride) == {1}
 
@@ -81,6 +85,30 @@ class _BcosConv(_Convolution):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self._set_transform(b, scale, eps)
+
+    def _steps(self, output_size: Sequence[int] | None) -> Sequence[int]:
+        return self.stride if self._sees_single_pixels() else ()
+
+    def _sees_single_pixels(self) -> bool:
+        return set(self.kernel_size) == {1} and not any(self._margins())
+
+    def _margins(self) -> list[int]:
+        """Padding before and after each dimension, the last one first, as :func:`torch.nn.functional.pad` takes it."""
+        plain: Any = self
+        margins: list[int] = list(plain._reversed_padding_repeated_twice)
+        return margins
+
+    def _pool(self, energies: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        if self._sees_single_pixels():
+            return energies
+        if self.groups > 1:  # many maps: a convolution is worth its overhead
+            return super()._pool(energies, output_size)
+        mode = "constant" if self.padding_mode == "zeros" else str(self.padding_mode)
+        total = F.pad(energies, self._margins(), mode)
+        for axis, (size, stride, dilation) in enumerate(zip(self.kernel_size, self.stride, self.dilation, strict=True)):
+            windows = total.unfold(axis - self.spatial, (size - 1) * dilation + 1, stride)
+            total = windows[..., ::dilation].sum(-1)
+        return total
 
     def _map(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
         plain: Any = self  # torch's own convolution, with its padding, for any weight

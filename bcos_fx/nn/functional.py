@@ -12,7 +12,7 @@ alone, since |y| / (weight_norm * norm) = r^B gives r back. An activation is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,8 @@ def _pieces(*tensors: Tensor, whole: Tensor | None = None) -> Iterator[tuple[Ten
 def _sum_squares(x: Tensor, dim: int) -> Tensor:
     """Sum x^2 over one dimension, kept with size 1, without an array of x's size in between."""
     dtype = statistics_dtype(x.dtype)
+    if torch.compiler.is_compiling():  # which fuses this, and differentiates it
+        return x.to(dtype).square().sum(dim, keepdim=True)
     if x.stride(dim) == 1:  # a fused, vectorised reduction exists for the innermost dimension only
         norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype)
         return norm.square_()
@@ -68,42 +70,64 @@ def _sum_squares(x: Tensor, dim: int) -> Tensor:
     return total.sum(dim, keepdim=True)
 
 
+def _seen(x: Tensor, dim: int, groups: int, steps: Sequence[int]) -> Tensor:
+    """A view of every ``steps``-th position of x along its last dimensions, with channels as (groups, rest)."""
+    if any(step > 1 for step in steps):
+        wanted: Any = (..., *(slice(None, None, step) for step in steps))
+        x = x[wanted]
+    return torch.unflatten(x, dim, (groups, x.shape[dim] // groups))
+
+
+def _energy(x: Tensor, dim: int, groups: int, steps: Sequence[int]) -> Tensor:
+    if groups == x.shape[dim]:
+        return _seen(x, dim, groups, steps).squeeze(dim).to(statistics_dtype(x.dtype)).square()
+    return _sum_squares(_seen(x, dim, groups, steps), dim).squeeze(dim)
+
+
 class _Energy(torch.autograd.Function):
-    """The sum of squares, saving its input only, which a convolution has saved anyway. Twice differentiable."""
+    """x itself and its sum of squares, so that the gradient of the sum is added to that of x where that lies.
+
+    Only its input is saved, which a convolution has saved anyway. Twice differentiable.
+    """
 
     @staticmethod
-    def forward(x: Tensor, dim: int) -> Tensor:
-        return _sum_squares(x, dim)
+    def forward(x: Tensor, dim: int, groups: int, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return x[...], _energy(x, dim, groups, steps)  # an alias; view_as would lose the layout of a batch of 1
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, int, Sequence[int]], output: tuple[Tensor, Tensor]) -> None:
+        x, *ctx.view = inputs
+        ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, to_x: Tensor, to_energy: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        return (x * (2 * gradient)).to(x.dtype), None
+        if torch.is_grad_enabled():  # somebody asked for a graph of the gradient
+            to_x = to_x.clone()
+        # to_x is nobody else's: it has just been computed for the alias that energy() gave out.
+        part = _seen(to_x, *ctx.view)
+        part.addcmul_(_seen(x, *ctx.view), to_energy.unsqueeze(ctx.view[0]), value=2)
+        return to_x, None, None, None
 
 
-def energy(x: Tensor, *, dim: int, groups: int = 1) -> Tensor:
+def energy(x: Tensor, *, dim: int, groups: int = 1, steps: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
     """Sum x^2 over the channels of each group.
 
     Args:
         x: floating point, any shape; not changed.
         dim: the channel dimension, counted from the end (-1 for features, -1 - k for k spatial dimensions).
         groups: how many equal, consecutive groups the channels fall into; must divide them.
+        steps: one number per spatial dimension: how far apart the wanted positions are, from 0 on; empty for all.
 
     Returns:
-        x's shape with ``groups`` in place of the channels, in float32 for 16-bit inputs, else in x's dtype.
+        x again, and x's shape (at the wanted positions) with ``groups`` in place of the channels, in float32 for 16-bit
+        inputs, else in x's dtype. The map whose weights are multiplied with x must be given the x that is returned, and
+        nobody else: on the way back the energy's gradient is written over its own.
     """
-    channels = x.shape[dim]
-    if groups == channels:
-        return x.to(statistics_dtype(x.dtype)).square()
-    if groups > 1:
-        x = torch.unflatten(x, dim, (groups, channels // groups))
-    recorded = torch.is_grad_enabled() and x.requires_grad
-    total: Tensor = _Energy.apply(x, dim) if recorded else _sum_squares(x, dim)
-    return total.squeeze(dim) if groups > 1 else total
+    if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
+        shared, total = _Energy.apply(x, dim, groups, steps)
+        return shared, total
+    return x, _energy(x, dim, groups, steps)
 
 
 class _Scale(torch.autograd.Function):

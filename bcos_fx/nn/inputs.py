@@ -37,6 +37,9 @@ class InputEncoding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode x (N, C, ...), values in [0, 1], as (N, 2C, ...)."""
+        x = (
+            x.contiguous()
+        )  # pixels of so few channels are slow to write one by one; the first convolution arranges them
         return torch.cat([x, 1 - x], self.dim)
 
     def extra_repr(self) -> str:
@@ -139,8 +142,8 @@ class InputNormalisation(nn.Module):
                 where="InputNormalisation",
                 hint="put an InputEncoding before it",
             )
-        if encoded.dim() == 4:  # a 1x1 convolution keeps the memory format that the next one wants
-            return F.conv2d(encoded, self.encoded[:, :, None, None])
+        if encoded.dim() == 4:  # in planes: with so few channels, pixel by pixel takes ten times as long
+            return F.conv2d(encoded.contiguous(), self.encoded[:, :, None, None])
         return torch.einsum("oc,nc...->no...", self.encoded, encoded)
 
     def extra_repr(self) -> str:

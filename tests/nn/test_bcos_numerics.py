@@ -171,6 +171,22 @@ def test_scaling_overwrites_its_argument_and_saves_one_activation() -> None:
     assert sum(saved.values()) < 2.6 * activation + layer.weight.numel() * 4 + 4096  # x, y, and maps of one channel
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_written_over_each_other_reach_nobody_else(training: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(
+        bnn.BcosConv2d(4, 4, 1, stride=2, dtype=torch.float64), bnn.BatchNormUncentred2d(4, dtype=torch.float64)
+    ).train(training)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    shared = 2 * x  # has other readers, before and after the layer
+    loss = shared.sin().sum() + layer(shared).pow(3).sum() + shared.cos().sum()
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (out_of_place,) = torch.autograd.grad(loss, x, create_graph=True)
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, out_of_place, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("b", [1.25, 1.5, 2.0, 3.0])
 def test_second_derivatives(b: float, scale: str) -> None:
