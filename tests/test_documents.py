@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -47,6 +48,8 @@ def folder(tmp_path: Path) -> Path:
     from torchvision.models import resnet18
 
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "checkpoint.pth")
+    pixels = (torch.rand(300, 400, 3) * 255).byte().numpy()
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
     (rules,) = [code for path, code in blocks("toml") if path.name == "rules.md"]
     (tmp_path / "my_rules.toml").write_text(rules, encoding="utf-8")
     return tmp_path

@@ -33,6 +33,7 @@ _NETWORK = "efficientnet-lite0"
 # The network was trained on pixels from 0 to 255 that were normalised as (pixel - 127) / 128.
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 _SHAPE = (3, 224, 224)
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def run(
         "bcos-fx-demo"
     ),
 ) -> None:
-    """Convert EfficientNet-Lite0 and compare it with the original on 20 ImageNet photographs.
+    """Convert EfficientNet-Lite0, compare it with the original on 20 ImageNet photographs, and explain what it says.
 
-    First with the recipe equivalent: the same function as a B-cos network. Then with the published recipe, which
-    changes the function, with how far each of its rules moves the output. Both files and a picture of the graph are
-    written to a folder; files of that name are replaced.
+    First with the recipe equivalent: the same function as a B-cos network, and why it answers as it does. Then with the
+    published recipe, which changes the function, with how far each of its rules moves the output. The converted
+    network, a picture of its graph and the explanations are written to a folder; files of that name are replaced.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", hint="name a folder with --out")
@@ -69,6 +70,7 @@ def run(
         stages("starting", listed=False)
         from bcos_fx.artifact import load, save
         from bcos_fx.convert import bcosify
+        from bcos_fx.explanation.explain import explain
 
         original = efficientnet_lite0()
         images, labels = photographs()
@@ -80,10 +82,15 @@ def run(
         picture = equivalent.report.draw(out / "efficientnet-lite0.png")
         stages("comparing")
         agreement = _compare(original, load(path), images, labels)
+        stages("explaining")
+        explanation = explain(equivalent, images, names=_imagenet_classes())
+        shown = explanation[:_SHOWN].save(out / "explanation.png")
+        gallery = explanation.save(out / "explanations.html")
         published = bcosify(original, recipe="bcosification", **settings)
     _tell(equivalent, published, agreement)
-    typer.echo(f"Wrote {path} and {picture}.")
-    if agreement.same < agreement.photographs:
+    typer.echo(f"The first explanations add up:\n{explanation}\n")
+    typer.echo(f"Wrote {path}, {picture}, {shown} and {gallery}.")
+    if agreement.same < agreement.photographs or not explanation.complete:
         raise typer.Exit(CHECK_FAILED)
 
 
@@ -121,6 +128,12 @@ def photographs() -> tuple[Tensor, list[int]]:
     files = sorted((Path(found.submodule_search_locations[0]) / "data").glob("imagenet_*.jpg"))
     labels = [int(path.stem.rpartition("_")[2]) for path in files]
     return torch.stack([read_photograph(path, _SHAPE) for path in files]), labels
+
+
+def _imagenet_classes() -> list[str]:
+    """The names of ImageNet's classes, as torchvision keeps them."""
+    names: list[str] = _library("torchvision.models").ResNet18_Weights.DEFAULT.meta["categories"]
+    return names
 
 
 def _compare(original: nn.Module, converted: BcosNetwork, images: Tensor, labels: list[int]) -> Agreement:

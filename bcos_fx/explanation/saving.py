@@ -102,7 +102,7 @@ def write_whole(path: Path, contents: bytes) -> None:
 
 def _figure(explanation: Explanation, form: str) -> bytes:
     buffer = io.BytesIO()
-    explanation.plot().savefig(buffer, format=form, dpi=150)
+    explanation.plot().savefig(buffer, format=form, dpi=110)
     return buffer.getvalue()
 
 
