@@ -37,8 +37,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--images", type=int, default=20_000, help="training images")
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--images", type=int, default=10_000, help="training images")
+    parser.add_argument("--epochs", type=int, default=4)
     return parser.parse_args()
 
 

@@ -27,6 +27,9 @@ def speed(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         pytest.param("start_up", 3, id="start-up"),
         pytest.param("speed", 3, id="speed", marks=[pytest.mark.vision, pytest.mark.peer]),
         pytest.param("conversion", 11, id="conversion", marks=[pytest.mark.vision, pytest.mark.slow]),
+        pytest.param(
+            "explanation", 11, id="explanation", marks=[pytest.mark.vision, pytest.mark.peer, pytest.mark.slow]
+        ),
     ],
 )
 def test_benchmark_runs_and_writes_the_page_that_it_prints(name: str, rows: int, root: Path, tmp_path: Path) -> None:
@@ -41,6 +44,17 @@ def test_benchmark_runs_and_writes_the_page_that_it_prints(name: str, rows: int,
     assert "nan" not in done.stdout.split()
     assert any("torch 2" in line for line in lines)
     assert any("arget" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_pictures_before_and_after_fine_tuning(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    script = root / "benchmarks" / "fine_tuned_pictures.py"
+    command = [sys.executable, str(script), str(data_dir), "--quick", "--picture", str(picture)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert picture.stat().st_size > 10_000
+    assert "the same, fine-tuned" in done.stdout
 
 
 def test_tasks_are_timed_in_turn_after_running_once() -> None:
