@@ -70,7 +70,7 @@ def certify(
     """
     view = view_of(module, inputs, output=output, source=source)
     fields = {f.name: getattr(view.certificate, f.name) for f in dataclasses.fields(Certificate)}
-    measured = None if inputs is None else check_completeness(view, _in_order(module, inputs))
+    measured = None if inputs is None else check_completeness(view, _in_order(view, inputs))
     return Certification(**fields, completeness=measured)
 
 
@@ -131,11 +131,9 @@ def _sample_pair(value: Any) -> Any:
     return _two_samples(value) if isinstance(value, Tensor) and value.dim() else value
 
 
-def _in_order(module: nn.Module, inputs: Inputs) -> Sequence[Tensor]:
+def _in_order(view: ExplanationView, inputs: Inputs) -> Sequence[Tensor]:
     if isinstance(inputs, Tensor):
         return [inputs]
     if not isinstance(inputs, Mapping):
         return [value for value in inputs if isinstance(value, Tensor)]
-    if isinstance(module, BcosNetwork):
-        return [inputs[spec.name] for spec in module.record.inputs]
-    return [value for value in inputs.values() if isinstance(value, Tensor)]
+    return [inputs[str(node.target)] for node in view.inputs]

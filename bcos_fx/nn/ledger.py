@@ -64,10 +64,7 @@ class Counted(nn.Module):
     Attributes:
         source: what the constant is, for people: a parameter's path, a literal and its node.
         column: its place in the ledger; several modules with one source share it.
-        separable: whether samples can be told apart here; if not, explain one at a time.
     """
-
-    separable = True
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -118,27 +115,33 @@ class CountedAtZero(Counted):
 
 
 class CountedConstant(Counted):
-    """Counts a constant tensor that is about to be added to a value, joined with it, or selected beside it.
+    """Counts a constant that is about to be added to a value, joined with it, or selected beside it.
 
     Args:
         source: what is counted.
-        rank: dimensions of the call's result, samples first: the constant is repeated for each sample, so that their
-            contributions stay apart. None where that cannot be done.
+        broadcast: whether the call broadcasts its operands to each other. The constant is then repeated for each sample
+            before, so that their contributions stay apart.
     """
 
-    def __init__(self, source: str, rank: int | None) -> None:
+    def __init__(self, source: str, *, broadcast: bool) -> None:
         super().__init__(source)
-        self.rank = rank
-        self.separable = rank is not None
+        self.broadcast = broadcast
 
-    def forward(self, constant: Tensor, ledger: Ledger) -> Tensor:
-        """Return the constant, repeated for each sample where it was not yet."""
-        coefficient = ledger[self.column]
-        if self.rank is not None and self.rank >= constant.dim():
-            constant = constant.reshape(*[1] * (self.rank - constant.dim()), *constant.shape)
-            if constant.shape[:1] == (1,):
-                constant = constant.expand(coefficient.shape[0], *constant.shape[1:])
-        return count(constant.detach(), constant, coefficient)
+    def forward(self, constant: Tensor | float, ledger: Ledger, carrier: Tensor) -> Tensor:
+        """Return the constant.
+
+        Args:
+            constant: a tensor or a number, which becomes a tensor of ``carrier``'s dtype.
+            ledger: the coefficients.
+            carrier: the value that the constant meets; read for its form only.
+        """
+        if not isinstance(constant, Tensor):
+            constant = torch.as_tensor(constant, dtype=carrier.dtype, device=carrier.device)
+        if self.broadcast and carrier.dim() >= max(constant.dim(), 1):
+            constant = constant.reshape([1] * (carrier.dim() - constant.dim()) + list(constant.shape))
+            if constant.shape[0] == 1:
+                constant = constant.expand(carrier.shape[0], *constant.shape[1:])
+        return count(constant.detach(), constant, ledger[self.column])
 
 
 class CountedLiteral(CountedConstant):
@@ -146,14 +149,13 @@ class CountedLiteral(CountedConstant):
 
     Args:
         value: the number.
-        source: what is counted.
-        rank: see :class:`CountedConstant`.
+        source, broadcast: see :class:`CountedConstant`.
     """
 
-    def __init__(self, value: float, source: str, rank: int) -> None:
-        super().__init__(source, rank)
+    def __init__(self, value: float, source: str, *, broadcast: bool) -> None:
+        super().__init__(source, broadcast=broadcast)
         self.value = value
 
-    def forward(self, ledger: Ledger) -> Tensor:  # type: ignore[override]
-        """Return the number as a tensor (N, 1, ...)."""
-        return super().forward(torch.full_like(ledger[self.column][:1], self.value).squeeze(0), ledger)
+    def forward(self, ledger: Ledger, carrier: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the number as a tensor in ``carrier``'s dtype."""
+        return super().forward(self.value, ledger, carrier)

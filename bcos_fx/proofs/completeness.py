@@ -10,7 +10,7 @@ max pooling) W(x) is the gradient of the *original* network.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -137,8 +137,20 @@ def check_completeness(
     """
     if not inputs or not len(inputs[0]):
         raise UsageError("there are no samples to check completeness on")
-    found = view.dynamic_weights(inputs, select or all_numbers())
+    found = _found(view, inputs, select or all_numbers())
     return judged(found, tolerance, _vanishing(view, inputs) if _is_nothing(found) else None)
+
+
+def _found(view: ExplanationView, inputs: Sequence[Tensor], select: Select) -> DynamicWeights:
+    """Weights and constants; sample by sample, where samples cannot be told apart."""
+    if len(inputs[0]) == 1 or view.separable:
+        return view.dynamic_weights(inputs, select)
+    each = [view.dynamic_weights([x[n : n + 1] for x in inputs], select) for n in range(len(inputs[0]))]
+    constants = {name: torch.cat([one.constants[name] for one in each]) for name in each[0].constants}
+    parts = {
+        f.name: torch.cat([getattr(one, f.name) for one in each]) for f in fields(each[0]) if f.name != "constants"
+    }
+    return DynamicWeights(**parts, constants=constants)
 
 
 def judged(found: DynamicWeights, tolerance: float | None = None, vanished: str | None = None) -> Completeness:

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import fx
 
 from bcos_fx.proofs.preparation import Prepared
-from bcos_fx.rewriting.build_view import adds_a_constant, operand_source, shift_source
+from bcos_fx.rewriting.build_view import adds_a_constant, adds_an_uncounted_constant, operand_source, shift_source
 from bcos_fx.rewriting.flow import CONSTANT, EXPLAINED, GATE, UNKNOWN, VALUE
 from bcos_fx.rewriting.ops import Call, vocabulary
 from bcos_fx.rewriting.options import Options
 from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.rewriting.report import describe_target
-from bcos_fx.rewriting.slots import SLOTS
+from bcos_fx.rewriting.slots import SLOTS, constant_operands
 
 _SHOWN = 20
 
@@ -154,16 +154,42 @@ def certificate(prepared: Prepared) -> Certificate:
     )
 
 
+def unfinished(reader: GraphReader) -> tuple[Break, ...]:
+    """What an explanation view does not do justice to: factors that nothing holds fixed, constants that nothing counts.
+
+    Args:
+        reader: of the finished view.
+    """
+    found = ((n, _left_undone(reader, n)) for n in reader.graph_module.graph.nodes if reader.flow.on_value_path(n))
+    return tuple(_break(reader, node, reason) for node, reason in found if reason is not None)
+
+
+def _left_undone(reader: GraphReader, node: fx.Node) -> str | None:
+    call = reader.call(node)
+    if call is None or node.op == "output" or node.meta.get(EXPLAINED) or reader.flow.kinds[node.name] != VALUE:
+        return None
+    if call.op.linearity in ("normalise", "ratio"):
+        return "its weight is a layer's or call's own secret: no rule could hold it fixed"
+    if constant_operands(reader, call) or adds_an_uncounted_constant(reader, call) is True:
+        return "it adds a constant that no rule could count"
+    if SLOTS["gate"](reader, call) is not None:
+        return "it reads a gate that no rule could hold fixed"
+    return None
+
+
+def with_breaks(found: Certificate, breaks: tuple[Break, ...]) -> Certificate:
+    """Return a certificate with further breaks; as it was, where there are none."""
+    return replace(found, ok=False, breaks=(*found.breaks, *breaks)) if breaks else found
+
+
 def _constants(reader: GraphReader, node: fx.Node) -> Iterator[ConstantSource]:
     call = reader.call(node)
     if call is None or node.op == "output" or node.meta.get(EXPLAINED):
         return
     if adds_a_constant(call):
         yield ConstantSource(shift_source(call), node.name)
-    for name in ("constant", "literal"):
-        slot = SLOTS[name](reader, call)
-        if slot is not None:
-            yield ConstantSource(operand_source(slot, call), node.name)
+    for slot in constant_operands(reader, call):
+        yield ConstantSource(operand_source(slot, call), node.name)
 
 
 def _breaks(reader: GraphReader, output: fx.Node, kind: str) -> Iterator[Break]:

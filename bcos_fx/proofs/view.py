@@ -11,7 +11,9 @@ it are the network's own. No gradient reaches the network's parameters.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +21,11 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bcos_fx.nn import Counted
+from bcos_fx.errors import UsageError
+from bcos_fx.nn import Counted, CountedConstant
 from bcos_fx.nn.ledger import count
 from bcos_fx.proofs.evaluation import evaluate
-from bcos_fx.proofs.linearity import Certificate, certificate
+from bcos_fx.proofs.linearity import Certificate, certificate, unfinished, with_breaks
 from bcos_fx.proofs.preparation import Prepared, entry, prepare, recipe
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.ops import vocabulary
@@ -74,7 +77,7 @@ class ExplanationView:
         prepared = prepare(network, output=output, source=source)
         self.certificate: Certificate = certificate(prepared)
         self._freeze(prepared)
-        self._from_layer = source is not None
+        self._network = weakref.ref(network) if isinstance(network, BcosNetwork) else None
         self._separable: bool | None = None
 
     def _freeze(self, prepared: Prepared) -> None:
@@ -94,6 +97,7 @@ class ExplanationView:
         reader = GraphReader(self.graph_module, vocabulary(), Options())
         self._value_path = reader.flow.value_path
         self._names = (*self.sources, *(f"the input {_input(node).target}" for node in others))
+        self.certificate = with_breaks(self.certificate, unfinished(reader))
 
     def _module(self, node: fx.Node) -> object:
         return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -122,7 +126,17 @@ class ExplanationView:
         Returns:
             The weights and contributions, by one forward and K backward passes. Inputs, parameters and their
             gradients stay as they are, whatever grad mode the caller is in.
+
+        Raises:
+            UsageError: the network is in train mode by now, or several samples were given that cannot be told apart
+                (see :attr:`separable`).
         """
+        self._check_mode()
+        if len(inputs[0]) > 1 and not self.separable:
+            raise UsageError(
+                "the samples of a batch cannot be told apart inside this network",
+                hint="explain them one at a time: its separable attribute says so",
+            )
         with torch.inference_mode(False), torch.enable_grad():
             given = [_own(value) for value in inputs]
             ledger = self._ones(given[0], requires_grad=True)
@@ -138,52 +152,72 @@ class ExplanationView:
         return DynamicWeights(leaf.detach(), value.detach(), numbers.detach(), weights, used)
 
     def _ones(self, like: Any, *, requires_grad: bool) -> list[Tensor]:
-        dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+        """The ledger for a batch like this, in the network's precision: the first input may hold whole numbers."""
+        dtype = like.dtype if like.is_floating_point() else self._like().dtype
         return [
             torch.ones(len(like), dtype=dtype, device=like.device, requires_grad=requires_grad) for _ in self._names
         ]
 
+    def _like(self) -> Tensor:
+        return next((p for p in self.graph_module.parameters() if p.is_floating_point()), torch.empty(0))
+
     def _environment(self, inputs: Sequence[Any], ledger: list[Tensor]) -> dict[fx.Node, Any]:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, inputs, strict=True))
         for node, column in self._others.items():
+            # An image contributes as it is encoded: 1 - x counts as much as x.
             value = evaluate(self.graph_module, known, node)
             known[node] = count(value, value, ledger[column])
         return known | {self._ledger: ledger}
+
+    def _check_mode(self) -> None:
+        network = None if self._network is None else self._network()
+        if network is not None and network.training:
+            raise UsageError(
+                "the network is in train mode, and an explanation is one of eval mode", hint="call network.eval() first"
+            )
 
     @property
     def separable(self) -> bool:
         """Whether the samples of a batch can be told apart wherever a constant is counted.
 
         They can where they are the slowest part of the first dimension. That is found by running the view's shapes,
-        without values, for two batch sizes.
+        without values, for two batch sizes; and where samples are merged with something else, by running two samples
+        of which one is not a number, and looking where that arrives.
         """
         if self._separable is None:
-            self._separable = not self._names or self._is_separable()
+            self._separable = not self.sources or self._is_separable()
         return self._separable
 
     def _is_separable(self) -> bool:
         counted = [node for node in self.graph_module.graph.nodes if isinstance(self._module(node), Counted)]
-        if not all(module.separable for module in map(self._module, counted) if isinstance(module, Counted)):
-            return False
-        shapes = [self._shapes(samples, counted) for samples in (2, 3)]
+        shapes = [self._observed(samples, counted, fake=True) for samples in (2, 3)]
         if None in shapes:
             return False
-        return all(
-            three[:1] == tuple(size // 2 * 3 for size in two[:1]) and two[1:] == three[1:] and len(two) > 0
-            for two, three in zip(*shapes, strict=True)
+        two, three = ([tuple(value.shape) for value in found or ()] for found in shapes)
+        grows = (
+            a[1:] == b[1:] and len(a) > 0 and a[0] % 2 == 0 and b[0] == a[0] // 2 * 3
+            for a, b in zip(two, three, strict=True)
         )
+        return all(grows) and (all(shape[0] == 2 for shape in two) or self._is_ordered(counted))
 
-    def _shapes(self, samples: int, nodes: list[fx.Node]) -> list[tuple[int, ...]] | None:
-        """Shapes at some nodes for a number of samples; None where the graph does not run for it."""
-        seen: dict[fx.Node, tuple[int, ...]] = {}
+    def _is_ordered(self, counted: Sequence[fx.Node]) -> bool:
+        """Whether nothing of the second of two samples arrives in the first half of any first dimension."""
+        carriers = [node.args[-1] for node in counted if isinstance(self._module(node), CountedConstant)]
+        values = self._observed(2, [*counted, *(node for node in carriers if isinstance(node, fx.Node))], fake=False)
+        return values is not None and not any(bool(value[: len(value) // 2].isnan().any()) for value in values)
+
+    def _observed(self, samples: int, nodes: Sequence[fx.Node], *, fake: bool) -> list[Tensor] | None:
+        """What some nodes give for a number of samples, all but the first NaN; None where the graph does not run."""
+        seen: dict[fx.Node, Tensor] = {}
 
         def note(node: fx.Node, value: Any) -> None:
             if isinstance(value, Tensor):
-                seen[node] = tuple(value.shape)
+                seen[node] = value
 
+        like = self._like()
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-                inputs = [_stand_in(node, samples) for node in self.inputs]
+            with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext(), torch.no_grad():
+                inputs = [_stand_in(node, samples, like) for node in self.inputs]
                 evaluate(self.graph_module, self.environment(inputs), self.end, note)
         except (RuntimeError, ValueError, TypeError, NotImplementedError):
             return None
@@ -199,9 +233,14 @@ def _is_floating(node: fx.Node) -> bool:
     return dtype is None or bool(dtype.is_floating_point)
 
 
-def _stand_in(node: fx.Node, samples: int) -> Tensor:
+def _stand_in(node: fx.Node, samples: int, like: Tensor) -> Tensor:
+    """A first sample of 0.5, the others not a number; on the network's device and in its precision."""
     shape = tuple(node.meta.get("shape") or (1,))
-    return torch.empty(samples, *shape[1:], dtype=node.meta.get("dtype") or torch.get_default_dtype())
+    dtype = like.dtype if _is_floating(node) else node.meta["dtype"]
+    value = torch.full((samples, *shape[1:]), 0.5 if dtype.is_floating_point else 0, dtype=dtype, device=like.device)
+    if dtype.is_floating_point:
+        value[1:] = torch.nan
+    return value
 
 
 def _own(value: Any) -> Any:

@@ -15,7 +15,7 @@ from bcos_fx.rewriting.match import Verdict
 from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.predicates import predicate
 from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.refinement import applied, as_function
+from bcos_fx.rewriting.refinement import as_function, elementwise
 from bcos_fx.rewriting.slots import SLOTS, Slot
 
 # ---------------------------------------------------------------- what is asked of a node
@@ -156,16 +156,15 @@ def _as_function_of(call: Call, read: list[fx.Node]) -> Callable[..., Tensor]:
 def counted_constant(build: Build) -> nn.Module:
     """Counts a constant operand."""
     slot = _slot(build, "constant")
-    return bnn.CountedConstant(operand_source(slot, build.call), _rank(build))
+    return bnn.CountedConstant(operand_source(slot, build.call), broadcast=_broadcasts(build))
 
 
 @builder("counted-literal")
 def counted_literal(build: Build) -> nn.Module:
     """Counts a number that is an operand."""
-    slot, rank = _slot(build, "literal"), _rank(build)
-    if rank is None:
-        raise Refused("the shape of its result is not known")
-    return bnn.CountedLiteral(float(slot.content), operand_source(slot, build.call), rank)
+    slot = _slot(build, "literal")
+    source = operand_source(slot, build.call)
+    return bnn.CountedLiteral(float(slot.content), source, broadcast=_broadcasts(build))
 
 
 def _slot(build: Build, name: str) -> Slot:
@@ -175,13 +174,9 @@ def _slot(build: Build, name: str) -> Slot:
     return slot
 
 
-def _rank(build: Build) -> int | None:
-    """Dimensions that the operands of a call are broadcast to; None where they are not simply broadcast."""
-    if build.call.op.name == "set_item":
-        return None
-    shapes = [build.reader.shape(n) for name in build.call.op.value for n in build.call.nodes(name)]
-    ranks = [len(shape) for shape in shapes if shape is not None]
-    return max(ranks) if ranks else None
+def _broadcasts(build: Build) -> bool:
+    """Whether the operands of a call are broadcast to each other: not where they are joined or written into one."""
+    return build.call.op.name not in ("cat", "stack", "set_item")
 
 
 @builder("frozen-layer")
@@ -193,8 +188,7 @@ def frozen_layer(build: Build) -> nn.Module:
 @builder("frozen-ratio")
 def frozen_ratio(build: Build) -> nn.Module:
     """An activation as its input times a ratio that is held fixed."""
-    call = build.call
-    return bnn.FrozenRatio(lambda x: applied(call, x))
+    return bnn.FrozenRatio(elementwise(build.call))
 
 
 @builder("frozen-normalisation")

@@ -40,6 +40,14 @@ def on_value_path(reader: GraphReader, call: Call) -> Verdict:
     return "it feeds gates only (a weight of something else), so it stays an ordinary layer"
 
 
+@predicate("reads-its-input-alone")
+def reads_its_input_alone(reader: GraphReader, call: Call) -> Verdict:
+    """The module is called with its input and nothing else, such as the size that its output shall have."""
+    if len(call.node.args) + len(call.node.kwargs) <= len(call.op.inputs):
+        return True
+    return "it is called with more than its input, which a new layer would not be given"
+
+
 @predicate("parameters-are-its-own")
 def parameters_are_its_own(reader: GraphReader, call: Call) -> Verdict:
     """No other module or function of the graph uses the node's parameters, and nothing else calls its module."""

@@ -37,9 +37,19 @@ def _ratio(call: Call) -> str | None:
 
 def applied(call: Call, value: Tensor) -> Tensor:
     """Apply an elementwise call of one tensor to another tensor; options as in the call."""
-    args, kwargs = fx.node.map_arg((call.node.args, dict(call.node.kwargs)), lambda _: value)
-    result: Tensor = as_function(call)(*args, **kwargs)
-    return result
+    return elementwise(call)(value)
+
+
+def elementwise(call: Call) -> Callable[[Tensor], Tensor]:
+    """Return an elementwise call of one tensor as a function of it; it outlives a change of the node."""
+    function, given = as_function(call), (call.node.args, dict(call.node.kwargs))
+
+    def apply(value: Tensor) -> Tensor:
+        args, kwargs = fx.node.map_arg(given, lambda _: value)
+        result: Tensor = function(*args, **kwargs)
+        return result
+
+    return apply
 
 
 def as_function(call: Call) -> Callable[..., Any]:
@@ -86,6 +96,22 @@ def _random(call: Call) -> str | None:
     return None
 
 
+def _random_attention(call: Call) -> str | None:
+    dropped = call.arguments.get("dropout_p", 0)
+    if isinstance(dropped, fx.Node) or dropped:
+        return "it drops weights at random in eval mode too, so no two runs are the same function"
+    return None
+
+
+def _rounded(call: Call) -> str | None:
+    return None if call.arguments.get("rounding_mode") is None else "it rounds, and a rounded number is no weighted sum"
+
+
+def _attribute(call: Call) -> str | None:
+    name = call.arguments.get("name")
+    return None if name in ("T", "mT", "H", "mH", "real") else f"nothing is known of a tensor's {name!r}"
+
+
 _CHECKS: dict[str, Callable[[Call], str | None]] = {
     **dict.fromkeys(
         ("batch_norm1d", "batch_norm2d", "batch_norm3d", "sync_batch_norm", "batch_norm", "batch_norm_weight_first"),
@@ -95,4 +121,8 @@ _CHECKS: dict[str, Callable[[Call], str | None]] = {
     "multi_head_attention": _attention_without_constants,
     "dropout": _random,
     "feature_dropout": _random,
+    "rrelu": _random,
+    "scaled_dot_product_attention": _random_attention,
+    "div": _rounded,
+    "getattr": _attribute,
 }

@@ -25,7 +25,7 @@ ANY = "*"
 LEDGER = "ledger"
 """The input of an explanation view through which its constants are counted; only for the phase ``freeze``."""
 
-SUFFIXES = ("input", "second", "inputs", "gate", "constant", "literal")
+SUFFIXES = ("input", "second", "inputs", "gate", "constant", "literal", "carrier")
 """What a rule may name of a matched node: its first and second input, all of them, or one slot of its arguments."""
 
 ANY_NUMBER = -1

@@ -1,7 +1,8 @@
 """Slots: the single places in a call's arguments, of which a rule may exchange one.
 
 ``F.scaled_dot_product_attention(x, x, x)`` reads one node three times, twice as a gate and once as a value, so what
-a rule exchanges is a place and not a node. Rules name slots as ``node.gate``, ``node.constant`` and ``node.literal``.
+a rule exchanges is a place and not a node. Rules name slots as ``node.gate``, ``node.constant``, ``node.literal`` and
+``node.carrier``.
 """
 
 from __future__ import annotations
@@ -83,20 +84,36 @@ def live_gate(reader: GraphReader, call: Call) -> Slot | None:
 
 
 def constant_operand(reader: GraphReader, call: Call) -> Slot | None:
-    """The first tensor that does not depend on the input and is added to, joined with or selected beside a value."""
-    for slot in _operands(reader, call):
-        content = slot.content
-        if isinstance(content, fx.Node) and not _counts_nothing(reader, content):
-            return slot
-    return None
+    """The first tensor or size that does not depend on the input and is added to, joined with or selected beside it."""
+    return next((slot for slot in constant_operands(reader, call) if isinstance(slot.content, fx.Node)), None)
 
 
 def literal_operand(reader: GraphReader, call: Call) -> Slot | None:
     """The first number other than 0 that is added to or selected beside a value."""
-    for slot in _operands(reader, call):
+    return next((slot for slot in constant_operands(reader, call) if not isinstance(slot.content, fx.Node)), None)
+
+
+def constant_operands(reader: GraphReader, call: Call) -> list[Slot]:
+    """All operands that do not depend on the input and contribute beside a value: tensors, sizes, numbers."""
+    return [slot for slot in _operands(reader, call) if _contributes(reader, slot)]
+
+
+def _contributes(reader: GraphReader, slot: Slot) -> bool:
+    content = slot.content
+    if isinstance(content, fx.Node):
+        return not _counts_nothing(reader, content)
+    # torch.max(x, 1) has a dimension where torch.max(x, y) has a tensor.
+    is_number = isinstance(content, int | float) and not isinstance(content, bool)
+    return is_number and content != 0 and slot.parameter != "dim"
+
+
+def carrier(reader: GraphReader, call: Call) -> Slot | None:
+    """The first operand that carries a value: it tells how many samples there are, and how they lie."""
+    for slot in slots(call):
         content = slot.content
-        if isinstance(content, int | float) and not isinstance(content, bool) and content != 0:
-            return slot
+        if isinstance(content, fx.Node) and slot.parameter in call.op.value:
+            if reader.flow.kinds[content.name] in (VALUE, UNKNOWN):
+                return slot
     return None
 
 
@@ -109,13 +126,18 @@ def _operands(reader: GraphReader, call: Call) -> list[Slot]:
 
 
 def _counts_nothing(reader: GraphReader, node: fx.Node) -> bool:
-    """Whether a constant is no tensor, counted already, or zero by its very name."""
-    if node.meta.get("type") not in ("tensor", None) or reader.op(node) == "counted_constant":
+    """Whether a constant is no number, counted already, or zero by its very name."""
+    if node.meta.get("type") not in ("tensor", "size", None) or reader.op(node) == "counted_constant":
         return True
     name = getattr(node.target, "__name__", str(node.target))
     return name in ("zeros", "zeros_like", "new_zeros")
 
 
 SlotFinder = Callable[[GraphReader, Call], Slot | None]
-SLOTS: dict[str, SlotFinder] = {"gate": live_gate, "constant": constant_operand, "literal": literal_operand}
+SLOTS: dict[str, SlotFinder] = {
+    "gate": live_gate,
+    "constant": constant_operand,
+    "literal": literal_operand,
+    "carrier": carrier,
+}
 """The slots that a rule may name, as ``node.gate`` and so on."""
