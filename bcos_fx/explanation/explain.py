@@ -148,12 +148,12 @@ def _has_colours(start: Tensor, weights: Tensor) -> bool:
 def _not_linear(view: ExplanationView) -> VerificationError:
     breaks = [str(found) for found in view.certificate.breaks]
     more = f" and {len(breaks) - _NAMED} more" if len(breaks) > _NAMED else ""
-    gates = view.certificate.explained == "output" and any("makes a gate" in text for text in breaks)
+    ends_in_gate = any(found.node == view.end.name for found in view.certificate.breaks)
     return VerificationError(
         f"the network's {view.certificate.explained} is not dynamic linear, so no W(x) explains it",
         where="; ".join(breaks[:_NAMED]) + more,
         hint='explain the value before the last gate with output="logits"'
-        if gates
+        if ends_in_gate
         else "allow_incomplete=True explains the rest, and labels what is missing",
     )
 
@@ -228,7 +228,7 @@ def _notes(model: nn.Module, images: Tensor) -> list[str]:
     """What is odd about the images, said aloud and kept."""
     if not isinstance(model, BcosNetwork) or not model.record.inputs[0].encoded:
         return []
-    low, high = float(images.min()), float(images.max())
+    low, high = float(images.detach().min()), float(images.detach().max())
     if low >= 0 and high <= 1:
         return []
     note = f"the images hold values from {low:.3g} to {high:.3g}, and the network was made for [0, 1]"
