@@ -1,0 +1,276 @@
+"""Colours against a slow reference, results, and the files that explanations are written to."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import bcos_fx
+from bcos_fx.explanation import Constants, Explanation
+from bcos_fx.explanation.classes import read_classes
+from bcos_fx.explanation.colour import coloured, pictures, signed
+from bcos_fx.explanation.gallery import cards, page
+from bcos_fx.explanation.saving import Collector
+from tests.explanation.networks import converted, images, slow_colours
+
+EVIL = '<script>alert("1")</script>.jpg'
+
+
+@pytest.fixture(scope="module")
+def found() -> Explanation:
+    return bcos_fx.explain(converted(), images(), names=("fish", "dog", "tabby, tabby cat", "car", "cup"))
+
+
+@pytest.fixture(scope="module")
+def several() -> Explanation:
+    return bcos_fx.explain(converted(), images(), [[0, 1]] * 3)
+
+
+@pytest.mark.parametrize(("channels", "smooth", "percentile"), [(6, 3, 99.5), (6, 1, 90.0), (2, 5, 100.0)])
+def test_colours_equal_the_slow_reference(channels: int, smooth: int, percentile: float) -> None:
+    weights = torch.randn(3, channels, 7, 9, dtype=torch.float64)
+    weights[0, :, 2, 3] = 0
+    weights[1] = -weights[1].abs()
+    contributions = torch.randn(3, 7, 9, dtype=torch.float64)
+    made = coloured(weights, contributions, smooth=smooth, percentile=percentile)
+    assert made.shape == (3, 4, 7, 9)
+    for n in range(3):
+        torch.testing.assert_close(made[n], slow_colours(weights[n], contributions[n], smooth, percentile))
+
+
+def test_nothing_gives_no_colour_and_no_nan() -> None:
+    made = coloured(torch.zeros(1, 6, 5, 5), torch.zeros(1, 5, 5))
+    assert made.abs().max() == 0
+    assert signed(torch.zeros(1, 5, 5)).min() == 1
+
+
+def test_signed_colours_mirror() -> None:
+    values = torch.tensor([[[-2.0, 0.0, 2.0]]])
+    made = signed(values, percentile=100)[0, :3, 0]
+    assert made[:, 1].tolist() == [1, 1, 1]
+    assert made[0, 2] > made[2, 2], "for is red"
+    assert made[2, 0] > made[0, 0], "against is blue"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"smooth": 4}, "odd"), ({"smooth": 99}, "smaller"), ({"percentile": 0}, "above 0")],
+)
+def test_senseless_options_of_colours_are_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(bcos_fx.BcosFxError, match=words):
+        coloured(torch.zeros(1, 6, 5, 5), torch.zeros(1, 5, 5), **change)
+    with pytest.raises(bcos_fx.BcosFxError, match="no colours"):
+        coloured(torch.zeros(1, 5, 5, 5), torch.zeros(1, 5, 5))
+
+
+def test_without_mean_and_std_there_are_signed_contributions_only(found: Explanation) -> None:
+    plain = bcos_fx.explain(converted(mean=None, std=None), images())
+    assert found.colours
+    assert not plain.colours
+    torch.testing.assert_close(pictures(plain), signed(plain.contributions.float()))
+    text = " ".join(t.get_text() for t in plain.plot().texts) + str(plain.plot()._supxlabel.get_text())
+    assert "no colour" in text
+
+
+def test_images_come_one_a_sample_and_target(found: Explanation, several: Explanation) -> None:
+    assert found[0].image().size == (12, 12)
+    assert found[0].image().mode == "RGBA"
+    assert len(found.image()) == 3
+    assert len(several.image()) == 6
+
+
+def test_a_result_can_be_taken_apart_and_joined(several: Explanation) -> None:
+    again = Explanation.joined([several[0], several[1:]])
+    assert torch.equal(again.weights, several.weights)
+    assert torch.equal(again.residual, several.residual)
+    assert list(again.constants) == list(several.constants)
+    assert several[-1].output.tolist() == several.output[2:].tolist()
+    assert len(several[0]) == 1
+    assert several.to("cpu").output.equal(several.output)
+
+
+def test_constants_know_their_sum_and_shares(several: Explanation) -> None:
+    constants = several.constants
+    total = sum(constants.values())
+    assert torch.equal(constants.total(), total)
+    shares = sum(constants.shares().values())
+    torch.testing.assert_close(shares, torch.ones_like(shares))
+    largest = constants.largest(2)
+    assert abs(constants[largest[0][0]].mean() - largest[0][1]) < 1e-12
+    assert "Constants(" in repr(constants)
+    none = Constants({}, torch.zeros(3))
+    assert (none.total().tolist(), none.shares(), none.largest()) == ([0, 0, 0], {}, [])
+
+
+def test_texts_say_the_sum(found: Explanation) -> None:
+    text = repr(found)
+    first = re.search(r": ([-\d.e]+) = ([-\d.e]+) from the input ([-+\d.e]+) constants", text)
+    assert first is not None
+    output, own, constants = (float(number) for number in first.groups())
+    assert abs(output - own - constants) < 1e-3 * max(1, abs(output))
+    assert "tabby" in found._repr_html_() or "dog" in found._repr_html_() or "fish" in found._repr_html_()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg", ".html"])
+def test_pictures_are_written_whole(suffix: str, found: Explanation, tmp_path: Path) -> None:
+    path = found.save(tmp_path / f"e{suffix}")
+    assert path.stat().st_size > 5_000
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+    if suffix == ".png":
+        with Image.open(path) as picture:
+            assert picture.width > 600
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_numbers_come_back_as_they_were(suffix: str, several: Explanation, tmp_path: Path) -> None:
+    path = several.save(tmp_path / f"e{suffix}")
+    if suffix == ".npz":
+        read = dict(np.load(path, allow_pickle=False))
+        facts = json.loads(str(read["facts"]))
+    else:
+        with safe_open(path, "np") as file:
+            read = {name: file.get_tensor(name) for name in file.keys()}
+            facts = json.loads(file.metadata()["explanation"])
+    assert np.array_equal(read["weights"], several.weights.numpy())
+    assert np.array_equal(read["contributions"], several.contributions.numpy())
+    source = next(iter(several.constants))
+    assert np.array_equal(read[f"constants.{source}"], several.constants[source].numpy())
+    assert facts["where"] == "output"
+
+
+def test_bad_places_are_refused_and_leave_nothing(found: Explanation, tmp_path: Path) -> None:
+    with pytest.raises(bcos_fx.BcosFxError, match=r"\.png, \.pdf, \.svg, \.html"):
+        found.save(tmp_path / "e.gif")
+    with pytest.raises(bcos_fx.BcosFxError, match="cannot be written"):
+        found.save(tmp_path / "missing" / "e.npz")
+    with pytest.raises(bcos_fx.BcosFxError, match="no folder"):
+        Collector(tmp_path / "missing" / "e.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_figure_needs_matplotlib(found: Explanation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(bcos_fx.errors.MissingExtraError, match=r"bcos-fx\[plot\]"):
+        found.save(tmp_path / "e.png")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(bcos_fx.BcosFxError):
+        found.plot(top=0)
+
+
+def test_sequences_and_features_are_drawn_as_bars() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3)).double().eval()
+    found = bcos_fx.explain(model, torch.randn(2, 4).double())
+    assert found.plot().axes
+    with pytest.raises(bcos_fx.BcosFxError, match="no picture"):
+        found.image()
+    assert "highest outputs" in page(cards(found))
+
+
+# ---------------------------------------------------------------- the gallery
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium is installed, so nothing can render the page")
+    return program
+
+
+def browse(program: str, folder: Path, address: str, *words: str) -> str:
+    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags = [*quiet.split(), "--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}"]
+    command = [program, *flags, "--virtual-time-budget=3000", *words, address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# Asks the page, once it is drawn, what it shows: written into the document's title, which --dump-dom prints.
+_ASK = """<script>addEventListener("load", () => {
+  const pictures = Array.from(document.images);
+  const decoded = pictures.filter(p => p.complete && p.naturalWidth > 0).length;
+  const shown = () => Array.from(document.querySelectorAll(".card")).filter(c => c.offsetHeight > 0).length;
+  const before = shown();
+  const search = document.getElementById("search");
+  search.value = "second"; search.dispatchEvent(new Event("input"));
+  document.title = JSON.stringify({decoded, pictures: pictures.length, before, after: shown()});
+});</script></body>"""
+
+
+def test_a_gallery_is_rendered_and_searchable(chromium: str, found: Explanation, tmp_path: Path) -> None:
+    text = page(cards(found, [EVIL, "second.jpg", "third.jpg"]))
+    assert EVIL not in text
+    assert html.escape(EVIL) in text
+    assert not re.search(r"https?:", text), "the page asks the network for something"
+    path = tmp_path / "gallery.html"
+    path.write_text(text.replace("</body>", _ASK), encoding="utf-8")
+    seen = browse(chromium, tmp_path, path.as_uri(), "--dump-dom")
+    told = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", seen)[1]))  # type: ignore[index]
+    assert told == {"decoded": 9, "pictures": 9, "before": 3, "after": 1}
+
+
+def test_a_gallery_shows_the_pictures_on_the_screen(chromium: str, found: Explanation, tmp_path: Path) -> None:
+    red = torch.zeros(1, 3, 12, 12, dtype=torch.float64)
+    red[:, 0] = 1
+    shown = Explanation.joined([found[0]])
+    painted = page(cards(Explanation(**{**vars(shown), "inputs": red})))
+    path = tmp_path / "gallery.html"
+    path.write_text(painted, encoding="utf-8")
+    picture = tmp_path / "shot.png"
+    browse(chromium, tmp_path, path.as_uri(), "--window-size=900,900", f"--screenshot={picture}")
+    with Image.open(picture) as opened:
+        pixels = np.asarray(opened.convert("RGB"), dtype=int)
+    pure = (pixels[..., 0] > 240) & (pixels[..., 1] < 20) & (pixels[..., 2] < 20)
+    assert 0.8 * 224 * 224 < pure.sum() < 1.2 * 224 * 224, "the input, all red, is to fill its square"
+
+
+# ---------------------------------------------------------------- class names
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["fish\ndog\n\n", '["fish", "dog"]', '{"1": "dog", "0": "fish"}', '{"0": ["n01", "fish"], "1": ["n02", "dog"]}'],
+)
+def test_class_names_are_read_in_every_form(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes"
+    path.write_text(text, encoding="utf-8")
+    assert read_classes(path) == ("fish", "dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("fish\n\ndog", ":2"),
+        ("", "no class names"),
+        ('["fish", 3]', "class 1 is 3"),
+        ('["fish",', ":1"),
+        ('{"0": "fish", "2": "dog"}', "class 1 is not among them"),
+    ],
+)
+def test_wrong_class_names_are_pointed_at(text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "classes"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(bcos_fx.BcosFxError) as caught:
+        read_classes(path)
+    assert words in str(caught.value)
+
+
+def test_a_mistyped_file_of_class_names_is_guessed(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("fish", encoding="utf-8")
+    with pytest.raises(bcos_fx.BcosFxError, match=r"classes\.txt"):
+        read_classes(tmp_path / "clases.txt")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(bcos_fx.BcosFxError, match="UTF-8"):
+        read_classes(tmp_path / "binary")
