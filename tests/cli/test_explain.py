@@ -1,0 +1,177 @@
+"""explain, and what check says of a network alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tests.cli.conftest import SHAPE, TINY, Run
+
+
+@pytest.fixture
+def photographs(folder: Path) -> Path:
+    inside = folder / "photographs"
+    inside.mkdir()
+    generator = np.random.default_rng(0)
+    for n in range(3):
+        pixels = generator.integers(0, 256, (20 + 4 * n, 16 + 8 * n, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(inside / f"{n}.png")
+    return inside
+
+
+@pytest.fixture
+def spoilt(photographs: Path) -> Path:
+    (photographs / "bad.jpg").write_bytes(b"no image")
+    return photographs
+
+
+def test_an_image_is_explained_by_a_picture_and_a_sum(run: Run, artifact: Path, photographs: Path) -> None:
+    done = run("explain", artifact, photographs / "0.png")
+    assert done.exit_code == 0, done.output
+    assert "residual" in done.stdout
+    assert "1 of 1 images explained" in done.stdout
+    assert Path("explanation.png").stat().st_size > 5_000
+
+
+def test_json_has_sums_that_add_up(run: Run, artifact: Path, photographs: Path) -> None:
+    done = run("explain", artifact, photographs, "--target", "top2", "-o", "all.html", "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    assert len(said["images"]) == 3
+    for row in said["images"]:
+        for output, own, constants, residual in zip(
+            row["output"], row["input"], row["constants"], row["residual"], strict=True
+        ):
+            assert abs(output - own - constants - residual) < 1e-6
+            assert abs(residual) < 1e-3
+        assert len(row["target"]) == 2
+        assert row["target"][0] == row["prediction"]
+    assert Path("all.html").read_text(encoding="utf-8").count('class="card"') == 3
+
+
+def test_a_corrupt_image_is_skipped_and_listed(run: Run, artifact: Path, spoilt: Path) -> None:
+    done = run("explain", artifact, spoilt, "-o", "all.html")
+    assert done.exit_code == 1
+    assert "3 of 4 images explained" in done.stdout
+    assert "bad.jpg" in done.stderr
+    assert Path("all.html").exists()
+    alone = run("explain", artifact, spoilt / "bad.jpg", "-o", "none.html")
+    assert alone.exit_code == 2
+    assert "none of the 1 images" in alone.stderr
+    assert not Path("none.html").exists()
+
+
+def test_names_and_differences(run: Run, artifact: Path, photographs: Path, folder: Path) -> None:
+    classes = run("explain", artifact, photographs / "0.png", "--json")
+    count = max(json.loads(classes.stdout)["images"][0]["target"][0] + 1, 3)
+    (folder / "classes.txt").write_text("\n".join(f"kind {n}" for n in range(count)), encoding="utf-8")
+    words = ("explain", artifact, photographs / "0.png", "--classes", "classes.txt", "-o", "a.npz")
+    done = run(*words, "--target", "kind 1")
+    assert done.exit_code == 0, done.output
+    assert "kind 1" in done.stdout
+    assert run(*words, "--target", "kind 1", "--against", "0").exit_code == 0
+    wrong = run(*words, "--target", "kynd 1")
+    assert wrong.exit_code == 2
+    assert "did you mean 'kind 1'" in wrong.stderr
+    assert run(*words, "--against", "0").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("explain", "tiny.safetensors", "photographs", "-o", "e.gif"), ".png, .pdf"),
+        (("explain", "tiny.safetensors", "photographs", "-o", "missing/e.png"), "no folder"),
+        (("explain", "tiny.safetensors", "photografs"), "did you mean 'photographs'"),
+        (("explain", "tiny.safetensor", "photographs"), "tiny.safetensors"),
+        (("explain", "weights.pth", "photographs"), "convert it first"),
+        (("explain", "photographs/0.png", "photographs"), "not a converted network"),
+        (("explain", "tiny.safetensors", "photographs", "--target", "999"), "is no output"),
+        (("explain", "tiny.safetensors", "photographs", "--target", "tabby"), "no class names"),
+        (("explain", "tiny.safetensors", "photographs", "--output", "nolayer"), "no layer named"),
+        (("explain", "tiny.safetensors", "photographs", "--classes", "nothing.txt"), "cannot be read"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value[1:]),
+)
+def test_bad_input_is_one_message_and_leaves_no_file(
+    words: tuple[str, ...], said: str, run: Run, artifact: Path, photographs: Path, folder: Path
+) -> None:
+    before = sorted(folder.rglob("*"))
+    done = run(*words)
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr
+    assert "Traceback" not in done.output
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_check_certifies_a_converted_network(run: Run, artifact: Path) -> None:
+    done = run("check", artifact)
+    assert done.exit_code == 0, done.output
+    assert "dynamic linear: output = W(x)" in done.stdout
+    assert "contributions complete" in done.stdout
+    said = json.loads(run("check", artifact, "--json").stdout)["certificate"]
+    assert said["ok"] is True
+    assert said["completeness"]["verdict"] == "complete"
+    assert said["completeness"]["relative_gap"] <= 1e-9
+    assert {entry["source"] for entry in said["constants"]}
+
+
+def test_check_certifies_an_original(run: Run, weights: Path) -> None:
+    done = run("check", weights, "--arch", TINY)
+    assert done.exit_code == 0, done.output
+    assert "dynamic linear: output = W(x)" in done.stdout
+
+
+_GATED = """
+import torch
+from torch import nn
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 3))
+"""
+
+
+@pytest.fixture
+def gated(run: Run, folder: Path) -> Path:
+    """A converted network whose value passes a sigmoid."""
+    (folder / "gated.py").write_text(_GATED, encoding="utf-8")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 3))
+    torch.save(model.state_dict(), folder / "gated.pth")
+    words = (
+        "convert",
+        "gated.pth",
+        "--arch",
+        "gated.py:build",
+        *SHAPE,
+        "--recipe",
+        "equivalent",
+        "-o",
+        "g.safetensors",
+    )
+    assert run(*words).exit_code == 0
+    return folder / "g.safetensors"
+
+
+def test_check_names_what_breaks_linearity(run: Run, gated: Path) -> None:
+    done = run("check", gated)
+    assert done.exit_code == 1
+    assert "not dynamic linear" in done.stdout
+    assert "sigmoid" in done.stdout
+    assert json.loads(run("check", gated, "--json").stdout)["certificate"]["breaks"][0]["op"] == "sigmoid"
+
+
+def test_an_incomplete_explanation_is_refused_or_said_to_be(run: Run, gated: Path, photographs: Path) -> None:
+    refused = run("explain", gated, photographs / "0.png")
+    assert refused.exit_code == 1
+    assert "sigmoid" in refused.stderr
+    assert not Path("explanation.png").exists()
+    said = run("explain", gated, photographs / "0.png", "--allow-incomplete")
+    assert said.exit_code == 1
+    assert "INCOMPLETE" in said.stdout
+    assert Path("explanation.png").exists()
