@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from bcos_fx.nn.dynamic import DynamicLayer
 from bcos_fx.proofs.preparation import Prepared
 from bcos_fx.rewriting.build_view import adds_a_constant, adds_an_uncounted_constant, operand_source, shift_source
 from bcos_fx.rewriting.flow import CONSTANT, EXPLAINED, GATE, UNKNOWN, VALUE
@@ -168,13 +169,22 @@ def _left_undone(reader: GraphReader, node: fx.Node) -> str | None:
     call = reader.call(node)
     if call is None or node.op == "output" or node.meta.get(EXPLAINED) or reader.flow.kinds[node.name] != VALUE:
         return None
-    if call.op.linearity in ("normalise", "ratio"):
+    if call.op.linearity in ("normalise", "ratio") or isinstance(call.module, DynamicLayer):
         return "its weight is a layer's or call's own secret: no rule could hold it fixed"
     if constant_operands(reader, call) or adds_an_uncounted_constant(reader, call) is True:
         return "it adds a constant that no rule could count"
     if SLOTS["gate"](reader, call) is not None:
         return "it reads a gate that no rule could hold fixed"
     return None
+
+
+def uncounted(found: Certificate, counted: tuple[str, ...]) -> tuple[Break, ...]:
+    """The constants of a certificate that a view does not count, by source."""
+    return tuple(
+        Break(constant.node, "constant", f"{constant.source} contributes, and no rule could count it", "", None)
+        for constant in found.constants
+        if constant.source not in counted
+    )
 
 
 def with_breaks(found: Certificate, breaks: tuple[Break, ...]) -> Certificate:

@@ -11,6 +11,7 @@ it are the network's own. No gradient reaches the network's parameters.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.nn import Counted, CountedConstant
 from bcos_fx.nn.ledger import count
 from bcos_fx.proofs.evaluation import evaluate
-from bcos_fx.proofs.linearity import Certificate, certificate, unfinished, with_breaks
+from bcos_fx.proofs.linearity import Certificate, certificate, uncounted, unfinished, with_breaks
 from bcos_fx.proofs.preparation import Prepared, entry, prepare, recipe
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.ops import vocabulary
@@ -76,6 +77,8 @@ class ExplanationView:
     ) -> None:
         prepared = prepare(network, output=output, source=source)
         self.certificate: Certificate = certificate(prepared)
+        # The same layers, nothing frozen: what sums are compared with must not come from the view's own arithmetic.
+        self._unfrozen = fx.GraphModule(prepared.graph_module, copy.deepcopy(prepared.graph_module.graph))
         self._freeze(prepared)
         self._network = weakref.ref(network) if isinstance(network, BcosNetwork) else None
         self._separable: bool | None = None
@@ -97,7 +100,9 @@ class ExplanationView:
         reader = GraphReader(self.graph_module, vocabulary(), Options())
         self._value_path = reader.flow.value_path
         self._names = (*self.sources, *(f"the input {_input(node).target}" for node in others))
-        self.certificate = with_breaks(self.certificate, unfinished(reader))
+        self.certificate = with_breaks(
+            self.certificate, unfinished(reader) or uncounted(self.certificate, self.sources)
+        )
 
     def _module(self, node: fx.Node) -> object:
         return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -110,6 +115,15 @@ class ExplanationView:
         """Run the view for its value alone, under no_grad; the network's own output but for rounding."""
         with torch.no_grad():
             value: Tensor = evaluate(self.graph_module, self.environment(inputs), self.end)
+        return value
+
+    def network_value(self, inputs: Sequence[Any]) -> Tensor:
+        """Run the network itself to what is explained, under no_grad; nothing of the view has a hand in it."""
+        nodes = list(self._unfrozen.graph.nodes)
+        known = zip([node for node in nodes if node.op == "placeholder"], inputs, strict=True)
+        end = next(node for node in nodes if node.op == "output").all_input_nodes[0]
+        with torch.no_grad():
+            value: Tensor = evaluate(self._unfrozen, dict(known), end)
         return value
 
     def on_value_path(self, node: fx.Node) -> bool:

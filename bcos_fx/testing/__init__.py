@@ -14,7 +14,7 @@ if find_spec("hypothesis") is None:
 
 from bcos_fx.testing.networks import images, networks, specifications, variation
 from bcos_fx.testing.specification import Block, Network, Specification, Window
-from bcos_fx.testing.statistics import norm_statistics_from_data_, randomise_
+from bcos_fx.testing.statistics import norm_statistics_from_data_, randomise_, unit_gain_from_data_
 
 __all__ = [
     "Block",
@@ -26,5 +26,6 @@ __all__ = [
     "norm_statistics_from_data_",
     "randomise_",
     "specifications",
+    "unit_gain_from_data_",
     "variation",
 ]

@@ -7,15 +7,18 @@ through it, layer scales are 1e-6 or zero, heads are zero, and deep ones answer 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from bcos_fx.errors import UsageError
+from bcos_fx.nn import BcosLayer
+from bcos_fx.nn.batchnorm import _BatchNormUncentred
+from bcos_fx.nn.norms import NormLayer
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -84,6 +87,50 @@ def norm_statistics_from_data_(module: Network, inputs: Tensor | tuple[Tensor, .
         except ValueError as error:
             raise UsageError(f"no statistics from these inputs: {error}", hint="give more or larger inputs") from error
     return module
+
+
+def unit_gain_from_data_(network: Network, images: Tensor) -> Network:
+    """Rescale every B-cos layer and norm so that what it makes of its input has deviation 1, in one pass, in place.
+
+    Raising B shrinks activations, and in a deep network of random weights they vanish. The layers are set in the order
+    in which they run, each on what those before it now give. A layer that is called several times is set at its first
+    call; one whose output does not vary at all stays as it is.
+
+    Args:
+        network: weights (or gains, where the scale is ``unit``) are overwritten; biases and shifts are not.
+        images: (N, ...), what the network takes.
+
+    Returns:
+        The network itself.
+    """
+    layers = [part for part in network.modules() if isinstance(part, BcosLayer | NormLayer | _BatchNormUncentred)]
+    handles = [layer.register_forward_hook(_set_gain_once()) for layer in layers]
+    try:
+        with torch.no_grad():
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return network
+
+
+def _set_gain_once() -> Callable[[Any, tuple[Tensor, ...], Tensor], Tensor | None]:
+    done = False
+
+    def hook(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        nonlocal done
+        scaled = getattr(layer, "gain", None) if getattr(layer, "gain", None) is not None else layer.weight
+        deviation = float(output.std())
+        if done or scaled is None or not (math.isfinite(deviation) and deviation > 0):
+            return None
+        done = True
+        # With the scale "raw" a layer's output grows with |w|^B, otherwise with |w|.
+        power = layer.b if getattr(layer, "scale", None) == "raw" else 1.0
+        scaled.mul_(deviation ** (-1 / power))
+        result: Tensor = layer.forward(*inputs)
+        return result
+
+    return hook
 
 
 @contextmanager

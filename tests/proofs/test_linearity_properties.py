@@ -1,0 +1,109 @@
+"""Any small network: what is certified is complete, converted or not; what is spoiled on the value path is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import bcos_fx
+from bcos_fx.certification import certify, view_of
+from bcos_fx.proofs.completeness import check_completeness
+from bcos_fx.testing import networks
+from bcos_fx.testing.networks import Network
+
+EXAMPLES = 60
+
+# Drawn by name: reprs of networks and functions are no examples that could be read.
+SPOILS: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp,
+    "sigmoid": torch.sigmoid,
+    "softplus": F.softplus,
+    "cos": torch.cos,
+    "softmax": lambda x: torch.softmax(x, 1),
+    "add": lambda x: x + torch.sigmoid(x),
+    "argmax": lambda x: x * 0 + x.argmax(1, keepdim=True).to(x.dtype),
+    "round": torch.round,
+    "erfinv": lambda x: torch.erfinv(torch.tanh(x)),
+}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {name: f for name, f in SPOILS.items() if name != "argmax"}
+
+
+class Spoiled(nn.Module):
+    """Something done to a network's features before its classifier."""
+
+    def __init__(self, network: Network, function: Callable[[Tensor], Tensor], *, gate: bool) -> None:
+        super().__init__()
+        self.body, self.head, self.function, self.gate = network.body, network.head, function, gate
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        changed = self.function(y)
+        if self.gate:
+            changed = y * torch.sigmoid(changed)
+        return self.head(changed)
+
+
+def samples(network: Network) -> Tensor:
+    return torch.rand(3, *network.input_shape, dtype=torch.float64)
+
+
+def holds(module: nn.Module, x: Tensor) -> None:
+    view = view_of(module, x)
+    assert view.certificate.ok, view.certificate.to_text()
+    assert tuple(dict.fromkeys(c.source for c in view.certificate.constants)) == view.sources
+    found = check_completeness(view, [x])
+    assert found.worst <= 1e-9, str(found)
+    with torch.no_grad():
+        torch.testing.assert_close(view.value([x]), module(x), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=EXAMPLES // 4)
+@given(network=networks(max_blocks=3))
+def test_a_network_as_it_comes_is_certified_and_complete(network: Network) -> None:
+    holds(network.double(), samples(network))
+
+
+@settings(max_examples=EXAMPLES // 4)
+@given(
+    network=networks(max_blocks=3),
+    recipe=st.sampled_from(["equivalent", "bcosification", "bcos-v2"]),
+    scale=st.sampled_from(["cosine", "raw", "unit"]),
+)
+def test_a_converted_network_is_certified_and_complete(network: Network, recipe: str, scale: str) -> None:
+    x = samples(network)
+    options = {} if recipe == "bcos-v2" else {"scale": scale}
+    converted = bcos_fx.bcosify(network, example_inputs=x.float(), recipe=recipe, verified=False, **options)
+    holds(converted.double(), x)
+
+
+@settings(max_examples=EXAMPLES // 4)
+@given(network=networks(max_blocks=2), spoil=st.sampled_from(sorted(SPOILS)))
+def test_a_spoiled_value_path_is_named(network: Network, spoil: str) -> None:
+    certificate = certify(Spoiled(network, SPOILS[spoil], gate=False), samples(network))
+    assert not certificate.ok
+    assert any(spoil in found.op for found in certificate.breaks), certificate.to_text()
+    assert all("test_linearity_properties" in (found.source or "") for found in certificate.breaks)
+
+
+@settings(max_examples=EXAMPLES // 4)
+@given(network=networks(max_blocks=2), spoil=st.sampled_from(sorted(GATES)))
+def test_a_spoiled_gate_breaks_nothing(network: Network, spoil: str) -> None:
+    holds(Spoiled(network, GATES[spoil], gate=True), samples(network))
+
+
+@pytest.mark.slow
+@settings(max_examples=500)
+@given(network=networks(max_blocks=7), recipe=st.sampled_from(["none", "equivalent", "bcosification"]))
+def test_certified_is_complete_at_length(network: Network, recipe: str) -> None:
+    x = samples(network)
+    module: nn.Module = network
+    if recipe != "none":
+        module = bcos_fx.bcosify(network, example_inputs=x.float(), recipe=recipe, verified=False)
+    holds(module.double(), x)
