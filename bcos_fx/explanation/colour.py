@@ -47,14 +47,21 @@ def coloured(weights: Tensor, contributions: Tensor, *, smooth: int | None = Non
             hint="give (N, 6, H, W) and (N, H, W)",
         )
     width = _box(weights, smooth)
-    if not 0 < percentile <= 100:
-        raise UsageError(f"percentile is {percentile!r}", hint="give a number above 0, at most 100")
     length = weights.norm(dim=1, keepdim=True)
     opacity = torch.where(contributions.unsqueeze(1) > 0, length, 0)
     opacity = F.avg_pool2d(opacity, width, stride=1, padding=width // 2, count_include_pad=False)
-    full = torch.quantile(opacity.flatten(1).double(), percentile / 100, dim=1).to(opacity).view(-1, 1, 1, 1)
+    full = _full(opacity, percentile).view(-1, 1, 1, 1)
     opacity = (opacity / torch.where(full > 0, full, 1)).clamp(0, 1)
     return torch.cat([_hue(weights), opacity], dim=1)
+
+
+def _full(values: Tensor, percentile: float) -> Tensor:
+    """(N,) the values from which on a picture is full: the percentile, or the largest where that is 0."""
+    if not 0 < percentile <= 100:
+        raise UsageError(f"percentile is {percentile!r}", hint="give a number above 0, at most 100")
+    flat = values.flatten(1).double()
+    found = torch.quantile(flat, percentile / 100, dim=1)
+    return torch.where(found > 0, found, flat.amax(1)).to(values)
 
 
 def _box(weights: Tensor, smooth: int | None) -> int:
@@ -86,8 +93,7 @@ def signed(contributions: Tensor, *, percentile: float = 99.5) -> Tensor:
     Returns:
         (N, 4, H, W) in [0, 1], opaque.
     """
-    size = contributions.abs().flatten(1)
-    full = torch.quantile(size.double(), percentile / 100, dim=1).to(contributions).view(-1, 1, 1)
+    full = _full(contributions.abs(), percentile).view(-1, 1, 1)
     strength = (contributions / torch.where(full > 0, full, 1)).clamp(-1, 1).unsqueeze(1)
     ends = (end.to(contributions).view(1, 3, 1, 1) for end in (_AGAINST, _FOR))
     against, speaking_for = ends

@@ -98,7 +98,7 @@ def _draw_pictures(axes: list[Axes], sample: Explanation, cells: Tensor) -> None
 
 def _panel(ax: Axes, image: Any, title: str, below: str = "") -> None:
     ax.imshow(image, interpolation="nearest")
-    ax.set_title(_short(title), fontsize=9)
+    ax.set_title(_short(title), fontsize=9, parse_math=False)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.set_xlabel(below, fontsize=8)
@@ -130,12 +130,12 @@ def _draw_scores(ax: Axes, sample: Explanation, top: int) -> None:
     colours = [_OWN if int(index) in explained else _CONSTANT for index in classes]
     places = range(len(names))
     ax.barh(places, values.tolist(), color=colours, height=0.62)
-    ax.set_yticks(places, names, fontsize=8)
+    ax.set_yticks(places, names, fontsize=8, parse_math=False)
     ax.invert_yaxis()
     ax.axvline(0, color="#808080", linewidth=0.8)
     ax.tick_params(axis="x", labelsize=7)
     ax.set_title("highest outputs (dark: explained)", fontsize=9)
-    ax.set_xlabel(_sum(sample), fontsize=7.5)
+    ax.set_xlabel(_sum(sample), fontsize=7.5, parse_math=False)
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
 
@@ -157,7 +157,7 @@ def _draw_bars_of_places(ax: Axes, sample: Explanation) -> None:
     colours = [_FOR if value > 0 else _AGAINST for value in values.tolist()]
     ax.bar(range(len(values)), values.tolist(), color=colours)
     ax.axhline(0, color="#808080", linewidth=0.8)
-    ax.set_title(f"contributions to {_short(_target_name(sample, 0))}", fontsize=9)
+    ax.set_title(f"contributions to {_short(_target_name(sample, 0))}", fontsize=9, parse_math=False)
     ax.set_xlabel("position" if sample.encoded.dim() == 3 else "feature", fontsize=8)
     ax.tick_params(labelsize=7)
 
@@ -169,7 +169,7 @@ def _target_name(sample: Explanation, place: int) -> str:
 
 
 def _short(text: str) -> str:
-    return textwrap.shorten(text, _LABEL, placeholder="…") if " " in text else text[:_LABEL]
+    return text if len(text) <= _LABEL else text[: _LABEL - 1].rstrip() + "…"
 
 
 def _caption(drawn: Figure, explanation: Explanation, rows: int) -> None:
@@ -182,4 +182,4 @@ def _caption(drawn: Figure, explanation: Explanation, rows: int) -> None:
         said.insert(0, "INCOMPLETE: contributions do not add up to the output")
     if said:
         colour = _OWN if explanation.complete else _FOR
-        drawn.supxlabel(textwrap.fill(". ".join(said), 110), fontsize=8, color=colour)
+        drawn.supxlabel(textwrap.fill(". ".join(said), 110), fontsize=8, color=colour, parse_math=False)

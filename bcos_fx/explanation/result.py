@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,7 +65,7 @@ class Constants(Mapping[str, Tensor]):
         return f"Constants({len(self)}{': ' if named else ''}{named}{more})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Explanation:
     """Why a network gave an output: f(x) = Σ contributions + Σ constants (+ residual, which is rounding).
 
@@ -144,8 +145,8 @@ class Explanation:
 
     def __getitem__(self, samples: int | slice) -> Explanation:
         """Return the explanation of some samples; an index keeps the dimension N."""
-        if isinstance(samples, int):
-            place = range(len(self))[samples]
+        if not isinstance(samples, slice):
+            place = range(len(self))[operator.index(samples)]
             samples = slice(place, place + 1)
 
         def of(values: Tensor | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError
 from bcos_fx.proofs.view import Select
 
 _TOP = re.compile(r"top[1-9][0-9]*")
@@ -63,7 +64,9 @@ def named(target: Any, names: Sequence[str] | None) -> Any:
             f"the target {target!r} is a name, and no class names are known",
             hint="give class names (names=, or --classes)",
         )
-    raise UsageError(f"no class is named {target!r}", hint=nearest(target, _all_names(names)))
+    close = difflib.get_close_matches(target, _all_names(names), n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {len(names)} classes, the first is {names[0]!r}"
+    raise UsageError(f"no class is named {target!r}", hint=hint)
 
 
 def _answers_to(name: str, asked: str) -> bool:
@@ -73,8 +76,7 @@ def _answers_to(name: str, asked: str) -> bool:
 
 
 def _all_names(names: Sequence[str]) -> list[str]:
-    close = [part.strip() for name in names for part in name.split(",")]
-    return close if len(close) <= 5000 else close[:5000]
+    return [part.strip() for name in names for part in name.split(",")]
 
 
 def chosen(target: Any, value: Tensor) -> Chosen:

@@ -100,9 +100,9 @@ class ExplanationView:
         reader = GraphReader(self.graph_module, vocabulary(), Options())
         self._value_path = reader.flow.value_path
         self._names = (*self.sources, *(f"the input {_input(node).target}" for node in others))
-        self.certificate = with_breaks(
-            self.certificate, unfinished(reader) or uncounted(self.certificate, self.sources)
-        )
+        if self.certificate.ok:
+            missed = unfinished(reader) or uncounted(self.certificate, self.sources)
+            self.certificate = with_breaks(self.certificate, missed)
 
     def _module(self, node: fx.Node) -> object:
         return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None

@@ -108,6 +108,6 @@ def slow_colours(weights: Tensor, contributions: Tensor, smooth: int, percentile
     place = percentile / 100 * (len(ordered) - 1)
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
-    full = float(ordered[low] + (ordered[high] - ordered[low]) * (place - low)) or 1.0
+    full = float(ordered[low] + (ordered[high] - ordered[low]) * (place - low)) or float(ordered[-1]) or 1.0
     picture[3] = (picture[3] / full).clamp(0, 1)
     return picture
