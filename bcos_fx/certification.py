@@ -16,7 +16,6 @@ from bcos_fx.proofs.completeness import Completeness, check_completeness
 from bcos_fx.proofs.linearity import Certificate
 from bcos_fx.proofs.view import ExplanationView
 from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.subject import check_module
 from bcos_fx.tracing import trace
 from bcos_fx.tracing.inputs import ExampleError
@@ -108,13 +107,12 @@ def _made_of(network: BcosNetwork) -> list[tuple[int, bool]]:
 
 
 def _traced(module: nn.Module, inputs: Inputs | None) -> fx.GraphModule:
-    peers = vocabulary().peers_in(module)
     if inputs is not None:
-        return trace(module, _two_samples(inputs), leaf_modules=peers).graph_module
+        return trace(module, _two_samples(inputs)).graph_module
     failures: list[ExampleError] = []
     for guess in example.guesses(module):
         try:
-            return trace(module, guess, leaf_modules=peers).graph_module
+            return trace(module, guess).graph_module
         except ExampleError as failure:
             failures.append(failure)
     raise example.no_guess_fits(failures)

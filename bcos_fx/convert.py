@@ -190,17 +190,13 @@ class _Conversion:
         self.before = read_rows(self.reader)
         self.precision = Precision(self.graph_module)
 
-    def _trace(self, example_inputs: Inputs) -> Trace:
-        peers = self.engine.ops.peers_in(self.module)
-        return trace(self.module, example_inputs, output=self.output, leaf_modules=peers)
-
     def _traced(self, example_inputs: Inputs | None) -> tuple[Inputs, Trace]:
         if example_inputs is not None:
-            return example_inputs, self._trace(example_inputs)
+            return example_inputs, trace(self.module, example_inputs, output=self.output)
         failures: list[ExampleError] = []
         for guess in example.guesses(self.module):
             try:
-                return guess, self._trace(guess)
+                return guess, trace(self.module, guess, output=self.output)
             except ExampleError as failure:
                 failures.append(failure)
         raise example.no_guess_fits(failures)
@@ -298,7 +294,7 @@ class _Conversion:
             return tuple(spec.original(x) for spec, x in zip(self.specs, inputs, strict=True))
 
         def retrace() -> fx.GraphModule:
-            graph_module = self._trace(self.given).graph_module
+            graph_module = trace(self.module, self.given, output=self.output).graph_module
             mark_origins(GraphReader(graph_module, self.engine.ops, self.recipe.options))
             return graph_module
 

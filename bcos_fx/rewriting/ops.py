@@ -46,7 +46,6 @@ class Op:
         constants: parameters that add a constant to the result, such as a bias.
         variadic: the parameter that takes all remaining positional arguments, if any.
         view: it stands in explanation views only, so no file can hold it.
-        peers: qualified names of other packages' layers, which are never imported and which no file holds.
     """
 
     name: str
@@ -63,7 +62,6 @@ class Op:
     constants: tuple[str, ...] = ()
     variadic: str | None = None
     view: bool = False
-    peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,6 @@ class Vocabulary:
         self._modules: dict[type, Op] = {}
         self._functions: dict[object, Op] = {}
         self._methods: dict[str, Op] = {}
-        self._peers = {name: op for op in ops.values() for name in op.peers}
         for op in ops.values():
             self._modules |= {resolve(name): op for name in op.modules}
             self._functions |= {resolve(name): op for name in op.functions}
@@ -129,18 +126,12 @@ class Vocabulary:
         Placeholders, parameters and outputs are the ops ``input``, ``parameter`` and ``output``.
         """
         if node.op == "call_module":
-            kind = type(root.get_submodule(str(node.target)))
-            return self._modules.get(kind) or self._peers.get(_qualified(kind))
+            return self._modules.get(type(root.get_submodule(str(node.target))))
         if node.op == "call_function":
             return self._functions.get(node.target)
         if node.op == "call_method":
             return self._methods.get(str(node.target))
         return BOUNDARY[node.op]
-
-    def peers_in(self, module: nn.Module) -> tuple[type[nn.Module], ...]:
-        """Return the classes of other packages' layers in a module that are known here; tracing keeps them whole."""
-        kinds = dict.fromkeys(type(part) for part in module.modules())
-        return tuple(kind for kind in kinds if _qualified(kind) in self._peers)
 
     def call(self, node: fx.Node, root: nn.Module) -> Call | None:
         """Read a node as a :class:`Call`, or None where no entry knows it."""
@@ -154,10 +145,6 @@ class Vocabulary:
             options = {p: getattr(module, op.attributes.get(p, p), op.defaults.get(p)) for p in missing}
             return Call(op, node, module, given | options)
         return Call(op, node, None, arguments_of(op, node, node.args, node.kwargs))
-
-
-def _qualified(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def arguments_of(op: Op, node: fx.Node, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -234,7 +221,6 @@ def _read_op(name: str, table: Table) -> Op:
         constants=table.strings("constants"),
         variadic=table.text("variadic", default=None),
         view=table.flag("view"),
-        peers=table.strings("peers"),
     )
     table.finish()
     return op

@@ -358,8 +358,6 @@ def is_classifier_output(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("b-differs")
 def b_differs(reader: GraphReader, call: Call) -> Verdict:
-    """The B-cos layer has another B than the options ask for, and did not come with it."""
+    """The B-cos layer has another B than the options ask for."""
     layer = call.module
-    if isinstance(layer, BcosLayer) and any(rule.startswith("peer-") for rule in call.node.meta.get("rules", ())):
-        return False
     return isinstance(layer, BcosLayer) and layer.b != reader.options.pressure(str(call.node.target))

@@ -35,9 +35,8 @@ CHANGELOG = Path(__file__).resolve().parents[2] / "CHANGELOG.md"
 @functools.cache
 def shipped() -> dict[str, Rule]:
     files = [path for path in sorted(rules_directory().glob("*.toml")) if path.stem != "ops"]
-    # Rules of views are shown in tests/proofs/test_every_view_rule.py, those for peers in tests/models/test_peer.py.
-    rules = [rule for rule in load_rules(files) if rule.phase != "freeze" and not rule.name.startswith("peer-")]
-    return {rule.name: rule for rule in rules}
+    # Rules of views are shown in tests/proofs/test_every_view_rule.py.
+    return {rule.name: rule for rule in load_rules(files) if rule.phase != "freeze"}
 
 
 def images(case: Case, count: int = 6, channels: int | None = None) -> Tensor:
