@@ -2,8 +2,8 @@
 
 Its modules are read by their attributes; nothing of the package is imported. What they compute is B-cos v2 (Böhle et
 al., "B-cos Alignment for Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024, section 3) with these
-stabilisers: a convolution has |x| = sqrt(sum x^2 + 1e-6), a linear layer |x| + 1e-12, and at a B other than 1 and 2 both
-add 1e-6 to |cos| as well, which our layers do not.
+stabilisers: a convolution has |x| = sqrt(sum x^2 + 1e-6), a linear layer |x| + 1e-12, and at a B other than 1 and 2
+both add 1e-6 to |cos| as well, which our layers do not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.nn.construction import construct
 from bcos_fx.rewriting.build import Build, Refused, builder
 from bcos_fx.rewriting.match import Verdict
-from bcos_fx.rewriting.ops import Call, vocabulary
+from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.predicates import predicate
 from bcos_fx.rewriting.reader import GraphReader
 
@@ -39,12 +39,6 @@ def is_a_plain_bcos_transform(reader: GraphReader, call: Call) -> Verdict:
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         return f"it pads with {layer.padding_mode!r}, but measures its patches as if it padded with zeros"
     return True
-
-
-def came_from_a_peer(call: Call) -> bool:
-    """Whether the node called a peer's layer when the network was traced."""
-    known = vocabulary().ops.get(str(call.node.meta.get("was")))
-    return known is not None and bool(known.peers)
 
 
 @builder("peer-bcos-layer")
