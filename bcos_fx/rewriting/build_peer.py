@@ -62,10 +62,9 @@ def peer_bcos_layer(build: Build) -> nn.Module:
 
 @builder("peer-batch-norm")
 def peer_batch_norm(build: Build) -> nn.Module:
-    """Our uncentred batch norm around a peer's tensors. An uncentred peer's running mean is no part of its function."""
+    """Our uncentred batch norm around a peer's tensors; the peer's running mean is no part of its function."""
     peer: Any = build.layer
-    centred = not type(peer).__name__.endswith("Uncentered2d")
-    shift = centred or peer.bias is not None
+    shift = peer.bias is not None
     affine = peer.weight is not None
     if peer.bias is not None and not affine:
         raise Refused("it has a shift without a scale")
@@ -73,7 +72,7 @@ def peer_batch_norm(build: Build) -> nn.Module:
     norm = construct(bnn.BatchNormUncentred2d, options | {"affine": affine, "shift": shift})
     norm.weight, norm.running_var, norm.num_batches_tracked = peer.weight, peer.running_var, peer.num_batches_tracked
     if shift:
-        norm.running_mean = peer.running_mean if centred else torch.zeros_like(peer.running_var)
+        norm.running_mean = torch.zeros_like(peer.running_var)
     norm.bias = peer.bias
     return norm.train(peer.training)
 
