@@ -155,7 +155,7 @@ def test_eps_is_inside_the_root(eps: float) -> None:
 @pytest.mark.parametrize("b", [1.5, 2.0])
 @pytest.mark.parametrize("eps", [1e-12, 1e-2])
 def test_eps_can_be_added_to_the_norm(b: float, eps: float) -> None:
-    layer = bnn.BcosLinear(5, 3, bias=False, b=b, eps=eps, eps_at="norm", dtype=torch.float64)
+    layer = bnn.BcosLinear(5, 3, False, b=b, scale="unit", gain=False, eps=eps, eps_at="norm", dtype=torch.float64)
     x = inputs(4, 5).detach()
     x[0] = 0
     x.requires_grad_()
