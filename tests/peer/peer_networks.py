@@ -1,4 +1,4 @@
-"""Networks of the package ``bcos``, untrained, with norm statistics from data: fresh ones answer the same to everything."""
+"""Networks of the package ``bcos``, untrained, with norm statistics from data: fresh ones answer everything alike."""
 
 from __future__ import annotations
 

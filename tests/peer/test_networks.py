@@ -144,7 +144,7 @@ def test_scaled_convolutions_keep_their_fixed_scale(name: str) -> None:
     assert not made.gain.requires_grad
 
 
-@pytest.mark.parametrize("name", [*norm_layers()] if pytest.importorskip("bcos") else [])
+@pytest.mark.parametrize("name", [*norm_layers()])
 def test_norms(name: str) -> None:
     _ours(norm_layers()[name])
 
