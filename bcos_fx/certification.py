@@ -16,6 +16,7 @@ from bcos_fx.proofs.completeness import Completeness, check_completeness
 from bcos_fx.proofs.linearity import Certificate
 from bcos_fx.proofs.view import ExplanationView
 from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.subject import check_module
 from bcos_fx.tracing import trace
 from bcos_fx.tracing.inputs import ExampleError
@@ -108,11 +109,11 @@ def _made_of(network: BcosNetwork) -> list[tuple[int, bool]]:
 
 def _traced(module: nn.Module, inputs: Inputs | None) -> fx.GraphModule:
     if inputs is not None:
-        return trace(module, _two_samples(inputs)).graph_module
+        return trace(module, _two_samples(inputs), leaf_modules=vocabulary().peers).graph_module
     failures: list[ExampleError] = []
     for guess in example.guesses(module):
         try:
-            return trace(module, guess).graph_module
+            return trace(module, guess, leaf_modules=vocabulary().peers).graph_module
         except ExampleError as failure:
             failures.append(failure)
     raise example.no_guess_fits(failures)

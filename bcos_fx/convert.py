@@ -192,14 +192,17 @@ class _Conversion:
 
     def _traced(self, example_inputs: Inputs | None) -> tuple[Inputs, Trace]:
         if example_inputs is not None:
-            return example_inputs, trace(self.module, example_inputs, output=self.output)
+            return example_inputs, self._trace(example_inputs)
         failures: list[ExampleError] = []
         for guess in example.guesses(self.module):
             try:
-                return guess, trace(self.module, guess, output=self.output)
+                return guess, self._trace(guess)
             except ExampleError as failure:
                 failures.append(failure)
         raise example.no_guess_fits(failures)
+
+    def _trace(self, inputs: Inputs) -> Trace:
+        return trace(self.module, inputs, output=self.output, leaf_modules=self.engine.ops.peers)
 
     def preserve(self) -> None:
         """Run the phases that preserve the function, in float64: what they compute is rounded only once."""
@@ -294,7 +297,7 @@ class _Conversion:
             return tuple(spec.original(x) for spec, x in zip(self.specs, inputs, strict=True))
 
         def retrace() -> fx.GraphModule:
-            graph_module = trace(self.module, self.given, output=self.output).graph_module
+            graph_module = self._trace(self.given).graph_module
             mark_origins(GraphReader(graph_module, self.engine.ops, self.recipe.options))
             return graph_module
 

@@ -6,6 +6,7 @@ from bcos_fx.checkpoint.architecture import build_architecture, guess_architectu
 from bcos_fx.checkpoint.identify import FileKind, identify
 from bcos_fx.checkpoint.inspection import Inspection, TensorRow, inspect
 from bcos_fx.checkpoint.model import read_model
+from bcos_fx.checkpoint.peer import load_peer_state, peer_state
 from bcos_fx.checkpoint.reading import StateDict, read_state_dict
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "identify",
     "inspect",
     "load_into",
+    "load_peer_state",
+    "peer_state",
     "read_model",
     "read_state_dict",
 ]

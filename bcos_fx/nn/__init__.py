@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bcos_fx.nn.batchnorm import BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d
-from bcos_fx.nn.bcos import BcosLayer, BcosLinear, Scale
+from bcos_fx.nn.bcos import BcosLayer, BcosLinear, EpsAt, Scale
 from bcos_fx.nn.conv import (
     BcosConv1d,
     BcosConv2d,
@@ -25,6 +25,7 @@ from bcos_fx.nn.norms import (
     InstanceNorm3d,
     LayerNorm,
     NormLayer,
+    PositionNorm,
     RMSNorm,
 )
 from bcos_fx.nn.sums import InPlaceSum, Sum
@@ -47,6 +48,7 @@ __all__ = [
     "CountedLiteral",
     "CountedShift",
     "DynamicLayer",
+    "EpsAt",
     "FrozenL2Normalisation",
     "FrozenLayer",
     "FrozenRatio",
@@ -63,6 +65,7 @@ __all__ = [
     "LayerNorm",
     "LogitLayer",
     "NormLayer",
+    "PositionNorm",
     "RMSNorm",
     "Scale",
     "Sum",

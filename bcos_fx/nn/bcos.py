@@ -25,7 +25,9 @@ from bcos_fx.nn.dynamic import DynamicLayer, require_exactly
 from bcos_fx.nn.functional import alignment, bcos_scale, default_eps, energy, statistics_dtype
 
 Scale = Literal["cosine", "raw", "unit"]
+EpsAt = Literal["square", "norm"]
 _SCALES = ("cosine", "raw", "unit")
+_PLACES = ("square", "norm")
 
 
 class BcosLayer(DynamicLayer):
@@ -36,7 +38,9 @@ class BcosLayer(DynamicLayer):
         scale: how |w| enters. ``cosine``: |w.x| / (|w| |x|). ``raw``: |w.x| / |x|, so the output grows with |w|^B.
             ``unit``: the function of ``cosine`` with w = gain * w/|w|; the stored weight's own length is ignored.
         eps: |x| = sqrt(sum x^2 + eps); None for :func:`~bcos_fx.nn.functional.default_eps`.
-        gain: Parameter (outputs,) for ``unit``, else None.
+        eps_at: ``square`` as above, or ``norm``: |x| = sqrt(sum x^2) + eps.
+        gain: Parameter (outputs,) for ``unit``, unless the constructor is given ``gain=False``: then, as for the other
+            scales, None, and w = w/|w|.
 
     A patch of zeros gives 0 (+ bias) and the gradient 0 there at every B > 1. Norms of 16-bit inputs are
     computed in float32, under autocast too. An output whose weight is all zeros stays 0 (+ bias).
@@ -51,16 +55,20 @@ class BcosLayer(DynamicLayer):
     gain: nn.Parameter | None
     scale: Scale
     eps: float | None
+    eps_at: EpsAt
 
-    def _set_transform(self, b: float, scale: Scale, eps: float | None) -> None:
+    def _set_transform(
+        self, b: float, scale: Scale, eps: float | None, gain: bool = True, eps_at: EpsAt = "square"
+    ) -> None:
         """Validate and store the B-cos options; the plain layer has been initialised before."""
-        if scale not in _SCALES:
-            raise UsageError(f"scale is {scale!r}", hint=f"choose one of {', '.join(_SCALES)}")
+        for name, value, known in (("scale", scale, _SCALES), ("eps_at", eps_at, _PLACES)):
+            if value not in known:
+                raise UsageError(f"{name} is {value!r}", hint=f"choose one of {', '.join(known)}")
         if eps is not None and not (math.isfinite(eps) and eps > 0):
             raise UsageError(f"eps is {eps!r}, not a positive number", hint="leave it out for the dtype's own")
-        self.b, self.scale, self.eps = b, scale, eps
+        self.b, self.scale, self.eps, self.eps_at = b, scale, eps, eps_at
         norm = self._weight_norm().detach().flatten().to(self.weight.dtype)
-        self.register_parameter("gain", nn.Parameter(norm) if scale == "unit" else None)
+        self.register_parameter("gain", nn.Parameter(norm) if scale == "unit" and gain else None)
 
     @property
     def b(self) -> float:
@@ -199,7 +207,10 @@ class BcosLayer(DynamicLayer):
                 return self._input_norm(x, output_size)
         x, energies = energy(x, dim=-1 - self.spatial, groups=self._groups(), steps=self._steps(output_size))
         eps = default_eps(x.dtype) if self.eps is None else self.eps
-        return x, (self._pool(energies, output_size) + eps).sqrt()
+        total = self._pool(energies, output_size)
+        if self.eps_at == "norm":  # under the root too, where it changes nothing but the gradient at 0
+            return x, (total + default_eps(x.dtype)).sqrt() + eps
+        return x, (total + eps).sqrt()
 
     def _affine(self, y: Tensor, *, held: bool = False) -> Tensor:
         """Apply gain and bias, detached if ``held``, in y's dtype as autocast would."""
@@ -233,9 +244,11 @@ class BcosLinear(BcosLayer, nn.Linear):
         b: float = 2.0,
         scale: Scale = "cosine",
         eps: float | None = None,
+        gain: bool = True,
+        eps_at: EpsAt = "square",
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._set_transform(b, scale, eps)
+        self._set_transform(b, scale, eps, gain, eps_at)
 
     def _map(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
         return F.linear(x, weight)

@@ -45,7 +45,7 @@ def _option(module: nn.Module, name: str) -> Any:
     presence = _PRESENCE.get((type(module), name))
     if presence is not None:
         return presence(module)
-    if name == "bias" and name in module._parameters:
+    if name in ("bias", "gain") and name in module._parameters:
         return module._parameters[name] is not None
     if not hasattr(module, name):
         raise UsageError(f"{type(module).__name__} does not keep its constructor's argument {name!r}")

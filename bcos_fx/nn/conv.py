@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bcos_fx.nn.bcos import BcosLayer, Scale
+from bcos_fx.nn.bcos import BcosLayer, EpsAt, Scale
 
 Size: TypeAlias = int | tuple[int, ...]
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
@@ -80,11 +80,13 @@ class _BcosConv(_Convolution):
         b: float = 2.0,
         scale: Scale = "cosine",
         eps: float | None = None,
+        gain: bool = True,
+        eps_at: EpsAt = "square",
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self._set_transform(b, scale, eps)
+        self._set_transform(b, scale, eps, gain, eps_at)
 
     def _steps(self, output_size: Sequence[int] | None) -> Sequence[int]:
         return self.stride if self._sees_single_pixels() else ()
@@ -149,6 +151,8 @@ class _BcosConvTranspose(_Convolution):
         b: float = 2.0,
         scale: Scale = "cosine",
         eps: float | None = None,
+        gain: bool = True,
+        eps_at: EpsAt = "square",
     ) -> None:
         super().__init__(
             in_channels,
@@ -164,7 +168,7 @@ class _BcosConvTranspose(_Convolution):
             device,
             dtype,
         )
-        self._set_transform(b, scale, eps)
+        self._set_transform(b, scale, eps, gain, eps_at)
 
     def _plain_forward(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
         y: Tensor = self.plain_class.forward(self, x, output_size)

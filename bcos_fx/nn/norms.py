@@ -139,6 +139,25 @@ class LayerNorm(CentringNorm, nn.LayerNorm):
         return tuple(range(-len(self.normalized_shape), 0))
 
 
+class PositionNorm(LayerNorm):
+    """Layer norm over the channels at each position of (N, C, ...); Li et al., NeurIPS 2019, section 3.
+
+    Constructor and :meth:`from_plain` are those of :class:`LayerNorm`, for a normalized shape (C,).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x (N, C, ...), each position by itself; shape and dtype are x's."""
+        if self.centred:
+            return nn.LayerNorm.forward(self, x.movedim(1, -1)).movedim(-1, 1)
+        return self.recompose(*self.decompose(x))
+
+    def _dims(self, x: Tensor) -> tuple[int, ...]:
+        return (1,)
+
+    def _broadcast(self, parameter: Tensor, y: Tensor) -> Tensor:
+        return parameter.view(-1, *[1] * (y.dim() - 2))
+
+
 class GroupNorm(CentringNorm, nn.GroupNorm):
     """Form of :class:`torch.nn.GroupNorm`: (N, C, ...); Wu and He, ECCV 2018, section 3."""
 

@@ -24,7 +24,7 @@ from bcos_fx.rewriting.recipe import Recipe
 from bcos_fx.rewriting.rewrite import end_at
 from bcos_fx.rewriting.rulefile import load_rules
 
-_FILES = ("canonical", "norm", "linear", "explain")
+_FILES = ("canonical", "interop-bcos", "norm", "linear", "explain")
 _LIKE = 5
 
 

@@ -22,6 +22,7 @@ from torch import fx, nn
 from bcos_fx.errors import RuleError, nearest
 from bcos_fx.rewriting.location import rules_directory
 from bcos_fx.rewriting.toml import Table, read_toml
+from bcos_fx.tracing.modules import qualified_name
 
 CLASSES = frozenset(
     "linear selection ratio gate product quotient normalise attention constant opaque".split(),
@@ -46,6 +47,8 @@ class Op:
         constants: parameters that add a constant to the result, such as a bias.
         variadic: the parameter that takes all remaining positional arguments, if any.
         view: it stands in explanation views only, so no file can hold it.
+        peers: qualified names of other packages' module classes. They are compared, never imported, and no file can
+            hold such a module.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Op:
     constants: tuple[str, ...] = ()
     variadic: str | None = None
     view: bool = False
+    peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,10 +104,12 @@ class Vocabulary:
         self._modules: dict[type, Op] = {}
         self._functions: dict[object, Op] = {}
         self._methods: dict[str, Op] = {}
+        self._peers: dict[str, Op] = {}
         for op in ops.values():
             self._modules |= {resolve(name): op for name in op.modules}
             self._functions |= {resolve(name): op for name in op.functions}
             self._methods |= dict.fromkeys(op.methods, op)
+            self._peers |= dict.fromkeys(op.peers, op)
         stored = [op for op in ops.values() if not op.view]
         self.spellings = {resolve(name): name for op in stored for name in (*op.modules, *op.functions)}
 
@@ -120,13 +126,19 @@ class Vocabulary:
     def __iter__(self) -> Iterator[Op]:
         return iter(self.ops.values())
 
+    @property
+    def peers(self) -> frozenset[str]:
+        """Qualified names of other packages' classes that are known; tracing keeps such modules whole."""
+        return frozenset(self._peers)
+
     def of(self, node: fx.Node, root: nn.Module) -> Op | None:
         """Return the op that a node means, or None for one that no entry knows.
 
         Placeholders, parameters and outputs are the ops ``input``, ``parameter`` and ``output``.
         """
         if node.op == "call_module":
-            return self._modules.get(type(root.get_submodule(str(node.target))))
+            kind = type(root.get_submodule(str(node.target)))
+            return self._modules.get(kind) or self._peers.get(qualified_name(kind))
         if node.op == "call_function":
             return self._functions.get(node.target)
         if node.op == "call_method":
@@ -221,6 +233,7 @@ def _read_op(name: str, table: Table) -> Op:
         constants=table.strings("constants"),
         variadic=table.text("variadic", default=None),
         view=table.flag("view"),
+        peers=table.strings("peers"),
     )
     table.finish()
     return op

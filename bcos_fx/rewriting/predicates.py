@@ -225,6 +225,8 @@ def averages_to_one_pixel(reader: GraphReader, call: Call) -> Verdict:
 @predicate("flattens-one-pixel")
 def flattens_one_pixel(reader: GraphReader, call: Call) -> Verdict:
     """Turns (N, C, 1, 1) into (N, C)."""
+    if not call.inputs:  # a stored tensor, such as a weight that is given its spatial dimensions
+        return False
     shape, out = reader.shape(call.inputs[0]), reader.shape(call.node)
     return shape is not None and out is not None and len(shape) == 4 and out == shape[:2] and shape[2:] == (1, 1)
 
@@ -232,7 +234,7 @@ def flattens_one_pixel(reader: GraphReader, call: Call) -> Verdict:
 @predicate("has-one-pixel")
 def has_one_pixel(reader: GraphReader, call: Call) -> Verdict:
     """Reads a map (N, C, 1, 1)."""
-    shape = reader.shape(call.inputs[0])
+    shape = reader.shape(call.inputs[0]) if call.inputs else None
     return shape is not None and len(shape) == 4 and shape[2:] == (1, 1)
 
 
@@ -358,6 +360,12 @@ def is_classifier_output(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("b-differs")
 def b_differs(reader: GraphReader, call: Call) -> Verdict:
-    """The B-cos layer has another B than the options ask for."""
+    """The B-cos layer has another B than the options ask for, and did not come as a B-cos layer with a B of its own."""
     layer = call.module
-    return isinstance(layer, BcosLayer) and layer.b != reader.options.pressure(str(call.node.target))
+    if not isinstance(layer, BcosLayer) or layer.b == reader.options.pressure(str(call.node.target)):
+        return False
+    if reader.was_peer(call.node):
+        return False
+    if reader.has_peer_layers:
+        return "the network came with B-cos layers of its own, so its plain layers are meant to be plain"
+    return True

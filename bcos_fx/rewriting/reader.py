@@ -25,7 +25,7 @@ class GraphReader:
 
     def refresh(self) -> None:
         """Forget what was derived from the graph before an edit."""
-        for derived in ("flow", "callers", "owners", "stored_below", "called_below"):
+        for derived in ("flow", "callers", "owners", "stored_below", "called_below", "has_peer_layers"):
             self.__dict__.pop(derived, None)
 
     def op(self, node: fx.Node) -> str | None:
@@ -84,6 +84,19 @@ class GraphReader:
                 for length in range(1, len(parts)):
                     found[".".join(parts[:length])].append(node)
         return found
+
+    def was_peer(self, node: fx.Node) -> bool:
+        """Whether the node called another package's layer when the network was traced."""
+        origin = self.vocabulary.ops.get(str(node.meta.get("was")))
+        return origin is not None and bool(origin.peers)
+
+    @cached_property
+    def has_peer_layers(self) -> bool:
+        """Whether the network came as a B-cos network: a B-cos layer of another package is, or was, in it."""
+        return any(
+            self.was_peer(node) and str(node.meta["was"]).startswith("peer_bcos_")
+            for node in self.graph_module.graph.nodes
+        )
 
     def shape(self, node: fx.Node) -> tuple[int, ...] | None:
         """Return the shape that a node's value had in the example run, if known."""

@@ -22,7 +22,7 @@ from bcos_fx.rewriting.match import NearMiss
 from bcos_fx.rewriting.reader import GraphReader, attribute, is_boundary
 from bcos_fx.rewriting.rewrite import Step
 
-_WEIGHTED = ("linear", "conv", "bcos_linear", "bcos_conv", "bilinear")
+_WEIGHTED = ("linear", "conv", "bcos_linear", "bcos_conv", "bilinear", "peer_bcos")
 
 
 @dataclass(frozen=True)

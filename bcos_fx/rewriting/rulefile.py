@@ -10,6 +10,7 @@ from pathlib import Path
 from bcos_fx.errors import BcosFxError, RuleError, nearest
 from bcos_fx.rewriting.build import BUILDERS
 from bcos_fx.rewriting.build_input import WIDENING as WIDENING  # registers the builders for inputs
+from bcos_fx.rewriting.build_peer import CONVOLUTION_EPS as CONVOLUTION_EPS  # registers what takes peers' layers
 from bcos_fx.rewriting.build_view import adds_a_constant as adds_a_constant  # registers what views need
 from bcos_fx.rewriting.location import rules_directory
 from bcos_fx.rewriting.ops import CLASSES, vocabulary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ from bcos_fx.tracing.recorder import Recorder
 
 _CONTAINERS = ("torch.nn.modules.container", "torch.nn.modules.transformer")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+Leaves = Collection[type | str]
+"""Classes whose instances stay one node: themselves, with their subclasses, or exactly those of a qualified name."""
 
 
 def own_copy(module: nn.Module) -> nn.Module:
@@ -54,7 +57,7 @@ class Alone(nn.Module):
         return self.layer(*args, **kwargs)
 
 
-def as_root(module: nn.Module, leaf_modules: tuple[type, ...]) -> nn.Module:
+def as_root(module: nn.Module, leaf_modules: Leaves) -> nn.Module:
     """Return a module that a graph can be made of: the module, or a container with the module in it."""
     return Alone(module).eval() if is_leaf(module, leaf_modules) else module
 
@@ -69,18 +72,25 @@ def _refuse(path: str, part: nn.Module) -> None:
         raise TraceError("a quantised module cannot be traced", where=where, hint="give the floating point module")
 
 
-def is_leaf(module: nn.Module, leaf_modules: tuple[type, ...]) -> bool:
+def qualified_name(kind: type) -> str:
+    """The full name of a class, by which it can be known without being imported."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_leaf(module: nn.Module, leaf_modules: Leaves) -> bool:
     """Whether a module stays one node: PyTorch's own computing layers and ours, exactly these classes, and no hooks."""
     kind = type(module)
     if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
     home = kind.__module__
     own = home.startswith("torch.nn.modules.") and home not in _CONTAINERS
-    return own or home.startswith("bcos_fx.nn") or isinstance(module, leaf_modules)
+    named = qualified_name(kind) in leaf_modules
+    classes = tuple(leaf for leaf in leaf_modules if isinstance(leaf, type))
+    return own or named or home.startswith("bcos_fx.nn") or isinstance(module, classes)
 
 
 @contextmanager
-def instrumented(root: nn.Module, recorder: Recorder, leaf_modules: tuple[type, ...]) -> Iterator[None]:
+def instrumented(root: nn.Module, recorder: Recorder, leaf_modules: Leaves) -> Iterator[None]:
     """While this lasts, every module of `root` reports its calls to `recorder`. `root` must be our own copy."""
     before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
     try:

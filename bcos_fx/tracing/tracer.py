@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from bcos_fx.errors import BcosFxError, TraceError, UsageError
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.inputs import ExampleError, Inputs, advice, bind, check_state, select_output
-from bcos_fx.tracing.modules import as_root, buffers_kept, chance_kept, instrumented, own_copy
+from bcos_fx.tracing.modules import Leaves, as_root, buffers_kept, chance_kept, instrumented, own_copy
 from bcos_fx.tracing.recorder import KernelWatch, Recorder
 from bcos_fx.tracing.training import align
 
@@ -66,7 +66,7 @@ def trace(
     example_inputs: Tensor | Sequence[Any] | Mapping[str, Any],
     *,
     output: int | str | None = None,
-    leaf_modules: tuple[type, ...] = (),
+    leaf_modules: Leaves = (),
 ) -> Trace:
     """Record the eval-mode forward of `module` as a graph. The module itself is not changed.
 
@@ -76,7 +76,8 @@ def trace(
             that no size is 1 by chance. Arguments that are not tensors are built into the graph.
         output: which element of the module's output the graph computes, where that is not one tensor: a key,
             an attribute or a position.
-        leaf_modules: classes whose instances stay one node each, besides those of ``torch.nn`` and ``bcos_fx.nn``.
+        leaf_modules: classes whose instances stay one node each, besides those of ``torch.nn`` and ``bcos_fx.nn``; a
+            class may be given by its qualified name, without its subclasses.
 
     Raises:
         UsageError: the inputs do not fit the module, or `output` does not name a tensor.
@@ -101,7 +102,7 @@ def trace(
 
 
 def _record(
-    root: nn.Module, inputs: Inputs, output: int | str | None, leaf_modules: tuple[type, ...], recorder: Recorder
+    root: nn.Module, inputs: Inputs, output: int | str | None, leaf_modules: Leaves, recorder: Recorder
 ) -> Tensor:
     """Run `root` once under `recorder`; return the selected output."""
     for name, tensor in inputs.named.items():
@@ -123,7 +124,7 @@ def _state(root: nn.Module) -> dict[str, Tensor]:
 
 
 def _evaluated(
-    root: nn.Module, inputs: Inputs, example: Any, output: int | str | None, leaf_modules: tuple[type, ...]
+    root: nn.Module, inputs: Inputs, example: Any, output: int | str | None, leaf_modules: Leaves
 ) -> tuple[Recorder, Tensor]:
     recorder = _recorder(root)
     with _explained(root, recorder, example), buffers_kept(root):
@@ -202,7 +203,7 @@ def _train_difference(
     graph_module: GraphModule,
     example: Any,
     output: int | str | None,
-    leaf_modules: tuple[type, ...],
+    leaf_modules: Leaves,
 ) -> str | None:
     """Record `root` in train mode too and compare; `root` ends in eval mode with the buffers it had."""
     recorder = _recorder(root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -151,6 +152,35 @@ def test_eps_is_inside_the_root(eps: float) -> None:
     torch.testing.assert_close(layer(x), reference(layer, x), rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("b", [1.5, 2.0])
+@pytest.mark.parametrize("eps", [1e-12, 1e-2])
+def test_eps_can_be_added_to_the_norm(b: float, eps: float) -> None:
+    layer = bnn.BcosLinear(5, 3, False, b=b, scale="unit", gain=False, eps=eps, eps_at="norm", dtype=torch.float64)
+    x = inputs(4, 5).detach()
+    x[0] = 0
+    x.requires_grad_()
+    rows = []
+    for row in x:
+        norm = math.sqrt(sum(float(v) ** 2 for v in row)) + eps
+        weights = [w / w.square().sum().sqrt() for w in layer.weight]
+        rows.append(torch.stack([(row @ w) * ((row @ w).abs() / norm) ** (b - 1) for w in weights]))
+    torch.testing.assert_close(layer(x), torch.stack(rows), rtol=1e-12, atol=1e-13)
+    assert bool(torch.isfinite(torch.autograd.grad(layer(x).sum(), x)[0]).all())
+    assert torch.autograd.gradcheck(layer, (x.detach()[1:].requires_grad_(),))
+
+
+@pytest.mark.parametrize("b", [1.0, 2.0])
+def test_unit_weights_without_a_gain(b: float) -> None:
+    options = {"kernel_size": 3, "padding": 1, "groups": 2, "bias": False}
+    layer = made(bnn.BcosConv2d, options, b=b, scale="unit", gain=False)
+    assert dict(layer.named_parameters()).keys() == {"weight"}
+    gained = made(bnn.BcosConv2d, options, b=b, scale="unit")
+    gained.weight, gained.gain.data[:] = layer.weight, 1.0
+    x = inputs(2, 4, 5, 5)
+    torch.testing.assert_close(layer(x), reference(gained, x), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(layer.frozen(x), layer(x), rtol=1e-12, atol=1e-13)
+
+
 def plain_layers() -> list[tuple[type[bnn.BcosLayer], nn.Module, tuple[int, ...]]]:
     rows: list[tuple[type[bnn.BcosLayer], nn.Module, tuple[int, ...]]] = [(bnn.BcosLinear, nn.Linear(4, 3), (2, 4))]
     for family, options in ((CONVS, CONV_OPTIONS), (TRANSPOSED, TRANSPOSED_OPTIONS)):
@@ -216,6 +246,8 @@ def test_other_options_are_validated() -> None:
         bnn.BcosLinear(2, 2, scale="none")
     with pytest.raises(UsageError, match="eps"):
         bnn.BcosLinear(2, 2, eps=0.0)
+    with pytest.raises(UsageError, match="eps_at"):
+        bnn.BcosLinear(2, 2, eps_at="outside")
 
 
 def test_b_can_be_raised_later_and_is_shown() -> None:

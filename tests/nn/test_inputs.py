@@ -135,6 +135,7 @@ def test_every_layer_can_be_rebuilt_from_its_attributes() -> None:
         bnn.BatchNormUncentred2d(3, shift=False), bnn.BatchNormUncentred3d(3), bnn.LayerNorm((2, 3), centred=False),
         bnn.GroupNorm(2, 4, bias=False), bnn.InstanceNorm1d(3, affine=True), bnn.InstanceNorm2d(3, 0.1),
         bnn.InstanceNorm3d(3, centred=False), bnn.RMSNorm(3, 0.1),
+        bnn.BcosLinear(2, 3, b=1.5, scale="unit", gain=False, eps_at="norm"), bnn.PositionNorm(3, bias=False),
     ]  # fmt: skip
     for layer in layers:
         again = type(layer)(**constructor_options(layer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -177,6 +178,30 @@ def test_uncentred_norms_keep_the_mean() -> None:
         if plain.bias is not None:
             expected = expected + shaped(plain.bias, plain, x)
         torch.testing.assert_close(layer(x), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("centred", [True, False])
+def test_position_norm_normalises_each_position_by_itself(centred: bool, bias: bool) -> None:
+    plain = nn.LayerNorm(6, eps=0.1, bias=bias, dtype=torch.float64)
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, 0.5)
+    layer = bnn.PositionNorm.from_plain(plain, centred=centred)
+    assert layer.weight is plain.weight
+    for shape in ((2, 6), (2, 6, 3), (2, 6, 3, 4)):
+        x = torch.randn(shape, dtype=torch.float64) + 3
+        expected = torch.empty_like(x)
+        for place in itertools.product(range(2), *map(range, shape[2:])):
+            index = (place[0], slice(None), *place[1:])
+            column = x[index]
+            deviation = ((column - column.mean()).square().mean() + 0.1).sqrt()
+            expected[index] = (column - column.mean() if centred else column) / deviation * plain.weight
+            if bias:
+                expected[index] += plain.bias
+        torch.testing.assert_close(layer(x), expected, **CLOSE)
+        torch.testing.assert_close(layer.frozen(x), expected, **CLOSE)
+    if bias:
+        torch.testing.assert_close(layer.constant_like(x), plain.bias.view(6, 1, 1), **CLOSE)
 
 
 @pytest.mark.parametrize("centred", [True, False])

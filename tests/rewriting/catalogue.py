@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.rewriting import peer_layers as peers
+
 Forward = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -312,6 +314,50 @@ CASES: dict[str, Case] = {
         },
         untouched=headed(lambda net, x: x.amax(2, keepdim=True).squeeze(2).amax(2, keepdim=True).squeeze(2)),
         mutant="flatten-features",
+    ),
+    # ------------------------------------------------------------ peers
+    "peer-bcos-layer": Case(
+        hits={
+            "convolution": headed(lambda net, x: net.layer(x), layer=peers.PeerConv(4, 4)),
+            "at B = 1": headed(lambda net, x: net.layer(x), layer=peers.PeerConv(4, 4, 1, b=1)),
+            "scaled": headed(lambda net, x: net.layer(x), layer=peers.PeerScaledConv(4, 4)),
+            "linear": headed(lambda net, x: net.layer(x.mean((2, 3))), layer=peers.PeerLinear(4, 4)),
+            "called twice": headed(lambda net, x: net.layer(net.layer(x)), layer=peers.PeerConv(4, 4)),
+        },
+        near=(headed(lambda net, x: net.layer(x), layer=peers.PeerConv(4, 4, b=1.5)), "adds 1e-6 to the cosine"),
+        untouched=headed(lambda net, x: net.layer(x), layer=conv(4, 4)),
+        mutant="peer-bcos-layer",
+    ),
+    "peer-batch-norm": Case(
+        hits={
+            "with a shift": headed(lambda net, x: net.norm(x), norm=peers.PeerBatchNorm(4)),
+            "without": headed(lambda net, x: net.norm(x), norm=peers.PeerBatchNorm(4, bias=False)),
+        },
+        near=(
+            headed(lambda net, x: net.norm(x), norm=peers.PeerBatchNorm(4, track=False)),
+            "without running statistics",
+        ),
+        mutant="peer-batch-norm",
+    ),
+    "peer-norm": Case(
+        hits={
+            "groups": headed(lambda net, x: net.norm(x), norm=peers.PeerGroupNorm(2, 4)),
+            "positions": headed(lambda net, x: net.norm(x), norm=peers.PeerPositionNorm(4)),
+            "positions, centred": headed(
+                lambda net, x: net.norm(x), norm=peers.PeerCentredPositionNorm(4, elementwise_affine=True, bias=False)
+            ),
+            "features": headed(lambda net, x: net.norm(x.mean((2, 3))), norm=peers.PeerLayerNorm(4)),
+        },
+        untouched=headed(lambda net, x: net.norm(x.mean((2, 3))), norm=nn.LayerNorm(4)),
+        mutant="peer-norm",
+    ),
+    "peer-logit-layer": Case(
+        hits={
+            "both": headed(lambda net, x: net.last(x.mean((2, 3))), last=peers.PeerLogitLayer(2.0, -3.0)),
+            "neither": headed(lambda net, x: net.last(x), last=peers.PeerLogitLayer()),
+        },
+        near=(headed(lambda net, x: net.last(x), last=peers.PeerLogitLayer(-2.0)), "temperature is -2.0"),
+        mutant="peer-logit-layer",
     ),
     # ------------------------------------------------------------ structure
     "classifier-before-pool": Case(

@@ -55,6 +55,10 @@ def convert(case: Case, module: nn.Module, *, verified: bool = True) -> bcos_fx.
     )
 
 
+def traced(case: Case, module: nn.Module) -> fx.GraphModule:
+    return trace(module, images(case, 2), leaf_modules=vocabulary().peers).graph_module
+
+
 HITS = [pytest.param(name, spelling, id=f"{name}-{spelling}") for name, c in CASES.items() for spelling in c.hits]
 
 
@@ -101,7 +105,7 @@ def test_what_is_kept_always_is_kept_in_training_too(name: str, spelling: str) -
     module = build(case.hits[spelling])
     recipe = load_recipe(case.recipe).with_options(case.options)
     kept = tuple(rule for rule in recipe.rules if rule.preserves == "always")
-    graph_module = trace(module, images(case, 2)).graph_module.double()
+    graph_module = traced(case, module).double()
     Engine(dataclasses.replace(recipe, rules=kept)).run(graph_module, PRESERVING_PHASES)
     transform = _transform(case) if is_encoded(graph_module) else lambda x: x
     result = verify(module, graph_module, images(case), transform=transform, preserves="always")
@@ -174,11 +178,11 @@ def test_a_mutant_is_caught_and_its_rule_and_node_are_named(name: str) -> None:
     mutant = _broken(case.mutant)
     mutant.only = name  # type: ignore[attr-defined]
     engine = Engine(recipe, builders=BUILDERS | {case.mutant: mutant})
-    log = Engine(recipe).run(trace(module, images(case, 2)).graph_module.double(), PRESERVING_PHASES)
+    log = Engine(recipe).run(traced(case, module).double(), PRESERVING_PHASES)
     step = next(step for step in log.steps if step.rule == name)
 
     blame = find_culprit(
-        lambda: trace(module, images(case, 2)).graph_module,
+        lambda: traced(case, module),
         engine,
         (images(case, 3),),
         lambda inputs: (_transform(case)(inputs[0]),),
@@ -214,7 +218,7 @@ def test_golden_text(name: str, request: pytest.FixtureRequest) -> None:
     case = CASES[name]
     module = build(next(iter(case.hits.values())))
     recipe = load_recipe(case.recipe).with_options(case.options)
-    graph_module = trace(module, images(case, 2)).graph_module
+    graph_module = traced(case, module)
     before = _text(graph_module, recipe)
     Engine(recipe).run(graph_module)
     text = f"before\n{before}\n\nafter\n{_text(graph_module, recipe)}\n"
