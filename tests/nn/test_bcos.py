@@ -161,7 +161,7 @@ def test_eps_can_be_added_to_the_norm(b: float, eps: float) -> None:
     x.requires_grad_()
     rows = []
     for row in x:
-        norm = math.sqrt(sum(float(v) ** 2 for v in row)) + eps
+        norm = math.sqrt(sum(float(v) ** 2 for v in row.tolist())) + eps
         weights = [w / w.square().sum().sqrt() for w in layer.weight]
         rows.append(torch.stack([(row @ w) * ((row @ w).abs() / norm) ** (b - 1) for w in weights]))
     torch.testing.assert_close(layer(x), torch.stack(rows), rtol=1e-12, atol=1e-13)
