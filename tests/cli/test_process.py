@@ -58,7 +58,7 @@ COMMANDS = {name: command for name, command in typer.main.get_command(app).comma
 
 
 def test_commands() -> None:
-    assert list(COMMANDS) == ["convert", "plan", "check", "inspect", "rules", "demo"]
+    assert list(COMMANDS) == ["convert", "plan", "check", "explain", "inspect", "rules", "demo"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
