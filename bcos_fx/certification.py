@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -102,9 +103,28 @@ def view_of(
 _VIEWS: WeakKeyDictionary[BcosNetwork, dict[Any, tuple[ExplanationView | None, Any]]] = WeakKeyDictionary()
 
 
-def _made_of(network: BcosNetwork) -> list[tuple[int, bool]]:
-    """What a view depends on: which layers there are, and which of them add something. The rest it reads anew."""
-    return [(id(layer), getattr(layer, "bias", None) is None) for layer in network.modules()]
+def _made_of(network: BcosNetwork) -> list[Any]:
+    """What a view depends on: which layers there are, which of them add something, and tensors that the graph reads.
+
+    The rest is read anew from the layers. Moving or casting a network puts new buffers in the old ones' place; the
+    tensors themselves are kept here, so that no new one can have an old one's identity.
+    """
+    layers: list[Any] = [(id(layer), getattr(layer, "bias", None) is None) for layer in network.modules()]
+    read = [str(node.target) for node in network.graph.nodes if node.op == "get_attr"]
+    return layers + [_Same(operator.attrgetter(name)(network)) for name in read]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Same:
+    """Equal where it holds the same object."""
+
+    held: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.held is self.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
 
 
 def _traced(module: nn.Module, inputs: Inputs | None) -> fx.GraphModule:
