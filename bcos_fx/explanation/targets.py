@@ -37,8 +37,22 @@ class Chosen:
 
 
 def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
-    """Return the target that explains why an output is larger than another: y[target] - y[other]."""
-    return lambda outputs: outputs[:, target] - outputs[:, other]
+    """Return the target that explains why an output is larger than another: y[target] - y[other].
+
+    Raises:
+        UsageError: when it is used, for outputs that are no rows of scores, or that have no such index.
+    """
+
+    def subtract(outputs: Tensor) -> Tensor:
+        if outputs.dim() != 2:
+            raise UsageError(
+                f"outputs of shape {tuple(outputs.shape[1:])} have no classes to compare",
+                hint="give a function of the outputs that returns one number per sample",
+            )
+        _check_range(torch.tensor([target, other]), outputs.shape[1])
+        return outputs[:, target] - outputs[:, other]
+
+    return subtract
 
 
 def named(target: Any, names: Sequence[str] | None) -> Any:
@@ -86,7 +100,7 @@ def chosen(target: Any, value: Tensor) -> Chosen:
         target: None (the largest output), ``topK`` such as ``top3`` (the K largest), an index (all samples), (N,) or a
             flat list (one per sample), (N, K) or a list of lists (several per sample), or a function from the value to
             (N,) or (N, K). For the value of an inner layer (N, C, ...): an index is a channel, summed over its
-            positions, and a tuple of indices one unit.
+            positions. A tuple of indices is one unit of any value.
         value: (N, C), (N,) or (N, C, ...), what the target is chosen from.
 
     Raises:
@@ -94,7 +108,7 @@ def chosen(target: Any, value: Tensor) -> Chosen:
     """
     if callable(target):
         return Chosen(lambda outputs: _checked(target(outputs), outputs), None, _is_single(target, value))
-    if value.dim() > 2:
+    if value.dim() > 2 or isinstance(target, tuple):
         return _unit(target, value)
     flat = value.reshape(len(value), -1)
     indices, single = _indices(target, flat)
@@ -131,11 +145,13 @@ def _unit(target: Any, value: Tensor) -> Chosen:
         )
     index = target if isinstance(target, tuple) else (target,)
     sizes = value.shape[1 : 1 + len(index)]
-    good = all(isinstance(i, int) and not isinstance(i, bool) for i in index) and len(index) <= value.dim() - 1
+    good = all(isinstance(i, int) and not isinstance(i, bool) for i in index) and 0 < len(index) < value.dim()
     if not good or not all(0 <= i < size for i, size in zip(index, sizes, strict=True)):
         raise UsageError(
             f"no unit {target!r} in a layer of shape {tuple(value.shape[1:])}",
-            hint="give target=channel, or target=(channel, row, column), counted from 0",
+            hint="give target=channel, or target=(channel, row, column), counted from 0"
+            if value.dim() > 2
+            else "a tuple is one unit; for one index per sample give a list",
         )
 
     def select(outputs: Tensor) -> Tensor:
@@ -153,7 +169,8 @@ def _indices(target: Any, outputs: Tensor) -> tuple[Tensor, bool]:
     if isinstance(target, int) and not isinstance(target, bool):
         return torch.full((samples, 1), target), True
     tensor = _as_tensor(target)
-    if tensor.dtype.is_floating_point or tensor.dtype in (torch.bool, torch.complex64) or tensor.dim() not in (0, 1, 2):
+    wrong = tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool
+    if wrong or tensor.dim() > 2:
         raise UsageError(f"the target {target!r} holds no indices", hint=_FORMS)
     if tensor.dim() == 0:
         return tensor.long().expand(samples, 1), True
