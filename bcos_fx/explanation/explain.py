@@ -138,9 +138,16 @@ def _joined(parts: list[DynamicWeights]) -> DynamicWeights:
 
 
 def _has_colours(start: Tensor, weights: Tensor) -> bool:
-    """Whether both halves of an encoded image are weighted, so that weights have a colour."""
+    """Whether both halves of an encoded image are weighted, so that weights have a colour.
+
+    Other things have two or six channels too, inner layers say; of an encoding [x, 1 - x] the halves add up to 1.
+    """
+    if start.dim() != 4 or start.shape[1] not in (2, 6):
+        return False
     channels = start.shape[1]
-    if start.dim() != 4 or channels not in (2, 6):
+    straight, inverse = start.chunk(2, dim=1)
+    rounding = 4 * torch.finfo(start.dtype).eps * max(1.0, float(start.abs().max()))
+    if not bool(((straight + inverse - 1).abs() <= rounding).all()):
         return False
     return bool((weights[:, :, channels // 2 :] != 0).any())
 

@@ -129,12 +129,20 @@ class Explanation:
     def input_weights(self) -> Tensor:
         """W(x) folded back to the input, (N[, K], C, H, W): the two halves of an encoding subtracted.
 
-        Of a network of selections only (ReLU, max pooling) this is the gradient with respect to the image.
+        Of a network of selections only (ReLU, max pooling) this is the gradient with respect to the image. Where
+        nothing is encoded, or an inner layer is what is explained by, there is nothing to fold: these are ``weights``.
         """
-        if self.encoded.shape == self.inputs.shape:
+        if not self._encodes_inputs():
             return self.weights
         straight, inverse = self.weights.chunk(2, dim=2 if self.several else 1)
         return straight - inverse
+
+    def _encodes_inputs(self) -> bool:
+        """Whether ``encoded`` is [x, 1 - x] of the inputs x; an inner layer may have as many channels."""
+        if self.inputs.dim() < 2 or self.encoded.dim() != self.inputs.dim():
+            return False
+        straight = self.encoded[:, : self.inputs.shape[1]]
+        return self.encoded.shape[1] == 2 * self.inputs.shape[1] and torch.equal(straight, self.inputs)
 
     def name(self, index: int) -> str:
         """Return a class's name, or its number where names are not known."""
