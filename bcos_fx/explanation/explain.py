@@ -66,6 +66,7 @@ def explain(
     check_module(model)
     _check_images(model, images)
     view = view_of(model, [images, *others], output=output, source=source)
+    _check_count(view, 1 + len(others))
     if not view.certificate.ok and not allow_incomplete:
         raise _not_linear(view)
     wanted = named(target, names)
@@ -214,7 +215,7 @@ def _check_images(model: nn.Module, images: object) -> None:
     if not images.dim() or not len(images):
         raise UsageError("there are no images to explain")
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
-        broken = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
+        broken = (~torch.isfinite(images)).reshape(len(images), -1).any(1).nonzero().flatten().tolist()
         raise UsageError(
             f"{len(broken)} of {len(images)} images hold NaN or infinity, the first is number {broken[0]}",
             hint="leave them out: images[images.isfinite().flatten(1).all(1)]",
@@ -229,6 +230,15 @@ def _check_images(model: nn.Module, images: object) -> None:
     if like is not None and images.is_floating_point() and like.dtype != images.dtype:
         given, own = (str(dtype).removeprefix("torch.") for dtype in (images.dtype, like.dtype))
         raise UsageError(f"the images are {given}, the network is {own}", hint=f"images.to(torch.{own})")
+
+
+def _check_count(view: ExplanationView, given: int) -> None:
+    if given != len(view.inputs):
+        names = ", ".join(str(node.target) for node in view.inputs)
+        raise UsageError(
+            f"{given} inputs were given, the network takes {len(view.inputs)} ({names})",
+            hint="give the first as images, and the rest in order as others=",
+        )
 
 
 def _notes(model: nn.Module, images: Tensor) -> list[str]:
