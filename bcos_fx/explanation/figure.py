@@ -153,7 +153,8 @@ def _sum(sample: Explanation) -> str:
 
 
 def _draw_bars_of_places(ax: Axes, sample: Explanation) -> None:
-    values = sample.contributions.flatten(0, -2).float().cpu()[0]
+    contributions = sample.contributions[0]
+    values = (contributions[0] if sample.several else contributions).flatten().float().cpu()
     colours = [_FOR if value > 0 else _AGAINST for value in values.tolist()]
     ax.bar(range(len(values)), values.tolist(), color=colours)
     ax.axhline(0, color="#808080", linewidth=0.8)
