@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
@@ -60,7 +61,7 @@ class Collector:
         if self._suffix == ".html":
             from bcos_fx.explanation.gallery import page
 
-            write_whole(self._path, page(self._cards).encode())
+            write_whole(self._path, _text(page(self._cards)))
         else:
             save(Explanation.joined(self._kept), self._path)
 
@@ -109,7 +110,12 @@ def _figure(explanation: Explanation, form: str) -> bytes:
 def _gallery(explanation: Explanation) -> bytes:
     from bcos_fx.explanation.gallery import cards, page
 
-    return page(cards(explanation)).encode()
+    return _text(page(cards(explanation)))
+
+
+def _text(document: str) -> bytes:
+    """UTF-8; what of a file's name is no text (the system's names are bytes) becomes question marks."""
+    return document.encode("utf-8", errors="replace")
 
 
 def _tensors(explanation: Explanation) -> dict[str, Tensor]:
@@ -130,6 +136,8 @@ def _safetensors(explanation: Explanation) -> bytes:
 
 def _npz(explanation: Explanation) -> bytes:
     buffer = io.BytesIO()
-    arrays = {name: tensor.numpy() for name, tensor in _tensors(explanation).items()}
+    tensors = _tensors(explanation)
+    # numpy has no bfloat16; float32 holds each of its numbers exactly
+    arrays = {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in tensors.items()}
     np.savez_compressed(buffer, allow_pickle=False, facts=np.array(_facts(explanation)), **arrays)
     return buffer.getvalue()
