@@ -21,10 +21,11 @@ def read_classes(path: Path) -> tuple[str, ...]:
         UsageError: the file cannot be read, holds something else, or leaves a class without a name.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"the class names cannot be read: {reason}", where=str(path), hint=_near(path)) from error
+        hint = _near(path) if isinstance(error, FileNotFoundError) else f"give {_FORMS}"
+        raise UsageError(f"the class names cannot be read: {reason}", where=str(path), hint=hint) from error
     names = _from_json(text, path) if text.lstrip()[:1] in ("[", "{") else _from_lines(text, path)
     if not names:
         raise UsageError("the file holds no class names", where=str(path), hint=f"give {_FORMS}")
@@ -52,6 +53,12 @@ def _from_json(text: str, path: Path) -> list[str]:
     except json.JSONDecodeError as error:
         raise UsageError(
             f"the class names are no JSON: {error.msg}", where=f"{path}:{error.lineno}", hint=f"give {_FORMS}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            "the class names are no JSON that can be read: a number too long, or lists too deep",
+            where=str(path),
+            hint=f"give {_FORMS}",
         ) from error
     if isinstance(found, dict):
         found = _by_index(found, path)
