@@ -175,3 +175,42 @@ def test_an_incomplete_explanation_is_refused_or_said_to_be(run: Run, gated: Pat
     assert said.exit_code == 1
     assert "INCOMPLETE" in said.stdout
     assert Path("explanation.png").exists()
+
+
+@pytest.mark.parametrize(("target", "against"), [("0", "99"), ("99", "0")])
+def test_a_class_to_compare_with_must_be_there(
+    target: str, against: str, run: Run, artifact: Path, photographs: Path
+) -> None:
+    done = run("explain", artifact, photographs, "--target", target, "--against", against, "-o", "why.html")
+    assert done.exit_code == 2, done.output
+    assert "the target 99 is no output of the network, which has 3" in done.stderr
+    assert "bug in bcos-fx" not in done.stderr
+    assert not Path("why.html").exists()
+
+
+_POOLED = """
+import torch
+from torch import nn
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+"""
+
+
+def test_check_names_what_breaks_an_original(run: Run, folder: Path) -> None:
+    (folder / "pooled.py").write_text(_POOLED, encoding="utf-8")
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    torch.save(nn.Sequential(*layers).state_dict(), folder / "pooled.pth")
+    done = run("check", "pooled.pth", "--arch", "pooled.py:build")
+    assert done.exit_code == 1, done.output
+    assert "not dynamic linear" in done.stdout
+    said = json.loads(run("check", "pooled.pth", "--arch", "pooled.py:build", "--json").stdout)["certificate"]
+    assert said["ok"] is False
+    assert [found["op"] for found in said["breaks"]] == ["sigmoid"]
+
+
+def test_an_original_tells_its_constants(run: Run, weights: Path) -> None:
+    said = json.loads(run("check", weights, "--arch", TINY, "--json").stdout)["certificate"]
+    assert said["ok"] is True
+    assert {"conv.bias", "fc.bias"} <= {entry["source"] for entry in said["constants"]}
