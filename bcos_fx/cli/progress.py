@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 from rich.text import Text
 
@@ -65,6 +64,9 @@ def counted(parts: Sequence[T], sizes: Sequence[int], label: str, *, quiet: bool
         label: of the bar.
         quiet: show nothing. Nothing is shown either where stderr is no terminal.
     """
+    # Loaded here: `bcos-fx --help` imports this module and draws no bar.
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
