@@ -45,7 +45,7 @@ class Contributions:
             ``return_convergence_delta`` a pair of it and the residual (N,).
 
         Raises:
-            UsageError: several inputs, or a target that does not fit.
+            UsageError: several inputs, several targets per sample, or a target that does not fit.
             VerificationError: the network is not dynamic linear.
         """
         given = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -57,6 +57,11 @@ class Contributions:
         more = additional_forward_args if additional_forward_args is not None else ()
         others = more if isinstance(more, tuple) else (more,)
         found = explain(self.forward_func, given[0], target, output=self.output, others=others)
+        if found.several:
+            raise UsageError(
+                f"the target names {found.output.shape[1]} outputs of each sample",
+                hint="give one index per sample; bcos_fx.explain takes several",
+            )
         folded = _folded(found.channel_contributions, given[0])
         attributed = (folded,) if isinstance(inputs, tuple) else folded
         return (attributed, found.residual) if return_convergence_delta else attributed

@@ -251,6 +251,8 @@ def test_contributions_serve_captum(network: Any) -> None:
     assert sensitivity.shape == (COUNT,)
     with pytest.raises(bcos_fx.BcosFxError, match="2 inputs"):
         method.attribute((x, x))
+    with pytest.raises(bcos_fx.BcosFxError, match="2 outputs of each sample"):
+        method.attribute(x, target=[[0, 1]] * COUNT)
 
 
 NAN = images()
