@@ -20,7 +20,6 @@ from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.subject import check_module
 from bcos_fx.tracing import trace
-from bcos_fx.tracing.inputs import ExampleError
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -37,9 +36,8 @@ class Certification(Certificate):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the certificate as plain data."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(Certificate)}
         measured = None if self.completeness is None else self.completeness.to_dict()
-        return Certificate(**fields).to_dict() | {"completeness": measured}
+        return dataclasses.asdict(dataclasses.replace(self, completeness=None)) | {"completeness": measured}
 
     def to_text(self) -> str:
         """Return the certificate as text for people."""
@@ -71,9 +69,8 @@ def certify(
         TraceError: the module cannot be turned into a graph.
     """
     view = view_of(module, inputs, output=output, source=source)
-    fields = {f.name: getattr(view.certificate, f.name) for f in dataclasses.fields(Certificate)}
     measured = None if inputs is None else check_completeness(view, _in_order(view, inputs))
-    return Certification(**fields, completeness=measured)
+    return Certification(**vars(view.certificate), completeness=measured)
 
 
 def view_of(
@@ -128,15 +125,10 @@ class _Same:
 
 
 def _traced(module: nn.Module, inputs: Inputs | None) -> fx.GraphModule:
-    if inputs is not None:
-        return trace(module, _two_samples(inputs), leaf_modules=vocabulary().peers).graph_module
-    failures: list[ExampleError] = []
-    for guess in example.guesses(module):
-        try:
-            return trace(module, guess, leaf_modules=vocabulary().peers).graph_module
-        except ExampleError as failure:
-            failures.append(failure)
-    raise example.no_guess_fits(failures)
+    def traced(example_inputs: Inputs) -> fx.GraphModule:
+        return trace(module, example_inputs, leaf_modules=vocabulary().peers).graph_module
+
+    return example.first_that_runs(module, traced)[1] if inputs is None else traced(_two_samples(inputs))
 
 
 def _two_samples(inputs: Inputs) -> Inputs:

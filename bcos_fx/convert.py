@@ -45,8 +45,8 @@ from bcos_fx.rewriting.rewrite import Step
 from bcos_fx.rewriting.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
 from bcos_fx.subject import check_finite, check_images, check_module
 from bcos_fx.tracing import Trace, trace
-from bcos_fx.tracing.inputs import ExampleError, bind
 from bcos_fx.tracing.inputs import Inputs as BoundInputs
+from bcos_fx.tracing.inputs import bind
 
 Progress = Callable[[str], None]
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -193,13 +193,7 @@ class _Conversion:
     def _traced(self, example_inputs: Inputs | None) -> tuple[Inputs, Trace]:
         if example_inputs is not None:
             return example_inputs, self._trace(example_inputs)
-        failures: list[ExampleError] = []
-        for guess in example.guesses(self.module):
-            try:
-                return guess, self._trace(guess)
-            except ExampleError as failure:
-                failures.append(failure)
-        raise example.no_guess_fits(failures)
+        return example.first_that_runs(self.module, self._trace)
 
     def _trace(self, inputs: Inputs) -> Trace:
         return trace(self.module, inputs, output=self.output, leaf_modules=self.engine.ops.peers)

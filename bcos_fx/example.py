@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError
+from bcos_fx.tracing.inputs import ExampleError
+
+Result = TypeVar("Result")
 
 IMAGE_SIZES = (224, 64, 32)
 _USUAL = "for ImageNet models usually mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)"
@@ -57,7 +60,22 @@ def _noise(layer: nn.Conv2d | nn.Linear, *shape: int) -> Tensor:
     return torch.rand(2, *shape, generator=generator, dtype=torch.float32).to(dtype=weight.dtype, device=device)
 
 
-def no_guess_fits(failures: Sequence[UsageError]) -> UsageError:
+def first_that_runs(module: nn.Module, run: Callable[[Tensor], Result]) -> tuple[Tensor, Result]:
+    """Try guesses of a module's input until one runs; return it and what ``run`` made of it.
+
+    Raises:
+        UsageError: there is nothing to guess from, or the module takes none of the guesses.
+    """
+    failures: list[ExampleError] = []
+    for guess in guesses(module):
+        try:
+            return guess, run(guess)
+        except ExampleError as failure:
+            failures.append(failure)
+    raise _no_guess_fits(failures)
+
+
+def _no_guess_fits(failures: Sequence[UsageError]) -> UsageError:
     """Return the error for a module that took none of the guesses."""
     sizes = ", ".join(f"{size}x{size}" for size in IMAGE_SIZES)
     return UsageError(

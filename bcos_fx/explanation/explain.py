@@ -98,7 +98,7 @@ def _result(
     names: Sequence[str] | None,
 ) -> Explanation:
     single = choices[0].single
-    found = _joined(parts)
+    found = DynamicWeights.joined(parts)
     judgement = judged(found)
     complete = view.certificate.ok and judgement.verdict != "incomplete"
     if not view.certificate.ok:
@@ -125,16 +125,6 @@ def _result(
         colours=_has_colours(found.start, found.weights),
         notes=tuple(notes),
         complete=complete,
-    )
-
-
-def _joined(parts: list[DynamicWeights]) -> DynamicWeights:
-    return DynamicWeights(
-        start=torch.cat([part.start for part in parts]),
-        value=torch.cat([part.value for part in parts]),
-        output=torch.cat([part.output for part in parts]),
-        weights=torch.cat([part.weights for part in parts]),
-        constants={name: torch.cat([part.constants[name] for part in parts]) for name in parts[0].constants},
     )
 
 

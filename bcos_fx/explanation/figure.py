@@ -86,10 +86,10 @@ def _draw_pictures(axes: list[Axes], sample: Explanation, cells: Tensor) -> None
     _panel(axes[0], image if image is not None else to_image(cells[0]), "input")
     if sample.several:
         for place, cell in enumerate(cells[:_TARGETS]):
-            _panel(axes[1 + place], to_image(cell), _target_name(sample, place), f"{sample.output[0, place]:.3g}")
+            _panel(axes[1 + place], to_image(cell), sample.target_name(place), f"{sample.output[0, place]:.3g}")
         return
     if sample.colours:
-        _panel(axes[1], to_image(cells[0]), f"W(x) for {_target_name(sample, 0)}")
+        _panel(axes[1], to_image(cells[0]), f"W(x) for {sample.target_name(0)}")
     contributions = sample.contributions.float().cpu()
     place = 2 if sample.colours else 1
     _panel(axes[place], to_image(signed(contributions)[0]), "contributions")
@@ -148,7 +148,7 @@ def _sum(sample: Explanation) -> str:
     own = output - constants - residual
     whole = abs(own) + abs(constants)
     share = f" ({abs(constants) / whole:.0%})" if whole else ""
-    text = f"{_short(_target_name(sample, 0))} {output:.4g} = {own:.4g} input {constants:+.4g} constants{share}"
+    text = f"{_short(sample.target_name(0))} {output:.4g} = {own:.4g} input {constants:+.4g} constants{share}"
     return text + (f"\nresidual {residual:+.1e}" if sample.complete else f"\nINCOMPLETE: {residual:+.3g} unexplained")
 
 
@@ -158,15 +158,9 @@ def _draw_bars_of_places(ax: Axes, sample: Explanation) -> None:
     colours = [_FOR if value > 0 else _AGAINST for value in values.tolist()]
     ax.bar(range(len(values)), values.tolist(), color=colours)
     ax.axhline(0, color="#808080", linewidth=0.8)
-    ax.set_title(f"contributions to {_short(_target_name(sample, 0))}", fontsize=9, parse_math=False)
+    ax.set_title(f"contributions to {_short(sample.target_name(0))}", fontsize=9, parse_math=False)
     ax.set_xlabel("position" if sample.encoded.dim() == 3 else "feature", fontsize=8)
     ax.tick_params(labelsize=7)
-
-
-def _target_name(sample: Explanation, place: int) -> str:
-    if sample.target is None:
-        return sample.where if sample.where != "output" else "the target"
-    return sample.name(int(sample.target.flatten()[place]))
 
 
 def _short(text: str) -> str:

@@ -50,7 +50,7 @@ def cards(explanation: Explanation, labels: Sequence[str] = ()) -> list[str]:
 
 
 def _card(sample: Explanation, label: str) -> str:
-    target = _name(sample, 0)
+    target = sample.target_name(0)
     pieces = [f"<figcaption><b>{html.escape(label)}</b></figcaption>", _views(sample, label)]
     if not sample.complete:
         pieces.append('<p class="wrong">INCOMPLETE: contributions do not add up to the output</p>')
@@ -67,7 +67,7 @@ def _views(sample: Explanation, label: str) -> str:
         return ""
     given = photograph(sample, 0)
     shown = [("input", given)] if given is not None else []
-    shown += [(_name(sample, place), picture) for place, picture in enumerate(images(sample))]
+    shown += [(sample.target_name(place), picture) for place, picture in enumerate(images(sample))]
     if sample.colours and not sample.several:
         shown.append(("contributions", to_image(signed(sample.contributions.float().cpu())[0])))
     tags = [
@@ -95,7 +95,7 @@ def _sums(sample: Explanation) -> str:
         numbers = (float(output[place]), own, float(constants[place]))
         cells = "".join(f"<td>{number:.4g}</td>" for number in numbers)
         rows.append(
-            f"<tr><th>{html.escape(_name(sample, place))}</th>{cells}<td>{float(residual[place]):.1e}</td></tr>"
+            f"<tr><th>{html.escape(sample.target_name(place))}</th>{cells}<td>{float(residual[place]):.1e}</td></tr>"
         )
     head = "<tr><th></th><th>output</th><th>input</th><th>constants</th><th>residual</th></tr>"
     return f'<table class="sums">{head}{"".join(rows)}</table>'
@@ -118,9 +118,3 @@ def _scores(sample: Explanation) -> str:
         for value, index in zip(values, classes, strict=True)
     )
     return f"<details open><summary>highest outputs</summary><table>{rows}</table></details>"
-
-
-def _name(sample: Explanation, place: int) -> str:
-    if sample.target is None:
-        return sample.where if sample.where != "output" else "target"
-    return sample.name(int(sample.target.flatten()[place]))

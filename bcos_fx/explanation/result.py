@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LISTED = 5
+_TENSORS = ("inputs", "encoded", "weights", "output", "prediction", "scores", "target")
 
 
 class Constants(Mapping[str, Tensor]):
@@ -55,7 +56,7 @@ class Constants(Mapping[str, Tensor]):
         size = {source: float(values.abs().mean()) for source, values in self._values.items()}
         return [(source, means[source]) for source in sorted(size, key=lambda s: -size[s])[:count]]
 
-    def map(self, change: Any) -> Constants:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Constants:
         """Apply a function to every tensor."""
         return Constants({source: change(values) for source, values in self._values.items()}, change(self._like))
 
@@ -148,6 +149,12 @@ class Explanation:
         """Return a class's name, or its number where names are not known."""
         return self.names[index] if self.names is not None and index < len(self.names) else f"class {index}"
 
+    def target_name(self, place: int = 0) -> str:
+        """Return what the first sample's target at a place of K is called: a class, or what a function is given."""
+        if self.target is None:
+            return self.where if self.where != "output" else "the target"
+        return self.name(int(self.target.flatten()[place]))
+
     def __len__(self) -> int:
         return len(self.inputs)
 
@@ -157,20 +164,7 @@ class Explanation:
             place = range(len(self))[operator.index(samples)]
             samples = slice(place, place + 1)
 
-        def of(values: Tensor | None) -> Any:
-            return None if values is None else values[samples]
-
-        return replace(
-            self,
-            inputs=of(self.inputs),
-            encoded=of(self.encoded),
-            weights=of(self.weights),
-            output=of(self.output),
-            constants=self.constants.map(of),
-            prediction=of(self.prediction),
-            scores=of(self.scores),
-            target=of(self.target),
-        )
+        return self._changed(lambda values: values[samples])
 
     @classmethod
     def joined(cls, parts: Sequence[Explanation]) -> Explanation:
@@ -180,9 +174,8 @@ class Explanation:
         def cat(name: str) -> Any:
             return None if getattr(first, name) is None else torch.cat([getattr(part, name) for part in parts])
 
-        tensors = ("inputs", "encoded", "weights", "output", "prediction", "scores", "target")
         values = {source: torch.cat([part.constants[source] for part in parts]) for source in first.constants}
-        changed = {name: cat(name) for name in tensors}
+        changed = {name: cat(name) for name in _TENSORS}
         return replace(
             first,
             **changed,
@@ -194,13 +187,13 @@ class Explanation:
 
     def to(self, device: torch.device | str) -> Explanation:
         """Return the explanation with all tensors on a device."""
+        return self._changed(lambda values: values.to(device))
 
-        def moved(values: Tensor | None) -> Any:
-            return None if values is None else values.to(device)
-
-        tensors = ("inputs", "encoded", "weights", "output", "prediction", "scores", "target")
-        changed = {name: moved(getattr(self, name)) for name in tensors}
-        return replace(self, **changed, constants=self.constants.map(moved))
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Explanation:
+        """Return the explanation with a function applied to every tensor in it."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        changed: dict[str, Any] = {name: None if t is None else change(t) for name, t in tensors.items()}
+        return replace(self, **changed, constants=self.constants.map(change))
 
     def summary(self) -> list[str]:
         """Return a line for each of the first samples: class, output, its parts, what is left over."""
@@ -211,8 +204,7 @@ class Explanation:
         output, constants = shown.output.flatten()[0], shown.constants.total().flatten()[0]
         residual = shown.residual.flatten()[0]
         own = output - constants - residual
-        index = None if shown.target is None else int(shown.target.flatten()[0])
-        label = self.where if index is None else self.name(index)
+        label = shown.target_name()
         return f"{label}: {output:.4g} = {own:.4g} from the input {constants:+.4g} constants {residual:+.1e} residual"
 
     def __repr__(self) -> str:

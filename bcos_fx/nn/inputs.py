@@ -37,9 +37,8 @@ class InputEncoding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode x (N, C, ...), values in [0, 1], as (N, 2C, ...)."""
-        x = (
-            x.contiguous()
-        )  # pixels of so few channels are slow to write one by one; the first convolution arranges them
+        # In planes: pixels of so few channels are slow to write one by one; the first convolution arranges them.
+        x = x.contiguous()
         return torch.cat([x, 1 - x], self.dim)
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ max pooling) W(x) is the gradient of the *original* network.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -148,12 +148,8 @@ def _found(view: ExplanationView, inputs: Sequence[Tensor], select: Select) -> D
     """Weights and constants; sample by sample, where samples cannot be told apart."""
     if len(inputs[0]) == 1 or view.separable:
         return view.dynamic_weights(inputs, select)
-    each = [view.dynamic_weights([x[n : n + 1] for x in inputs], select) for n in range(len(inputs[0]))]
-    constants = {name: torch.cat([one.constants[name] for one in each]) for name in each[0].constants}
-    parts = {
-        f.name: torch.cat([getattr(one, f.name) for one in each]) for f in fields(each[0]) if f.name != "constants"
-    }
-    return DynamicWeights(**parts, constants=constants)
+    samples = range(len(inputs[0]))
+    return DynamicWeights.joined([view.dynamic_weights([x[n : n + 1] for x in inputs], select) for n in samples])
 
 
 def judged(found: DynamicWeights, tolerance: float | None = None, vanished: str | None = None) -> Completeness:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import fx
 
+from bcos_fx.rewriting.reader import run_node
+
 Observer = Callable[[fx.Node, Any], None]
 
 
@@ -31,7 +33,7 @@ def evaluate(
         if node not in needed:
             continue
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-        values[node] = _run(graph_module, node, args, kwargs)
+        values[node] = run_node(node, graph_module, args, kwargs)
         if observe is not None:
             observe(node, values[node])
         for source in node.all_input_nodes:
@@ -50,15 +52,3 @@ def _needed(known: Mapping[fx.Node, Any], end: fx.Node) -> set[fx.Node]:
             needed.add(node)
             pending += node.all_input_nodes
     return needed
-
-
-def _run(graph_module: fx.GraphModule, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    if node.op == "call_module":
-        return graph_module.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "get_attr":
-        owner, _, name = str(node.target).rpartition(".")
-        return getattr(graph_module.get_submodule(owner), name)
-    function: Any = node.target
-    return function(*args, **kwargs)

@@ -220,7 +220,7 @@ def _breaks(reader: GraphReader, output: fx.Node, kind: str) -> Iterator[Break]:
                 reader, node, "it makes a gate, which may only weight something else, and that reaches the output"
             )
             continue
-        carried = [n for name in (call.op.value if call else ()) for n in call.nodes(name)] if call else []
+        carried = [] if call is None else [n for name in call.op.value for n in call.nodes(name)]
         fresh = [n for n in carried if n not in seen and reader.flow.kinds[n.name] in (kind, UNKNOWN)]
         seen.update(fresh)
         pending += fresh

@@ -9,12 +9,11 @@ from __future__ import annotations
 import difflib
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import fx
 
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.rewriting.flow import EXPLAINED
+from bcos_fx.rewriting.flow import EXPLAINED, before_last_gate
 from bcos_fx.rewriting.location import rules_directory
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.ops import vocabulary
@@ -51,7 +50,7 @@ def recipe() -> Recipe:
         name="explanation",
         description="The view that explanations are computed on.",
         source="Böhle, Fritz and Schiele, B-cos Networks, CVPR 2022, sec. 3.2",
-        rules=tuple(load_rules([Path(file) for file in files])),
+        rules=tuple(load_rules(files)),
         options=Options(input="none"),
         fixed={},
         hashes={},
@@ -111,13 +110,8 @@ def _nearest_layers(graph_module: fx.GraphModule, name: str) -> str:
 
 
 def _before_gates(graph_module: fx.GraphModule) -> fx.Node:
-    ops = vocabulary()
-    node: fx.Node = next(n for n in graph_module.graph.nodes if n.op == "output").all_input_nodes[0]
-    call = ops.call(node, graph_module)
-    while call is not None and call.op.linearity == "gate" and len(call.inputs) == 1:
-        node = call.inputs[0]
-        call = ops.call(node, graph_module)
-    return node
+    output = next(node for node in graph_module.graph.nodes if node.op == "output")
+    return before_last_gate(output.all_input_nodes[0], lambda node: vocabulary().call(node, graph_module))
 
 
 def entry(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:

@@ -57,6 +57,16 @@ class DynamicWeights:
     weights: Tensor
     constants: Mapping[str, Tensor]
 
+    @classmethod
+    def joined(cls, parts: Sequence[DynamicWeights]) -> DynamicWeights:
+        """Join what was computed for several batches of one network."""
+
+        def cat(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        constants = {name: torch.cat([part.constants[name] for part in parts]) for name in parts[0].constants}
+        return cls(cat("start"), cat("value"), cat("output"), cat("weights"), constants)
+
 
 class ExplanationView:
     """A network's graph with gates held fixed and constants counted.

@@ -8,6 +8,7 @@ only ever feeds gates (the layers of a squeeze-and-excitation block, queries and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import networkx as nx
@@ -167,15 +168,9 @@ class _Analysis:
         carrying: nx.DiGraph[fx.Node] = nx.DiGraph()
         carrying.add_nodes_from(self.nodes)
         carrying.add_edges_from((source, node) for node in self.nodes for source in self._sources(node))
-        ends = [self._before_last_gate(n) for node in self.nodes if node.op == "output" for n in node.all_input_nodes]
+        outputs = [node for node in self.nodes if node.op == "output"]
+        ends = [before_last_gate(n, self.calls.__getitem__) for node in outputs for n in node.all_input_nodes]
         return set(ends).union(*(nx.ancestors(carrying, end) for end in ends))
-
-    def _before_last_gate(self, node: fx.Node) -> fx.Node:
-        call = self.calls[node]
-        while call is not None and call.op.linearity == "gate" and len(call.inputs) == 1:
-            node = call.inputs[0]
-            call = self.calls[node]
-        return node
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         call = self.calls[node]
@@ -189,6 +184,15 @@ class _Analysis:
             candidates = [n for name in call.op.value for n in call.nodes(name)]
         choice = self.choices.get(node)
         return [n for n in candidates if not _chosen(choice, n) and self.kinds[n] in (VALUE, UNKNOWN)]
+
+
+def before_last_gate(node: fx.Node, read: Callable[[fx.Node], Call | None]) -> fx.Node:
+    """Step back over a softmax or sigmoid at the very end: the value before it is what can be explained."""
+    call = read(node)
+    while call is not None and call.op.linearity == "gate" and len(call.inputs) == 1:
+        node = call.inputs[0]
+        call = read(node)
+    return node
 
 
 def _holds_whole_numbers(node: fx.Node) -> bool:

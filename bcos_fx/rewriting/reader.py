@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import cached_property
+from typing import Any
 
 from torch import fx, nn
 
@@ -108,6 +109,18 @@ def attribute(root: nn.Module, path: str) -> object:
     """Return the parameter, buffer or attribute at a dotted path."""
     owner, _, name = path.rpartition(".")
     return getattr(root.get_submodule(owner), name)
+
+
+def run_node(node: fx.Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Compute what a node that calls or reads something gives, from the values of its arguments."""
+    if node.op == "call_module":
+        return root.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "get_attr":
+        return attribute(root, str(node.target))
+    function: Any = node.target
+    return function(*args, **kwargs)
 
 
 def is_boundary(op: str) -> bool:

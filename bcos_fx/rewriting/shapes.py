@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bcos_fx.rewriting.reader import run_node
+
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 
 
@@ -21,7 +23,7 @@ def note_shape(node: fx.Node, graph_module: fx.GraphModule) -> None:
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _stand_in(n, precision))
-            result = _run(node, graph_module, args, kwargs)
+            result = run_node(node, graph_module, args, kwargs)
     except (_Unknown, *_FAILURES):
         result = None
     known = isinstance(result, Tensor)
@@ -37,13 +39,3 @@ def _stand_in(node: fx.Node, precision: torch.dtype) -> Any:
     if value is None:
         raise _Unknown
     return value
-
-
-def _run(node: fx.Node, graph_module: fx.GraphModule, args: Any, kwargs: Any) -> Any:
-    if node.op == "call_module":
-        return graph_module.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if callable(node.target):
-        return node.target(*args, **kwargs)
-    raise _Unknown

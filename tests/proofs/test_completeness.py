@@ -125,15 +125,20 @@ def test_an_eps_in_the_wrong_place_is_rejected(monkeypatch: pytest.MonkeyPatch) 
     assert check_completeness(view_of(network, x), [x]).verdict == "incomplete"
 
 
+def assert_complete_and_wrong(found: DynamicWeights, network: nn.Module, x: Tensor) -> None:
+    """Completeness cannot see it; the weights themselves can."""
+    assert judged(found).ok
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(found.weights, true_weights(network, x), rtol=1e-9, atol=1e-12)
+
+
 def test_a_ledger_filled_by_difference_is_complete_and_wrong() -> None:
     network, x = made()
     found = found_in(network, x)
     wrong = found.weights * 1.01
     rest = found.output - (wrong * x.unsqueeze(1)).sum(2)
     filled = dataclasses.replace(found, weights=wrong, constants={"bias": rest})
-    assert judged(filled).ok
-    with pytest.raises(AssertionError):
-        torch.testing.assert_close(filled.weights, true_weights(network, x), rtol=1e-9, atol=1e-12)
+    assert_complete_and_wrong(filled, network, x)
 
 
 def test_weights_rescaled_to_fit_are_complete_and_wrong() -> None:
@@ -141,9 +146,7 @@ def test_weights_rescaled_to_fit_are_complete_and_wrong() -> None:
     found = found_in(network, x)
     own = (found.weights * x.unsqueeze(1)).sum(2)
     rescaled = dataclasses.replace(found, weights=found.weights * (found.output / own).unsqueeze(2), constants={})
-    assert judged(rescaled).ok
-    with pytest.raises(AssertionError):
-        torch.testing.assert_close(rescaled.weights, true_weights(network, x), rtol=1e-9, atol=1e-12)
+    assert_complete_and_wrong(rescaled, network, x)
 
 
 def test_weights_made_of_the_output_are_complete_and_wrong() -> None:
@@ -152,9 +155,7 @@ def test_weights_made_of_the_output_are_complete_and_wrong() -> None:
     found = found_in(network, x)
     along = found.output.unsqueeze(2) * (x / x.square().sum(1, keepdim=True)).unsqueeze(1)
     made_up = dataclasses.replace(found, weights=along, constants={})
-    assert judged(made_up).ok
-    with pytest.raises(AssertionError):
-        torch.testing.assert_close(made_up.weights, true_weights(network, x), rtol=1e-9, atol=1e-12)
+    assert_complete_and_wrong(made_up, network, x)
 
 
 def test_an_output_that_underflows_names_the_node() -> None:

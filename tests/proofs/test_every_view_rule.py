@@ -25,6 +25,7 @@ from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.rewriting.recipe import Recipe
 from bcos_fx.rewriting.rule import Rule
 from bcos_fx.rewriting.rulefile import load_rules
+from tests import golden
 from tests.proofs.view_catalogue import CASES, Case
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -181,11 +182,7 @@ def test_golden_text(name: str, request: pytest.FixtureRequest) -> None:
     """What the first network of each rule looks like before and after; ``pytest --golden`` writes the texts anew."""
     module, x = built(CASES[name], next(iter(CASES[name].hits)))
     written = f"before\n{text(_traced(module, x))}\n\nafter\n{text(view_of(module, x).graph_module)}\n"
-    path = GOLDEN / f"{name}.txt"
-    if request.config.getoption("--golden"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(written, encoding="utf-8")
-    assert path.read_text(encoding="utf-8") == written
+    golden.compare(written, GOLDEN / f"{name}.txt", request)
 
 
 def test_every_golden_text_belongs_to_a_rule() -> None:

@@ -26,6 +26,7 @@ from bcos_fx.rewriting.recipe import load_recipe, recipe_names
 from bcos_fx.rewriting.rule import PRESERVING_PHASES, Rule
 from bcos_fx.rewriting.rulefile import load_rules
 from bcos_fx.tracing import trace
+from tests import golden
 from tests.rewriting.catalogue import CASES, Case
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -222,11 +223,7 @@ def test_golden_text(name: str, request: pytest.FixtureRequest) -> None:
     before = _text(graph_module, recipe)
     Engine(recipe).run(graph_module)
     text = f"before\n{before}\n\nafter\n{_text(graph_module, recipe)}\n"
-    path = GOLDEN / f"{name}.txt"
-    if request.config.getoption("--golden"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    assert path.read_text(encoding="utf-8") == text
+    golden.compare(text, GOLDEN / f"{name}.txt", request)
 
 
 def test_every_golden_text_belongs_to_a_rule() -> None:
