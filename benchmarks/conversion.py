@@ -6,7 +6,6 @@ python benchmarks/conversion.py [--out FILE.md] [--quick]
 from __future__ import annotations
 
 import copy
-import resource
 import statistics
 import time
 from collections import defaultdict
@@ -15,11 +14,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import get_context
-from pathlib import Path
 
 import torch
 import torchvision
-from measuring import Page, interleaved, parsed, ratio
+from measuring import Page, interleaved, parsed, ratio, rise
 from torch import Tensor, nn
 
 import bcos_fx
@@ -108,17 +106,6 @@ def report_time(page: Page, setting: Setting) -> None:
 # Memory
 
 
-def resident(*, peak: bool) -> int:
-    """Return this process's resident bytes: now, or the most there ever were."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # getrusage knows the peak only, which is no less than what is resident now
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    # Not getrusage, whose peak on Linux includes that of the process this one was started from.
-    field = "VmHWM:" if peak else "VmRSS:"
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
 def growth(setting: Setting, action: Callable[[nn.Module, Tensor], object], *, double: bool) -> int:
     """Return by how much the peak rises above what was resident once the network stood ready."""
     quiet()
@@ -127,9 +114,7 @@ def growth(setting: Setting, action: Callable[[nn.Module, Tensor], object], *, d
         module, images = module.double(), images.double()
     with torch.no_grad():
         module(images)
-    before = resident(peak=False)
-    action(module, images)
-    return resident(peak=True) - before
+    return rise(lambda: action(module, images))
 
 
 def verification_pass(module: nn.Module, images: Tensor) -> None:

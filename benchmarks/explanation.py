@@ -124,27 +124,30 @@ def report_sums(page: Page, setting: Setting) -> None:
 
 
 _MEMORY = """
-import resource, sys, torch
+import sys, torch
 sys.path.insert(0, sys.argv[1])
 import explanation as e, bcos_fx
+from measuring import rise
 setting = e.QUICK if sys.argv[2] == "quick" else e.Setting()
 torch.set_num_threads(setting.threads)
 torch.set_flush_denormal(True)
 ours, peer, images = e.converted(setting), e.peer_of(setting), e.original(setting)[1]
 e.forward(ours, images[:1])()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if sys.argv[3] == "ours":
-    bcos_fx.explain(ours, images[:1], [list(range(e.TARGETS))])
+    task = lambda: bcos_fx.explain(ours, images[:1], [list(range(e.TARGETS))])
 elif sys.argv[3] == "peer":
-    e.explained_by_peer(peer, torch.cat([images[:1], 1 - images[:1]], dim=1), range(e.TARGETS))()
+    task = e.explained_by_peer(peer, torch.cat([images[:1], 1 - images[:1]], dim=1), range(e.TARGETS))
 else:
-    bcos_fx.explain(ours, images, 0)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    task = lambda: bcos_fx.explain(ours, images, 0)
+print(rise(task))
 """
 
 
 def report_memory(page: Page, setting: Setting, *, quick: bool) -> None:
-    page.text("## Peak memory\n\nGrowth of a fresh process's peak resident memory by the explanation alone.")
+    page.text(
+        "## Peak memory\n\nIn a process of its own each: the peak of the resident set while explaining minus the "
+        "resident set just before, when the network had run once."
+    )
     rows = []
     for which, what in (
         ("batch", f"{setting.batch} images, one target"),
@@ -153,8 +156,8 @@ def report_memory(page: Page, setting: Setting, *, quick: bool) -> None:
     ):
         words = [sys.executable, "-c", _MEMORY, __file__.rpartition("/")[0] or ".", "quick" if quick else "full", which]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
-        rows.append((what, f"{int(done.stdout.split()[-1]) / 1024:.0f} MiB"))
-    page.table(("what", "growth"), rows)
+        rows.append((what, f"{int(done.stdout.split()[-1]) / 2**20:.0f} MiB"))
+    page.table(("what", "peak"), rows)
 
 
 def main() -> None:

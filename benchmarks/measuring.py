@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,27 @@ def interleaved(
 def ratio(times: Times, name: str, reference: str) -> float:
     """Median of the ratios within each round: neighbours in time are compared with each other."""
     return statistics.median(a / b for a, b in zip(times[name], times[reference], strict=True))
+
+
+def rise(task: Callable[[], object]) -> int:
+    """Return by how many bytes a task lifts this process's resident memory at its peak above what it was before."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")  # from here on, the peak is that of what follows
+    before = _resident(peak=False)
+    task()
+    return _resident(peak=True) - before
+
+
+def _resident(*, peak: bool) -> int:
+    """Return this process's resident bytes: now, or the most there were."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # getrusage knows the peak only, which is no less than what is resident now
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage, whose peak on Linux includes that of the process this one was started from.
+    field = "VmHWM:" if peak else "VmRSS:"
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def processor() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bcos_fx.checkpoint.architecture import build_architecture, guess_architecture, load_into
+from bcos_fx.checkpoint.architecture import architecture_names, build_architecture, guess_architecture, load_into
 from bcos_fx.checkpoint.identify import FileKind, identify
 from bcos_fx.checkpoint.inspection import Inspection, TensorRow, inspect
 from bcos_fx.checkpoint.model import read_model
@@ -14,6 +14,7 @@ __all__ = [
     "Inspection",
     "StateDict",
     "TensorRow",
+    "architecture_names",
     "build_architecture",
     "guess_architecture",
     "identify",

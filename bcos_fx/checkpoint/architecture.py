@@ -1,7 +1,8 @@
 """Networks by name, and putting weights into them.
 
-An architecture is named ``torchvision:resnet50[@WEIGHTS]``, ``timm:NAME``, ``package.module:factory``
-or ``path/to/file.py:factory``; a factory takes no arguments and returns an ``nn.Module``.
+An architecture is named ``torchvision:resnet50[@WEIGHTS]``, ``timm:NAME``, ``transformers:CLASS[@ATTENTION]``,
+``open_clip:NAME`` (its image tower), ``package.module:factory`` or ``path/to/file.py:factory``; a factory takes no
+arguments and returns an ``nn.Module``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from bcos_fx.checkpoint.reading import StateDict
 from bcos_fx.errors import BcosFxError, CheckpointError, MissingExtraError, nearest
 
 Result = TypeVar("Result")
-FORMS = "torchvision:resnet50[@WEIGHTS], timm:NAME, package.module:factory or path/to/file.py:factory"
+FORMS = (
+    "torchvision:resnet50[@WEIGHTS], timm:NAME, transformers:CLASS[@ATTENTION], open_clip:NAME, "
+    "package.module:factory or path/to/file.py:factory"
+)
+_ATTENTIONS = ("eager", "sdpa")
 # A name that tells a torchvision family, and how the names of its members begin. Not RegNet: it computes
 # its widths with tensors, so it cannot be built without storage.
 _FAMILIES = (
@@ -49,17 +54,32 @@ def build_architecture(arch: str) -> nn.Module:
 
     Raises:
         CheckpointError: no such package, model or factory; the factory failed or returned no module.
-        MissingExtraError: torchvision or timm is not installed.
+        MissingExtraError: the library that has it is not installed.
     """
     source, colon, name = arch.rpartition(":")
     if not colon or not source or not name:
         raise CheckpointError(f"{arch!r} names no architecture", hint=f"write it as {FORMS}")
-    if source == "torchvision":
-        return _torchvision(name, arch)
-    if source == "timm":
-        return _timm(name, arch)
+    if source in _LIBRARIES:
+        return _LIBRARIES[source](name, arch)
     factory = _member(_user_module(source, arch), name, arch)
     return _call(factory, arch)
+
+
+def architecture_names(source: str) -> list[str]:
+    """Return the names of all networks that a library builds, as they stand behind the colon.
+
+    Raises:
+        CheckpointError: no such library is known, or it keeps no list.
+        MissingExtraError: it is not installed.
+    """
+    if source == "torchvision":
+        return list(_library("torchvision.models", "vision").list_models())
+    if source == "timm":
+        return list(_library("timm", "timm").list_models())
+    if source == "open_clip":
+        return list(_library("open_clip", "clip").list_models())
+    known = ("torchvision", "timm", "open_clip")
+    raise CheckpointError(f"there is no list of the networks of {source!r}", hint=nearest(source, known))
 
 
 def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -> None:
@@ -149,6 +169,39 @@ def _timm(name: str, arch: str) -> nn.Module:
     if not timm.is_model(name):
         raise CheckpointError(f"timm has no model {name!r}", where=arch, hint=nearest(name, timm.list_models()))
     return _call(lambda: timm.create_model(name, pretrained=False), arch)
+
+
+def _transformers(name: str, arch: str) -> nn.Module:
+    """Build a class of transformers by the default configuration of its kind."""
+    transformers = _library("transformers", "transformers")
+    name, _, attention = name.partition("@")
+    if attention and attention not in _ATTENTIONS:
+        raise CheckpointError(f"no attention is called {attention!r}", where=arch, hint=nearest(attention, _ATTENTIONS))
+    kind = getattr(transformers, name, None)
+    configuration = getattr(kind, "config_class", None)
+    if not isinstance(kind, type) or not isinstance(configuration, type):
+        known = [key for key in dir(transformers) if key.endswith(("Model", "Classification", "Projection", "LMHead"))]
+        raise CheckpointError(f"transformers has no model {name!r}", where=arch, hint=nearest(name, known))
+    chosen = {"attn_implementation": attention} if attention else {}
+    return _call(lambda: kind(configuration(**chosen)), arch)
+
+
+def _open_clip(name: str, arch: str) -> nn.Module:
+    """Build the image tower of one of open_clip's models."""
+    open_clip = _library("open_clip", "clip")
+    if name not in open_clip.list_models():
+        raise CheckpointError(
+            f"open_clip has no model {name!r}", where=arch, hint=nearest(name, open_clip.list_models())
+        )
+    return _call(lambda: open_clip.create_model(name).visual, arch)
+
+
+_LIBRARIES: dict[str, Callable[[str, str], nn.Module]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "transformers": _transformers,
+    "open_clip": _open_clip,
+}
 
 
 def _library(name: str, extra: str) -> Any:

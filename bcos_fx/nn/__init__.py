@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bcos_fx.nn.attention import Attention
 from bcos_fx.nn.batchnorm import BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d
 from bcos_fx.nn.bcos import BcosLayer, BcosLinear, EpsAt, Scale
 from bcos_fx.nn.conv import (
@@ -31,6 +32,7 @@ from bcos_fx.nn.norms import (
 from bcos_fx.nn.sums import InPlaceSum, Sum
 
 __all__ = [
+    "Attention",
     "BatchNormUncentred1d",
     "BatchNormUncentred2d",
     "BatchNormUncentred3d",

@@ -17,7 +17,7 @@ from bcos_fx.rewriting.build import Build, Builder, Refused
 from bcos_fx.rewriting.match import Hit, NearMiss
 from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.rule import LEDGER, Replacement
+from bcos_fx.rewriting.rule import ARGUMENTS, LEDGER, Replacement
 from bcos_fx.rewriting.shapes import note_shape
 from bcos_fx.rewriting.slots import SLOTS, Slot, exchange
 
@@ -82,6 +82,7 @@ class Rewriter:
         # nothing once its object is gone.
         self._made: dict[Hashable, tuple[str, nn.Module | None]] = {}
         self._moved: dict[str, str] = {}
+        self._containers: dict[int, str] = {}  # of modules that `_made` keeps
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -166,6 +167,8 @@ class Rewriter:
             owner = owners.pop() if len(owners) == 1 else ""
             return owner if owner and self._is_free(owner, hit) else self._unused(call.node.name)
         path = str(call.node.target)
+        if self._serves_several(call, hit):
+            return f"{self._container(call)}.{name}"
         if self._stays(call, hit):
             return self._unused(f"{path}_{name}")
         if len(self._reader.callers[id(call.module)]) == 1:
@@ -174,6 +177,21 @@ class Rewriter:
         beside = self._unused(f"{path}_{name}")
         self._moved[beside] = path
         return beside
+
+    def _serves_several(self, call: Call, hit: Hit) -> bool:
+        """Say whether several modules are built from this one, as the parts of a layer that is taken apart."""
+        entries = hit.rule.replace.items()
+        built = [name for name, entry in entries if entry.build and hit.calls[self._source(hit, name, entry)] is call]
+        return len(built) > 1
+
+    def _container(self, call: Call) -> str:
+        """The path of a plain module in the old one's place, or beside it where it is called elsewhere too."""
+        key = id(call.module)
+        if key not in self._containers:
+            path, alone = str(call.node.target), len(self._reader.callers[key]) == 1
+            self._containers[key] = path if alone else self._unused(f"{path}_parts")
+            _set_module(self.graph_module, self._containers[key], nn.Module().train(self.graph_module.training))
+        return self._containers[key]
 
     def _stays(self, call: Call, hit: Hit) -> bool:
         """Say whether the node that a module is built from is still there after the rewrite, with its own module."""
@@ -278,6 +296,9 @@ class _Edit:
         if name.endswith(".input"):
             matched = name.removesuffix(".input")
             return self.hit.stand_in[matched] if matched in self.hit.stand_in else self.hit.calls[matched].inputs[0]
+        matched, _, suffix = name.partition(".")
+        if suffix in ARGUMENTS:
+            return self.hit.calls[matched].nodes(suffix)[0]
         if name.endswith(".second"):
             return self.hit.calls[name.removesuffix(".second")].inputs[1]
         if name in self.made:
@@ -318,7 +339,9 @@ class _Edit:
         with self.graph.inserting_after(cursor) if self.anchor_stays else before:
             node = self.graph.create_node(kind, target, args, kwargs)
         is_new = continued is self.hit.anchor and self.anchor_stays
-        node.meta = _tagged(continued.meta | ({"was": None} if is_new else {}), self.hit)
+        # A layer gives one tensor, whatever gave that one in whose place it stands.
+        given = {"type": "tensor"} if kind == "call_module" else {}
+        node.meta = _tagged(continued.meta | given | ({"was": None} if is_new else {}), self.hit)
         note_shape(node, self.root)
         self.made[name] = node
         return node if self.anchor_stays else cursor

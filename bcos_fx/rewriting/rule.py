@@ -25,8 +25,11 @@ ANY = "*"
 LEDGER = "ledger"
 """The input of an explanation view through which its constants are counted; only for the phase ``freeze``."""
 
-SUFFIXES = ("input", "second", "inputs", "gate", "constant", "literal", "carrier")
-"""What a rule may name of a matched node: its first and second input, all of them, or one slot of its arguments."""
+ARGUMENTS = ("query", "key", "value")
+"""Arguments of a matched node that a rule may name: each holds one tensor."""
+
+SUFFIXES = ("input", "second", "inputs", *ARGUMENTS, "gate", "constant", "literal", "carrier")
+"""What a rule may name of a matched node: its first and second input, all of them, an argument, or a slot of these."""
 
 ANY_NUMBER = -1
 """A number of users that may be anything."""

@@ -50,6 +50,11 @@ class Memory:
         self._entries[id(tensor)] = entry
         self._by_storage.setdefault(_storage(tensor), []).append(entry)
 
+    def clear(self) -> None:
+        """Let go of all tensors."""
+        self._entries.clear()
+        self._by_storage.clear()
+
     def knows(self, tensor: Tensor) -> bool:
         """Whether this very tensor object has an entry."""
         return id(tensor) in self._entries

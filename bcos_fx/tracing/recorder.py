@@ -65,6 +65,9 @@ class Recorder(TorchFunctionMode):
         if node not in self._dependent:
             raise TraceError("the output does not depend on any input tensor", hint="give the images as a tensor")
         self.record("output", "output", (node,), {}, tensor)
+        # All activations of the run were kept until here, and the recorder is part of a cycle.
+        self.memory.clear()
+        self._devices.clear()
 
     def call_leaf(self, path: str, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module that stays whole, and record it as one call; inside another leaf it only runs."""

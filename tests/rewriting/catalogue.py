@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,40 @@ def headed(forward: Forward, **parts: nn.Module) -> Callable[[], nn.Module]:
 def maps(forward: Forward, **parts: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     """A network straight from the image, given by its parts' factories."""
     return lambda: Net(forward, **{name: part() for name, part in parts.items()})
+
+
+class Attending(nn.Module):
+    """Tokens from patches, then attention."""
+
+    def __init__(
+        self, attention: nn.MultiheadAttention, transposed: bool, times: int, masked: bool, widths: Any
+    ) -> None:
+        super().__init__()
+        self.stems = nn.ModuleList(conv(3, width, 2, stride=2, padding=0) for width in widths or (8,))
+        self.attention = copy.deepcopy(attention)
+        self.transposed, self.times, self.masked = transposed, times, masked
+        if attention.in_proj_bias is not None:
+            nn.init.normal_(self.attention.in_proj_bias, std=0.3)
+            nn.init.normal_(self.attention.out_proj.bias, std=0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = [stem(x).flatten(2).transpose(1, 2) for stem in self.stems]
+        query, key, value = (token.transpose(0, 1) if self.transposed else token for token in (tokens * 3)[:3])
+        mask = torch.ones(key.shape[1], key.shape[1], dtype=torch.bool).triu(1) if self.masked else None
+        for _ in range(self.times):
+            query, _ = self.attention(query, key, value, attn_mask=mask, need_weights=self.transposed)
+        return query.mean(0 if self.transposed else 1)
+
+
+def attending(
+    attention: nn.MultiheadAttention,
+    *,
+    transposed: bool = False,
+    times: int = 1,
+    masked: bool = False,
+    widths: tuple[int, ...] | None = None,
+) -> Callable[[], nn.Module]:
+    return lambda: Attending(attention, transposed, times, masked, widths)
 
 
 class Scaled(nn.Conv2d):
@@ -314,6 +349,25 @@ CASES: dict[str, Case] = {
         },
         untouched=headed(lambda net, x: x.amax(2, keepdim=True).squeeze(2).amax(2, keepdim=True).squeeze(2)),
         mutant="flatten-features",
+    ),
+    "attention-taken-apart": Case(
+        hits={
+            "self-attention": attending(nn.MultiheadAttention(8, 2, batch_first=True)),
+            "weights asked for, positions first": attending(nn.MultiheadAttention(8, 4), transposed=True),
+            "without biases": attending(nn.MultiheadAttention(8, 2, bias=False, batch_first=True)),
+            "cross-attention of other widths": attending(
+                nn.MultiheadAttention(8, 2, kdim=5, vdim=6, batch_first=True), widths=(8, 5, 6)
+            ),
+            "called twice": attending(nn.MultiheadAttention(8, 2, batch_first=True), times=2),
+            "an encoder layer": maps(
+                lambda net, x: net.layer(net.stem(x).flatten(2).transpose(1, 2)).mean(1),
+                stem=lambda: conv(3, 8, 2, stride=2, padding=0),
+                layer=lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+            ),
+        },
+        near=(attending(nn.MultiheadAttention(8, 2, batch_first=True), masked=True), "called with a mask (attn_mask)"),
+        untouched=headed(lambda net, x: F.scaled_dot_product_attention(x, x, x)),
+        mutant="value-projection",
     ),
     # ------------------------------------------------------------ peers
     "peer-bcos-layer": Case(

@@ -1,0 +1,169 @@
+"""What is asked of every network: is it traced, converted, equal, certified, complete, and what does it refuse?"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.artifact import load, save
+from bcos_fx.certification import certify
+from bcos_fx.convert import bcosify
+from bcos_fx.nn import BcosLayer
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.testing import norm_statistics_from_data_, randomise_
+from bcos_fx.zoo.subjects import Subject, build
+
+Row = dict[str, Any]
+Note = Callable[[Row], None]
+
+_EXPLAINED = 2
+
+
+class Examination:
+    """One network's row of the table, filled stage by stage.
+
+    Args:
+        name: of the network.
+        side: of the images, in pixels, where the network takes that.
+        note: called with the row whenever there is more in it, so that nothing is lost if the process is.
+    """
+
+    def __init__(self, name: str, side: int | None, note: Note) -> None:
+        self.row: Row = {"name": name, "seconds": {}}
+        self._side = side
+        self._note = note
+
+    def run(self) -> Row:
+        """Go through all stages; an error is left to the caller, and the row says in which stage it came."""
+        with self._stage("build"):
+            subject = build(self.row["name"], side=self._side)
+            prepare(subject)
+            self.row |= _size(subject)
+        with self._stage("convert"):
+            network = self._converted(subject)
+            self.row |= _conversion(network)
+        with self._stage("certify"):
+            self.row |= _certification(network, subject)
+        with self._stage("save and load"):
+            self.row["saved"] = _same_after_saving(network, list(_inputs(network, subject)))
+        self.row["stage"] = "done"
+        self._note(self.row)
+        return self.row
+
+    def _converted(self, subject: Subject) -> BcosNetwork:
+        pair = {name: value[:2] for name, value in subject.inputs.items()}
+        return bcosify(
+            subject.module,
+            example_inputs=pair,
+            output=subject.output,
+            recipe="equivalent",
+            progress=self._substage,
+            **subject.options,
+        )
+
+    def _substage(self, stage: str) -> None:
+        self.row["stage"] = f"convert: {stage}"
+        self._note(self.row)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self.row["stage"] = name
+        self._note(self.row)
+        start = time.perf_counter()
+        yield
+        self.row["seconds"][name] = round(time.perf_counter() - start, 1)
+
+
+def prepare(subject: Subject) -> None:
+    """Give the network weights that make it answer differently to different inputs, in place."""
+    randomise_(subject.module)
+    norm_statistics_from_data_(_ByName(subject.module, list(subject.inputs)), tuple(subject.inputs.values()))
+
+
+class _ByName(nn.Module):
+    """Calls a module with the positional arguments that it takes by name."""
+
+    def __init__(self, module: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.module = module
+        self._names = names
+
+    def forward(self, *values: Tensor) -> Any:
+        return self.module(**dict(zip(self._names, values, strict=True)))
+
+
+def _size(subject: Subject) -> Row:
+    return {
+        "parameters": sum(parameter.numel() for parameter in subject.module.parameters()),
+        "inputs": {name: list(value.shape[1:]) for name, value in subject.inputs.items()},
+        "output": subject.output,
+    }
+
+
+def _conversion(network: BcosNetwork) -> Row:
+    report = network.report
+    verification = dict(report.figures.verification or {})
+    rows = {row["name"]: row for row in verification.get("comparisons", ())}
+    return {
+        "nodes": len(report.before),
+        "layers": sum(isinstance(part, BcosLayer) for part in network.modules()),
+        "coverage": report.coverage.share,
+        "unknown": dict(Counter(row.op for row in report.unknown)),
+        "opaque share": _opaque_share(network),
+        "guards": list(report.guards),
+        "train": report.train_difference or "as in eval",
+        "equal": verification.get("ok", False),
+        "error": verification.get("error"),
+        "detail": verification.get("detail"),
+        "spread": min((row["spread"] / row["scale"] for row in rows.values() if _varies(row)), default=None),
+        "runs": {name: row["verdict"] for name, row in rows.items()},
+    }
+
+
+def _varies(row: Row) -> bool:
+    return bool(row["scale"]) and row["spread"] is not None
+
+
+def _opaque_share(network: BcosNetwork) -> float:
+    """Share of the parameters that are inside modules whose operation nobody knows."""
+    hidden = {row.module for row in network.report.unknown if row.module is not None}
+    parts = [part for name, part in network.named_modules() if name in hidden]
+    inside = {parameter: parameter.numel() for part in parts for parameter in part.parameters()}
+    return float(sum(inside.values()) / max(sum(parameter.numel() for parameter in network.parameters()), 1))
+
+
+def _inputs(network: BcosNetwork, subject: Subject) -> Iterator[Tensor]:
+    """The network's own inputs: an image network takes them in [0, 1], as they were made up."""
+    for spec in network.record.inputs:
+        value = subject.inputs[spec.name][:_EXPLAINED]
+        yield value.double() if value.is_floating_point() else value
+
+
+def _certification(network: BcosNetwork, subject: Subject) -> Row:
+    inputs = list(_inputs(network, subject))
+    found = certify(network.double(), inputs)
+    measured = found.completeness
+    assert measured is not None
+    return {
+        "certified": found.ok,
+        "breaks": [str(broken) for broken in found.breaks],
+        "choices": len(found.choices),
+        "completeness": measured.verdict,
+        "gap": measured.worst,
+        "constants' share": 1 - float(measured.share.mean()),
+    }
+
+
+def _same_after_saving(network: BcosNetwork, inputs: list[Tensor]) -> bool:
+    with TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / "network.safetensors"
+        save(network, path)
+        return torch.equal(load(path)(*inputs), network(*inputs))
