@@ -130,7 +130,8 @@ def check_completeness(
         view: of the network.
         inputs: the network's inputs (N, ...), in order.
         select: the numbers to be explained; None: the first three of each sample.
-        tolerance: largest relative gap; None: by dtype, see :func:`default_tolerance`.
+        tolerance: largest relative gap; None: see :func:`default_tolerance`, by the coarsest precision that the value
+            passes on its way (a network may compute in float32 whatever it is given).
 
     Raises:
         UsageError: the inputs hold no samples.
@@ -140,8 +141,22 @@ def check_completeness(
     select = select or all_numbers()
     found = _found(view, inputs, select)
     # The network's own output: a frozen layer that computes something else must not vouch for itself.
-    found = replace(found, output=select(view.network_value(inputs)))
+    coarsest = _Coarsest(view, found.output.dtype)
+    found = replace(found, output=select(view.network_value(inputs, coarsest)))
+    tolerance = default_tolerance(coarsest.dtype) if tolerance is None else tolerance
     return judged(found, tolerance, _vanishing(view, inputs) if _is_nothing(found) else None)
+
+
+class _Coarsest:
+    """Notes the coarsest precision of all values on the way to the output."""
+
+    def __init__(self, view: ExplanationView, dtype: torch.dtype) -> None:
+        self._view = view
+        self.dtype = dtype
+
+    def __call__(self, node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor) and value.is_floating_point() and self._view.on_value_path(node):
+            self.dtype = max(self.dtype, value.dtype, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _found(view: ExplanationView, inputs: Sequence[Tensor], select: Select) -> DynamicWeights:

@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bcos_fx.errors import UsageError
 from bcos_fx.nn import Counted, CountedConstant
 from bcos_fx.nn.ledger import count
-from bcos_fx.proofs.evaluation import evaluate
+from bcos_fx.proofs.evaluation import Observer, evaluate
 from bcos_fx.proofs.linearity import Certificate, certificate, uncounted, unfinished, with_breaks
 from bcos_fx.proofs.preparation import Prepared, entry, prepare, recipe
 from bcos_fx.rewriting.network import BcosNetwork
@@ -127,13 +127,13 @@ class ExplanationView:
             value: Tensor = evaluate(self.graph_module, self.environment(inputs), self.end)
         return value
 
-    def network_value(self, inputs: Sequence[Any]) -> Tensor:
+    def network_value(self, inputs: Sequence[Any], observe: Observer | None = None) -> Tensor:
         """Run the network itself to what is explained, under no_grad; nothing of the view has a hand in it."""
         nodes = list(self._unfrozen.graph.nodes)
         known = zip([node for node in nodes if node.op == "placeholder"], inputs, strict=True)
         end = next(node for node in nodes if node.op == "output").all_input_nodes[0]
         with torch.no_grad():
-            value: Tensor = evaluate(self._unfrozen, dict(known), end)
+            value: Tensor = evaluate(self._unfrozen, dict(known), end, observe)
         return value
 
     def on_value_path(self, node: fx.Node) -> bool:

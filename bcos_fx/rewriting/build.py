@@ -18,7 +18,7 @@ from bcos_fx.nn.construction import adopt_tensors, construct, constructor_option
 from bcos_fx.rewriting.match import Hit
 from bcos_fx.rewriting.ops import Call, resolve
 from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.reader import GraphReader, attribute
+from bcos_fx.rewriting.reader import GraphReader, attribute, sources_of
 
 
 class Refused(Exception):
@@ -89,7 +89,15 @@ def module_form(build: Build) -> nn.Module:
 @builder("layer-from-parameters")
 def layer_from_parameters(build: Build) -> nn.Module:
     """A linear or convolution module around the very Parameters of a functional call."""
-    weight, bias, call = build.tensor("weight"), build.tensor("bias"), build.call
+    weight, bias = build.tensor("weight"), build.tensor("bias")
+    return _layer(
+        build.call,
+        None if weight is None else as_parameter(weight),
+        None if bias is None else as_parameter(bias),
+    )
+
+
+def _layer(call: Call, weight: nn.Parameter | None, bias: nn.Parameter | None) -> nn.Module:
     if weight is None:
         raise Refused("its weight is no stored tensor")
     options = {
@@ -106,8 +114,27 @@ def layer_from_parameters(build: Build) -> nn.Module:
         inside, outside = (shape[0], shape[1] * groups) if transposed else (shape[1] * groups, shape[0])
         options |= {"in_channels": inside, "out_channels": outside, "kernel_size": tuple(shape[2:])}
     layer: nn.Module = construct(resolve(call.op.modules[0]), options | {"bias": bias is not None})
-    layer._parameters |= {"weight": as_parameter(weight), "bias": None if bias is None else as_parameter(bias)}
+    layer._parameters |= {"weight": weight, "bias": bias}
     return layer
+
+
+@builder("layer-from-computed-parameters")
+def layer_from_computed_parameters(build: Build) -> nn.Module:
+    """A linear or convolution module with what a functional call's weight and bias come to, as new Parameters."""
+    found: dict[str, nn.Parameter | None] = {"weight": None, "bias": None}
+    for name in found:
+        for node in build.call.nodes(name):
+            value = build.reader.stored_value(node)
+            stored = build.tensor(name) if node.op == "get_attr" else None
+            trained = any(parameter.requires_grad for parameter in _stored_parameters(build, node))
+            found[name] = as_parameter(stored) if stored is not None else nn.Parameter(value.detach().clone(), trained)
+    return _layer(build.call, found["weight"], found["bias"])
+
+
+def _stored_parameters(build: Build, node: fx.Node) -> list[nn.Parameter]:
+    read = [n for n in sources_of(node) if n.op == "get_attr"]
+    tensors = [attribute(build.reader.graph_module, str(n.target)) for n in read]
+    return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
 
 
 @builder("batch-norm-from-parameters")
@@ -151,8 +178,8 @@ def norm_from_parameters(build: Build) -> nn.Module:
     options[affine] = weight is not None
     if call.op.name == "layer_norm":
         options["bias"] = bias is not None
-    elif call.op.name == "group_norm" and (weight is None) != (bias is None):
-        raise Refused("it has a scale without a shift")
+    elif call.op.name == "group_norm" and weight is not None and bias is None:
+        cls, options = bnn.GroupNorm, options | {"bias": False}  # torch's own cannot have a scale without a shift
     norm: nn.Module = construct(cls, options)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:

@@ -150,14 +150,22 @@ class _Analysis:
 
     def _chosen_gate(self, call: Call, values: list[fx.Node]) -> str:
         activated = [n for n in values if self._is_activation(n)]
-        if len(values) != 2 or values[0] is values[1] or len(activated) != 1:
+        gate = activated[0] if len(activated) == 1 else self._by_convention(call, values)
+        if len(values) != 2 or values[0] is values[1] or gate is None:
             names = ", ".join(dict.fromkeys(n.name for n in values))
-            passed = "more than one of them" if len(activated) > 1 else "none of them"
             return self._unknown(
-                call.node, f"values are multiplied with each other ({names}), and {passed} passed an activation"
+                call.node, f"values are multiplied with each other ({names}), and nothing tells the gate"
             )
-        self.choices[call.node] = Choice(activated[0].name, "it passed an activation, the other factor did not")
+        why = "it passed an activation, the other factor did not"
+        if len(activated) != 1:
+            place = "first" if gate is values[0] else "second"
+            why = f"by convention: both factors are values, and of a {call.op.name} the {place} one weights the other"
+        self.choices[call.node] = Choice(gate.name, why)
         return VALUE
+
+    def _by_convention(self, call: Call, values: list[fx.Node]) -> fx.Node | None:
+        named = call.nodes(call.op.gate) if call.op.gate is not None else []
+        return next((node for node in named if node in values), None)
 
     def _is_activation(self, node: fx.Node) -> bool:
         call = self.calls[node]

@@ -44,6 +44,7 @@ class Op:
         attributes: parameter -> attribute of the module, where the names differ.
         inputs: parameters that a module takes in its call; its other parameters are its attributes.
         value: parameters through which a value flows; the rest may only weight it.
+        gate: of a product: the factor that is taken for the gate where nothing else tells; by convention.
         constants: parameters that add a constant to the result, such as a bias.
         variadic: the parameter that takes all remaining positional arguments, if any.
         view: it stands in explanation views only, so no file can hold it.
@@ -62,6 +63,7 @@ class Op:
     attributes: Mapping[str, str] = field(default_factory=dict)
     inputs: tuple[str, ...] = ("input",)
     value: tuple[str, ...] = ("input",)
+    gate: str | None = None
     constants: tuple[str, ...] = ()
     variadic: str | None = None
     view: bool = False
@@ -230,6 +232,7 @@ def _read_op(name: str, table: Table) -> Op:
         attributes=table.mapping("attributes"),
         inputs=table.strings("inputs", default=first),
         value=table.strings("value", default=first),
+        gate=table.text("gate", default=None),
         constants=table.strings("constants"),
         variadic=table.text("variadic", default=None),
         view=table.flag("view"),

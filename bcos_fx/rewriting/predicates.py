@@ -86,6 +86,18 @@ def weight_is_stored(reader: GraphReader, call: Call) -> Verdict:
     return literal_options(reader, call)
 
 
+@predicate("parameters-follow-from-stored")
+def parameters_follow_from_stored(reader: GraphReader, call: Call) -> Verdict:
+    """Weight and bias of a functional call follow from stored tensors alone, at least one of them by a computation."""
+    given = [node for name in ("weight", "bias") for node in call.nodes(name)]
+    if all(_is_stored(reader, node) for node in given):
+        return False
+    for node in given:
+        if not reader.follows_from_stored(node):
+            return f"{node.name} is computed from the input, so no layer can hold it"
+    return True
+
+
 @predicate("literal-options")
 def literal_options(reader: GraphReader, call: Call) -> Verdict:
     """Options of the call (strides, sizes) are plain numbers, not computed from another tensor's size."""

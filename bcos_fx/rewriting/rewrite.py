@@ -16,10 +16,12 @@ from torch import fx, nn
 from bcos_fx.rewriting.build import Build, Builder, Refused
 from bcos_fx.rewriting.match import Hit, NearMiss
 from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.places import Places, source_of
 from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.rewriting.rule import ARGUMENTS, LEDGER, Replacement
 from bcos_fx.rewriting.shapes import note_shape
-from bcos_fx.rewriting.slots import SLOTS, Slot, exchange
+from bcos_fx.rewriting.slots import SLOTS, Slot
+from bcos_fx.tracing.arguments import exchange
 
 LEDGER_INPUT = "_ledger"
 """The placeholder behind :data:`~bcos_fx.rewriting.rule.LEDGER`."""
@@ -81,8 +83,7 @@ class Rewriter:
         # What was built from a module serves every call of it. The module is kept with it: an id means
         # nothing once its object is gone.
         self._made: dict[Hashable, tuple[str, nn.Module | None]] = {}
-        self._moved: dict[str, str] = {}
-        self._containers: dict[int, str] = {}  # of modules that `_made` keeps
+        self._places = Places(reader)
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -107,7 +108,8 @@ class Rewriter:
         """Drop what is no longer used, check the graph and make its code anew."""
         graph = self.graph_module.graph
         graph.eliminate_dead_code()
-        self._move_back()
+        moved = self._places.move_back()
+        self._made = {key: (moved.get(at, at), old) for key, (at, old) in self._made.items()}
         self.graph_module.delete_all_unused_submodules()
         self._drop_unread()
         graph.lint()
@@ -132,7 +134,7 @@ class Rewriter:
         return found
 
     def _source(self, hit: Hit, name: str, entry: Replacement) -> str:
-        source = entry.source or (name if name in hit.calls else hit.rule.anchor)
+        source = source_of(hit, name, entry)
         if source not in hit.calls:
             raise Refused(f"{source} is absent here")
         return source
@@ -151,87 +153,19 @@ class Rewriter:
             return built
         entry = hit.rule.replace[name]
         call = hit.calls[self._source(hit, name, entry)]
-        path = self._path(call, hit, name)
-        _set_module(self.graph_module, path, built)
+        path = self._places.put(built, call, hit, name)
         identity = _identity(str(entry.build), call)
         if identity is not None:
             self._made[identity] = (path, call.module)
         return path
 
-    def _path(self, call: Call, hit: Hit, name: str) -> str:
-        """Where the new module goes: in the old one's place, if nothing else lives there."""
-        if call.node.op == "placeholder":
-            return self._unused(name)
-        if call.module is None:
-            owners = {str(n.target).rpartition(".")[0] for n in call.node.all_input_nodes if n.op == "get_attr"}
-            owner = owners.pop() if len(owners) == 1 else ""
-            return owner if owner and self._is_free(owner, hit) else self._unused(call.node.name)
-        path = str(call.node.target)
-        if self._serves_several(call, hit):
-            return f"{self._container(call)}.{name}"
-        if self._stays(call, hit):
-            return self._unused(f"{path}_{name}")
-        if len(self._reader.callers[id(call.module)]) == 1:
-            return path
-        # Other calls of the module may keep it. If in the end none does, the new module moves into its place.
-        beside = self._unused(f"{path}_{name}")
-        self._moved[beside] = path
-        return beside
-
-    def _serves_several(self, call: Call, hit: Hit) -> bool:
-        """Say whether several modules are built from this one, as the parts of a layer that is taken apart."""
-        entries = hit.rule.replace.items()
-        built = [name for name, entry in entries if entry.build and hit.calls[self._source(hit, name, entry)] is call]
-        return len(built) > 1
-
-    def _container(self, call: Call) -> str:
-        """The path of a plain module in the old one's place, or beside it where it is called elsewhere too."""
-        key = id(call.module)
-        if key not in self._containers:
-            path, alone = str(call.node.target), len(self._reader.callers[key]) == 1
-            self._containers[key] = path if alone else self._unused(f"{path}_parts")
-            _set_module(self.graph_module, self._containers[key], nn.Module().train(self.graph_module.training))
-        return self._containers[key]
-
-    def _stays(self, call: Call, hit: Hit) -> bool:
-        """Say whether the node that a module is built from is still there after the rewrite, with its own module."""
-        name = next(name for name, node in hit.nodes.items() if node is call.node)
-        entries = hit.rule.replace
-        reused = name in entries and entries[name].build is None
-        return reused or (name == hit.rule.anchor and any(name in entry.inputs for entry in entries.values()))
-
-    def _is_free(self, path: str, hit: Hit) -> bool:
-        """Say whether no module below the path is called and no tensor below it is read by another call."""
-        matched = set(hit.nodes.values())
-        readers = self._reader.stored_below[path]
-        return not self._reader.called_below[path] and all(set(node.users) <= matched for node in readers)
-
-    def _unused(self, path: str) -> str:
-        candidate, number = path, 1
-        while _exists(self.graph_module, candidate):
-            candidate, number = f"{path}_{number}", number + 1
-        return candidate
-
-    def _move_back(self) -> None:
-        for beside, path in list(self._moved.items()):
-            calls = [n for n in self.graph_module.graph.nodes if n.op == "call_module" and n.target in (beside, path)]
-            if any(node.target == path for node in calls):
-                continue
-            if calls:
-                _set_module(self.graph_module, path, self.graph_module.get_submodule(beside))
-                for node in calls:
-                    node.target = path
-                # fx's own sweep of unused submodules would pass over it: it is the same object as the other.
-                self.graph_module.delete_submodule(beside)
-                self._made = {key: (path if at == beside else at, old) for key, (at, old) in self._made.items()}
-            del self._moved[beside]
-
 
 def _identity(build: str, call: Call) -> Hashable:
-    """Return what two calls must share to be given one new module: the module, or all stored tensors and options."""
+    """Return what two calls must share to be given one new module: the module, or all parameters and options."""
     if call.module is not None:
         return build, id(call.module)
-    stored = [(n, a.target) for n, a in call.arguments.items() if isinstance(a, fx.Node) and a.op == "get_attr"]
+    weights = {n: a for n, a in call.arguments.items() if isinstance(a, fx.Node) and n not in call.op.value}
+    stored = [(n, a.target if a.op == "get_attr" else a) for n, a in weights.items()]
     options = [(n, repr(a)) for n, a in call.arguments.items() if not isinstance(a, fx.Node)]
     rank = len(call.node.meta.get("shape") or ())
     return (build, tuple(stored), tuple(options), rank) if stored else None
@@ -361,24 +295,3 @@ class _Edit:
 
 def _tagged(meta: dict[str, Any], hit: Hit) -> dict[str, Any]:
     return dict(meta) | {"rules": (*meta.get("rules", ()), hit.rule.name)}
-
-
-def _exists(root: nn.Module, path: str) -> bool:
-    for part in path.split("."):
-        if not hasattr(root, part):
-            return False
-        root = getattr(root, part)
-    return True
-
-
-def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, making plain containers on the way."""
-    owner: nn.Module = root
-    *parents, name = path.split(".")
-    for parent in parents:
-        below = owner._modules.get(parent)
-        if below is None:
-            below = nn.Module()
-            owner.add_module(parent, below)
-        owner = below
-    owner.add_module(name, module)

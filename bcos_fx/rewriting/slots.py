@@ -59,20 +59,6 @@ def _leaves(value: Any) -> Iterator[Slot]:
             yield from _leaves(item)
 
 
-def exchange(node: fx.Node, index: int, new: fx.Node) -> None:
-    """Put a node into one slot of another node's arguments, in place."""
-    position = -1
-
-    def put(leaf: Any) -> Any:
-        nonlocal position
-        position += 1
-        return new if position == index else leaf
-
-    args = fx.node.map_aggregate(node.args, put)
-    kwargs = fx.node.map_aggregate(dict(node.kwargs), put)
-    node.args, node.kwargs = args, kwargs
-
-
 def live_gate(reader: GraphReader, call: Call) -> Slot | None:
     """The first slot that is only a weight and through which a gradient could still flow."""
     for slot in slots(call):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_aggregate
 
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing.sizes import Symbolic
@@ -34,6 +35,32 @@ def _leaves(value: Any) -> list[Any]:
     if isinstance(value, slice):
         return _leaves((value.start, value.stop, value.step))
     return [value]
+
+
+def leaves_of(node: Node) -> list[Any]:
+    """List the leaves of a node's arguments, positional ones first; :func:`exchange` counts them like this."""
+    leaves: list[Any] = []
+
+    def note(leaf: Any) -> Any:
+        leaves.append(leaf)
+        return leaf
+
+    map_aggregate((node.args, dict(node.kwargs)), note)
+    return leaves
+
+
+def exchange(node: Node, index: int, new: Node) -> None:
+    """Put a node in the place of one leaf of another node's arguments, in place."""
+    position = -1
+
+    def put(leaf: Any) -> Any:
+        nonlocal position
+        position += 1
+        return new if position == index else leaf
+
+    args = map_aggregate(node.args, put)
+    kwargs = map_aggregate(dict(node.kwargs), put)
+    node.args, node.kwargs = args, kwargs
 
 
 def graph_argument(value: Any, node_of: Callable[[Tensor], Node], device: Callable[[torch.device], Any]) -> Any:

@@ -39,6 +39,20 @@ class Inputs:
         args = [new.get(id(value), value) for value in self.args]
         return module(*args, **{name: new.get(id(value), value) for name, value in self.kwargs.items()})
 
+    def cast(self, dtype: torch.dtype) -> Inputs:
+        """Return the same arguments with floating-point tensors in another precision."""
+        new = {
+            id(value): (name, value.to(dtype) if value.is_floating_point() else value.clone())
+            for name, value in self.named.items()
+        }
+
+        def exchanged(value: Any) -> Any:
+            return new[id(value)][1] if id(value) in new else value
+
+        args = tuple(exchanged(value) for value in self.args)
+        kwargs = {name: exchanged(value) for name, value in self.kwargs.items()}
+        return Inputs(args, kwargs, dict(new.values()))
+
 
 def bind(module: nn.Module, example: Tensor | Sequence[Any] | Mapping[str, Any]) -> Inputs:
     """Match the example inputs with the signature of ``module.forward`` and clone them.

@@ -16,6 +16,7 @@ from bcos_fx.errors import TraceError
 from bcos_fx.tracing.recorder import Recorder
 
 _CONTAINERS = ("torch.nn.modules.container", "torch.nn.modules.transformer")
+_COMPOSITES = (nn.GLU,)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 Leaves = Collection[type | str]
@@ -83,7 +84,7 @@ def is_leaf(module: nn.Module, leaf_modules: Leaves) -> bool:
     if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
     home = kind.__module__
-    own = home.startswith("torch.nn.modules.") and home not in _CONTAINERS
+    own = home.startswith("torch.nn.modules.") and home not in _CONTAINERS and kind not in _COMPOSITES
     named = qualified_name(kind) in leaf_modules
     classes = tuple(leaf for leaf in leaf_modules if isinstance(leaf, type))
     return own or named or home.startswith("bcos_fx.nn") or isinstance(module, classes)

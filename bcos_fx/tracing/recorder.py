@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcos_fx.errors import TraceError
-from bcos_fx.tracing import operations
+from bcos_fx.tracing import composites, operations
 from bcos_fx.tracing.arguments import describe, fill_meta, graph_argument, numbers, tensors
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.memory import Memory
@@ -106,6 +106,10 @@ class Recorder(TorchFunctionMode):
             return self._size_read(func, args, kwargs)
         if name in operations.FORM_READS:
             return self._run(func, args, kwargs)
+        composite = composites.find(func)
+        if composite is not None:
+            with self:  # PyTorch puts a mode aside while it handles a call
+                return composite(*args, **kwargs)
         if name == "__set__":
             raise self._refusal(f"assigning to a tensor's {func.__self__.__name__!r} cannot be traced")  # type: ignore[attr-defined]
         if operations.asks_in_place(func, kwargs):

@@ -7,6 +7,7 @@ graph is run once to see that it repeats the recorded output.
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from bcos_fx.errors import BcosFxError, TraceError, UsageError
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.inputs import ExampleError, Inputs, advice, bind, check_state, select_output
 from bcos_fx.tracing.modules import Leaves, as_root, buffers_kept, chance_kept, instrumented, own_copy
+from bcos_fx.tracing.precision import follow, other_precision, reads_precision
 from bcos_fx.tracing.recorder import KernelWatch, Recorder
 from bcos_fx.tracing.training import align
 
@@ -94,6 +96,7 @@ def trace(
             graph_module = _build(root, recorder)
             _check_state_unchanged(graph_module, recorder)
             difference = _train_difference(root, recorder, graph_module, example_inputs, output, leaf_modules)
+            _follow_precision(root, recorder, graph_module, inputs, output, leaf_modules)
             graph_module.eval()
             torch.manual_seed(0)
             _confirm(graph_module, bind(root, example_inputs), result)
@@ -221,6 +224,28 @@ def _train_difference(
         root.eval()
     trained = _build(root, recorder)
     return align(graph_module.graph, trained.graph, (evaluated.constants, recorder.constants))
+
+
+def _follow_precision(
+    root: nn.Module,
+    evaluated: Recorder,
+    graph_module: GraphModule,
+    inputs: Inputs,
+    output: int | str | None,
+    leaf_modules: Leaves,
+) -> None:
+    """Record a copy of `root` in another precision, where something in the graph might follow it."""
+    precision = other_precision(inputs.named)
+    if precision is None or not reads_precision(graph_module, evaluated.constants):
+        return
+    twin = copy.deepcopy(root).to(precision)
+    recorder = _recorder(twin)
+    torch.manual_seed(0)
+    try:
+        _record(twin, inputs.cast(precision), output, leaf_modules, recorder)
+    except (BcosFxError, *_FORWARD_ERRORS):
+        return  # it has one precision, and the graph is right in that
+    follow(graph_module, _build(twin, recorder), (evaluated.constants, recorder.constants))
 
 
 def _confirm(graph_module: GraphModule, inputs: Inputs, expected: Tensor) -> None:

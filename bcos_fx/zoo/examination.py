@@ -158,6 +158,7 @@ def _certification(network: BcosNetwork, subject: Subject) -> Row:
         "choices": len(found.choices),
         "completeness": measured.verdict,
         "gap": measured.worst,
+        "tolerance": measured.tolerance,
         "constants' share": 1 - float(measured.share.mean()),
     }
 

@@ -8,14 +8,14 @@ from typing import Any
 
 Row = dict[str, Any]
 
-GAP = 1e-9
-"""Largest relative gap of contributions that counts as complete, in float64."""
+FLOAT64 = 1e-9
+"""Largest relative gap of contributions that is let pass in float64."""
 
 _QUESTIONS: dict[str, Callable[[Row], bool]] = {
     "traced whole": lambda row: row.get("opaque share") == 0,
     "equal": lambda row: bool(row.get("equal")),
     "certified": lambda row: bool(row.get("certified")),
-    "complete": lambda row: row.get("completeness") == "complete" and row["gap"] <= GAP,
+    "complete": lambda row: row.get("completeness") == "complete",
     "saved and loaded": lambda row: bool(row.get("saved")),
 }
 
@@ -86,7 +86,8 @@ _LEGEND = (
     "equivalence proof, relative, float64; *spread*: how much the output varies over the inputs, in units of its size; "
     "*sizes*: whether other image sizes were equal, refused (the graph holds for one size), or are not "
     "taken by the original either; *train*: whether the train graph is the eval graph; *gap*: of the completeness "
-    "check, relative, float64; *constants*: their share in the output; *seconds* in all."
+    "check, relative, float64, or marked where the network itself goes through float32 (the tolerance is 1e-9, or "
+    "1e-4 there); *constants*: their share in the output; *seconds* in all."
 )
 _COLUMNS = (
     *("network", "parameters", "nodes", "B-cos", "unknown", "error", "spread", "sizes", "train"),
@@ -106,7 +107,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         _sizes(row),
         "" if "train" not in row else "same" if row["train"] == "as in eval" else "other",
         "" if "certified" not in row else "yes" if row["certified"] else "no",
-        _number(row, "gap", lambda value: f"{value:.0e}"),
+        _number(row, "gap", lambda value: f"{value:.0e}" + (" (float32)" if row["tolerance"] > FLOAT64 else "")),
         _number(row, "constants' share", lambda value: f"{value:.0%}"),
         _number(row, "seconds in all", lambda value: f"{value:.0f}"),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx import nn as bnn
-from bcos_fx.certification import view_of
+from bcos_fx.certification import certify, view_of
 from bcos_fx.errors import UsageError
 from bcos_fx.nn.ledger import count
 from bcos_fx.proofs.completeness import Completeness, all_numbers, check_completeness, default_tolerance, judged
@@ -192,3 +192,27 @@ def test_counting_is_by_sample_whatever_the_layout() -> None:
         assert torch.equal(own, gradient)
         expected = (gradient * constant).reshape(2, times, 3, 5).sum((1, 2, 3))
         torch.testing.assert_close(found, expected)
+
+
+class Coarse(nn.Module):
+    """Goes through float32 whatever it is given: on the way of the value, or of a gate alone."""
+
+    def __init__(self, *, gate: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.gate = nn.Linear(6, 8), nn.Linear(8, 3), gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.gate:
+            return self.second(y * y.float().sigmoid())
+        return self.second(y.float().relu().to(y.dtype))
+
+
+@pytest.mark.parametrize(("gate", "tolerance"), [(False, 1e-4), (True, 1e-9)])
+def test_the_tolerance_is_that_of_the_coarsest_precision_of_the_value(gate: bool, tolerance: float) -> None:
+    torch.manual_seed(0)
+    network = Coarse(gate=gate).double().eval()
+    measured = certify(network, torch.rand(2, 6, dtype=torch.float64)).completeness
+    assert measured is not None
+    assert measured.tolerance == tolerance
+    assert measured.ok, str(measured)

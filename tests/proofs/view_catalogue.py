@@ -95,7 +95,9 @@ CASES: dict[str, Case] = {
     ),
     "constant-of-call-counted": Case(
         hits={
-            "computed weight": between(lambda n, y: F.linear(y, n.w * 2, n.c), w=lambda: own(6, 6), c=lambda: own(6)),
+            "computed weight": between(
+                lambda n, y: F.linear(y, n.d(n.w), n.c), w=lambda: own(6, 6), c=lambda: own(6), d=nn.Tanh
+            ),
             "masked fill": between(lambda n, y: y.masked_fill(y > 0.1, 0.7)),
             "masked fill, function": between(lambda n, y: torch.masked_fill(y, y > 0.1, 0.7)),
             "bilinear": between(lambda n, y: n.c(torch.sigmoid(y), y), 4, c=lambda: nn.Bilinear(6, 6, 4)),

@@ -134,6 +134,34 @@ class Scaled(nn.Conv2d):
         return F.conv2d(x, self.weight * 2, self.bias, padding=1)
 
 
+class InputScaled(nn.Conv2d):
+    """A convolution whose weight depends on the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight * x.mean().sigmoid(), self.bias, padding=1)
+
+
+class Standardised(nn.Conv2d):
+    """A convolution with weight standardisation by a batch norm call, as timm writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, padding=1)
+
+
+class JoinedBias(nn.Linear):
+    """A linear layer whose bias is put together from two."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__(inside, outside, bias=False)
+        self.first = nn.Parameter(torch.linspace(-1, 1, outside // 2))
+        self.register_buffer("second", torch.zeros(outside - outside // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, torch.cat([self.first, self.second]))
+
+
 class SameConv(nn.Conv2d):
     """A subclass with its own forward that is a plain call."""
 
@@ -259,8 +287,22 @@ CASES: dict[str, Case] = {
                 layer=lambda: nn.Linear(192, 5),
             ),
         },
-        near=(headed(lambda net, x: net.layer(x), layer=Scaled(4, 4, 3)), "its weight is computed"),
+        near=(headed(lambda net, x: net.layer(x), layer=InputScaled(4, 4, 3)), "its weight is computed"),
         mutant="layer-from-parameters",
+    ),
+    "computed-weight-stored": Case(
+        hits={
+            "scaled": headed(lambda net, x: net.layer(x), layer=Scaled(4, 4, 3)),
+            "standardised": headed(lambda net, x: net.layer(x), layer=Standardised(4, 4, 3)),
+            "bias put together": headed(lambda net, x: net.layer(x.mean((2, 3))), layer=JoinedBias(4, 4)),
+            "weight norm": maps(
+                lambda net, x: net.layer(x).mean((2, 3)),
+                layer=lambda: nn.utils.parametrizations.weight_norm(conv(3, 4)),
+            ),
+        },
+        near=(headed(lambda net, x: net.layer(x), layer=InputScaled(4, 4, 3)), "is computed from the input"),
+        untouched=headed(lambda net, x: net.layer(x), layer=SameConv(4, 4, 3)),
+        mutant="layer-from-computed-parameters",
     ),
     "batch-norm-call-to-module": Case(
         hits={"function": headed(lambda net, x: net.norm(x), norm=batch_norm(cls=FunctionalNorm))},
@@ -603,7 +645,7 @@ CASES: dict[str, Case] = {
     ),
     "layer-with-computed-weight-stays": Case(
         hits={},
-        near=(headed(lambda net, x: net.layer(x), layer=Scaled(4, 4, 3)), "computed while the network runs"),
+        near=(headed(lambda net, x: net.layer(x), layer=InputScaled(4, 4, 3)), "computed while the network runs"),
         untouched=headed(lambda net, x: x),
     ),
     # ------------------------------------------------------------ changing

@@ -1,0 +1,151 @@
+"""Where new modules stand in the module tree: in the old one's place wherever that is free."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from bcos_fx.rewriting.match import Hit
+from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.reader import GraphReader, sources_of
+from bcos_fx.rewriting.rule import Replacement
+
+
+class Places:
+    """Finds the paths of new modules in one graph module, and puts them there, in place.
+
+    Args:
+        reader: reads the graph.
+    """
+
+    def __init__(self, reader: GraphReader) -> None:
+        self._reader = reader
+        self._moved: dict[str, str] = {}
+        self._containers: dict[int, tuple[str, nn.Module | None]] = {}  # an id means nothing once its object is gone
+
+    @property
+    def _root(self) -> fx.GraphModule:
+        return self._reader.graph_module
+
+    def put(self, module: nn.Module, call: Call, hit: Hit, name: str) -> str:
+        """Place the module that an entry of a rule built from a call, and return its path."""
+        path = self._path(call, hit, name)
+        _set_module(self._root, path, module)
+        return path
+
+    def move_back(self) -> dict[str, str]:
+        """Move modules that had to stand beside an old one into its place, where nothing keeps that any more.
+
+        Returns:
+            Path -> new path of those that were moved.
+        """
+        moved: dict[str, str] = {}
+        for beside, path in list(self._moved.items()):
+            calls = [n for n in self._root.graph.nodes if n.op == "call_module" and n.target in (beside, path)]
+            if any(node.target == path for node in calls) or self._is_read(path):
+                continue
+            if calls:
+                _set_module(self._root, path, self._root.get_submodule(beside))
+                for node in calls:
+                    node.target = path
+                # fx's own sweep of unused submodules would pass over it: it is the same object as the other.
+                self._root.delete_submodule(beside)
+                moved[beside] = path
+            del self._moved[beside]
+        return moved
+
+    def _path(self, call: Call, hit: Hit, name: str) -> str:
+        """Where the new module goes: in the old one's place, if nothing else lives there."""
+        if call.node.op == "placeholder":
+            return self._unused(name)
+        if call.module is None:
+            owner = "" if self._stays(call, hit) else _owner(call)
+            if owner and not self._is_free(owner, hit):
+                # What else reads tensors there may be gone when all rules have run.
+                beside = self._unused(call.node.name)
+                self._moved[beside] = owner
+                return beside
+            return owner or self._unused(call.node.name)
+        path = str(call.node.target)
+        if self._serves_several(call, hit):
+            return f"{self._container(call)}.{name}"
+        if self._stays(call, hit):
+            return self._unused(f"{path}_{name}")
+        if len(self._reader.callers[id(call.module)]) == 1:
+            return path
+        # Other calls of the module may keep it. If in the end none does, the new module moves into its place.
+        beside = self._unused(f"{path}_{name}")
+        self._moved[beside] = path
+        return beside
+
+    def _serves_several(self, call: Call, hit: Hit) -> bool:
+        """Say whether several modules are built from this one, as the parts of a layer that is taken apart."""
+        entries = hit.rule.replace.items()
+        built = [name for name, entry in entries if entry.build and hit.calls[source_of(hit, name, entry)] is call]
+        return len(built) > 1
+
+    def _container(self, call: Call) -> str:
+        """The path of a plain module in the old one's place, or beside it where it is called elsewhere too."""
+        key = id(call.module)
+        if key not in self._containers:
+            path, alone = str(call.node.target), len(self._reader.callers[key]) == 1
+            place = path if alone else self._unused(f"{path}_parts")
+            _set_module(self._root, place, nn.Module().train(self._root.training))
+            self._containers[key] = place, call.module
+        return self._containers[key][0]
+
+    def _stays(self, call: Call, hit: Hit) -> bool:
+        """Say whether the node that a module is built from is still there after the rewrite, with its own module."""
+        name = next(name for name, node in hit.nodes.items() if node is call.node)
+        entries = hit.rule.replace
+        reused = name in entries and entries[name].build is None
+        return reused or (name == hit.rule.anchor and any(name in entry.inputs for entry in entries.values()))
+
+    def _is_free(self, path: str, hit: Hit) -> bool:
+        """Say whether no module below the path is called and no tensor below it is read by another call."""
+        matched = set(hit.nodes.values())
+        readers = self._reader.stored_below[path]
+        return not self._reader.called_below[path] and all(set(node.users) <= matched for node in readers)
+
+    def _unused(self, path: str) -> str:
+        candidate, number = path, 1
+        while _exists(self._root, candidate):
+            candidate, number = f"{path}_{number}", number + 1
+        return candidate
+
+    def _is_read(self, path: str) -> bool:
+        """Say whether the graph uses a tensor or a module below a path."""
+        below = (n for n in self._root.graph.nodes if n.op in ("get_attr", "call_module"))
+        return any(str(node.target).startswith(f"{path}.") for node in below)
+
+
+def source_of(hit: Hit, name: str, entry: Replacement) -> str:
+    """Return the matched node that an entry's module is built from, by name."""
+    return entry.source or (name if name in hit.calls else hit.rule.anchor)
+
+
+def _owner(call: Call) -> str:
+    """The path of the one module whose tensors a functional call reads, directly or through computations."""
+    stored = [n for name in ("weight", "bias", "running_mean") for node in call.nodes(name) for n in sources_of(node)]
+    owners = {str(node.target).rpartition(".")[0] for node in stored if node.op == "get_attr"}
+    return owners.pop() if len(owners) == 1 else ""
+
+
+def _exists(root: nn.Module, path: str) -> bool:
+    for part in path.split("."):
+        if not hasattr(root, part):
+            return False
+        root = getattr(root, part)
+    return True
+
+
+def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path, making plain containers on the way."""
+    owner: nn.Module = root
+    *parents, name = path.split(".")
+    for parent in parents:
+        below = owner._modules.get(parent)
+        if below is None:
+            below = nn.Module()
+            owner.add_module(parent, below)
+        owner = below
+    owner.add_module(name, module)

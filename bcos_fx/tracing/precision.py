@@ -1,0 +1,116 @@
+"""Dtypes and constants that follow a network's precision.
+
+``x.to(weight.dtype)`` reads float32 from a float32 network, and so it would be written into the graph; the network
+in float64 would go on in float32 there. A dtype is one object for all who read it, so nothing tells such a literal
+from one that the author wrote; but recorded in another precision too, the one has changed and the other has not. So it
+is with tensors that are made in forward: computed in float64, they are more than the float32 ones with zeros behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from bcos_fx.tracing.arguments import exchange, leaves_of
+
+_CLOSE = 1e-3  # of a constant's scale: the same constant in another precision, and no random one
+
+
+def reads_precision(graph_module: GraphModule, constants: Mapping[str, Tensor]) -> bool:
+    """Whether a graph holds anything that might follow the precision: a floating dtype or a constant of one."""
+    literals = any(_is_floating(leaf) for node in graph_module.graph.nodes for leaf in leaves_of(node))
+    return literals or any(constant.is_floating_point() for constant in constants.values())
+
+
+def other_precision(inputs: Mapping[str, Tensor]) -> torch.dtype | None:
+    """The precision to record in besides that of the inputs; None where these have none, or several."""
+    own = {tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()}
+    if len(own) != 1:
+        return None
+    return torch.float32 if own == {torch.float64} else torch.float64
+
+
+def follow(
+    graph_module: GraphModule, other: GraphModule, constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+) -> None:
+    """Let dtypes and constants of a graph follow the precision of its input, in place.
+
+    Args:
+        graph_module: the graph.
+        other: the same recorded in another precision. If it is another graph, nothing is changed.
+        constants: the tensors made in forward, of either graph.
+    """
+    literals = _changed_literals(graph_module, other)
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    reference = next((node for node in placeholders if _is_floating(node.meta["dtype"])), None)
+    if literals is None or reference is None:
+        return
+    finer = [node for node in graph_module.graph.nodes if _is_rounded(node, constants)]
+    if literals or finer:
+        with graph_module.graph.inserting_after(placeholders[-1]):
+            dtype = graph_module.graph.call_function(getattr, (reference, "dtype"))
+        unknown = {"shape": None, "dtype": None, "value": None, "type": "other"}
+        dtype.meta = dict(reference.meta) | unknown | {"origin": dtype.name}
+        for node, index in literals:
+            exchange(node, index, dtype)
+        for node in finer:
+            _refine(graph_module, node, constants[1][str(node.target)], dtype)
+        graph_module.graph.lint()
+        graph_module.recompile()
+
+
+def _changed_literals(first: GraphModule, second: GraphModule) -> list[tuple[Node, int]] | None:
+    """List the places of dtypes that changed with the precision; None where the graphs differ in anything else."""
+    nodes, others = list(first.graph.nodes), list(second.graph.nodes)
+    if len(nodes) != len(others):
+        return None
+    same: dict[Node, Node] = {}
+    changed = []
+    for node, other in zip(nodes, others, strict=True):
+        leaves, their = leaves_of(node), leaves_of(other)
+        if (node.op, node.target, len(leaves)) != (other.op, other.target, len(their)):
+            return None
+        for index, (leaf, its) in enumerate(zip(leaves, their, strict=True)):
+            if _is_floating(leaf) and _is_floating(its) and leaf != its:
+                changed.append((node, index))
+            elif same.get(leaf) is not its if isinstance(leaf, Node) else not _is_equal(leaf, its):
+                return None
+        same[node] = other
+    return changed
+
+
+def _is_equal(leaf: Any, other: Any) -> bool:
+    return type(leaf) is type(other) and bool(leaf == other)
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, torch.dtype) and leaf.is_floating_point
+
+
+def _is_rounded(node: Node, constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> bool:
+    """Whether a node reads a constant that is another number, if not by much, in the other precision."""
+    own, other = (each.get(str(node.target)) for each in constants)
+    if node.op != "get_attr" or own is None or other is None or own.dtype == other.dtype or own.shape != other.shape:
+        return False
+    difference = (own.double() - other.double()).abs()
+    difference = difference[own.double() != other.double()]  # equal infinities differ by NaN
+    scale = own.double()[torch.isfinite(own)].abs()
+    return bool(difference.numel()) and bool((difference <= _CLOSE * scale.max()).all())
+
+
+def _refine(graph_module: GraphModule, node: Node, finer: Tensor, dtype: Node) -> None:
+    """Keep a constant in the finer of two precisions, and cast it where it is used."""
+    name = str(node.target)
+    if finer.dtype.itemsize > getattr(graph_module, name).dtype.itemsize:
+        setattr(graph_module, name, finer)
+    users = list(node.users)
+    with graph_module.graph.inserting_after(node):
+        cast = graph_module.graph.call_method("to", (node, dtype))
+    cast.meta = dict(node.meta) | {"origin": cast.name}
+    node.meta["dtype"] = finer.dtype
+    for user in users:
+        user.replace_input_with(node, cast)
