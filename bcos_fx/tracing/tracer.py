@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from bcos_fx.errors import BcosFxError, TraceError, UsageError
+from bcos_fx.tracing.caches import passed_by
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.inputs import ExampleError, Inputs, advice, bind, check_state, select_output
 from bcos_fx.tracing.modules import Leaves, as_root, buffers_kept, chance_kept, instrumented, own_copy
@@ -111,7 +112,7 @@ def _record(
     for name, tensor in inputs.named.items():
         recorder.placeholder(name, tensor)
     with instrumented(root, recorder, leaf_modules):
-        with KernelWatch(recorder), recorder:
+        with passed_by(root), KernelWatch(recorder), recorder:
             value = root(*inputs.args, **inputs.kwargs)
     chosen = select_output(value, output)
     recorder.output(chosen)

@@ -52,8 +52,7 @@ def build(name: str, *, side: int | None = None) -> Subject:
         CheckpointError, MissingExtraError: there is no such network, or its package is not installed.
         UsageError: it takes none of the inputs that were tried.
     """
-    torch.manual_seed(0)
-    module = build_architecture(name).eval()
+    module = _built(name)
     first = next(iter(inspect.signature(module.forward).parameters))
     failure: Exception | None = None
     for inputs, options in _candidates(module, first, side):
@@ -61,10 +60,16 @@ def build(name: str, *, side: int | None = None) -> Subject:
             with torch.no_grad():
                 result = module(**inputs)
         except _FAILURES as error:
-            failure = error
+            failure = failure or error  # the first inputs are the likeliest
+            module = _built(name)  # some keep what they read from the inputs that they failed on
             continue
         return Subject(module, inputs, _output(result), options)
     raise UsageError(f"the network takes none of the inputs that were tried: {failure}", where=name)
+
+
+def _built(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_architecture(name).eval()
 
 
 def _candidates(module: nn.Module, first: str, side: int | None) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:

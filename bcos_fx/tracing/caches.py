@@ -1,0 +1,58 @@
+"""Caches of other people's code. A recording must neither fill one, nor be answered from one."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+_Cache = type(functools.lru_cache(lambda: None))
+
+
+@contextmanager
+def passed_by(root: nn.Module) -> Iterator[None]:
+    """While this lasts, functions with a ``functools.lru_cache`` in the modules' source files run without it.
+
+    For everybody, other threads too: they get the same results, computed anew.
+    """
+    replaced: list[tuple[Any, str, Any]] = []
+    try:
+        for home in _homes(root):
+            for name, value in list(vars(home).items()):
+                bare = _without_cache(value)
+                if bare is not None:
+                    replaced.append((home, name, value))
+                    setattr(home, name, bare)
+        yield
+    finally:
+        for home, name, value in replaced:
+            setattr(home, name, value)
+
+
+def _homes(root: nn.Module) -> list[Any]:
+    """The classes of all modules, and the source files that these are defined in; PyTorch's own left out."""
+    kinds = {kind for module in root.modules() for kind in type(module).__mro__}
+    own = [kind for kind in kinds if kind is not object and not kind.__module__.startswith(("torch.", "builtins"))]
+    files = {id(home): home for kind in own if (home := sys.modules.get(kind.__module__)) is not None}
+    return [*files.values(), *own]
+
+
+def _without_cache(value: Any) -> Callable[..., Any] | None:
+    """The function behind a cache, or behind a wrapper that keeps its cache in its closure."""
+    bare: Callable[..., Any] | None = getattr(value, "__wrapped__", None)
+    if isinstance(value, _Cache):
+        return bare
+    kept = value.__closure__ or () if isinstance(value, FunctionType) and bare is not None else ()
+    return bare if any(isinstance(_content(cell), _Cache) for cell in kept) else None
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was put in yet
+        return None
