@@ -56,6 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.vision
+@pytest.mark.timeout(900)
 def test_the_commands_run_one_after_another(folder: Path) -> None:
     """In one folder and in the documents' order: some read what others wrote."""
     for command in (c for c in commands() if c.startswith("bcos-fx")):

@@ -42,7 +42,8 @@ class Request:
         str | None,
         typer.Option(
             help="The network that the weights belong to: torchvision:resnet50, torchvision:resnet50@IMAGENET1K_V2 "
-            "(with its weights), timm:NAME, package.module:factory or file.py:factory.",
+            "(with its weights), timm:NAME, transformers:CLASS[@eager|@sdpa], open_clip:NAME (its image tower), "
+            "package.module:factory or file.py:factory.",
             rich_help_panel=_FILE,
         ),
     ] = None

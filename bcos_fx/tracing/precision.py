@@ -49,7 +49,11 @@ def follow(
     reference = next((node for node in placeholders if _is_floating(node.meta["dtype"])), None)
     if literals is None or reference is None:
         return
-    finer = [node for node in graph_module.graph.nodes if _is_rounded(node, constants)]
+    stored = [node for node in graph_module.graph.nodes if str(node.target) in constants[0] and node.op == "get_attr"]
+    finer = [node for node in stored if _is_rounded(*_both(node, constants))]
+    for node in stored:
+        if _is_fixed(*_both(node, constants)):
+            _cast(node, constants[0][str(node.target)].dtype)  # .double() moves what is stored, not what is made
     if literals or finer:
         with graph_module.graph.inserting_after(placeholders[-1]):
             dtype = graph_module.graph.call_function(getattr, (reference, "dtype"))
@@ -58,9 +62,14 @@ def follow(
         for node, index in literals:
             exchange(node, index, dtype)
         for node in finer:
-            _refine(graph_module, node, constants[1][str(node.target)], dtype)
-        graph_module.graph.lint()
-        graph_module.recompile()
+            _keep_finer(graph_module, node, constants[1][str(node.target)])
+            _cast(node, dtype)
+    graph_module.graph.lint()
+    graph_module.recompile()
+
+
+def _both(node: Node, constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:
+    return constants[0][str(node.target)], constants[1].get(str(node.target))
 
 
 def _changed_literals(first: GraphModule, second: GraphModule) -> list[tuple[Node, int]] | None:
@@ -84,6 +93,8 @@ def _changed_literals(first: GraphModule, second: GraphModule) -> list[tuple[Nod
 
 
 def _is_equal(leaf: Any, other: Any) -> bool:
+    if isinstance(leaf, float) and isinstance(other, float):
+        return True  # a number such as torch.finfo(x.dtype).min stays as it was read
     return type(leaf) is type(other) and bool(leaf == other)
 
 
@@ -91,10 +102,9 @@ def _is_floating(leaf: Any) -> bool:
     return isinstance(leaf, torch.dtype) and leaf.is_floating_point
 
 
-def _is_rounded(node: Node, constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> bool:
-    """Whether a node reads a constant that is another number, if not by much, in the other precision."""
-    own, other = (each.get(str(node.target)) for each in constants)
-    if node.op != "get_attr" or own is None or other is None or own.dtype == other.dtype or own.shape != other.shape:
+def _is_rounded(own: Tensor, other: Tensor | None) -> bool:
+    """Whether a constant is another number, if not by much, in the other precision."""
+    if other is None or own.dtype == other.dtype or own.shape != other.shape:
         return False
     difference = (own.double() - other.double()).abs()
     difference = difference[own.double() != other.double()]  # equal infinities differ by NaN
@@ -102,15 +112,23 @@ def _is_rounded(node: Node, constants: tuple[Mapping[str, Tensor], Mapping[str, 
     return bool(difference.numel()) and bool((difference <= _CLOSE * scale.max()).all())
 
 
-def _refine(graph_module: GraphModule, node: Node, finer: Tensor, dtype: Node) -> None:
-    """Keep a constant in the finer of two precisions, and cast it where it is used."""
+def _is_fixed(own: Tensor, other: Tensor | None) -> bool:
+    """Whether a constant has one precision whatever the network's is."""
+    return own.is_floating_point() and other is not None and own.dtype == other.dtype and torch.equal(own, other)
+
+
+def _keep_finer(graph_module: GraphModule, node: Node, other: Tensor) -> None:
     name = str(node.target)
-    if finer.dtype.itemsize > getattr(graph_module, name).dtype.itemsize:
-        setattr(graph_module, name, finer)
+    if other.dtype.itemsize > getattr(graph_module, name).dtype.itemsize:
+        setattr(graph_module, name, other)
+        node.meta["dtype"] = other.dtype
+
+
+def _cast(node: Node, dtype: Node | torch.dtype) -> None:
+    """Cast what a node reads, for all its users."""
     users = list(node.users)
-    with graph_module.graph.inserting_after(node):
-        cast = graph_module.graph.call_method("to", (node, dtype))
+    with node.graph.inserting_after(node):
+        cast = node.graph.call_method("to", (node, dtype))
     cast.meta = dict(node.meta) | {"origin": cast.name}
-    node.meta["dtype"] = finer.dtype
     for user in users:
         user.replace_input_with(node, cast)

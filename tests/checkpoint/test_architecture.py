@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bcos_fx.checkpoint import build_architecture, guess_architecture, inspect, read_model
+from bcos_fx.checkpoint import architecture_names, build_architecture, guess_architecture, inspect, read_model
 from bcos_fx.errors import CheckpointError, MissingExtraError
 from tests.checkpoint.files import save
 
@@ -114,10 +114,58 @@ def test_timm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         build_architecture("timm:tinny")
 
 
-def test_a_library_that_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(MissingExtraError, match=r"bcos-fx\[timm\]"):
-        build_architecture("timm:tiny")
+@pytest.mark.parametrize(
+    ("library", "extra"), [("timm", "timm"), ("transformers", "transformers"), ("open_clip", "clip")]
+)
+def test_a_library_that_is_missing_names_the_extra(library: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(MissingExtraError, match=rf"bcos-fx\[{extra}\]"):
+        build_architecture(f"{library}:tiny")
+
+
+class Configuration:
+    def __init__(self, attn_implementation: str = "sdpa") -> None:
+        self.attention = attn_implementation
+
+
+class TinyModel(nn.Identity):
+    config_class = Configuration
+
+    def __init__(self, configuration: Configuration) -> None:
+        super().__init__()
+        self.config = configuration
+
+
+def test_transformers_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = ModuleType("transformers")
+    transformers.TinyModel, transformers.logging = TinyModel, object()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    assert build_architecture("transformers:TinyModel").config.attention == "sdpa"
+    assert build_architecture("transformers:TinyModel@eager").config.attention == "eager"
+    for wrong, words in (
+        ("TinnyModel", "did you mean 'TinyModel'"),
+        ("logging", "has no model 'logging'"),
+        ("TinyModel@eagr", "did you mean 'eager'"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            build_architecture(f"transformers:{wrong}")
+
+
+def test_open_clip_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_clip, whole = ModuleType("open_clip"), nn.Module()
+    whole.visual = nn.Identity()
+    open_clip.list_models = lambda: ["RN50"]  # type: ignore[attr-defined]
+    open_clip.create_model = lambda name: whole  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "open_clip", open_clip)
+    assert build_architecture("open_clip:RN50") is whole.visual
+    with pytest.raises(CheckpointError, match="did you mean 'RN50'"):
+        build_architecture("open_clip:RN5O")
+    assert architecture_names("open_clip") == ["RN50"]
+
+
+def test_names_of_a_library_without_a_list() -> None:
+    with pytest.raises(CheckpointError, match="no list of the networks of 'transformers'"):
+        architecture_names("transformers")
 
 
 @pytest.mark.vision

@@ -16,8 +16,8 @@ from bcos_fx.tracing import trace
 Function = Callable[["Net", Tensor], Tensor]
 
 CALLS: dict[str, Function] = {
-    "addcmul": lambda net, x: torch.addcmul(x, net.a, x.sigmoid()),
-    "addcmul, scaled": lambda net, x: x.addcmul(net.a, x.sigmoid(), value=0.5),
+    "addcmul": lambda net, x: torch.addcmul(x, net.a, x.relu()),
+    "addcmul, scaled": lambda net, x: x.addcmul(net.fc(x), x.sigmoid(), value=0.5),
     "addcdiv": lambda net, x: torch.addcdiv(x, x, net.a.abs() + 1, value=2),
     "addmm": lambda net, x: torch.addmm(net.a, x, net.fc.weight),
     "addmm, scaled": lambda net, x: net.a.addmm(x, net.fc.weight, beta=0.5, alpha=2),

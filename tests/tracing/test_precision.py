@@ -42,11 +42,20 @@ class Keeping(Reading):
         return (y.to(torch.float32).mean((2, 3)) * math.pi).to(y.dtype)
 
 
+class Fixing(Reading):
+    """Makes a constant in float32 and divides sizes by it there, whatever its precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.arange(1, 5, dtype=torch.float32) / 3
+        places = torch.ones(x.shape[2], 4).cumsum(0, dtype=torch.float32) / steps
+        return self.conv(x).mean((2, 3)) + places.mean(0).to(x.dtype)
+
+
 def images() -> Tensor:
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", [Reading, Making, Keeping])
+@pytest.mark.parametrize("kind", [Reading, Making, Keeping, Fixing])
 @pytest.mark.parametrize("traced_in", [torch.float32, torch.float64])
 @pytest.mark.parametrize("moved_to", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_graph_computes_in_every_precision_what_the_module_does(kind: Any, traced_in: Any, moved_to: Any) -> None:
@@ -71,7 +80,7 @@ def test_nothing_is_added_where_nothing_follows() -> None:
     assert [node.op for node in graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
 
 
-@pytest.mark.parametrize("kind", [Reading, Making])
+@pytest.mark.parametrize("kind", [Reading, Making, Fixing])
 def test_such_networks_convert_and_are_proven_equal(kind: Any) -> None:
     network = bcos_fx.bcosify(kind().eval(), example_inputs=images(), recipe="equivalent")
     verification = network.report.figures.verification

@@ -24,7 +24,7 @@ def named(factory: str) -> str:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     names = [
-        named(kind) for kind in ("Convolutional", "Squared", "Undecided", "Named", "Recurrent", "Missing", "crashing")
+        named(kind) for kind in ("Convolutional", "Mixed", "Undecided", "Named", "Recurrent", "Missing", "crashing")
     ]
     found = examine_all(names, tmp_path_factory.mktemp("zoo") / "rows.jsonl", workers=2)
     return {row["name"].rpartition(":")[2]: row for row in found}
@@ -52,7 +52,7 @@ def test_a_part_of_a_dict_is_chosen_and_kept(rows: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
-        ("Squared", "square"),
+        ("Mixed", "a gate is added to a value"),
         ("Undecided", "reads the values of a tensor"),
         ("Recurrent", "LSTM"),
         ("Missing", "has no factory 'Missing'"),
@@ -77,7 +77,7 @@ def test_parameters_inside_an_unknown_layer_are_counted(rows: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("factory", "limits", "words"),
     [
-        ("endless", Limits(seconds=4), "it took longer than 4 s, in the stage 'build'"),
+        ("endless", Limits(seconds=4), "it took longer than 4 s, in the stage"),
         ("greedy", Limits(seconds=120, gibibytes=2), "it needed more than 2 GiB"),
     ],
 )
@@ -135,7 +135,7 @@ def test_what_names_nothing_is_refused(asked: list[str], words: str) -> None:
 
 
 def test_the_page_counts_and_explains(rows: dict[str, Any]) -> None:
-    both = [rows["Convolutional"] | {"name": "timm:good"}, rows["Squared"] | {"name": "timm:bad"}]
+    both = [rows["Convolutional"] | {"name": "timm:good"}, rows["Mixed"] | {"name": "timm:bad"}]
     assert "| timm | 2 | 2 (100%) | 2 (100%) | 1 (50%)" in totals(both)
     page = coverage_page(both, "Coverage", ["Versions: none"])
     assert page.startswith("# Coverage\n\n- Versions: none\n")
