@@ -159,7 +159,7 @@ class _Analysis:
         why = "it passed an activation, the other factor did not"
         if len(activated) != 1:
             place = "first" if gate is values[0] else "second"
-            why = f"by convention: both factors are values, and of a {call.op.name} the {place} one weights the other"
+            why = f"by convention ({call.op.name}): both factors are values, and the {place} one weights the other"
         self.choices[call.node] = Choice(gate.name, why)
         return VALUE
 
