@@ -1,8 +1,9 @@
-"""Which rule broke the network: the rewrites are done again, one by one, with a check after each."""
+"""Which rule broke the network: the rewrites are done again, with checks that close in on the first bad one."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from bcos_fx.proofs.divergence import first_divergence
 from bcos_fx.rewriting.passes import Engine
 from bcos_fx.rewriting.rewrite import Step
 from bcos_fx.rewriting.rule import PRESERVING_PHASES, Rule
+
+_STRIDE = 32
+"""Applications between two checks of the first run: of a thousand then some sixty are checked, not all."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +42,53 @@ class Blame:
 
 
 class _Found(Exception):
-    def __init__(self, blame: Blame) -> None:
-        self.blame = blame
+    def __init__(self, blame: Blame, step: int) -> None:
+        self.blame, self.step = blame, step
         super().__init__(blame)
 
 
 class _Check:
-    """Compares the graph's output after each application with the output as traced."""
+    """Compares the graph's output after some of the applications with the output as traced.
+
+    Args:
+        traced: the graph as traced.
+        original: its inputs.
+        encoded: the inputs of a graph that takes images in [0, 1].
+        bound: largest error of the output relative to its scale.
+    """
 
     def __init__(self, traced: fx.GraphModule, original: tuple[Tensor, ...], encoded: tuple[Tensor, ...], bound: float):
         self.traced, self.original, self.encoded, self.bound = traced, original, encoded, bound
         with torch.no_grad():
             self.expected = traced(*original)
+        self.checked = range(0)
+        self._step = 0
+        self._last: tuple[Rule, Step, fx.GraphModule] | None = None
+
+    def begin(self, checked: range) -> None:
+        """Count applications from 1 again, and check those whose number is in ``checked``."""
+        self.checked, self._step, self._last = checked, 0, None
 
     def __call__(self, rule: Rule, step: Step, graph_module: fx.GraphModule) -> None:
+        self._step += 1
+        self._last = rule, step, graph_module
+        if self._step in self.checked:
+            self._compare(rule, step, graph_module)
+
+    def finish(self) -> None:
+        """Check after the last application, if that was not done."""
+        if self._last is not None and self._step not in self.checked:
+            self._compare(*self._last)
+
+    def _compare(self, rule: Rule, step: Step, graph_module: fx.GraphModule) -> None:
         inputs = self.encoded if is_encoded(graph_module) else self.original
         error = self._error(graph_module, inputs)
         if error <= self.bound:
             return
         divergence = first_divergence(self.traced, graph_module, self.original, inputs, tolerance=self.bound)
         source = next((n.meta.get("source") for n in graph_module.graph.nodes if n.name == step.node), None)
-        raise _Found(Blame(rule.name, rule.origin, step.node, divergence.node if divergence else None, source, error))
+        blame = Blame(rule.name, rule.origin, step.node, divergence.node if divergence else None, source, error)
+        raise _Found(blame, self._step)
 
     def _error(self, graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> float:
         try:
@@ -84,7 +114,7 @@ def find_culprit(
     *,
     tolerance: float = 1e-9,
 ) -> Blame | None:
-    """Run the preserving phases again, in float64, with a check after each application of a rule.
+    """Run the preserving phases again, in float64: once with a check now and then, once more where one failed.
 
     Args:
         retrace: gives a freshly traced graph module each time.
@@ -96,14 +126,25 @@ def find_culprit(
     Returns:
         The first rewrite that moves the output, or None when none does.
     """
-    rewritten, traced = _double(retrace()), _double(retrace())
+    traced = _double(retrace())
     encoded = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     check = _Check(traced, transform(encoded), encoded, tolerance)
-    try:
-        dataclasses.replace(engine, after_step=check, after_rule=None, progress=None).run(rewritten, PRESERVING_PHASES)
-    except _Found as found:
-        return found.blame
-    return None
+    again = dataclasses.replace(engine, after_step=check, after_rule=None, progress=None)
+
+    def first_bad(checked: range) -> _Found | None:
+        check.begin(checked)
+        try:
+            again.run(_double(retrace()), PRESERVING_PHASES)
+            check.finish()
+        except _Found as found:
+            return found
+        return None
+
+    rough = first_bad(range(_STRIDE, sys.maxsize, _STRIDE))
+    if rough is None:
+        return None
+    exact = first_bad(range(max(rough.step - _STRIDE, 0) + 1, rough.step + 1))
+    return (exact or rough).blame
 
 
 def _double(graph_module: fx.GraphModule) -> fx.GraphModule:

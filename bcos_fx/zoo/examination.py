@@ -25,6 +25,7 @@ Row = dict[str, Any]
 Note = Callable[[Row], None]
 
 _EXPLAINED = 2
+_LEAST_VARIANCE = 0.01
 
 
 class Examination:
@@ -86,6 +87,11 @@ def prepare(subject: Subject) -> None:
     """Give the network weights that make it answer differently to different inputs, in place."""
     randomise_(subject.module)
     norm_statistics_from_data_(_ByName(subject.module, list(subject.inputs)), tuple(subject.inputs.values()))
+    for norm in subject.module.modules():
+        variance = getattr(norm, "running_var", None)
+        if isinstance(variance, Tensor):
+            # A channel that is dead on these inputs must not turn the rounding of others into a signal.
+            variance.clamp_(min=_LEAST_VARIANCE * float(variance.mean()))
 
 
 class _ByName(nn.Module):
