@@ -17,7 +17,7 @@ import bcos_fx
 from bcos_fx.testing import norm_statistics_from_data_
 
 models = pytest.importorskip("torchvision.models")
-pytestmark = pytest.mark.vision
+pytestmark = [pytest.mark.vision, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,6 @@ def test_it_exports(network: nn.Module, images: Tensor) -> None:
         assert near(program.module()(three), network(three))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
 def test_another_runtime_computes_the_same(network: nn.Module, images: Tensor, tmp_path: Path) -> None:
     pytest.importorskip("onnx")

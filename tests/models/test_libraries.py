@@ -45,7 +45,10 @@ def proven(module: nn.Module, inputs: Any, **options: Any) -> None:
     assert certification.completeness.worst <= 1e-9, certification.to_text()
 
 
-@pytest.mark.parametrize("name", TIMM)
+LONG = {"edgenext_xx_small", "gmlp_ti16_224", "levit_128s"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in TIMM])
 def test_timm(name: str) -> None:
     timm = pytest.importorskip("timm")
     module = timm.create_model(name, num_classes=7).eval()
