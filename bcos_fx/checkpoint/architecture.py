@@ -28,6 +28,12 @@ FORMS = (
     "package.module:factory or path/to/file.py:factory"
 )
 _ATTENTIONS = ("eager", "sdpa")
+# Library -> where its list of networks is, and the extra that brings it.
+_LISTED = {
+    "torchvision": ("torchvision.models", "vision"),
+    "timm": ("timm", "timm"),
+    "open_clip": ("open_clip", "clip"),
+}
 # A name that tells a torchvision family, and how the names of its members begin. Not RegNet: it computes
 # its widths with tensors, so it cannot be built without storage.
 _FAMILIES = (
@@ -72,14 +78,9 @@ def architecture_names(source: str) -> list[str]:
         CheckpointError: no such library is known, or it keeps no list.
         MissingExtraError: it is not installed.
     """
-    if source == "torchvision":
-        return list(_library("torchvision.models", "vision").list_models())
-    if source == "timm":
-        return list(_library("timm", "timm").list_models())
-    if source == "open_clip":
-        return list(_library("open_clip", "clip").list_models())
-    known = ("torchvision", "timm", "open_clip")
-    raise CheckpointError(f"there is no list of the networks of {source!r}", hint=nearest(source, known))
+    if source not in _LISTED:
+        raise CheckpointError(f"there is no list of the networks of {source!r}", hint=nearest(source, _LISTED))
+    return list(_library(*_LISTED[source]).list_models())
 
 
 def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -> None:

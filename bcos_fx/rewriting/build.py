@@ -124,17 +124,17 @@ def layer_from_computed_parameters(build: Build) -> nn.Module:
     found: dict[str, nn.Parameter | None] = {"weight": None, "bias": None}
     for name in found:
         for node in build.call.nodes(name):
-            value = build.reader.stored_value(node)
             stored = build.tensor(name) if node.op == "get_attr" else None
-            trained = any(parameter.requires_grad for parameter in _stored_parameters(build, node))
-            found[name] = as_parameter(stored) if stored is not None else nn.Parameter(value.detach().clone(), trained)
+            found[name] = _computed(build, node) if stored is None else as_parameter(stored)
     return _layer(build.call, found["weight"], found["bias"])
 
 
-def _stored_parameters(build: Build, node: fx.Node) -> list[nn.Parameter]:
+def _computed(build: Build, node: fx.Node) -> nn.Parameter:
+    """What a node comes to, as a Parameter that is trained if one of those that it is computed from is."""
     read = [n for n in sources_of(node) if n.op == "get_attr"]
     tensors = [attribute(build.reader.graph_module, str(n.target)) for n in read]
-    return [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
+    trained = any(isinstance(tensor, nn.Parameter) and tensor.requires_grad for tensor in tensors)
+    return nn.Parameter(build.reader.stored_value(node).detach().clone(), trained)
 
 
 @builder("batch-norm-from-parameters")

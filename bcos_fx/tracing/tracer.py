@@ -239,13 +239,13 @@ def _follow_precision(
     precision = other_precision(inputs.named)
     if precision is None or not reads_precision(graph_module, evaluated.constants):
         return
-    twin = copy.deepcopy(root).to(precision)
-    recorder = _recorder(twin)
     torch.manual_seed(0)
     try:
+        twin = copy.deepcopy(root).to(precision)
+        recorder = _recorder(twin)
         _record(twin, inputs.cast(precision), output, leaf_modules, recorder)
     except (BcosFxError, *_FORWARD_ERRORS):
-        return  # it has one precision, and the graph is right in that
+        return  # the module or its device has one precision, and the graph is right in that
     follow(graph_module, _build(twin, recorder), (evaluated.constants, recorder.constants))
 
 

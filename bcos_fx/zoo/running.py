@@ -64,15 +64,19 @@ def examine_all(
         The rows in the order of ``names``, those read from the file too.
 
     Raises:
-        UsageError: the file holds something else.
+        UsageError: the file holds something else, or its folder is not there.
         OSError: it cannot be read or written.
     """
+    if not out.parent.is_dir():
+        raise UsageError(f"there is no folder {str(out.parent)!r} for the rows", hint="make it first")
     rows = {row["name"]: row for row in read_rows(out)}
     limits = limits or Limits()
-    lock = threading.Lock()
+    lock, stopping = threading.Lock(), threading.Event()
 
     def examine(name: str) -> None:
-        row = _examined(name, side, limits, max(1, (os.cpu_count() or 1) // workers))
+        row = _examined(name, side, limits, max(1, (os.cpu_count() or 1) // workers), stopping)
+        if stopping.is_set():
+            return  # cut short: it is examined again
         with lock:
             rows[name] = row
             _append(out, row)
@@ -87,6 +91,7 @@ def examine_all(
             for done in [pool.submit(examine, name) for name in pending]:
                 done.result()
         except BaseException:
+            stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [rows[name] for name in dict.fromkeys(names)]
@@ -122,15 +127,22 @@ def read_rows(path: Path) -> Iterable[Row]:
         yield row
 
 
-def _examined(name: str, side: int | None, limits: Limits, threads: int) -> Row:
+def _examined(name: str, side: int | None, limits: Limits, threads: int, stopping: threading.Event) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "row.json"
         command = [sys.executable, "-m", "bcos_fx.zoo", name, str(kept), "--threads", str(threads)]
         command += [] if side is None else ["--side", str(side)]
         start = time.monotonic()
         with open(Path(folder) / "said", "w+b") as said:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
-            over = _watch(process, limits, start)
+            # In a session of its own: the interrupt of a terminal is ours to handle, and must not become a row.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            over = _watch(process, limits, start, stopping)
             said.seek(0)
             last = said.read().decode(errors="replace").strip().splitlines()[-1:]
         row: Row = json.loads(kept.read_text()) if kept.exists() else {"name": name}
@@ -142,7 +154,7 @@ def _examined(name: str, side: int | None, limits: Limits, threads: int) -> Row:
         return row
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits, start: float) -> str | None:
+def _watch(process: subprocess.Popen[bytes], limits: Limits, start: float, stopping: threading.Event) -> str | None:
     """Wait for a process to end; end it where it goes over a limit, and say which."""
     try:
         while True:
@@ -150,7 +162,7 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits, start: float) -> st
                 process.wait(_LOOK)
                 return None
             except subprocess.TimeoutExpired:
-                over = _over(process.pid, limits, start)
+                over = "it was stopped" if stopping.is_set() else _over(process.pid, limits, start)
                 if over is not None:
                     return over
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,23 @@ def test_the_command(tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert "is called like" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_a_missing_folder_is_said_before_anything_is_examined(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no folder"):
+        examine_all([named("endless")], tmp_path / "nowhere" / "rows.jsonl")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_an_interrupted_network_leaves_no_row(tmp_path: Path) -> None:
+    """It is examined again; and the process that examined it ends with the run."""
+    out = tmp_path / "rows.jsonl"
+    words = [sys.executable, "-m", "bcos_fx", "zoo", named("Missing"), named("endless"), "--out", str(out)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "Missing" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [row["name"] for row in read_rows(out)] == [named("Missing")]
