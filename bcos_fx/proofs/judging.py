@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,6 +14,8 @@ Verdict = Literal["equal", "different", "not tested"]
 
 # Below this share of its scale an output is a constant with noise, and comparing it proves nothing.
 LEAST_SPREAD = 1e-5
+# Every operation rounds, not the input alone: an error up to this many times what rounding the input does is noise.
+_ROUNDINGS = 10.0
 ORDER: Mapping[str, int] = {"equal": 0, "not tested": 1, "different": 2}
 
 
@@ -29,6 +31,8 @@ class Comparison:
             minus minimum over samples. Of a gradient it is the scale, for gradients need not vary.
         relative: ``error`` over the smaller of ``scale`` and ``spread``.
         verdict: "equal", "different" or "not tested".
+        sensitivity: how far the original's own output moves when its inputs are rounded the other way; measured only
+            where the networks differ, else 0.
     """
 
     name: str
@@ -37,6 +41,26 @@ class Comparison:
     spread: float
     relative: float
     verdict: Verdict
+    sensitivity: float = 0.0
+
+
+def unsettled(row: Comparison, original: Mapping[str, Tensor], nudged: Mapping[str, Tensor]) -> Comparison:
+    """Take a difference back that rounding alone explains: the original differs from itself as much.
+
+    A chaotic network (attention with saturated scores, say) turns the last bit of its input into a visible change of
+    its output or gradient. Another order of the same sums does so too, so such a difference accuses nobody, and proves
+    nothing either.
+
+    Args:
+        row: of two networks that differ.
+        original: the reference's tensors by place.
+        nudged: the same, of inputs rounded the other way.
+    """
+    if list(original) != list(nudged):
+        return row
+    moved = max((_error(value, nudged[place]) for place, value in original.items()), default=0.0)
+    explained = math.isfinite(moved) and row.error <= _ROUNDINGS * moved
+    return replace(row, sensitivity=moved, verdict="not tested" if explained else row.verdict)
 
 
 def not_tested(name: str) -> Comparison:

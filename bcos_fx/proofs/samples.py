@@ -8,6 +8,7 @@ neighbours would tie in a max pool, and at a tie two equal networks may have dif
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -213,6 +214,19 @@ def jitter(batch: Batch, *, seed: int) -> Batch:
         return (1 - _JITTER) * tensor + _JITTER * (low + (high - low) * noise)
 
     return batch.map(blend)
+
+
+def nudge(batch: Batch, *, seed: int) -> Batch:
+    """Round every floating-point value the other way: each moves up or down by one unit in its last place."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        up = torch.rand(tensor.shape, generator=generator).to(tensor.device) < 0.5
+        return torch.nextafter(tensor, torch.where(up, math.inf, -math.inf).to(tensor))
+
+    return batch.map(move)
 
 
 def resize(batch: Batch, size: Sequence[int]) -> Batch:

@@ -86,12 +86,19 @@ class Examination:
 def prepare(subject: Subject) -> None:
     """Give the network weights that make it answer differently to different inputs, in place."""
     randomise_(subject.module)
-    norm_statistics_from_data_(_ByName(subject.module, list(subject.inputs)), tuple(subject.inputs.values()))
+    norm_statistics_from_data_(_ByName(subject.module, list(subject.inputs)), tuple(_as_original(subject)))
     for norm in subject.module.modules():
         variance = getattr(norm, "running_var", None)
         if isinstance(variance, Tensor):
             # A channel that is dead on these inputs must not turn the rounding of others into a signal.
             variance.clamp_(min=_LEAST_VARIANCE * float(variance.mean()))
+
+
+def _as_original(subject: Subject) -> Iterator[Tensor]:
+    """What the network itself gets to see: normalised images, where its conversion takes that step over."""
+    for value in subject.inputs.values():
+        mean, std = (subject.options.get(key) for key in ("mean", "std"))
+        yield value if mean is None else (value - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
 
 class _ByName(nn.Module):
