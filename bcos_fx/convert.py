@@ -368,7 +368,7 @@ class _Conversion:
         return {name: known[name] for name in dict.fromkeys(step.rule for step in self.log.steps)}
 
     def _notes(self) -> tuple[str, ...]:
-        notes = []
+        notes = list(self.traced.read)
         options = self.recipe.options
         if self.module.training:
             notes.append("the module was in train mode; it was traced, and is returned, in eval mode")

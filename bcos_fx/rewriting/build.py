@@ -125,16 +125,16 @@ def layer_from_computed_parameters(build: Build) -> nn.Module:
     for name in found:
         for node in build.call.nodes(name):
             stored = build.tensor(name) if node.op == "get_attr" else None
-            found[name] = _computed(build, node) if stored is None else as_parameter(stored)
+            found[name] = computed_parameter(build.reader, node) if stored is None else as_parameter(stored)
     return _layer(build.call, found["weight"], found["bias"])
 
 
-def _computed(build: Build, node: fx.Node) -> nn.Parameter:
-    """What a node comes to, as a Parameter that is trained if one of those that it is computed from is."""
+def computed_parameter(reader: GraphReader, node: fx.Node) -> nn.Parameter:
+    """Return what a node comes to, as a new Parameter that is trained if one of those that it is computed from is."""
     read = [n for n in sources_of(node) if n.op == "get_attr"]
-    tensors = [attribute(build.reader.graph_module, str(n.target)) for n in read]
+    tensors = [attribute(reader.graph_module, str(n.target)) for n in read]
     trained = any(isinstance(tensor, nn.Parameter) and tensor.requires_grad for tensor in tensors)
-    return nn.Parameter(build.reader.stored_value(node).detach().clone(), trained)
+    return nn.Parameter(reader.stored_value(node).detach().clone(), trained)
 
 
 @builder("batch-norm-from-parameters")

@@ -1,4 +1,4 @@
-"""Out-of-place forms of operations that PyTorch has in place only; a traced graph calls these."""
+"""What traced graphs call besides PyTorch: out-of-place forms of in-place operations, and checks of what was read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.node import has_side_effect
+
+from bcos_fx.errors import TraceError
 
 
 def set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
@@ -42,3 +45,24 @@ def fill(tensor: Tensor, value: Any) -> Tensor:
         value: a number or a tensor without dimensions.
     """
     return torch.empty_like(tensor).fill_(value)
+
+
+@has_side_effect  # nothing uses its result, and a graph without it would be wrong in silence
+def require(value: Tensor, expected: bool | int | float, source: str) -> None:
+    """Refuse an input for which Python code of the original would have read another value than in the example run.
+
+    Args:
+        value: a tensor of one element; not changed.
+        expected: what Python code read when the graph was traced.
+        source: the line that read it.
+
+    Raises:
+        TraceError: the values differ, so the graph does not hold for this input.
+    """
+    actual = value.item()
+    if actual != expected:
+        raise TraceError(
+            f"the graph was traced for inputs of which Python code reads {expected}, and now it would read {actual}",
+            where=source,
+            hint="convert the original again with such an input as the example",
+        )

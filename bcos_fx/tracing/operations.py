@@ -21,6 +21,9 @@ DATA_READS = frozenset(
     "__contains__ __dlpack__ __reduce_ex__".split()
 )
 
+# Of these, the ones that give one number, which a graph can check when it runs.
+NUMBER_READS = frozenset("item __bool__ __int__ __float__ __index__ is_nonzero".split())
+
 # These answer from the form of a tensor, which is the same for every input of its kind.
 FORM_READS = frozenset(
     "dim ndimension get_device element_size stride storage_offset data_ptr untyped_storage storage result_type "

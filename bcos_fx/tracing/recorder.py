@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing import composites, operations
 from bcos_fx.tracing.arguments import describe, fill_meta, graph_argument, numbers, tensors
+from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.memory import Memory
 from bcos_fx.tracing.operations import graph_call
@@ -47,6 +48,7 @@ class Recorder(TorchFunctionMode):
         self._state = {id(tensor): name for name, tensor in state.items()}
         self._names = frozenset(state)
         self._dependent: set[Node] = set()
+        self._measured: set[Node] = set()  # depends on a floating-point input, or on chance
         self._sizes: dict[tuple[Node, object], Symbolic] = {}
         self._devices: dict[int, tuple[torch.device, Tensor]] = {}
         self._busy = 0
@@ -57,6 +59,8 @@ class Recorder(TorchFunctionMode):
         """Add an input of the graph; `tensor` is its value in this run."""
         node = self.record("placeholder", name, (), {}, tensor)
         self._dependent.add(node)
+        if tensor.is_floating_point():
+            self._measured.add(node)
         self.memory.add(tensor, node)
 
     def output(self, tensor: Tensor) -> None:
@@ -137,6 +141,10 @@ class Recorder(TorchFunctionMode):
         fill_meta(node, value, current_source(), self.modules[-1] if self.modules else ("", ""))
         if any(source in self._dependent for source in node.all_input_nodes) or describe(target) in operations.RANDOM:
             self._dependent.add(node)
+        if describe(target) in operations.RANDOM or (
+            not _reads_form(op, target, args) and any(source in self._measured for source in node.all_input_nodes)
+        ):
+            self._measured.add(node)
         return node
 
     def guard(self, kind: str, node: Node, value: object) -> None:
@@ -192,9 +200,15 @@ class Recorder(TorchFunctionMode):
         return self._sizes[key]
 
     def _data_read(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if any(self._depends(tensor) for tensor in tensors((args, kwargs))):
+        read = [tensor for tensor in tensors((args, kwargs)) if self._depends(tensor)]
+        if not read:
+            return self._run(func, args, kwargs)
+        nodes = [self.node_of(tensor) for tensor in read]
+        if func.__name__ not in operations.NUMBER_READS or any(node in self._measured for node in nodes):
             raise self._refusal(f"Python code reads the values of a tensor that depends on the input ({func.__name__})")
-        return self._run(func, args, kwargs)
+        value = self._run(func, args, kwargs)
+        self.record("call_function", require, (nodes[0], value, str(current_source())), {}, None)
+        return value
 
     # Calling
 
@@ -339,6 +353,12 @@ class Recorder(TorchFunctionMode):
 
     def _refusal(self, what: str) -> TraceError:
         return TraceError(what, where=self._where(), hint="rewrite that line, or name its module in leaf_modules=")
+
+
+def _reads_form(op: str, target: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a node gives a tensor's size or place, and nothing of its values."""
+    asked = args[1] if target is getattr else target if op == "call_method" else None
+    return asked in operations.SIZE_READS or asked in ("shape", "device", "dtype")
 
 
 class KernelWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]

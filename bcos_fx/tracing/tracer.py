@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from bcos_fx.tracing.modules import Leaves, as_root, buffers_kept, chance_kept, 
 from bcos_fx.tracing.precision import follow, other_precision, reads_precision
 from bcos_fx.tracing.recorder import KernelWatch, Recorder
 from bcos_fx.tracing.training import align
+from bcos_fx.tracing.values import drop_needless_checks
 
 # The random generators are the process's: two traces that put them back at once would spoil them.
 _LOCK = threading.RLock()
@@ -52,6 +53,7 @@ class Trace:
             ``value`` (of sizes, else None), ``type`` (``tensor``, ``tuple``, ``size`` or ``other``), ``origin``
             (its name in this trace) and, where a literal only says the mode, ``training_argument``.
         guards: what Python code read from the shapes; the graph holds for inputs that answer the same.
+        read: what Python code read from the values of whole-number inputs (masks), and whether it matters.
         unused: parameters that the graph never uses (auxiliary heads).
         train_difference: None if train mode has the same graph, else how and where it first differs.
         input_names: names of the graph's inputs, in order.
@@ -59,6 +61,7 @@ class Trace:
 
     graph_module: GraphModule
     guards: tuple[Guard, ...]
+    read: tuple[str, ...]
     unused: tuple[str, ...]
     train_difference: str | None
     input_names: tuple[str, ...]
@@ -101,8 +104,11 @@ def trace(
             graph_module.eval()
             torch.manual_seed(0)
             _confirm(graph_module, bind(root, example_inputs), result)
+            read = drop_needless_checks(
+                graph_module, list(inputs.named.values()), _runner(root, inputs, output), _agree
+            )
         unused = _unused(root, graph_module)
-    return Trace(graph_module, tuple(recorder.guards), unused, difference, tuple(inputs.named))
+    return Trace(graph_module, tuple(recorder.guards), read, unused, difference, tuple(inputs.named))
 
 
 def _record(
@@ -253,12 +259,26 @@ def _confirm(graph_module: GraphModule, inputs: Inputs, expected: Tensor) -> Non
     """Run the graph on the example: a difference means that something was not seen."""
     with buffers_kept(graph_module):
         actual = graph_module(*inputs.named.values())
-    same = actual.shape == expected.shape and actual.dtype == expected.dtype
-    if not same or not torch.allclose(actual, expected, rtol=1e-4, atol=1e-4 * _scale(expected), equal_nan=True):
+    if not _agree(actual, expected):
         raise TraceError(
             "the graph does not repeat the module's output on the example inputs",
             hint="look for state that changes between calls, or name the module concerned in leaf_modules=",
         )
+
+
+def _runner(root: nn.Module, inputs: Inputs, output: int | str | None) -> Callable[[list[Tensor]], Tensor]:
+    """Return what runs the module on other tensors, and leaves its buffers as they are."""
+
+    def run(values: list[Tensor]) -> Tensor:
+        with buffers_kept(root):
+            return select_output(inputs.call(root, values), output)
+
+    return run
+
+
+def _agree(actual: Tensor, expected: Tensor) -> bool:
+    same = actual.shape == expected.shape and actual.dtype == expected.dtype
+    return same and torch.allclose(actual, expected, rtol=1e-4, atol=1e-4 * _scale(expected), equal_nan=True)
 
 
 def _scale(tensor: Tensor) -> float:

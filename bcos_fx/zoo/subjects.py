@@ -77,7 +77,8 @@ def _candidates(module: nn.Module, first: str, side: int | None) -> Iterator[tup
     config = getattr(module, "config", None)
     if getattr(module, "main_input_name", "") == "input_ids":
         # A token's number is no quantity that could be explained by: its embedding is.
-        embeddings = _made_up((_TOKENS, int(config.hidden_size))) - 0.5  # type: ignore[union-attr]
+        width = getattr(config, "embedding_size", None) or config.hidden_size  # type: ignore[union-attr]
+        embeddings = _made_up((_TOKENS, int(width))) - 0.5
         yield {"inputs_embeds": embeddings, "attention_mask": _padded()}, {"input": "none"}
         yield {"inputs_embeds": embeddings}, {"input": "none"}
         return

@@ -78,13 +78,17 @@ def test_vision_transformers(kind: str, attention: str) -> None:
     proven(module, {"pixel_values": images(32)[:2]}, output="last_hidden_state")
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", ["Bert", "GPT2"])
-def test_language_models_from_their_embeddings(kind: str, attention: str) -> None:
+def test_language_models_from_their_embeddings(kind: str, attention: str, masked: bool) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2} if kind == "GPT2" else {k: SMALL[k] for k in list(SMALL)[:4]}
     configuration = getattr(transformers, f"{kind}Config")(**sizes, vocab_size=50, attn_implementation=attention)
     module = randomise_(getattr(transformers, f"{kind}Model")(configuration)).eval()
     tokens = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
-    proven(module, {"inputs_embeds": tokens}, output="last_hidden_state", input="none")
+    inputs = {"inputs_embeds": tokens}
+    if masked:
+        inputs["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    proven(module, inputs, output="last_hidden_state", input="none")

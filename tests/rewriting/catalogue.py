@@ -162,6 +162,18 @@ class JoinedBias(nn.Linear):
         return F.linear(x, self.weight, torch.cat([self.first, self.second]))
 
 
+class Matrix(nn.Module):
+    """A linear layer written as a product with a stored matrix, and a vector that is added."""
+
+    def __init__(self, inside: int, outside: int, shape: tuple[int, ...] | None = None) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(inside, outside))
+        self.vector = nn.Parameter(torch.linspace(-1, 1, outside).reshape(shape or (outside,)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.vector, x, self.matrix)
+
+
 class SameConv(nn.Conv2d):
     """A subclass with its own forward that is a plain call."""
 
@@ -303,6 +315,35 @@ CASES: dict[str, Case] = {
         near=(headed(lambda net, x: net.layer(x), layer=InputScaled(4, 4, 3)), "is computed from the input"),
         untouched=headed(lambda net, x: net.layer(x), layer=SameConv(4, 4, 3)),
         mutant="layer-from-computed-parameters",
+    ),
+    "matrix-product-to-linear": Case(
+        hits={
+            "operator": headed(lambda net, x: x.mean((2, 3)) @ net.layer.matrix, layer=Matrix(4, 4)),
+            "addmm": headed(lambda net, x: net.layer(x.mean((2, 3))), layer=Matrix(4, 4)),
+            "transposed": headed(lambda net, x: torch.matmul(x.mean((2, 3)), net.layer.matrix.t()), layer=Matrix(4, 4)),
+        },
+        near=(
+            headed(lambda net, x: F.linear(x.mean((2, 3)) @ net.layer.matrix, net.layer.matrix), layer=Matrix(4, 4)),
+            "is shared with another layer",
+        ),
+        untouched=headed(lambda net, x: (x.flatten(2) @ x.flatten(2).mT).softmax(1).mean(1), layer=Matrix(4, 4)),
+        mutant="linear-from-matrix",
+    ),
+    "added-vector-to-bias": Case(
+        hits={
+            "addmm": headed(lambda net, x: net.layer(x.mean((2, 3))), layer=Matrix(4, 4)),
+            "layer": headed(
+                lambda net, x: net.fc2(x.mean((2, 3))) + net.layer.vector,
+                fc2=nn.Linear(4, 4, bias=False),
+                layer=Matrix(4, 4),
+            ),
+        },
+        untouched=headed(
+            lambda net, x: net.fc2(x.mean((2, 3))) + net.layer.vector,
+            fc2=nn.Linear(4, 4, bias=False),
+            layer=Matrix(4, 4, (1, 4)),
+        ),
+        mutant="layer-with-added-bias",
     ),
     "batch-norm-call-to-module": Case(
         hits={"function": headed(lambda net, x: net.norm(x), norm=batch_norm(cls=FunctionalNorm))},

@@ -1,0 +1,76 @@
+"""Builders and predicates that make a linear layer of a product with a stored matrix, and of a bias added to it.
+
+``x @ W`` and ``torch.addmm(b, x, W)`` are linear layers without the name: left as they are, none of their weights
+would be in a B-cos layer, and their biases would be constants that no rule finds.
+"""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from bcos_fx.nn.construction import construct, rebuilt
+from bcos_fx.rewriting.build import Build, Refused, builder, computed_parameter
+from bcos_fx.rewriting.match import Verdict
+from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.predicates import predicate
+from bcos_fx.rewriting.reader import GraphReader, attribute, sources_of
+
+
+@predicate("weights-by-stored-matrix")
+def weights_by_stored_matrix(reader: GraphReader, call: Call) -> Verdict:
+    """The second factor is a matrix that follows from stored tensors alone, of which nothing else uses any."""
+    first, matrix = (call.arguments.get(name) for name in ("input", "other"))
+    if not (isinstance(first, fx.Node) and isinstance(matrix, fx.Node)):
+        return False
+    if len(reader.shape(matrix) or ()) != 2 or not reader.follows_from_stored(matrix):
+        return False
+    if reader.follows_from_stored(first):
+        return False
+    for node in sources_of(matrix):
+        stored = attribute(reader.graph_module, str(node.target)) if node.op == "get_attr" else None
+        if isinstance(stored, nn.Parameter) and len(reader.owners[id(stored)]) > 1:
+            return f"its weight {node.target} is shared with another layer, and a new one would untie them"
+    return True
+
+
+@predicate("adds-stored-vector")
+def adds_stored_vector(reader: GraphReader, call: Call) -> Verdict:
+    """One of the summands is a parameter with a number for each feature."""
+    vector, shape = _vector(call), reader.shape(call.node)
+    if vector is None or shape is None or reader.shape(vector) != shape[-1:]:
+        return False
+    stored = attribute(reader.graph_module, str(vector.target))
+    return isinstance(stored, nn.Parameter) and call.arguments.get("alpha") in (None, 1)
+
+
+def _vector(call: Call) -> fx.Node | None:
+    summands = [call.arguments.get(name) for name in ("input", "other")]
+    return next((node for node in summands if isinstance(node, fx.Node) and node.op == "get_attr"), None)
+
+
+@predicate("has-no-bias")
+def has_no_bias(reader: GraphReader, call: Call) -> Verdict:
+    """The layer adds nothing."""
+    return getattr(call.module, "bias", None) is None
+
+
+@builder("linear-from-matrix")
+def linear_from_matrix(build: Build) -> nn.Module:
+    """The linear layer that multiplies by a stored matrix: its weight is that matrix, transposed."""
+    matrix = computed_parameter(build.reader, build.call.nodes("other")[0])
+    weight = nn.Parameter(matrix.detach().t().contiguous(), matrix.requires_grad)
+    options = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": False}
+    layer = construct(nn.Linear, options)
+    layer.weight = weight
+    return layer.train(build.reader.graph_module.training)
+
+
+@builder("layer-with-added-bias")
+def layer_with_added_bias(build: Build) -> nn.Module:
+    """The layer with the vector that is added to what it gives as its bias."""
+    vector = _vector(build.hit.calls["sum"])
+    if vector is None:
+        raise Refused("nothing stored is added to it")
+    layer = rebuilt(build.layer, bias=True)
+    layer._parameters["bias"] = build.reader.graph_module.get_parameter(str(vector.target))
+    return layer

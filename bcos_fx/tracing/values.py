@@ -1,0 +1,83 @@
+"""Numbers that Python code read from inputs of whole numbers, such as masks: does the graph hold for others too?
+
+A library asks a mask whether it masks anything, and leaves it out if not. The graph that was recorded with the mask is
+right either way; the one recorded without it is not. Which of the two a graph is, running both tells.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from bcos_fx.errors import TraceError
+from bcos_fx.tracing.functional import require
+
+Run = Callable[[list[Tensor]], Tensor]
+Agree = Callable[[Tensor, Tensor], bool]
+
+
+def drop_needless_checks(graph_module: GraphModule, inputs: list[Tensor], run: Run, agree: Agree) -> tuple[str, ...]:
+    """Take out of a graph, in place, the checks of numbers that it is right without.
+
+    Args:
+        graph_module: with a call of :func:`require` for each number that was read.
+        inputs: the graph's, of the example run.
+        run: the module itself.
+        agree: whether two outputs are the same up to rounding.
+
+    Returns:
+        One sentence for each number that was read.
+    """
+    checks = [node for node in graph_module.graph.nodes if node.target is require]
+    if not checks:
+        return ()
+    others = list(_others(inputs))
+    free = {check for check in checks if _holds_without(graph_module, check, others, run, agree)}
+    for check in free:
+        graph_module.graph.erase_node(check)
+    graph_module.graph.eliminate_dead_code()
+    graph_module.recompile()
+    return tuple(dict.fromkeys(_sentence(check, free=check in free) for check in checks))
+
+
+def _others(inputs: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield inputs whose whole numbers are those of masks: nothing masked, the last place masked."""
+    for last in (1, 0):
+        changed = [value if value.is_floating_point() else torch.ones_like(value) for value in inputs]
+        for value in changed:
+            if not value.is_floating_point() and value.dim():
+                value[..., -1] = last
+        yield changed
+
+
+def _holds_without(graph_module: GraphModule, check: Node, others: list[list[Tensor]], run: Run, agree: Agree) -> bool:
+    """Whether the module computes what the graph does where the number is another; False where none was found."""
+    told = [values for values in others if _refuses(_with_checks(graph_module, {check.name}), values)]
+    unchecked = _with_checks(graph_module, set())
+    return bool(told) and all(agree(unchecked(*values), run(values)) for values in told)
+
+
+def _refuses(graph_module: GraphModule, values: list[Tensor]) -> bool:
+    with suppress(TraceError):
+        graph_module(*values)
+        return False
+    return True
+
+
+def _with_checks(graph_module: GraphModule, kept: set[str]) -> GraphModule:
+    """Return a graph of the same parts that makes these checks alone."""
+    graph = copy.deepcopy(graph_module.graph)
+    for node in list(graph.nodes):
+        if node.target is require and node.name not in kept:
+            graph.erase_node(node)
+    return GraphModule(graph_module, graph)
+
+
+def _sentence(check: Node, *, free: bool) -> str:
+    read = f"Python code reads {check.args[1]} from the values of an input at {check.args[2]}"
+    return f"{read}; the graph holds for inputs that answer otherwise too" if free else f"{read}; others are refused"
