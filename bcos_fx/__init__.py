@@ -13,6 +13,7 @@ from bcos_fx.version import __version__
 
 if TYPE_CHECKING:
     from bcos_fx.artifact import load, save
+    from bcos_fx.calibration import calibrate
     from bcos_fx.certification import certify
     from bcos_fx.convert import bcosify, plan
     from bcos_fx.explanation.explain import explain
@@ -22,6 +23,7 @@ __all__ = [
     "BcosFxError",
     "__version__",
     "bcosify",
+    "calibrate",
     "certify",
     "explain",
     "load",
@@ -33,6 +35,7 @@ __all__ = [
 # Loaded when first used: torch takes seconds to import, and `bcos-fx --help` needs none of it.
 _HOMES = {
     "bcosify": "bcos_fx.convert",
+    "calibrate": "bcos_fx.calibration",
     "certify": "bcos_fx.certification",
     "explain": "bcos_fx.explanation.explain",
     "load": "bcos_fx.artifact",

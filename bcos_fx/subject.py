@@ -89,10 +89,15 @@ def check_images(images: object, specs: Sequence[InputSpec]) -> None:
             hint="give one tensor with the number of images first",
         )
     if specs[0].encoded:
-        _check_range(images)
+        check_range(images)
 
 
-def _check_range(images: Tensor) -> None:
+def check_range(images: Tensor) -> None:
+    """Check that these are floating-point images in [0, 1], NaN left out.
+
+    Raises:
+        UsageError: they are not; says what they hold.
+    """
     if not images.is_floating_point():
         kind = str(images.dtype).removeprefix("torch.")
         raise UsageError(f"the images hold {kind} values, not numbers in [0, 1]", hint="images.float() / 255")

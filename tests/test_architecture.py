@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bcos_fx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = """
-    version errors files nn tracing rewriting proofs calibration artifact checkpoint
-    example subject convert certification explanation evaluation training cli
+    version errors files nn tracing rewriting proofs subject calibration artifact checkpoint
+    example convert certification explanation evaluation training cli
 """.split()
 # These stand beside the line of rooms: what each may import, at the most.
 BESIDE = {

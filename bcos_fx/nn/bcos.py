@@ -143,6 +143,27 @@ class BcosLayer(DynamicLayer):
             linear = linear.mul_(factor)  # a product does not keep its result for the backward pass
         return self._affine(linear, held=True)
 
+    @torch.no_grad()
+    def scale_output_(self, factors: Tensor) -> None:
+        """Multiply the layer's output, bias apart, by a positive factor per channel (outputs,), in place.
+
+        The factor goes into the gain or, where there is none, into the weight: the cosine does not depend on |w|, so
+        the output of ``cosine`` grows with w; that of ``raw`` with w^B.
+
+        Raises:
+            UsageError: ``unit`` without a gain, where nothing in the layer sets its output's size.
+        """
+        if self.gain is not None:
+            self.gain.mul_(factors)
+        elif self.scale == "unit":
+            raise UsageError("the weight's length has no effect, and there is no gain", where=type(self).__name__)
+        else:
+            self.weight.mul_(self._per_output(factors ** (1 / self.b) if self.scale == "raw" else factors))
+
+    def _per_output(self, values: Tensor) -> Tensor:
+        """Shape values (outputs,) to broadcast to the weight."""
+        return values.view(-1, *[1] * (self.weight.dim() - 1))
+
     def constant_like(self, y: Tensor) -> Tensor:
         """The bias, detached, in y's dtype and shaped to broadcast to it."""
         constant: Tensor = self.bias.detach().to(y.dtype).view(-1, *[1] * self.spatial)

@@ -189,6 +189,11 @@ class _BcosConvTranspose(_Convolution):
         inverse = self._inverse_weight_norm().view(self.groups, 1, -1, *[1] * self.spatial)
         return (self._by_group(self.weight) * inverse).flatten(0, 1).to(self.weight.dtype)
 
+    def _per_output(self, values: Tensor) -> Tensor:
+        inputs = self.in_channels // self.groups
+        spread = values.view(self.groups, 1, -1).expand(-1, inputs, -1).flatten(0, 1)
+        return spread.view(*spread.shape, *[1] * self.spatial)
+
     def _by_group(self, weight: Tensor) -> Tensor:
         """View a weight as (groups, inputs per group, outputs per group, *kernel)."""
         return torch.unflatten(weight, 0, (self.groups, -1))

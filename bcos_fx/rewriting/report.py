@@ -94,6 +94,64 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class LayerChange:
+    """What a calibration changed in one layer.
+
+    Attributes:
+        node: that calls the layer.
+        kind: ``statistics`` (of a batch norm: mean and deviation of its input were measured anew) or ``gain`` (the
+            layer's output was given the original's deviation and, where it has a bias, mean).
+        channels: how many it has.
+        dead: channels whose values do not vary over the images; their scale was left as it was.
+        scale: median factor, over the other channels, by which the output of that layer alone grew; 1 if all are dead.
+        lowest, highest: the extremes of that factor.
+        shift: root mean square over the channels of how far the mean moved, in deviations before.
+    """
+
+    node: str
+    kind: str
+    channels: int
+    dead: int
+    scale: float
+    lowest: float
+    highest: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a network answers, as shares of the images from 0 to 1.
+
+    Attributes:
+        accuracy: whose highest output is their label's; None without labels.
+        agreement: whose highest output is the original's; None without the original.
+    """
+
+    accuracy: float | None = None
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The latest calibration of a network.
+
+    Attributes:
+        images: how many samples it was calibrated on.
+        reference: what gains were matched to: ``original``, ``itself at B = 1``, or None where nothing was.
+        layers: what changed, in the order of the graph.
+        kept: node of a layer that could have been calibrated and was not -> why.
+        before, after: on the same images, which it has seen: an upper bound for others. None if not measured.
+    """
+
+    images: int
+    reference: str | None
+    layers: tuple[LayerChange, ...]
+    kept: Mapping[str, str]
+    before: Agreement | None = None
+    after: Agreement | None = None
+
+
+@dataclass(frozen=True)
 class Figures:
     """What was measured; empty in a dry run.
 
@@ -101,11 +159,13 @@ class Figures:
         verification: the equivalence proof of the preserving phases, as plain data; None if it was not asked for.
         drift: one entry per changing rule, in order.
         total_drift: all changing rules together.
+        calibration: the latest one, or None.
     """
 
     verification: Mapping[str, Any] | None = None
     drift: tuple[Drift, ...] = ()
     total_drift: Drift | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""What can be calibrated in a network, and how each kind of layer is changed.
+
+A batch norm takes the mean and variance of its input anew. A B-cos layer whose output no batch norm takes up takes the
+mean and deviation that the original's output has. Where the original is known, both then scale their output until its
+positive part, which is what a rectifier lets through, has the original's power: raising B makes outputs heavy-tailed,
+so that equal variances alone let too little through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bcos_fx.calibration.moments import Moments
+from bcos_fx.nn import BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d, BcosLayer
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.reader import GraphReader
+
+_BATCH_NORMS = (BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d, _BatchNorm)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can be calibrated; used through its subclasses.
+
+    Attributes:
+        node: that calls it, the only one.
+        module: the layer.
+        owns: its parameters are no other layer's, so that they may be changed.
+    """
+
+    node: fx.Node
+    module: Any
+    owns: bool
+    kind: ClassVar[str]
+
+    @property
+    def channel_dim(self) -> int:
+        """The dimension of its output that counts channels."""
+        return 1
+
+    @property
+    def can_scale(self) -> bool:
+        """Whether something in it sets its output's size per channel."""
+        raise NotImplementedError
+
+    @property
+    def channels(self) -> int:
+        """How many channels its output has."""
+        raise NotImplementedError
+
+    def standardise(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Set the output's mean and deviation, in place; the deviation for ``live`` channels (C,) only.
+
+        Args:
+            measured: the input of a norm, the output of another layer.
+            target: the original's output.
+            live: channels that vary.
+
+        Returns:
+            The factor (C,) by which the output grew, and how far its mean moved, in deviations as they were before.
+        """
+        raise NotImplementedError
+
+    def match_power(self, measured: Moments, target: Moments, live: Tensor) -> Tensor:
+        """Give the positive part of the output the original's power, and the output its mean, in place.
+
+        Args:
+            measured: the output.
+            target: the original's output.
+            live: channels that vary.
+
+        Returns:
+            The factor (C,) by which the output grew.
+        """
+        known = live & (measured.power > 0) & (target.power > 0)
+        return self._scale(measured, target, (target.power / measured.power).sqrt(), known)
+
+    def _scale(self, measured: Moments, target: Moments, factors: Tensor, live: Tensor) -> Tensor:
+        """Multiply the output, bias apart, for ``live`` channels; then set the bias for the target's mean."""
+        factors = torch.where(live, factors, 1.0)
+        self._scale_output(factors)
+        bias = self.module.bias
+        if bias is not None:
+            # Written so that nothing at all is added where nothing differs.
+            bias.add_((target.mean - measured.mean) + (1 - factors) * (measured.mean - bias.double()))
+        return factors
+
+    def _scale_output(self, factors: Tensor) -> None:
+        raise NotImplementedError
+
+
+class Norm(Layer):
+    """A batch norm with running statistics."""
+
+    kind = "statistics"
+
+    @property
+    def can_scale(self) -> bool:
+        """Whether it has a weight of its own."""
+        return self.owns and self.module.weight is not None
+
+    @property
+    def channels(self) -> int:
+        """How many channels it normalises."""
+        channels: int = self.module.num_features
+        return channels
+
+    def standardise(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Take mean and unbiased variance of the input; the mean inside its constant, while there is one."""
+        norm, before = self.module, self.module.running_var.double() + self.module.eps
+        shift = torch.zeros_like(before)
+        if norm.running_mean is not None:
+            shift = (measured.mean - norm.running_mean.double()) / before.sqrt()
+            norm.running_mean.copy_(measured.mean)
+        norm.running_var.copy_(torch.where(live, measured.variance, norm.running_var.double()))
+        return (before / (norm.running_var.double() + norm.eps)).sqrt(), shift
+
+    def _scale_output(self, factors: Tensor) -> None:
+        self.module.weight.mul_(factors)
+
+
+class Gain(Layer):
+    """A B-cos layer whose output reaches the network's output past all batch norms."""
+
+    kind = "gain"
+    module: BcosLayer
+
+    @property
+    def channel_dim(self) -> int:
+        """The second dimension of a convolution's output, the last of a linear layer's."""
+        return 1 if self.module.spatial else -1
+
+    @property
+    def can_scale(self) -> bool:
+        """Whether a gain or the weight's length sets the output's size."""
+        return self.owns and (self.module.scale != "unit" or self.module.gain is not None)
+
+    @property
+    def channels(self) -> int:
+        """How many outputs it has."""
+        module: Any = self.module
+        return int(module.out_channels if self.module.spatial else module.out_features)
+
+    def standardise(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Take the original's deviation, and its mean where there is a bias."""
+        if target is None:
+            raise AssertionError("a gain is only ever matched to the original's")
+        shift = torch.where(live, (target.mean - measured.mean) / measured.variance.sqrt(), 0.0)
+        known = live & (target.variance > 0)
+        factors = self._scale(measured, target, (target.variance / measured.variance).sqrt(), known)
+        return factors, shift if self.module.bias is not None else torch.zeros_like(shift)
+
+    def _scale_output(self, factors: Tensor) -> None:
+        self.module.scale_output_(factors.to(self.module.weight.dtype))
+
+
+def layers_of(network: BcosNetwork) -> tuple[list[Layer], dict[str, str]]:
+    """Find what can be calibrated.
+
+    Returns:
+        The layers, in the order of the graph; and node -> why not, for those that are of a kind but cannot be.
+    """
+    reader = GraphReader(network.graph_module(), vocabulary(), Options())
+    found: list[Layer] = []
+    kept: dict[str, str] = {}
+    for node, norm in _called(reader, _BATCH_NORMS):
+        if norm.running_var is None:
+            kept[node.name] = "it has no running statistics: its output depends on the other samples"
+        elif (calls := len(reader.callers[id(norm)])) > 1:
+            kept[node.name] = f"it is called {calls} times, and one set of statistics cannot fit them all"
+        else:
+            found.append(Norm(node, norm, _owns(reader, norm)))
+    open_nodes = _reaching_the_output(reader.graph_module.graph, {layer.node for layer in found})
+    for node, layer in _called(reader, (BcosLayer,)):
+        if node not in open_nodes:
+            continue
+        gain = Gain(node, layer, _owns(reader, layer))
+        if gain.can_scale:
+            found.append(gain)
+        else:
+            kept[node.name] = (
+                "its weight's length has no effect" if gain.owns else "its parameters are used elsewhere too"
+            )
+    order = {node: place for place, node in enumerate(reader.graph_module.graph.nodes)}
+    return sorted(found, key=lambda layer: order[layer.node]), kept
+
+
+def _called(reader: GraphReader, kinds: tuple[type[nn.Module], ...]) -> Iterator[tuple[fx.Node, Any]]:
+    for node in reader.graph_module.graph.nodes:
+        if node.op == "call_module":
+            module = reader.graph_module.get_submodule(str(node.target))
+            if isinstance(module, kinds):
+                yield node, module
+
+
+def _owns(reader: GraphReader, module: nn.Module) -> bool:
+    alone = len(reader.callers[id(module)]) == 1
+    return alone and all(len(reader.owners[id(parameter)]) == 1 for parameter in module.parameters())
+
+
+def _reaching_the_output(graph: fx.Graph, barriers: set[fx.Node]) -> set[fx.Node]:
+    """Nodes from which a path leads to the output past all barriers."""
+    (output,) = graph.find_nodes(op="output")
+    found, pending = {output}, [output]
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in found and source not in barriers:
+                found.add(source)
+                pending.append(source)
+    return found

@@ -1,0 +1,197 @@
+"""What the original network's layers give for the images: what gains are matched to.
+
+Layers correspond by the names of nodes: the original is traced again, its graph must be the one that the converted
+network keeps on record, and a node that a rule rewrote keeps its name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.calibration.batches import Batch
+from bcos_fx.calibration.layers import Layer
+from bcos_fx.calibration.moments import Moments
+from bcos_fx.calibration.walk import Program
+from bcos_fx.errors import UsageError
+from bcos_fx.nn import BcosLayer
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.report import describe_target
+from bcos_fx.tracing import trace
+
+ORIGINAL, ITSELF = "original", "itself at B = 1"
+
+
+@dataclass
+class Targets:
+    """What the original gives for the images, measured once and usable for many calibrations on the same images.
+
+    Attributes:
+        kind: ``original`` or ``itself at B = 1``.
+        moments: node -> moments of its output.
+        dims: node -> number of dimensions of its output.
+        images: how many samples it was measured on.
+        predictions: per batch, the index of each sample's highest output; empty where outputs are no classes.
+    """
+
+    kind: str
+    moments: dict[str, Moments] = field(default_factory=dict)
+    dims: dict[str, int] = field(default_factory=dict)
+    images: int = 0
+    predictions: list[Tensor] = field(default_factory=list)
+
+
+def counterparts(network: BcosNetwork) -> dict[str, str]:
+    """Return node of the converted network -> node of the original that it continues.
+
+    A node that was rewritten keeps its name; one that was moved (the classifier, before the pool) calls a module at
+    the path where the original has its own.
+    """
+    before = {row.name: row for row in network.report.before}
+    callers: dict[str, list[str]] = {}
+    for row in network.report.before:
+        callers.setdefault(row.module or "", []).append(row.name)
+    found = {}
+    for row in network.report.nodes:
+        if row.name in before and before[row.name].op == row.was:
+            found[row.name] = row.name
+        elif row.module and row.was and len(callers.get(row.module, ())) == 1:
+            found[row.name] = callers[row.module][0]
+    return found
+
+
+class Original:
+    """The original network, ready to be measured.
+
+    Args:
+        network: the converted network.
+        reference: the original module, a conversion of it at B = 1, or None for ``network`` itself at B = 1.
+        example: a batch of the network's inputs, to trace the original with.
+
+    Raises:
+        UsageError: the reference is no network, or not the one that was converted; TraceError as for conversion.
+    """
+
+    def __init__(self, network: BcosNetwork, reference: nn.Module | None, example: Batch) -> None:
+        self.targets = Targets(ITSELF if reference is None else ORIGINAL)
+        self._specs = [] if isinstance(reference, BcosNetwork | None) else list(network.record.inputs)
+        if reference is None:
+            root: nn.Module = _at_b_1(network)
+        elif isinstance(reference, BcosNetwork):
+            _check_same(_recorded(reference), network)
+            root = copy.deepcopy(reference)
+        else:
+            root = self._traced(network, reference, example)
+        names = {node.name: node.name for node in network.graph.nodes}
+        self._counterparts = counterparts(network) if self._specs else names
+        self.root = root.eval()
+        self._program = Program(root.graph, root)  # type: ignore[arg-type]
+
+    def _traced(self, network: BcosNetwork, reference: nn.Module, example: Batch) -> nn.Module:
+        if not isinstance(reference, nn.Module):
+            raise UsageError(
+                f"the reference is a {type(reference).__name__}, not a network",
+                hint="give the module that was converted, or leave reference= out",
+            )
+        self._like = next(iter(reference.parameters()), example.inputs[0])
+        inputs = self._inputs(tuple(value[:2] for value in example.inputs))
+        twice = tuple(torch.cat([value, value])[:2] for value in inputs)
+        graph_module = trace(reference, twice, leaf_modules=vocabulary().peers).graph_module
+        reader = GraphReader(graph_module, vocabulary(), Options())
+        nodes = [(node.name, reader.op(node) or describe_target(node)) for node in graph_module.graph.nodes]
+        _check_same(nodes, network)
+        return graph_module
+
+    def _inputs(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What the original takes in place of the network's inputs; its own tensors, for it may write into them."""
+        if not self._specs:
+            return tuple(value.clone() for value in inputs)
+        given = [spec.original(value) for spec, value in zip(self._specs, inputs, strict=True)]
+        dtypes = [self._like.dtype if value.is_floating_point() else value.dtype for value in given]
+        return tuple(value.to(self._like.device, dtype, copy=True) for value, dtype in zip(given, dtypes, strict=True))
+
+    def measure(self, inputs: tuple[Tensor, ...], layers: Sequence[Layer]) -> None:
+        """Run the original on a batch, and note the moments of the layers that it has too."""
+        program, targets = self._program, self.targets
+        targets.images += len(inputs[0])
+        values = program.start(self._inputs(inputs))
+        known = [(layer, program.places.get(self._counterparts.get(layer.node.name, ""), -1)) for layer in layers]
+        position = 0
+        for layer, place in sorted(known, key=lambda item: item[1]):
+            if place < 0:
+                continue
+            program.run(values, position, place)
+            position = place
+            value = program.value(program.nodes[place], values)
+            name = layer.node.name
+            targets.dims[name] = value.dim()
+            targets.moments.setdefault(name, Moments(layer.channel_dim)).add(value)
+        program.run(values, position, program.end)
+        output = program.result(values)
+        if is_classes(output):
+            targets.predictions.append(output.argmax(1).cpu())
+
+
+def is_classes(output: object) -> bool:
+    """Whether an output is (N, C) with several classes."""
+    return isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1
+
+
+def own_record(network: BcosNetwork) -> str | None:
+    """Say why a network at B = 1 is not its original, or return None where it is, as far as its record tells."""
+    report = network.report
+    if report.figures.calibration is not None:
+        return "it was calibrated before"
+    if report.options["bias"] != "keep":
+        return "its biases were removed"
+    if report.options["pool"] != "keep":
+        return "its pooling was exchanged"
+    return None
+
+
+def _at_b_1(network: BcosNetwork) -> BcosNetwork:
+    """Return a copy whose layers are plain ones; those of another package keep the B that they came with."""
+    twin = copy.deepcopy(network)
+    peers = {row.module for row in network.report.nodes if (row.was or "").startswith("peer_")}
+    for path, module in twin.named_modules():
+        if isinstance(module, BcosLayer) and path not in peers:
+            module.b = 1.0
+    return twin
+
+
+def _recorded(network: BcosNetwork) -> list[tuple[str, str]]:
+    return [(row.name, row.op) for row in network.report.before]
+
+
+def _check_same(nodes: Sequence[tuple[str, str]], network: BcosNetwork) -> None:
+    wanted = _recorded(network)
+    if nodes == wanted:
+        return
+    pairs = zip([*nodes, ("nothing", "nothing")], [*wanted, ("nothing", "nothing")], strict=False)
+    (has, op), (name, was) = next((mine, its) for mine, its in pairs if mine != its)
+    raise UsageError(
+        "the reference is not the network that was converted: their graphs differ",
+        where=f"node {has} ({op}) of the reference, where the converted network had {name} ({was})",
+        hint="give the very module that was converted, or leave reference= out",
+    )
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode, and back into the mode that each was in."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
