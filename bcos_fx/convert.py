@@ -1,6 +1,6 @@
 """bcosify(): the whole pipeline on one page.
 
-trace -> rewrite what preserves the function -> verify -> rewrite what changes it, with its drift -> report
+trace -> rewrite what preserves the function -> verify -> rewrite what changes it, with its drift -> report -> calibrate
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from bcos_fx import artifact as artifact  # registers how a converted network is pickled
 from bcos_fx import example
+from bcos_fx.calibration import calibrate_
 from bcos_fx.errors import TraceError, UsageError, VerificationError
 from bcos_fx.nn import BcosLayer
 from bcos_fx.proofs.blame import find_culprit
@@ -62,6 +63,7 @@ def bcosify(
     std: Sequence[float] | float | None = None,
     rules: Sequence[str | Path] = (),
     images: Tensor | None = None,
+    calibration_images: Any = None,
     output: int | str | None = None,
     train: str = "refuse",
     verified: bool = True,
@@ -82,6 +84,8 @@ def bcosify(
         std: what the module expects its images to be divided by afterwards. None: 1.
         rules: more rule files.
         images: (N, C, H, W) in [0, 1], to verify on besides made-up ones, and to measure drift on.
+        calibration_images: a few hundred images, in any form that :func:`bcos_fx.calibrate` takes: the result is
+            calibrated on them, with ``module`` as the original. A dry run leaves them unread.
         output: which part of the module's output to take, where that is not one tensor: a key, attribute or position.
         train: ``refuse`` (``.train()`` raises where the module's train graph is another than its eval graph) or
             ``eval-graph`` (train the eval graph).
@@ -112,7 +116,11 @@ def bcosify(
         conversion.preserve()
         verification = conversion.verify() if verified else None
         drift = conversion.change(measured=verified)
-        return conversion.network(verification, drift, train)
+        network = conversion.network(verification, drift, train)
+        if calibration_images is not None:
+            conversion.say("calibrating")
+            calibrate_(network, calibration_images, module, output=output, measured=verified, progress=progress)
+        return network
 
 
 def plan(module: nn.Module, **arguments: Any) -> Report:
@@ -120,7 +128,7 @@ def plan(module: nn.Module, **arguments: Any) -> Report:
 
     Takes the arguments of :func:`bcosify`. The report equals that of the real run, figures apart.
     """
-    return bcosify(module, **{**arguments, "verified": False}).report
+    return bcosify(module, **{**arguments, "verified": False, "calibration_images": None}).report
 
 
 def _already_converted(network: BcosNetwork) -> BcosNetwork:

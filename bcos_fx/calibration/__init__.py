@@ -6,7 +6,7 @@ saves it running the original each time.
 
 from __future__ import annotations
 
-from bcos_fx.calibration.calibrate import calibrate, calibrate_, measure_original
+from bcos_fx.calibration.ordered_pass import calibrate, calibrate_, measure_original
 from bcos_fx.calibration.original import Targets
 
 __all__ = ["Targets", "calibrate", "calibrate_", "measure_original"]

@@ -56,7 +56,7 @@ def _given(images: Any, batch_size: int) -> Iterable[Any]:
     if isinstance(images, Tensor):
         if images.dim() == 0:
             raise UsageError("images is a single number", hint=_FORMS)
-        return images.split(batch_size) if len(images) else ()
+        return torch.split(images, batch_size) if len(images) else ()
     if isinstance(images, Dataset):
         return DataLoader(images, batch_size)
     if isinstance(images, str | bytes | dict) or not isinstance(images, Iterable):

@@ -70,7 +70,7 @@ class Layer:
         raise NotImplementedError
 
     def match_power(self, measured: Moments, target: Moments, live: Tensor) -> Tensor:
-        """Give the positive part of the output the original's power, and the output its mean, in place.
+        """Multiply the output, bias and all, until its positive part has the original's power; in place.
 
         Args:
             measured: the output.
@@ -81,19 +81,14 @@ class Layer:
             The factor (C,) by which the output grew.
         """
         known = live & (measured.power > 0) & (target.power > 0)
-        return self._scale(measured, target, (target.power / measured.power).sqrt(), known)
-
-    def _scale(self, measured: Moments, target: Moments, factors: Tensor, live: Tensor) -> Tensor:
-        """Multiply the output, bias apart, for ``live`` channels; then set the bias for the target's mean."""
-        factors = torch.where(live, factors, 1.0)
+        factors = torch.where(known, (target.power / measured.power).sqrt(), 1.0)
         self._scale_output(factors)
-        bias = self.module.bias
-        if bias is not None:
-            # Written so that nothing at all is added where nothing differs.
-            bias.add_((target.mean - measured.mean) + (1 - factors) * (measured.mean - bias.double()))
+        if self.module.bias is not None:
+            self.module.bias.mul_(factors)
         return factors
 
     def _scale_output(self, factors: Tensor) -> None:
+        """Multiply the output, bias apart, per channel."""
         raise NotImplementedError
 
 
@@ -155,8 +150,14 @@ class Gain(Layer):
             raise AssertionError("a gain is only ever matched to the original's")
         shift = torch.where(live, (target.mean - measured.mean) / measured.variance.sqrt(), 0.0)
         known = live & (target.variance > 0)
-        factors = self._scale(measured, target, (target.variance / measured.variance).sqrt(), known)
-        return factors, shift if self.module.bias is not None else torch.zeros_like(shift)
+        factors = torch.where(known, (target.variance / measured.variance).sqrt(), 1.0)
+        self._scale_output(factors)
+        bias = self.module.bias
+        if bias is None:
+            return factors, torch.zeros_like(shift)
+        # Written so that nothing at all is added where nothing differs.
+        bias.add_((target.mean - measured.mean) + (1 - factors) * (measured.mean - bias.double()))
+        return factors, shift
 
     def _scale_output(self, factors: Tensor) -> None:
         self.module.scale_output_(factors.to(self.module.weight.dtype))

@@ -75,12 +75,15 @@ class Original:
         network: the converted network.
         reference: the original module, a conversion of it at B = 1, or None for ``network`` itself at B = 1.
         example: a batch of the network's inputs, to trace the original with.
+        output: which part of the original's output to take, where that is not one tensor.
 
     Raises:
         UsageError: the reference is no network, or not the one that was converted; TraceError as for conversion.
     """
 
-    def __init__(self, network: BcosNetwork, reference: nn.Module | None, example: Batch) -> None:
+    def __init__(
+        self, network: BcosNetwork, reference: nn.Module | None, example: Batch, output: int | str | None = None
+    ) -> None:
         self.targets = Targets(ITSELF if reference is None else ORIGINAL)
         self._specs = [] if isinstance(reference, BcosNetwork | None) else list(network.record.inputs)
         if reference is None:
@@ -89,13 +92,15 @@ class Original:
             _check_same(_recorded(reference), network)
             root = copy.deepcopy(reference)
         else:
-            root = self._traced(network, reference, example)
+            root = self._traced(network, reference, example, output)
         names = {node.name: node.name for node in network.graph.nodes}
         self._counterparts = counterparts(network) if self._specs else names
         self.root = root.eval()
         self._program = Program(root.graph, root)  # type: ignore[arg-type]
 
-    def _traced(self, network: BcosNetwork, reference: nn.Module, example: Batch) -> nn.Module:
+    def _traced(
+        self, network: BcosNetwork, reference: nn.Module, example: Batch, output: int | str | None
+    ) -> nn.Module:
         if not isinstance(reference, nn.Module):
             raise UsageError(
                 f"the reference is a {type(reference).__name__}, not a network",
@@ -104,7 +109,7 @@ class Original:
         self._like = next(iter(reference.parameters()), example.inputs[0])
         inputs = self._inputs(tuple(value[:2] for value in example.inputs))
         twice = tuple(torch.cat([value, value])[:2] for value in inputs)
-        graph_module = trace(reference, twice, leaf_modules=vocabulary().peers).graph_module
+        graph_module = trace(reference, twice, output=output, leaf_modules=vocabulary().peers).graph_module
         reader = GraphReader(graph_module, vocabulary(), Options())
         nodes = [(node.name, reader.op(node) or describe_target(node)) for node in graph_module.graph.nodes]
         _check_same(nodes, network)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
 from bcos_fx.cli.progress import Stages
 from bcos_fx.cli.request import Request, takes
 from bcos_fx.errors import UsageError, nearest
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bcos_fx.rewriting.network import BcosNetwork
 
 NAME = "convert"
@@ -37,7 +39,8 @@ def run(request: Request) -> None:
     """
     check_targets(request)
     with Stages() as stages:
-        network = converted(request, stages)
+        network, original = converted(request, stages)
+        skipped = _calibrated(request, network, original, stages)
         from bcos_fx.artifact import save
 
         stages("writing")
@@ -46,6 +49,7 @@ def run(request: Request) -> None:
             stages("drawing")
             network.report.draw(request.picture)
     _tell(request, network)
+    list_skipped(skipped)
 
 
 def check_targets(request: Request) -> None:
@@ -81,16 +85,26 @@ def check_target(path: Path, *, force: bool) -> None:
         raise UsageError(f"{path} is there already", hint="overwrite it with --force, or choose another name with -o")
 
 
-def converted(request: Request, stages: Stages) -> BcosNetwork:
-    """Read the network that a request names, and convert it."""
+def converted(request: Request, stages: Stages) -> tuple[BcosNetwork, nn.Module]:
+    """Read the network that a request names, and convert it; the original comes back too."""
     stages("starting", listed=False)
     from bcos_fx.cli.network import conversion_arguments, read_network
     from bcos_fx.convert import bcosify
 
     arguments = conversion_arguments(request)
     stages("reading")
-    network = read_network(request.model, arch=request.arch, key=request.key, trust_pickle=request.trust_pickle)
-    return bcosify(network, progress=stages, **arguments)
+    original = read_network(request.model, arch=request.arch, key=request.key, trust_pickle=request.trust_pickle)
+    return bcosify(original, progress=stages, **arguments), original
+
+
+def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, stages: Stages) -> dict[str, str]:
+    """Calibrate the network if that was asked for; return the photographs that could not be read."""
+    if request.calibrate is None:
+        return {}
+    from bcos_fx.cli import values
+    from bcos_fx.cli.network import calibrate_on
+
+    return calibrate_on(network, request.calibrate, original, values.key(request.output_key), stages.passing)
 
 
 def _tell(request: Request, network: BcosNetwork) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcos_fx.cli.failure import CHECK_FAILED
-from bcos_fx.errors import BcosFxError, UsageError, nearest
+from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
+from bcos_fx.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,16 +86,19 @@ def run(
 
     A network that was not fine-tuned after conversion is explained as faithfully, but its pictures are noisy.
     """
+    from bcos_fx.cli.photographs import image_files
+
     network, question = _asked(model, target, against, classes, output, allow_incomplete)
-    files = list(_files(images))
+    files = image_files(images)
     place = out if out is not None else Path("explanation.png" if len(files) <= _IN_A_FIGURE else "explanation.html")
     found, skipped = _explain_all(network, files, question, place, quiet=json)
     if json:
         said = {"file": str(place), "images": [row for row, _ in found], "skipped": skipped}
         typer.echo(json_module.dumps(said, indent=2, sort_keys=True))
     else:
-        _tell(found, skipped, place, len(files))
-    if skipped or not all(complete for _, complete in found):
+        _tell(found, place, len(files))
+    list_skipped(skipped)
+    if not all(complete for _, complete in found):
         raise typer.Exit(CHECK_FAILED)
 
 
@@ -128,38 +130,23 @@ def _number(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _files(given: Sequence[Path]) -> Iterator[Path]:
-    from bcos_fx.cli.photographs import SUFFIXES
-
-    for path in given:
-        if path.is_dir():
-            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
-            if not inside:
-                raise UsageError(f"there are no images in {path}", hint=f"images end in {', '.join(SUFFIXES)}")
-            yield from inside
-        elif path.exists():
-            yield path
-        else:
-            near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UsageError(f"there is no file {path}", hint=nearest(path.name, near[:200]) if near else None)
-
-
 def _explain_all(
     network: BcosNetwork, files: list[Path], question: Question, place: Path, *, quiet: bool
 ) -> tuple[list[tuple[dict[str, Any], bool]], dict[str, str]]:
     """Explain in batches; a gallery keeps the pictures only, so thousands of images fit into memory."""
+    from bcos_fx.cli.photographs import Photographs
     from bcos_fx.cli.progress import counted
     from bcos_fx.explanation.saving import Collector
 
     collector = Collector(place)
     found: list[tuple[dict[str, Any], bool]] = []
-    skipped: dict[str, str] = {}
-    batches = [files[first : first + _BATCH] for first in range(0, len(files), _BATCH)]
-    for part in counted(batches, [len(batch) for batch in batches], "explaining", quiet=quiet):
-        readable, stacked = _read(part, network, skipped)
+    photographs = Photographs(files, _photograph_shape(network), _BATCH)
+    skipped = photographs.skipped
+    for part in counted(photographs.parts, [len(part) for part in photographs.parts], "explaining", quiet=quiet):
+        readable, stacked = photographs.read(part)
         if stacked is None:
             continue
-        explanation = _explained(network, stacked, question)
+        explanation = _explained(network, stacked.to(next(network.parameters())), question)
         collector.add(explanation, [path.name for path in readable])
         found += [_row(explanation[i], path) for i, path in enumerate(readable)]
     if not found:
@@ -168,25 +155,13 @@ def _explain_all(
     return found, skipped
 
 
-def _read(files: list[Path], network: BcosNetwork, skipped: dict[str, str]) -> tuple[list[Path], Tensor | None]:
-    import torch
-
-    from bcos_fx.cli.photographs import read_photograph
-
+def _photograph_shape(network: BcosNetwork) -> tuple[int, ...]:
     shape = network.input_shape
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise UsageError(
             f"the network takes {tuple(shape)}, which is no photograph", hint="use bcos_fx.explain from Python"
         )
-    readable, tensors = [], []
-    for path in files:
-        try:
-            tensors.append(read_photograph(path, shape))
-            readable.append(path)
-        except BcosFxError as error:
-            skipped[str(path)] = error.what
-    like = next(network.parameters())
-    return readable, torch.stack(tensors).to(like) if tensors else None
+    return shape
 
 
 def _explained(network: BcosNetwork, images: Tensor, question: Question) -> Explanation:
@@ -223,7 +198,7 @@ def _row(sample: Explanation, path: Path) -> tuple[dict[str, Any], bool]:
     return row, sample.complete
 
 
-def _tell(found: list[tuple[dict[str, Any], bool]], skipped: dict[str, str], place: Path, files: int) -> None:
+def _tell(found: list[tuple[dict[str, Any], bool]], place: Path, files: int) -> None:
     for row, complete in found[:_NAMED]:
         for index, value in enumerate(row["output"]):
             name = row["names"][index] if row["names"] else "target"
@@ -233,7 +208,3 @@ def _tell(found: list[tuple[dict[str, Any], bool]], skipped: dict[str, str], pla
     if len(found) > _NAMED:
         typer.echo(f"and {len(found) - _NAMED} more")
     typer.echo(f"Wrote {place}: {len(found)} of {files} images explained.")
-    if skipped:
-        typer.echo(f"{len(skipped)} skipped:", err=True)
-        for name, why in skipped.items():
-            typer.echo(f"  {name}: {why}", err=True)

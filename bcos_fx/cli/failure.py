@@ -41,6 +41,15 @@ def guarded(command: Callable[Parameters, Result]) -> Callable[Parameters, Resul
     return run
 
 
+def list_skipped(skipped: dict[str, str]) -> None:
+    """Name on stderr the images that could not be read, and end with exit code 1 if there are any."""
+    if skipped:
+        typer.echo(f"{len(skipped)} skipped:", err=True)
+        for name, why in skipped.items():
+            typer.echo(f"  {name}: {why}", err=True)
+        raise typer.Exit(CHECK_FAILED)
+
+
 def _report(error: Exception) -> int:
     if DEBUG.get():
         typer.echo("".join(traceback.format_exception(error)), err=True)

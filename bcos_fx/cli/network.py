@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx import example
+from bcos_fx.calibration import calibrate_
 from bcos_fx.checkpoint import build_architecture, read_model
 from bcos_fx.cli import values
-from bcos_fx.cli.photographs import read_photographs
+from bcos_fx.cli.photographs import Photographs, folder_files, read_photographs
 from bcos_fx.cli.request import Request
 from bcos_fx.errors import UsageError
+from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.recipe import DEFAULT_RECIPE
 
 _DEFAULT_SHAPE = (3, 224, 224)
+_BATCH = 16
 
 
 class PartOfOutput(nn.Module):
@@ -70,7 +74,43 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
         arguments["example_inputs"] = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     if request.images is not None:
         arguments["images"] = read_photographs(request.images, shape or _DEFAULT_SHAPE)
+    if request.calibrate is not None:
+        folder_files(request.calibrate)  # a folder that is not there is found out before the work, not after it
     return arguments | _options(request)
+
+
+def calibrate_on(
+    network: BcosNetwork,
+    folder: Path,
+    original: nn.Module | None,
+    output: int | str | None,
+    progress: Callable[[str], None],
+) -> dict[str, str]:
+    """Calibrate a network in place on a folder's photographs; ``progress`` as for the library's functions.
+
+    Returns:
+        Photograph that could not be read -> why.
+
+    Raises:
+        UsageError: none could be read, or as :func:`bcos_fx.calibration.calibrate` says.
+    """
+    photographs = Photographs(folder_files(folder), network.input_shape, _BATCH)
+    try:
+        calibrate_(
+            network,
+            photographs,
+            original,
+            output=output,
+            measured=True,
+            progress=progress,
+        )
+    except UsageError as error:
+        files = sum(map(len, photographs.parts))
+        if len(photographs.skipped) < files:
+            raise
+        where, why = next(iter(photographs.skipped.items()))
+        raise UsageError(f"none of the {files} images can be read: {why}", where=where) from error
+    return photographs.skipped
 
 
 def _options(request: Request) -> dict[str, Any]:

@@ -30,12 +30,12 @@ def run(request: Request) -> None:
     if request.picture is not None:
         raise UsageError("plan writes nothing, no picture either", hint="draw it with convert --picture")
     with Stages() as stages:
-        report = converted(dataclasses.replace(request, verified=False), stages).report
+        network, _ = converted(dataclasses.replace(request, verified=False), stages)
     if request.json:
-        typer.echo(report.to_json())
+        typer.echo(network.report.to_json())
         return
     from bcos_fx.cli.console import console
     from bcos_fx.rewriting.report_text import show
 
-    show(report, console(), nodes=request.nodes)
+    show(network.report, console(), nodes=request.nodes)
     typer.echo(f"Dry run: nothing was written. `bcos-fx convert` with the same arguments writes {request.output}.")

@@ -34,6 +34,10 @@ class Stages:
             self._status = self._console.status(Text(stage))
             self._status.start()
 
+    def passing(self, stage: str) -> None:
+        """Begin a stage that leaves no line behind."""
+        self(stage, listed=False)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

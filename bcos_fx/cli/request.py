@@ -158,6 +158,14 @@ class Request:
             rich_help_panel=_INPUT,
         ),
     ] = None
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of a few hundred photographs, without labels: set the converted network's norm statistics "
+            "and gains anew on them, as `bcos-fx calibrate` does. `plan` leaves them unread.",
+            rich_help_panel=_OUT,
+        ),
+    ] = None
     verified: Annotated[
         bool,
         typer.Option(

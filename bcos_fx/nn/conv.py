@@ -190,7 +190,7 @@ class _BcosConvTranspose(_Convolution):
         return (self._by_group(self.weight) * inverse).flatten(0, 1).to(self.weight.dtype)
 
     def _per_output(self, values: Tensor) -> Tensor:
-        inputs = self.in_channels // self.groups
+        inputs = len(self.weight) // self.groups
         spread = values.view(self.groups, 1, -1).expand(-1, inputs, -1).flatten(0, 1)
         return spread.view(*spread.shape, *[1] * self.spatial)
 

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.report import Drift, NodeRow, Report
+from bcos_fx.rewriting.report import Calibration, Drift, NodeRow, Report
 from bcos_fx.rewriting.rule import PHASES
 
-_CHANGE, _NEXT = "Change of the function", "What next"
+_CHANGE, _CALIBRATION, _NEXT = "Change of the function", "Calibration", "What next"
 _STATED_ELSEWHERE = ("b", "mean", "std")
 _NODES_NAMED = 4
 # Above this change of the output, relative to its size, a network is no longer the one that was trained.
@@ -50,9 +50,16 @@ def show(report: Report, console: Console, *, nodes: bool = False) -> None:
     _print(console, _sections(report, nodes))
 
 
+def show_calibration(report: Report, console: Console) -> None:
+    """Print only what a calibration changed, and what to do next."""
+    _print(console, (section for section in _sections(report, nodes=False) if section[0] in (_CALIBRATION, _NEXT)))
+
+
 def show_change(report: Report, console: Console) -> None:
     """Print only how far the function changed, and what to do next."""
-    _print(console, (section for section in _sections(report, nodes=False) if section[0] in (_CHANGE, _NEXT)))
+    _print(
+        console, (section for section in _sections(report, nodes=False) if section[0] in (_CHANGE, _CALIBRATION, _NEXT))
+    )
 
 
 def _print(console: Console, sections: Iterable[tuple[str, RenderableType]]) -> None:
@@ -89,6 +96,11 @@ def drift_sentence(report: Report) -> str:
 
 def next_step(report: Report) -> str | None:
     """Say what has to be done before the network can be used, or None where nothing has."""
+    if report.figures.calibration is not None:
+        return (
+            "Calibration is no training: fine-tune the network on the original's training data before you rely on it, "
+            "and before you believe what it explains."
+        )
     total = report.figures.total_drift
     at_risk = _raised(report.options["b"]) or report.options["bias"] == "strip"
     if total is None and report.figures.verification is None and at_risk:
@@ -102,8 +114,9 @@ def next_step(report: Report) -> str | None:
     if at_risk:
         return (
             "This network answers at chance until it is calibrated and fine-tuned: raising B and removing biases took "
-            "its activations out of the range that it was trained in. Fine-tune it on the original's training data "
-            "before you use it, and before you believe what it explains."
+            "its activations out of the range that it was trained in. Calibrate it on a few hundred images without "
+            "labels (bcos-fx calibrate, bcos_fx.calibrate), then fine-tune it on the original's training data before "
+            "you use it, and before you believe what it explains."
         )
     return "Its outputs are no longer the original's: fine-tune it on the original's training data before you use it."
 
@@ -135,6 +148,7 @@ def _sections(report: Report, nodes: bool) -> Iterator[tuple[str, RenderableType
     yield "Equivalence", _verification(report)
     yield _CHANGE, _drift(report)
     lists: tuple[tuple[str, RenderableType | None], ...] = (
+        (_CALIBRATION, _calibration(report)),
         ("Nearly matched, and why not", _near_misses(report)),
         ("Operations that no rule knows", _unknown(report)),
         ("Parameters that the eval graph never uses", _unused(report)),
@@ -228,6 +242,46 @@ def _drift(report: Report) -> RenderableType:
 
 def _drift_row(name: str, drift: Drift) -> Row:
     return (name, str(drift.nodes), _percent(drift.change), "" if drift.agreement is None else f"{drift.agreement:.0%}")
+
+
+def calibration_sentence(calibration: Calibration) -> str:
+    """Say in one sentence how well the network answered before and after its calibration."""
+    said = f"Calibrated on {calibration.images:,} images, without labels"
+    said += f"; gains matched to the {calibration.reference}" if calibration.reference == "original" else ""
+    before, after = calibration.before, calibration.after
+    if before is not None and after is not None:
+        pairs = (
+            ("the highest class is the original's on", before.agreement, after.agreement),
+            ("it is the label's on", before.accuracy, after.accuracy),
+        )
+        said += "".join(
+            f"; {what} {now:.1%} of them, {was:.1%} before"
+            for what, was, now in pairs
+            if was is not None and now is not None
+        )
+    return said + "."
+
+
+def _calibration(report: Report) -> RenderableType | None:
+    found = report.figures.calibration
+    if found is None:
+        return None
+    rows = [
+        (
+            change.node,
+            change.kind,
+            f"{change.scale:.3g}",
+            f"{change.lowest:.3g} to {change.highest:.3g}",
+            f"{change.shift:.2g}",
+            f"{change.dead} of {change.channels}" if change.dead else "",
+        )
+        for change in found.layers
+    ]
+    titles = ("layer", "what", "median scale", "from, to", "shift of the mean", "dead channels")
+    parts: list[RenderableType] = [Text(calibration_sentence(found)), _table(titles, rows, right=(2, 3, 4, 5))]
+    if found.kept:
+        parts.append(_table(("left as it was", "why"), list(found.kept.items())))
+    return Group(*parts)
 
 
 def _near_misses(report: Report) -> RenderableType | None:

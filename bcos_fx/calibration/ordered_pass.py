@@ -27,6 +27,7 @@ def calibrate(
     images: Any,
     reference: nn.Module | None = None,
     *,
+    output: int | str | None = None,
     batch_size: int = 64,
     memory: int = 2 << 30,
     progress: Progress | None = None,
@@ -45,6 +46,7 @@ def calibrate(
             inputs, accuracy is reported; they are used for nothing else. Read once, in order.
         reference: the original module that was converted, or a conversion of it at B = 1. Needed for agreement, and
             for gains where the network at B = 1 is not the original any more (biases removed, calibrated before).
+        output: which part of the reference's output to take, as for :func:`bcos_fx.bcosify`.
         batch_size: for a tensor or a Dataset.
         memory: bytes of activations that are kept in memory; what is beyond is kept in temporary files meanwhile.
         progress: called with a short text as the work goes on.
@@ -60,7 +62,16 @@ def calibrate(
     """
     _check_network(model)
     twin = copy.deepcopy(model).eval()
-    calibrate_(twin, images, reference, batch_size=batch_size, memory=memory, measured=True, progress=progress)
+    calibrate_(
+        twin,
+        images,
+        reference,
+        output=output,
+        batch_size=batch_size,
+        memory=memory,
+        measured=True,
+        progress=progress,
+    )
     return twin
 
 
@@ -69,6 +80,7 @@ def calibrate_(
     images: Any,
     reference: nn.Module | Targets | None = None,
     *,
+    output: int | str | None = None,
     batch_size: int = 64,
     memory: int = 2 << 30,
     measured: bool = False,
@@ -84,6 +96,7 @@ def calibrate_(
         images: as for :func:`calibrate`.
         reference: likewise; or what :func:`measure_original` measured on the same images in the same batches, which
             saves running the original again.
+        output: which part of the reference's output to take, as for :func:`bcos_fx.bcosify`.
         batch_size: for a tensor or a Dataset.
         memory: bytes of activations that are kept in memory.
         measured: measure accuracy and agreement, which costs one more run.
@@ -97,7 +110,7 @@ def calibrate_(
     """
     _check_network(network)
     with torch.inference_mode(False), torch.no_grad(), evaluating(network), Frontier(memory) as frontier:
-        run = _Run(network, frontier, measured, progress or (lambda stage: None))
+        run = _Run(network, frontier, output, measured, progress or (lambda stage: None))
         run.read(read_batches(images, network, batch_size), reference)
         calibration = run.calibrate()
     report = network.report
@@ -106,7 +119,14 @@ def calibrate_(
     return calibration
 
 
-def measure_original(network: BcosNetwork, images: Any, reference: nn.Module, *, batch_size: int = 64) -> Targets:
+def measure_original(
+    network: BcosNetwork,
+    images: Any,
+    reference: nn.Module,
+    *,
+    output: int | str | None = None,
+    batch_size: int = 64,
+) -> Targets:
     """Measure what the original's layers give for the images, for many calls of :func:`calibrate_` with the same ones.
 
     Raises:
@@ -117,7 +137,7 @@ def measure_original(network: BcosNetwork, images: Any, reference: nn.Module, *,
     original: Original | None = None
     with torch.inference_mode(False), torch.no_grad():
         for batch in read_batches(images, network, batch_size):
-            original = original or Original(network, reference, batch)
+            original = original or Original(network, reference, batch, output)
             original.measure(batch.inputs, layers)
     if original is None:
         raise AssertionError("read_batches refuses to yield nothing")
@@ -142,8 +162,11 @@ def _check_network(network: object) -> None:
 class _Run:
     """One calibration of a network, in place."""
 
-    def __init__(self, network: BcosNetwork, frontier: Frontier, measured: bool, say: Progress) -> None:
+    def __init__(
+        self, network: BcosNetwork, frontier: Frontier, output: int | str | None, measured: bool, say: Progress
+    ) -> None:
         self.network, self.frontier, self.measured, self.say = network, frontier, measured, say
+        self.output = output
         self.layers, self.kept = layers_of(network)
         self.program = Program(network.graph, network)
         self.targets: Targets | None = None
@@ -158,7 +181,7 @@ class _Run:
         for batch in batches:
             if original is None and given is None:
                 original = self._original(reference, batch)
-            self.say(f"reading image {self.images + 1} and on")
+            self.say(f"calibrating: reading image {self.images + 1} and on")
             if original is not None:
                 original.measure(batch.inputs, self.layers)
             if self.measured:
@@ -173,7 +196,7 @@ class _Run:
         """What gains are matched to; None where there are none, or nothing is known of the original."""
         self._check_layers(reference is None)
         if reference is not None:
-            return Original(self.network, reference, batch)
+            return Original(self.network, reference, batch, self.output)
         return Original(self.network, None, batch) if any(isinstance(layer, Gain) for layer in self.layers) else None
 
     def _check_layers(self, alone: bool) -> None:
@@ -223,7 +246,7 @@ class _Run:
         """Go through the layers in the order of the graph, every batch as far as one layer before any goes further."""
         changes, position = [], 0
         for number, layer in enumerate(self.layers, 1):
-            self.say(f"layer {number} of {len(self.layers)}")
+            self.say(f"calibrating: layer {number} of {len(self.layers)}")
             place = self.program.places[layer.node.name]
             for values in self.frontier.batches():
                 self.program.run(values, position, place)

@@ -1,0 +1,109 @@
+"""``bcos-fx calibrate``: statistics and gains that fit a converted network again, from photographs without labels."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcos_fx.cli.convert import check_target
+from bcos_fx.cli.failure import list_skipped
+from bcos_fx.cli.progress import Stages
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bcos_fx.rewriting.network import BcosNetwork
+
+NAME = "calibrate"
+EPILOG = """Examples:
+
+bcos-fx calibrate model.safetensors --images photos/ -o calibrated.safetensors
+
+bcos-fx calibrate model.safetensors --images photos/ --original resnet50.pth --arch torchvision:resnet50
+
+Exit code 0: written. 1: written, but some images could not be read. 2: bad input, nothing written.
+"""
+
+
+def run(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
+    images: Annotated[
+        Path, typer.Option(help="A folder of photographs like those that the network is for; a few hundred are enough.")
+    ],
+    original: Annotated[
+        Path | None,
+        typer.Option(help="The checkpoint that MODEL was converted from: outputs are then matched to its own."),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="The network that the original's weights belong to, as for convert; alone: with its own."),
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Where in a nested original the weights are.")] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Open a pickled original, which runs code that the file carries.")
+    ] = False,
+    output_key: Annotated[
+        str | None, typer.Option(help="Which part of the original's output to take, as for convert.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file to write. (default: MODEL's name with .calibrated.safetensors)"),
+    ] = None,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite a file that is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="What changed as JSON on stdout, and nothing else.")] = False,
+) -> None:
+    """Set a converted network's norm statistics and gains anew, from photographs without labels.
+
+    Raising B shrinks activations, and the statistics that the original was trained with no longer fit. Every batch
+    norm measures its input anew; layers that none follows are scaled to the original's outputs. The original itself is
+    needed where there is no batch norm and biases were removed, and to say how often both agree; it helps everywhere.
+
+    A network that was calibrated is where fine-tuning begins; it is not the original.
+    """
+    target = out if out is not None else Path(model.stem + ".calibrated.safetensors")
+    check_target(target, force=force)
+    with Stages() as stages:
+        stages("starting", listed=False)
+        from bcos_fx.artifact import save
+        from bcos_fx.cli import values
+        from bcos_fx.cli.check import read_artifact
+        from bcos_fx.cli.network import calibrate_on
+
+        network = read_artifact(model)
+        reference = _original(original, arch, key, trust_pickle)
+        skipped = calibrate_on(network, images, reference, values.key(output_key), stages.passing)
+        stages("writing")
+        save(network, target)
+    _tell(network, target, skipped, json=json)
+
+
+def _original(original: Path | None, arch: str | None, key: str | None, trust_pickle: bool) -> nn.Module | None:
+    from bcos_fx.checkpoint import identify
+    from bcos_fx.cli.check import read_artifact
+    from bcos_fx.cli.network import read_network
+
+    if original is None and arch is None:
+        return None
+    if original is not None and original.is_file() and identify(original).kind == "bcos-fx":
+        return read_artifact(original)
+    return read_network(original, arch=arch, key=key, trust_pickle=trust_pickle)
+
+
+def _tell(network: BcosNetwork, target: Path, skipped: dict[str, str], *, json: bool) -> None:
+    import dataclasses
+
+    from bcos_fx.cli.console import console
+    from bcos_fx.rewriting.report_text import show_calibration
+
+    calibration = network.report.figures.calibration
+    if json:
+        said: dict[str, Any] = {"output": str(target), "skipped": skipped}
+        said["calibration"] = None if calibration is None else dataclasses.asdict(calibration)
+        typer.echo(json_module.dumps(said, indent=2, sort_keys=True))
+    else:
+        show_calibration(network.report, console())
+        typer.echo(f"Wrote {target}. Look at what it says now: bcos-fx explain {target} IMAGE")
+    list_skipped(skipped)

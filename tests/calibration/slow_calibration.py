@@ -1,0 +1,85 @@
+"""Calibration the slow way: for every layer the whole network is run again, in one batch, and hooks look on.
+
+Nothing of bcos_fx.calibration is used. Layers are given by path, in the order in which they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def seen(network: nn.Module, path: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """First input and output of the submodule at a path; copies, for later layers write in place."""
+    found: list[Tensor] = []
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        found.extend((args[0].detach().clone(), output.detach().clone()))
+
+    handle = network.get_submodule(path).register_forward_hook(note)
+    try:
+        with torch.no_grad():
+            network(x)
+    finally:
+        handle.remove()
+    return found[0], found[1]
+
+
+def channels(values: Tensor, linear: bool = False) -> list[Tensor]:
+    """The values of each channel."""
+    moved = values.movedim(-1 if linear else 1, 0)
+    return [channel.flatten().double() for channel in moved]
+
+
+@torch.no_grad()
+def set_statistics(network: nn.Module, path: str, x: Tensor) -> None:
+    """Give a batch norm the mean and the unbiased variance of its input."""
+    norm = network.get_submodule(path)
+    for index, values in enumerate(channels(seen(network, path, x)[0])):
+        if norm.running_mean is not None:
+            norm.running_mean[index] = values.sum() / len(values)
+        mean = values.sum() / len(values)
+        norm.running_var[index] = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
+@torch.no_grad()
+def match_deviation(network: nn.Module, path: str, x: Tensor, wanted: Tensor) -> None:
+    """Give a layer's output the deviation, and with a bias the mean, of another."""
+    layer = network.get_submodule(path)
+    linear = isinstance(layer, nn.Linear)
+    _, output = seen(network, path, x)
+    for index, (has, want) in enumerate(zip(channels(output, linear), channels(wanted, linear), strict=True)):
+        factor = want.std() / has.std()
+        layer.weight[index] *= factor ** (1 / layer.b if layer.scale == "raw" else 1)
+        if layer.bias is not None:
+            layer.bias[index] = want.mean() - factor * (has.mean() - layer.bias[index])
+
+
+@torch.no_grad()
+def match_power(network: nn.Module, path: str, x: Tensor, wanted: Tensor) -> None:
+    """Scale a layer's output until its positive part has the power of another's."""
+    layer = network.get_submodule(path)
+    linear = isinstance(layer, nn.Linear)
+    _, output = seen(network, path, x)
+    for index, (has, want) in enumerate(zip(channels(output, linear), channels(wanted, linear), strict=True)):
+        if want.max() <= 0 or has.max() <= 0:  # nothing gets through a rectifier, whatever the factor
+            continue
+        factor = (want.clamp(min=0).square().mean() / has.clamp(min=0).square().mean()).sqrt()
+        layer.weight[index] *= factor ** (1 / layer.b if getattr(layer, "scale", "") == "raw" else 1)
+        if layer.bias is not None:
+            layer.bias[index] *= factor
+
+
+def slowly(
+    network: nn.Module, x: Tensor, norms: Sequence[str], order: Sequence[str], original: nn.Module | None
+) -> None:
+    """Calibrate in place; ``original`` is the converted network at B = 1, or None for statistics alone."""
+    for path in order:
+        if path in norms:
+            set_statistics(network, path, x)
+        elif original is not None:
+            match_deviation(network, path, x, seen(original, path, x)[1])
+        if original is not None:
+            match_power(network, path, x, seen(original, path, x)[1])
