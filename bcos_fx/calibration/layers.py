@@ -149,8 +149,7 @@ class Gain(Layer):
         if target is None:
             raise AssertionError("a gain is only ever matched to the original's")
         shift = torch.where(live, (target.mean - measured.mean) / measured.variance.sqrt(), 0.0)
-        known = live & (target.variance > 0)
-        factors = torch.where(known, (target.variance / measured.variance).sqrt(), 1.0)
+        factors = torch.where(live, (target.variance / measured.variance).sqrt(), 1.0)
         self._scale_output(factors)
         bias = self.module.bias
         if bias is None:

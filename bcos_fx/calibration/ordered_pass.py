@@ -259,7 +259,10 @@ class _Run:
     def _calibrated(self, layer: Layer) -> LayerChange:
         target = None if self.targets is None else self.targets.moments.get(layer.node.name)
         measured = self._moments(layer, of_input=isinstance(layer, Norm))
-        live = ~measured.dead(layer.module.weight.dtype if layer.module.weight is not None else torch.float32)
+        precision = next((p.dtype for p in layer.module.parameters()), torch.float32)
+        live = ~measured.dead(precision)
+        if target is not None and isinstance(layer, Gain):
+            live = live & ~target.dead(precision)
         factors, shift = layer.standardise(measured, target, live)
         if target is not None and layer.can_scale:
             factors = factors * layer.match_power(self._moments(layer), target, live)

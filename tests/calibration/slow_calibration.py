@@ -33,6 +33,19 @@ def channels(values: Tensor, linear: bool = False) -> list[Tensor]:
     return [channel.flatten().double() for channel in moved]
 
 
+def weight_of(layer: nn.Module, index: int) -> Tensor:
+    """The weights of one output channel, as a view."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        group, column = divmod(index, layer.out_channels // layer.groups)
+        rows = layer.in_channels // layer.groups
+        return layer.weight[group * rows : (group + 1) * rows, column]
+    return layer.weight[index]
+
+
+def varies(values: Tensor) -> bool:
+    return float(values.max() - values.min()) > 1e-12
+
+
 @torch.no_grad()
 def set_statistics(network: nn.Module, path: str, x: Tensor) -> None:
     """Give a batch norm the mean and the unbiased variance of its input."""
@@ -51,8 +64,8 @@ def match_deviation(network: nn.Module, path: str, x: Tensor, wanted: Tensor) ->
     linear = isinstance(layer, nn.Linear)
     _, output = seen(network, path, x)
     for index, (has, want) in enumerate(zip(channels(output, linear), channels(wanted, linear), strict=True)):
-        factor = want.std() / has.std()
-        layer.weight[index] *= factor ** (1 / layer.b if layer.scale == "raw" else 1)
+        factor = want.std() / has.std() if varies(want) and varies(has) else torch.tensor(1.0)
+        weight_of(layer, index).mul_(factor ** (1 / layer.b if layer.scale == "raw" else 1))
         if layer.bias is not None:
             layer.bias[index] = want.mean() - factor * (has.mean() - layer.bias[index])
 
@@ -64,10 +77,10 @@ def match_power(network: nn.Module, path: str, x: Tensor, wanted: Tensor) -> Non
     linear = isinstance(layer, nn.Linear)
     _, output = seen(network, path, x)
     for index, (has, want) in enumerate(zip(channels(output, linear), channels(wanted, linear), strict=True)):
-        if want.max() <= 0 or has.max() <= 0:  # nothing gets through a rectifier, whatever the factor
-            continue
+        if want.max() <= 0 or has.max() <= 0 or not (varies(want) and varies(has)):
+            continue  # nothing gets through a rectifier, whatever the factor, or always the same
         factor = (want.clamp(min=0).square().mean() / has.clamp(min=0).square().mean()).sqrt()
-        layer.weight[index] *= factor ** (1 / layer.b if getattr(layer, "scale", "") == "raw" else 1)
+        weight_of(layer, index).mul_(factor ** (1 / layer.b if getattr(layer, "scale", "") == "raw" else 1))
         if layer.bias is not None:
             layer.bias[index] *= factor
 
