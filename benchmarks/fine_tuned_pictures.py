@@ -8,16 +8,14 @@ DATA holds cifar10_train.npz, cifar10_test.npz and cifar10_resnet20.th (a ResNet
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
+from archives import images_of
 from matplotlib.figure import Figure
 from measuring import Page
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,16 +38,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=10_000, help="training images")
     parser.add_argument("--epochs", type=int, default=4)
     return parser.parse_args()
-
-
-def images_of(archive: Path, count: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Return images (N, 3, 32, 32) in [0, 1], labels and class names."""
-    found = np.load(archive)
-    data, offsets = found["jpeg"], found["offsets"]
-    files = (data[offsets[i] : offsets[i + 1]].tobytes() for i in range(count))
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    return images, torch.from_numpy(found["labels"][:count].astype(np.int64)), [str(c) for c in found["classes"]]
 
 
 @torch.no_grad()
