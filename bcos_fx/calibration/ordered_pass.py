@@ -214,7 +214,7 @@ class _Run:
             raise UsageError(
                 "there is nothing to calibrate in this network",
                 where=why or "it has neither a batch norm nor a B-cos layer",
-                hint="give the original with reference=" if reason else None,
+                hint="give the original with reference=" if reason else "calibrate a network that has one",
             )
 
     def _check_targets(self) -> None:
