@@ -16,13 +16,13 @@ from bcos_fx.proofs import verify
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def cifar(folder: Path, count: int) -> tuple[Tensor, Tensor]:
-    """The first test images of the JPEG re-encoded CIFAR-10, (N, 3, 32, 32) in [0, 1], and their labels."""
+def cifar(folder: Path, count: int, part: str = "test") -> tuple[Tensor, Tensor]:
+    """The first images of a part of the JPEG re-encoded CIFAR-10, (N, 3, 32, 32) in [0, 1], and their labels."""
     import io
 
     from PIL import Image
 
-    archive = np.load(folder / "cifar10_test.npz")
+    archive = np.load(folder / f"cifar10_{part}.npz")
     data, offsets = archive["jpeg"], archive["offsets"]
     files = (data[offsets[i] : offsets[i + 1]].tobytes() for i in range(count))
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])

@@ -1,0 +1,113 @@
+"""calibrate and convert --calibrate: what they say, what they write, how they end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bcos_fx.artifact import load
+from bcos_fx.calibration import calibrate
+from bcos_fx.cli.photographs import Photographs, image_files
+from tests.cli import tiny_model
+from tests.cli.conftest import SHAPE, TINY, Run
+
+
+@pytest.fixture
+def photographs(folder: Path) -> Path:
+    """Forty photographs, more than are read at a time."""
+    inside = folder / "photographs"
+    inside.mkdir()
+    generator = np.random.default_rng(0)
+    for n in range(40):
+        pixels = generator.integers(0, 256, (12 + n % 5, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(inside / f"{n:02d}.png")
+    return inside
+
+
+@pytest.fixture
+def raised(run: Run, weights: Path) -> Path:
+    """A converted network of the default recipe."""
+    done = run("convert", weights, "--arch", TINY, *SHAPE, "-o", "raised.safetensors")
+    assert done.exit_code == 0, done.stderr
+    return weights.with_name("raised.safetensors")
+
+
+def test_the_file_is_what_the_library_makes(run: Run, raised: Path, weights: Path, photographs: Path) -> None:
+    done = run("calibrate", raised, "--images", photographs, "--original", weights, "--arch", TINY)
+    assert done.exit_code == 0, done.stderr
+    images = torch.cat(list(Photographs(image_files([photographs]), (3, 8, 8), 16)))
+    wanted = calibrate(load(raised), images, tiny_model.build(), batch_size=16)
+    found = load("raised.calibrated.safetensors")
+    for name, value in wanted.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    assert "Calibrated on 40 images" in done.stdout
+    assert "the highest class is the original's on" in " ".join(done.stdout.split())
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("Wrote raised.calibrated.safetensors.")
+    assert "bcos-fx explain raised.calibrated.safetensors" in last
+
+
+def test_convert_calibrates_at_once(run: Run, raised: Path, weights: Path, photographs: Path) -> None:
+    done = run("convert", weights, "--arch", TINY, *SHAPE, "--calibrate", photographs, "-o", "once.safetensors")
+    assert done.exit_code == 0, done.stderr
+    assert "Calibrated on 40 images" in done.stdout
+    run("calibrate", raised, "--images", photographs, "--original", weights, "--arch", TINY, "-o", "two.safetensors")
+    first, second = load("once.safetensors"), load("two.safetensors")
+    for name, value in first.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value)
+
+
+def test_without_the_original_it_says_what_was_left(run: Run, raised: Path, photographs: Path) -> None:
+    done = run("calibrate", raised, "--images", photographs, "--json")
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert [row["kind"] for row in said["calibration"]["layers"]] == ["statistics"]
+    assert "biases were removed" in " ".join(said["calibration"]["kept"].values())
+    assert said["skipped"] == {}
+    assert said["calibration"]["after"]["agreement"] is None
+
+
+@pytest.mark.parametrize("command", ["calibrate", "convert"])
+def test_a_corrupt_image_is_skipped_listed_and_shown_by_the_exit_code(
+    run: Run, raised: Path, weights: Path, photographs: Path, command: str
+) -> None:
+    (photographs / "bad.jpg").write_bytes(b"no image")
+    words = {
+        "calibrate": (raised, "--images", photographs),
+        "convert": (weights, "--arch", TINY, *SHAPE, "--calibrate", photographs),
+    }[command]
+    done = run(command, *words, "-o", "written.safetensors")
+    assert done.exit_code == 1
+    assert "1 skipped:" in done.stderr
+    assert "bad.jpg" in done.stderr
+    assert load("written.safetensors").report.figures.calibration is not None
+
+
+def test_bad_input_ends_with_2_and_writes_nothing(
+    run: Run, raised: Path, weights: Path, photographs: Path, folder: Path
+) -> None:
+    (folder / "bad").mkdir()
+    (folder / "bad" / "a.jpg").write_bytes(b"no image")
+    (folder / "empty").mkdir()
+    cases = [
+        ((raised, "--images", "photograph"), "did you mean 'photographs'"),
+        ((raised, "--images", "empty"), "there are no images"),
+        ((raised, "--images", "bad"), "none of the 1 images can be read"),
+        ((weights, "--images", photographs), "not a converted network"),
+        ((raised, "--images", photographs, "-o", raised), "is there already"),
+        ((raised, "--images", photographs, "--original", "nothing.pth", "--arch", TINY), "nothing.pth"),
+    ]
+    for words, said in cases:
+        done = run("calibrate", *words)
+        assert done.exit_code == 2, (words, done.output)
+        assert said in done.stderr, (words, done.stderr)
+    done = run("convert", weights, "--arch", TINY, *SHAPE, "--calibrate", "photograph", "-o", "x.safetensors")
+    assert done.exit_code == 2
+    assert "did you mean 'photographs'" in done.stderr
+    assert not list(folder.glob("*calibrated*"))
+    assert not (folder / "x.safetensors").exists()
