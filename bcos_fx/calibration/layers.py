@@ -1,7 +1,7 @@
 """What can be calibrated in a network, and how each kind of layer is changed.
 
-A batch norm takes the mean and variance of its input anew. A B-cos layer whose output no batch norm takes up takes the
-mean and deviation that the original's output has. Where the original is known, both then scale their output until its
+A batch norm takes the mean and variance of its input anew. Its output, and that of a B-cos layer which no batch norm
+takes up, is given the mean and deviation that the original's has, where that is known; then it is scaled until its
 positive part, which is what a rectifier lets through, has the original's power: raising B makes outputs heavy-tailed,
 so that equal variances alone let too little through.
 """
@@ -109,14 +109,29 @@ class Norm(Layer):
         return channels
 
     def standardise(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
-        """Take mean and unbiased variance of the input; the mean inside its constant, while there is one."""
+        """Take mean and unbiased variance of the input, the mean inside its constant while there is one."""
         norm, before = self.module, self.module.running_var.double() + self.module.eps
         shift = torch.zeros_like(before)
         if norm.running_mean is not None:
             shift = (measured.mean - norm.running_mean.double()) / before.sqrt()
             norm.running_mean.copy_(measured.mean)
         norm.running_var.copy_(torch.where(live, measured.variance, norm.running_var.double()))
-        return (before / (norm.running_var.double() + norm.eps)).sqrt(), shift
+        factors = (before / (norm.running_var.double() + norm.eps)).sqrt()
+        return factors if target is None else factors * self._match(target, live), shift
+
+    def _match(self, target: Moments, live: Tensor) -> Tensor:
+        """Give the output the original's deviation, and its mean while there is a constant; return the factors (C,)."""
+        norm = self.module
+        if not self.can_scale:
+            return torch.ones_like(target.mean)
+        variance = norm.running_var.double()
+        deviation = norm.weight.double().abs() * (variance / (variance + norm.eps)).sqrt()
+        known = live & (deviation > 0) & (target.variance > 0)
+        factors = torch.where(known, target.variance.sqrt() / deviation, 1.0)
+        norm.weight.mul_(factors)
+        if norm.bias is not None:
+            norm.bias.copy_(torch.where(known, target.mean, norm.bias.double()))
+        return factors
 
     def _scale_output(self, factors: Tensor) -> None:
         self.module.weight.mul_(factors)

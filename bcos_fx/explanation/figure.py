@@ -24,6 +24,16 @@ _FOR, _AGAINST, _OWN, _CONSTANT = "#c2212a", "#2154ad", "#4c4c4c", "#b8b8b8"
 _NO_COLOURS = "W(x) has no colour here (no mean and std, or nothing encoded): signed contributions"
 
 
+def require_matplotlib() -> None:
+    """Check that figures can be drawn, before anything is computed for them.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtraError("matplotlib", "plot", "drawing an explanation")
+
+
 def figure(explanation: Explanation, *, top: int = 5) -> Figure:
     """Draw an explanation, a row for each sample, at most 8.
 
@@ -38,8 +48,7 @@ def figure(explanation: Explanation, *, top: int = 5) -> Figure:
         MissingExtraError: matplotlib is not installed.
         UsageError: ``top`` is below 1.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot", "drawing an explanation")
+    require_matplotlib()
     if top < 1:
         raise UsageError(f"top is {top!r}", hint="give a whole number of at least 1")
     from matplotlib.figure import Figure

@@ -37,6 +37,7 @@ class Collector:
 
     Raises:
         UsageError: no such form is known, or there is no such folder.
+        MissingExtraError: it is a figure, and matplotlib is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,9 +72,13 @@ def writer(path: Path) -> Callable[[Explanation], bytes]:
 
     Raises:
         UsageError: no such form is known.
+        MissingExtraError: it is a figure, and matplotlib is not installed.
     """
     suffix = path.suffix.lower()
     if suffix in _FIGURES:
+        from bcos_fx.explanation.figure import require_matplotlib  # which imports this module
+
+        require_matplotlib()
         return lambda explanation: _figure(explanation, suffix[1:])
     forms = {".html": _gallery, ".safetensors": _safetensors, ".npz": _npz}
     if suffix not in forms:

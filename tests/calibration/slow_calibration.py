@@ -65,7 +65,7 @@ def match_deviation(network: nn.Module, path: str, x: Tensor, wanted: Tensor) ->
     _, output = seen(network, path, x)
     for index, (has, want) in enumerate(zip(channels(output, linear), channels(wanted, linear), strict=True)):
         factor = want.std() / has.std() if varies(want) and varies(has) else torch.tensor(1.0)
-        weight_of(layer, index).mul_(factor ** (1 / layer.b if layer.scale == "raw" else 1))
+        weight_of(layer, index).mul_(factor ** (1 / layer.b if getattr(layer, "scale", "") == "raw" else 1))
         if layer.bias is not None:
             layer.bias[index] = want.mean() - factor * (has.mean() - layer.bias[index])
 
@@ -92,7 +92,7 @@ def slowly(
     for path in order:
         if path in norms:
             set_statistics(network, path, x)
-        elif original is not None:
+        if original is not None:
             match_deviation(network, path, x, seen(original, path, x)[1])
         if original is not None:
             match_power(network, path, x, seen(original, path, x)[1])
