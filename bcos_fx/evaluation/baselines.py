@@ -1,0 +1,105 @@
+"""Post-hoc baselines: what to compare a network's own explanation with, on the original network.
+
+All take images in [0, 1], explain the same classes and give maps of one shape. Each prints what it was set to.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from bcos_fx.errors import MissingExtraError, UsageError, nearest
+from bcos_fx.evaluation.explained import Explained
+from bcos_fx.evaluation.grad_cam import grad_cam
+from bcos_fx.evaluation.gradients import (
+    deeplift,
+    gradient,
+    guided_backprop,
+    input_x_gradient,
+    integrated_gradients,
+)
+from bcos_fx.evaluation.methods import Method
+from bcos_fx.evaluation.perturbations import lime, occlusion, rise
+from bcos_fx.evaluation.requests import check_count
+
+_MAKERS: dict[str, Callable[..., Method]] = {
+    "gradient": gradient,
+    "input-x-gradient": input_x_gradient,
+    "integrated-gradients": integrated_gradients,
+    "guided-backprop": guided_backprop,
+    "deeplift": deeplift,
+    "grad-cam": grad_cam,
+    "occlusion": occlusion,
+    "lime": lime,
+    "rise": rise,
+}
+BASELINES = tuple(_MAKERS)
+"""Names of all baselines, in the order of tables."""
+
+_OWN = ("grad-cam", "rise")
+"""Those that need no captum."""
+
+
+def baselines(
+    names: str | Iterable[str] | None = None,
+    *,
+    network: nn.Module,
+    mean: Sequence[float] | float | str | None = None,
+    std: Sequence[float] | float | None = None,
+    reference: str | float | Sequence[float] = "mean",
+    seed: int = 0,
+    batch_size: int = 16,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Method]:
+    """Return post-hoc methods that explain a network.
+
+    A method refuses a network that it is not right for when its maps are asked for, with the node that is in the way.
+
+    Args:
+        names: of :data:`BASELINES`, one or several; None: all.
+        network: the *original* network: takes normalised images (N, C, H, W), gives (N, classes). It is copied and not
+            changed; it is explained in eval mode.
+        mean: what it expects to be subtracted from images in [0, 1], per channel; None: 0; ``"auto"``: as timm keeps it.
+        std: what it expects them to be divided by afterwards; None: 1.
+        reference: the colour that stands for nothing: where IG and DeepLIFT start, what Input x Gradient counts from,
+            what occlusions show. ``mean`` (0 after normalisation, as these methods are usually run), ``black``, or a
+            colour in [0, 1].
+        seed: of LIME's samples and RISE's masks.
+        batch_size: images, or perturbed ones, that are computed at once.
+        options: baseline name -> its own options, such as ``{"rise": {"masks": 500}}``.
+
+    Raises:
+        UsageError: an unknown name or option (with the nearest known), or a senseless value.
+        MissingExtraError: captum is not installed.
+    """
+    wanted = [names] if isinstance(names, str) else list(BASELINES if names is None else names)
+    given = dict(options or {})
+    for name in (*wanted, *given):
+        if name not in _MAKERS:
+            raise UsageError(f"no baseline is named {name!r}", hint=nearest(str(name), BASELINES))
+    check_count("batch_size", batch_size)
+    check_count("seed", seed, 0)
+    if any(name not in _OWN for name in wanted) and importlib.util.find_spec("captum") is None:
+        raise MissingExtraError("captum", "evaluate", "explaining by captum's methods")
+    explained = Explained(network, mean=mean, std=std, reference=reference)
+    shared = {"batch_size": batch_size, "seed": seed}
+    return [_made(name, explained, shared, dict(given.get(name, {})), reference) for name in dict.fromkeys(wanted)]
+
+
+def _made(
+    name: str, explained: Explained, shared: Mapping[str, Any], own: Mapping[str, Any], reference: Any
+) -> Method:
+    accepted = [p for p in inspect.signature(_MAKERS[name]).parameters if p != "explained"]
+    own_names = [parameter for parameter in accepted if parameter not in shared]
+    for option in own:
+        if option not in own_names:
+            known = nearest(str(option), own_names) if own_names else "it has none"
+            raise UsageError(f"{name} has no option named {option!r}", hint=known)
+    passed = {key: value for key, value in shared.items() if key in accepted}
+    made = _MAKERS[name](explained, **passed, **own)
+    from_reference = {} if name in ("gradient", "guided-backprop", "grad-cam") else {"reference": reference}
+    return Method(made.name, {**made.settings, **from_reference}, made.maps)

@@ -1,0 +1,108 @@
+"""The network that post-hoc methods explain: the original, behind its own normalisation, seen from a reference image.
+
+With d = x - r, where r is one colour everywhere, every published method has its zero where d = 0: Input x Gradient
+multiplies by d, Integrated Gradients and DeepLIFT start at r, Occlusion, LIME and RISE fill with r. At the usual
+r = mean this is what these methods do where they are given images that were normalised first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.example import statistics
+from bcos_fx.evaluation.requests import check_images, class_outputs
+from bcos_fx.subject import check_module
+
+REFERENCES = ("mean", "black")
+
+
+class Explained(nn.Module):
+    """A classifier as a function of the image's difference from one colour; an own copy, in eval mode.
+
+    Args:
+        network: takes normalised images (N, C, H, W), gives (N, classes). It is copied, so methods go on to explain
+            what it was when they were made.
+        mean: what the network expects to be subtracted from images in [0, 1], per channel; None: 0; ``"auto"``: as
+            timm keeps it on the module.
+        std: what it expects them to be divided by afterwards; None: 1.
+        reference: ``mean``, ``black``, or a colour in [0, 1], one number or one per channel.
+
+    Raises:
+        UsageError: the network is none, or the numbers make no sense.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float] | float | str | None = None,
+        std: Sequence[float] | float | None = None,
+        reference: str | float | Sequence[float] = "mean",
+    ) -> None:
+        super().__init__()
+        check_module(network)
+        centre, spread = (torch.tensor(values or (default,)) for values, default in
+                          zip(statistics(network, mean, std), (0.0, 1.0), strict=True))  # fmt: skip
+        if bool((spread <= 0).any()) or not bool(torch.isfinite(torch.cat([centre, spread])).all()):
+            raise UsageError("mean must be finite and std finite and positive", hint="for example std=(0.5, 0.5, 0.5)")
+        colour = _colour(reference, centre)
+        like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
+
+        def per_channel(values: Tensor) -> Tensor:
+            return values.to(like).reshape(1, -1, 1, 1)
+
+        self.reference: Tensor
+        self.scale: Tensor
+        self.offset: Tensor
+        self.register_buffer("reference", per_channel(colour))
+        self.register_buffer("scale", per_channel(1 / spread))
+        self.register_buffer("offset", per_channel((colour - centre) / spread))
+        self.network = copy.deepcopy(network)
+        self.requires_grad_(False).eval()
+
+    def forward(self, differences: Tensor) -> Tensor:
+        """Return the outputs (N, classes) for images that differ by so much (N, C, H, W) from the reference."""
+        outputs: Tensor = self.network(differences * self.scale + self.offset)
+        return outputs
+
+    def differences(self, images: Tensor) -> Tensor:
+        """Return images (N, C, H, W) in [0, 1], as differences from the reference.
+
+        Raises:
+            UsageError: they are no images, or on another device or in another precision than the network.
+        """
+        checked = check_images(images)
+        given, own = (f"{t.device}, {str(t.dtype).removeprefix('torch.')}" for t in (checked, self.reference))
+        if given != own:
+            raise UsageError(f"the images are {given}, the network is {own}", hint="move or convert the images")
+        if self.reference.shape[1] not in (1, checked.shape[1]):
+            raise UsageError(
+                f"the images have {checked.shape[1]} channels, mean, std and reference have {self.reference.shape[1]}",
+                hint="give one number per channel",
+            )
+        return checked - self.reference
+
+    def classes(self, differences: Tensor) -> int:
+        """Return how many classes the network has, by running the first image.
+
+        Raises:
+            UsageError: the network gives no class outputs.
+        """
+        with torch.no_grad():
+            return class_outputs(self, differences[:1]).shape[1]
+
+
+def _colour(reference: str | float | Sequence[float], mean: Tensor) -> Tensor:
+    if isinstance(reference, str):
+        if reference not in REFERENCES:
+            raise UsageError(f"reference is {reference!r}", hint=nearest(reference, REFERENCES))
+        return mean if reference == "mean" else torch.zeros_like(mean)
+    colour = torch.as_tensor(reference, dtype=mean.dtype).reshape(-1)
+    if not bool(((colour >= 0) & (colour <= 1)).all()) or not colour.numel():
+        raise UsageError(f"reference is {reference!r}", hint='give "mean", "black" or a colour in [0, 1]')
+    return colour

@@ -1,0 +1,136 @@
+"""Post-hoc methods by gradients, through captum: Gradient, Input x Gradient, Integrated Gradients, Guided
+Backpropagation and DeepLIFT. All maps are signed and summed over channels; all explain the class's own output."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bcos_fx.errors import VerificationError
+from bcos_fx.evaluation.explained import Explained
+from bcos_fx.evaluation.methods import Method
+from bcos_fx.evaluation.module_form import ModuleForms
+from bcos_fx.evaluation.requests import check_count, check_targets
+
+Attribute = Callable[[Tensor, Tensor], Tensor]
+"""From differences (P, C, H, W) and one class each (P,) to attributions (P, C, H, W)."""
+
+_GAP = 0.02
+"""The largest part of Σ|attributions| by which DeepLIFT may miss the difference of outputs that it must add up to."""
+
+
+def gradient(explained: Explained, *, batch_size: int) -> Method:
+    """Return the gradient (Simonyan et al., "Deep Inside Convolutional Networks", 2014, sec. 3)."""
+    from captum.attr import Saliency
+
+    method = Saliency(explained)
+    maps = _by_pairs(explained, batch_size, lambda x, t: method.attribute(x, target=t, abs=False))
+    return Method("Gradient", {"of": "logit", "channels": "sum, signed"}, maps)
+
+
+def input_x_gradient(explained: Explained, *, batch_size: int) -> Method:
+    """Return Input x Gradient (Shrikumar et al., "Not Just a Black Box", 2016): (x - reference) times the gradient."""
+    from captum.attr import InputXGradient
+
+    method = InputXGradient(explained)
+    maps = _by_pairs(explained, batch_size, lambda x, t: method.attribute(x, target=t))
+    return Method("Input × Gradient", {"of": "logit", "channels": "sum, signed"}, maps)
+
+
+def integrated_gradients(explained: Explained, *, batch_size: int, steps: int = 50) -> Method:
+    """Return Integrated Gradients (Sundararajan et al. 2017, sec. 3), from the reference, by Gauss-Legendre."""
+    from captum.attr import IntegratedGradients
+
+    check_count("steps", steps)
+    method = IntegratedGradients(explained)
+
+    def attribute(differences: Tensor, targets: Tensor) -> Tensor:
+        found: Tensor = method.attribute(
+            differences, target=targets, n_steps=steps, method="gausslegendre", internal_batch_size=batch_size
+        )
+        return found
+
+    settings = {"of": "logit", "steps": steps, "rule": "Gauss-Legendre", "channels": "sum, signed"}
+    return Method("Integrated Gradients", settings, _by_pairs(explained, 1, attribute))
+
+
+def guided_backprop(explained: Explained, *, batch_size: int) -> Method:
+    """Return Guided Backpropagation (Springenberg et al., "Striving for Simplicity", 2015, sec. 3.4).
+
+    Every ReLU is given a module of its own first, which captum hooks; a network with other activations is refused, as
+    the method is not defined for them and captum would pass them by.
+    """
+    from captum.attr import GuidedBackprop
+
+    forms = ModuleForms(explained, "Guided Backpropagation")
+
+    def attribute(differences: Tensor, targets: Tensor) -> Tensor:
+        with _without_notices():
+            found: Tensor = GuidedBackprop(forms.of(differences)).attribute(differences, target=targets)
+        return found
+
+    settings = {"of": "logit", "ReLUs": "each a module of its own", "channels": "sum, signed"}
+    return Method("Guided Backprop", settings, _by_pairs(explained, batch_size, attribute))
+
+
+def deeplift(explained: Explained, *, batch_size: int) -> Method:
+    """Return DeepLIFT with the Rescale rule (Shrikumar et al. 2017, sec. 3.5.1), from the reference.
+
+    Every activation and max pooling is given a form that captum's rules are right for; a network with others is
+    refused. One image is explained at a time: captum's rule for max pooling would mix samples. What comes out must add
+    up to f(x) - f(reference), or it is refused.
+    """
+    from captum.attr import DeepLift
+
+    forms = ModuleForms(explained, "DeepLIFT")
+
+    def attribute(differences: Tensor, targets: Tensor) -> Tensor:
+        with _without_notices():
+            found, gap = DeepLift(forms.of(differences)).attribute(
+                differences, target=targets, return_convergence_delta=True
+            )
+        whole = float(found.abs().sum())
+        if not float(gap.abs().max()) <= _GAP * whole:
+            raise VerificationError(
+                f"DeepLIFT's attributions miss f(x) - f(reference) by {float(gap.abs().max()):.3g} "
+                f"(all of them together: {whole:.3g})",
+                hint="leave DeepLIFT out for this network, or try it in float64",
+            )
+        attributions: Tensor = found
+        return attributions
+
+    settings = {"of": "logit", "rule": "Rescale", "channels": "sum, signed"}
+    return Method("DeepLIFT", settings, _by_pairs(explained, 1, attribute))
+
+
+def _by_pairs(explained: Explained, pairs: int, attribute: Attribute) -> Callable[[Tensor, Tensor], Tensor]:
+    """Explain every image for each of its classes, some pairs of image and class at a time."""
+
+    def maps(images: Tensor, targets: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            differences = explained.differences(images).clone()
+            indices = check_targets(images, targets, explained.classes(differences))
+            samples, classes = indices.shape
+            of = torch.arange(samples, device=indices.device).repeat_interleave(classes)
+            found = [
+                attribute(differences[of[part]].requires_grad_(), indices.flatten()[part]).detach().sum(1)
+                for part in torch.arange(samples * classes, device=indices.device).split(pairs)
+            ]
+            return torch.cat(found).unflatten(0, (samples, classes))
+
+    return maps
+
+
+@contextmanager
+def _without_notices() -> Iterator[None]:
+    """Leave out what captum says at each call: that it sets hooks, which it removes again."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*Setting (forward, )?backward hooks", category=UserWarning)
+        yield
+
+

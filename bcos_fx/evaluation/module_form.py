@@ -1,0 +1,243 @@
+"""A traced network in which every activation is a module of its own, as captum's hooks need it.
+
+captum's Guided Backpropagation and DeepLIFT change gradients by hooks on modules. That is silently wrong where an
+activation is a function (no hook sees it), where one module serves several places (torchvision's ``self.relu``), where
+its type is not in captum's list (ReLU6), and where the windows of a max pooling overlap (the way back keeps one window's
+share only). So the network is traced, and its graph is run with a module of its own for each such node. What cannot be
+brought into that form is refused, with the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from bcos_fx.errors import UsageError, VerificationError
+from bcos_fx.evaluation.requests import class_outputs
+from bcos_fx.rewriting.ops import Call, resolve, vocabulary
+from bcos_fx.tracing import trace
+
+_TOLERANCE = 1e-4
+
+
+class Clipped(nn.Module):
+    """min(max(x, low), high) by two ReLUs: low + relu(x - low) - relu(x - high), which the Rescale rule treats alike."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        self.rise, self.stop = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (any shape), clipped."""
+        clipped: Tensor = self.low + self.rise(x - self.low) - self.stop(x - self.high)
+        return clipped
+
+
+class SideBySideMaxPool2d(nn.Module):
+    """Max pooling whose windows are laid side by side first, so that none overlap when the maximum is taken.
+
+    Args: as of :class:`torch.nn.MaxPool2d`; each a number or a pair.
+    """
+
+    def __init__(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> None:
+        super().__init__()
+        self.kernel, self.padding, self.dilation = _pair(kernel_size), _pair(padding), _pair(dilation)
+        self.stride = _pair(stride or kernel_size)
+        self.ceil_mode = ceil_mode
+        self.largest = nn.MaxPool1d(self.kernel[0] * self.kernel[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool (N, C, H, W)."""
+        counts = [self._windows(axis, x.shape[2 + axis]) for axis in (0, 1)]
+        pads = [(self.padding[axis], self._missing(axis, x.shape[2 + axis], counts[axis])) for axis in (0, 1)]
+        padded = F.pad(x, (*pads[1], *pads[0]), value=torch.finfo(x.dtype).min / 2)
+        windows = F.unfold(padded, self.kernel, dilation=self.dilation, stride=self.stride)
+        laid = windows.unflatten(1, (x.shape[1], -1)).transpose(2, 3).flatten(2)
+        pooled: Tensor = self.largest(laid)
+        return pooled.unflatten(2, counts)
+
+    def _windows(self, axis: int, size: int) -> int:
+        stride, span = self.stride[axis], self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        free = size + 2 * self.padding[axis] - span
+        count = (-(-free // stride) if self.ceil_mode else free // stride) + 1
+        # A last window that would begin beyond the image and its left padding is left out.
+        return count - 1 if self.ceil_mode and (count - 1) * stride >= size + self.padding[axis] else count
+
+    def _missing(self, axis: int, size: int, count: int) -> int:
+        """How much must be added behind the image so that exactly these windows fit."""
+        span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+        return (count - 1) * self.stride[axis] + span - size - self.padding[axis]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)  # type: ignore[return-value]
+
+
+def _plain(call: Call) -> nn.Module:
+    """The op's own module, with the call's options."""
+    options = {name: value for name, value in call.arguments.items() if name not in call.op.inputs}
+    made: nn.Module = resolve(call.op.modules[0])(**options)
+    return made
+
+
+def _clipped(call: Call) -> nn.Module:
+    names = {"hardtanh": ("min_val", "max_val"), "clamp": ("min", "max")}.get(call.op.name)
+    limits = (0.0, 6.0) if names is None else tuple(call.arguments.get(name) for name in names)
+    if not all(isinstance(limit, int | float) for limit in limits):
+        raise UsageError("its limits are no two numbers")
+    return Clipped(*limits)  # type: ignore[arg-type]
+
+
+def _pool(call: Call) -> nn.Module:
+    options = {name: call.arguments[name] for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")}
+    if call.arguments.get("return_indices"):
+        raise UsageError("it returns indices")
+    return SideBySideMaxPool2d(**options)
+
+
+StandIn = Callable[[Call], nn.Module]
+_RELU: dict[str, StandIn] = {"relu": _plain}
+_RESCALED: dict[str, StandIn] = {
+    **dict.fromkeys(("relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus"), _plain),
+    **dict.fromkeys(("relu6", "hardtanh", "clamp"), _clipped),
+    "max_pool2d": _pool,
+}
+# Ordinary backpropagation is part of Guided Backpropagation: through everything that is no activation.
+_PASSED_BY_GUIDED = ("linear", "normalise", "product", "quotient", "gate", "constant")
+_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool")
+_FORMS: dict[str, tuple[dict[str, StandIn], tuple[str, ...], tuple[str, ...]]] = {
+    "Guided Backpropagation": (_RELU, _PASSED_BY_GUIDED, _POOLS),
+    "DeepLIFT": (_RESCALED, ("linear", "constant"), ()),
+}
+
+
+class ModuleForm(nn.Module):
+    """A graph that is run with modules of its own at some nodes.
+
+    Args:
+        graph_module: the graph; not changed.
+        stand_ins: node name -> the module that computes it from its first argument.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, stand_ins: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.graph_module = graph_module
+        self.stand_ins = nn.ModuleDict(stand_ins)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the graph's output for its input (N, C, H, W)."""
+        outputs: Tensor = _Run(self).run(images)
+        return outputs
+
+
+class _Run(fx.Interpreter):
+    def __init__(self, form: ModuleForm) -> None:
+        super().__init__(form.graph_module)
+        self.form = form
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name not in self.form.stand_ins:
+            return super().run_node(n)
+        args, _ = self.fetch_args_kwargs_from_env(n)
+        return self.form.stand_ins[n.name](args[0])
+
+
+class ModuleForms:
+    """The module form of one network for images of each size, made when it is first needed.
+
+    Args:
+        network: takes (N, C, H, W), gives (N, classes).
+        method: ``Guided Backpropagation`` or ``DeepLIFT``, as messages name it.
+    """
+
+    def __init__(self, network: nn.Module, method: str) -> None:
+        self.network, self.method = network, method
+        self._made: dict[torch.Size, ModuleForm] = {}
+
+    def of(self, images: Tensor) -> ModuleForm:
+        """Return the form for images (N, C, H, W) of one size.
+
+        Raises:
+            TraceError: the network cannot be traced.
+            UsageError: it holds an operation that the method is not defined for, or captum has no rule for.
+        """
+        if images.shape[1:] not in self._made:
+            example = images.detach()[:1].expand(2, -1, -1, -1).contiguous()
+            graph_module = trace(self.network, example, leaf_modules=vocabulary().peers).graph_module
+            graph_module.requires_grad_(False)
+            form = ModuleForm(graph_module, self._stand_ins(graph_module)).eval()
+            _check_same(self.network, form, example)
+            self._made[images.shape[1:]] = form
+        return self._made[images.shape[1:]]
+
+    def _stand_ins(self, graph_module: fx.GraphModule) -> dict[str, nn.Module]:
+        builders, passed, also = _FORMS[self.method]
+        stand_ins: dict[str, nn.Module] = {}
+        for node in depends_on_input(graph_module):
+            call = vocabulary().call(node, graph_module)
+            if call is None:
+                raise self._refused(node, "its operation is not known")
+            try:
+                if call.op.name in builders:
+                    stand_ins[node.name] = builders[call.op.name](call)
+                elif not self._is_passed(call, passed, also):
+                    raise UsageError(_reason(call))
+            except (UsageError, TypeError) as error:
+                raise self._refused(node, str(error)) from error
+        return stand_ins
+
+    def _is_passed(self, call: Call, passed: tuple[str, ...], also: tuple[str, ...]) -> bool:
+        if call.op.linearity in passed or call.op.name in also:
+            return True
+        # A product or quotient by what is stored is linear.
+        return call.op.linearity in ("product", "quotient") and _is_linear(call)
+
+    def _refused(self, node: fx.Node, reason: str) -> UsageError:
+        return UsageError(
+            f"{self.method} is not right for this network: {reason}",
+            where=f"node {node.name}, {node.meta.get('source') or 'no line known'}",
+            hint="leave it out of names=; methods that need no module form are right for any network",
+        )
+
+
+def _reason(call: Call) -> str:
+    name = call.op.name
+    if call.op.linearity in ("product", "quotient"):
+        return f"{name} combines two values that both depend on the image, and there is no rule for that"
+    return f"there is no rule for {name}"
+
+
+def _is_linear(call: Call) -> bool:
+    moving = [node for node in call.inputs if node.meta.get(_MOVES)]
+    return len(moving) == 1 and (call.op.linearity == "product" or moving[0] is call.inputs[0])
+
+
+_MOVES = "depends on the input"
+
+
+def depends_on_input(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """Return the nodes, inputs and output left out, whose tensors depend on the input; the nodes' meta notes it."""
+    found: list[fx.Node] = []
+    for node in graph_module.graph.nodes:
+        moves = node.op == "placeholder" or (
+            node.meta.get("type") in ("tensor", "tuple", None) and any(n.meta.get(_MOVES) for n in node.all_input_nodes)
+        )
+        node.meta[_MOVES] = moves
+        if moves and node.op not in ("placeholder", "output"):
+            found.append(node)
+    return found
+
+
+def _check_same(network: nn.Module, form: ModuleForm, example: Tensor) -> None:
+    with torch.no_grad():
+        expected, found = class_outputs(network, example), class_outputs(form, example)
+    error = float((found - expected).abs().max())
+    if not error <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise VerificationError(
+            f"the network with modules of its own for activations is not the network: outputs differ by {error:.3g}"
+        )
