@@ -94,10 +94,10 @@ def deeplift(explained: Explained, *, batch_size: int) -> Method:
             found, gap = DeepLift(forms.of(differences)).attribute(
                 differences, target=targets, return_convergence_delta=True
             )
-        whole = float(found.abs().sum())
-        if not float(gap.abs().max()) <= _GAP * whole:
+        whole, missed = float(found.detach().abs().sum()), float(gap.detach().abs().max())
+        if not missed <= _GAP * whole:
             raise VerificationError(
-                f"DeepLIFT's attributions miss f(x) - f(reference) by {float(gap.abs().max()):.3g} "
+                f"DeepLIFT's attributions miss f(x) - f(reference) by {missed:.3g} "
                 f"(all of them together: {whole:.3g})",
                 hint="leave DeepLIFT out for this network, or try it in float64",
             )
