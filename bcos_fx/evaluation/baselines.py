@@ -90,9 +90,7 @@ def baselines(
     return [_made(name, explained, shared, dict(given.get(name, {})), reference) for name in dict.fromkeys(wanted)]
 
 
-def _made(
-    name: str, explained: Explained, shared: Mapping[str, Any], own: Mapping[str, Any], reference: Any
-) -> Method:
+def _made(name: str, explained: Explained, shared: Mapping[str, Any], own: Mapping[str, Any], reference: Any) -> Method:
     accepted = [p for p in inspect.signature(_MAKERS[name]).parameters if p != "explained"]
     own_names = [parameter for parameter in accepted if parameter not in shared]
     for option in own:

@@ -138,5 +138,3 @@ def _named(graph_module: fx.GraphModule, layer: str) -> fx.Node:
             hint="name an earlier layer",
         )
     return node
-
-

@@ -97,8 +97,7 @@ def deeplift(explained: Explained, *, batch_size: int) -> Method:
         whole, missed = float(found.detach().abs().sum()), float(gap.detach().abs().max())
         if not missed <= _GAP * whole:
             raise VerificationError(
-                f"DeepLIFT's attributions miss f(x) - f(reference) by {missed:.3g} "
-                f"(all of them together: {whole:.3g})",
+                f"DeepLIFT's attributions miss f(x) - f(reference) by {missed:.3g} (all of them together: {whole:.3g})",
                 hint="leave DeepLIFT out for this network, or try it in float64",
             )
         attributions: Tensor = found
@@ -132,5 +131,3 @@ def _without_notices() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\s*Setting (forward, )?backward hooks", category=UserWarning)
         yield
-
-

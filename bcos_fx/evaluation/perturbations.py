@@ -198,9 +198,7 @@ def rise(
     return Method("RISE", settings, _by_images(explained, one))
 
 
-def random_masks(
-    size: tuple[int, ...], count: int, cells: int, keep: float, seed: int, chunk: int
-) -> Iterator[Tensor]:
+def random_masks(size: tuple[int, ...], count: int, cells: int, keep: float, seed: int, chunk: int) -> Iterator[Tensor]:
     """Yield RISE's masks (m, H, W) in [0, 1], at most ``chunk`` at a time (Petsiuk et al. 2018, sec. 3.2).
 
     A grid of cells x cells switches is upsampled to (cells + 1) times a cell's size, and cropped at a random shift.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bcos_fx.errors import UsageError, nearest
 
@@ -18,7 +21,9 @@ def check_images(images: object) -> Tensor:
         UsageError: they are no floating-point tensor (N, C, H, W) with N >= 1, or hold NaN or infinity.
     """
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-        given = f"of shape {tuple(images.shape)}, {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        given = (
+            f"of shape {tuple(images.shape)}, {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        )
         raise UsageError(f"images are {given}", hint="give a floating-point tensor (N, C, H, W) in [0, 1]")
     if not images.numel():
         raise UsageError(f"there are no images in a tensor of shape {tuple(images.shape)}")
@@ -54,7 +59,7 @@ def check_targets(images: Tensor, targets: object, classes: int | None = None) -
     return indices.long().to(images.device)
 
 
-def class_outputs(network: nn.Module, images: Tensor) -> Tensor:
+def class_outputs(network: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     """Return a network's outputs (N, classes).
 
     Raises:

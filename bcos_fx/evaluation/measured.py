@@ -1,0 +1,127 @@
+"""Results of measures: one number per sample, their mean, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bcos_fx.errors import MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_RESAMPLES = 2000
+
+
+def bootstrap_interval(values: Tensor, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a mean (Efron and Tibshirani 1993, ch. 13), the same for the same seed.
+
+    Args:
+        values: (S, ...), whose S samples are drawn anew with their whole rows; NaN where nothing could be measured.
+        level: the share of resampled means inside, in (0, 1).
+        seed: of the draws.
+
+    Raises:
+        UsageError: there are no values, or the level is none.
+    """
+    if not values.numel() or not 0 < level < 1:
+        raise UsageError(
+            f"no interval of level {level!r} for {len(values)} samples", hint="level=0.95, of some samples"
+        )
+    rows = values.detach().double().cpu().flatten(1) if values.dim() > 1 else values.detach().double().cpu()[:, None]
+    known = ~rows.isnan()
+    sums, counts = rows.nan_to_num(0).sum(1), known.sum(1).double()
+    drawn = torch.randint(len(rows), (_RESAMPLES, len(rows)), generator=torch.Generator().manual_seed(seed))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = torch.nanquantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)).tolist()
+    return low, high
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One measure of one method.
+
+    Attributes:
+        measure: its name.
+        method: the method's name.
+        values: (N, K), per image and class; NaN where nothing could be measured.
+        settings: what measure and method were set to.
+    """
+
+    measure: str
+    method: str
+    values: Tensor
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> float:
+        """The mean over images and classes."""
+        return float(self.values.double().nanmean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """A 95 % bootstrap interval of the mean; images are drawn anew, with all their classes."""
+        return bootstrap_interval(self.values)
+
+    def plot(self) -> Figure:
+        """Draw the values as a box; see :func:`plot_boxes` for several methods beside each other."""
+        return plot_boxes([self])
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.measure} of {self.method}: {self.mean:.4g} (95 % in {low:.4g} to {high:.4g})"
+
+
+def plot_boxes(results: Sequence[Measured]) -> Figure:
+    """Draw one measure of several methods as boxes: quartiles, whiskers of 1.5 of their distance, the mean as a dot.
+
+    Raises:
+        UsageError: there are no results, or they are of several measures.
+        MissingExtraError: matplotlib is not installed.
+    """
+    measures = {result.measure for result in results}
+    if len(measures) != 1:
+        raise UsageError(f"{len(measures)} measures were given", hint="draw one measure of one or several methods")
+    figure = new_figure(width=1.6 + 1.1 * len(results))
+    axes = figure.subplots()
+    values = [result.values[~result.values.isnan()].double().cpu().numpy() for result in results]
+    axes.boxplot(values, showmeans=True, meanprops={"marker": "o", "markersize": 4}, widths=0.5)
+    axes.set_xticks(
+        range(1, len(results) + 1), [result.method for result in results], fontsize=8, rotation=20, ha="right"
+    )
+    axes.set_ylabel(measures.pop())
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure
+
+
+def new_figure(*, width: float = 4.8, height: float = 3.4) -> Figure:
+    """Return a figure of its own, unknown to pyplot; sizes in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("matplotlib", "plot", "drawing a measure") from error
+    return Figure(figsize=(max(width, 2.6), height), layout="constrained")
+
+
+def checked_maps(maps: object, images: Tensor, targets: Tensor) -> Tensor:
+    """Return what a method gave for images (N, C, H, W) and targets (N, K).
+
+    Raises:
+        UsageError: it is not (N, K, H, W), or holds NaN or infinity.
+    """
+    wanted = (*targets.shape, *images.shape[2:])
+    if not isinstance(maps, Tensor) or tuple(maps.shape) != wanted:
+        given = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+        raise UsageError(f"the method gives maps {given}, not {wanted}", hint="see bcos_fx.evaluation.methods.Method")
+    if not bool(torch.isfinite(maps).all()):
+        raise UsageError("the method gives NaN or infinity", hint="compare the network's outputs on these images first")
+    return maps.detach()

@@ -1,0 +1,212 @@
+"""Sensitivity to weights: a map that stays as it was when weights become random does not explain the network.
+
+Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, sec. 3: cascading (from the output downwards, everything
+down to a layer is random) and independent (one layer at a time). Maps are compared by rank correlation, signed and of
+absolute values, and by SSIM of absolute values, each scaled by its largest.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.errors import MissingExtraError, UsageError, nearest
+from bcos_fx.evaluation.measured import Measured, checked_maps, new_figure
+from bcos_fx.evaluation.methods import Method
+from bcos_fx.evaluation.requests import check_images, check_targets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MODES = ("cascading", "independent")
+SIMILARITIES = ("rank correlation", "rank correlation of absolute values", "SSIM of absolute values")
+_SSIM_WINDOW = 11
+
+
+@dataclass(frozen=True, eq=False)
+class Randomised:
+    """How alike a method's maps are before and after weights became random.
+
+    Attributes:
+        method: the method's name.
+        layers: names of the L layers, from the output downwards.
+        similarities: name -> (L, N, K), at most 1: 1 for the same map, about 0 for an unrelated one.
+        left_out: layers with parameters that the network never called, and that were not randomised.
+        settings: what measure and method were set to.
+    """
+
+    method: str
+    layers: tuple[str, ...]
+    similarities: Mapping[str, Tensor]
+    left_out: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def curve(self) -> dict[str, Tensor]:
+        """Each similarity's mean over images and classes, (L,)."""
+        return {name: values.mean((1, 2)) for name, values in self.similarities.items()}
+
+    @property
+    def measured(self) -> dict[str, Measured]:
+        """Each similarity after the last layer: with all weights random, if they were randomised cascading."""
+        return {
+            name: Measured(name, self.method, values[-1], self.settings) for name, values in self.similarities.items()
+        }
+
+    def plot(self) -> Figure:
+        """Draw the similarities along the layers."""
+        figure = new_figure(width=2.6 + 0.28 * len(self.layers), height=4)
+        axes = figure.subplots()
+        for name, values in self.curve.items():
+            axes.plot(range(len(self.layers)), values.cpu().numpy(), marker="o", markersize=3, label=name)
+        axes.set_xticks(range(len(self.layers)), self.layers, rotation=60, ha="right", fontsize=7)
+        axes.axhline(0, color="#808080", linewidth=0.8)
+        axes.set_ylabel(f"similarity to {self.method} before")
+        axes.set_xlabel(f"{self.settings.get('mode', 'cascading')} randomisation, from the output downwards")
+        axes.legend(fontsize=7, frameon=False)
+        return figure
+
+
+def weight_randomisation(
+    make: Callable[[nn.Module], Method],
+    network: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    mode: str = "cascading",
+    layers: Sequence[str] | None = None,
+    example: Tensor | None = None,
+    seed: int = 0,
+) -> Randomised:
+    """Measure how alike a method's maps stay when the network's weights become random; on copies of it.
+
+    Each parameter's numbers are drawn anew from a normal distribution of their own mean and standard deviation, so that
+    activations keep their scale; running statistics stay. A parameter whose numbers are all equal stays too.
+
+    Args:
+        make: makes the method for a network, such as ``dynamic_linear``.
+        network: the network; it is not changed.
+        images: (N, C, H, W) in [0, 1].
+        targets: (N, K) class indices.
+        mode: ``cascading`` or ``independent``.
+        layers: names of modules, in the order to randomise them in, each with everything below it; None: every module
+            with parameters of its own that the network calls, the last called first.
+        example: what the network takes, to see which modules it calls; None: the first image.
+        seed: of the new weights.
+
+    Raises:
+        UsageError: something is not of that form, or no module has such a name.
+        MissingExtraError: torchmetrics is not installed.
+    """
+    if importlib.util.find_spec("torchmetrics") is None:
+        raise MissingExtraError("torchmetrics", "evaluate", "comparing maps")
+    images = check_images(images)
+    targets = check_targets(images, targets)
+    if mode not in MODES:
+        raise UsageError(f"mode is {mode!r}", hint=nearest(str(mode), MODES))
+    called, left_out = _called(network, images[:1] if example is None else example)
+    chosen = _known(network, layers) if layers is not None else called
+    before = _maps(make, copy.deepcopy(network), images, targets)
+    generator = torch.Generator().manual_seed(seed)
+    altered, drawn = copy.deepcopy(network), set[str]()
+    found = []
+    for layer in chosen:
+        if mode == "independent":
+            altered, drawn = copy.deepcopy(network), set()
+        randomise_(altered, layer, generator, alone=layers is None, drawn=drawn)
+        found.append(similarities(before, _maps(make, altered, images, targets)))
+    method = make(network)
+    return Randomised(
+        method.name,
+        tuple(chosen),
+        {name: torch.stack([each[name] for each in found]) for name in SIMILARITIES},
+        () if layers is not None else left_out,
+        {**method.settings, "mode": mode, "seed": seed},
+    )
+
+
+def _maps(make: Callable[[nn.Module], Method], network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    return checked_maps(make(network).maps(images, targets), images, targets)
+
+
+def randomise_(
+    network: nn.Module, layer: str, generator: torch.Generator, *, alone: bool, drawn: set[str] | None = None
+) -> None:
+    """Draw a layer's parameters anew, in place.
+
+    Args:
+        network: holds the layer; changed.
+        layer: the module's name.
+        generator: draws, on the CPU.
+        alone: only parameters of the module itself, none of what is below it.
+        drawn: names of parameters that were drawn before and are left; what is drawn now is added.
+    """
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    done = set() if drawn is None else drawn
+    with torch.no_grad():
+        for parameter in network.get_submodule(layer).parameters(recurse=not alone):
+            if names[id(parameter)] in done or not parameter.is_floating_point():
+                continue
+            done.add(names[id(parameter)])
+            own = parameter.detach().double().cpu()
+            fresh = own.mean() + own.std(correction=0) * torch.randn(own.shape, generator=generator, dtype=own.dtype)
+            parameter.copy_(fresh)
+
+
+def _called(network: nn.Module, example: Tensor) -> tuple[list[str], tuple[str, ...]]:
+    """Names of modules with parameters of their own, the last to finish first; and of those that never ran."""
+    observed = copy.deepcopy(network)
+    holders = {name: part for name, part in observed.named_modules() if any(True for _ in part.parameters(False))}
+    order: list[str] = []
+    for name, part in holders.items():
+        part.register_forward_hook(lambda *_, name=name: order.append(name))
+    with torch.no_grad():
+        observed(example)
+    names = list(dict.fromkeys(reversed(order)))
+    if not names:
+        raise UsageError("the network calls no module that has parameters", hint="name modules with layers=")
+    return names, tuple(name for name in holders if name not in names)
+
+
+def _known(network: nn.Module, layers: Sequence[str]) -> list[str]:
+    modules = dict(network.named_modules())
+    for layer in layers:
+        if layer not in modules:
+            raise UsageError(f"the network has no module named {layer!r}", hint=nearest(str(layer), modules))
+        if not any(True for _ in modules[layer].parameters()):
+            raise UsageError(f"the module {layer!r} has no parameters to randomise", hint="name another")
+    if not layers:
+        raise UsageError("layers= names no module", hint="leave it out for all")
+    return list(layers)
+
+
+def similarities(maps: Tensor, others: Tensor) -> dict[str, Tensor]:
+    """Return how alike maps (N, K, H, W) are, each (N, K), by name of :data:`SIMILARITIES`.
+
+    A map that is the same everywhere has no ranks, and a rank correlation of 0. SSIM of maps of fewer than 11 pixels on
+    a side takes a smaller window.
+    """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+    from torchmetrics.functional.regression import spearman_corrcoef
+
+    def ranked(a: Tensor, b: Tensor) -> Tensor:
+        columns = (values.double().cpu().flatten(2).flatten(0, 1).T.contiguous() for values in (a, b))
+        return spearman_corrcoef(*columns).reshape(a.shape[:2]).to(a)
+
+    def scaled(values: Tensor) -> Tensor:
+        largest = values.abs().amax((2, 3), keepdim=True)
+        return (values.abs() / torch.where(largest > 0, largest, 1)).flatten(0, 1).unsqueeze(1)
+
+    side = min(_SSIM_WINDOW, *maps.shape[2:])
+    window = side if side % 2 else side - 1
+    alike = structural_similarity_index_measure(
+        scaled(others), scaled(maps), gaussian_kernel=False, kernel_size=window, data_range=1.0, reduction="none"
+    )
+    found = (ranked(maps, others), ranked(maps.abs(), others.abs()), alike.reshape(maps.shape[:2]))
+    return dict(zip(SIMILARITIES, found, strict=True))

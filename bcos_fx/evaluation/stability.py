@@ -1,0 +1,66 @@
+"""Stability: how far a map may move when the image hardly does (Yeh et al., "On the (In)fidelity and Sensitivity of
+Explanations", NeurIPS 2019, sec. 4): max over ‖δ‖∞ <= r of ‖maps(x + δ) - maps(x)‖ / ‖maps(x)‖, by random δ."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.evaluation.methods import Method
+from bcos_fx.evaluation.requests import check_count, check_images, check_targets
+
+
+def stability(
+    method: Method, images: Tensor, targets: Tensor, *, radius: float = 0.02, samples: int = 10, seed: int = 0
+) -> Measured:
+    """Measure the max-sensitivity of a method's maps, >= 0: 0 for maps that do not change; by captum.
+
+    Args:
+        method: the method.
+        images: (N, C, H, W) in [0, 1]; what they are changed to is kept in [0, 1] too.
+        targets: (N, K) class indices.
+        radius: the largest change of a value, > 0.
+        samples: random changes of each image; the more, the larger the maximum that is found.
+        seed: of the changes.
+
+    Raises:
+        UsageError: something is not of that form.
+        MissingExtraError: captum is not installed.
+    """
+    if importlib.util.find_spec("captum") is None:
+        raise MissingExtraError("captum", "evaluate", "measuring stability")
+    from captum.metrics import sensitivity_max
+
+    images = check_images(images)
+    targets = check_targets(images, targets)
+    check_count("samples", samples)
+    if not radius > 0:
+        raise UsageError(f"radius is {radius!r}", hint="give a positive number, such as 0.02")
+    generator = torch.Generator().manual_seed(seed)
+
+    def changed(given: Tensor) -> Tensor:
+        noise = (2 * torch.rand(given.shape, generator=generator) - 1).to(given)
+        return (given + radius * noise).clamp(0, 1)
+
+    def explained(given: Tensor | tuple[Tensor], target: Tensor) -> Tensor:
+        batch = given[0] if isinstance(given, tuple) else given
+        return checked_maps(method.maps(batch, target), batch, target)
+
+    # One class at a time: captum takes one norm over all that is explained of an image.
+    found = [
+        sensitivity_max(
+            explained,
+            images,
+            perturb_func=changed,
+            n_perturb_samples=samples,
+            max_examples_per_batch=len(images),
+            target=column,
+        )
+        for column in targets.split(1, dim=1)
+    ]
+    settings = {**method.settings, "radius": radius, "changes": samples}
+    return Measured("max-sensitivity", method.name, torch.stack(found, 1), settings)
