@@ -63,7 +63,8 @@ def baselines(
         names: of :data:`BASELINES`, one or several; None: all.
         network: the *original* network: takes normalised images (N, C, H, W), gives (N, classes). It is copied and not
             changed; it is explained in eval mode.
-        mean: what it expects to be subtracted from images in [0, 1], per channel; None: 0; ``"auto"``: as timm keeps it.
+        mean: what it expects to be subtracted from images in [0, 1], per channel; None: 0; ``"auto"``: as timm
+            keeps it on the module.
         std: what it expects them to be divided by afterwards; None: 1.
         reference: the colour that stands for nothing: where IG and DeepLIFT start, what Input x Gradient counts from,
             what occlusions show. ``mean`` (0 after normalisation, as these methods are usually run), ``black``, or a

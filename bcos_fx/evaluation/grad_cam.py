@@ -7,7 +7,6 @@ layer's result, whatever kind of node that is, and from there on once for all cl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx
@@ -54,7 +53,7 @@ def grad_cam(explained: Explained, *, batch_size: int, layer: str | None = None,
             differences = explained.differences(images).clone()
             indices = check_targets(images, targets, explained.classes(differences))
             run = at(differences)
-            parts = zip(differences.split(batch_size), indices.split(batch_size), strict=True)
+            parts = zip(torch.split(differences, batch_size), torch.split(indices, batch_size), strict=True)
             small = torch.cat([_weighted(*run, part, classes) for part, classes in parts])
             small = small.clamp(min=0) if relu else small
             return F.interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False)
@@ -85,7 +84,7 @@ def _weighted(graph_module: fx.GraphModule, node: fx.Node, differences: Tensor, 
 
 
 def last_feature_map(graph_module: fx.GraphModule) -> fx.Node:
-    """Return the last node (N, C, h, w) with h·w > 1 through which everything passes, and after which there is no space.
+    """Return the last node (N, C, h, w) with h·w > 1, if everything passes through it and only pooling ends its space.
 
     Raises:
         UsageError: there is none: space ends otherwise than by pooling or flattening, as in a vision transformer.

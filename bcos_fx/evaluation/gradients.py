@@ -1,12 +1,14 @@
-"""Post-hoc methods by gradients, through captum: Gradient, Input x Gradient, Integrated Gradients, Guided
-Backpropagation and DeepLIFT. All maps are signed and summed over channels; all explain the class's own output."""
+"""Post-hoc methods by gradients, through captum.
+
+Gradient, Input x Gradient, Integrated Gradients, Guided Backpropagation and DeepLIFT. All maps are signed and summed
+over channels; all explain the class's own output.
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +41,7 @@ def input_x_gradient(explained: Explained, *, batch_size: int) -> Method:
 
     method = InputXGradient(explained)
     maps = _by_pairs(explained, batch_size, lambda x, t: method.attribute(x, target=t))
-    return Method("Input × Gradient", {"of": "logit", "channels": "sum, signed"}, maps)
+    return Method("Input x Gradient", {"of": "logit", "channels": "sum, signed"}, maps)
 
 
 def integrated_gradients(explained: Explained, *, batch_size: int, steps: int = 50) -> Method:
@@ -118,9 +120,9 @@ def _by_pairs(explained: Explained, pairs: int, attribute: Attribute) -> Callabl
             of = torch.arange(samples, device=indices.device).repeat_interleave(classes)
             found = [
                 attribute(differences[of[part]].requires_grad_(), indices.flatten()[part]).detach().sum(1)
-                for part in torch.arange(samples * classes, device=indices.device).split(pairs)
+                for part in torch.split(torch.arange(samples * classes, device=indices.device), pairs)
             ]
-            return torch.cat(found).unflatten(0, (samples, classes))
+            return torch.cat(found).reshape(samples, classes, *images.shape[2:])
 
     return maps
 
