@@ -143,14 +143,14 @@ def pixel_deletion(
     return Curves(
         "random" if order == "random" else method.name,
         counts.double() / ranks[0, 0].numel(),
-        torch.stack(found).unflatten(0, targets.shape),
+        torch.stack(found).reshape(*targets.shape, steps + 1),
         settings,
     )
 
 
 def _changed(start: Tensor, end: Tensor, ranks: Tensor, counts: Tensor, batch_size: int) -> Iterator[Tensor]:
     """Yield batches of the image (C, H, W) in which the first pixels by rank (H, W) are those of its end."""
-    for part in counts.to(ranks.device).split(batch_size):
+    for part in torch.split(counts.to(ranks.device), batch_size):
         yield torch.where((ranks < part[:, None, None]).unsqueeze(1), end, start)
 
 
@@ -166,7 +166,7 @@ def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
     """
     flat = maps.flatten(-2)
     shuffled = torch.randperm(flat.shape[-1], generator=torch.Generator().manual_seed(seed)).to(maps.device)
-    order = shuffled[flat[..., shuffled].argsort(-1, descending=True, stable=True)]
+    order = shuffled[flat[..., shuffled].argsort(dim=-1, descending=True, stable=True)]
     places = torch.arange(flat.shape[-1], device=maps.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places).reshape(maps.shape)
 
@@ -220,7 +220,8 @@ def plot_curves(results: Sequence[Curves]) -> Figure:
         label = f"{result.method}, {result.settings.get('first', 'most')} first ({result.mean:.3g})"
         (line,) = axes.plot(shares, result.curve.cpu().numpy(), label=label)
         bands = [bootstrap_interval(result.curves[..., step]) for step in range(len(shares))]
-        axes.fill_between(shares, *zip(*bands, strict=True), color=line.get_color(), alpha=0.15, linewidth=0)
+        low, high = zip(*bands, strict=True)
+        axes.fill_between(shares, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set_xlabel(f"share of pixels {'deleted' if direction == 'deletion' else 'inserted'}")
     axes.set_ylabel(f"{score} of the class")
     axes.legend(fontsize=7, frameon=False)

@@ -18,7 +18,7 @@ _RESAMPLES = 2000
 
 
 def bootstrap_interval(values: Tensor, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a mean (Efron and Tibshirani 1993, ch. 13), the same for the same seed.
+    """Return the percentile bootstrap interval of a mean (Efron and Tibshirani 1993, ch. 13).
 
     Args:
         values: (S, ...), whose S samples are drawn anew with their whole rows; NaN where nothing could be measured.

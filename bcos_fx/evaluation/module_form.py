@@ -2,8 +2,8 @@
 
 captum's Guided Backpropagation and DeepLIFT change gradients by hooks on modules. That is silently wrong where an
 activation is a function (no hook sees it), where one module serves several places (torchvision's ``self.relu``), where
-its type is not in captum's list (ReLU6), and where the windows of a max pooling overlap (the way back keeps one window's
-share only). So the network is traced, and its graph is run with a module of its own for each such node. What cannot be
+its type is not in captum's list (ReLU6), and where the windows of a max pooling overlap (the way back keeps only one
+window's share). So the network is traced, and its graph is run with a module of its own for each such node. What cannot be
 brought into that form is refused, with the node.
 """
 
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-4
 
 
 class Clipped(nn.Module):
-    """min(max(x, low), high) by two ReLUs: low + relu(x - low) - relu(x - high), which the Rescale rule treats alike."""
+    """Clip by two ReLUs, low + relu(x - low) - relu(x - high): what the Rescale rule makes of them it makes of clipping."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class SideBySideMaxPool2d(nn.Module):
         pads = [(self.padding[axis], self._missing(axis, x.shape[2 + axis], counts[axis])) for axis in (0, 1)]
         padded = F.pad(x, (*pads[1], *pads[0]), value=torch.finfo(x.dtype).min / 2)
         windows = F.unfold(padded, self.kernel, dilation=self.dilation, stride=self.stride)
-        laid = windows.unflatten(1, (x.shape[1], -1)).transpose(2, 3).flatten(2)
+        laid = windows.reshape(*x.shape[:2], -1, windows.shape[2]).transpose(2, 3).flatten(2)
         pooled: Tensor = self.largest(laid)
-        return pooled.unflatten(2, counts)
+        return pooled.reshape(*x.shape[:2], *counts)
 
     def _windows(self, axis: int, size: int) -> int:
         stride, span = self.stride[axis], self.dilation[axis] * (self.kernel[axis] - 1) + 1
@@ -75,7 +75,7 @@ class SideBySideMaxPool2d(nn.Module):
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return tuple(value) if isinstance(value, tuple | list) else (value, value)  # type: ignore[return-value]
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
 def _plain(call: Call) -> nn.Module:
@@ -90,7 +90,7 @@ def _clipped(call: Call) -> nn.Module:
     limits = (0.0, 6.0) if names is None else tuple(call.arguments.get(name) for name in names)
     if not all(isinstance(limit, int | float) for limit in limits):
         raise UsageError("its limits are no two numbers")
-    return Clipped(*limits)  # type: ignore[arg-type]
+    return Clipped(*limits)
 
 
 def _pool(call: Call) -> nn.Module:

@@ -122,7 +122,7 @@ def pointing(
     if not 0 <= threshold < 1:
         raise UsageError(f"threshold is {threshold!r}", hint="give a share of the largest value, from 0 to below 1")
     maps = checked_maps(method.maps(images, targets), images, targets)
-    found = {
+    found: dict[str, tuple[str, Tensor, dict[str, object]]] = {
         "energy": ("energy on the object", energy(maps, wanted), {}),
         "hit": ("pointing game", hits(maps, wanted, tolerance), {"tolerance": tolerance}),
         "iou": ("IoU", iou(maps, wanted, threshold), {"threshold": threshold}),

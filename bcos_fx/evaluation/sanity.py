@@ -1,8 +1,8 @@
 """Sensitivity to weights: a map that stays as it was when weights become random does not explain the network.
 
-Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, sec. 3: cascading (from the output downwards, everything
-down to a layer is random) and independent (one layer at a time). Maps are compared by rank correlation, signed and of
-absolute values, and by SSIM of absolute values, each scaled by its largest.
+Adebayo et al., "Sanity Checks for Saliency Maps", NeurIPS 2018, sec. 3: cascading (from the output downwards,
+everything down to a layer is random) and independent (one layer at a time). Maps are compared by rank correlation,
+signed and of absolute values, and by SSIM of absolute values, each scaled by its largest.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def similarities(maps: Tensor, others: Tensor) -> dict[str, Tensor]:
 
     side = min(_SSIM_WINDOW, *maps.shape[2:])
     window = side if side % 2 else side - 1
-    alike = structural_similarity_index_measure(
+    alike: Any = structural_similarity_index_measure(
         scaled(others), scaled(maps), gaussian_kernel=False, kernel_size=window, data_range=1.0, reduction="none"
     )
     found = (ranked(maps, others), ranked(maps.abs(), others.abs()), alike.reshape(maps.shape[:2]))

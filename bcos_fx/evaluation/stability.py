@@ -61,7 +61,7 @@ def stability(
             max_examples_per_batch=len(images),
             target=column,
         )
-        for column in targets.split(1, dim=1)
+        for column in torch.split(targets, 1, dim=1)
     ]
     settings = {**method.settings, "radius": radius, "changes": samples}
     return Measured("max-sensitivity", method.name, torch.stack(found, 1), settings)
