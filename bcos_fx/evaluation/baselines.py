@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from bcos_fx.errors import MissingExtraError, UsageError, nearest
@@ -86,7 +87,9 @@ def baselines(
     check_count("seed", seed, 0)
     if any(name not in _OWN for name in wanted) and importlib.util.find_spec("captum") is None:
         raise MissingExtraError("captum", "evaluate", "explaining by captum's methods")
-    explained = Explained(network, mean=mean, std=std, reference=reference)
+    # Tensors that are made in the caller's inference mode could never be part of a gradient.
+    with torch.inference_mode(False):
+        explained = Explained(network, mean=mean, std=std, reference=reference)
     shared = {"batch_size": batch_size, "seed": seed}
     return [_made(name, explained, shared, dict(given.get(name, {})), reference) for name in dict.fromkeys(wanted)]
 

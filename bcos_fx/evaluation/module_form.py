@@ -3,8 +3,8 @@
 captum's Guided Backpropagation and DeepLIFT change gradients by hooks on modules. That is silently wrong where an
 activation is a function (no hook sees it), where one module serves several places (torchvision's ``self.relu``), where
 its type is not in captum's list (ReLU6), and where the windows of a max pooling overlap (the way back keeps only one
-window's share). So the network is traced, and its graph is run with a module of its own for each such node. What cannot be
-brought into that form is refused, with the node.
+window's share). So the network is traced, and its graph is run with a module of its own for each such node. What
+cannot be brought into that form is refused, with the node.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TOLERANCE = 1e-4
 
 
 class Clipped(nn.Module):
-    """Clip by two ReLUs, low + relu(x - low) - relu(x - high): what the Rescale rule makes of them it makes of clipping."""
+    """Clipping by two ReLUs, low + relu(x - low) - relu(x - high): under the Rescale rule the two are the same."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()

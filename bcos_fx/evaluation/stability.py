@@ -1,5 +1,7 @@
-"""Stability: how far a map may move when the image hardly does (Yeh et al., "On the (In)fidelity and Sensitivity of
-Explanations", NeurIPS 2019, sec. 4): max over ‖δ‖∞ <= r of ‖maps(x + δ) - maps(x)‖ / ‖maps(x)‖, by random δ.
+"""Stability: how far a map may move when the image hardly does.
+
+Max-sensitivity (Yeh et al., "On the (In)fidelity and Sensitivity of Explanations", NeurIPS 2019, sec. 4): the largest
+‖map(x + δ) - map(x)‖ / ‖map(x)‖ over ‖δ‖∞ <= r, by random δ.
 """
 
 from __future__ import annotations
