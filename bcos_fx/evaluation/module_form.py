@@ -2,8 +2,8 @@
 
 captum's Guided Backpropagation and DeepLIFT change gradients by hooks on modules. That is silently wrong where an
 activation is a function (no hook sees it), where one module serves several places (torchvision's ``self.relu``), where
-its type is not in captum's list (ReLU6), and where the windows of a max pooling overlap (the way back keeps only one
-window's share). So the network is traced, and its graph is run with a module of its own for each such node. What
+its type is not in captum's list (ReLU6), where one activation follows another directly (hooks on one tensor run in the
+wrong order), and where the windows of a max pooling overlap (the way back keeps only one window's share). So the network is traced, and its graph is run with a module of its own for each such node. What
 cannot be brought into that form is refused, with the node.
 """
 
@@ -144,7 +144,9 @@ class _Run(fx.Interpreter):
         if n.name not in self.form.stand_ins:
             return super().run_node(n)
         args, _ = self.fetch_args_kwargs_from_env(n)
-        return self.form.stand_ins[n.name](args[0])
+        # A tensor of its own: where one hooked module reads the very tensor that another gave, captum's hooks run in
+        # the wrong order, and the first takes the gradient that the second is about to change.
+        return self.form.stand_ins[n.name](args[0].view_as(args[0]))
 
 
 class ModuleForms:

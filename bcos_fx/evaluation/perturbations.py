@@ -69,7 +69,7 @@ def occlusion(
             ).mean((0, 1))
             for _ in watched.each_class()
         ]
-        return torch.stack(maps)
+        return torch.stack(maps).to(difference)
 
     settings = {
         "of": check_score(score),

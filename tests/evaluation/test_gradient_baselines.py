@@ -210,7 +210,7 @@ def test_deeplift_is_the_rescale_rule_and_adds_up(activation: str) -> None:
 def test_captum_alone_would_lose_what_overlapping_windows_share() -> None:
     from captum.attr import DeepLift
 
-    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(96, 4))
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(96, 4))
     images = some_images(1).float()
     explained = Explained(network)
     with warnings.catch_warnings():
@@ -222,6 +222,24 @@ def test_captum_alone_would_lose_what_overlapping_windows_share() -> None:
     with torch.no_grad():
         difference = network(images)[0, 1] - network(torch.zeros_like(images))[0, 1]
     torch.testing.assert_close(found, difference, rtol=1e-4, atol=1e-5)
+
+
+def test_deeplift_of_one_activation_after_another() -> None:
+    """Under the Rescale rule two in a row are one; captum's hooks, left alone, take the wrong gradient between them."""
+    network, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.ELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), some_images()  # fmt: skip
+    network = network.double()
+    zero = torch.tensor(MEAN, dtype=torch.float64).reshape(1, 3, 1, 1).expand_as(images)
+
+    def one(x: Tensor, t: int) -> Tensor:
+        x = x.clone().requires_grad_()
+        convolved = network[0](normalised(x))
+        multipliers = rescale(lambda v: F.elu(v.sigmoid()), convolved, network[0](normalised(zero[:1])).detach())
+        only = torch.zeros_like(multipliers)
+        only[:, t] = multipliers[:, t] / 100
+        return ((x - zero[:1]) * torch.autograd.grad(convolved, x, only)[0])[0].sum(0).detach()
+
+    found = method("deeplift", network).maps(images, TARGETS)
+    torch.testing.assert_close(found, each_pair(images, TARGETS, one), rtol=1e-5, atol=1e-7)
 
 
 def test_deeplift_does_not_mix_images() -> None:
