@@ -46,7 +46,7 @@ class Explained(nn.Module):
     ) -> None:
         super().__init__()
         check_module(network)
-        centre, spread = (torch.tensor(values or (default,)) for values, default in
+        centre, spread = (torch.tensor(values or (default,), dtype=torch.float64) for values, default in
                           zip(statistics(network, mean, std), (0.0, 1.0), strict=True))  # fmt: skip
         if bool((spread <= 0).any()) or not bool(torch.isfinite(torch.cat([centre, spread])).all()):
             raise UsageError("mean must be finite and std finite and positive", hint="for example std=(0.5, 0.5, 0.5)")

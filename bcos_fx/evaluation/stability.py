@@ -49,9 +49,11 @@ def stability(
         noise = (2 * torch.rand(given.shape, generator=generator) - 1).to(given)
         return (given + radius * noise).clamp(0, 1)
 
-    def explained(given: Tensor | tuple[Tensor], target: Tensor) -> Tensor:
+    def explained(given: Tensor | tuple[Tensor], target: Tensor) -> Tensor | tuple[Tensor]:
         batch = given[0] if isinstance(given, tuple) else given
-        return checked_maps(method.maps(batch, target), batch, target)
+        maps = checked_maps(method.maps(batch, target), batch, target)
+        # Of a tuple captum expects a tuple; it would take the samples of a tensor for its parts.
+        return (maps,) if isinstance(given, tuple) else maps
 
     # One class at a time: captum takes one norm over all that is explained of an image.
     found = [
