@@ -8,15 +8,15 @@ signed and of absolute values, and by SSIM of absolute values, each scaled by it
 from __future__ import annotations
 
 import copy
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bcos_fx.errors import MissingExtraError, UsageError, nearest
+from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.measured import Measured, checked_maps, new_figure
 from bcos_fx.evaluation.methods import Method
 from bcos_fx.evaluation.requests import check_images, check_targets
@@ -102,10 +102,7 @@ def weight_randomisation(
 
     Raises:
         UsageError: something is not of that form, or no module has such a name.
-        MissingExtraError: torchmetrics is not installed.
     """
-    if importlib.util.find_spec("torchmetrics") is None:
-        raise MissingExtraError("torchmetrics", "evaluate", "comparing maps")
     images = check_images(images)
     targets = check_targets(images, targets)
     if mode not in MODES:
@@ -189,24 +186,44 @@ def _known(network: nn.Module, layers: Sequence[str]) -> list[str]:
 def similarities(maps: Tensor, others: Tensor) -> dict[str, Tensor]:
     """Return how alike maps (N, K, H, W) are, each (N, K), by name of :data:`SIMILARITIES`.
 
-    A map that is the same everywhere has no ranks, and a rank correlation of 0. SSIM of maps of fewer than 11 pixels on
-    a side takes a smaller window.
+    Equal pixels share the mean of their ranks; a map that is the same everywhere has a rank correlation of 0. SSIM of
+    maps of fewer than 11 pixels on a side takes a smaller window.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-    from torchmetrics.functional.regression import spearman_corrcoef
+    first, second = maps.double(), others.double()
+    found = (_correlation(first, second), _correlation(first.abs(), second.abs()), _ssim(first, second))
+    return {name: values.to(maps) for name, values in zip(SIMILARITIES, found, strict=True)}
 
-    def ranked(a: Tensor, b: Tensor) -> Tensor:
-        columns = (values.double().cpu().flatten(2).flatten(0, 1).T.contiguous() for values in (a, b))
-        return spearman_corrcoef(*columns).reshape(a.shape[:2]).to(a)
+
+def _ranks(maps: Tensor) -> Tensor:
+    """Ranks of the pixels of maps (N, K, H, W), (N, K, H·W)."""
+    pixels = maps.flatten(2).contiguous()
+    ordered = pixels.sort(-1).values
+    below, up_to = (torch.searchsorted(ordered, pixels, right=right) for right in (False, True))
+    return (below + up_to - 1).to(maps) / 2
+
+
+def _correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """Spearman's rank correlation, (N, K)."""
+    a, b = (ranks - ranks.mean(-1, keepdim=True) for ranks in (_ranks(maps), _ranks(others)))
+    spread = a.norm(dim=-1) * b.norm(dim=-1)
+    return (a * b).sum(-1) / torch.where(spread > 0, spread, 1)
+
+
+def _ssim(maps: Tensor, others: Tensor) -> Tensor:
+    """SSIM (N, K) of absolute values scaled by their largest, over uniform windows (Wang et al. 2004, eq. 13)."""
+    side = min(_SSIM_WINDOW, *maps.shape[2:])
+    window = side if side % 2 else side - 1
+
+    def local(values: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(values, (window // 2,) * 4, mode="reflect"), window, 1)
 
     def scaled(values: Tensor) -> Tensor:
         largest = values.abs().amax((2, 3), keepdim=True)
-        return (values.abs() / torch.where(largest > 0, largest, 1)).flatten(0, 1).unsqueeze(1)
+        return values.abs() / torch.where(largest > 0, largest, 1)
 
-    side = min(_SSIM_WINDOW, *maps.shape[2:])
-    window = side if side % 2 else side - 1
-    alike: Any = structural_similarity_index_measure(
-        scaled(others), scaled(maps), gaussian_kernel=False, kernel_size=window, data_range=1.0, reduction="none"
-    )
-    found = (ranked(maps, others), ranked(maps.abs(), others.abs()), alike.reshape(maps.shape[:2]))
-    return dict(zip(SIMILARITIES, found, strict=True))
+    a, b = scaled(maps), scaled(others)
+    mean_a, mean_b = local(a), local(b)
+    variances = local(a**2) - mean_a**2 + local(b**2) - mean_b**2
+    covariance = local(a * b) - mean_a * mean_b
+    alike = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
+    return (alike / ((mean_a**2 + mean_b**2 + 0.01**2) * (variances + 0.03**2))).mean((2, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,9 @@ def test_curves_are_those_of_a_loop(direction: str, order: str, imputation: str,
     for n, row in enumerate(TARGETS.tolist()):
         for k, target in enumerate(row):
             contribution = NETWORK.contributions(IMAGES[n : n + 1], torch.tensor([[target]]))[0, 0]
-            places = sorted(((float(contribution[i, j]), i, j) for i in range(5) for j in range(6)), reverse=order == "most")  # fmt: skip
+            places = sorted(
+                ((float(contribution[i, j]), i, j) for i in range(5) for j in range(6)), reverse=order == "most"
+            )
             image, other = (IMAGES[n], background[n]) if direction == "deletion" else (background[n], IMAGES[n])
             image, curve = image.clone(), []
             for step in range(7):
@@ -41,7 +44,7 @@ def test_curves_are_those_of_a_loop(direction: str, order: str, imputation: str,
                 for _, i, j in places[5 * step : 5 * step + 5]:
                     image[:, i, j] = other[:, i, j]
             assert found.curves[n, k].tolist() == pytest.approx(curve, abs=1e-5)
-            trapezoids = sum((a + b) / 2 / 6 for a, b in zip(curve, curve[1:], strict=False))
+            trapezoids = sum((a + b) / 2 / 6 for a, b in itertools.pairwise(curve))
             assert float(found.auc[n, k]) == pytest.approx(trapezoids, abs=1e-5)
 
 

@@ -226,8 +226,8 @@ def test_captum_alone_would_lose_what_overlapping_windows_share() -> None:
 
 def test_deeplift_of_one_activation_after_another() -> None:
     """Under the Rescale rule two in a row are one; captum's hooks, left alone, take the wrong gradient between them."""
-    network, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.ELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), some_images()  # fmt: skip
-    network = network.double()
+    layers = (nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.ELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network, images = nn.Sequential(*layers).double(), some_images()
     zero = torch.tensor(MEAN, dtype=torch.float64).reshape(1, 3, 1, 1).expand_as(images)
 
     def one(x: Tensor, t: int) -> Tensor:
@@ -255,7 +255,10 @@ def test_deeplift_does_not_mix_images() -> None:
     ("network", "reason"),
     [
         (residual("gelu"), "no rule for gelu"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1)), "no rule for softmax"),
+        (
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1)),
+            "no rule for softmax",
+        ),
     ],
 )
 def test_deeplift_refuses_what_captum_has_no_rule_for(network: nn.Module, reason: str) -> None:
@@ -292,7 +295,10 @@ def test_deeplift_that_does_not_add_up_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
-@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), [(3, 2, 1, 1), (2, None, 0, 1), ((3, 2), (1, 2), (1, 0), (2, 1)), (3, 2, 0, 1), (2, 3, 1, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [(3, 2, 1, 1), (2, None, 0, 1), ((3, 2), (1, 2), (1, 0), (2, 1)), (3, 2, 0, 1), (2, 3, 1, 1)],
+)
 def test_pooling_side_by_side_is_max_pooling(kernel, stride, padding, dilation, ceil_mode) -> None:
     for size in ((7, 8), (8, 9), (10, 10)):
         x = torch.randn(2, 3, *size)
