@@ -3,9 +3,10 @@
 captum's Guided Backpropagation and DeepLIFT change gradients by hooks on modules. That is silently wrong where an
 activation is a function (no hook sees it), where one module serves several places (torchvision's ``self.relu``), where
 its type is not in captum's list (ReLU6), where one activation follows another directly (hooks on one tensor run in the
-wrong order), and where the windows of a max pooling overlap (the way back keeps only one window's share). So the network
-is traced, and its graph is run with a module of its own for each such node. What cannot be brought into that form is
-refused, with the node.
+wrong order), and where the windows of a max pooling overlap (the way back keeps only one window's share).
+
+So the network is traced, and its graph is run with a module of its own for each such node. What cannot be brought into
+that form is refused, with the node.
 """
 
 from __future__ import annotations
