@@ -141,7 +141,7 @@ def pixel_deletion(
         "score": score,
     }
     return Curves(
-        "random" if order == "random" else method.name,
+        "random order" if order == "random" else method.name,
         counts.double() / ranks[0, 0].numel(),
         torch.stack(found).reshape(*targets.shape, steps + 1),
         settings,
@@ -217,7 +217,8 @@ def plot_curves(results: Sequence[Curves]) -> Figure:
     axes = figure.subplots()
     for result in results:
         shares = result.shares.cpu().numpy()
-        label = f"{result.method}, {result.settings.get('first', 'most')} first ({result.mean:.3g})"
+        first = result.settings.get("first", "most")
+        label = f"{result.method}{'' if first == 'random' else f', {first} first'} ({result.mean:.3g})"
         (line,) = axes.plot(shares, result.curve.cpu().numpy(), label=label)
         bands = [bootstrap_interval(result.curves[..., step]) for step in range(len(shares))]
         low, high = zip(*bands, strict=True)

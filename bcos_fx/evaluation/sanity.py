@@ -61,15 +61,19 @@ class Randomised:
 
     def plot(self) -> Figure:
         """Draw the similarities along the layers."""
-        figure = new_figure(width=2.6 + 0.28 * len(self.layers), height=4)
+        figure = new_figure(width=4 + 0.2 * len(self.layers), height=4)
         axes = figure.subplots()
         for name, values in self.curve.items():
             axes.plot(range(len(self.layers)), values.cpu().numpy(), marker="o", markersize=3, label=name)
         axes.set_xticks(range(len(self.layers)), self.layers, rotation=60, ha="right", fontsize=7)
         axes.axhline(0, color="#808080", linewidth=0.8)
         axes.set_ylabel(f"similarity to {self.method} before")
-        axes.set_xlabel(f"{self.settings.get('mode', 'cascading')} randomisation, from the output downwards")
-        axes.legend(fontsize=7, frameon=False)
+        axes.set_xlabel(
+            f"{self.settings.get('mode', 'cascading')} randomisation, from the output downwards", fontsize=8
+        )
+        axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
         return figure
 
 

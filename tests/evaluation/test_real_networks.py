@@ -18,7 +18,7 @@ pytest.importorskip("captum")
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LITE = ((127 / 255,) * 3, (128 / 255,) * 3)
-# Without weights that were trained, evidence may well be negative everywhere, and nothing left of it by Grad-CAM's ReLU.
+# With random weights evidence may be negative everywhere: Grad-CAM's ReLU would leave nothing of it.
 SIGNED = {"grad-cam": {"relu": False}}
 QUICK = {
     **SIGNED,
