@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from bcos_fx.errors import UsageError, nearest
+from bcos_fx.evaluation.decoding import BROKEN, SUFFIXES, cropped
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+__all__ = ["SUFFIXES", "read_photograph", "read_photographs"]
+
 _MOST = 32
-# The share of the short side that the usual ImageNet evaluation keeps: resize to 256, keep 224.
-_KEPT = 224 / 256
 
 
 def image_files(given: Sequence[Path]) -> list[Path]:
@@ -126,16 +126,7 @@ def read_photograph(path: Path, shape: Sequence[int]) -> Tensor:
     try:
         with Image.open(path) as opened:
             image = opened.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise UsageError(f"the image cannot be read: {error}", where=str(path), hint="take it out") from error
-    cropped = _cropped(image, height, width)
-    pixels = np.asarray(cropped, dtype=np.float32).reshape(height, width, channels) / 255
+    pixels = np.asarray(cropped(image, height, width), dtype=np.float32).reshape(height, width, channels) / 255
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def _cropped(image: Image.Image, height: int, width: int) -> Image.Image:
-    factor = max(height / image.height, width / image.width) / _KEPT
-    size = max(width, round(image.width * factor)), max(height, round(image.height * factor))
-    resized = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return resized.crop((left, top, left + width, top + height))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bcos_fx.evaluation.reference import gridpg_reference
     from bcos_fx.evaluation.scoring import gridpg_score
     from bcos_fx.evaluation.selection import Protocol, fair, published
-    from bcos_fx.evaluation.sources import open_source
+    from bcos_fx.evaluation.stores import open_source
 
 # Loaded when first used: none of them is needed to know what there is. No module bears the name of one of them, for
 # importing it would put the module in the function's place.
@@ -27,7 +27,7 @@ _HOMES = {
     "gridpg": "localisation",
     "gridpg_reference": "reference",
     "gridpg_score": "scoring",
-    "open_source": "sources",
+    "open_source": "stores",
     "published": "selection",
 }
 

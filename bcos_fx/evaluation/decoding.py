@@ -1,0 +1,142 @@
+"""From stored images to the network's input: (C, H, W) in [0, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from bcos_fx.errors import BcosFxError, UsageError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+BROKEN = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What PIL raises for files that are no image that it can read."""
+
+# The share of the short side that the usual ImageNet evaluation keeps: resize to 256, keep 224.
+_KEPT = 224 / 256
+
+
+class Unreadable(BcosFxError):
+    """One image of many cannot be read; the others can."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The size that images are brought to.
+
+    Attributes:
+        channels: 1 or 3.
+        height: of the network's images, in pixels.
+        width: likewise.
+        shrunk: images come at this fraction of the network's size, as cells of rescaled grids.
+    """
+
+    channels: int
+    height: int
+    width: int
+    shrunk: int = 1
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], shrunk: int = 1) -> Frame:
+        """Return the frame for the shape of one sample.
+
+        Raises:
+            UsageError: the shape is none of an image with 1 or 3 channels.
+        """
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            raise UsageError(f"the network takes {tuple(shape)}, which is no photograph", hint="1 or 3 channels, H, W")
+        return cls(*shape, shrunk)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images that come."""
+        return self.height // self.shrunk, self.width // self.shrunk
+
+    def __str__(self) -> str:
+        height, width = self.size
+        cut = f"the short side resized (bicubic) to 8/7 of {height}x{width} pixels, the centre cropped"
+        return f"images of {self.height}x{self.width} pixels as they are, others: {cut}"
+
+
+def decoded(stream: BinaryIO, frame: Frame) -> Tensor:
+    """Decode one image file.
+
+    Returns:
+        (C, h, w) float32 in [0, 1] of the frame's size: an image of the network's own size as it is (shrunk where the
+        frame says so); any other resized so that the crop keeps 7/8 of the short side, then cropped.
+
+    Raises:
+        Unreadable: the stream holds no image.
+    """
+    try:
+        with Image.open(stream) as opened:
+            image = opened.convert("L" if frame.channels == 1 else "RGB")
+    except BROKEN as error:
+        raise Unreadable(f"the image cannot be read: {error}") from error
+    return from_picture(image, frame)
+
+
+def from_picture(image: Image.Image, frame: Frame) -> Tensor:
+    """Turn a picture into a tensor, as :func:`decoded` says."""
+    image = image.convert("L" if frame.channels == 1 else "RGB")
+    height, width = frame.size
+    if image.size != (frame.width, frame.height):
+        image = cropped(image, height, width)
+    elif frame.shrunk > 1:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image, dtype=np.float32).reshape(height, width, frame.channels) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def cropped(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Resize (bicubic) so that a crop of ``height`` × ``width`` keeps 7/8 of the short side, and crop the centre."""
+    factor = max(height / image.height, width / image.width) / _KEPT
+    size = max(width, round(image.width * factor)), max(height, round(image.height * factor))
+    resized = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    return resized.crop((left, top, left + width, top + height))
+
+
+def from_tensor(image: Tensor, frame: Frame, name: str) -> Tensor:
+    """Take a data set's tensor: bytes, or numbers in [0, 1], of the network's own size.
+
+    Raises:
+        UsageError: another size, or values that are no image's: what is normalised already would be so twice.
+    """
+    expected = (frame.channels, frame.height, frame.width)
+    if tuple(image.shape) != expected:
+        raise UsageError(
+            f"{name} has the shape {tuple(image.shape)}, and the network takes {expected}",
+            hint="bring all images to one size in the data set's transform",
+        )
+    if image.dtype == torch.uint8:
+        image = image.float() / 255
+    elif not image.is_floating_point():
+        raise UsageError(f"{name} holds {image.dtype}", hint="give bytes, or floating-point values in [0, 1]")
+    low, high = float(image.min()), float(image.max())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise UsageError(
+            f"{name} holds values from {low:.3g} to {high:.3g}, and images are taken in [0, 1]",
+            hint="leave normalisation out of the data set's transform: a converted network normalises inside",
+        )
+    if frame.shrunk > 1:
+        image = F.interpolate(image[None].float(), frame.size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+    return image.float()
+
+
+def to_tensor(image: Any, frame: Frame, name: str) -> Tensor:
+    """Take an item's image, a tensor or a PIL picture.
+
+    Raises:
+        UsageError: it is something else, or does not fit.
+    """
+    if isinstance(image, Tensor):
+        return from_tensor(image, frame, name)
+    if isinstance(image, Image.Image):
+        return from_picture(image, frame)
+    raise UsageError(f"{name} is a {type(image).__name__}", hint="a data set gives pairs of (tensor or picture, label)")

@@ -1,0 +1,141 @@
+"""Labelled images, read one at a time: where they come from, and how they are told apart from others."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from bcos_fx.errors import UsageError
+from bcos_fx.evaluation.decoding import Frame, Unreadable, decoded
+
+
+class Sample(NamedTuple):
+    """An image (C, H, W) in [0, 1] with its class."""
+
+    image: Tensor
+    label: int
+
+
+class Source(abc.ABC):
+    """Labelled images in a fixed order, of which no more than one is read at a time.
+
+    Attributes:
+        classes: names of the classes, by index, where they are known.
+    """
+
+    classes: tuple[str, ...] | None = None
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """How many images there are, readable or not."""
+
+    @abc.abstractmethod
+    def read(self, index: int, frame: Frame) -> Sample:
+        """Read an image.
+
+        Raises:
+            Unreadable: this one cannot be read.
+            UsageError: it does not fit the network.
+        """
+
+    @abc.abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What tells these images from others, as plain data; the same on another machine."""
+
+    def name(self, index: int) -> str:
+        """What an image is called."""
+        return f"image {index}"
+
+    def prepare(self, indices: Sequence[int], frame: Frame) -> None:  # noqa: B027 - most need nothing
+        """Get ready to read these images in any order."""
+
+    def check_classes(self, outputs: int) -> None:  # noqa: B027 - labels are checked as they are read
+        """Refuse labels that cannot be meant for a network with so many outputs."""
+
+    def class_name(self, label: int) -> str:
+        """Return a class's name, or its number."""
+        known = self.classes
+        return known[label] if known is not None and 0 <= label < len(known) else f"class {label}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the bytes of one encoded image lie.
+
+    Attributes:
+        name: of the image.
+        label: its class.
+        path: of the file that holds it.
+        offset: of its first byte in that file.
+        size: in bytes.
+    """
+
+    name: str
+    label: int
+    path: Path
+    offset: int
+    size: int
+
+
+class Files(Source):
+    """Encoded images in files: each alone, or many in one file that is read in part.
+
+    Args:
+        places: where each image is.
+        kind: of the source, for its identity.
+        classes: names of the classes.
+        sorted_classes: the labels are places in the sorted names of this many folders, and mean nothing else.
+    """
+
+    def __init__(
+        self,
+        places: Sequence[Place],
+        kind: str,
+        *,
+        classes: tuple[str, ...] | None = None,
+        sorted_classes: int | None = None,
+    ) -> None:
+        self.places, self.kind, self.classes = tuple(places), kind, classes
+        self._sorted_classes = sorted_classes
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def name(self, index: int) -> str:
+        """Return the file's name, below its folder."""
+        return self.places[index].name
+
+    def read(self, index: int, frame: Frame) -> Sample:
+        """Read the bytes of one image, and decode them."""
+        place = self.places[index]
+        try:
+            with place.path.open("rb") as stream:
+                stream.seek(place.offset)
+                content = stream.read(place.size)
+        except OSError as error:
+            raise Unreadable(f"the file cannot be read: {error.strerror}", where=place.name) from error
+        return Sample(decoded(io.BytesIO(content), frame), place.label)
+
+    def identity(self) -> dict[str, Any]:
+        """Return kind and number, and a digest of names, labels and sizes."""
+        digest = hashlib.sha256()
+        for place in self.places:
+            digest.update(json.dumps([place.name, place.label, place.size]).encode())
+        return {"kind": self.kind, "images": len(self), "digest": digest.hexdigest()}
+
+    def check_classes(self, outputs: int) -> None:
+        """Refuse folders that are fewer or more than the network's classes: counting them would give wrong labels."""
+        if self._sorted_classes is not None and self._sorted_classes != outputs:
+            raise UsageError(
+                f"there are {self._sorted_classes} folders of classes, and the network has {outputs} classes: which "
+                "is which cannot be told from the order of their names",
+                hint="name the folders by class index (0, 1, ...), or give class names with --classes",
+            )
