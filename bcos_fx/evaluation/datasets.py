@@ -64,15 +64,26 @@ def _first(batch: Any) -> Any:
     return [values[0] for values in batch]
 
 
-def _sample(item: Any, frame: Frame, name: str) -> Sample:
+def _pair(item: Any, name: str) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         if not {"image", "label"} <= item.keys():
             raise UsageError(f"{name} has the keys {', '.join(map(str, item))}", hint=_PAIRS)
-        image, label = item["image"], item["label"]
-    elif isinstance(item, Sequence) and len(item) >= 2:
-        image, label = item[0], item[1]
-    else:
-        raise UsageError(f"{name} is a {type(item).__name__}", hint=_PAIRS)
+        return item["image"], item["label"]
+    if isinstance(item, Sequence) and len(item) >= 2:
+        return item[0], item[1]
+    raise UsageError(f"{name} is a {type(item).__name__}", hint=_PAIRS)
+
+
+def _shape(items: Iterator[Any]) -> tuple[int, ...] | None:
+    """The shape of the first image, if it is a tensor."""
+    for item in items:
+        image, _ = _pair(item, "the first item")
+        return tuple(image.shape) if isinstance(image, Tensor) else None
+    return None
+
+
+def _sample(item: Any, frame: Frame, name: str) -> Sample:
+    image, label = _pair(item, name)
     if isinstance(label, Tensor) and label.numel() > 1:
         raise UsageError(f"{name} has a label of shape {tuple(label.shape)}", hint="give one class index per image")
     try:
@@ -110,6 +121,10 @@ class Items(Source):
         except BROKEN as error:
             raise Unreadable(f"the data set raised {type(error).__name__}: {error}") from error
         return _sample(item, frame, self.name(index))
+
+    def own_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of the first image, if it is a tensor."""
+        return _shape(self._one(self.dataset[index]) for index in range(min(1, len(self))))
 
     def identity(self) -> dict[str, Any]:
         """Return the data set's type and length: what it holds cannot be told without reading it."""
@@ -187,6 +202,10 @@ class Streamed(Source):
             self._aside[index] = self._file.tell(), label
             self._file.write(image.contiguous().numpy().tobytes())
         self._frame = frame
+
+    def own_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of the first image, if it is a tensor."""
+        return _shape(self._items())
 
     def identity(self) -> dict[str, Any]:
         """Return the data set's type and length: what it holds cannot be told without reading it."""

@@ -1,9 +1,9 @@
 """Which images stand in which cells of which grids: the two protocols of the Grid Pointing Game.
 
-Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 5; Arya et al., "B-cosification", NeurIPS 2024, section 4.
-The published procedure has properties that its papers do not tell but that its figures depend on: a grid begins one
-image after the end of the one before, classes are drawn as long as strictly more than n are left, and numpy's legacy
-generator draws them. ``published`` keeps all of it; ``fair`` leaves out what has no reason.
+Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 5; Arya et al., "B-cosification", NeurIPS 2024,
+section 4. The published procedure has properties that its papers do not tell but that its figures depend on: a grid
+begins one image after the end of the one before, classes are drawn as long as strictly more than n are left, and
+numpy's legacy generator draws them. ``published`` keeps all of it; ``fair`` leaves out what has no reason.
 """
 
 from __future__ import annotations

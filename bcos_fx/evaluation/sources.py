@@ -54,6 +54,10 @@ class Source(abc.ABC):
         """What an image is called."""
         return f"image {index}"
 
+    def own_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of its images, where they are tensors of one; None where they can be brought to any."""
+        return None
+
     def prepare(self, indices: Sequence[int], frame: Frame) -> None:  # noqa: B027 - most need nothing
         """Get ready to read these images in any order."""
 

@@ -22,7 +22,7 @@ from bcos_fx.evaluation.sources import Files, Place
 from bcos_fx.explanation.targets import named
 
 _FORMS = (
-    "give a folder with a folder per class, an .npz of JPEG bytes, or webdataset shards (.tar, or a folder of them)"
+    "give a folder with a folder per class, an .npz of JPEG bytes, or webdataset shards (.tar, or a folder of .tar)"
 )
 _LARGEST_LABEL = 2**31
 

@@ -27,21 +27,24 @@ def predictions(images: int, classes: int, seed: int, *, steps: float = 0.0) -> 
     return found
 
 
-def told_slowly(found: list[Prediction], n: int, classes: int, grids: int, *, skipped: int, seed: int) -> list[Grid]:
-    """The published procedure, class by class and image by image."""
+def queues_slowly(found: list[Prediction], classes: int) -> dict[int, list[Prediction]]:
+    """Each class's correct and confident images, put in their places one by one."""
     queues: dict[int, list[Prediction]] = {label: [] for label in range(classes)}
     for prediction in found:
-        if prediction.predicted != prediction.label:
-            continue
-        if np.float32(1) / (np.float32(1) + np.exp(-np.float32(prediction.logit))) <= 0.5:
+        sigmoid = np.float32(1) / (np.float32(1) + np.exp(-np.float32(prediction.logit)))
+        if prediction.predicted != prediction.label or sigmoid <= 0.5:
             continue
         queue = queues[prediction.label]
-        place = len(queue)
-        for position, other in enumerate(queue):
-            if other.logit < prediction.logit:
-                place = position
-                break
+        place = 0
+        while place < len(queue) and queue[place].logit >= prediction.logit:
+            place += 1
         queue.insert(place, prediction)
+    return queues
+
+
+def told_slowly(found: list[Prediction], n: int, classes: int, grids: int, *, skipped: int, seed: int) -> list[Grid]:
+    """The published procedure, class by class and image by image."""
+    queues = queues_slowly(found, classes)
     np.random.seed(seed)
     listed: list[Prediction] = []
     while True:

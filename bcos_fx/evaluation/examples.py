@@ -1,0 +1,66 @@
+"""The best, the median and the worst grids, as cards for a page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bcos_fx.evaluation.composition import windowed
+from bcos_fx.evaluation.localisation import Localisation, grid_image
+from bcos_fx.evaluation.methods import dynamic_linear
+from bcos_fx.evaluation.predictions import Subject
+from bcos_fx.evaluation.session import Evaluation
+from bcos_fx.explanation.colour import images, signed, to_image
+from bcos_fx.explanation.explain import explain
+from bcos_fx.explanation.gallery import data_uri
+
+_SIDE = 224
+
+
+def example_cards(evaluation: Evaluation) -> list[str]:
+    """Return a card for the best, the median and the worst grid of each protocol, by the network's own explanation."""
+    cards = []
+    for results in evaluation.localisations:
+        own = results[0]
+        order = np.argsort(-own.per_grid.mean(1), kind="stable").tolist()
+        places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+        cards += [_card(evaluation.subject, own, number, name) for name, number in places.items()]
+    return cards
+
+
+def _card(subject: Subject, own: Localisation, number: int, name: str) -> str:
+    grid, scores = own.grids[number], own.per_grid[number].tolist()
+    image = grid_image(subject, grid, own.protocol)
+    views = [_view(to_image(image[0]), f"grid {number}")]
+    for picture, label, score in zip(_pictures(subject, own, image, grid.labels), grid.labels, scores, strict=True):
+        views.append(_view(picture, f"{subject.source.class_name(label)}: {score:.3f}"))
+    mean = float(np.mean(scores))
+    side = own.protocol.side
+    title = f"{name} of {len(own.grids)}: {side}x{side} grid {number}, mean score {mean:.3f}"
+    files = ", ".join(subject.source.name(index) for index in grid.images)
+    words = html.escape(f"{title} {files}".lower(), quote=True)
+    return (
+        f'<figure class="card" data-words="{words}" data-output="{mean:.6g}">'
+        f"<figcaption><b>{html.escape(title)}</b></figcaption>"
+        f'<div class="views">{"".join(views)}</div><p class="note">{html.escape(files)}</p></figure>'
+    )
+
+
+def _pictures(subject: Subject, own: Localisation, image: Tensor, labels: Sequence[int]) -> list[Image.Image]:
+    """The network's explanation of each label: coloured where W(x) has colours, signed contributions elsewhere."""
+    targets = torch.tensor([list(labels)], device=image.device)
+    if own.protocol.windows:
+        method = windowed(dynamic_linear(subject.model), subject.frame.height, subject.frame.width)
+        return [to_image(picture) for picture in signed(method.maps(image, targets)[0].float().cpu())]
+    return images(explain(subject.model, image, targets))
+
+
+def _view(picture: Image.Image, caption: str) -> str:
+    picture.thumbnail((_SIDE, _SIDE))  # a page of full grids would be tens of megabytes
+    text = html.escape(caption)
+    return f'<div class="view"><img src="{data_uri(picture)}" alt="{text}" width="{_SIDE}"><span>{text}</span></div>'

@@ -1,0 +1,226 @@
+"""gridpg(): the Grid Pointing Game of a network on labelled images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.evaluation.composition import composed, windowed
+from bcos_fx.evaluation.intervals import bootstrap
+from bcos_fx.evaluation.methods import Method, dynamic_linear
+from bcos_fx.evaluation.predictions import Subject, predict
+from bcos_fx.evaluation.runner import Runner, Track, untracked
+from bcos_fx.evaluation.scoring import gridpg_score
+from bcos_fx.evaluation.selection import Grid, Protocol, fair, published, select
+from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.rewriting.network import BcosNetwork
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PROTOCOLS = {"published": published, "fair": fair}
+_PERCENTILES = (25, 50, 75)
+
+
+@dataclass(frozen=True, eq=False)
+class Localisation:
+    """How well a way of explaining localises, by the Grid Pointing Game.
+
+    Attributes:
+        method: its name.
+        settings: what it was set to.
+        protocol: how the game was played.
+        grids: the images and labels of each grid.
+        per_grid: (grids, n) scores in [0, 1]: of each target, the share of positive evidence in its own cell.
+        unreadable: name -> reason of images that could not be read.
+        notes: what is odd about this result.
+    """
+
+    method: str
+    settings: Mapping[str, object]
+    protocol: Protocol
+    grids: tuple[Grid, ...]
+    per_grid: npt.NDArray[np.float64]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """The mean score over all targets of all grids; chance is 1/n."""
+        return float(self.per_grid.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """A 95 % bootstrap interval of the mean: grids are drawn anew, with all their targets."""
+        return bootstrap(self.per_grid)
+
+    @property
+    def percentiles(self) -> tuple[float, float, float]:
+        """The 25th, 50th and 75th percentile of the targets' scores, as the published code prints them."""
+        low, middle, high = np.percentile(self.per_grid, _PERCENTILES)
+        return float(low), float(middle), float(high)
+
+    def plot(self) -> Figure:
+        """Return a matplotlib figure: a box of the targets' scores, their mean, and chance.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from bcos_fx.evaluation.plots import boxes
+
+        return boxes([self])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain data, without the single grids."""
+        low, middle, high = self.percentiles
+        return {
+            "method": self.method,
+            "method_settings": {name: str(value) for name, value in self.settings.items()},
+            "protocol": self.protocol.to_dict(),
+            "grids": len(self.grids),
+            "mean": self.mean,
+            "interval": list(self.interval),
+            "percentiles": {"25": low, "50": middle, "75": high},
+            "chance": 1 / self.protocol.cells,
+            "notes": list(self.notes),
+        }
+
+    def __repr__(self) -> str:
+        side, (low, high) = self.protocol.side, self.interval
+        lines = [
+            f"GridPG {side}x{side}, {self.protocol.name}: {self.method} {self.mean:.3f} (95 % in {low:.3f} to "
+            f"{high:.3f}; chance {1 / self.protocol.cells:.3f}; {len(self.grids)} grids)"
+        ]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def gridpg(
+    model: nn.Module,
+    dataset: object,
+    *,
+    method: Method | None = None,
+    protocol: str | Protocol = "fair",
+    side: int = 3,
+    grids: int = 500,
+    batch_size: int = 32,
+    shape: tuple[int, int, int] | None = None,
+    folder: Path | None = None,
+    track: Track = untracked,
+) -> Localisation:
+    """Play the Grid Pointing Game: does the explanation of a class point to the one image that shows it?
+
+    Images of n classes are put into a grid, and each class is explained on it. The score is the share of positive
+    contributions within the cell of the class (Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 5).
+    The n explanations of a grid are computed by one forward pass.
+
+    Args:
+        model: a converted network, or another dynamic linear classifier of images in [0, 1], in eval mode. It also says
+            which images it is sure of: those are played with.
+        dataset: a path (see :func:`bcos_fx.evaluation.open_source`), Dataset or DataLoader of labelled images.
+        method: another way of explaining the same targets; None: the network's own dynamic linear map.
+        protocol: ``fair`` or ``published``, with the two arguments after it; or a :class:`Protocol` with all settings.
+        side: √n, 3 for 3×3.
+        grids: how many at most.
+        batch_size: images at once when the network looks for those that it is sure of.
+        shape: (C, H, W) that files are brought to; None: the converted network's own.
+        folder: where results are written as they come, so that a run that was cut off goes on; None: nowhere.
+        track: shows how far the work has come.
+
+    Raises:
+        UsageError: data and network do not fit, the images do not suffice for one grid, or the folder holds results of
+            something else.
+        VerificationError: the network is not dynamic linear.
+    """
+    played = _protocol(protocol, side, grids)
+    subject = subject_of(model, dataset, shape=shape)
+    runner = Runner(folder=folder, track=track)
+    found = predict(subject, runner, batch_size=batch_size)
+    chosen = select(found.predictions, played)
+    result = play(subject, method or dynamic_linear(model), chosen, played, runner)
+    return dataclasses.replace(result, unreadable=found.unreadable)
+
+
+def _protocol(protocol: str | Protocol, side: int, grids: int) -> Protocol:
+    if isinstance(protocol, Protocol):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise UsageError(f"no protocol is named {protocol!r}", hint=nearest(str(protocol), PROTOCOLS))
+    return PROTOCOLS[protocol](side=side, grids=grids)
+
+
+def play(subject: Subject, method: Method, grids: Sequence[Grid], protocol: Protocol, runner: Runner) -> Localisation:
+    """Score a method on grids that were chosen already, the same for every method.
+
+    Raises:
+        UsageError: the network takes no image as large as a grid, or the method gave something that is no map.
+    """
+    height, width = subject.frame.height, subject.frame.width
+    explained = windowed(method, height, width) if protocol.windows else method
+    settings = {name: str(value) for name, value in explained.settings.items()}
+    header = subject.header("gridpg", protocol.to_dict() | {"method": method.name, "method_settings": settings})
+    subject.source.prepare([index for grid in grids for index in grid.images], _cell(subject, protocol).frame)
+    name = f"gridpg-{protocol.side}x{protocol.side}-{slug(method.name)}"
+    label = f"{method.name} {protocol.side}x{protocol.side}"
+    rows = runner.run(
+        name, header, [1] * len(grids), lambda number: _scores(subject, explained, grids[number], protocol), label
+    )
+    notes = [f"{len(grids)} of {protocol.grids} grids: the images gave no more"] if len(grids) < protocol.grids else []
+    return Localisation(
+        method.name, explained.settings, protocol, tuple(grids), np.array(rows, dtype=np.float64), notes=tuple(notes)
+    )
+
+
+def slug(name: str) -> str:
+    """Return a name as part of a file's name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
+
+
+def _cell(subject: Subject, protocol: Protocol) -> Subject:
+    """The same, with images of the size of a cell."""
+    shrunk = protocol.side if protocol.rescaled else 1
+    return dataclasses.replace(subject, frame=dataclasses.replace(subject.frame, shrunk=shrunk))
+
+
+def grid_image(subject: Subject, grid: Grid, protocol: Protocol) -> Tensor:
+    """Return a grid as an image (1, C, H, W), on the model's device."""
+    return composed(_cell(subject, protocol).read(grid.images), protocol.side).unsqueeze(0)
+
+
+def _scores(subject: Subject, method: Method, grid: Grid, protocol: Protocol) -> list[float]:
+    image = grid_image(subject, grid, protocol)
+    if isinstance(subject.model, BcosNetwork) and not protocol.windows:
+        _check_size(subject.model, image)
+    targets = torch.tensor([grid.labels], device=image.device)
+    maps = method.maps(image, targets)
+    if tuple(maps.shape) != (1, protocol.cells, *image.shape[2:]):
+        raise UsageError(
+            f"the method {method.name} gave maps of {tuple(maps.shape)} for {protocol.cells} targets of one image of "
+            f"{image.shape[2]}x{image.shape[3]} pixels",
+            hint="a method gives (N, K, H, W); see bcos_fx.evaluation.methods.Method",
+        )
+    if not bool(torch.isfinite(maps).all()):
+        named = ", ".join(subject.source.name(index) for index in grid.images)
+        raise UsageError(f"the method {method.name} gave NaN or infinity", where=f"the grid of {named}")
+    scores: list[float] = gridpg_score(maps.detach(), protocol.cells, smooth=protocol.smooth)[0].tolist()
+    return scores
+
+
+def _check_size(network: BcosNetwork, image: Tensor) -> None:
+    try:
+        network.check_inputs((image,), partly=True)
+    except UsageError as error:
+        raise UsageError(
+            f"the network takes no image as large as a grid: {error.what}",
+            where=error.where,
+            hint="play with windows (windows=True, --windows), as published for vision transformers, or with rescaled "
+            "cells (rescaled=True, --rescale)",
+        ) from error

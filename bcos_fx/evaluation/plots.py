@@ -1,0 +1,101 @@
+"""Plots of evaluations: boxes of scores per method, and curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from bcos_fx.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bcos_fx.evaluation.localisation import Localisation
+
+_BOX, _MIDDLE, _CHANCE = "#c9d7ee", "#2154ad", "#8a8a8a"
+
+
+def boxes(results: Sequence[Localisation]) -> Figure:
+    """Draw the scores of methods beside each other, as the papers' figures of localisation do.
+
+    A box spans the quartiles of all targets' scores, whiskers reach 1.5 times as far, the diamond is the mean, and the
+    dashed line is what a uniform map scores.
+
+    Args:
+        results: of one protocol.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    drawn = _figure(width=2.2 + 0.9 * len(results))
+    ax = drawn.subplots()
+    scores = [result.per_grid.ravel() for result in results]
+    parts = ax.boxplot(
+        scores,
+        tick_labels=[result.method for result in results],
+        patch_artist=True,
+        showmeans=True,
+        widths=0.6,
+        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": "#b0b0b0"},
+        medianprops={"color": _MIDDLE, "linewidth": 1.6},
+        meanprops={"marker": "D", "markersize": 4, "markerfacecolor": _MIDDLE, "markeredgecolor": "white"},
+    )
+    for box in parts["boxes"]:
+        box.set(facecolor=_BOX, edgecolor=_MIDDLE, linewidth=0.8)
+    protocol = results[0].protocol
+    ax.axhline(1 / protocol.cells, color=_CHANCE, linestyle="--", linewidth=1)
+    ax.text(0.99, 1 / protocol.cells + 0.01, "uniform", color=_CHANCE, fontsize=7, ha="right",
+            transform=ax.get_yaxis_transform())  # fmt: skip
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_ylabel("localisation score")
+    ax.set_title(f"GridPG {protocol.side}x{protocol.side}, {protocol.name}, {len(results[0].grids)} grids", fontsize=9)
+    if len(results) > 3:
+        ax.tick_params(axis="x", labelrotation=30)
+        for tick in ax.get_xticklabels():
+            tick.set(ha="right", rotation_mode="anchor")
+    _plain(ax)
+    return drawn
+
+
+def curves(
+    found: Mapping[str, npt.NDArray[np.float64]], places: npt.NDArray[np.float64], *, xlabel: str, ylabel: str
+) -> Figure:
+    """Draw a curve for each method: the mean over images, with its standard error as a band.
+
+    Args:
+        found: name -> (images, points).
+        places: (points,) where on the x axis they are.
+        xlabel: of the x axis.
+        ylabel: of the y axis.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    drawn = _figure(width=5.2)
+    ax = drawn.subplots()
+    for name, values in found.items():
+        mean = values.mean(0)
+        spread = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(mean)
+        (line,) = ax.plot(places, mean, linewidth=1.5, label=name)
+        ax.fill_between(places, mean - spread, mean + spread, color=line.get_color(), alpha=0.15, linewidth=0)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.legend(fontsize=8, frameon=False)
+    _plain(ax)
+    return drawn
+
+
+def _figure(*, width: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("matplotlib", "plot", "drawing an evaluation") from error
+    return Figure(figsize=(width, 3.6), layout="constrained")
+
+
+def _plain(ax) -> None:  # type: ignore[no-untyped-def]
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)

@@ -1,0 +1,180 @@
+"""One pass over all images: what the network says of each, and what the original says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx import artifact
+from bcos_fx.errors import UsageError
+from bcos_fx.evaluation.decoding import Frame, Unreadable
+from bcos_fx.evaluation.runner import Runner
+from bcos_fx.evaluation.selection import Prediction
+from bcos_fx.evaluation.sources import Source
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.version import __version__
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and on what.
+
+    Attributes:
+        model: takes images in [0, 1], (N, C, H, W), and gives one output per class; in eval mode.
+        source: the labelled images.
+        frame: the size that they are brought to.
+        original: what ``model`` was made from, as a function of the same images; None: not compared with.
+    """
+
+    model: nn.Module
+    source: Source
+    frame: Frame
+    original: nn.Module | None = None
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the model's dtype and device."""
+        return next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    def header(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a file of results begins with: what the results are of."""
+        return {
+            "bcos-fx": __version__,
+            "kind": kind,
+            "model": fingerprint(self.model),
+            "original": None if self.original is None else fingerprint(self.original),
+            "data": self.source.identity(),
+            "settings": {"images": str(self.frame), "dtype": str(self.like.dtype)} | dict(settings),
+        }
+
+    def read(self, indices: Sequence[int], frame: Frame | None = None) -> Tensor:
+        """Read images (N, C, H, W), on the model's device."""
+        images = [self.source.read(index, frame or self.frame).image for index in indices]
+        return torch.stack(images).to(self.like)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the pass over all images found.
+
+    Attributes:
+        predictions: of the images that could be read, in order.
+        unreadable: name -> reason.
+    """
+
+    predictions: tuple[Prediction, ...]
+    unreadable: Mapping[str, str]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a SHA-256 that tells networks apart: a converted one's by its file, another's by its layers and state."""
+    if isinstance(model, BcosNetwork):
+        return hashlib.sha256(artifact.to_bytes(model)).hexdigest()
+    digest = hashlib.sha256(repr(model).encode())
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Outcome:
+    """Run the network, and the original where there is one, over all images.
+
+    Images are read in batches; of each, a few numbers are kept. Results are written as they come.
+
+    Args:
+        subject: network and images.
+        runner: how the work is done.
+        batch_size: images at once. Results hold for it: rounding depends on what is computed together.
+
+    Raises:
+        UsageError: the network gives no row of class outputs, labels are none of its classes, no image can be read.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UsageError(f"batch_size is {batch_size!r}", hint="give a whole number of at least 1")
+    total = len(subject.source)
+    if not total:
+        raise UsageError("there are no images to evaluate on")
+    batches = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
+    header = subject.header("predictions", {"batch_size": batch_size})
+    found = runner.run(
+        "predictions",
+        header,
+        [len(batch) for batch in batches],
+        lambda number: _of_batch(subject, batches[number]),
+        "predicting",
+    )
+    predictions = tuple(Prediction(*row) for part in found for row in part["rows"])
+    unreadable = {name: reason for part in found for name, reason in part["unreadable"].items()}
+    if not predictions:
+        raise UsageError(f"none of the {total} images can be read", where=next(iter(unreadable.values())))
+    return Outcome(predictions, unreadable)
+
+
+def _of_batch(subject: Subject, indices: range) -> dict[str, Any]:
+    unreadable: dict[str, str] = {}
+    read, images, labels = [], [], []
+    for index in indices:
+        try:
+            sample = subject.source.read(index, subject.frame)
+        except Unreadable as error:
+            unreadable[subject.source.name(index)] = error.what
+            continue
+        if images and sample.image.shape != images[0].shape:
+            raise UsageError(f"{subject.source.name(index)} has another size than the images before it")
+        read.append(index)
+        images.append(sample.image)
+        labels.append(sample.label)
+    if not read:
+        return {"rows": [], "unreadable": unreadable}
+    batch = torch.stack(images).to(subject.like)
+    outputs = class_outputs(subject.model, batch)
+    _check_labels(subject, read, labels, outputs.shape[1])
+    originals = None if subject.original is None else class_outputs(subject.original, batch).argmax(1).tolist()
+    return {"rows": _rows(outputs, read, labels, originals), "unreadable": unreadable}
+
+
+def _rows(outputs: Tensor, read: list[int], labels: list[int], originals: list[int] | None) -> list[list[Any]]:
+    """The fields of a :class:`Prediction` for each image."""
+    logits, predicted = outputs.max(1)
+    probabilities = outputs.softmax(1).gather(1, predicted.unsqueeze(1)).squeeze(1)
+    five = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
+    among = (five == torch.tensor(labels, device=five.device).unsqueeze(1)).any(1)
+    columns: list[list[Any]] = [t.tolist() for t in (predicted, logits, probabilities, among)]
+    return [list(row) for row in zip(read, labels, *columns, originals or [None] * len(read), strict=True)]
+
+
+def class_outputs(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the outputs (N, classes) for images (N, C, H, W).
+
+    Raises:
+        UsageError: there is no row of at least two class outputs for each image, or an output is NaN or infinite.
+    """
+    with torch.no_grad():
+        outputs = model(images)
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(images) or outputs.shape[1] < 2:
+        given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise UsageError(
+            f"the network gives {given} for {len(images)} images, which is no row of class outputs for each",
+            hint="evaluation needs a classifier: (N, classes), of at least two classes",
+        )
+    if not bool(torch.isfinite(outputs).all()):
+        raise UsageError("the network gives NaN or infinity", hint="was it trained with these images, and in [0, 1]?")
+    return outputs
+
+
+def _check_labels(subject: Subject, read: list[int], labels: list[int], classes: int) -> None:
+    subject.source.check_classes(classes)
+    wrong = [(index, label) for index, label in zip(read, labels, strict=True) if not 0 <= label < classes]
+    if wrong:
+        index, label = wrong[0]
+        raise UsageError(
+            f"the label {label} is none of the network's {classes} classes",
+            where=subject.source.name(index),
+            hint=f"labels are counted from 0 to {classes - 1}, in the order of the network's outputs",
+        )

@@ -1,0 +1,193 @@
+"""Results as files: JSON, CSV, plots, and one page that needs nothing else."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bcos_fx.evaluation.examples import example_cards
+from bcos_fx.evaluation.plots import boxes, curves
+from bcos_fx.evaluation.session import Evaluation
+from bcos_fx.explanation.gallery import page
+from bcos_fx.explanation.saving import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LISTED = 20
+
+
+def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write ``results.json``, ``results.csv``, ``scores.csv``, plots as ``.png`` and ``evaluation.html``.
+
+    Each file is written whole or not at all; those that are there are replaced.
+
+    Args:
+        evaluation: what was measured.
+        folder: an existing folder.
+
+    Returns:
+        The files.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        UsageError: a file cannot be written.
+    """
+    plots = dict(_plots(evaluation))
+    contents = {
+        "results.json": json.dumps(as_data(evaluation), indent=2, sort_keys=True).encode() + b"\n",
+        "results.csv": _csv(_summary_rows(evaluation)),
+        "scores.csv": _csv(_score_rows(evaluation)),
+        **{f"{name}.png": _drawn(figure, "png") for name, figure in plots.items()},
+        "evaluation.html": _page(evaluation, plots).encode(),
+    }
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def as_data(evaluation: Evaluation) -> dict[str, Any]:
+    """Return all figures as plain data: what ``results.json`` holds."""
+    header = evaluation.subject.header("evaluation", {})
+    return {
+        **{name: header[name] for name in ("bcos-fx", "model", "original", "data", "settings")},
+        "accuracy": None if evaluation.accuracy is None else evaluation.accuracy.to_dict(),
+        "gridpg": [result.to_dict() for results in evaluation.localisations for result in results],
+        "curves": [
+            {
+                "measure": found.measure,
+                "settings": {name: str(value) for name, value in found.settings.items()},
+                "places": found.places.tolist(),
+                "mean": {method: values.mean(0).tolist() for method, values in found.values.items()},
+            }
+            for found in evaluation.curves
+        ],
+        "unreadable": dict(evaluation.outcome.unreadable),
+    }
+
+
+# ---------------------------------------------------------------- tables
+
+
+def summary(evaluation: Evaluation) -> list[list[str]]:
+    """Return the figures as rows of text, a head first: measure, method, value, 95 % interval, and on what."""
+    return [[_text(cell) for cell in row] for row in _summary_rows(evaluation)]
+
+
+def _text(cell: Any) -> str:
+    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+
+
+def _summary_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
+    yield ["measure", "method", "value", "low", "high", "on"]
+    found = evaluation.accuracy
+    if found is not None:
+        images = f"{found.images} images"
+        yield ["top-1 accuracy", "network", found.top1, *found.interval, images]
+        yield ["top-5 accuracy", "network", found.top5, "", "", images]
+        if found.agreement is not None and found.original_top1 is not None:
+            yield ["top-1 accuracy", "original", found.original_top1, "", "", images]
+            yield ["agreement with the original", "network", found.agreement, "", "", images]
+        yield [f"calibration error ({found.confidence})", "network", found.calibration_error, "", "", images]
+    for results in evaluation.localisations:
+        for result in results:
+            measure = f"GridPG {result.protocol.side}x{result.protocol.side} ({result.protocol.name})"
+            yield [measure, result.method, result.mean, *result.interval, f"{len(result.grids)} grids"]
+    for curve in evaluation.curves:
+        for method, values in curve.values.items():
+            yield [
+                f"{curve.measure}, mean over the curve",
+                method,
+                float(values.mean()),
+                "",
+                "",
+                f"{len(values)} images",
+            ]
+
+
+def _score_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
+    """Every score of every cell."""
+    yield ["protocol", "side", "method", "grid", "cell", "image", "label", "score"]
+    source = evaluation.subject.source
+    for results in evaluation.localisations:
+        for result in results:
+            for number, (grid, scores) in enumerate(zip(result.grids, result.per_grid.tolist(), strict=True)):
+                cells = zip(grid.images, grid.labels, scores, strict=True)
+                for cell, (image, label, score) in enumerate(cells):
+                    yield [
+                        *(result.protocol.name, result.protocol.side, result.method, number, cell),
+                        *(source.name(image), label, score),
+                    ]
+
+
+def _csv(rows: Iterator[list[Any]]) -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue().encode()
+
+
+# ---------------------------------------------------------------- plots
+
+
+def _plots(evaluation: Evaluation) -> Iterator[tuple[str, Figure]]:
+    for results in evaluation.localisations:
+        protocol = results[0].protocol
+        yield f"gridpg-{protocol.side}x{protocol.side}", boxes(results)
+    for found in evaluation.curves:
+        xlabel = "share of the image that was changed"
+        yield found.measure, curves(found.values, found.places, xlabel=xlabel, ylabel=found.ylabel)
+
+
+def _drawn(figure: Figure, form: str) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=150)
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- the page
+
+
+def _page(evaluation: Evaluation, plots: dict[str, Figure]) -> str:
+    pieces = [_table(summary(evaluation)), *(_figure(name, figure) for name, figure in plots.items())]
+    pieces += [_unreadable(evaluation), _settings(evaluation)]
+    above = "\n".join(piece for piece in pieces if piece)
+    return page(example_cards(evaluation), title="Evaluation", above=above)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
+    body = "".join(
+        f"<tr><th>{html.escape(row[0])}</th><th>{html.escape(row[1])}</th>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[2:])
+        + "</tr>"
+        for row in rows[1:]
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _figure(name: str, figure: Figure) -> str:
+    import base64
+
+    data = base64.b64encode(_drawn(figure, "png")).decode()
+    return (
+        f'<p><img src="data:image/png;base64,{data}" alt="{html.escape(name, quote=True)}" style="max-width:100%"></p>'
+    )
+
+
+def _unreadable(evaluation: Evaluation) -> str:
+    found = evaluation.outcome.unreadable
+    if not found:
+        return ""
+    items = [f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in list(found.items())[:_LISTED]]
+    more = f"<li>and {len(found) - _LISTED} more</li>" if len(found) > _LISTED else ""
+    return f'<p class="wrong">{len(found)} images could not be read</p><ul>{"".join(items)}{more}</ul>'
+
+
+def _settings(evaluation: Evaluation) -> str:
+    text = html.escape(json.dumps(as_data(evaluation), indent=2, sort_keys=True))
+    return f"<details><summary>All figures and settings</summary><pre>{text}</pre></details>"

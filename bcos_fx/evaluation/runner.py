@@ -1,0 +1,86 @@
+"""Long work in pieces: split between processes, written down piece by piece, gone on with after an interruption.
+
+Each piece is computed alone, by one process, and does not know of the others, so the numbers are the same however many
+processes there are and however often they were cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bcos_fx.evaluation.journal import Journal, read_rows
+from bcos_fx.evaluation.team import Team
+
+Track = Callable[[Sequence[int], Sequence[int], str], Iterator[int]]
+"""From pieces of work, their sizes and a label: yields the pieces, and shows how far the work has come."""
+
+
+def untracked(parts: Sequence[int], sizes: Sequence[int], label: str) -> Iterator[int]:
+    """Yield the parts, and show nothing."""
+    yield from parts
+
+
+@dataclass(frozen=True)
+class Runner:
+    """How work is done.
+
+    Attributes:
+        team: the processes that share it.
+        folder: where results are written as they come; None: nowhere.
+        track: shows how far the work has come.
+        say: called with what the user should know.
+    """
+
+    team: Team = field(default_factory=Team)
+    folder: Path | None = None
+    track: Track = untracked
+    say: Callable[[str], None] = lambda text: None
+
+    def run(
+        self,
+        name: str,
+        header: Mapping[str, Any],
+        sizes: Sequence[int],
+        compute: Callable[[int], Any],
+        label: str,
+    ) -> list[Any]:
+        """Compute all pieces that are not yet on the disk, and return the results of all of them in order.
+
+        Args:
+            name: of the work: of its file, without suffix.
+            header: what the results are of.
+            sizes: of each piece, in things that the user counts.
+            compute: from a piece's number to its result, plain data.
+            label: what is shown while it runs.
+
+        Raises:
+            UsageError: there are results of something else under that name.
+        """
+        path = self._path(name, self.team.rank)
+        journal = Journal(path, header)
+        for note in journal.notes:
+            self.say(note)
+        # All processes have read what is there before any of them adds to it.
+        done = self.team.gathered(self._left_by_earlier_runs(name, journal) | journal.rows)
+        left = [number for number in range(len(sizes)) if number not in done]
+        if left and len(left) < len(sizes):
+            self.say(f"{label}: going on, {len(sizes) - len(left)} of {len(sizes)} were done before")
+        mine = left[self.team.rank :: self.team.size]
+        for number in self.track(mine, [sizes[number] for number in mine], label):
+            journal.append(number, compute(number))
+        everything = done | self.team.gathered(journal.rows)
+        return [everything[number] for number in range(len(sizes))]
+
+    def _path(self, name: str, rank: int) -> Path | None:
+        """Where a process writes: two that append to one file would mix their lines."""
+        return None if self.folder is None else self.folder / f"{name}{f'.{rank}' if rank else ''}.jsonl"
+
+    def _left_by_earlier_runs(self, name: str, journal: Journal) -> dict[int, Any]:
+        """What runs of more processes than this one wrote into files of theirs."""
+        if self.folder is None:
+            return {}
+        others = sorted({*self.folder.glob(f"{name}.jsonl"), *self.folder.glob(f"{name}.[0-9]*.jsonl")})
+        return {number: row for path in others for number, row in read_rows(path, journal.header).items()}

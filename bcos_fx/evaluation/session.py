@@ -1,0 +1,105 @@
+"""One evaluation: accuracy, localisation and further measures, of a network and of methods to compare it with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bcos_fx.errors import UsageError
+from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
+from bcos_fx.evaluation.localisation import Localisation, play
+from bcos_fx.evaluation.methods import Method, dynamic_linear
+from bcos_fx.evaluation.predictions import Outcome, Subject, predict
+from bcos_fx.evaluation.registry import BASELINES, MEASURES, Curves
+from bcos_fx.evaluation.runner import Runner
+from bcos_fx.evaluation.selection import Protocol, select
+from bcos_fx.evaluation.subjects import OnImages
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured.
+
+    Attributes:
+        metrics: names: ``accuracy``, ``gridpg``, and those of the registry.
+        protocols: how the Grid Pointing Game is played, once for each.
+        baselines: names of post-hoc methods on the original network.
+        confidence: what the calibration error reads.
+        batch_size: images at once in the pass over all of them.
+    """
+
+    metrics: tuple[str, ...]
+    protocols: tuple[Protocol, ...] = ()
+    baselines: tuple[str, ...] = ()
+    confidence: str = "softmax"
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        subject: of what, on what.
+        outcome: what the network said of every image.
+        accuracy: None: not asked for.
+        localisations: for each protocol one result per method; the network's own comes first.
+        curves: of further measures.
+    """
+
+    subject: Subject
+    outcome: Outcome
+    accuracy: Accuracy | None = None
+    localisations: tuple[tuple[Localisation, ...], ...] = ()
+    curves: tuple[Curves, ...] = field(default=())
+
+
+def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
+    """Measure all that is planned.
+
+    Every method plays on the same grids: those of images that ``subject.model`` is sure of.
+
+    Args:
+        subject: network, images, and the original for baselines.
+        plan: what is measured.
+        runner: how the work is done.
+
+    Raises:
+        UsageError: baselines without an original network, or data that do not fit.
+    """
+    methods = _methods(subject, plan.baselines)
+    outcome = predict(subject, runner, batch_size=plan.batch_size)
+    accuracy = None
+    if "accuracy" in plan.metrics:
+        accuracy = judged_accuracy(outcome.predictions, confidence=plan.confidence, unreadable=outcome.unreadable)
+    localisations = tuple(
+        _played(subject, methods, outcome, protocol, runner)
+        for protocol in (plan.protocols if "gridpg" in plan.metrics else ())
+    )
+    curves = tuple(
+        MEASURES[name](subject, methods, outcome.predictions, runner) for name in plan.metrics if name in MEASURES
+    )
+    return Evaluation(subject, outcome, accuracy, localisations, curves)
+
+
+def _methods(subject: Subject, baselines: Sequence[str]) -> list[Method]:
+    methods = [dynamic_linear(subject.model)]
+    if not baselines:
+        return methods
+    if not isinstance(subject.original, OnImages):
+        raise UsageError(
+            "baselines explain the original network, which is not known",
+            hint="name it: --original torchvision:resnet50@IMAGENET1K_V2, or --original ARCH+checkpoint.pth",
+        )
+    return methods + [BASELINES[name](subject.original) for name in baselines]
+
+
+def _played(
+    subject: Subject, methods: Sequence[Method], outcome: Outcome, protocol: Protocol, runner: Runner
+) -> tuple[Localisation, ...]:
+    grids = select(outcome.predictions, protocol)
+    return tuple(
+        dataclasses.replace(play(subject, method, grids, protocol, runner), unreadable=outcome.unreadable)
+        for method in methods
+    )

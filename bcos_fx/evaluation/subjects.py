@@ -1,0 +1,84 @@
+"""From what a caller gives to what is evaluated."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.errors import UsageError
+from bcos_fx.evaluation.datasets import source_of
+from bcos_fx.evaluation.decoding import Frame
+from bcos_fx.evaluation.predictions import Subject
+from bcos_fx.evaluation.sources import Source
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.subject import check_module
+
+
+def subject_of(
+    model: nn.Module,
+    dataset: object,
+    *,
+    original: nn.Module | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> Subject:
+    """Check model and data, and put them together.
+
+    Args:
+        model: takes images in [0, 1]; in eval mode.
+        dataset: whatever :func:`bcos_fx.evaluation.datasets.source_of` takes.
+        original: takes the same images.
+        shape: (C, H, W) of one image; None: what the converted network was made for, or of the data set's first tensor.
+
+    Raises:
+        UsageError: something is not what it should be.
+    """
+    for network in (model, original):
+        if network is None:
+            continue
+        check_module(network)
+        if network.training:
+            raise UsageError("the network is in train mode", hint="call network.eval() first")
+    source = source_of(dataset)
+    given = shape if shape is not None else _shape_of(model, source)
+    return Subject(model, source, Frame.of(tuple(given)), original)
+
+
+def _shape_of(model: nn.Module, source: Source) -> tuple[int, ...]:
+    if isinstance(model, BcosNetwork):
+        return model.input_shape
+    found = source.own_shape()
+    if found is None:
+        raise UsageError(
+            "which size the images are to be brought to is not known", hint="give shape=(3, 224, 224), say"
+        )
+    return found
+
+
+class OnImages(nn.Module):
+    """The original of a converted network, as a function of the images in [0, 1] that the converted one takes.
+
+    Args:
+        original: takes what ``network`` was converted from: images that are normalised, in its own order of channels.
+        network: the converted one, which knows how.
+    """
+
+    def __init__(self, original: nn.Module, network: BcosNetwork) -> None:
+        super().__init__()
+        self.original = original.eval()
+        self._spec = network.record.inputs[0]
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the original's outputs for images (N, C, H, W) in [0, 1]."""
+        outputs: Tensor = self.original(self._spec.original(images))
+        return outputs
+
+    @property
+    def neutral(self) -> tuple[float, ...]:
+        """The colour that the original sees as 0 in every channel; where nothing is normalised, black."""
+        if not self._spec.encoded:
+            return (0.0,) * self._spec.shape[1]
+        matrix, offset = (
+            torch.tensor(values, dtype=torch.float64) for values in (self._spec.matrix, self._spec.offset)
+        )
+        return tuple(torch.linalg.solve(matrix, -offset).tolist())

@@ -1,0 +1,72 @@
+"""Accuracy, agreement and calibration, against loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bcos_fx.errors import UsageError
+from bcos_fx.evaluation import accuracy
+from bcos_fx.evaluation.correctness import BINS, judged_accuracy
+from bcos_fx.evaluation.subjects import OnImages
+from bcos_fx.rewriting.network import BcosNetwork
+from tests.evaluation.test_selection import predictions
+from tests.evaluation.toy import CLASSES, Colours, images
+
+pytest.importorskip("torchmetrics")
+
+
+@pytest.mark.parametrize("confidence", ["softmax", "sigmoid"])
+def test_the_calibration_error_is_that_of_bins_in_a_loop(confidence: str) -> None:
+    found = predictions(500, 10, seed=0)
+    error = 0.0
+    for b in range(BINS):
+        inside = [
+            p for p in found
+            if b / BINS < (p.sigmoid if confidence == "sigmoid" else p.probability) <= (b + 1) / BINS
+        ]  # fmt: skip
+        if inside:
+            right = sum(p.predicted == p.label for p in inside) / len(inside)
+            sure = sum(p.sigmoid if confidence == "sigmoid" else p.probability for p in inside) / len(inside)
+            error += len(inside) / len(found) * abs(right - sure)
+    measured = judged_accuracy(found, confidence=confidence)
+    assert measured.calibration_error == pytest.approx(error, abs=1e-6)
+    assert error > 0.05
+    assert measured.top1 == sum(p.predicted == p.label for p in found) / 500
+    assert measured.interval[0] < measured.top1 < measured.interval[1]
+
+
+def test_top_five_and_agreement(network: BcosNetwork) -> None:
+    data = images(60)
+    pixels, labels = data.tensors
+    worse = Colours().eval()
+    with torch.no_grad():
+        worse.conv.bias[2] += 12
+    found = accuracy(worse, data, original=OnImages(Colours(), network), batch_size=7)
+    outputs = worse(pixels).detach()
+    order = outputs.argsort(1, descending=True)
+    assert found.top1 == pytest.approx(float((order[:, 0] == labels).double().mean()))
+    assert 0.2 < found.top1 < 1
+    assert found.top5 == pytest.approx(float((order[:, :5] == labels[:, None]).any(1).double().mean()))
+    assert found.agreement == pytest.approx(found.top1)  # the original is always right
+    assert found.original_top1 == 1.0
+    assert found.images == 60
+    assert accuracy(network, data).agreement is None
+
+
+def test_five_classes_or_fewer_are_all_among_the_five() -> None:
+    few = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval()
+    pixels, labels = images(12).tensors
+    found = accuracy(few, list(zip(pixels, labels % 3, strict=True)))
+    assert found.top5 == 1.0
+
+
+def test_figures_are_plain_data_and_the_choice_is_checked() -> None:
+    found = judged_accuracy(predictions(20, 3, seed=0))
+    assert found.to_dict()["top1"] == found.top1
+    assert np.isfinite(found.calibration_error)
+    assert CLASSES == 6
+    with pytest.raises(UsageError, match="did you mean 'softmax'"):
+        judged_accuracy(predictions(20, 3, seed=0), confidence="softmx")
