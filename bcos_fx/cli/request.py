@@ -232,4 +232,6 @@ def takes(asked: type[Asked]) -> Callable[[Callable[[Asked], Result]], Callable[
 
 def _default(described: dataclasses.Field[Any]) -> Any:
     made = described.default_factory
-    return described.default if made is dataclasses.MISSING else made()
+    if made is not dataclasses.MISSING:
+        return made()
+    return inspect.Parameter.empty if described.default is dataclasses.MISSING else described.default

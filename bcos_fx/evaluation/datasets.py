@@ -39,7 +39,7 @@ def source_of(data: object) -> Source:
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return Items(cast("Dataset[Any]", data))
     raise UsageError(
-        f"a {type(data).__name__} is no labelled images",
+        f"this holds no labelled images: {type(data).__name__}",
         hint="give a path, a torch Dataset or DataLoader, or what bcos_fx.evaluation.open_source returns",
     )
 

@@ -95,6 +95,12 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
     return rows
 
 
+def is_journal(path: Path) -> bool:
+    """Whether a file begins as the journals of an evaluation do."""
+    with path.open("rb") as stream:
+        return stream.readline().startswith(b'{"bcos-fx": ')
+
+
 def _parsed(line: bytes, path: Path, number: int) -> Any:
     try:
         return json.loads(line)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import html
+import importlib.util
 import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bcos_fx.errors import MissingExtraError
 from bcos_fx.evaluation.examples import example_cards
 from bcos_fx.evaluation.plots import boxes, curves
 from bcos_fx.evaluation.session import Evaluation
@@ -49,6 +52,20 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
     for name, content in contents.items():
         write_whole(folder / name, content)
     return [folder / name for name in contents]
+
+
+def check_extras(metrics: Sequence[str]) -> None:
+    """Check before hours of work, and not after them, that what it ends in can be written.
+
+    Raises:
+        MissingExtraError: a library is not installed.
+    """
+    needed = {"matplotlib": "drawing an evaluation"}
+    if "accuracy" in metrics:
+        needed["torchmetrics"] = "the calibration error"
+    for library, purpose in needed.items():
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtraError(library, "evaluate", purpose)
 
 
 def as_data(evaluation: Evaluation) -> dict[str, Any]:
@@ -99,15 +116,9 @@ def _summary_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
             measure = f"GridPG {result.protocol.side}x{result.protocol.side} ({result.protocol.name})"
             yield [measure, result.method, result.mean, *result.interval, f"{len(result.grids)} grids"]
     for curve in evaluation.curves:
+        measure = f"{curve.measure}, mean over the curve"
         for method, values in curve.values.items():
-            yield [
-                f"{curve.measure}, mean over the curve",
-                method,
-                float(values.mean()),
-                "",
-                "",
-                f"{len(values)} images",
-            ]
+            yield [measure, method, float(values.mean()), "", "", f"{len(values)} images"]
 
 
 def _score_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
@@ -171,8 +182,6 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _figure(name: str, figure: Figure) -> str:
-    import base64
-
     data = base64.b64encode(_drawn(figure, "png")).decode()
     return (
         f'<p><img src="data:image/png;base64,{data}" alt="{html.escape(name, quote=True)}" style="max-width:100%"></p>'

@@ -16,14 +16,19 @@ from bcos_fx.explanation.result import Explanation
 _TOP, _LARGEST, _SIDE = 5, 5, 224
 
 
-def page(cards: Sequence[str], *, title: str = "Explanations") -> str:
+def page(cards: Sequence[str], *, title: str = "Explanations", above: str = "") -> str:
     """Return an HTML document of cards, as :func:`cards` makes them.
 
     All texts are escaped, so file and class names may hold anything.
+
+    Args:
+        cards: HTML.
+        title: text.
+        above: HTML that comes before the cards.
     """
     template = resources.files("bcos_fx.explanation").joinpath("gallery.html").read_text(encoding="utf-8")
     before, after = template.split("{{cards}}")
-    facts = {"{{title}}": html.escape(title), "{{count}}": str(len(cards))}
+    facts = {"{{title}}": html.escape(title), "{{count}}": str(len(cards)), "{{above}}": above}
     for name, text in facts.items():
         before, after = before.replace(name, text), after.replace(name, text)
     return "\n".join([before, *cards, after])
@@ -71,14 +76,15 @@ def _views(sample: Explanation, label: str) -> str:
     if sample.colours and not sample.several:
         shown.append(("contributions", to_image(signed(sample.contributions.float().cpu())[0])))
     tags = [
-        f'<div class="view"><img src="{_data(picture)}" alt="{html.escape(f"{name}: {label}", quote=True)}" '
+        f'<div class="view"><img src="{data_uri(picture)}" alt="{html.escape(f"{name}: {label}", quote=True)}" '
         f'width="{_SIDE}"><span>{html.escape(name)}</span></div>'
         for name, picture in shown
     ]
     return f'<div class="views">{"".join(tags)}</div>'
 
 
-def _data(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
+    """Return a picture as text that a page can hold in place of an address; small ones are enlarged."""
     if max(picture.size) < _SIDE:  # a browser would blur small images
         factor = -(-_SIDE // max(picture.size))
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)

@@ -103,7 +103,7 @@ def test_a_network_of_one_size_plays_in_windows() -> None:
             self.colours = Colours()
 
         def forward(self, x: Tensor) -> Tensor:
-            n, _, height, width = x.shape
+            height, width = x.shape[2:]
             if (height, width) != (8, 8):
                 raise ValueError("only 8x8")
             return self.colours(x)
@@ -213,7 +213,7 @@ def test_labels_outside_the_classes_are_refused(network: BcosNetwork, labels: Te
 
 def test_too_few_correct_classes_are_refused(network: BcosNetwork) -> None:
     pixels, labels = images(30).tensors
-    with pytest.raises(UsageError, match="needs more than 4 classes .* there are 4"):
+    with pytest.raises(UsageError, match=r"needs more than 4 classes .* there are 4"):
         gridpg(network, TensorDataset(pixels, labels.clamp_max(3)), side=2)
     with pytest.raises(UsageError, match="no image is classified correctly"):
         gridpg(network, TensorDataset(pixels, (labels + 1) % CLASSES), side=2)

@@ -223,7 +223,7 @@ def test_items_that_are_no_labelled_image_are_refused(item: Any, said: str) -> N
 
 
 def test_what_is_no_data_set_is_refused() -> None:
-    with pytest.raises(UsageError, match="a int is no labelled images"):
+    with pytest.raises(UsageError, match="no labelled images: int"):
         source_of(5)
     with pytest.raises(UsageError, match="no data at"):
         source_of("nowhere/at all")

@@ -10,16 +10,21 @@ CLASSES = 6
 
 
 class Colours(nn.Module):
-    """(N, 3, H, W) in [0, 1] to six logits: class c looks for one colour, and its evidence is where that colour is."""
+    """(N, 3, H, W) in [0, 1] to six logits: class c looks for one colour, and its evidence is where that colour is.
 
-    def __init__(self, classes: int = CLASSES) -> None:
+    Args:
+        classes: how many.
+        centred: take images minus 0.5.
+    """
+
+    def __init__(self, classes: int = CLASSES, *, centred: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, classes, 1)
         self.pool = nn.AdaptiveAvgPool2d(1)
         with torch.no_grad():
             colours = palette(classes) - 0.5
             self.conv.weight.copy_(40 * colours.view(classes, 3, 1, 1))
-            self.conv.bias.copy_(-20 * colours.sum(1) - 2)
+            self.conv.bias.copy_((0 if centred else -20) * colours.sum(1) - 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(self.conv(x)).flatten(1)

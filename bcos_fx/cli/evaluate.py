@@ -1,0 +1,318 @@
+"""``bcos-fx evaluate``: how well a converted network's explanations explain, beside post-hoc methods."""
+
+from __future__ import annotations
+
+import json as json_module
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.cli.request import takes
+from bcos_fx.errors import UsageError
+
+if TYPE_CHECKING:
+    from bcos_fx.evaluation.selection import Protocol
+    from bcos_fx.evaluation.session import Evaluation, Plan
+    from bcos_fx.evaluation.subjects import OnImages
+    from bcos_fx.evaluation.team import Team
+    from bcos_fx.rewriting.network import BcosNetwork
+
+NAME = "evaluate"
+EPILOG = """Examples:
+
+bcos-fx evaluate model.safetensors --data photographs/
+
+bcos-fx evaluate model.safetensors --data val.npz --metric gridpg --grid 2x2 --grid 3x3 --protocol published
+
+bcos-fx evaluate model.safetensors --data shards/ --original torchvision:resnet50@IMAGENET1K_V2 --baselines all
+
+torchrun --nproc-per-node 4 -m bcos_fx evaluate model.safetensors --data photographs/
+
+A run that was cut off goes on where it was when the same command is given again.
+
+Exit code 0: all measured. 1: an image could not be read. 2: bad input.
+"""
+_DATA, _GAME, _OUT = "The images", "The Grid Pointing Game", "The result"
+_PUBLISHED_ONLY = {"seed": "--seed", "confidence": "--confidence", "threshold": "--threshold", "smooth": "--smooth"}
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation, as asked for on the command line."""
+
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")]
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Labelled images: a folder with a folder per class, an .npz with jpeg, offsets and labels, a "
+            "webdataset shard (.tar) or a folder of them.",
+            rich_help_panel=_DATA,
+        ),
+    ]
+    metric: Annotated[
+        str, typer.Option(help="What is measured: accuracy, gridpg, deletion, several with commas between, or all.")
+    ] = "all"
+    baselines: Annotated[
+        str | None,
+        typer.Option(
+            help="Post-hoc methods on the original network to compare with: all, or names with commas between. They "
+            "need --original.",
+            show_default=False,
+        ),
+    ] = None
+    original: Annotated[
+        str | None,
+        typer.Option(
+            help="The network that MODEL was converted from: torchvision:resnet50@IMAGENET1K_V2, or ARCH+FILE, such as "
+            "torchvision:resnet50+checkpoint.pth. Agreement with it is measured too.",
+            show_default=False,
+        ),
+    ] = None
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Names of the network's classes, as for explain: folders are then found by name.",
+            rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ] = None
+    batch_size: Annotated[
+        int, typer.Option(help="Images at once in the pass over all of them.", rich_help_panel=_DATA)
+    ] = 32
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(help="Size of grids: 2x2, 3x3. Repeatable. (default: 3x3)", rich_help_panel=_GAME),
+    ] = None
+    grids: Annotated[int, typer.Option(help="How many grids at most.", rich_help_panel=_GAME)] = 500
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="published: exactly as in the papers (sigmoid, seed 42, one image skipped between grids). fair: "
+            "nothing skipped, and the choices below.",
+            rich_help_panel=_GAME,
+        ),
+    ] = "fair"
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Of the drawing of classes. (default: 42)", rich_help_panel=_GAME, show_default=False),
+    ] = None
+    confidence: Annotated[
+        str | None,
+        typer.Option(
+            help="softmax, or sigmoid for networks trained with binary cross-entropy: which images the network is sure "
+            "of, and its calibration. (default: softmax; published: sigmoid)",
+            rich_help_panel=_GAME,
+            show_default=False,
+        ),
+    ] = None
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Images that are not more confident are left out. (default: 0.5)",
+            rich_help_panel=_GAME,
+            show_default=False,
+        ),
+    ] = None
+    smooth: Annotated[
+        int | None,
+        typer.Option(
+            help="Contributions are averaged over boxes of this width in pixels, odd. (default: 15, which is published "
+            "for cells of 224 pixels)",
+            rich_help_panel=_GAME,
+            show_default=False,
+        ),
+    ] = None
+    rescale: Annotated[
+        bool, typer.Option("--rescale", help="Shrink the images: a grid is as large as one.", rich_help_panel=_GAME)
+    ] = False
+    windows: Annotated[
+        bool,
+        typer.Option(
+            "--windows",
+            help="Explain a grid in windows of one image's size, as published for vision transformers.",
+            rich_help_panel=_GAME,
+        ),
+    ] = False
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.", rich_help_panel=_OUT)] = "cpu"
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write results to.", rich_help_panel=_OUT)] = (
+        Path("evaluation")
+    )
+    force: Annotated[
+        bool,
+        typer.Option("-f", "--force", help="Begin anew: remove results that are in the folder.", rich_help_panel=_OUT),
+    ] = False
+    json: Annotated[
+        bool, typer.Option("--json", help="All figures as JSON on stdout, and nothing else.", rich_help_panel=_OUT)
+    ] = False
+
+
+@takes(Request)
+def run(request: Request) -> None:
+    """Measure how well a converted network's explanations explain: localisation, and accuracy beside it.
+
+    The Grid Pointing Game puts images of different classes into a grid, explains each class on it, and scores which
+    share of the positive contributions lies in the one cell that shows the class. Every method plays on the same grids,
+    those of images that the network is sure of; all targets of a grid cost one forward pass.
+
+    Results are written to a folder: results.json, results.csv, scores.csv (every cell), plots, and evaluation.html with
+    tables, plots and the best, median and worst grids. Each result is written as it comes, so an interrupted run goes
+    on; results of other settings in the folder are refused.
+    """
+    from bcos_fx.evaluation.team import joined
+
+    plan = _plan(request)
+    with joined() as team:
+        evaluation, files = _measured(request, plan, team)
+    if not team.leads:
+        return
+    if request.json:
+        from bcos_fx.evaluation.report import as_data
+
+        typer.echo(json_module.dumps(as_data(evaluation), indent=2, sort_keys=True))
+    else:
+        _tell(evaluation, files)
+    if evaluation.outcome.unreadable:
+        raise typer.Exit(CHECK_FAILED)
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+def _plan(request: Request) -> Plan:
+    from bcos_fx.evaluation.registry import named_baselines, named_metrics
+    from bcos_fx.evaluation.session import Plan
+
+    return Plan(
+        metrics=named_metrics(request.metric),
+        protocols=tuple(_protocol(request, side) for side in dict.fromkeys(map(_side, request.grid or ["3x3"]))),
+        baselines=named_baselines(request.baselines),
+        confidence=request.confidence or ("sigmoid" if request.protocol == "published" else "softmax"),
+        batch_size=request.batch_size,
+    )
+
+
+def _side(text: str) -> int:
+    rows, cross, columns = text.partition("x")
+    if not rows.isdecimal() or (cross and columns != rows) or int(rows) < 1:
+        raise UsageError(f"--grid is {text!r}", hint="give a square, such as --grid 3x3")
+    return int(rows)
+
+
+def _protocol(request: Request, side: int) -> Protocol:
+    from bcos_fx.errors import nearest
+    from bcos_fx.evaluation.localisation import PROTOCOLS
+    from bcos_fx.evaluation.selection import fair, published
+
+    if request.protocol not in PROTOCOLS:
+        raise UsageError(f"no protocol is named {request.protocol!r}", hint=nearest(request.protocol, PROTOCOLS))
+    given = {name: getattr(request, name) for name in _PUBLISHED_ONLY if getattr(request, name) is not None}
+    if request.protocol == "fair":
+        return fair(side=side, grids=request.grids, rescaled=request.rescale, windows=request.windows, **given)
+    if given or request.rescale:
+        options = [_PUBLISHED_ONLY[name] for name in given] + ["--rescale"] * request.rescale
+        raise UsageError(
+            f"{' and '.join(options)} given, and the published protocol leaves no such choice",
+            hint="leave it out, or choose --protocol fair",
+        )
+    return published(side=side, grids=request.grids, windows=request.windows)
+
+
+# ---------------------------------------------------------------- the work
+
+
+def _measured(request: Request, plan: Plan, team: Team) -> tuple[Evaluation, list[Path]]:
+    import functools
+
+    from bcos_fx.cli.progress import counted
+    from bcos_fx.evaluation.report import check_extras, write_report
+    from bcos_fx.evaluation.runner import Runner
+    from bcos_fx.evaluation.session import evaluate
+    from bcos_fx.evaluation.stores import open_source
+    from bcos_fx.evaluation.subjects import subject_of
+    from bcos_fx.explanation.classes import read_classes
+
+    check_extras(plan.metrics)
+    names = None if request.classes is None else read_classes(request.classes)
+    network, original = _networks(request)
+    subject = subject_of(network, open_source(request.data, classes=names), original=original)
+    _make_folder(request, team)
+    quiet = request.json or not team.leads
+    runner = Runner(
+        team,
+        request.out,
+        track=functools.partial(counted, quiet=quiet),
+        say=lambda text: typer.echo(f"note: {text}", err=True),
+    )
+    evaluation = evaluate(subject, plan, runner)
+    return evaluation, write_report(evaluation, request.out) if team.leads else []
+
+
+def _networks(request: Request) -> tuple[BcosNetwork, OnImages | None]:
+    import torch
+
+    from bcos_fx.cli.check import read_artifact
+    from bcos_fx.evaluation.subjects import OnImages
+
+    try:
+        device = torch.device(request.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"there is no device {request.device!r}", hint="give cpu, cuda or cuda:N") from error
+    network = read_artifact(request.model).eval()
+    if request.original is None:
+        return network.to(device), None
+    from bcos_fx.cli.network import read_network
+
+    arch, plus, file = request.original.partition("+")
+    given = read_network(Path(file) if plus else None, arch=arch, key=None, trust_pickle=False)
+    return network.to(device), OnImages(given, network).to(device)
+
+
+def _make_folder(request: Request, team: Team) -> None:
+    """Make the folder; with --force remove what an evaluation wrote there, and nothing else."""
+    from bcos_fx.evaluation.journal import is_journal
+
+    if request.out.exists() and not request.out.is_dir():
+        raise UsageError(f"{request.out} is a file", hint="name a folder with --out")
+    request.out.mkdir(parents=True, exist_ok=True)
+    if request.force and team.leads:
+        for path in filter(is_journal, request.out.glob("*.jsonl")):
+            path.unlink()
+    team.gathered({})  # the others wait until that is done
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def _tell(evaluation: Evaluation, files: list[Path]) -> None:
+    from rich.table import Table
+
+    from bcos_fx.cli.console import console
+    from bcos_fx.evaluation.report import summary
+
+    head, *rows = summary(evaluation)
+    table = Table(box=None, pad_edge=False)
+    for place, name in enumerate(head):
+        table.add_column(name, justify="left" if place < 2 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+    _tell_notes(evaluation)
+    typer.echo(f"Wrote {', '.join(map(str, files))}.")
+
+
+def _tell_notes(evaluation: Evaluation) -> None:
+    notes = {note: None for results in evaluation.localisations for result in results for note in result.notes}
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    unreadable: dict[str, Any] = dict(evaluation.outcome.unreadable)
+    if unreadable:
+        typer.echo(f"{len(unreadable)} images could not be read:", err=True)
+        for name, why in list(unreadable.items())[:_LISTED]:
+            typer.echo(f"  {name}: {why}", err=True)
+        if len(unreadable) > _LISTED:
+            typer.echo(f"  and {len(unreadable) - _LISTED} more, all in results.json", err=True)

@@ -1,0 +1,277 @@
+"""evaluate: what it writes, that it goes on after an interruption, and that several processes give what one gives."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import bcos_fx
+from bcos_fx.evaluation import Method, registry
+from tests.cli.conftest import Run
+from tests.evaluation.toy import CLASSES, Colours, images
+
+pytest.importorskip("torchmetrics")
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+_ARCH = """
+from tests.evaluation.toy import Colours
+def build():
+    return Colours(centred=True)
+"""
+WORDS = ("evaluate", "toy.safetensors", "--data", "data.npz", "--grid", "2x2")
+
+
+def encoded(image: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_npz(path: Path, count: int, broken: tuple[int, ...] = ()) -> None:
+    pixels, labels = images(count).tensors
+    files = [b"no image" if n in broken else encoded(image) for n, image in enumerate(pixels)]
+    np.savez(
+        path,
+        jpeg=np.frombuffer(b"".join(files), dtype=np.uint8),
+        offsets=np.cumsum([0, *map(len, files)]),
+        labels=labels.numpy(),
+        names=np.array([f"colour <{n}>" for n in range(CLASSES)]),
+    )
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    settings = {"recipe": "equivalent", "mean": (0.5,) * 3, "std": (1.0,) * 3}
+    made = bcos_fx.bcosify(Colours(centred=True).eval(), example_inputs=torch.rand(2, 3, 8, 8), **settings)
+    path = bcos_fx.save(made, tmp_path_factory.mktemp("toy") / "toy.safetensors")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def data(folder: Path, toy: bytes) -> Path:
+    """A folder with the network, images, and the original as a factory."""
+    (folder / "toy.safetensors").write_bytes(toy)
+    write_npz(folder / "data.npz", 60)
+    (folder / "arch.py").write_text(_ARCH, encoding="utf-8")
+    return folder
+
+
+def table(path: str) -> list[dict[str, str]]:
+    with Path(path).open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_everything_is_measured_and_written(run: Run, data: Path) -> None:
+    done = run(*WORDS, "--grid", "1x1", "--original", "arch.py:build")
+    assert done.exit_code == 0, done.output
+    written = sorted(path.name for path in Path("evaluation").iterdir())
+    assert [name for name in written if not name.endswith(".jsonl")] == [
+        "evaluation.html",
+        "gridpg-1x1.png",
+        "gridpg-2x2.png",
+        "results.csv",
+        "results.json",
+        "scores.csv",
+    ]
+    found = json.loads(Path("evaluation/results.json").read_text(encoding="utf-8"))
+    assert found["data"]["images"] == 60
+    assert found["accuracy"]["images"] == 60
+    assert [result["protocol"]["side"] for result in found["gridpg"]] == [2, 1]
+    assert found["gridpg"][1]["mean"] == 1.0  # one cell: whatever speaks for it lies in it
+    rows = {(row["measure"], row["method"]): row for row in table("evaluation/results.csv")}
+    assert float(rows["GridPG 2x2 (fair)", "B-cos"]["value"]) == found["gridpg"][0]["mean"]
+    assert float(rows["top-1 accuracy", "network"]["value"]) == found["accuracy"]["top1"]
+    scores = [float(row["score"]) for row in table("evaluation/scores.csv") if row["side"] == "2"]
+    assert np.mean(scores) == pytest.approx(found["gridpg"][0]["mean"], abs=1e-12)
+    for word in ("GridPG 2x2", "B-cos", "top-1", "agreement"):
+        assert word in done.stdout
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(run: Run, data: Path) -> None:
+    assert run(*WORDS, "--metric", "gridpg").exit_code == 0
+    page = Path("evaluation/evaluation.html").read_text(encoding="utf-8")
+    assert page.count('class="card"') == 3
+    for place in ("best of", "median of", "worst of"):
+        assert place in page
+    assert "colour &lt;0&gt;" in page
+    assert "colour <" not in page
+    assert "http" not in page
+    assert "{{" not in page
+    assert page.count("data:image/png;base64,") == 1 + 3 * 5
+
+
+def test_json_is_all_there_is_on_stdout(run: Run, data: Path) -> None:
+    done = run(*WORDS, "--json")
+    assert json.loads(done.stdout) == json.loads(Path("evaluation/results.json").read_text(encoding="utf-8"))
+
+
+def test_published_is_the_papers(run: Run, data: Path) -> None:
+    done = run(*WORDS, "--protocol", "published", "--metric", "gridpg", "--json")
+    (result,) = json.loads(done.stdout)["gridpg"]
+    assert result["protocol"] == {
+        **{"name": "published", "side": 2, "grids": 500, "seed": 42, "confidence": "sigmoid", "threshold": 0.5},
+        **{"skipped": 1, "smooth": 15, "rescaled": False, "windows": False},
+    }
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+def whole(folder: str) -> dict[str, bytes]:
+    return {name: (Path(folder) / name).read_bytes() for name in ("results.json", "scores.csv", "results.csv")}
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_gives_the_same_numbers(run: Run, data: Path) -> None:
+    write_npz(data / "data.npz", 360)
+    assert run(*WORDS, "-o", "whole").exit_code == 0
+    total = len(Path("whole/gridpg-2x2-b-cos.jsonl").read_text().splitlines())
+    words = [sys.executable, "-m", "bcos_fx", *WORDS, "-o", "cut"]
+    process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+    journal = Path("cut/gridpg-2x2-b-cos.jsonl")
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 4):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 4 < journal.read_bytes().count(b"\n") < total
+    assert not Path("cut/results.json").exists()
+    with journal.open("ab") as stream:
+        stream.write(b'{"n": 999, "ro')  # as if it had been killed in the middle of a line
+    done = run(*WORDS, "-o", "cut")
+    assert done.exit_code == 0, done.output
+    assert "half a line, which was dropped" in done.stderr
+    assert "were done before" in done.stderr
+    assert whole("cut") == whole("whole")
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(run: Run, data: Path) -> None:
+    assert run(*WORDS, "-o", "one", "--batch-size", "8").exit_code == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*launcher, "-m", "bcos_fx", *WORDS, "-o", "two", "--batch-size", "8"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert whole("two") == whole("one")
+    parts = [Path("two/gridpg-2x2-b-cos.jsonl"), Path("two/gridpg-2x2-b-cos.1.jsonl")]
+    lines = [len(part.read_text().splitlines()) - 1 for part in parts]
+    assert abs(lines[0] - lines[1]) <= 1
+    assert min(lines) > 0
+    for name in ("results.json", "scores.csv"):
+        Path("two", name).unlink()
+    assert run(*WORDS, "-o", "two", "--batch-size", "8").exit_code == 0  # one goes on for two: nothing is left to do
+    assert whole("two") == whole("one")
+
+
+def test_results_of_other_settings_are_refused_unless_forced(run: Run, data: Path) -> None:
+    assert run(*WORDS).exit_code == 0
+    (data / "evaluation" / "notes.jsonl").write_text("mine\n", encoding="utf-8")
+    done = run(*WORDS, "--seed", "7")
+    assert done.exit_code == 2
+    assert "settings.seed is 42 there and 7 now" in done.stderr
+    assert run(*WORDS, "--seed", "7", "--force").exit_code == 0
+    assert (data / "evaluation" / "notes.jsonl").exists()
+
+
+# ---------------------------------------------------------------- what is registered by name
+
+
+def uniform(network: Any) -> Method:
+    return Method("uniform", {"of": type(network).__name__}, lambda x, t: torch.ones(*t.shape, *x.shape[2:]))
+
+
+def test_baselines_play_on_the_same_grids(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.BASELINES, "uniform", uniform)
+    words = (*WORDS, "--metric", "gridpg", "--original", "arch.py:build", "--json")
+    done = run(*words, "--baselines", "all")
+    assert done.exit_code == 0, done.output
+    own, other = json.loads(done.stdout)["gridpg"]
+    assert other["method"] == "uniform"
+    assert other["method_settings"] == {"of": "OnImages"}
+    assert other["mean"] == pytest.approx(0.25, abs=1e-12)
+    assert own["grids"] == other["grids"]
+    wrong = run(*words, "--baselines", "unifrom")
+    assert wrong.exit_code == 2
+    assert "did you mean 'uniform'" in wrong.stderr
+    alone = run(*WORDS, "--baselines", "uniform", "-o", "alone")
+    assert alone.exit_code == 2
+    assert "baselines explain the original network" in alone.stderr
+
+
+def test_further_measures_have_curves(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fading(subject: Any, methods: Any, predictions: Any, runner: Any) -> registry.Curves:
+        values = {method.name: np.linspace([1.0, 0.8], 0, 5).T for method in methods}
+        return registry.Curves("fading", np.linspace(0, 1, 5), values, "probability", {"images": len(predictions)})
+
+    monkeypatch.setitem(registry.MEASURES, "fading", fading)
+    done = run(*WORDS, "--metric", "fading", "--json")
+    assert done.exit_code == 0, done.output
+    (curve,) = json.loads(done.stdout)["curves"]
+    assert curve["mean"] == {"B-cos": pytest.approx([0.9, 0.675, 0.45, 0.225, 0.0])}
+    assert Path("evaluation/fading.png").stat().st_size > 5_000
+    assert table("evaluation/results.csv")[0]["measure"] == "fading, mean over the curve"
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_unreadable_images_are_listed_and_the_rest_is_measured(run: Run, data: Path) -> None:
+    write_npz(data / "data.npz", 60, broken=(3, 59))
+    done = run(*WORDS)
+    assert done.exit_code == 1
+    assert "2 images could not be read" in done.stderr
+    assert "image 59" in done.stderr
+    found = json.loads(Path("evaluation/results.json").read_text(encoding="utf-8"))
+    assert sorted(found["unreadable"]) == ["image 3", "image 59"]
+    assert found["accuracy"]["images"] == 58
+    assert "2 images could not be read" in Path("evaluation/evaluation.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--metric", "gridgp"), "did you mean 'gridpg'"),
+        (("--baselines", "lame"), "no baseline is named 'lame'"),
+        (("--protocol", "fiar"), "did you mean 'fair'"),
+        (("--protocol", "published", "--seed", "1"), "--seed given, and the published protocol"),
+        (("--protocol", "published", "--rescale"), "--rescale given"),
+        (("--grid", "3x2"), "give a square"),
+        (("--grid", "x"), "give a square"),
+        (("--grid", "3x3"), "more than 9 classes"),
+        (("--data", "data.npy"), "did you mean 'data.npz'"),
+        (("--device", "tpu0"), "no device 'tpu0'"),
+        (("--original", "arch.py:built"), "built"),
+        (("--original", "arch.py:build+missing.pth"), "missing.pth"),
+        (("--classes", "missing.txt"), "cannot be read"),
+        (("--batch-size", "0"), "batch_size is 0"),
+        (("--smooth", "4"), "odd"),
+        (("-o", "data.npz"), "is a file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_bad_input_is_one_message(run: Run, data: Path, words: tuple[str, ...], said: str) -> None:
+    given = ["evaluate", "toy.safetensors", "--data", "data.npz", "--metric", "gridpg", *words]
+    done = run(*given)
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr
+    assert "Traceback" not in done.output
+    assert not Path("evaluation/results.json").exists()
