@@ -57,6 +57,21 @@ def test_pictures_before_and_after_fine_tuning(data_dir: Path, root: Path, tmp_p
     assert "the same, fine-tuned" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.vision
+def test_localisation_is_measured_and_drawn(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    page, pictures = tmp_path / "localisation.md", tmp_path / "pictures"
+    script = root / "benchmarks" / "localisation.py"
+    words = [sys.executable, str(script), str(data_dir), "--quick", "--out", str(page), "--pictures", str(pictures)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8").rstrip() == done.stdout.rstrip()
+    for said in ("own map, unconverted", "B-cos", "target: at most", "one by one", "torch 2"):
+        assert said in done.stdout
+    assert len(list(pictures.iterdir())) == 4
+
+
 def test_tasks_are_timed_in_turn_after_running_once() -> None:
     order: list[str] = []
     ticks = iter(range(100))

@@ -144,7 +144,8 @@ class Streamed(Source):
     def __init__(self, data: Any, *, batched: bool = False) -> None:
         self.data, self._batched = data, batched
         self._length: int | None = None
-        self._next, self._walk = 0, iter(())
+        self._next = 0
+        self._walk: Iterator[Any] = iter(())
         self._aside: dict[int, tuple[int, int]] = {}  # index -> place in the file, label
         self._frame: Frame | None = None
         self._file = tempfile.TemporaryFile()

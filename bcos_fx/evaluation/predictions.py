@@ -118,7 +118,9 @@ def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Outcom
 
 def _of_batch(subject: Subject, indices: range) -> dict[str, Any]:
     unreadable: dict[str, str] = {}
-    read, images, labels = [], [], []
+    read: list[int] = []
+    images: list[Tensor] = []
+    labels: list[int] = []
     for index in indices:
         try:
             sample = subject.source.read(index, subject.frame)
@@ -145,8 +147,9 @@ def _rows(outputs: Tensor, read: list[int], labels: list[int], originals: list[i
     probabilities = outputs.softmax(1).gather(1, predicted.unsqueeze(1)).squeeze(1)
     five = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
     among = (five == torch.tensor(labels, device=five.device).unsqueeze(1)).any(1)
-    columns: list[list[Any]] = [t.tolist() for t in (predicted, logits, probabilities, among)]
-    return [list(row) for row in zip(read, labels, *columns, originals or [None] * len(read), strict=True)]
+    columns: list[Sequence[Any]] = [t.tolist() for t in (predicted, logits, probabilities, among)]
+    columns.append([None] * len(read) if originals is None else originals)
+    return [list(row) for row in zip(read, labels, *columns, strict=True)]
 
 
 def class_outputs(model: nn.Module, images: Tensor) -> Tensor:

@@ -1,0 +1,278 @@
+"""Where explanations point: the Grid Pointing Game on photographs and on CIFAR-10, and what a grid costs.
+
+python benchmarks/localisation.py DATA [--out FILE.md] [--pictures FOLDER] [--quick] [--grids N] [--cost-grids N]
+                                  [--folder DIR]
+
+DATA holds imagenet_samples.npz, cifar10_test.npz and cifar10_resnet20.th (a ResNet-20 trained on CIFAR-10). With
+--folder scores are written as they come, and a run that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from measuring import Page, interleaved, ratio
+from PIL import Image
+from torch import Tensor, nn
+
+import bcos_fx
+from bcos_fx.checkpoint import read_model
+from bcos_fx.cli.demo import efficientnet_lite0
+from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, fair, open_source
+from bcos_fx.evaluation.localisation import grid_image, play
+from bcos_fx.evaluation.plots import boxes
+from bcos_fx.evaluation.predictions import Subject, predict
+from bcos_fx.evaluation.registry import BASELINES
+from bcos_fx.evaluation.runner import Runner
+from bcos_fx.evaluation.selection import Grid, select
+from bcos_fx.evaluation.sources import Files
+from bcos_fx.evaluation.subjects import OnImages, subject_of
+from bcos_fx.explanation.colour import images as coloured
+from bcos_fx.explanation.colour import to_image
+from bcos_fx.rewriting.network import BcosNetwork
+
+ROOT = Path(__file__).resolve().parent.parent
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How much is measured."""
+
+    grids: int
+    cost_grids: int
+    photographs: int | None
+    cifar_images: int
+    sides: tuple[int, ...] = (2, 3)
+    rounds: int = 1
+    threads: int = 2
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, help="write the page to this Markdown file too")
+    parser.add_argument("--pictures", type=Path, help="a folder for the pictures")
+    parser.add_argument("--folder", type=Path, help="where scores are written as they come")
+    parser.add_argument("--quick", action="store_true", help="tiny settings: shows that it runs, measures nothing")
+    parser.add_argument("--grids", type=int, default=500, help="grids of each size at most")
+    parser.add_argument("--cost-grids", type=int, default=100, help="grids that are timed")
+    return parser.parse_args()
+
+
+def setting_of(options: argparse.Namespace) -> Setting:
+    if options.quick:
+        return Setting(grids=1, cost_grids=1, photographs=30, cifar_images=60, sides=(2,), threads=1)
+    return Setting(options.grids, options.cost_grids, None, 2000)
+
+
+# ---------------------------------------------------------------- networks and methods
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network in three forms: as it was, as its own dynamic linear map, converted at B = 1."""
+
+    name: str
+    original: nn.Module
+    converted: BcosNetwork
+    plain: BcosNetwork
+    data: Files
+
+    @property
+    def methods(self) -> list[Method]:
+        return [unconverted(self), dynamic_linear(self.converted), *baselines(self)]
+
+
+def case_of(name: str, original: nn.Module, data: Files, example: Tensor, **normalised: tuple[float, ...]) -> Case:
+    """Convert a network at B = 1, and trace it once without touching its input."""
+    converted = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, **normalised)
+    plain = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, input="none")
+    return Case(name, original, converted, plain, data)
+
+
+def unconverted(case: Case) -> Method:
+    """The network's own dynamic linear map, of images normalised as it takes them."""
+
+    def maps(images: Tensor, targets: Tensor) -> Tensor:
+        return bcos_fx.explain(case.plain, case.converted.original_input(images), targets).contributions
+
+    return Method("own map, unconverted", {}, maps)
+
+
+def baselines(case: Case) -> list[Method]:
+    """Post-hoc methods on the original network: as many as the registry knows."""
+    original = OnImages(case.original, case.converted)
+    return [make(original) for make in BASELINES.values()]
+
+
+def photographs(folder: Path, setting: Setting) -> Case:
+    data = first_of(open_source(folder / "imagenet_samples.npz"), setting.photographs)
+    example = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    return case_of("EfficientNet-Lite0", efficientnet_lite0(), data, example, mean=LITE_MEAN, std=LITE_STD)
+
+
+def cifar(folder: Path, setting: Setting) -> Case:
+    data = first_of(open_source(folder / "cifar10_test.npz"), setting.cifar_images)
+    arch = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
+    original = read_model(folder / "cifar10_resnet20.th", arch=arch)
+    example = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return case_of("ResNet-20", original, data, example, mean=CIFAR_MEAN, std=CIFAR_STD)
+
+
+def first_of(data: Files, count: int | None) -> Files:
+    return data if count is None else Files(data.places[:count], data.kind, classes=data.classes)
+
+
+# ---------------------------------------------------------------- the page
+
+
+def protocols(setting: Setting, smooth: Sequence[int]) -> Iterator[Protocol]:
+    for side in setting.sides:
+        for width in smooth:
+            yield fair(side=side, grids=setting.grids, smooth=width, threshold=0.0 if setting.grids == 1 else 0.5)
+
+
+def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int], options: argparse.Namespace) -> None:
+    subject = subject_of(case.converted, case.data, original=OnImages(case.original, case.converted))
+    found = predict(subject, Runner(folder=place(options, case.name)))
+    right = sum(p.predicted == p.label for p in found.predictions) / len(found.predictions)
+    agreed = sum(p.predicted == p.original for p in found.predictions) / len(found.predictions)
+    page.text(
+        f"{len(found.predictions)} images, {right:.1%} of them classified as labelled; converted and original say the "
+        f"same on {agreed:.1%}."
+    )
+    rows, drawn = [], []
+    for protocol in protocols(setting, smooth):
+        grids = select(found.predictions, protocol)
+        results = [
+            play(subject, method, grids, protocol, Runner(folder=place(options, f"{case.name}-{protocol.smooth}")))
+            for method in case.methods
+        ]
+        rows += [row_of(result) for result in results]
+        if protocol.smooth == smooth[0]:
+            drawn.append((subject, results))
+    page.table(("grid", "smoothed over", "method", "GridPG", "95 %", "chance", "grids"), rows)
+    settings = [method for method in case.methods if method.settings]
+    if settings:
+        page.text("\n".join(f"- {method.name}: {dict(method.settings)}" for method in settings))
+    if options.pictures is not None:
+        draw(case, drawn, options.pictures)
+
+
+def place(options: argparse.Namespace, name: str) -> Path | None:
+    if options.folder is None:
+        return None
+    made = options.folder / name
+    made.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def row_of(result: Localisation) -> tuple[str, ...]:
+    side, (low, high) = result.protocol.side, result.interval
+    return (
+        f"{side}x{side}",
+        f"{result.protocol.smooth} px",
+        result.method,
+        f"{result.mean:.3f}",
+        f"{low:.3f} to {high:.3f}",
+        f"{1 / result.protocol.cells:.3f}",
+        str(len(result.grids)),
+    )
+
+
+def draw(case: Case, drawn: list[tuple[Subject, list[Localisation]]], folder: Path) -> None:
+    """Write a figure of boxes for each size of grids, and the median grid with its explanations."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for subject, results in drawn:
+        side = results[0].protocol.side
+        name = f"localisation-{case.name.lower()}-{side}x{side}"
+        boxes(results).savefig(folder / f"{name}.png", dpi=110)
+        own = results[1]
+        order = own.per_grid.mean(1).argsort().tolist()
+        grid = own.grids[order[len(order) // 2]]
+        image = grid_image(subject, grid, own.protocol)
+        found = bcos_fx.explain(case.converted, image, image.new_tensor([grid.labels]).long())
+        strip([to_image(image[0]), *coloured(found)]).save(folder / f"{name}-median.png", optimize=True)
+
+
+def strip(pictures: Sequence[Image.Image], size: int = 150) -> Image.Image:
+    """Put pictures beside each other, five in a row, on white."""
+    columns = min(5, len(pictures))
+    rows = -(-len(pictures) // columns)
+    whole = Image.new("RGB", (columns * (size + 4), rows * (size + 4)), "white")
+    for n, picture in enumerate(pictures):
+        small = picture.convert("RGBA").resize((size, size), Image.Resampling.LANCZOS)
+        whole.paste(small, ((n % columns) * (size + 4), n // columns * (size + 4)), small)
+    return whole
+
+
+def report_cost(page: Page, case: Case, setting: Setting) -> None:
+    """Time the explanations of grids: all targets at once, and one after another."""
+    subject = subject_of(case.converted, case.data)
+    played = fair(side=3, grids=setting.cost_grids)
+    cells = [[index % len(case.data) for index in range(9 * n, 9 * n + 9)] for n in range(setting.cost_grids)]
+    grids = [Grid(tuple(each), tuple(case.data.places[index].label for index in each)) for each in cells]
+
+    def images() -> Iterator[tuple[Tensor, list[int]]]:
+        for grid in grids:
+            yield grid_image(subject, grid, played), list(grid.labels)
+
+    def at_once() -> None:
+        for image, labels in images():
+            bcos_fx.explain(case.converted, image, [labels])
+
+    def one_by_one() -> None:
+        for image, labels in images():
+            for label in labels:
+                bcos_fx.explain(case.converted, image, label)
+
+    tasks: dict[str, Callable[[], object]] = {"at once": at_once, "one by one": one_by_one}
+    bcos_fx.explain(case.converted, next(images())[0], 0)  # the view is built when it is first asked for
+    times = interleaved(tasks, setting.rounds)
+    page.text(
+        f"## Cost\n\n{len(grids)} grids of 3x3 cells, {case.name}, {setting.threads} threads: the 9 targets of a grid "
+        "in one call of `explain`, and in 9 calls, images read each time. Each way ran once before it was timed."
+    )
+    page.table(
+        ("what", "ratio", "target: at most"),
+        [("9 targets at once: times one by one", f"{ratio(times, 'at once', 'one by one'):.2f}", "0.50")],
+    )
+    seconds = [(name, f"{statistics.median(values):.1f} s") for name, values in times.items()]
+    page.table(("median of", "time"), seconds)
+
+
+def main() -> None:
+    options = parsed()
+    setting = setting_of(options)
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(setting.threads)
+    page = Page("Localisation", options)
+    page.text(
+        "The Grid Pointing Game (docs/evaluation.md), protocol fair, seed 42: correctly classified images with softmax "
+        "> 0.5. Networks are as they were trained, not fine-tuned: the converted ones are converted at B = 1, so they "
+        "are the same functions, and their own map is the one that the unconverted network has."
+    )
+    page.text(
+        "## Photographs\n\nEfficientNet-Lite0 on one ImageNet photograph for every other class, probably of the "
+        "training images: what counts here is where explanations point, not the accuracy."
+    )
+    lite = photographs(options.data, setting)
+    report_case(page, lite, setting, (15,), options)
+    page.text(
+        "## CIFAR-10\n\nResNet-20 on test images that a third party encoded as JPEG again. A box of 15 pixels is half "
+        "a cell here; 3 pixels are in proportion to the published 15 on 224."
+    )
+    report_case(page, cifar(options.data, setting), setting, (15, 3), options)
+    report_cost(page, lite, setting)
+    page.close()
+
+
+if __name__ == "__main__":
+    main()
