@@ -12,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.evaluation import toy
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -52,6 +54,9 @@ def folder(tmp_path: Path) -> Path:
     Image.fromarray(pixels).save(tmp_path / "photo.jpg")
     (rules,) = [code for path, code in blocks("toml") if path.name == "rules.md"]
     (tmp_path / "my_rules.toml").write_text(rules, encoding="utf-8")
+    toy.write_network(tmp_path / "network.safetensors")
+    toy.write_images(tmp_path / "validation.npz", 200)
+    (tmp_path / "original.py").write_text(toy.FACTORY, encoding="utf-8")
     return tmp_path
 
 

@@ -306,12 +306,14 @@ def _tell(evaluation: Evaluation, files: list[Path]) -> None:
 
 
 def _tell_notes(evaluation: Evaluation) -> None:
+    from bcos_fx.evaluation.report import counted_images
+
     notes = {note: None for results in evaluation.localisations for result in results for note in result.notes}
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     unreadable: dict[str, Any] = dict(evaluation.outcome.unreadable)
     if unreadable:
-        typer.echo(f"{len(unreadable)} images could not be read:", err=True)
+        typer.echo(f"{counted_images(unreadable)} could not be read:", err=True)
         for name, why in list(unreadable.items())[:_LISTED]:
             typer.echo(f"  {name}: {why}", err=True)
         if len(unreadable) > _LISTED:

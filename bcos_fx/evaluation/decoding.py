@@ -77,7 +77,9 @@ def decoded(stream: BinaryIO, frame: Frame) -> Tensor:
         with Image.open(stream) as opened:
             image = opened.convert("L" if frame.channels == 1 else "RGB")
     except BROKEN as error:
-        raise Unreadable(f"the image cannot be read: {error}") from error
+        # PIL names the stream by its place in memory, and the same run has to give the same results.
+        reason = "no image of a known kind" if isinstance(error, UnidentifiedImageError) else error
+        raise Unreadable(f"the image cannot be read: {reason}") from error
     return from_picture(image, frame)
 
 

@@ -8,7 +8,7 @@ import html
 import importlib.util
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,9 +183,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _figure(name: str, figure: Figure) -> str:
     data = base64.b64encode(_drawn(figure, "png")).decode()
-    return (
-        f'<p><img src="data:image/png;base64,{data}" alt="{html.escape(name, quote=True)}" style="max-width:100%"></p>'
-    )
+    alt, width = html.escape(name, quote=True), round(96 * figure.get_figwidth())
+    return f'<p><img src="data:image/png;base64,{data}" alt="{alt}" width="{width}" style="max-width:100%"></p>'
 
 
 def _unreadable(evaluation: Evaluation) -> str:
@@ -194,7 +193,12 @@ def _unreadable(evaluation: Evaluation) -> str:
         return ""
     items = [f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in list(found.items())[:_LISTED]]
     more = f"<li>and {len(found) - _LISTED} more</li>" if len(found) > _LISTED else ""
-    return f'<p class="wrong">{len(found)} images could not be read</p><ul>{"".join(items)}{more}</ul>'
+    return f'<p class="wrong">{counted_images(found)} could not be read</p><ul>{"".join(items)}{more}</ul>'
+
+
+def counted_images(found: Sized) -> str:
+    """Return how many images these are, in words."""
+    return f"{len(found)} image{'' if len(found) == 1 else 's'}"
 
 
 def _settings(evaluation: Evaluation) -> str:

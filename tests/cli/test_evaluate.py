@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import signal
@@ -16,50 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
 
-import bcos_fx
 from bcos_fx.evaluation import Method, registry
 from tests.cli.conftest import Run
-from tests.evaluation.toy import CLASSES, Colours, images
+from tests.evaluation.toy import FACTORY, write_images, write_network
 
 pytest.importorskip("torchmetrics")
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-_ARCH = """
-from tests.evaluation.toy import Colours
-def build():
-    return Colours(centred=True)
-"""
 WORDS = ("evaluate", "toy.safetensors", "--data", "data.npz", "--grid", "2x2")
-
-
-def encoded(image: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def write_npz(path: Path, count: int, broken: tuple[int, ...] = ()) -> None:
-    pixels, labels = images(count).tensors
-    files = [b"no image" if n in broken else encoded(image) for n, image in enumerate(pixels)]
-    np.savez(
-        path,
-        jpeg=np.frombuffer(b"".join(files), dtype=np.uint8),
-        offsets=np.cumsum([0, *map(len, files)]),
-        labels=labels.numpy(),
-        names=np.array([f"colour <{n}>" for n in range(CLASSES)]),
-    )
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    settings = {"recipe": "equivalent", "mean": (0.5,) * 3, "std": (1.0,) * 3}
-    made = bcos_fx.bcosify(Colours(centred=True).eval(), example_inputs=torch.rand(2, 3, 8, 8), **settings)
-    path = bcos_fx.save(made, tmp_path_factory.mktemp("toy") / "toy.safetensors")
+    path = tmp_path_factory.mktemp("toy") / "toy.safetensors"
+    write_network(path)
     return path.read_bytes()
 
 
@@ -67,8 +38,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def data(folder: Path, toy: bytes) -> Path:
     """A folder with the network, images, and the original as a factory."""
     (folder / "toy.safetensors").write_bytes(toy)
-    write_npz(folder / "data.npz", 60)
-    (folder / "arch.py").write_text(_ARCH, encoding="utf-8")
+    write_images(folder / "data.npz", 60)
+    (folder / "arch.py").write_text(FACTORY, encoding="utf-8")
     return folder
 
 
@@ -139,7 +110,7 @@ def whole(folder: str) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_and_gives_the_same_numbers(run: Run, data: Path) -> None:
-    write_npz(data / "data.npz", 360)
+    write_images(data / "data.npz", 360)
     assert run(*WORDS, "-o", "whole").exit_code == 0
     total = len(Path("whole/gridpg-2x2-b-cos.jsonl").read_text().splitlines())
     words = [sys.executable, "-m", "bcos_fx", *WORDS, "-o", "cut"]
@@ -235,7 +206,7 @@ def test_further_measures_have_curves(run: Run, data: Path, monkeypatch: pytest.
 
 
 def test_unreadable_images_are_listed_and_the_rest_is_measured(run: Run, data: Path) -> None:
-    write_npz(data / "data.npz", 60, broken=(3, 59))
+    write_images(data / "data.npz", 60, broken=(3, 59))
     done = run(*WORDS)
     assert done.exit_code == 1
     assert "2 images could not be read" in done.stderr

@@ -55,7 +55,7 @@ COMMANDS = {name: command for name, command in typer.main.get_command(app).comma
 
 
 def test_commands() -> None:
-    assert list(COMMANDS) == ["convert", "plan", "check", "explain", "inspect", "rules", "zoo", "demo"]
+    assert list(COMMANDS) == ["convert", "plan", "check", "explain", "evaluate", "inspect", "rules", "zoo", "demo"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

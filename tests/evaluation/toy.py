@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+import bcos_fx
+
 CLASSES = 6
+FACTORY = """
+from tests.evaluation.toy import Colours
+def build():
+    return Colours(centred=True)
+"""
 
 
 class Colours(nn.Module):
@@ -42,3 +55,30 @@ def images(count: int, size: int = 8, seed: int = 0) -> TensorDataset:
     labels = torch.arange(count) % CLASSES
     noise = 0.6 * (torch.rand(count, 3, size, size, generator=generator) - 0.5)
     return TensorDataset((palette(CLASSES)[labels].view(count, 3, 1, 1) + noise).clamp(0, 1), labels)
+
+
+def write_network(path: Path) -> None:
+    """Write the classifier, converted at B = 1."""
+    settings: dict[str, Any] = {"recipe": "equivalent", "mean": (0.5,) * 3, "std": (1.0,) * 3}
+    made = bcos_fx.bcosify(Colours(centred=True).eval(), example_inputs=torch.rand(2, 3, 8, 8), **settings)
+    bcos_fx.save(made, path)
+
+
+def write_images(path: Path, count: int, broken: tuple[int, ...] = ()) -> None:
+    """Write images as an ``.npz``; some of them are none."""
+    pixels, labels = images(count).tensors
+    files = [b"no image" if n in broken else encoded(image) for n, image in enumerate(pixels)]
+    np.savez(
+        path,
+        jpeg=np.frombuffer(b"".join(files), dtype=np.uint8),
+        offsets=np.cumsum([0, *map(len, files)]),
+        labels=labels.numpy(),
+        names=np.array([f"colour <{n}>" for n in range(CLASSES)]),
+    )
+
+
+def encoded(image: Tensor) -> bytes:
+    """Return an image's file."""
+    buffer = io.BytesIO()
+    Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy()).save(buffer, format="PNG")
+    return buffer.getvalue()
