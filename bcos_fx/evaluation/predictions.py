@@ -43,13 +43,15 @@ class Subject:
 
     def header(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What a file of results begins with: what the results are of."""
+        like = self.like
+        computed = {"images": str(self.frame), "dtype": str(like.dtype), "device": like.device.type}
         return {
             "bcos-fx": __version__,
             "kind": kind,
             "model": fingerprint(self.model),
             "original": None if self.original is None else fingerprint(self.original),
             "data": self.source.identity(),
-            "settings": {"images": str(self.frame), "dtype": str(self.like.dtype)} | dict(settings),
+            "settings": computed | dict(settings),
         }
 
     def read(self, indices: Sequence[int], frame: Frame | None = None) -> Tensor:

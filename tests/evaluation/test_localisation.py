@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset, TensorDataset
 
 import bcos_fx
+from bcos_fx import evaluation
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import Method, accuracy, dynamic_linear, fair, gridpg, gridpg_reference, published
 from bcos_fx.evaluation.intervals import bootstrap
@@ -269,3 +272,41 @@ def test_outputs_that_are_no_numbers_are_refused() -> None:
 
 def test_protocols_are_values() -> None:
     assert dataclasses.replace(fair(side=2), seed=1) == fair(side=2, seed=1)
+
+
+class Watched(Dataset[Any]):
+    """Knows how many of its images are in memory at once."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data, self.alive, self.most = data, 0, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = self.data[index]
+        given = image.clone()
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(given, self._gone)
+        return given, label
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+
+def test_no_more_images_are_in_memory_than_a_batch(network: BcosNetwork) -> None:
+    data = Watched(images(90))
+    found = gridpg(network, data, side=2, batch_size=8)
+    assert len(found.grids) > 10
+    assert data.most <= 9
+    assert data.alive == 0
+
+
+def test_every_public_name_is_there_whatever_was_imported_before() -> None:
+    for path in Path(evaluation.__file__).parent.glob("[a-z]*.py"):
+        importlib.import_module(f"bcos_fx.evaluation.{path.stem}")
+    for name in evaluation.__all__:
+        assert callable(getattr(evaluation, name)), name
+    with pytest.raises(AttributeError, match="no attribute 'grid_pg'"):
+        evaluation.grid_pg  # noqa: B018 - the attribute is what is asked for
