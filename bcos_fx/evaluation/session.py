@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
+from bcos_fx.evaluation.curve_measures import CurveSet
 from bcos_fx.evaluation.localisation import Localisation, play
 from bcos_fx.evaluation.methods import Method, dynamic_linear
 from bcos_fx.evaluation.predictions import Outcome, Subject, predict
-from bcos_fx.evaluation.registry import BASELINES, MEASURES, Curves
+from bcos_fx.evaluation.registry import BASELINES, MEASURES
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, select
 from bcos_fx.evaluation.subjects import OnImages
@@ -52,7 +53,7 @@ class Evaluation:
     outcome: Outcome
     accuracy: Accuracy | None = None
     localisations: tuple[tuple[Localisation, ...], ...] = ()
-    curves: tuple[Curves, ...] = field(default=())
+    curves: tuple[CurveSet, ...] = field(default=())
 
 
 def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:

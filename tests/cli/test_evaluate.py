@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from bcos_fx.evaluation import Method, registry
+from bcos_fx.evaluation.curve_measures import curve_measure
 from tests.cli.conftest import Run
 from tests.evaluation.toy import FACTORY, write_images, write_network
 
@@ -189,15 +191,26 @@ def test_baselines_play_on_the_same_grids(run: Run, data: Path, monkeypatch: pyt
 
 
 def test_further_measures_have_curves(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fading(subject: Any, methods: Any, predictions: Any, runner: Any) -> registry.Curves:
-        values = {method.name: np.linspace([1.0, 0.8], 0, 5).T for method in methods}
-        return registry.Curves("fading", np.linspace(0, 1, 5), values, "probability", {"images": len(predictions)})
+    calls: list[tuple[str, str]] = []
 
+    def faded(method: Method, network: nn.Module, image: Tensor, label: int) -> list[float]:
+        """The output for an image that is made darker."""
+        calls.append((method.name, type(network).__name__))
+        return [float(network(image * (1 - share))[0, label].detach()) for share in (0.0, 0.5, 1.0)]
+
+    fading = curve_measure("fading", faded, [0, 0.5, 1], ylabel="logit", settings={"to": "black"}, images=7)
     monkeypatch.setitem(registry.MEASURES, "fading", fading)
-    done = run(*WORDS, "--metric", "fading", "--json")
+    monkeypatch.setitem(registry.BASELINES, "uniform", uniform)
+    words = (*WORDS, "--metric", "fading", "--json", "--original", "arch.py:build", "--baselines", "uniform")
+    done = run(*words)
     assert done.exit_code == 0, done.output
+    assert calls == [("B-cos", "BcosNetwork")] * 7 + [("uniform", "OnImages")] * 7
     (curve,) = json.loads(done.stdout)["curves"]
-    assert curve["mean"] == {"B-cos": pytest.approx([0.9, 0.675, 0.45, 0.225, 0.0])}
+    assert curve["settings"] == {"images_at_most": "7", "to": "black", "images": "7"}
+    assert curve["mean"]["uniform"] == pytest.approx(curve["mean"]["B-cos"], abs=1e-4)  # the same function
+    assert curve["mean"]["B-cos"][0] > 5 > curve["mean"]["B-cos"][2]
+    assert run(*words).stdout == done.stdout
+    assert len(calls) == 14  # nothing was computed again
     assert Path("evaluation/fading.png").stat().st_size > 5_000
     assert table("evaluation/results.csv")[0]["measure"] == "fading, mean over the curve"
 

@@ -1,0 +1,89 @@
+"""Measures that give a curve for each image, such as deletion: one image at a time, resumable, for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from bcos_fx.errors import UsageError
+from bcos_fx.evaluation.localisation import slug
+from bcos_fx.evaluation.methods import Method
+from bcos_fx.evaluation.predictions import Subject
+from bcos_fx.evaluation.runner import Runner
+from bcos_fx.evaluation.selection import Prediction
+
+Measure = Callable[[Subject, Sequence[Method], Sequence[Prediction], Runner], "CurveSet"]
+Curve = Callable[[Method, nn.Module, Tensor, int], Sequence[float]]
+"""From a method, the network that it explains, an image (1, C, H, W) and its class to the values of a curve."""
+
+
+@dataclass(frozen=True, eq=False)
+class CurveSet:
+    """What a measure found for each method, as curves over the share of an image that was changed.
+
+    Attributes:
+        measure: its name.
+        places: (points,) shares in [0, 1].
+        values: method -> (images, points).
+        ylabel: what the values are.
+        settings: what the measure was set to.
+    """
+
+    measure: str
+    places: npt.NDArray[np.float64]
+    values: Mapping[str, npt.NDArray[np.float64]]
+    ylabel: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+def curve_measure(
+    name: str,
+    curve: Curve,
+    places: Sequence[float],
+    *,
+    ylabel: str,
+    settings: Mapping[str, object] | None = None,
+    images: int = 250,
+) -> Measure:
+    """Return a measure that computes a curve for each of the first correctly classified images.
+
+    The network's own map comes first among the methods and is measured on the network; the others explain the original
+    and are measured on that.
+
+    Args:
+        name: of the measure, and of its files.
+        curve: one image's values, as many as places, the same whenever it is called.
+        places: shares in [0, 1] of the image that was changed.
+        ylabel: what the values are.
+        settings: what the measure is set to.
+        images: how many at most.
+    """
+    given = {"images_at_most": images, **(settings or {})}
+
+    def measure(
+        subject: Subject, methods: Sequence[Method], predictions: Sequence[Prediction], runner: Runner
+    ) -> CurveSet:
+        chosen = [p for p in predictions if p.predicted == p.label][:images]
+        if not chosen:
+            raise UsageError(f"no image is classified correctly, so {name} has nothing to measure")
+        subject.source.prepare([p.index for p in chosen], subject.frame)
+        values = {}
+        for place, method in enumerate(methods):
+            network = subject.model if place == 0 or subject.original is None else subject.original
+
+            def of_image(number: int, method: Method = method, network: nn.Module = network) -> list[float]:
+                image = subject.read([chosen[number].index])
+                return [float(value) for value in curve(method, network, image, chosen[number].label)]
+
+            told = {key: str(value) for key, value in {**given, **method.settings, "method": method.name}.items()}
+            header = subject.header(name, told)
+            title = f"{name}-{slug(method.name)}"
+            rows = runner.run(title, header, [1] * len(chosen), of_image, f"{name} {method.name}")
+            values[method.name] = np.array(rows, dtype=np.float64)
+        return CurveSet(name, np.array(places, dtype=np.float64), values, ylabel, given | {"images": len(chosen)})
+
+    return measure
