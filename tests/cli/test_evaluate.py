@@ -259,3 +259,12 @@ def test_bad_input_is_one_message(run: Run, data: Path, words: tuple[str, ...], 
     assert said in done.stderr
     assert "Traceback" not in done.output
     assert not Path("evaluation/results.json").exists()
+
+
+@pytest.mark.parametrize("way", ["--windows", "--rescale"])
+def test_other_ways_of_playing_are_written_as_well(run: Run, data: Path, way: str) -> None:
+    done = run(*WORDS, "--metric", "gridpg", "--grids", "2", way, "--json")
+    assert done.exit_code == 0, done.output
+    (result,) = json.loads(done.stdout)["gridpg"]
+    assert result["protocol"]["windows" if way == "--windows" else "rescaled"] is True
+    assert Path("evaluation/evaluation.html").read_text(encoding="utf-8").count('class="card"') == 3

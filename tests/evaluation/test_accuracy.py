@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+import bcos_fx
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import accuracy
 from bcos_fx.evaluation.correctness import BINS, judged_accuracy
-from bcos_fx.evaluation.subjects import OnImages
+from bcos_fx.evaluation.curve_measures import curve_measure
+from bcos_fx.evaluation.runner import Runner
+from bcos_fx.evaluation.selection import Prediction
+from bcos_fx.evaluation.subjects import OnImages, subject_of
 from bcos_fx.rewriting.network import BcosNetwork
 from tests.evaluation.test_selection import predictions
 from tests.evaluation.toy import CLASSES, Colours, images
@@ -70,3 +74,23 @@ def test_figures_are_plain_data_and_the_choice_is_checked() -> None:
     assert CLASSES == 6
     with pytest.raises(UsageError, match="did you mean 'softmax'"):
         judged_accuracy(predictions(20, 3, seed=0), confidence="softmx")
+
+
+def test_the_original_sees_normalised_images_and_its_neutral_colour_as_zero() -> None:
+    mean, std = (0.2, 0.5, 0.6), (0.5, 0.25, 1.0)
+    plain = Colours().eval()
+    example = torch.rand(2, 3, 8, 8)
+    made = bcos_fx.bcosify(plain, recipe="equivalent", example_inputs=example, mean=mean, std=std, channels="bgr")
+    original = OnImages(plain, made)
+    torch.testing.assert_close(original(example), made(example), atol=1e-3, rtol=1e-4)
+    assert original.neutral == pytest.approx(mean[::-1])  # told as RGB
+    colour = torch.tensor(original.neutral).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    assert float(made.original_input(colour).abs().max()) < 1e-6
+    unencoded = bcos_fx.bcosify(plain, recipe="equivalent", example_inputs=example, input="none")
+    assert OnImages(plain, unencoded).neutral == (0.0, 0.0, 0.0)
+
+
+def test_a_curve_needs_a_correct_image(network: BcosNetwork) -> None:
+    measure = curve_measure("none", lambda *given: [0.0], [0.0], ylabel="nothing")
+    with pytest.raises(UsageError, match="none has nothing to measure"):
+        measure(subject_of(network, images(6)), [], [Prediction(0, 1, 2, 0.0, 0.5, False)], Runner())
