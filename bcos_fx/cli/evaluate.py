@@ -311,6 +311,8 @@ def _tell_notes(evaluation: Evaluation) -> None:
     notes = {note: None for results in evaluation.localisations for result in results for note in result.notes}
     for note in notes:
         typer.echo(f"note: {note}", err=True)
+    for name, why in evaluation.refused.items():
+        typer.echo(f"note: {name} is left out: {why}", err=True)
     unreadable: dict[str, Any] = dict(evaluation.outcome.unreadable)
     if unreadable:
         typer.echo(f"{counted_images(unreadable)} could not be read:", err=True)

@@ -41,6 +41,9 @@ _MAKERS: dict[str, Callable[..., Method]] = {
 BASELINES = tuple(_MAKERS)
 """Names of all baselines, in the order of tables."""
 
+CONDITIONAL = ("guided-backprop", "deeplift", "grad-cam")
+"""Those that are right for some networks only, and refuse others."""
+
 _OWN = ("grad-cam", "rise")
 """Those that need no captum."""
 

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.evaluation.intervals import bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_RESAMPLES = 2000
-
 
 def bootstrap_interval(values: Tensor, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a mean (Efron and Tibshirani 1993, ch. 13).
+    """Return the :func:`~bcos_fx.evaluation.intervals.bootstrap` interval of a mean.
 
     Args:
         values: (S, ...), whose S samples are drawn anew with their whole rows; NaN where nothing could be measured.
@@ -32,13 +31,7 @@ def bootstrap_interval(values: Tensor, *, level: float = 0.95, seed: int = 0) ->
         raise UsageError(
             f"no interval of level {level!r} for {len(values)} samples", hint="level=0.95, of some samples"
         )
-    rows = values.detach().double().cpu().flatten(1) if values.dim() > 1 else values.detach().double().cpu()[:, None]
-    known = ~rows.isnan()
-    sums, counts = rows.nan_to_num(0).sum(1), known.sum(1).double()
-    drawn = torch.randint(len(rows), (_RESAMPLES, len(rows)), generator=torch.Generator().manual_seed(seed))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    low, high = torch.nanquantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)).tolist()
-    return low, high
+    return bootstrap(values.detach().double().cpu().numpy(), level=level, seed=seed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bcos_fx import artifact
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.decoding import Frame, Unreadable
+from bcos_fx.evaluation.requests import class_outputs
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.evaluation.sources import Source
@@ -137,9 +138,9 @@ def _of_batch(subject: Subject, indices: range) -> dict[str, Any]:
     if not read:
         return {"rows": [], "unreadable": unreadable}
     batch = torch.stack(images).to(subject.like)
-    outputs = class_outputs(subject.model, batch)
+    outputs = _judged_outputs(subject.model, batch)
     _check_labels(subject, read, labels, outputs.shape[1])
-    originals = None if subject.original is None else class_outputs(subject.original, batch).argmax(1).tolist()
+    originals = None if subject.original is None else _judged_outputs(subject.original, batch).argmax(1).tolist()
     return {"rows": _rows(outputs, read, labels, originals), "unreadable": unreadable}
 
 
@@ -154,18 +155,17 @@ def _rows(outputs: Tensor, read: list[int], labels: list[int], originals: list[i
     return [list(row) for row in zip(read, labels, *columns, strict=True)]
 
 
-def class_outputs(model: nn.Module, images: Tensor) -> Tensor:
+def _judged_outputs(model: nn.Module, images: Tensor) -> Tensor:
     """Return the outputs (N, classes) for images (N, C, H, W).
 
     Raises:
         UsageError: there is no row of at least two class outputs for each image, or an output is NaN or infinite.
     """
     with torch.no_grad():
-        outputs = model(images)
-    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(images) or outputs.shape[1] < 2:
-        given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        outputs = class_outputs(model, images)
+    if outputs.shape[1] < 2:
         raise UsageError(
-            f"the network gives {given} for {len(images)} images, which is no row of class outputs for each",
+            f"the network gives {tuple(outputs.shape)} for {len(images)} images",
             hint="evaluation needs a classifier: (N, classes), of at least two classes",
         )
     if not bool(torch.isfinite(outputs).all()):

@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
+import torch
+from torch import Tensor, nn
+
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.evaluation.curve_measures import Measure
+from bcos_fx.evaluation import baselines
+from bcos_fx.evaluation.curve_measures import Measure, curve_measure
+from bcos_fx.evaluation.deletion import pixel_deletion
 from bcos_fx.evaluation.methods import Method
 from bcos_fx.evaluation.subjects import OnImages
 
-BASELINES: dict[str, Callable[[OnImages], Method]] = {}
+_STEPS = 20
+
+
+def _post_hoc(name: str, network: OnImages) -> Method:
+    (method,) = baselines.baselines(name, network=network, reference=network.neutral)
+    return method
+
+
+def _pixels(direction: str, imputation: str) -> Measure:
+    """Deletion or insertion of the most important pixels first (Petsiuk et al., BMVC 2018, section 4.1)."""
+
+    def curve(method: Method, network: nn.Module, image: Tensor, label: int) -> list[float]:
+        found = pixel_deletion(
+            method,
+            network,
+            image,
+            torch.tensor([[label]]),
+            direction=direction,
+            imputation=imputation,
+            steps=_STEPS,
+        )
+        values: list[float] = found.curves[0, 0].tolist()
+        return values
+
+    places = torch.linspace(0, 1, _STEPS + 1).tolist()
+    settings = {"first": "most important", "imputation": imputation, "steps": _STEPS, "score": "softmax"}
+    return curve_measure(direction, curve, places, ylabel="softmax of the class", settings=settings)
+
+
+BASELINES: dict[str, Callable[[OnImages], Method]] = {
+    name: functools.partial(_post_hoc, name) for name in baselines.BASELINES
+}
 """Name -> what makes the method for an original network that takes images in [0, 1]."""
 
-MEASURES: dict[str, Measure] = {}
+MEASURES: dict[str, Measure] = {
+    "deletion": _pixels("deletion", "mean"),
+    "insertion": _pixels("insertion", "blur"),
+}
 """Name -> a measure beside gridpg and accuracy."""
 
 

@@ -84,6 +84,7 @@ def as_data(evaluation: Evaluation) -> dict[str, Any]:
             }
             for found in evaluation.curves
         ],
+        "refused": dict(evaluation.refused),
         "unreadable": dict(evaluation.outcome.unreadable),
     }
 
@@ -165,7 +166,7 @@ def _drawn(figure: Figure, form: str) -> bytes:
 
 def _page(evaluation: Evaluation, plots: dict[str, Figure]) -> str:
     pieces = [_table(summary(evaluation)), *(_figure(name, figure) for name, figure in plots.items())]
-    pieces += [_unreadable(evaluation), _settings(evaluation)]
+    pieces += [_refused(evaluation), _unreadable(evaluation), _settings(evaluation)]
     above = "\n".join(piece for piece in pieces if piece)
     return page(example_cards(evaluation), title="Evaluation", above=above)
 
@@ -185,6 +186,11 @@ def _figure(name: str, figure: Figure) -> str:
     data = base64.b64encode(_drawn(figure, "png")).decode()
     alt, width = html.escape(name, quote=True), round(96 * figure.get_figwidth())
     return f'<p><img src="data:image/png;base64,{data}" alt="{alt}" width="{width}" style="max-width:100%"></p>'
+
+
+def _refused(evaluation: Evaluation) -> str:
+    rows = [f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in evaluation.refused.items()]
+    return f"<h2>Left out</h2><ul>{''.join(rows)}</ul>" if rows else ""
 
 
 def _unreadable(evaluation: Evaluation) -> str:

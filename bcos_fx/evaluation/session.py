@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bcos_fx.errors import UsageError
+import torch
+
+from bcos_fx.errors import BcosFxError, UsageError
+from bcos_fx.evaluation.baselines import CONDITIONAL
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
 from bcos_fx.evaluation.curve_measures import CurveSet
 from bcos_fx.evaluation.localisation import Localisation, play
@@ -47,6 +50,7 @@ class Evaluation:
         accuracy: None: not asked for.
         localisations: for each protocol one result per method; the network's own comes first.
         curves: of further measures.
+        refused: baselines that were left out -> why they are not right for this network.
     """
 
     subject: Subject
@@ -54,6 +58,7 @@ class Evaluation:
     accuracy: Accuracy | None = None
     localisations: tuple[tuple[Localisation, ...], ...] = ()
     curves: tuple[CurveSet, ...] = field(default=())
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
@@ -69,7 +74,7 @@ def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
     Raises:
         UsageError: baselines without an original network, or data that do not fit.
     """
-    methods = _methods(subject, plan.baselines)
+    methods, refused = _methods(subject, plan.baselines)
     outcome = predict(subject, runner, batch_size=plan.batch_size)
     accuracy = None
     if "accuracy" in plan.metrics:
@@ -81,19 +86,40 @@ def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
     curves = tuple(
         MEASURES[name](subject, methods, outcome.predictions, runner) for name in plan.metrics if name in MEASURES
     )
-    return Evaluation(subject, outcome, accuracy, localisations, curves)
+    return Evaluation(subject, outcome, accuracy, localisations, curves, refused)
 
 
-def _methods(subject: Subject, baselines: Sequence[str]) -> list[Method]:
-    methods = [dynamic_linear(subject.model)]
+def _methods(subject: Subject, baselines: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
+    """Return the methods to compare, and why others are left out."""
+    methods, refused = [dynamic_linear(subject.model)], dict[str, str]()
     if not baselines:
-        return methods
+        return methods, refused
     if not isinstance(subject.original, OnImages):
         raise UsageError(
             "baselines explain the original network, which is not known",
             hint="name it: --original torchvision:resnet50@IMAGENET1K_V2, or --original ARCH+checkpoint.pth",
         )
-    return methods + [BASELINES[name](subject.original) for name in baselines]
+    for name in baselines:
+        method = BASELINES[name](subject.original)
+        reason = _refusal(method, subject) if name in CONDITIONAL else None
+        if reason is None:
+            methods.append(method)
+        else:
+            refused[method.name] = reason
+    return methods, refused
+
+
+def _refusal(method: Method, subject: Subject) -> str | None:
+    """Say why a method is not right for the network; it is asked now, not after an hour of other work."""
+    like = next(subject.model.parameters(), torch.zeros(()))
+    image = torch.rand((1, subject.frame.channels, *subject.frame.size), generator=torch.Generator().manual_seed(0)).to(
+        like
+    )
+    try:
+        method.maps(image, torch.zeros(1, 1, dtype=torch.long, device=like.device))
+    except BcosFxError as error:
+        return str(error)
+    return None
 
 
 def _played(

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import Method, registry
 from bcos_fx.evaluation.curve_measures import curve_measure
 from tests.cli.conftest import Run
@@ -55,9 +56,11 @@ def test_everything_is_measured_and_written(run: Run, data: Path) -> None:
     assert done.exit_code == 0, done.output
     written = sorted(path.name for path in Path("evaluation").iterdir())
     assert [name for name in written if not name.endswith(".jsonl")] == [
+        "deletion.png",
         "evaluation.html",
         "gridpg-1x1.png",
         "gridpg-2x2.png",
+        "insertion.png",
         "results.csv",
         "results.json",
         "scores.csv",
@@ -175,7 +178,7 @@ def uniform(network: Any) -> Method:
 def test_baselines_play_on_the_same_grids(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.BASELINES, "uniform", uniform)
     words = (*WORDS, "--metric", "gridpg", "--original", "arch.py:build", "--json")
-    done = run(*words, "--baselines", "all")
+    done = run(*words, "--baselines", "uniform")
     assert done.exit_code == 0, done.output
     own, other = json.loads(done.stdout)["gridpg"]
     assert other["method"] == "uniform"
@@ -188,6 +191,41 @@ def test_baselines_play_on_the_same_grids(run: Run, data: Path, monkeypatch: pyt
     alone = run(*WORDS, "--baselines", "uniform", "-o", "alone")
     assert alone.exit_code == 2
     assert "baselines explain the original network" in alone.stderr
+
+
+def test_post_hoc_methods_by_name(run: Run, data: Path) -> None:
+    words = (*WORDS, "--metric", "gridpg,deletion,insertion", "--original", "arch.py:build", "--json")
+    done = run(*words, "--baselines", "gradient,grad-cam,deeplift")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    named = [row["method"] for row in found["gridpg"]]
+    assert named[0] == "B-cos"
+    assert len(named) + len(found["refused"]) == 4
+    deletion, insertion = found["curves"]
+    assert (deletion["measure"], insertion["measure"]) == ("deletion", "insertion")
+    assert set(deletion["mean"]) == set(named)
+    for method in named:  # nothing is deleted yet, and all is inserted: the same images
+        assert deletion["mean"][method][0] == pytest.approx(insertion["mean"][method][-1], abs=1e-6)
+        assert len(deletion["mean"][method]) == 21
+    assert all(reason in Path("evaluation/evaluation.html").read_text() for reason in found["refused"])
+
+
+def test_a_method_that_is_not_right_for_the_network_is_left_out(
+    run: Run, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwilling(network: Any) -> Method:
+        def refuse(images: Tensor, targets: Tensor) -> Tensor:
+            raise UsageError("there is no rule for relu6", where="act1")
+
+        return Method("Guided Backprop", {}, refuse)
+
+    monkeypatch.setitem(registry.BASELINES, "guided-backprop", unwilling)
+    words = (*WORDS, "--metric", "gridpg", "--original", "arch.py:build")
+    done = run(*words, "--baselines", "guided-backprop")
+    assert done.exit_code == 0, done.output
+    assert "Guided Backprop is left out: there is no rule for relu6" in done.stderr
+    assert [row["method"] for row in json.loads(Path("evaluation/results.json").read_text())["gridpg"]] == ["B-cos"]
+    assert "no rule for relu6" in Path("evaluation/evaluation.html").read_text()
 
 
 def test_further_measures_have_curves(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
