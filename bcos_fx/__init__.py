@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bcos_fx.convert import bcosify, plan
     from bcos_fx.explanation.explain import explain
     from bcos_fx.proofs import verify
+    from bcos_fx.training.finetune import finetune
 
 __all__ = [
     "BcosFxError",
@@ -26,6 +27,7 @@ __all__ = [
     "calibrate",
     "certify",
     "explain",
+    "finetune",
     "load",
     "plan",
     "save",
@@ -38,6 +40,7 @@ _HOMES = {
     "calibrate": "bcos_fx.calibration",
     "certify": "bcos_fx.certification",
     "explain": "bcos_fx.explanation.explain",
+    "finetune": "bcos_fx.training.finetune",
     "load": "bcos_fx.artifact",
     "plan": "bcos_fx.convert",
     "save": "bcos_fx.artifact",

@@ -62,6 +62,10 @@ class ArtifactError(BcosFxError):
     """A file of ours cannot be written or read."""
 
 
+class TrainingError(BcosFxError):
+    """Training cannot go on; what was reached before is kept."""
+
+
 class MissingExtraError(BcosFxError):
     """A library that an optional part needs is not installed."""
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
 from bcos_fx.nn.dynamic import DynamicLayer, require_exactly
-from bcos_fx.nn.functional import alignment, bcos_scale, default_eps, energy, statistics_dtype
+from bcos_fx.nn.functional import alignment, bcos_scale, bcos_scale_by, default_eps, energy, statistics_dtype
 
 Scale = Literal["cosine", "raw", "unit"]
 EpsAt = Literal["square", "norm"]
@@ -39,6 +39,8 @@ class BcosLayer(DynamicLayer):
             ``unit``: the function of ``cosine`` with w = gain * w/|w|; the stored weight's own length is ignored.
         eps: |x| = sqrt(sum x^2 + eps); None for :func:`~bcos_fx.nn.functional.default_eps`.
         eps_at: ``square`` as above, or ``norm``: |x| = sqrt(sum x^2) + eps.
+        pressure: B as a tensor of one number that training moves, in place of ``b``; None, unless :meth:`follow` was
+            called. No part of the layer's state, and explanations read ``b``: whoever moves the one sets the other.
         gain: Parameter (outputs,) for ``unit``, unless the constructor is given ``gain=False``: then, as for the other
             scales, None, and w = w/|w|.
 
@@ -56,6 +58,7 @@ class BcosLayer(DynamicLayer):
     scale: Scale
     eps: float | None
     eps_at: EpsAt
+    pressure: Tensor | None = None
 
     def _set_transform(
         self, b: float, scale: Scale, eps: float | None, gain: bool = True, eps_at: EpsAt = "square"
@@ -80,6 +83,11 @@ class BcosLayer(DynamicLayer):
         if not (math.isfinite(value) and value >= 1):
             raise UsageError(f"b is {value!r}", where=type(self).__name__, hint="B is a finite number >= 1")
         self._b = float(value)
+
+    def follow(self, pressure: Tensor | None) -> None:
+        """Compute with B from a tensor of one number, >= 1, whose gradient is then computed too; None: with ``b``."""
+        # Not through Module's own setting of attributes, which would make a Parameter part of the layer.
+        self.__dict__["pressure"] = pressure
 
     @classmethod
     def from_plain(
@@ -114,6 +122,10 @@ class BcosLayer(DynamicLayer):
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """Apply the layer; shapes as the plain layer's. ``output_size`` is for transposed convolutions."""
+        if self.pressure is not None:
+            x, norm = self._input_norm(x, output_size)
+            product = self._product(x, output_size)
+            return self._affine(bcos_scale_by(product, norm, self._cosine_weight_norm(), self.pressure))
         if self.b == 1 and self.scale != "unit":
             return self._plain_forward(x, output_size)
         if self.b == 1:

@@ -209,6 +209,19 @@ def bcos_scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) 
     return _scale(out, norm, weight_norm, b)
 
 
+def bcos_scale_by(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: Tensor) -> Tensor:
+    """As :func:`bcos_scale`, with B as a tensor of one number, >= 1, that gets a gradient too; overwrites nothing.
+
+    The ratio is kept at the smallest normal number, so that neither its logarithm nor its inverse is infinite.
+    """
+    grouped, norm, weight_norm = _by_group(out, norm, weight_norm)
+    ratio = grouped.abs() / norm
+    if weight_norm is not None:
+        ratio = ratio / weight_norm
+    scaled = grouped * ratio.clamp_min(torch.finfo(ratio.dtype).tiny).pow(b.to(ratio.dtype) - 1)
+    return scaled.to(out.dtype).reshape(out.shape)
+
+
 def alignment(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:
     """The dynamic factor |cos|^(b-1) of :func:`bcos_scale`, in out's shape; nothing is overwritten.
 

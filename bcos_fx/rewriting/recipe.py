@@ -72,7 +72,12 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in (rules_directory() / "recipes").glob("*.toml"))
 
 
-def _find(recipe: str | Path) -> Path:
+def find_recipe(recipe: str | Path) -> Path:
+    """Return the file of a recipe, by the name of a shipped one or its path.
+
+    Raises:
+        RuleError: no recipe has that name.
+    """
     path = Path(recipe)
     if path.suffix == ".toml":
         return path
@@ -102,7 +107,7 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, *, extra_rules: Sequence[st
     Raises:
         RuleError: an unknown recipe, or a file that is wrong (file, line, nearest known name).
     """
-    table = read_toml(_find(recipe))
+    table = read_toml(find_recipe(recipe))
     files = [rules_directory() / f"{name}.toml" for name in table.strings("rules")]
     files += [Path(path) for path in ([extra_rules] if isinstance(extra_rules, str | Path) else extra_rules)]
     without = table.strings("without")
@@ -119,5 +124,6 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, *, extra_rules: Sequence[st
         fixed=table.mapping("fixed"),
         hashes={file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
     )
+    table.mapping("training")  # for bcos_fx.training, which reads and checks it
     table.finish()
     return loaded

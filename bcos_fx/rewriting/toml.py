@@ -74,6 +74,10 @@ class Table:
         """Return the keys in file order."""
         return list(self._data)
 
+    def known(self, name: str) -> None:
+        """Say that a key is known, whether or not it is there."""
+        self._asked.add(name)
+
     def line(self, name: str | None = None) -> int:
         """Return the line of a key, or of the table itself."""
         key = self._key if name is None else (*self._key, name)
@@ -113,6 +117,11 @@ class Table:
     def integer(self, name: str, default: Any = _MISSING) -> Any:
         """Return a whole number."""
         return self._get(name, int, default)
+
+    def number(self, name: str, default: Any = _MISSING) -> Any:
+        """Return a number, whole or not, as a float."""
+        value = self._get(name, (int, float), default)
+        return float(value) if isinstance(value, int | float) else value
 
     def choice(self, name: str, known: Iterable[str], default: Any = _MISSING) -> str:
         """Return a string that must be one of the known words."""

@@ -1,0 +1,131 @@
+"""B of the layers of a network while it is trained: set by a schedule, or learned."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.nn import BcosLayer
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.training.places import places_of_phase
+from bcos_fx.training.schedule import Fade, Rise
+
+Scheduled = TypeVar("Scheduled", Rise, Fade)
+
+
+class Alignment(nn.Module):
+    """Holds B of some networks of one architecture (the trained one, and its average) to a schedule.
+
+    A learned B lives here and not in the layers, whose state stays that of the network's file; they are only told to
+    follow it.
+
+    Args:
+        networks: converted networks, equal in structure; their layers' B is set.
+        rises: the first whose pattern fits a layer decides; a layer that none names keeps its B.
+        tensors: let layers follow a tensor even where B is not learned, so that a compiled step is not compiled anew
+            for each value.
+
+    Attributes:
+        pressures: the tensors that layers follow; those that are learned require a gradient.
+
+    Raises:
+        UsageError: a pattern names no layer whose B may change.
+    """
+
+    def __init__(self, networks: Sequence[BcosNetwork], rises: Sequence[Rise], *, tensors: bool = False) -> None:
+        super().__init__()
+        paths = places_of_phase(networks[0], "align") if rises else []
+        self._rises = {path: rise for path in paths if (rise := first_named(rises, path)) is not None}
+        check_named(rises, paths, list(self._rises.values()), "B-cos layer whose B may change")
+        self._layers = {path: [_layer(network, path) for network in networks] for path in self._rises}
+        self._first = {path: layers[0].b for path, layers in self._layers.items()}
+        self._all = [module for module in networks[0].modules() if isinstance(module, BcosLayer)]
+        self.pressures = nn.ParameterDict()
+        for path, rise in self._rises.items():
+            if rise.learned != "no" or tensors:
+                self._follow(path, rise)
+
+    def _follow(self, path: str, rise: Rise) -> None:
+        key = _key(path, rise)
+        if key not in self.pressures:
+            device = self._layers[path][0].weight.device
+            start = torch.tensor(self._first[path], dtype=torch.float32, device=device)
+            self.pressures[key] = nn.Parameter(start, requires_grad=rise.learned != "no")
+        for layer in self._layers[path]:
+            layer.follow(self.pressures[key])
+
+    def learned(self) -> list[nn.Parameter]:
+        """Return the parameters that are B."""
+        return [parameter for parameter in self.pressures.values() if parameter.requires_grad]
+
+    @torch.no_grad()
+    def set(self, done: float) -> None:
+        """Give the layers the B of a share ``done`` in [0, 1] of training; a learned B as it stands."""
+        for path, rise in self._rises.items():
+            key = _key(path, rise)
+            if rise.learned != "no":
+                b = max(1.0, float(self.pressures[key]))
+            else:
+                b = rise.at(self._first[path], done)
+                if key in self.pressures:
+                    self.pressures[key].fill_(b)
+            for layer in self._layers[path]:
+                layer.b = b
+
+    @torch.no_grad()
+    def after_step(self, lr: float) -> None:
+        """Draw each learned B towards its rise's end, and keep it at 1 or above."""
+        for key, rise in {_key(path, rise): rise for path, rise in self._rises.items()}.items():
+            if rise.learned != "no":
+                parameter = self.pressures[key]
+                parameter.add_((rise.to - parameter) * min(1.0, lr * rise.drift)).clamp_(min=1.0)
+
+    def scheduled(self, done: float) -> tuple[float, ...]:
+        """Return each scheduled B at a share of training: another value means that B has risen."""
+        return tuple(rise.at(self._first[path], done) for path, rise in self._rises.items() if rise.learned == "no")
+
+    def settle(self) -> None:
+        """Leave the layers with the B that they have, as a number, and no tensor of it."""
+        for layers in self._layers.values():
+            for layer in layers:
+                layer.follow(None)
+
+    def mean(self) -> float:
+        """Return the mean B over all B-cos layers; 1 where there are none."""
+        return sum(layer.b for layer in self._all) / len(self._all) if self._all else 1.0
+
+
+def first_named(schedules: Sequence[Scheduled], path: str) -> Scheduled | None:
+    """Return the first schedule whose pattern fits a module's path."""
+    return next((schedule for schedule in schedules if fnmatch.fnmatchcase(path, schedule.layers)), None)
+
+
+def check_named(schedules: Sequence[Scheduled], paths: Sequence[str], used: Sequence[Scheduled], what: str) -> None:
+    """Check that every schedule decides about a layer.
+
+    Raises:
+        UsageError: one does not, and its pattern is not that for all.
+    """
+    for schedule in schedules:
+        if schedule.layers != "*" and schedule not in used:
+            raise UsageError(
+                f"the recipe names layers by {schedule.layers!r}, which decides about no {what}",
+                hint=nearest(schedule.layers, paths) if paths else "the network has none",
+            )
+
+
+def _layer(network: BcosNetwork, path: str) -> BcosLayer:
+    layer = network.get_submodule(path)
+    if not isinstance(layer, BcosLayer):
+        raise UsageError(f"{path} is a {type(layer).__name__}, which has no B")
+    return layer
+
+
+def _key(path: str, rise: Rise) -> str:
+    name = path if rise.learned != "network" else f"network {rise.layers}"
+    return name.replace(".", "/")

@@ -1,0 +1,270 @@
+"""One step of training, for Lightning's loop: loss, schedules, clipping, averaging."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchmetrics import MeanMetric
+
+from bcos_fx.errors import TrainingError, UsageError
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.training.alignment import Alignment
+from bcos_fx.training.fading import Fading
+from bcos_fx.training.finite import culprit
+from bcos_fx.training.losses import total_loss
+from bcos_fx.training.mixing import mixer
+from bcos_fx.training.optimisation import clip_adaptively_, make_optimiser, parameter_groups, rate
+from bcos_fx.training.recipe import Training
+from bcos_fx.training.seeding import derived, seed_all
+
+Calibration = Callable[[BcosNetwork, Sequence[Tensor]], object]
+"""Called with a network, to be changed in place, and batches of its input images."""
+
+
+class FineTuning(LightningModule):
+    """A network, its schedules and its loss.
+
+    Args:
+        network: what is trained, in place.
+        training: how.
+        batches: returns the number of batches in an epoch, once all processes are there.
+        reference: the original, for losses that distil and for agreement where there are no labels: an ordinary module
+            that takes what the original takes, or a converted network that takes what ``network`` takes.
+        calibration: what is done where the recipe calibrates, and the batches to do it on.
+
+    Attributes:
+        network: it.
+        average: the moving average of it, or None.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        training: Training,
+        batches: Callable[[], int],
+        reference: nn.Module | None = None,
+        calibration: tuple[Calibration, Sequence[Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.average = _averaged(network, training.average) if training.average else None
+        self._options, self._batches, self._calibration = training, batches, calibration
+        converted = [n for n in self._networks() if isinstance(n, BcosNetwork)]
+        self.alignment = Alignment(converted, training.rises, tensors=training.compiled) if converted else None
+        self._fading = Fading(converted, training.fades) if converted else None
+        # Outside the module tree: neither trained nor saved with it, and always in eval.
+        self.__dict__["_reference"] = None if reference is None else reference.eval().requires_grad_(False)
+        self.__dict__["_run"] = torch.compile(network) if training.compiled else network
+        self._loss, self._hits, self._test_hits = MeanMetric(), MeanMetric(), MeanMetric()
+        for metric in (self._loss, self._hits):
+            metric.persistent(True)  # a run that goes on within an epoch has its mean over the whole of it
+        self.tested: float | None = None
+
+    def _networks(self) -> list[nn.Module]:
+        return [self.network] if self.average is None else [self.network, self.average.module]
+
+    @property
+    def result(self) -> nn.Module:
+        """What is tested and returned: the average where there is one."""
+        return self._networks()[-1]
+
+    # ------------------------------------------------------------ schedules
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return math.ceil(self._batches() / self._options.optimiser.accumulate)
+
+    @property
+    def _steps(self) -> int:
+        return self._steps_per_epoch * self._options.epochs
+
+    def on_fit_start(self) -> None:
+        """Begin the schedules, or take them up where a checkpoint left them."""
+        if self.alignment is None or self._fading is None:
+            return
+        if self.trainer.ckpt_path is None:
+            self._fading.begin()
+            self.alignment.set(0.0)
+            if self._options.calibrate != "never":
+                self._calibrate()
+
+    def on_train_start(self) -> None:
+        """B follows from the step, which is known by now; it is no part of a checkpoint."""
+        if self.alignment is not None:
+            self.alignment.set(self.trainer.global_step / self._steps)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then move B, constants and average by as much."""
+        super().optimizer_step(*args, **kwargs)
+        step, lr = self.trainer.global_step, float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        before, after = step / self._steps, (step + 1) / self._steps
+        if self._fading is not None:
+            self._fading.after_step(before, after, lr)
+        if self.alignment is not None:
+            self.alignment.after_step(lr)
+            self.alignment.set(after)
+            if self._options.calibrate == "steps" and self._has_risen(step + 1):
+                self._calibrate()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
+
+    def _has_risen(self, step: int) -> bool:
+        """Whether this step ends with a B to calibrate for: after each stair, or once an epoch on a smooth rise."""
+        stairs = all(rise.course.shape in ("steps", "at-once") for rise in self._options.rises)
+        every = 1 if stairs else self._steps_per_epoch
+        if self.alignment is None or step % every:
+            return False
+        return self.alignment.scheduled(step / self._steps) != self.alignment.scheduled((step - every) / self._steps)
+
+    def _calibrate(self) -> None:
+        if self._calibration is None:
+            return
+        calibrate, batches = self._calibration
+        for network in self._networks():
+            if isinstance(network, BcosNetwork):
+                training = network.training
+                calibrate(network.eval(), [batch.to(self.device) for batch in batches])
+                network.train(training)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimiser, and the schedule of its rate by step."""
+        options = self._options.optimiser
+        learned = [] if self.alignment is None else self.alignment.learned()
+        optimiser = make_optimiser(parameter_groups(self.network, learned, options), options)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: rate(step, options, self._steps, self._steps_per_epoch)
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+        """Clip adaptively, all parameters."""
+        if self._options.optimiser.clip:
+            clip_adaptively_(self.network.parameters(), self._options.optimiser.clip)
+
+    # ------------------------------------------------------------ steps
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed what the step draws by where it stands, for a resumed run to draw the same."""
+        seed_all(derived(self._options.seed, "step", self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch: (images, labels), or images alone."""
+        images, labels = _parts(batch)
+        if labels is None and self._options.needs_labels:
+            raise UsageError("the batches hold no labels", hint="give (images, labels), or distil from the original")
+        indices = labels
+        if labels is not None and (self._options.mixup or self._options.cutmix):
+            images, labels = mixer(self._options.mixup, self._options.cutmix, self._classes(images))(images, labels)
+        if self._options.channels_last and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        outputs, loss = self._outputs_and_loss(images, labels)
+        if not bool(torch.isfinite(loss)):
+            raise _diverged(self, images)
+        self._loss.update(loss.detach(), len(images))
+        if indices is not None and indices.dim() == 1:
+            self._hits.update((outputs.detach().argmax(1) == indices).float())
+        return loss
+
+    def _outputs_and_loss(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        options = self._options
+        reference = self._reference_network() if options.distils else None
+        with _Features(self.network, options.features) as ours, _Features(reference, options.features) as theirs:
+            outputs: Tensor = self.__dict__["_run"](images)
+            original = None if reference is None else self._original_outputs(images)
+        features = (ours.value, theirs.value) if options.features and options.distils else None
+        return outputs, total_loss(options.losses, outputs, labels, original, features)
+
+    def _reference_network(self) -> nn.Module:
+        reference: nn.Module | None = self.__dict__["_reference"]
+        if reference is None:
+            raise UsageError("the recipe distils, and there is no original to distil from", hint="give reference=")
+        return reference.to(self.device)
+
+    @torch.no_grad()
+    def _original_outputs(self, images: Tensor) -> Tensor:
+        reference = self._reference_network()
+        own = isinstance(reference, BcosNetwork) or not isinstance(self.network, BcosNetwork)
+        outputs: Tensor = reference(images if own else self.network.original_input(images))
+        return outputs
+
+    @torch.no_grad()
+    def _classes(self, images: Tensor) -> int:
+        if not hasattr(self, "_known_classes"):
+            training = self.result.training
+            self._known_classes = int(self.result.eval()(images[:1]).shape[1])
+            self.result.train(training)
+        return self._known_classes
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Count right answers; without labels, answers like the original's."""
+        images, labels = _parts(batch)
+        if labels is None:
+            labels = self._original_outputs(images).argmax(1)
+        self._test_hits.update((self.result(images).argmax(1) == labels).float())
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the accuracy."""
+        self.tested = float(self._test_hits.compute())
+        self._test_hits.reset()
+
+    def epoch_means(self) -> tuple[float, float | None]:
+        """Return the epoch's mean loss and share of right answers (None without labels), and begin anew."""
+        loss = float(self._loss.compute())
+        hits = float(self._hits.compute()) if self._hits.weight else None
+        self._loss.reset()
+        self._hits.reset()
+        return loss, hits
+
+
+class _Features:
+    """Keeps what a layer puts out; a context."""
+
+    def __init__(self, network: nn.Module | None, path: str) -> None:
+        self.value: Any = None
+        self._layer = _named(network, path) if network is not None and path else None
+
+    def __enter__(self) -> _Features:
+        keep = lambda module, inputs, output: setattr(self, "value", output)  # noqa: E731
+        self._handle = None if self._layer is None else self._layer.register_forward_hook(keep)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+
+def _named(network: nn.Module, path: str) -> nn.Module:
+    try:
+        return network.get_submodule(path)
+    except AttributeError as error:
+        raise UsageError(f"no layer is named {path!r}", hint="features names a layer of both networks") from error
+
+
+def _averaged(network: nn.Module, decay: float) -> AveragedModel:
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average.requires_grad_(False)
+    return average
+
+
+def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, Mapping) or not isinstance(batch, Sequence) or not isinstance(batch[0], Tensor):
+        raise UsageError(f"a batch is a {type(batch).__name__}", hint="give (images, labels), or images alone")
+    return batch[0], batch[1] if len(batch) > 1 else None
+
+
+def _diverged(module: FineTuning, images: Tensor) -> TrainingError:
+    where = culprit(module.network, images)
+    step = module.trainer.global_step
+    return TrainingError(
+        f"the loss is not finite any more, at step {step} (epoch {step // module._steps_per_epoch})",
+        where=where,
+        hint="a lower learning rate, adaptive clipping (clip = 0.01), or bf16 in place of fp16",
+    )

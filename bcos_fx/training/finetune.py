@@ -1,0 +1,314 @@
+"""finetune(): from a converted network to one that was trained as a B-cos network."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.subject import check_module
+from bcos_fx.training import data as data_module
+from bcos_fx.training.places import places_of_phase, without_zero_constants
+from bcos_fx.training.recipe import Training, load_training
+from bcos_fx.training.renewal import reinitialised, with_new_head
+from bcos_fx.training.seeding import preserved
+
+_SHOWN, _CALIBRATED = 6, 1024
+Loader = Any
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """What :func:`finetune` returns.
+
+    Attributes:
+        network: the trained network, in eval mode; what faded to 0 is out of its graph.
+        history: one :class:`~bcos_fx.training.recording.Epoch` per epoch, the first of the network as it came.
+        checkpoint: the last one, or None where no folder was named.
+        classes: their names, where the data has some.
+    """
+
+    network: nn.Module
+    history: tuple[Any, ...]
+    checkpoint: Path | None
+    classes: tuple[str, ...]
+
+
+def finetune(
+    model: nn.Module,
+    data: Any,
+    *,
+    recipe: str | Path | Training | None = None,
+    validation: Any = None,
+    reference: nn.Module | None = None,
+    calibration: Callable[[BcosNetwork, Sequence[Tensor]], object] | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    from_scratch: bool = False,
+    new_head: bool = False,
+    loggers: Sequence[str] = (),
+    gallery: Tensor | None = None,
+    measures: Mapping[str, Callable[[nn.Module], float]] | None = None,
+    measure_every: int = 1,
+    checkpoint_steps: int = 0,
+    workers: int = 0,
+    accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
+    progress: bool = False,
+    told: Callable[[Any], None] | None = None,
+    **changes: Any,
+) -> FineTuned:
+    """Train a converted network, by a recipe, with Lightning.
+
+    Args:
+        model: what :func:`bcos_fx.bcosify` returned; it is not changed. Any other module is trained too, for
+            comparison, if the recipe neither raises B nor fades biases.
+        data: a folder with a folder per class; an .npz of JPEG bytes; (images (N, C, H, W) in [0, 1], labels (N,)); a
+            Dataset or a DataLoader of (image, label). Images alone will do where the recipe only distils.
+        recipe: a shipped recipe's name, a TOML file, or the training itself. None: the recipe that the network was
+            converted by.
+        validation: test images, in any of these forms.
+        reference: the original network, for recipes that distil.
+        calibration: called where the recipe calibrates, with the network, to be changed in place, and batches of
+            images.
+        folder: for checkpoint, history, gallery and logs; None writes nothing. With several epochs, name one.
+        resume: go on from the checkpoint in ``folder``, if there is one; the result is the same to the last bit as
+            that of a run that was never stopped, on the same machine.
+        from_scratch: begin with random weights.
+        new_head: exchange the last layer for one with as many classes as the data has.
+        loggers: names of Lightning's loggers, such as ``csv``, ``tensorboard``, ``wandb``.
+        gallery: (K, C, H, W) images to explain after every epoch; None takes the first few test images.
+        measures: name -> what is measured of the network (a GridPG, say), in eval mode.
+        measure_every: after so many epochs, and after the last.
+        checkpoint_steps: save after so many steps too, not only after epochs; 0 for never.
+        workers: processes that read images.
+        accelerator, devices, nodes: as Lightning's Trainer takes them; several are trained by its DDP strategy.
+        progress: show a bar on stderr.
+        told: called with each epoch's line of history.
+        changes: any field of :class:`~bcos_fx.training.recipe.Training` or of its optimiser, such as ``epochs=5`` or
+            ``lr=1e-3``, in place of the recipe's.
+
+    Returns:
+        The trained network, and its history.
+
+    Raises:
+        UsageError: an argument or the data does not fit.
+        TrainingError: the loss is not finite any more, or nothing can be written; the last checkpoint is kept.
+        MissingExtraError: Lightning is not installed.
+        KeyboardInterrupt: the user stopped it; the last checkpoint is kept.
+    """
+    if importlib.util.find_spec("lightning") is None:
+        raise MissingExtraError("lightning", "train", "fine-tuning")
+    from bcos_fx.training.running import Run
+
+    check_module(model)
+    training = _training(model, recipe, changes)
+    where = None if folder is None else Path(folder)
+    with preserved():
+        source = None if isinstance(data, DataLoader) else data_module.source_of(data)
+        network = _network(model, source, training, from_scratch=from_scratch, new_head=new_head)
+        shape = _shape(network, source)
+        train, images = _training_loader(source, data, shape, training, workers)
+        test = _testing_loader(validation, source, shape, training, workers)
+        shown = gallery if gallery is not None else _first_images(test)
+        prepared = _calibration(calibration, source, shape, training)
+        run = Run(
+            network=network,
+            training=training,
+            reference=reference,
+            calibration=prepared,
+            folder=where,
+            images=images,
+            classes=() if source is None else source.classes,
+        )
+        history, checkpoint = run.fit(
+            train,
+            test,
+            resume=resume,
+            loggers=loggers,
+            gallery=shown if isinstance(network, BcosNetwork) else None,
+            measures=measures or {},
+            measure_every=measure_every,
+            checkpoint_steps=checkpoint_steps,
+            trainer={"accelerator": accelerator, "devices": devices, "num_nodes": nodes},
+            progress=progress,
+            told=told,
+        )
+    trained = run.module.result.cpu().eval()
+    if run.module.alignment is not None:
+        run.module.alignment.settle()
+    if isinstance(trained, BcosNetwork):
+        trained = _settled(trained, shown, training)
+    return FineTuned(trained.requires_grad_(True), tuple(history), checkpoint, run.classes)
+
+
+def _training(model: nn.Module, recipe: str | Path | Training | None, changes: Mapping[str, Any]) -> Training:
+    if recipe is None:
+        if not isinstance(model, BcosNetwork):
+            raise UsageError("which recipe is the network to be trained by?", hint='recipe="bcosification"')
+        recipe = model.report.recipe
+    training = recipe if isinstance(recipe, Training) else load_training(recipe)
+    training = training.with_changes(changes)
+    if not isinstance(model, BcosNetwork) and (training.rises or training.fades):
+        raise UsageError(
+            f"a {type(model).__name__} has no B to raise and no biases that rules could take out",
+            hint="convert it first with bcos_fx.bcosify, or train it by a recipe without rises and fades",
+        )
+    return training
+
+
+def _network(
+    model: nn.Module, source: data_module.Source | None, training: Training, *, from_scratch: bool, new_head: bool
+) -> nn.Module:
+    network = copy.deepcopy(model)
+    if isinstance(network, BcosNetwork):
+        if source is not None and training.needs_labels:
+            network = _fitting_head(network, _classes(source), new_head=new_head)
+        if from_scratch:
+            network = reinitialised(network, training.seed)
+        network = _without_early_constants(network, training)
+    elif from_scratch or new_head:
+        raise UsageError("only a converted network begins from scratch or gets a new head here")
+    return network.train().requires_grad_(True)
+
+
+def _without_early_constants(network: BcosNetwork, training: Training) -> BcosNetwork:
+    """Take constants out at once where the recipe has them gone from the beginning."""
+    from bcos_fx.training.fading import Fading
+
+    gone = [fade for fade in training.fades if fade.left(0.0) == 0]
+    if not gone or not places_of_phase(network, "bias"):
+        return network
+    Fading([network], training.fades).begin()
+    shape = network.record.inputs[0].shape
+    generator = torch.Generator().manual_seed(0)
+    like = next(network.parameters())
+    images = torch.rand(4, *shape[1:], generator=generator).to(like)
+    return without_zero_constants(network, images)
+
+
+def _classes(source: data_module.Source) -> int:
+    if isinstance(source, data_module.DatasetSource) and not source.labelled and not source.classes:
+        return 0  # its labels are only known when they are read
+    count = len(source.classes) or max(source.labels) + 1
+    if count < 2 or len(set(source.labels)) < 2:
+        raise UsageError(
+            "all images are of one class, which teaches a network nothing",
+            hint="one folder per class, two or more",
+        )
+    return count
+
+
+def _fitting_head(network: BcosNetwork, classes: int, *, new_head: bool) -> BcosNetwork:
+    outputs = _outputs(network)
+    if not classes or classes == outputs:
+        return network
+    if new_head:
+        return with_new_head(network, classes)
+    raise UsageError(
+        f"the data has {classes} classes, and the network {outputs}",
+        hint="new_head=True (--new-head) gives it a new last layer for them; or take the data that it was made for",
+    )
+
+
+def _outputs(network: BcosNetwork) -> int:
+    like = next(network.parameters())
+    inputs = [torch.zeros(spec.shape, dtype=like.dtype, device=like.device) for spec in network.record.inputs]
+    training = network.training
+    with torch.no_grad():
+        found = network.eval()(*inputs)
+    network.train(training)
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        raise UsageError("the network puts out no row of scores (N, classes)", hint="convert it with output= that part")
+    return int(found.shape[1])
+
+
+def _shape(network: nn.Module, source: data_module.Source | None) -> tuple[int, ...]:
+    if isinstance(network, BcosNetwork):
+        return network.input_shape
+    if source is None or isinstance(source, data_module.DatasetSource):
+        return ()
+    first = source.read(0)
+    return tuple(first.shape) if isinstance(first, Tensor) else (3, first.height, first.width)
+
+
+def _training_loader(
+    source: data_module.Source | None, data: Any, shape: tuple[int, ...], training: Training, workers: int
+) -> tuple[Loader, int]:
+    if source is None:
+        if not len(data):
+            raise UsageError("the DataLoader has no batches")
+        return data_module.Replayable(data, training.seed), len(data.dataset)
+    samples = data_module.Samples(source, shape, training.augment, training.seed)
+    return data_module.training_loader(samples, training.batch_size, training.seed, workers), len(samples)
+
+
+def _testing_loader(
+    validation: Any, trained: data_module.Source | None, shape: tuple[int, ...], training: Training, workers: int
+) -> Loader | None:
+    if validation is None or isinstance(validation, DataLoader):
+        return validation
+    source = data_module.source_of(validation)
+    if trained is not None and trained.classes and source.classes and trained.classes != source.classes:
+        odd = sorted(set(trained.classes) ^ set(source.classes))
+        raise UsageError(
+            f"training and test images have other classes: {', '.join(odd[:5]) or 'their order differs'}",
+            hint="the same folders in both",
+        )
+    samples = data_module.Samples(source, shape, "none", training.seed)
+    return data_module.testing_loader(samples, max(training.batch_size, 128), workers)
+
+
+def _first_images(test: Loader | None) -> Tensor | None:
+    if test is None:
+        return None
+    batch = next(iter(test))
+    images = batch if isinstance(batch, Tensor) else batch[0]
+    return images[:_SHOWN].clone()
+
+
+def _calibration(
+    calibration: Callable[[BcosNetwork, Sequence[Tensor]], object] | None,
+    source: data_module.Source | None,
+    shape: tuple[int, ...],
+    training: Training,
+) -> Any:
+    """The callable, and a few batches of training images as they are, for it to run on."""
+    if training.calibrate == "never":
+        return None
+    if calibration is None:
+        raise UsageError(
+            f"the recipe calibrates ({training.calibrate}), and nothing was given that does",
+            hint='give calibration=, or calibrate="never"',
+        )
+    if source is None:
+        raise UsageError("calibration needs images by number", hint="give a folder, an .npz, tensors or a Dataset")
+    samples = data_module.Samples(source, shape, "none", training.seed)
+    count = min(_CALIBRATED, len(samples))
+    chosen = torch.linspace(0, len(samples) - 1, count).long().tolist()
+    images = torch.stack([samples[0, index][0] for index in chosen])
+    return calibration, images.split(training.batch_size)
+
+
+def _settled(network: BcosNetwork, images: Tensor | None, training: Training) -> BcosNetwork:
+    """The trained network: without constants that are gone, and with a report that says what it is now."""
+    if training.fades and images is not None:
+        network = without_zero_constants(network, images.to(next(network.parameters())))
+    pressures = {path: m.b for path, m in network.named_modules() if isinstance(getattr(m, "b", None), float)}
+    b: Any = pressures if len(set(pressures.values())) > 1 else next(iter(pressures.values()), 1.0)
+    note = f"fine-tuned for {training.epochs} epochs: weights, and figures of drift, are not those of the conversion"
+    notes = (*(n for n in network.report.notes if not n.startswith("fine-tuned for")), note)
+    return network.with_report(
+        dataclasses.replace(network.report, options={**network.report.options, "b": b}, notes=notes)
+    )

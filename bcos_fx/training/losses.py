@@ -1,0 +1,116 @@
+"""Losses, and what labels become before a loss reads them.
+
+``off-label-bce`` is what B-cos networks are trained with: binary cross entropy per class, with the target 1/C instead
+of 0 for the classes that are not the label (Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 4.1); the
+logit bias log(1 / (C - 1)) that belongs to it is part of the network, by the recipe option ``head = "logit"``.
+
+The distillation losses need no labels. ``distil-pairwise`` is the sigmoid loss over all pairs of a batch between
+normalised embeddings, with scale 10 and bias -10 (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV
+2023, section 3.2), as the B-cosification of CLIP uses it (Arya et al., "B-cosification", NeurIPS 2024, section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PAIR_SCALE, PAIR_BIAS = 10.0, -10.0
+
+SupervisedLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+def class_targets(labels: Tensor, classes: int) -> Tensor:
+    """Return targets (N, C) that add up to 1: one-hot for indices (N,); mixed labels (N, C) as they are."""
+    if labels.dim() == 2:
+        return labels.float()
+    return F.one_hot(labels, classes).float()
+
+
+def off_label_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy with targets max(target, 1/C); logits and targets (N, C), the mean over both."""
+    return F.binary_cross_entropy_with_logits(logits, targets.clamp_min(1 / targets.shape[1]))
+
+
+def bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross entropy; logits and targets (N, C), the mean over both."""
+    return F.binary_cross_entropy_with_logits(logits, targets)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of the softmax; logits and targets (N, C), the mean over samples."""
+    return F.cross_entropy(logits, targets)
+
+
+def distil_kl(ours: Tensor, reference: Tensor) -> Tensor:
+    """KL divergence of our softmax from the reference's; logits (N, C), the mean over samples."""
+    return F.kl_div(F.log_softmax(ours, 1), F.log_softmax(reference, 1), log_target=True, reduction="batchmean")
+
+
+def distil_bce(ours: Tensor, reference: Tensor) -> Tensor:
+    """Binary cross entropy towards the reference's softmax; logits (N, C), the mean over both."""
+    return F.binary_cross_entropy_with_logits(ours, F.softmax(reference, 1))
+
+
+def distil_cosine(ours: Tensor, reference: Tensor) -> Tensor:
+    """1 - cosine of each sample's features; (N, ...), the mean over samples, in [0, 2]."""
+    return (1 - F.cosine_similarity(ours.flatten(1), reference.flatten(1), dim=1)).mean()
+
+
+def distil_pairwise(ours: Tensor, reference: Tensor) -> Tensor:
+    """Sigmoid loss over all pairs: sample i of ours belongs to sample i of the reference and to no other.
+
+    Args:
+        ours, reference: embeddings (N, ...); normalised here.
+
+    Returns:
+        -1/N Σ_ij log sigmoid(z_ij (10 <ours_i, reference_j> - 10)), with z = 1 where i = j and -1 elsewhere.
+    """
+    similarity = F.normalize(ours.flatten(1), dim=1) @ F.normalize(reference.flatten(1), dim=1).T
+    signs = 2 * torch.eye(len(similarity), dtype=similarity.dtype, device=similarity.device) - 1
+    return -F.logsigmoid(signs * (PAIR_SCALE * similarity + PAIR_BIAS)).sum() / len(similarity)
+
+
+SUPERVISED: dict[str, SupervisedLoss] = {
+    "off-label-bce": off_label_bce,
+    "bce": bce,
+    "cross-entropy": cross_entropy,
+}
+ON_OUTPUTS: dict[str, SupervisedLoss] = {"distil-kl": distil_kl, "distil-bce": distil_bce}
+ON_FEATURES: dict[str, SupervisedLoss] = {"distil-cosine": distil_cosine, "distil-pairwise": distil_pairwise}
+
+
+def total_loss(
+    losses: Mapping[str, float],
+    outputs: Tensor,
+    labels: Tensor | None,
+    reference: Tensor | None = None,
+    features: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Add up losses by name and weight, in float32.
+
+    Args:
+        losses: name -> weight.
+        outputs: (N, C) of the network.
+        labels: (N,) class indices or (N, C) mixed ones; None where every loss distils.
+        reference: (N, C) outputs of the original, for losses that distil.
+        features: (ours, the reference's) of one layer; None takes the outputs.
+
+    Returns:
+        A scalar.
+    """
+    ours = outputs.float()
+    theirs = None if reference is None else reference.float()
+    pair: Any = (ours, theirs) if features is None else (features[0].float(), features[1].float())
+    parts = []
+    for name, weight in losses.items():
+        if name in SUPERVISED and labels is not None:
+            parts.append(weight * SUPERVISED[name](ours, class_targets(labels, ours.shape[1])))
+        elif name in ON_OUTPUTS and theirs is not None:
+            parts.append(weight * ON_OUTPUTS[name](ours, theirs))
+        else:
+            parts.append(weight * ON_FEATURES[name](*pair))
+    return torch.stack(parts).sum()

@@ -1,0 +1,80 @@
+"""Optimisers with options per group of parameters, adaptive gradient clipping, warm-up and cosine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.training.recipe import Optimiser
+
+# Brock et al. 2021, section 4.1: weights of norm 0 could never be moved without a least norm.
+LEAST_NORM = 1e-3
+
+
+def parameter_groups(network: nn.Module, pressures: Iterable[nn.Parameter], options: Optimiser) -> list[dict[str, Any]]:
+    """Sort parameters into groups: weights; B; and what has one dimension (norms, gains, biases), never decayed.
+
+    Args:
+        network: its parameters that require a gradient, each once.
+        pressures: learned B.
+        options: rates and decay.
+
+    Returns:
+        Groups as torch's optimisers take them, named; empty ones left out.
+    """
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"name": "weights", "params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
+        {"name": "norms and biases", "params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {"name": "B", "params": list(pressures), "weight_decay": 0.0, "lr": options.lr * options.lr_of_b},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimiser(groups: list[dict[str, Any]], options: Optimiser) -> torch.optim.Optimizer:
+    """Return torch's optimiser of that name over the groups."""
+    if options.name == "sgd":
+        return torch.optim.SGD(groups, options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
+    kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
+    return kind(groups, options.lr)
+
+
+def rate(step: int, options: Optimiser, steps: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of a step (from 0 on) as a share in [0, 1] of the highest."""
+    warm = round(options.warmup * steps_per_epoch)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if options.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+
+
+def _norms_by_unit(values: Tensor) -> Tensor:
+    """The norm of each unit, kept broadcastable: of a weight (units, ...) its slices, of a vector its numbers."""
+    if values.dim() <= 1:
+        return values.abs()
+    return torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())), keepdim=True)
+
+
+@torch.no_grad()
+def clip_adaptively_(parameters: Iterable[nn.Parameter], clipping: float) -> None:
+    """Scale gradients, in place, so that no unit's is longer than ``clipping`` times its weight.
+
+    Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", ICML 2021, section 4.1: unit
+    by unit, |g| <= clipping * max(|w|, 1e-3). Applied to all parameters, as the B-cosification recipe does.
+
+    Args:
+        parameters: those without a gradient are passed over.
+        clipping: > 0.
+    """
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        most = clipping * _norms_by_unit(parameter).clamp_min(LEAST_NORM)
+        norms = _norms_by_unit(gradient)
+        gradient.mul_(torch.where(norms > most, most / norms.clamp_min(1e-6), 1.0))

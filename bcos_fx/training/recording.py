@@ -1,0 +1,229 @@
+"""What a run leaves behind after every epoch: a line of history, a gallery of explanations, a checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from bcos_fx.errors import TrainingError
+from bcos_fx.explanation import Explanation
+from bcos_fx.explanation.explain import explain
+from bcos_fx.files import replacing
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.training.checkpoints import KEY, NAME
+from bcos_fx.training.fine_tuning import FineTuning
+from bcos_fx.training.finite import broken_tensor
+
+Measure = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known at the end of an epoch; epoch 0 is the network as it came.
+
+    Attributes:
+        epoch: how many are done.
+        images: how many images were trained on so far, all processes together.
+        seconds: time spent so far, tests and galleries included.
+        loss: mean over the epoch; None at epoch 0.
+        train_accuracy: in [0, 1], during the epoch, on augmented images; None without labels or with mixed ones.
+        accuracy: in [0, 1], on the test images, of the average where there is one; without labels the agreement with
+            the original; None without test images.
+        b: mean B over the B-cos layers.
+        bias_share: mean share in [0, 1] of constants in the absolute sums of the explained outputs; None where nothing
+            is explained.
+        residual: largest relative gap of the sums, as :class:`bcos_fx.proofs.completeness.Completeness` measures it.
+        measures: name -> value of measures that were asked for, where they were taken.
+    """
+
+    epoch: int
+    images: int
+    seconds: float
+    loss: float | None
+    train_accuracy: float | None
+    accuracy: float | None
+    b: float
+    bias_share: float | None
+    residual: float | None
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"epoch {self.epoch}"]
+        parts += [] if self.loss is None else [f"loss {self.loss:.4f}"]
+        parts += [] if self.accuracy is None else [f"accuracy {self.accuracy:.2%}"]
+        parts.append(f"B {self.b:.3g}")
+        parts += [] if self.bias_share is None else [f"bias share {self.bias_share:.1%}"]
+        parts += [f"{name} {value:.4g}" for name, value in self.measures.items()]
+        return ", ".join([*parts, f"{self.seconds:.0f} s"])
+
+
+class Recorder(Callback):
+    """Writes history, gallery and checkpoint.
+
+    Args:
+        folder: where to; None keeps the history only.
+        identity: what the checkpoints are of.
+        gallery: (K, ...) images that are explained after every epoch, or None.
+        names: class names for the gallery.
+        measures: name -> what is measured of the network, every ``measure_every`` epochs and at the last.
+        measure_every: epochs.
+        checkpoint_steps: besides every epoch's end, save after so many steps; 0 for never.
+        told: called with each new epoch.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        identity: Mapping[str, Any],
+        gallery: Tensor | None,
+        names: tuple[str, ...],
+        measures: Mapping[str, Measure],
+        measure_every: int,
+        checkpoint_steps: int,
+        told: Callable[[Epoch], None] | None,
+    ) -> None:
+        self._folder, self._identity = folder, identity
+        self._gallery, self._names = gallery, names
+        self._measures, self._measure_every = measures, measure_every
+        self._checkpoint_steps, self._told = checkpoint_steps, told
+        self.history: list[Epoch] = []
+        self._images, self._before, self._since = 0, 0.0, time.monotonic()
+
+    # Lightning keeps these with its checkpoints.
+    def state_dict(self) -> dict[str, Any]:
+        """Return history and counts as plain data."""
+        rows = [dataclasses.asdict(row) for row in self.history]
+        return {"history": rows, "images": self._images, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up history and counts."""
+        self.history = [Epoch(**row) for row in state_dict["history"]]
+        self._images, self._before = state_dict["images"], state_dict["seconds"]
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say what the checkpoint is of."""
+        checkpoint[KEY] = dict(self._identity)
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._since
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the network as it came, unless the run goes on from a checkpoint."""
+        if not self.history and trainer.global_step == 0:
+            self._record(trainer, pl_module, None, None)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count images; save where that is due."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        self._images += len(images) * trainer.world_size
+        # Not after an epoch's last batch: the epoch's end saves, with its test.
+        within = batch_idx + 1 < trainer.num_training_batches
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if within and stepped and self._checkpoint_steps and trainer.global_step % self._checkpoint_steps == 0:
+            self._save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the epoch, then save."""
+        if isinstance(pl_module, FineTuning):
+            self._record(trainer, pl_module, *pl_module.epoch_means())
+        self._save(trainer, pl_module)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        broken = broken_tensor(pl_module)
+        if broken is not None:
+            raise TrainingError(
+                f"{broken.removeprefix('network.')} is not finite any more, at step {trainer.global_step}",
+                hint="a lower learning rate, adaptive clipping (clip = 0.01), or bf16 in place of fp16",
+            )
+        if self._folder is not None:
+            trainer.save_checkpoint(self._folder / NAME)
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule, loss: float | None, hits: float | None) -> None:
+        if not isinstance(pl_module, FineTuning):
+            return
+        number = self.history[-1].epoch + 1 if self.history else 0
+        network = pl_module.result
+        training = network.training
+        network.eval()
+        try:
+            share, residual = self._explain(network, number, trainer.is_global_zero)
+            last = number == trainer.max_epochs
+            due = last or (self._measure_every and number % self._measure_every == 0)
+            measured = {name: float(measure(network)) for name, measure in self._measures.items()} if due else {}
+        finally:
+            network.train(training)
+        b = 1.0 if pl_module.alignment is None else pl_module.alignment.mean()
+        row = Epoch(number, self._images, self._seconds(), loss, hits, pl_module.tested, b, share, residual, measured)
+        self.history.append(row)
+        self._publish(trainer, row)
+
+    def _explain(self, network: nn.Module, number: int, writes: bool) -> tuple[float | None, float | None]:
+        """Explain the fixed images; return the share of constants and the largest relative gap."""
+        if self._gallery is None or not isinstance(network, BcosNetwork):
+            return None, None
+        with torch.enable_grad():
+            found = explain(
+                network, self._gallery.to(next(network.parameters())), names=self._names or None, allow_incomplete=True
+            )
+        if writes and self._folder is not None:
+            path = self._folder / "gallery" / f"epoch_{number:04d}.html"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found.save(path)
+        return shares(found)
+
+    def _publish(self, trainer: Trainer, row: Epoch) -> None:
+        if not trainer.is_global_zero:
+            return
+        values = {name: v for name, v in dataclasses.asdict(row).items() if isinstance(v, int | float)}
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, **row.measures}, trainer.global_step)
+            logger.save()
+        if self._folder is not None:
+            write_history(self.history, self._folder / "history.csv")
+        if self._told is not None:
+            self._told(row)
+
+
+def shares(found: Explanation) -> tuple[float, float]:
+    """Return the mean share of constants in an explanation's absolute sums, and its largest relative gap."""
+    constants = found.constants.total().double()
+    own = found.output.double() - constants - found.residual.double()
+    whole = own.abs() + constants.abs()
+    share = torch.where(whole > 0, constants.abs() / whole.clamp_min(1e-300), 0.0)
+    scale = torch.stack([found.output.double().abs(), own.abs(), constants.abs()]).amax(0)
+    gap = found.residual.double().abs() / scale.clamp_min(1e-300)
+    return float(share.mean()), float(gap.max())
+
+
+def write_history(history: list[Epoch], path: Path) -> None:
+    """Write one line per epoch, as CSV; whole or not at all.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    measures = list(dict.fromkeys(name for row in history for name in row.measures))
+    columns = [f.name for f in dataclasses.fields(Epoch) if f.name != "measures"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*columns, *measures])
+    for row in history:
+        own = [getattr(row, name) for name in columns]
+        writer.writerow(["" if v is None else v for v in [*own, *(row.measures.get(name) for name in measures)]])
+    try:
+        with replacing(path) as stream:
+            stream.write(text.getvalue().encode())
+    except OSError as error:
+        raise TrainingError(f"the history cannot be written: {error.strerror}", where=str(path)) from error

@@ -1,0 +1,183 @@
+"""One run of Lightning's Trainer: what it is told, and what its ends become."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch.loggers as lightning_loggers
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from torch import Tensor, nn
+
+from bcos_fx.errors import MissingExtraError, TrainingError, UsageError, nearest
+from bcos_fx.training.checkpoints import NAME, WholeCheckpoints, check_identity, identity, read_checkpoint
+from bcos_fx.training.fine_tuning import FineTuning
+from bcos_fx.training.recipe import Training
+from bcos_fx.training.recording import Epoch, Measure, Recorder
+
+_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass
+class Run:
+    """A network, its recipe and the place of its files.
+
+    Attributes:
+        network: trained in place.
+        training: how.
+        reference, calibration: see :class:`FineTuning`.
+        folder: of the files, or None.
+        images: how many there are to train on.
+        classes: names.
+    """
+
+    network: nn.Module
+    training: Training
+    reference: nn.Module | None
+    calibration: Any
+    folder: Path | None
+    images: int
+    classes: tuple[str, ...]
+
+    def fit(
+        self,
+        train: Any,
+        test: Any,
+        *,
+        resume: bool,
+        loggers: Sequence[str],
+        gallery: Tensor | None,
+        measures: Mapping[str, Measure],
+        measure_every: int,
+        checkpoint_steps: int,
+        trainer: Mapping[str, Any],
+        progress: bool,
+        told: Callable[[Epoch], None] | None,
+    ) -> tuple[list[Epoch], Path | None]:
+        """Train; return the history and the checkpoint's path. See :func:`bcos_fx.training.finetune.finetune`."""
+        own = identity(self.network, self.training, self.images)
+        checkpoint = self._checkpoint(own, resume=resume)
+        self.module = FineTuning(self.network, self.training, lambda: len(train), self.reference, self.calibration)
+        if self.training.channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        recorder = Recorder(
+            self.folder,
+            identity=own,
+            gallery=gallery,
+            names=self.classes,
+            measures=measures,
+            measure_every=measure_every,
+            checkpoint_steps=checkpoint_steps,
+            told=told,
+        )
+        bar = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
+        with self._quiet():
+            made = Trainer(
+                **trainer,
+                strategy="ddp" if trainer["devices"] * trainer["num_nodes"] > 1 else "auto",
+                max_epochs=self.training.epochs,
+                precision=_PRECISION[self.training.precision],  # type: ignore[arg-type]
+                accumulate_grad_batches=self.training.optimiser.accumulate,
+                callbacks=[recorder, *bar],
+                plugins=[WholeCheckpoints()],
+                logger=[self._logger(name) for name in loggers],
+                default_root_dir=self.folder,
+                enable_progress_bar=progress,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                num_sanity_val_steps=-1 if test is not None else 0,
+                inference_mode=False,  # explanations and calibration follow tests, and need ordinary tensors
+            )
+            self._run(made, train, test, checkpoint)
+        return recorder.history, None if self.folder is None else self.folder / NAME
+
+    def _checkpoint(self, own: Mapping[str, Any], *, resume: bool) -> Path | None:
+        """Return the checkpoint to go on from, which fits; see that there is none to overwrite."""
+        if self.folder is None:
+            if resume:
+                raise UsageError("there is nothing to go on from without a folder", hint="name the run's folder")
+            return None
+        found = self.folder / NAME
+        if resume and found.is_file():
+            check_identity(read_checkpoint(found), own, found)
+            return found
+        if found.is_file():
+            raise UsageError(
+                f"there is a run in {self.folder} already",
+                hint="go on with resume=True (--resume), or use another folder",
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return None
+
+    def _logger(self, name: str) -> Logger:
+        if self.folder is None:
+            raise UsageError("loggers need a folder", hint="name the run's folder")
+        known = {n.removesuffix("Logger").lower(): n for n in lightning_loggers.__all__ if n != "Logger"}
+        if name not in known:
+            raise UsageError(f"Lightning has no logger {name!r}", hint=nearest(name, known))
+        kind: Any = getattr(lightning_loggers, known[name])
+        try:
+            logger: Logger = kind(save_dir=str(self.folder / "logs"))
+        except ModuleNotFoundError as error:
+            library = (error.name or name).partition(".")[0]
+            raise MissingExtraError(library, "train", f"the logger {name!r}") from error
+        return logger
+
+    def _run(self, trainer: Trainer, train: Any, test: Any, checkpoint: Path | None) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(self.module, train, test, ckpt_path=checkpoint)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            raise self._interrupted() from None
+        except TrainingError as error:
+            raise TrainingError(error.what, where=error.where, hint=self._kept(error.hint)) from error
+        except OSError as error:
+            raise TrainingError(
+                f"a file of the run cannot be written: {error.strerror or error}",
+                where=None if error.filename is None else str(error.filename),
+                hint=self._kept("make room"),
+            ) from error
+        finally:
+            if _in_main_thread():
+                signal.signal(signal.SIGINT, handler)
+
+    def _kept(self, hint: str | None) -> str:
+        if self.folder is None or not (self.folder / NAME).is_file():
+            return f"{hint or 'begin anew'}; no checkpoint was made yet"
+        return f"{hint or 'go on with resume'}; the last good checkpoint is {self.folder / NAME}"
+
+    def _interrupted(self) -> KeyboardInterrupt:
+        interrupt = KeyboardInterrupt()
+        if self.folder is not None and (self.folder / NAME).is_file():
+            interrupt.add_note(f"the last checkpoint is {self.folder / NAME}; go on with resume=True (--resume)")
+        return interrupt
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Keep Lightning's advice to itself: what matters is said by errors here."""
+        chatter = logging.getLogger("lightning.pytorch")
+        level = chatter.level
+        chatter.setLevel(logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", PossibleUserWarning)
+                warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+                yield
+        finally:
+            chatter.setLevel(level)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

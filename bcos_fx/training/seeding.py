@@ -1,0 +1,39 @@
+"""Random numbers that follow from where training is: nothing has to be remembered for a resumed run to draw the same.
+
+Every draw comes from a generator seeded by the run's seed and by what the draw is for: (epoch, image), (epoch, batch).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derived(seed: int, *purpose: int | str) -> int:
+    """Return a seed in [0, 2^63) for one purpose, unrelated to those for others."""
+    text = repr((seed, *purpose)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def preserved() -> Iterator[None]:
+    """Give the caller's global generators back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
