@@ -189,8 +189,10 @@ class FineTuning(LightningModule):
     @torch.no_grad()
     def _original_outputs(self, images: Tensor) -> Tensor:
         reference = self._reference_network()
-        own = isinstance(reference, BcosNetwork) or not isinstance(self.network, BcosNetwork)
-        outputs: Tensor = reference(images if own else self.network.original_input(images))
+        network = self.network
+        if isinstance(network, BcosNetwork) and not isinstance(reference, BcosNetwork):
+            images = network.original_input(images)
+        outputs: Tensor = reference(images)
         return outputs
 
     @torch.no_grad()
@@ -247,7 +249,8 @@ def _named(network: nn.Module, path: str) -> nn.Module:
 
 
 def _averaged(network: nn.Module, decay: float) -> AveragedModel:
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    rule: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, multi_avg_fn=rule, use_buffers=True)
     average.requires_grad_(False)
     return average
 

@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.subject import check_module
-from bcos_fx.training import data as data_module
+from bcos_fx.training.data import Replayable, Samples, testing_loader, training_loader
 from bcos_fx.training.places import places_of_phase, without_zero_constants
 from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.renewal import reinitialised, with_new_head
 from bcos_fx.training.seeding import preserved
+from bcos_fx.training.sources import DatasetSource, Source, source_of
 
 _SHOWN, _CALIBRATED = 6, 1024
 Loader = Any
@@ -93,7 +94,9 @@ def finetune(
         measure_every: after so many epochs, and after the last.
         checkpoint_steps: save after so many steps too, not only after epochs; 0 for never.
         workers: processes that read images.
-        accelerator, devices, nodes: as Lightning's Trainer takes them; several are trained by its DDP strategy.
+        accelerator: ``auto``, ``cpu``, ``gpu``, ..., as Lightning's Trainer takes it.
+        devices: processes per machine; with several, Lightning's DDP trains, and batches are per process.
+        nodes: machines.
         progress: show a bar on stderr.
         told: called with each epoch's line of history.
         changes: any field of :class:`~bcos_fx.training.recipe.Training` or of its optimiser, such as ``epochs=5`` or
@@ -116,7 +119,7 @@ def finetune(
     training = _training(model, recipe, changes)
     where = None if folder is None else Path(folder)
     with preserved():
-        source = None if isinstance(data, DataLoader) else data_module.source_of(data)
+        source = None if isinstance(data, DataLoader) else source_of(data)
         network = _network(model, source, training, from_scratch=from_scratch, new_head=new_head)
         shape = _shape(network, source)
         train, images = _training_loader(source, data, shape, training, workers)
@@ -169,7 +172,7 @@ def _training(model: nn.Module, recipe: str | Path | Training | None, changes: M
 
 
 def _network(
-    model: nn.Module, source: data_module.Source | None, training: Training, *, from_scratch: bool, new_head: bool
+    model: nn.Module, source: Source | None, training: Training, *, from_scratch: bool, new_head: bool
 ) -> nn.Module:
     network = copy.deepcopy(model)
     if isinstance(network, BcosNetwork):
@@ -198,8 +201,8 @@ def _without_early_constants(network: BcosNetwork, training: Training) -> BcosNe
     return without_zero_constants(network, images)
 
 
-def _classes(source: data_module.Source) -> int:
-    if isinstance(source, data_module.DatasetSource) and not source.labelled and not source.classes:
+def _classes(source: Source) -> int:
+    if isinstance(source, DatasetSource) and not source.labelled and not source.classes:
         return 0  # its labels are only known when they are read
     count = len(source.classes) or max(source.labels) + 1
     if count < 2 or len(set(source.labels)) < 2:
@@ -234,40 +237,40 @@ def _outputs(network: BcosNetwork) -> int:
     return int(found.shape[1])
 
 
-def _shape(network: nn.Module, source: data_module.Source | None) -> tuple[int, ...]:
+def _shape(network: nn.Module, source: Source | None) -> tuple[int, ...]:
     if isinstance(network, BcosNetwork):
         return network.input_shape
-    if source is None or isinstance(source, data_module.DatasetSource):
+    if source is None or isinstance(source, DatasetSource):
         return ()
     first = source.read(0)
     return tuple(first.shape) if isinstance(first, Tensor) else (3, first.height, first.width)
 
 
 def _training_loader(
-    source: data_module.Source | None, data: Any, shape: tuple[int, ...], training: Training, workers: int
+    source: Source | None, data: Any, shape: tuple[int, ...], training: Training, workers: int
 ) -> tuple[Loader, int]:
     if source is None:
         if not len(data):
             raise UsageError("the DataLoader has no batches")
-        return data_module.Replayable(data, training.seed), len(data.dataset)
-    samples = data_module.Samples(source, shape, training.augment, training.seed)
-    return data_module.training_loader(samples, training.batch_size, training.seed, workers), len(samples)
+        return Replayable(data, training.seed), len(data.dataset)
+    samples = Samples(source, shape, training.augment, training.seed)
+    return training_loader(samples, training.batch_size, training.seed, workers), len(samples)
 
 
 def _testing_loader(
-    validation: Any, trained: data_module.Source | None, shape: tuple[int, ...], training: Training, workers: int
+    validation: Any, trained: Source | None, shape: tuple[int, ...], training: Training, workers: int
 ) -> Loader | None:
     if validation is None or isinstance(validation, DataLoader):
         return validation
-    source = data_module.source_of(validation)
+    source = source_of(validation)
     if trained is not None and trained.classes and source.classes and trained.classes != source.classes:
         odd = sorted(set(trained.classes) ^ set(source.classes))
         raise UsageError(
             f"training and test images have other classes: {', '.join(odd[:5]) or 'their order differs'}",
             hint="the same folders in both",
         )
-    samples = data_module.Samples(source, shape, "none", training.seed)
-    return data_module.testing_loader(samples, max(training.batch_size, 128), workers)
+    samples = Samples(source, shape, "none", training.seed)
+    return testing_loader(samples, max(training.batch_size, 128), workers)
 
 
 def _first_images(test: Loader | None) -> Tensor | None:
@@ -280,7 +283,7 @@ def _first_images(test: Loader | None) -> Tensor | None:
 
 def _calibration(
     calibration: Callable[[BcosNetwork, Sequence[Tensor]], object] | None,
-    source: data_module.Source | None,
+    source: Source | None,
     shape: tuple[int, ...],
     training: Training,
 ) -> Any:
@@ -294,11 +297,11 @@ def _calibration(
         )
     if source is None:
         raise UsageError("calibration needs images by number", hint="give a folder, an .npz, tensors or a Dataset")
-    samples = data_module.Samples(source, shape, "none", training.seed)
+    samples = Samples(source, shape, "none", training.seed)
     count = min(_CALIBRATED, len(samples))
     chosen = torch.linspace(0, len(samples) - 1, count).long().tolist()
     images = torch.stack([samples[0, index][0] for index in chosen])
-    return calibration, images.split(training.batch_size)
+    return calibration, torch.split(images, training.batch_size)
 
 
 def _settled(network: BcosNetwork, images: Tensor | None, training: Training) -> BcosNetwork:

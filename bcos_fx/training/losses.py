@@ -64,7 +64,8 @@ def distil_pairwise(ours: Tensor, reference: Tensor) -> Tensor:
     """Sigmoid loss over all pairs: sample i of ours belongs to sample i of the reference and to no other.
 
     Args:
-        ours, reference: embeddings (N, ...); normalised here.
+        ours: embeddings (N, ...); normalised here.
+        reference: likewise.
 
     Returns:
         -1/N Σ_ij log sigmoid(z_ij (10 <ours_i, reference_j> - 10)), with z = 1 where i = j and -1 elsewhere.

@@ -57,7 +57,8 @@ def _norms_by_unit(values: Tensor) -> Tensor:
     """The norm of each unit, kept broadcastable: of a weight (units, ...) its slices, of a vector its numbers."""
     if values.dim() <= 1:
         return values.abs()
-    return torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())), keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())), keepdim=True)
+    return norms
 
 
 @torch.no_grad()

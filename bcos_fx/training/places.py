@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import VerificationError
+from bcos_fx.nn import BcosLayer
 from bcos_fx.proofs.equivalence import verify
 from bcos_fx.rewriting.location import rules_directory
 from bcos_fx.rewriting.match import Predicate
@@ -31,8 +32,8 @@ def places_of_phase(network: BcosNetwork, phase: str) -> list[str]:
     """
     graph_module = network.graph_module()
     targets = {node.name: str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
-    highest = max((layer.b for layer in network.modules() if hasattr(layer, "b")), default=1.0)
-    changes = {"align": {"b": highest + 1}, "bias": {"bias": "strip"}}[phase]
+    highest = max((layer.b for layer in network.modules() if isinstance(layer, BcosLayer)), default=1.0)
+    changes: dict[str, Any] = {"align": {"b": highest + 1}, "bias": {"bias": "strip"}}[phase]
     log = _engine(network, phase, changes).run(graph_module, (phase,))
     return list(dict.fromkeys(targets[step.node] for step in log.steps))
 

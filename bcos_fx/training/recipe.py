@@ -96,7 +96,7 @@ class Training:
         mixup, cutmix: their alpha; 0 for none. Both: one of them by chance for each batch.
         calibrate: ``never``, at the ``start``, or at the start and at every one of the ``steps`` in which B rises
             (where it rises smoothly: at each epoch's beginning while it rises).
-        average: decay of an exponential moving average of the weights, which is what is tested and returned; 0 for none.
+        average: decay of an exponential moving average of the weights, which is then tested and returned; 0 for none.
         precision: ``32``, or automatic mixed precision in ``bf16`` or ``fp16``.
         channels_last: memory format of the convolutions.
         compiled: run the training step through torch.compile.
