@@ -69,7 +69,7 @@ class Alignment(nn.Module):
         for path, rise in self._rises.items():
             key = _key(path, rise)
             if rise.learned != "no":
-                b = max(1.0, float(self.pressures[key]))
+                b = max(1.0, self.pressures[key].item())
             else:
                 b = rise.at(self._first[path], done)
                 if key in self.pressures:

@@ -158,7 +158,6 @@ class FineTuning(LightningModule):
         images, labels = _parts(batch)
         if labels is None and self._options.needs_labels:
             raise UsageError("the batches hold no labels", hint="give (images, labels), or distil from the original")
-        indices = labels
         if labels is not None and (self._options.mixup or self._options.cutmix):
             images, labels = mixer(self._options.mixup, self._options.cutmix, self._classes(images))(images, labels)
         if self._options.channels_last and images.dim() == 4:
@@ -167,8 +166,8 @@ class FineTuning(LightningModule):
         if not bool(torch.isfinite(loss)):
             raise _diverged(self, images)
         self._loss.update(loss.detach(), len(images))
-        if indices is not None and indices.dim() == 1:
-            self._hits.update((outputs.detach().argmax(1) == indices).float())
+        if labels is not None and labels.dim() == 1:
+            self._hits.update((outputs.detach().argmax(1) == labels).float())
         return loss
 
     def _outputs_and_loss(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -101,6 +101,8 @@ class Run:
                 inference_mode=False,  # explanations and calibration follow tests, and need ordinary tensors
             )
             self._run(made, train, test, checkpoint)
+        if self.module.alignment is not None:  # not set yet where a finished run was taken up
+            self.module.alignment.set(1.0)
         return recorder.history, None if self.folder is None else self.folder / NAME
 
     def _checkpoint(self, own: Mapping[str, Any], *, resume: bool) -> Path | None:
