@@ -30,8 +30,9 @@ def guarded(command: Callable[Parameters, Result]) -> Callable[Parameters, Resul
             return command(*args, **kwargs)
         except typer.Exit:
             raise
-        except KeyboardInterrupt:
-            typer.echo("\ninterrupted; no half-written file is left", err=True)
+        except KeyboardInterrupt as interrupt:
+            said = ["\ninterrupted; no half-written file is left", *getattr(interrupt, "__notes__", ())]
+            typer.echo("\n".join(said), err=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:  # the outermost frame: whatever is left must become a message
             if isinstance(error, OSError) and error.errno == errno.EPIPE:

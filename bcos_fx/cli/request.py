@@ -20,7 +20,8 @@ Result = TypeVar("Result")
 _FILE, _WHAT, _INPUT, _OUT = "The file", "The rewrite", "The input", "The result"
 
 
-def _recipes(incomplete: str) -> list[str]:
+def recipes(incomplete: str) -> list[str]:
+    """Complete the name of a shipped recipe."""
     names = sorted(path.stem for path in (rules_directory() / "recipes").glob("*.toml"))
     return [name for name in names if name.startswith(incomplete)]
 
@@ -64,7 +65,7 @@ class Request:
         typer.Option(
             help="Which rules, with which options: a shipped recipe or a TOML file; `bcos-fx rules` lists them. "
             "equivalent only rewrites what keeps the function. (default: bcosification)",
-            autocompletion=_recipes,
+            autocompletion=recipes,
             show_default=False,
             rich_help_panel=_WHAT,
         ),

@@ -194,11 +194,12 @@ def _without_early_constants(network: BcosNetwork, training: Training) -> BcosNe
     if not gone or not places_of_phase(network, "bias"):
         return network
     Fading([network], training.fades).begin()
-    shape = network.record.inputs[0].shape
+    return without_zero_constants(network, _made_up(network))
+
+
+def _made_up(network: BcosNetwork) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    like = next(network.parameters())
-    images = torch.rand(4, *shape[1:], generator=generator).to(like)
-    return without_zero_constants(network, images)
+    return torch.rand(4, *network.input_shape, generator=generator).to(next(network.parameters()))
 
 
 def _classes(source: Source) -> int:
@@ -306,8 +307,9 @@ def _calibration(
 
 def _settled(network: BcosNetwork, images: Tensor | None, training: Training) -> BcosNetwork:
     """The trained network: without constants that are gone, and with a report that says what it is now."""
-    if training.fades and images is not None:
-        network = without_zero_constants(network, images.to(next(network.parameters())))
+    if training.fades:
+        like = next(network.parameters())
+        network = without_zero_constants(network, _made_up(network) if images is None else images.to(like))
     pressures = {path: m.b for path, m in network.named_modules() if isinstance(getattr(m, "b", None), float)}
     b: Any = pressures if len(set(pressures.values())) > 1 else next(iter(pressures.values()), 1.0)
     note = f"fine-tuned for {training.epochs} epochs: weights, and figures of drift, are not those of the conversion"

@@ -69,11 +69,11 @@ class FolderSource(Source):
 class NpzSource(Source):
     """JPEG files in one .npz: ``jpeg`` (all bytes), ``offsets`` (n + 1), ``labels``, and ``classes`` (names)."""
 
-    def __init__(self, path: Path, limit: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         try:
             with np.load(path, allow_pickle=False) as found:
                 self._bytes, self._offsets = found["jpeg"], found["offsets"]
-                self.labels = found["labels"].astype(np.int64)[:limit].tolist()
+                self.labels = found["labels"].astype(np.int64).tolist()
                 self.classes = tuple(str(name) for name in found["classes"]) if "classes" in found else ()
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(
@@ -139,12 +139,11 @@ class DatasetSource(Source):
         return f"item {index} of {type(self._dataset).__name__}"
 
 
-def source_of(data: Any, limit: int | None = None) -> Source:
+def source_of(data: Any) -> Source:
     """Return images by number.
 
     Args:
         data: path of a folder per class or of an .npz; (images, labels); a Dataset of (image, label).
-        limit: of an .npz, take the first so many.
 
     Raises:
         UsageError: there are no images, or it is something else.
@@ -154,7 +153,7 @@ def source_of(data: Any, limit: int | None = None) -> Source:
         if path.is_dir():
             return FolderSource(path)
         if path.is_file():
-            return NpzSource(path, limit)
+            return NpzSource(path)
         near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UsageError(f"there is no folder or file {path}", hint=nearest(path.name, near[:200]) if near else None)
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):

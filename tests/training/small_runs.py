@@ -53,6 +53,14 @@ def original() -> nn.Sequential:
     return network.eval()
 
 
+def without_batch_statistics() -> nn.Sequential:
+    """What such a network computes for an image does not depend on the batch that it is in."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)
+        return nn.Sequential(*layers).eval()
+
+
 def converted(**options: Any) -> BcosNetwork:
     network = original()
     return bcos_fx.bcosify(

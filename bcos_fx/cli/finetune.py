@@ -1,0 +1,204 @@
+"""``bcos-fx finetune``: train a converted network as a B-cos network."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcos_fx.cli.request import recipes, takes
+
+if TYPE_CHECKING:
+    from bcos_fx.training.finetune import FineTuned
+
+NAME = "finetune"
+EPILOG = """Examples:
+
+bcos-fx convert resnet50.pth --arch torchvision:resnet50 --mean auto --recipe gradual -o start.safetensors
+
+bcos-fx finetune start.safetensors --data train/ --val val/ -o bcos.safetensors
+
+bcos-fx finetune start.safetensors --data train/ --val val/ -o bcos.safetensors --resume
+
+bcos-fx finetune start.safetensors --data train.npz --recipe my.toml --epochs 5 --lr 3e-4 -o bcos.safetensors
+
+Exit code 0: trained and written. 2: bad input, or training could not go on. 130: stopped by Ctrl-C; --resume goes on.
+"""
+_WHAT, _DATA, _RUN = "The training", "The images", "The run"
+
+
+@dataclass(frozen=True)
+class FineTuneRequest:
+    """One training, as asked for on the command line."""
+
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")]
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Images to train on: a folder with one folder per class, or an .npz with jpeg (bytes of all files), "
+            "offsets, labels and classes.",
+            rich_help_panel=_DATA,
+        ),
+    ]
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.", rich_help_panel=_RUN)]
+    val: Annotated[
+        Path | None, typer.Option(help="Images to test on after every epoch, likewise.", rich_help_panel=_DATA)
+    ] = None
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="none, flip, flip-and-shift, crop-and-flip or trivial. (default: the recipe's)",
+            show_default=False,
+            rich_help_panel=_DATA,
+        ),
+    ] = None
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.", rich_help_panel=_DATA)] = 0
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="How to train: a shipped recipe (bcosification as published, gradual, bcos-v2, equivalent) or a TOML "
+            "file with a [training] table. (default: the recipe that MODEL was converted by)",
+            autocompletion=recipes,
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the images. (default: the recipe's)", rich_help_panel=_WHAT)
+    ] = None
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images per step and process. (default: the recipe's)", rich_help_panel=_WHAT),
+    ] = None
+    lr: Annotated[
+        float | None, typer.Option(help="Highest learning rate. (default: the recipe's)", rich_help_panel=_WHAT)
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of everything random. (default: the recipe's)", rich_help_panel=_WHAT)
+    ] = None
+    precision: Annotated[
+        str | None, typer.Option(help="32, bf16 or fp16 (mixed precision).", rich_help_panel=_WHAT)
+    ] = None
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Begin with random weights.", rich_help_panel=_WHAT)
+    ] = False
+    new_head: Annotated[
+        bool,
+        typer.Option(
+            "--new-head", help="Give the network a new last layer for the classes of --data.", rich_help_panel=_WHAT
+        ),
+    ] = False
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="For recipes that distil: the original, converted with --recipe equivalent.", rich_help_panel=_WHAT
+        ),
+    ] = None
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for checkpoint, history, gallery and logs. (default: OUT with .run)",
+            show_default=False,
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on from the run's last checkpoint: the result is that of a run that was never stopped.",
+            rich_help_panel=_RUN,
+        ),
+    ] = False
+    checkpoint_steps: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Save after so many steps too, not only after epochs; 0 for never.", rich_help_panel=_RUN
+        ),
+    ] = 0
+    logger: Annotated[
+        list[str],
+        typer.Option(help="Log to csv, tensorboard, wandb, mlflow, ...; repeatable.", rich_help_panel=_RUN),
+    ] = field(default_factory=list)
+    accelerator: Annotated[str, typer.Option(help="auto, cpu, gpu, mps, ...", rich_help_panel=_RUN)] = "auto"
+    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine.", rich_help_panel=_RUN)] = 1
+    nodes: Annotated[
+        int, typer.Option(min=1, help="Machines, as Lightning's DDP counts them.", rich_help_panel=_RUN)
+    ] = 1
+    force: Annotated[
+        bool, typer.Option("-f", "--force", help="Overwrite OUT if it is there.", rich_help_panel=_RUN)
+    ] = False
+    json: Annotated[
+        bool, typer.Option("--json", help="The history as JSON on stdout, and nothing else.", rich_help_panel=_RUN)
+    ] = False
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.run if self.run is not None else self.out.with_name(self.out.name + ".run")
+
+
+@takes(FineTuneRequest)
+def run(request: FineTuneRequest) -> None:
+    """Train a converted network as a B-cos network, and write it to a file.
+
+    The recipe says how B rises and biases fade, and with which loss. After every epoch the accuracy, the mean B and the
+    share of constants in the explained outputs are told, a gallery of explanations of the same few images is written,
+    and a checkpoint. A run that is stopped, by whatever, goes on with --resume.
+    """
+    from bcos_fx.cli.convert import check_target
+
+    check_target(request.out, force=request.force)
+    found = _trained(request)
+    from bcos_fx.artifact import save
+
+    save(found.network, request.out)  # type: ignore[arg-type]
+    _tell(request, found)
+
+
+def _trained(request: FineTuneRequest) -> FineTuned:
+    from bcos_fx.cli.check import read_artifact
+    from bcos_fx.training.finetune import finetune
+
+    return finetune(
+        read_artifact(request.model),
+        request.data,
+        recipe=request.recipe,
+        validation=request.val,
+        reference=None if request.reference is None else read_artifact(request.reference),
+        folder=request.folder,
+        resume=request.resume,
+        from_scratch=request.from_scratch,
+        new_head=request.new_head,
+        loggers=request.logger,
+        checkpoint_steps=request.checkpoint_steps,
+        workers=request.workers,
+        accelerator=request.accelerator,
+        devices=request.devices,
+        nodes=request.nodes,
+        progress=sys.stderr.isatty() and not request.json,
+        told=lambda row: typer.echo(str(row), err=True),
+        **{name: getattr(request, name) for name in ("epochs", "batch_size", "lr", "seed", "augment", "precision")},
+    )
+
+
+def _tell(request: FineTuneRequest, found: FineTuned) -> None:
+    rows: list[dict[str, Any]] = [asdict(row) for row in found.history]
+    if request.json:
+        said = {"output": str(request.out), "run": str(request.folder), "history": rows}
+        typer.echo(json_module.dumps(said, indent=2, sort_keys=True))
+        return
+    first, last = found.history[0], found.history[-1]
+    size = request.out.stat().st_size / 1e6
+    typer.echo(f"Wrote {request.out} ({size:,.1f} MB); history and gallery are in {request.folder}.")
+    if last.accuracy is not None and first.accuracy is not None:
+        typer.echo(f"Accuracy {first.accuracy:.2%} before, {last.accuracy:.2%} after {last.epoch} epochs.")
+    if last.bias_share:
+        typer.echo(
+            f"Constants make up {last.bias_share:.1%} of the explained outputs: biases that the recipe keeps, embeddings, "
+            "tokens, the logit bias."
+        )

@@ -1,0 +1,390 @@
+"""finetune() as a whole: what it does, leaves behind and refuses."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+import re
+import shutil
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bcos_fx
+from bcos_fx.errors import TrainingError, UsageError
+from bcos_fx.nn import BcosLayer
+from bcos_fx.training.finetune import finetune
+from bcos_fx.training.recipe import Training
+from bcos_fx.training.schedule import Course, Fade, Rise
+from tests.training.small_runs import (
+    CLASSES,
+    converted,
+    full_run,
+    images,
+    original,
+    plain,
+    training,
+)
+
+pytestmark = pytest.mark.vision
+
+
+def photographs(folder: Path, classes: int = CLASSES, each: int = 4, size: int = 8) -> Path:
+    pixels, labels = images(classes * each)
+    for number, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
+        place = folder / f"class_{int(label) % classes}"
+        place.mkdir(parents=True, exist_ok=True)
+        array = (picture.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+        Image.fromarray(array).resize((size, size)).save(place / f"{number}.png")
+    return folder
+
+
+def archive(path: Path, count: int = 12) -> Path:
+    pixels, labels = images(count)
+    files = []
+    for picture in pixels:
+        stream = io.BytesIO()
+        Image.fromarray((picture.permute(1, 2, 0).numpy() * 255).astype(np.uint8)).save(stream, "JPEG")
+        files.append(stream.getvalue())
+    np.savez(
+        path,
+        jpeg=np.frombuffer(b"".join(files), np.uint8),
+        offsets=np.cumsum([0, *map(len, files)]),
+        labels=labels.numpy().astype(np.uint8),
+        classes=np.array([f"class_{i}" for i in range(CLASSES)]),
+    )
+    return path
+
+
+def test_a_run_leaves_history_gallery_logs_and_a_network_without_biases(tmp_path: Path) -> None:
+    told: list[str] = []
+    found = finetune(
+        converted(),
+        images(),
+        recipe=training(),
+        validation=images(12),
+        folder=tmp_path / "run",
+        loggers=("csv", "tensorboard"),
+        measures={"always_three": lambda network: 3.0 if not network.training else 0.0},
+        measure_every=2,
+        told=lambda row: told.append(str(row)),
+    )
+    rows = found.history
+    assert [row.epoch for row in rows] == [0, 1, 2, 3]
+    assert [row.images for row in rows] == [0, 24, 48, 72]
+    assert rows[0].loss is None
+    assert rows[0].b == 1.0
+    assert rows[-1].b > 1.6  # the first layer's is learned
+    assert rows[-1].bias_share == 0
+    assert rows[1].bias_share is not None
+    assert rows[1].bias_share > 0
+    assert all(row.residual is not None and row.residual < 1e-4 for row in rows)
+    assert [dict(row.measures) for row in rows] == [
+        {"always_three": 3.0},
+        {},
+        {"always_three": 3.0},
+        {"always_three": 3.0},
+    ]
+    assert len(told) == 4
+    assert "B 1, bias share" in told[0]
+    with (tmp_path / "run" / "history.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    assert [float(line["accuracy"]) for line in lines] == [row.accuracy for row in rows]
+    pages = sorted((tmp_path / "run" / "gallery").iterdir())
+    assert [page.name for page in pages] == [f"epoch_{i:04d}.html" for i in range(4)]
+    assert list((tmp_path / "run" / "logs").rglob("metrics.csv"))
+    assert list((tmp_path / "run" / "logs").rglob("events.out.*"))
+    assert not found.network.training
+    assert all(m.bias is None for m in found.network.modules() if isinstance(m, BcosLayer))
+    assert "layer-bias-stripped" in found.network.report.rules
+    assert any("fine-tuned for 3 epochs" in note for note in found.network.report.notes)
+    bcos_fx.save(found.network, tmp_path / "out.safetensors")
+    again = bcos_fx.load(tmp_path / "out.safetensors")
+    assert torch.equal(again(images()[0]), found.network(images()[0]))
+    assert bcos_fx.certify(again, images()[0]).ok
+
+
+def test_training_teaches() -> None:
+    found = finetune(converted(), images(60), recipe=plain(epochs=12, lr=0.02), validation=images(30))
+    assert found.history[-1].accuracy is not None
+    assert found.history[-1].accuracy > 0.9
+    losses = [row.loss for row in found.history[1:] if row.loss is not None]
+    assert losses[-1] < losses[0]
+
+
+def test_a_learned_b_moves_and_one_that_drifts_ends_near_two() -> None:
+    changes = {"rises": (Rise(layers="0", learned="layer", drift=50.0), Rise(learned="network")), "epochs": 3}
+    found = finetune(converted(), images(), recipe=plain(**changes, schedule="constant"))
+    values = [m.b for m in found.network.modules() if isinstance(m, BcosLayer)]
+    assert values[0] == pytest.approx(2.0, abs=0.1)
+    assert values[1] == values[2] != 1.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"channels_last": True},
+        {"accumulate": 2},
+        {"name": "sgd", "momentum": 0.9, "weight_decay": 0.01},
+        {"loss": "distil-kl"},
+        {"loss": {"distil-cosine": 1.0, "distil-pairwise": 1.0}, "features": "4"},
+        {"cutmix": 1.0, "augment": "trivial"},
+        {"augment": "crop-and-flip"},
+    ],
+    ids=str,
+)
+def test_options_train_to_finite_weights(changes: dict[str, Any]) -> None:
+    found = finetune(
+        converted(), images(), recipe=plain(epochs=1, **changes), reference=original(), validation=images(6)
+    )
+    assert all(bool(torch.isfinite(p).all()) for p in found.network.parameters())
+    assert found.history[-1].loss is not None
+
+
+def test_accumulating_two_batches_is_one_of_twice_the_size() -> None:
+    """Without batch statistics, dropout and mixing, whose results depend on the batch."""
+    network = bcos_fx.bcosify(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)
+        ).eval(),
+        example_inputs=images()[0][:2],
+        recipe="gradual",
+    )
+    small = finetune(network, images(), recipe=plain(batch_size=4, accumulate=2))
+    large = finetune(network, images(), recipe=plain(batch_size=8))
+    for (name, a), b in zip(small.network.named_parameters(), large.network.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-6), name
+
+
+def test_a_compiled_step_is_not_compiled_for_every_b(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def backend(graph_module: Any, inputs: Any) -> Any:
+        compiled.append(1)
+        return graph_module.forward
+
+    before = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: before(network, backend=backend))
+    torch.compiler.reset()
+    eager = finetune(converted(), images(), recipe=plain(epochs=2))
+    found = finetune(converted(), images(), recipe=plain(epochs=2, compiled=True))
+    assert 0 < len(compiled) <= 3
+    for a, b in zip(found.network.parameters(), eager.network.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-2, atol=1e-4)
+
+
+def test_calibration_at_every_stair_on_images_as_they_are() -> None:
+    seen: list[tuple[float, bool, int]] = []
+
+    def calibrate(network: Any, batches: Any) -> None:
+        b = next(m.b for m in network.modules() if isinstance(m, BcosLayer))
+        seen.append((b, network.training, sum(map(len, batches))))
+
+    stairs = (Rise(course=Course("steps", end=1.0, steps=2)),)
+    finetune(converted(), images(), recipe=plain(rises=stairs, calibrate="steps"), calibration=calibrate)
+    assert seen == [(1.0, False, 24), (1.5, False, 24), (2.0, False, 24)]
+    seen.clear()
+    finetune(converted(), images(), recipe=plain(calibrate="steps"), calibration=calibrate)  # smooth: at epochs' ends
+    assert [b for b, _, _ in seen] == [1.0, 2.0]
+    seen.clear()
+    finetune(converted(), images(), recipe=plain(calibrate="start"), calibration=calibrate)
+    assert len(seen) == 1
+    with pytest.raises(UsageError, match="nothing was given that does"):
+        finetune(converted(), images(), recipe=plain(calibrate="start"))
+
+
+def test_every_source_of_images(tmp_path: Path) -> None:
+    pixels, labels = images(12)
+    recipe = plain(epochs=1)
+    folder = photographs(tmp_path / "photographs", size=11)
+    sources = [folder, archive(tmp_path / "some.npz"), (pixels, labels), TensorDataset(pixels, labels)]
+    for source in sources:
+        assert finetune(converted(), source, recipe=recipe, validation=source).history[-1].accuracy is not None
+    loader = DataLoader(TensorDataset(pixels, labels), batch_size=4, shuffle=True)
+    first, second = (finetune(converted(), loader, recipe=recipe, validation=loader) for _ in range(2))
+    for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True):
+        assert torch.equal(a, b)  # whatever it draws follows from the seed
+    bare = DataLoader(pixels, batch_size=4)  # type: ignore[arg-type]
+    found = finetune(converted(), bare, recipe=plain(epochs=1, loss="distil-kl"), reference=original(), validation=bare)
+    assert found.history[0].accuracy is not None
+    with pytest.raises(UsageError, match="the batches hold no labels"):
+        finetune(converted(), bare, recipe=recipe)
+
+
+def test_from_scratch_and_a_new_head(tmp_path: Path) -> None:
+    network = converted()
+    fresh = finetune(network, images(), recipe=plain(epochs=1, lr=1e-12), from_scratch=True).network
+    for (name, a), b in zip(fresh.named_parameters(), network.parameters(), strict=True):
+        if a.dim() > 1:
+            assert float((a - b).abs().max()) > 1e-3, name
+    assert torch.equal(fresh.get_submodule("1").bias, torch.zeros(6))
+    pixels, labels = images(20)[0], torch.arange(20) % 5
+    with pytest.raises(UsageError, match="the data has 5 classes, and the network 3") as caught:
+        finetune(network, (pixels, labels), recipe=plain(epochs=1))
+    assert "--new-head" in str(caught.value)
+    found = finetune(network, (pixels, labels), recipe=plain(epochs=1), new_head=True).network
+    assert found(pixels).shape == (20, 5)
+    bcos_fx.save(found, tmp_path / "five.safetensors")
+    assert torch.equal(bcos_fx.load(tmp_path / "five.safetensors")(pixels), found(pixels))
+    assert bcos_fx.certify(found, pixels).ok
+
+
+def test_an_ordinary_module_is_trained_for_comparison() -> None:
+    found = finetune(original(), images(), recipe=Training(epochs=1, loss="cross-entropy", batch_size=4))
+    assert isinstance(found.network, nn.Sequential)
+    with pytest.raises(UsageError, match="has no B to raise"):
+        finetune(original(), images(), recipe=plain())
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_nothing_to_learn_from(tmp_path: Path) -> None:
+    (tmp_path / "empty" / "class_a").mkdir(parents=True)
+    with pytest.raises(UsageError, match="there are no images in the folders"):
+        finetune(converted(), tmp_path / "empty", recipe=plain())
+    with pytest.raises(UsageError, match="there is no folder or file") as caught:
+        finetune(converted(), tmp_path / "emty", recipe=plain())
+    assert "did you mean 'empty'" in str(caught.value)
+    with pytest.raises(UsageError, match="all images are of one class"):
+        finetune(converted(), photographs(tmp_path / "one", classes=1), recipe=plain())
+    with pytest.raises(UsageError, match="other classes: class_2"):
+        finetune(
+            converted(),
+            photographs(tmp_path / "three"),
+            recipe=plain(),
+            validation=photographs(tmp_path / "two", classes=2),
+        )
+    (tmp_path / "not.npz").write_text("not")
+    with pytest.raises(UsageError, match="this is no archive of images"):
+        finetune(converted(), tmp_path / "not.npz", recipe=plain())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_is_named(workers: int, tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "photographs")
+    broken = folder / "class_1" / "4.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(UsageError, match="an image cannot be read") as caught:
+        finetune(converted(), folder, recipe=plain(), workers=workers)
+    assert caught.value.where == str(broken)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_layer(tmp_path: Path) -> None:
+    calls = 0
+
+    class Blows(TensorDataset):
+        targets = images()[1].tolist()
+
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            nonlocal calls
+            calls += 1
+            pixels, label = super().__getitem__(index)
+            return (pixels * (1e38 if calls > 30 else 1)), int(label)  # type: ignore[return-value]
+
+    with pytest.raises(TrainingError, match="the loss is not finite any more, at step") as caught:
+        finetune(converted(), Blows(*images()), recipe=plain(), folder=tmp_path)
+    assert "the layer" in str(caught.value.where)
+    assert f"the last good checkpoint is {tmp_path / 'last.ckpt'}" in str(caught.value)
+    found = finetune(converted(), (images()), recipe=plain(), folder=tmp_path, resume=True)
+    assert len(found.history) == 3
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poison(network: nn.Module, options: Any = None) -> float:
+        with torch.no_grad():
+            next(network.parameters()).fill_(float("nan"))
+        return 0.0
+
+    with pytest.raises(TrainingError, match=r"0\.weight is not finite"):
+        finetune(converted(), images(), recipe=plain(), folder=tmp_path, measures={"poison": poison}, measure_every=1)
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = full_run(tmp_path / "whole")
+    synced, before = 0, os.fsync
+
+    def full(descriptor: int) -> None:
+        nonlocal synced
+        synced += 1
+        if synced > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        before(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match="cannot be written: No space left on device") as caught:
+        full_run(tmp_path / "full")
+    assert "go on with resume" in str(caught.value) or "last good checkpoint" in str(caught.value)
+    monkeypatch.setattr(os, "fsync", before)
+    assert not list((tmp_path / "full").rglob("*.tmp"))
+    found = full_run(tmp_path / "full", resume=True)
+    for a, b in zip(found.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
+    finetune(converted(), images(), recipe=plain(epochs=1), folder=tmp_path)
+    with pytest.raises(UsageError, match="of another recipe: epochs was 1 and is 2"):
+        finetune(converted(), images(), recipe=plain(epochs=2), folder=tmp_path, resume=True)
+    with pytest.raises(UsageError, match="of another network"):
+        finetune(converted(scale="unit"), images(), recipe=plain(epochs=1), folder=tmp_path, resume=True)
+    with pytest.raises(UsageError, match="24 images, and now there are 12"):
+        finetune(converted(), images(12), recipe=plain(epochs=1), folder=tmp_path, resume=True)
+    (tmp_path / "last.ckpt").write_bytes(b"PK not a checkpoint")
+    with pytest.raises(UsageError, match="the checkpoint cannot be read"):
+        finetune(converted(), images(), recipe=plain(epochs=1), folder=tmp_path, resume=True)
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(UsageError, match="no checkpoint of a fine-tuning"):
+        finetune(converted(), images(), recipe=plain(epochs=1), folder=tmp_path, resume=True)
+
+
+def test_other_misuse(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="without a folder"):
+        finetune(converted(), images(), recipe=plain(), resume=True)
+    with pytest.raises(UsageError, match="did you mean 'csv'"):
+        finetune(converted(), images(), recipe=plain(), folder=tmp_path, loggers=["cvs"])
+    with pytest.raises(UsageError, match="did you mean 'epochs'"):
+        finetune(converted(), images(), recipe=plain(), epoch=3)
+    with pytest.raises(UsageError, match="there is no original to distil from"):
+        finetune(converted(), images(), recipe=plain(loss="distil-kl"))
+    with pytest.raises(UsageError, match="no layer is named 'nine'"):
+        finetune(converted(), images(), recipe=plain(loss="distil-cosine", features="nine"), reference=original())
+    with pytest.raises(UsageError, match="cannot be taken from a int"):
+        finetune(converted(), 3, recipe=plain())
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
+    def interrupt(row: Any) -> None:
+        if row.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    assert threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        finetune(converted(), images(), recipe=plain(epochs=3), folder=tmp_path, told=interrupt)
+    assert any("resume=True" in note for note in caught.value.__notes__)
+    assert signal.getsignal(signal.SIGINT) is handler
+    found = finetune(converted(), images(), recipe=plain(epochs=3), folder=tmp_path, resume=True)
+    shutil.rmtree(tmp_path)
+    whole = finetune(converted(), images(), recipe=plain(epochs=3))
+    for a, b in zip(found.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_fades_without_test_images_are_taken_out_too() -> None:
+    found = finetune(converted(), images(), recipe=plain(fades=(Fade(course=Course("linear", end=0.9)),)))
+    assert not re.search(r"bias=True", str(found.network))
+    assert found.network.get_submodule("8").bias is None

@@ -1,0 +1,41 @@
+"""Several processes that train together are one process with larger batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training import small_runs
+
+pytestmark = [pytest.mark.vision, pytest.mark.slow]
+
+
+def run(processes: int, batch: int) -> dict[str, Any]:
+    program = Path(small_runs.__file__).with_name("two_processes.py")
+    root = program.parents[2]
+    done = subprocess.run(
+        [sys.executable, str(program), str(processes), str(batch)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_two_processes_have_the_loss_curve_of_one_with_the_double_batch() -> None:
+    two, one, other = run(2, 4), run(1, 8), run(1, 4)
+    for a, b in zip(two["history"], one["history"], strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    assert two["weights"] == pytest.approx(one["weights"], rel=1e-6)
+    assert other["weights"] != pytest.approx(one["weights"], rel=1e-5)
