@@ -183,9 +183,8 @@ def table(results: Results) -> list[list[str]]:
     rows = []
     for name, runs in sorted(curves.items(), key=lambda item: (item[0][2:], list(SETTINGS).index(item[0][0]), item[0])):
         arm, setting, images, epochs = name
-        scratch = [
-            run for other, found in curves.items() if other[0] == "scratch" and other[2:] == name[2:] for run in found
-        ]
+        others = [found for other, found in curves.items() if other[0] == "scratch" and other[2:] == name[2:]]
+        scratch = [run for found in others for run in found]
         goal = max((run[-1]["accuracy"] for run in scratch), default=None)
         hits = [] if goal is None else [reached(run, goal) for run in runs]
         known = [hit for hit in hits if hit is not None]
@@ -202,7 +201,7 @@ def table(results: Results) -> list[list[str]]:
                 number(took),
                 number(mean(hit["images"] for hit in known) if took is not None else None),
                 number(mean(hit["seconds"] for hit in known) if took is not None else None),
-                number(None if not took or first is None else first / took, "×"),
+                number(None if not took or first is None else first / took, " times"),
                 " / ".join(number(value) for value in grid),
                 percent(mean(run[-1]["bias_share"] for run in runs)),
             ]
@@ -260,8 +259,8 @@ def tell(options: argparse.Namespace, results: Results) -> None:
         "- ResNet-20 for CIFAR-10 (a published checkpoint). Images of a third party's JPEG re-encoding of CIFAR-10, so "
         "figures are not those of the canonical set\n"
         "- Batches of 128, random flips and shifts by up to 4 pixels, one thread. Epochs, images and seconds are those "
-        "after which the best final accuracy of the from-scratch arm was reached on the same images; tests are made once "
-        "an epoch. Seconds include tests and galleries"
+        "after which the best final accuracy of the from-scratch arm was reached on the same images; tests are made "
+        "once an epoch. Seconds include tests and galleries"
     )
     head = ("arm", "images", "seeds", "before", "after", "epochs to it", "images to it", "seconds to it", "speed-up")
     page.table((*head, "GridPG at 0 / 1 / end", "constants' share"), table(results))

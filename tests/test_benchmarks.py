@@ -72,6 +72,18 @@ def test_localisation_is_measured_and_drawn(data_dir: Path, root: Path, tmp_path
     assert len(list(pictures.iterdir())) == 4
 
 
+@pytest.mark.slow
+def test_fine_tuning_is_raced_and_goes_on_where_it_was(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    picture, page = tmp_path / "curves.png", tmp_path / "page.md"
+    script = root / "benchmarks" / "finetuning.py"
+    command = [sys.executable, str(script), str(data_dir), "--quick", "--picture", str(picture), "--out", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert picture.stat().st_size > 10_000
+    assert page.read_text(encoding="utf-8").rstrip() == done.stdout.rstrip()
+    assert all(arm in done.stdout for arm in ("original", "scratch", "published", "gradual"))
+
+
 def test_tasks_are_timed_in_turn_after_running_once() -> None:
     order: list[str] = []
     ticks = iter(range(100))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bcos_fx.training.recipe import load_training
 from tests.evaluation import toy
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,10 @@ def folder(tmp_path: Path) -> Path:
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "checkpoint.pth")
     pixels = (torch.rand(300, 400, 3) * 255).byte().numpy()
     Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    for number in range(8):
+        place = tmp_path / ("train", "val")[number // 4] / f"class_{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((torch.rand(70, 90, 3) * 255).byte().numpy()).save(place / f"{number}.jpg")
     (rules,) = [code for path, code in blocks("toml") if path.name == "rules.md"]
     (tmp_path / "my_rules.toml").write_text(rules, encoding="utf-8")
     toy.write_network(tmp_path / "network.safetensors")
@@ -95,3 +100,12 @@ def test_an_example_in_python_runs(path: Path, code: str, tmp_path: Path) -> Non
 def test_links_lead_somewhere(path: Path) -> None:
     for target in _LINK.findall(path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_the_recipe_of_one_s_own_is_one(tmp_path: Path) -> None:
+    (recipe,) = [code for path, code in blocks("toml") if path.name == "finetuning.md"]
+    path = tmp_path / "own.toml"
+    path.write_text(recipe, encoding="utf-8")
+    found = load_training(path)
+    assert found.epochs == 20
+    assert len(found.rises) == 2
