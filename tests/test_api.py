@@ -278,7 +278,10 @@ import importlib, pkgutil
 import bcos_fx
 for found in pkgutil.walk_packages(bcos_fx.__path__, "bcos_fx."):
     if found.name != "bcos_fx.__main__":
-        importlib.import_module(found.name)
+        try:
+            importlib.import_module(found.name)
+        except ModuleNotFoundError as error:  # an extra that is not installed
+            assert error.name == "lightning", error
 import pickle, torch
 network = torch.nn.Linear(4, 3)
 model = bcos_fx.bcosify(network, recipe="equivalent")
@@ -290,9 +293,13 @@ path = bcos_fx.save(model, "model.safetensors")
 assert torch.equal(bcos_fx.load(path).get_parameter("layer.weight"), network.weight)
 assert issubclass(bcos_fx.errors.UsageError, bcos_fx.BcosFxError)
 assert bcos_fx.__version__
+try:
+    bcos_fx.finetune(model, 3, recipe="equivalent")
+except bcos_fx.errors.BcosFxError as error:
+    assert "int" in str(error) or "lightning" in str(error), error
 print(sorted(bcos_fx.__all__))
 """
-_CALLED = ["BcosFxError", "__version__", "bcosify", "certify", "explain", "load", "plan", "save", "verify"]
+_CALLED = ["BcosFxError", "__version__", "bcosify", "certify", "explain", "finetune", "load", "plan", "save", "verify"]
 
 
 def fresh(code: str, *, folder: Path) -> str:

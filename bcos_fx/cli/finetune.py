@@ -199,6 +199,5 @@ def _tell(request: FineTuneRequest, found: FineTuned) -> None:
         typer.echo(f"Accuracy {first.accuracy:.2%} before, {last.accuracy:.2%} after {last.epoch} epochs.")
     if last.bias_share:
         typer.echo(
-            f"Constants make up {last.bias_share:.1%} of the explained outputs: kept biases, embeddings, tokens, the "
-            "logit bias."
+            f"Constants make up {last.bias_share:.1%} of the explained outputs: kept biases, embeddings, tokens."
         )

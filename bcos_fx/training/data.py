@@ -157,7 +157,7 @@ def _rank_and_world() -> tuple[int, int]:
 class Replayable:
     """A loader of training batches that can go on where it stopped, with the same random numbers.
 
-    Lightning saves ``state_dict()`` with its checkpoints. The images of a source are not read again; those of a
+    The images of a source are not read again; those of a
     DataLoader of the user's own are, as far as they were used.
 
     Args:
@@ -173,13 +173,13 @@ class Replayable:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def state_dict(self) -> dict[str, int]:
+    def place(self) -> dict[str, int]:
         """Return the epoch and how many of its batches were given out."""
         return {"epoch": self._epoch, "given": self._given}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there at the next pass."""
-        self._epoch, self._given = state["epoch"], state["given"]
+    def go_to(self, place: dict[str, int]) -> None:
+        """Begin the next pass at a :meth:`place`."""
+        self._epoch, self._given = place["epoch"], place["given"]
 
     def __iter__(self) -> Iterator[Any]:
         if self._given >= len(self):

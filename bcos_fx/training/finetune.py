@@ -73,8 +73,8 @@ def finetune(
     """Train a converted network, by a recipe, with Lightning.
 
     Args:
-        model: what :func:`bcos_fx.bcosify` returned; it is not changed. Any other module is trained too, for
-            comparison, if the recipe neither raises B nor fades biases.
+        model: what :func:`bcos_fx.bcosify` returned; it is not changed, and its frozen parameters stay frozen. Any
+            other module is trained too, for comparison, if the recipe neither raises B nor fades biases.
         data: a folder with a folder per class; an .npz of JPEG bytes; (images (N, C, H, W) in [0, 1], labels (N,)); a
             Dataset or a DataLoader of (image, label). Images alone will do where the recipe only distils.
         recipe: a shipped recipe's name, a TOML file, or the training itself. None: the recipe that the network was
@@ -149,11 +149,13 @@ def finetune(
             told=told,
         )
     trained = run.module.result.cpu().eval()
+    for parameter, given in zip(trained.parameters(), network.parameters(), strict=True):
+        parameter.requires_grad_(given.requires_grad)  # an average is not trained itself
     if run.module.alignment is not None:
         run.module.alignment.settle()
     if isinstance(trained, BcosNetwork):
         trained = _settled(trained, shown, training)
-    return FineTuned(trained.requires_grad_(True), tuple(history), checkpoint, run.classes)
+    return FineTuned(trained, tuple(history), checkpoint, run.classes)
 
 
 def _training(model: nn.Module, recipe: str | Path | Training | None, changes: Mapping[str, Any]) -> Training:
@@ -183,7 +185,7 @@ def _network(
         network = _without_early_constants(network, training)
     elif from_scratch or new_head:
         raise UsageError("only a converted network begins from scratch or gets a new head here")
-    return network.train().requires_grad_(True)
+    return network.train()
 
 
 def _without_early_constants(network: BcosNetwork, training: Training) -> BcosNetwork:

@@ -19,8 +19,10 @@ from bcos_fx.errors import TrainingError
 from bcos_fx.explanation import Explanation
 from bcos_fx.explanation.explain import explain
 from bcos_fx.files import replacing
+from bcos_fx.nn import LogitLayer
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.training.checkpoints import KEY, NAME
+from bcos_fx.training.data import Replayable
 from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.finite import broken_tensor
 
@@ -40,8 +42,8 @@ class Epoch:
         accuracy: in [0, 1], on the test images, of the average where there is one; without labels the agreement with
             the original; None without test images.
         b: mean B over the B-cos layers.
-        bias_share: mean share in [0, 1] of constants in the absolute sums of the explained outputs; None where nothing
-            is explained.
+        bias_share: mean share in [0, 1] of constants in the absolute sums of the explained outputs, the logit layer's
+            bias left out, which is the same for every class; None where nothing is explained.
         residual: largest relative gap of the sums, as :class:`bcos_fx.proofs.completeness.Completeness` measures it.
         measures: name -> value of measures that were asked for, where they were taken.
     """
@@ -71,6 +73,8 @@ class Recorder(Callback):
     """Writes history, gallery and checkpoint.
 
     Args:
+        loader: of the training batches: where it stands is kept with history and counts. Lightning would keep that too,
+            but does not take it up again after an epoch's end without tests.
         folder: where to; None keeps the history only.
         identity: what the checkpoints are of.
         gallery: (K, ...) images that are explained after every epoch, or None.
@@ -83,6 +87,7 @@ class Recorder(Callback):
 
     def __init__(
         self,
+        loader: Replayable,
         folder: Path | None,
         *,
         identity: Mapping[str, Any],
@@ -93,7 +98,7 @@ class Recorder(Callback):
         checkpoint_steps: int,
         told: Callable[[Epoch], None] | None,
     ) -> None:
-        self._folder, self._identity = folder, identity
+        self._loader, self._folder, self._identity = loader, folder, identity
         self._gallery, self._names = gallery, names
         self._measures, self._measure_every = measures, measure_every
         self._checkpoint_steps, self._told = checkpoint_steps, told
@@ -104,12 +109,18 @@ class Recorder(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return history and counts as plain data."""
         rows = [dataclasses.asdict(row) for row in self.history]
-        return {"history": rows, "images": self._images, "seconds": self._seconds()}
+        return {
+            "history": rows,
+            "images": self._images,
+            "seconds": self._seconds(),
+            "loader": self._loader.place(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up history and counts."""
         self.history = [Epoch(**row) for row in state_dict["history"]]
         self._images, self._before = state_dict["images"], state_dict["seconds"]
+        self._loader.go_to(state_dict["loader"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what the checkpoint is of."""
@@ -182,7 +193,8 @@ class Recorder(Callback):
             path = self._folder / "gallery" / f"epoch_{number:04d}.html"
             path.parent.mkdir(parents=True, exist_ok=True)
             found.save(path)
-        return shares(found)
+        logits = [path for path, m in network.named_modules() if isinstance(m, LogitLayer)]
+        return shares(found, without=tuple(f"{path}.bias" for path in logits))
 
     def _publish(self, trainer: Trainer, row: Epoch) -> None:
         if not trainer.is_global_zero:
@@ -197,12 +209,18 @@ class Recorder(Callback):
             self._told(row)
 
 
-def shares(found: Explanation) -> tuple[float, float]:
-    """Return the mean share of constants in an explanation's absolute sums, and its largest relative gap."""
+def shares(found: Explanation, without: tuple[str, ...] = ()) -> tuple[float, float]:
+    """Return the mean share of constants in an explanation's absolute sums, and its largest relative gap.
+
+    Args:
+        found: the explanation.
+        without: constants that the share leaves out.
+    """
     constants = found.constants.total().double()
     own = found.output.double() - constants - found.residual.double()
-    whole = own.abs() + constants.abs()
-    share = torch.where(whole > 0, constants.abs() / whole.clamp_min(1e-300), 0.0)
+    counted = sum((found.constants[name].double() for name in found.constants if name not in without), 0 * constants)
+    whole = own.abs() + counted.abs()
+    share = torch.where(whole > 0, counted.abs() / whole.clamp_min(1e-300), 0.0)
     scale = torch.stack([found.output.double().abs(), own.abs(), constants.abs()]).amax(0)
     gap = found.residual.double().abs() / scale.clamp_min(1e-300)
     return float(share.mean()), float(gap.max())

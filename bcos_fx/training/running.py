@@ -72,6 +72,7 @@ class Run:
         if self.training.channels_last:
             self.network.to(memory_format=torch.channels_last)
         recorder = Recorder(
+            train,
             self.folder,
             identity=own,
             gallery=gallery,

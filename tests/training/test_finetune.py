@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bcos_fx
 from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.nn import BcosLayer
+from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.schedule import Course, Fade, Rise
@@ -227,7 +228,7 @@ def test_from_scratch_and_a_new_head(tmp_path: Path) -> None:
     fresh = finetune(network, images(), recipe=plain(epochs=1, lr=1e-12), from_scratch=True).network
     for (name, a), b in zip(fresh.named_parameters(), network.parameters(), strict=True):
         if a.dim() > 1:
-            assert float((a - b).abs().max()) > 1e-3, name
+            assert (a - b).abs().max().item() > 1e-3, name
     assert torch.equal(fresh.get_submodule("1").bias, torch.zeros(6))
     pixels, labels = images(20)[0], torch.arange(20) % 5
     with pytest.raises(UsageError, match="the data has 5 classes, and the network 3") as caught:
@@ -238,6 +239,16 @@ def test_from_scratch_and_a_new_head(tmp_path: Path) -> None:
     bcos_fx.save(found, tmp_path / "five.safetensors")
     assert torch.equal(bcos_fx.load(tmp_path / "five.safetensors")(pixels), found(pixels))
     assert bcos_fx.certify(found, pixels).ok
+
+
+def test_frozen_parameters_are_not_trained() -> None:
+    network = converted()
+    network.get_submodule("0").weight.requires_grad_(False)
+    found = finetune(network, images(), recipe=plain(epochs=1, average=0.5)).network
+    flags = {name: p.requires_grad for name, p in found.named_parameters()}
+    assert flags == {name: p.requires_grad for name, p in network.named_parameters()}
+    assert torch.equal(found.get_submodule("0").weight, network.get_submodule("0").weight)
+    assert not torch.equal(found.get_submodule("4").weight, network.get_submodule("4").weight)
 
 
 def test_an_ordinary_module_is_trained_for_comparison() -> None:
@@ -282,35 +293,41 @@ def test_a_corrupt_image_is_named(workers: int, tmp_path: Path) -> None:
     assert "Traceback" not in str(caught.value)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_layer(tmp_path: Path) -> None:
-    calls = 0
+def test_a_loss_that_is_not_finite_stops_and_names_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = FineTuning.on_train_batch_start
 
-    class Blows(TensorDataset):
-        targets = images()[1].tolist()
+    def spoil(module: FineTuning, batch: Any, batch_idx: int) -> None:
+        before(module, batch, batch_idx)
+        if module.trainer.global_step == 8:
+            with torch.no_grad():
+                module.network.get_submodule("4").weight.fill_(3e38)
 
-        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-            nonlocal calls
-            calls += 1
-            pixels, label = super().__getitem__(index)
-            return (pixels * (1e38 if calls > 30 else 1)), int(label)  # type: ignore[return-value]
-
-    with pytest.raises(TrainingError, match="the loss is not finite any more, at step") as caught:
-        finetune(converted(), Blows(*images()), recipe=plain(), folder=tmp_path)
-    assert "the layer" in str(caught.value.where)
+    with monkeypatch.context() as patched:
+        patched.setattr(FineTuning, "on_train_batch_start", spoil)
+        with pytest.raises(TrainingError, match="the loss is not finite any more, at step 8") as caught:
+            finetune(converted(), images(), recipe=plain(), folder=tmp_path)
+    assert str(caught.value.where).startswith("the layer 4 (BcosConv2d)")
     assert f"the last good checkpoint is {tmp_path / 'last.ckpt'}" in str(caught.value)
-    found = finetune(converted(), (images()), recipe=plain(), folder=tmp_path, resume=True)
+    found = finetune(converted(), images(), recipe=plain(), folder=tmp_path, resume=True)
     assert len(found.history) == 3
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def poison(network: nn.Module, options: Any = None) -> float:
-        with torch.no_grad():
-            next(network.parameters()).fill_(float("nan"))
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    taken = 0
+
+    def poison(network: nn.Module) -> float:
+        nonlocal taken
+        taken += 1
+        if taken == 3:
+            with torch.no_grad():
+                next(network.parameters()).fill_(float("nan"))
         return 0.0
 
-    with pytest.raises(TrainingError, match=r"0\.weight is not finite"):
-        finetune(converted(), images(), recipe=plain(), folder=tmp_path, measures={"poison": poison}, measure_every=1)
-    assert not (tmp_path / "last.ckpt").exists()
+    with pytest.raises(TrainingError, match=r"0\.weight is not finite any more, at step 12") as caught:
+        finetune(converted(), images(), recipe=plain(), folder=tmp_path, measures={"poison": poison})
+    assert "the last good checkpoint" in str(caught.value)
+    found = finetune(converted(), images(), recipe=plain(), folder=tmp_path, resume=True)
+    assert all(bool(torch.isfinite(p).all()) for p in found.network.parameters())
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
