@@ -158,6 +158,8 @@ class FineTuning(LightningModule):
         images, labels = _parts(batch)
         if labels is None and self._options.needs_labels:
             raise UsageError("the batches hold no labels", hint="give (images, labels), or distil from the original")
+        if labels is not None:
+            _check_labels(labels, self._classes(images))
         if labels is not None and (self._options.mixup or self._options.cutmix):
             images, labels = mixer(self._options.mixup, self._options.cutmix, self._classes(images))(images, labels)
         if self._options.channels_last and images.dim() == 4:
@@ -260,6 +262,14 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(batch, Mapping) or not isinstance(batch, Sequence) or not isinstance(batch[0], Tensor):
         raise UsageError(f"a batch is a {type(batch).__name__}", hint="give (images, labels), or images alone")
     return batch[0], batch[1] if len(batch) > 1 else None
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    if labels.dim() == 1 and not bool(((labels >= 0) & (labels < classes)).all()):
+        raise UsageError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}, and the network has {classes} classes",
+            hint="number classes from 0; a folder, tensors or a Dataset with targets can be given a new head",
+        )
 
 
 def _diverged(module: FineTuning, images: Tensor) -> TrainingError:

@@ -18,6 +18,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from bcos_fx.errors import MissingExtraError, TrainingError, UsageError, nearest
@@ -84,11 +85,11 @@ class Run:
         )
         bar = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
         with self._quiet():
-            made = Trainer(
+            made = self._trainer(
                 **trainer,
                 strategy="ddp" if trainer["devices"] * trainer["num_nodes"] > 1 else "auto",
                 max_epochs=self.training.epochs,
-                precision=_PRECISION[self.training.precision],  # type: ignore[arg-type]
+                precision=_PRECISION[self.training.precision],
                 accumulate_grad_batches=self.training.optimiser.accumulate,
                 callbacks=[recorder, *bar],
                 plugins=[WholeCheckpoints()],
@@ -105,6 +106,15 @@ class Run:
         if self.module.alignment is not None:  # not set yet where a finished run was taken up
             self.module.alignment.set(1.0)
         return recorder.history, None if self.folder is None else self.folder / NAME
+
+    def _trainer(self, **options: Any) -> Trainer:
+        try:
+            return Trainer(**options)
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"Lightning cannot train like that: {str(error).partition(chr(10))[0]}",
+                hint="another accelerator, number of devices or precision (fp16 needs a GPU)",
+            ) from error
 
     def _checkpoint(self, own: Mapping[str, Any], *, resume: bool) -> Path | None:
         """Return the checkpoint to go on from, which fits; see that there is none to overwrite."""

@@ -229,7 +229,7 @@ def test_from_scratch_and_a_new_head(tmp_path: Path) -> None:
     for (name, a), b in zip(fresh.named_parameters(), network.parameters(), strict=True):
         if a.dim() > 1:
             assert (a - b).abs().max().item() > 1e-3, name
-    assert torch.equal(fresh.get_submodule("1").bias, torch.zeros(6))
+    assert torch.allclose(fresh.get_submodule("1").bias, torch.zeros(6), atol=1e-9)
     pixels, labels = images(20)[0], torch.arange(20) % 5
     with pytest.raises(UsageError, match="the data has 5 classes, and the network 3") as caught:
         finetune(network, (pixels, labels), recipe=plain(epochs=1))
@@ -369,6 +369,11 @@ def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_misuse(tmp_path: Path) -> None:
+    loader = DataLoader(TensorDataset(images()[0], images()[1] + 3), batch_size=24)
+    with pytest.raises(UsageError, match="labels go from 3 to 5, and the network has 3 classes"):
+        finetune(converted(), loader, recipe=plain())
+    with pytest.raises(UsageError, match="Lightning cannot train like that"):
+        finetune(converted(), images(), recipe=plain(), accelerator="gpu" if not torch.cuda.is_available() else "hpu")
     with pytest.raises(UsageError, match="without a folder"):
         finetune(converted(), images(), recipe=plain(), resume=True)
     with pytest.raises(UsageError, match="did you mean 'csv'"):
