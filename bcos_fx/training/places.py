@@ -33,8 +33,8 @@ def places_of_phase(network: BcosNetwork, phase: str) -> list[str]:
     graph_module = network.graph_module()
     targets = {node.name: str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
     highest = max((layer.b for layer in network.modules() if isinstance(layer, BcosLayer)), default=1.0)
-    changes: dict[str, Any] = {"align": {"b": highest + 1}, "bias": {"bias": "strip"}}[phase]
-    log = _engine(network, phase, changes).run(graph_module, (phase,))
+    changes: dict[str, dict[str, Any]] = {"align": {"b": highest + 1}, "bias": {"bias": "strip"}}
+    log = _engine(network, phase, changes[phase]).run(graph_module, (phase,))
     return list(dict.fromkeys(targets[step.node] for step in log.steps))
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import lightning.pytorch.loggers as lightning_loggers
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from bcos_fx.errors import MissingExtraError, TrainingError, UsageError, nearest
