@@ -204,6 +204,20 @@ class FineTuning(LightningModule):
             self.result.train(training)
         return self._known_classes
 
+    @torch.no_grad()
+    def agree(self) -> None:
+        """Give all processes the mean of their buffers: each process's batch norms track its own batches."""
+        if self.trainer.world_size > 1:
+            for network in self._networks():
+                for buffer in network.buffers():
+                    if buffer.is_floating_point():
+                        torch.distributed.all_reduce(buffer)
+                        buffer /= self.trainer.world_size
+
+    def on_validation_start(self) -> None:
+        """Test the same network in all processes."""
+        self.agree()
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Count right answers; without labels, answers like the original's."""
         images, labels = _parts(batch)

@@ -149,6 +149,7 @@ class Recorder(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the epoch, then save."""
         if isinstance(pl_module, FineTuning):
+            pl_module.agree()
             self._record(trainer, pl_module, *pl_module.epoch_means())
         self._save(trainer, pl_module)
 

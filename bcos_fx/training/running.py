@@ -19,6 +19,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from bcos_fx.errors import MissingExtraError, TrainingError, UsageError, nearest
@@ -84,10 +85,12 @@ class Run:
             told=told,
         )
         bar = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
+        several = trainer["devices"] * trainer["num_nodes"] > 1
         with self._quiet():
             made = self._trainer(
                 **trainer,
-                strategy="ddp" if trainer["devices"] * trainer["num_nodes"] > 1 else "auto",
+                # DDP's own broadcast of buffers, at every call, waits for ever where a process has no test images left.
+                strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
                 max_epochs=self.training.epochs,
                 precision=_PRECISION[self.training.precision],
                 accumulate_grad_batches=self.training.optimiser.accumulate,
@@ -186,6 +189,8 @@ class Run:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", PossibleUserWarning)
+                warnings.filterwarnings("ignore", r"The ``compute`` method of metric", UserWarning)
+                warnings.filterwarnings("ignore", r"`broadcast_buffers` is deprecated", FutureWarning)
                 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
                 yield
         finally:

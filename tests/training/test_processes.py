@@ -13,7 +13,7 @@ import pytest
 
 from tests.training import small_runs
 
-pytestmark = [pytest.mark.vision, pytest.mark.slow]
+pytestmark = [pytest.mark.vision, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def run(processes: int, batch: int) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def run(processes: int, batch: int) -> dict[str, Any]:
         check=False,
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(root)},
-        timeout=280,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
