@@ -33,7 +33,7 @@ from bcos_fx.checkpoint import read_model
 from bcos_fx.training.recipe import Training, load_training
 
 Key = tuple[str, int, int, int, int]
-FIELDS = ("arm", "setting", "seed", "images", "epochs")
+FIELDS = ("arm", "setting", "seed", "subset", "epochs")
 # Each arm's tried settings: what differs from its recipe. The race is run with the best, frozen before ours is run.
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "original": [{"lr": 1e-4}, {"lr": 3e-4}, {"lr": 1e-3}],
@@ -127,7 +127,7 @@ class Results:
         return any(tuple(r[f] for f in FIELDS) == key and r["epoch"] == key[4] for r in self.rows)
 
     def curves(self) -> dict[tuple[str, int, int, int], list[list[dict[str, Any]]]]:
-        """(arm, setting, images, epochs) -> the epochs of each seed, of finished runs."""
+        """(arm, setting, subset, epochs) -> the epochs of each seed, of finished runs."""
         found: dict[Any, dict[int, list[dict[str, Any]]]] = {}
         for row in self.rows:
             name = tuple(row[f] for f in FIELDS if f != "seed")
