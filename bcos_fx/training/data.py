@@ -220,7 +220,9 @@ class Readable:
 
 def _readable(batch: Any) -> Any:
     if isinstance(batch, Unreadable):
-        raise UsageError(batch.what, where=batch.where, hint="take it out, or mend it; then go on with resume")
+        raise UsageError(
+            batch.what, where=batch.where, hint="mend it and go on with resume, or take it out and begin anew"
+        )
     return batch
 
 
