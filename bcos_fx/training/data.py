@@ -220,9 +220,7 @@ class Readable:
 
 def _readable(batch: Any) -> Any:
     if isinstance(batch, Unreadable):
-        raise UsageError(
-            batch.what, where=batch.where, hint="mend it and go on with resume, or take it out and begin anew"
-        )
+        raise UsageError(batch.what, where=batch.where, hint="mend it and go on with resume, or begin anew without it")
     return batch
 
 
