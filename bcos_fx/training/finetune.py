@@ -179,7 +179,7 @@ def _network(
     network = copy.deepcopy(model)
     if isinstance(network, BcosNetwork):
         if source is not None and training.needs_labels:
-            network = _fitting_head(network, _classes(source), new_head=new_head)
+            network = _fitting_head(network, _classes(source), named=bool(source.classes), new_head=new_head)
         if from_scratch:
             network = reinitialised(network, training.seed)
         network = _without_early_constants(network, training)
@@ -216,9 +216,10 @@ def _classes(source: Source) -> int:
     return count
 
 
-def _fitting_head(network: BcosNetwork, classes: int, *, new_head: bool) -> BcosNetwork:
+def _fitting_head(network: BcosNetwork, classes: int, *, named: bool, new_head: bool) -> BcosNetwork:
+    """Where classes have no names, bare labels may leave out some of the network's."""
     outputs = _outputs(network)
-    if not classes or classes == outputs:
+    if not classes or classes == outputs or (classes < outputs and not named and not new_head):
         return network
     if new_head:
         return with_new_head(network, classes)
