@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.subject import check_module
+from bcos_fx.training.calibrating import usual_calibration
 from bcos_fx.training.data import Replayable, Samples, testing_loader, training_loader
 from bcos_fx.training.places import places_of_phase, without_zero_constants
 from bcos_fx.training.recipe import Training, load_training
@@ -80,9 +81,9 @@ def finetune(
         recipe: a shipped recipe's name, a TOML file, or the training itself. None: the recipe that the network was
             converted by.
         validation: test images, in any of these forms.
-        reference: the original network, for recipes that distil.
+        reference: the original network, for recipes that distil, and for calibration to match.
         calibration: called where the recipe calibrates, with the network, to be changed in place, and batches of
-            images.
+            images. None: :func:`bcos_fx.calibration.calibrate_`.
         folder: for checkpoint, history, gallery and logs; None writes nothing. With several epochs, name one.
         resume: go on from the checkpoint in ``folder``, if there is one; the result is the same to the last bit as
             that of a run that was never stopped, on the same machine.
@@ -125,7 +126,7 @@ def finetune(
         train, images = _training_loader(source, data, shape, training, workers)
         test = _testing_loader(validation, source, shape, training, workers)
         shown = gallery if gallery is not None else _first_images(test)
-        prepared = _calibration(calibration, source, shape, training)
+        prepared = _calibration(calibration, source, shape, training, reference)
         run = Run(
             network=network,
             training=training,
@@ -290,22 +291,18 @@ def _calibration(
     source: Source | None,
     shape: tuple[int, ...],
     training: Training,
+    reference: nn.Module | None,
 ) -> Any:
     """The callable, and a few batches of training images as they are, for it to run on."""
     if training.calibrate == "never":
         return None
-    if calibration is None:
-        raise UsageError(
-            f"the recipe calibrates ({training.calibrate}), and nothing was given that does",
-            hint='give calibration=, or calibrate="never"',
-        )
     if source is None:
         raise UsageError("calibration needs images by number", hint="give a folder, an .npz, tensors or a Dataset")
     samples = Samples(source, shape, "none", training.seed)
     count = min(_CALIBRATED, len(samples))
     chosen = torch.linspace(0, len(samples) - 1, count).long().tolist()
     images = torch.stack([samples[0, index][0] for index in chosen])
-    return calibration, torch.split(images, training.batch_size)
+    return calibration or usual_calibration(reference), torch.split(images, training.batch_size)
 
 
 def _settled(network: BcosNetwork, images: Tensor | None, training: Training) -> BcosNetwork:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import errno
 import io
@@ -21,8 +22,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bcos_fx
+from bcos_fx.calibration import calibrate_
 from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.nn import BcosLayer
+from bcos_fx.training.calibrating import usual_calibration
 from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.recipe import Training
@@ -201,8 +204,26 @@ def test_calibration_at_every_stair_on_images_as_they_are() -> None:
     seen.clear()
     finetune(converted(), images(), recipe=plain(calibrate="start"), calibration=calibrate)
     assert len(seen) == 1
-    with pytest.raises(UsageError, match="nothing was given that does"):
-        finetune(converted(), images(), recipe=plain(calibrate="start"))
+
+
+def test_the_usual_calibration_sets_statistics_and_matches_the_original() -> None:
+    pixels, _ = images()
+    network = converted()
+    network.train()(pixels * 0.5)  # statistics of something else
+    network.eval()
+    alone, matched, expected = (copy.deepcopy(network) for _ in range(3))
+    batches = torch.split(pixels, 8)
+    usual_calibration(None)(alone, batches)
+    assert any(not torch.equal(a, b) for a, b in zip(alone.buffers(), network.buffers(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), network.parameters(), strict=True))
+    calibrate = usual_calibration(converted())
+    for _ in range(2):  # the original is measured once
+        calibrate(matched, batches)
+    calibrate_(expected, batches, converted())
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(matched.state_dict()[key], value, rtol=1e-4, atol=1e-5)
+    found = finetune(network, images(), recipe=plain(calibrate="start", epochs=1))
+    assert found.history
 
 
 def test_every_source_of_images(tmp_path: Path) -> None:

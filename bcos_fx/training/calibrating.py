@@ -1,0 +1,29 @@
+"""What is done where a recipe calibrates, unless the caller says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from bcos_fx.calibration import Targets, calibrate_, measure_original
+from bcos_fx.rewriting.network import BcosNetwork
+
+
+def usual_calibration(reference: nn.Module | None) -> Callable[[BcosNetwork, Sequence[Tensor]], object]:
+    """Return :func:`~bcos_fx.calibration.calibrate_` for a network whose B rises while it is trained.
+
+    Args:
+        reference: the original network, which is measured once, at the first call. None: norms take their statistics
+            anew, and outputs are not matched to anything: what the network was at B = 1 is no aim for a trained one.
+    """
+    measured: list[Targets] = []
+
+    def calibrate(network: BcosNetwork, batches: Sequence[Tensor]) -> object:
+        images = list(batches)
+        if not measured:
+            alone = Targets("none", images=sum(map(len, images)))
+            measured.append(alone if reference is None else measure_original(network, images, reference))
+        return calibrate_(network, images, measured[0])
+
+    return calibrate
