@@ -297,9 +297,12 @@ try:
     bcos_fx.finetune(model, 3, recipe="equivalent")
 except bcos_fx.errors.BcosFxError as error:
     assert "int" in str(error) or "lightning" in str(error), error
+assert bcos_fx.calibrate(model, torch.randn(8, 4)).report.figures.calibration is not None
 print(sorted(bcos_fx.__all__))
 """
-_CALLED = ["BcosFxError", "__version__", "bcosify", "certify", "explain", "finetune", "load", "plan", "save", "verify"]
+_CALLED = """
+    BcosFxError __version__ bcosify calibrate certify explain finetune load plan save verify
+""".split()
 
 
 def fresh(code: str, *, folder: Path) -> str:

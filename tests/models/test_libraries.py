@@ -37,8 +37,8 @@ def proven(module: nn.Module, inputs: Any, **options: Any) -> None:
     assert verification["ok"], verification["detail"]
     assert not network.report.unknown
     assert network.report.coverage.share == 1
-    given = inputs if isinstance(inputs, dict) else {"x": inputs}
-    wide = [value.double() if value.is_floating_point() else value for value in given.values()]
+    given = [inputs[spec.name] for spec in network.record.inputs] if isinstance(inputs, dict) else [inputs]
+    wide = [value.double() if value.is_floating_point() else value for value in given]
     certification = bcos_fx.certify(network.double(), wide)
     assert certification.ok, certification.to_text()
     assert certification.completeness is not None
