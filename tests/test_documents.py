@@ -66,12 +66,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.vision
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_commands_run_one_after_another(folder: Path) -> None:
     """In one folder and in the documents' order: some read what others wrote."""
     for command in (c for c in commands() if c.startswith("bcos-fx")):
         words = [sys.executable, "-m", "bcos_fx", *shlex.split(command)[1:]]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, command + done.stdout + done.stderr
 
 
