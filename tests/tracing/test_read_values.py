@@ -70,6 +70,22 @@ def test_branches_that_differ_keep_their_check(tokens: Tensor) -> None:
         found.graph_module(tokens, FULL)
 
 
+class Picky(Masked):
+    """Takes no mask that masks nothing."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if mask.all():
+            raise KeyError("nothing is masked")
+        return super().forward(x, mask)
+
+
+def test_made_up_masks_that_the_module_does_not_take_leave_the_check(tokens: Tensor) -> None:
+    found = trace(Picky().eval(), (tokens, PADDED))
+    assert checks(found.graph_module) > 0
+    with pytest.raises(TraceError, match="reads False"):
+        found.graph_module(tokens, FULL)
+
+
 class Length(nn.Module):
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         return x[:, : int(lengths.max())].sum(1)
