@@ -8,6 +8,7 @@ so that equal variances alone let too little through.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ _BATCH_NORMS = (BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d
 
 
 @dataclass(frozen=True)
-class Layer:
+class Layer(ABC):
     """A layer that can be calibrated; used through its subclasses.
 
     Attributes:
@@ -47,15 +48,16 @@ class Layer:
         return 1
 
     @property
+    @abstractmethod
     def can_scale(self) -> bool:
         """Whether something in it sets its output's size per channel."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def channels(self) -> int:
         """How many channels its output has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def standardise(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
         """Set the output's mean and deviation, in place; the deviation for ``live`` channels (C,) only.
 
@@ -67,7 +69,6 @@ class Layer:
         Returns:
             The factor (C,) by which the output grew, and how far its mean moved, in deviations as they were before.
         """
-        raise NotImplementedError
 
     def match_power(self, measured: Moments, target: Moments, live: Tensor) -> Tensor:
         """Multiply the output, bias and all, until its positive part has the original's power; in place.
@@ -87,9 +88,9 @@ class Layer:
             self.module.bias.mul_(factors)
         return factors
 
+    @abstractmethod
     def _scale_output(self, factors: Tensor) -> None:
         """Multiply the output, bias apart, per channel."""
-        raise NotImplementedError
 
 
 class Norm(Layer):
