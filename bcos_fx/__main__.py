@@ -4,4 +4,5 @@ from __future__ import annotations
 
 from bcos_fx.cli import main
 
-main()
+if __name__ == "__main__":  # processes of `bcos-fx zoo` import this file once more, under another name
+    main()

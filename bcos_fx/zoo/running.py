@@ -1,29 +1,32 @@
 """Runs examinations, one process per network, within limits; every row is kept as soon as it is there.
 
 A process of its own keeps what other people's code does (leaks, caches, patched functions, crashes) from the next
-network, and can be ended when it takes too long.
+network, and can be ended when it takes too long. The processes are forked from one that has imported the libraries and
+done nothing else: importing them takes as long as the examination of a small network.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from bcos_fx.errors import UsageError
-
-Row = dict[str, Any]
+from bcos_fx.zoo.examination import Row
+from bcos_fx.zoo.process import examine
 
 _LOOK = 0.5
+_CONTEXT = multiprocessing.get_context("forkserver")
+# Modules that hold a library's networks, where that is not the library's own name.
+_MODULES = {"torchvision": "torchvision.models"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def examine_all(
     limits = limits or Limits()
     lock, stopping = threading.Lock(), threading.Event()
 
-    def examine(name: str) -> None:
+    def keep_row_of(name: str) -> None:
         row = _examined(name, side, limits, max(1, (os.cpu_count() or 1) // workers), stopping)
         if stopping.is_set():
             return  # cut short: it is examined again
@@ -86,15 +89,22 @@ def examine_all(
     pending = [name for name in dict.fromkeys(names) if name not in rows]
     if known is not None:
         known(len(dict.fromkeys(names)) - len(pending))
+    _import_first(pending)
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for done in [pool.submit(examine, name) for name in pending]:
+            for done in [pool.submit(keep_row_of, name) for name in pending]:
                 done.result()
         except BaseException:
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [rows[name] for name in dict.fromkeys(names)]
+
+
+def _import_first(names: Iterable[str]) -> None:
+    """Have the process that others are forked from import the networks' libraries; one that fails is left out."""
+    libraries = dict.fromkeys(name.partition(":")[0] for name in names)
+    _CONTEXT.set_forkserver_preload(["bcos_fx.zoo.process", *(_MODULES.get(name, name) for name in libraries)])
 
 
 def _append(path: Path, row: Row) -> None:
@@ -129,49 +139,37 @@ def read_rows(path: Path) -> Iterable[Row]:
 
 def _examined(name: str, side: int | None, limits: Limits, threads: int, stopping: threading.Event) -> Row:
     with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) / "row.json"
-        command = [sys.executable, "-m", "bcos_fx.zoo", name, str(kept), "--threads", str(threads)]
-        command += [] if side is None else ["--side", str(side)]
+        kept, said = Path(folder) / "row.json", Path(folder) / "said"
         start = time.monotonic()
-        with open(Path(folder) / "said", "w+b") as said:
-            # In a session of its own: the interrupt of a terminal is ours to handle, and must not become a row.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            over = _watch(process, limits, start, stopping)
-            said.seek(0)
-            last = said.read().decode(errors="replace").strip().splitlines()[-1:]
+        process = _CONTEXT.Process(target=examine, args=(name, kept, said, side, threads))
+        process.start()
+        over = _watch(process, limits, start, stopping)
+        last = said.read_text(errors="replace").strip().splitlines()[-1:] if said.exists() else []
         row: Row = json.loads(kept.read_text()) if kept.exists() else {"name": name}
         row["seconds in all"] = round(time.monotonic() - start, 1)
         if over is not None:
             row["failure"] = f"{over}, in the stage {row.get('stage', 'start')!r}"
-        elif process.returncode != 0:
-            row["failure"] = f"its process ended with code {process.returncode}: {' '.join(last)}"
+        elif process.exitcode != 0:
+            row["failure"] = f"its process ended with code {process.exitcode}: {' '.join(last)}"
+        process.close()
         return row
 
 
-def _watch(process: subprocess.Popen[bytes], limits: Limits, start: float, stopping: threading.Event) -> str | None:
+def _watch(process: BaseProcess, limits: Limits, start: float, stopping: threading.Event) -> str | None:
     """Wait for a process to end; end it where it goes over a limit, and say which."""
     try:
-        while True:
-            try:
-                process.wait(_LOOK)
-                return None
-            except subprocess.TimeoutExpired:
-                over = "it was stopped" if stopping.is_set() else _over(process.pid, limits, start)
-                if over is not None:
-                    return over
+        while process.is_alive():
+            process.join(_LOOK)
+            over = "it was stopped" if stopping.is_set() else _over(process.pid, limits, start)
+            if over is not None and process.is_alive():
+                return over
+        return None
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.join()
 
 
-def _over(pid: int, limits: Limits, start: float) -> str | None:
+def _over(pid: int | None, limits: Limits, start: float) -> str | None:
     if time.monotonic() - start > limits.seconds:
         return f"it took longer than {limits.seconds:.0f} s"
     if _resident(pid) > limits.gibibytes * 2**30:
@@ -179,7 +177,7 @@ def _over(pid: int, limits: Limits, start: float) -> str | None:
     return None
 
 
-def _resident(pid: int) -> int:
+def _resident(pid: int | None) -> int:
     """Bytes of resident memory; 0 where the system does not tell."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,51 @@
+"""Examines one network: what the process that :mod:`bcos_fx.zoo.running` starts for each network does."""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+
+from bcos_fx.errors import BcosFxError
+from bcos_fx.files import replacing
+from bcos_fx.zoo.examination import Examination, Row
+
+
+def examine(name: str, kept: Path, said: Path, side: int | None, threads: int) -> None:
+    """Examine a network, and keep its row in a file, whatever happens.
+
+    Args:
+        name: of the network.
+        kept: the file of the row, written whenever there is more in it.
+        said: the file that takes what the process prints, also what is printed below Python.
+        side: of the images in pixels, where the network takes that; None: its own.
+        threads: that PyTorch may use.
+    """
+    os.setsid()  # the interrupt of a terminal is the starter's to handle, and must not become a row
+    _redirect(said)
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")  # other people's networks warn of this and that
+
+    def note(row: Row) -> None:
+        with replacing(kept) as stream:
+            stream.write(json.dumps(row).encode())
+
+    examination = Examination(name, side, note)
+    try:
+        examination.run()
+    except BcosFxError as error:
+        examination.row["failure"] = str(error)
+    except Exception as error:  # a table of many networks names what went wrong with one and goes on
+        examination.row["failure"] = f"{type(error).__name__}: {error}"
+        examination.row["traceback"] = traceback.format_exc()
+    note(examination.row)
+
+
+def _redirect(said: Path) -> None:
+    with said.open("wb") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
