@@ -37,13 +37,13 @@ demo: $(STAMP) ## convert, verify and explain a real network
 	$(BIN)/bcos-fx demo $(DEMO_ARGS)
 
 test: $(STAMP) ## the fast tests
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-all: $(STAMP) test-old ## every test, and the core on the oldest torch
-	$(BIN)/python -m pytest -n $(WORKERS) -m "slow or not slow" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "slow or not slow" $(ARGS)
 
 test-old: $(OLD_STAMP) ## the core's tests on torch 2.13, without torchvision
-	$(OLD_VENV)/bin/python -m pytest -n $(WORKERS) -m "not slow and not vision and not peer" --ignore tests/test_packaging.py $(ARGS)
+	$(OLD_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not vision and not peer" --ignore tests/test_packaging.py $(ARGS)
 
 lint: $(STAMP) ## ruff, rules and format
 	$(BIN)/ruff check .
