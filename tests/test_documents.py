@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
+from bcos_fx.cli import app
+from bcos_fx.text import TextEmbeddings
 from bcos_fx.training.recipe import load_training
 from tests.evaluation import toy
 
@@ -75,7 +78,24 @@ def folder(tmp_path: Path) -> Path:
     toy.write_network(tmp_path / "network.safetensors")
     toy.write_images(tmp_path / "validation.npz", 200)
     (tmp_path / "original.py").write_text(toy.FACTORY, encoding="utf-8")
+    toy.write_network(tmp_path / "clip.safetensors")
+    names = ("a green bird", "sky")
+    TextEmbeddings(names, torch.eye(2, toy.CLASSES), "made up").save(tmp_path / "texts.safetensors")
     return tmp_path
+
+
+def options(word: str) -> set[str]:
+    """What a command of ours takes."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return {option for parameter in commands[word].params for option in parameter.opts}
+
+
+@pytest.mark.parametrize("line", [line for _, code in blocks("console") for line in code.splitlines()])
+def test_commands_that_need_weights_from_elsewhere_are_ones(line: str) -> None:
+    """They stand in blocks of their own and cannot run here; their options exist."""
+    tool, word, *rest = shlex.split(line)
+    assert tool == "bcos-fx"
+    assert {part for part in rest if part.startswith("-")} <= options(word)
 
 
 def commands_of(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from bcos_fx.cli import calibrate, check, convert, demo, evaluate, explain, finetune, inspect, plan, rules, zoo
+from bcos_fx.cli import calibrate, check, convert, demo, embed, evaluate, explain, finetune, inspect, plan, rules, zoo
 from bcos_fx.cli.failure import DEBUG, guarded
 from bcos_fx.version import __version__
 
@@ -45,7 +45,7 @@ def _root(
     DEBUG.set(debug)
 
 
-for _command in (convert, plan, check, calibrate, finetune, explain, evaluate, inspect, rules, zoo, demo):
+for _command in (convert, plan, check, calibrate, finetune, embed, explain, evaluate, inspect, rules, zoo, demo):
     app.command(_command.NAME, help=_flowing(_command.run.__doc__), epilog=_command.EPILOG)(guarded(_command.run))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
+from bcos_fx.cli.text_options import TEMPLATES, TOWERS, TextOptions
 from bcos_fx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ bcos-fx explain model.safetensors photos/ more/*.jpg --target top3 -o gallery.ht
 
 bcos-fx explain model.safetensors cat.jpg --target 281 --against 285 -o why_tabby.png
 
+bcos-fx explain clip.safetensors bird.jpg --text "a green bird" --text sky --text-tower open_clip:ViT-B-32@openai
+
 Exit code 0: all explained. 1: an image could not be read, or contributions do not add up. 2: bad input.
 """
 _BATCH, _IN_A_FIGURE, _NAMED = 16, 8, 20
+_TEXT = "Texts, of image-text models"
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,42 @@ def run(
     output: Annotated[
         str | None, typer.Option(help="Explain another value: logits (before a final softmax), or a layer by name.")
     ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Explain how much the image is like this text: the cosine of their embeddings. Repeatable.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    text_tower: Annotated[
+        str | None,
+        typer.Option(
+            help=f"What embeds the texts; it has to belong to MODEL: {TOWERS}.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    text_embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Embeddings from bcos-fx embed in place of a tower; without --text all of them.", rich_help_panel=_TEXT
+        ),
+    ] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Sentences that each text is put into, and averaged over: {TEMPLATES}.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    power: Annotated[float, typer.Option(help="p >= 1: the score is |cos|^(p-1) cos.", rich_help_panel=_TEXT)] = 1.0,
+    location: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the network gives an embedding for each place: max (the place that is most like the text) or "
+            "mean.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -88,7 +128,13 @@ def run(
     """
     from bcos_fx.cli.photographs import image_files
 
-    network, question = _asked(model, target, against, classes, output, allow_incomplete)
+    texts = TextOptions(tuple(text or ()), text_tower, text_embeddings, templates)
+    if texts != TextOptions():
+        if target is not None or against is not None or classes is not None:
+            raise UsageError("classes and texts were asked for", hint="leave --target, --against and --classes out")
+        network, question = _asked_by_text(model, texts, power, location, output, allow_incomplete)
+    else:
+        network, question = _asked(model, target, against, classes, output, allow_incomplete)
     files = image_files(images)
     place = out if out is not None else Path("explanation.png" if len(files) <= _IN_A_FIGURE else "explanation.html")
     found, skipped = _explain_all(network, files, question, place, quiet=json)
@@ -124,6 +170,16 @@ def _asked(
             )
         wanted = difference(wanted, other)
     return read_artifact(model), Question(wanted, output, names, allow_incomplete)
+
+
+def _asked_by_text(
+    model: Path, texts: TextOptions, power: float, location: str | None, output: str | None, allow_incomplete: bool
+) -> tuple[BcosNetwork, Question]:
+    from bcos_fx.cli.check import read_artifact
+    from bcos_fx.cli.texts import text_target
+
+    network = read_artifact(model)
+    return network, Question(text_target(texts, power=power, location=location), output, None, allow_incomplete)
 
 
 def _number(text: str) -> int | str:

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bcos_fx.explanation.attribution import Contributions
     from bcos_fx.explanation.result import Constants, Explanation
+    from bcos_fx.explanation.similarity import cosine
     from bcos_fx.explanation.targets import difference
 
-__all__ = ["Constants", "Contributions", "Explanation", "difference"]
+__all__ = ["Constants", "Contributions", "Explanation", "cosine", "difference"]
 
-_HOMES = {"Constants": "result", "Contributions": "attribution", "Explanation": "result", "difference": "targets"}
+_HOMES = {
+    "Constants": "result",
+    "Contributions": "attribution",
+    "Explanation": "result",
+    "cosine": "similarity",
+    "difference": "targets",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,8 +46,10 @@ def explain(
         images: (N, C, H, W), in [0, 1] for a converted image network; or whatever its first input is, such as
             embeddings (N, L, E) or features (N, F). On the model's device; not changed.
         target: None (the predicted class), ``top3`` and the like, an index, a class name, (N,) or a flat list (one per
-            sample), (N, K) or a list of lists (several per sample), or a linear function from the outputs to (N,). For
-            an inner layer an index is a channel, summed over its positions, and a tuple of indices is one unit.
+            sample), (N, K) or a list of lists (several per sample), or a linear function from the outputs to (N,) or
+            (N, K); if that has ``names``, such as :func:`bcos_fx.explanation.cosine` gives, its numbers are scores of
+            those names. For an inner layer an index is a channel, summed over its positions, and a tuple of indices is
+            one unit.
         output: what is explained: None for the output, ``logits`` for the value before a final softmax or sigmoid, or
             the name of a layer.
         source: what it is explained by: None for the input, or the name of a layer, whose activations then take the
@@ -76,7 +79,8 @@ def explain(
         part, choice = _explained(view, inputs, _of_samples(wanted, place, len(images)))
         parts.append(part)
         choices.append(choice)
-    return _result(view, images, parts, choices, _notes(model, images), names)
+    found = _result(view, images, parts, choices, _notes(model, images), names)
+    return found if getattr(wanted, "names", None) is None else _scored(found, wanted.names)
 
 
 def _explained(view: ExplanationView, inputs: list[Tensor], target: Any) -> tuple[DynamicWeights, Chosen]:
@@ -125,6 +129,19 @@ def _result(
         colours=_has_colours(found.start, found.weights),
         notes=tuple(notes),
         complete=complete,
+    )
+
+
+def _scored(found: Explanation, names: Sequence[str]) -> Explanation:
+    """The explanation of numbers that are themselves the scores of named things, and not parts of the outputs."""
+    scores = found.output.reshape(len(found), len(names))
+    places = torch.arange(len(names), device=scores.device).expand_as(scores)
+    return replace(
+        found,
+        scores=scores,
+        prediction=scores.argmax(1),
+        target=places.reshape(found.output.shape),
+        names=tuple(names),
     )
 
 

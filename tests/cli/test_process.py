@@ -55,7 +55,7 @@ COMMANDS = {name: command for name, command in typer.main.get_command(app).comma
 
 
 def test_commands() -> None:
-    names = "convert plan check calibrate finetune explain evaluate inspect rules zoo demo"
+    names = "convert plan check calibrate finetune embed explain evaluate inspect rules zoo demo"
     assert list(COMMANDS) == names.split()
 
 
@@ -97,7 +97,7 @@ def test_demo(run: Run, folder: Path) -> None:
 
 
 def test_command_functions_import_nothing_heavy_at_the_top() -> None:
-    for name in (*COMMANDS, "request", "failure", "values"):
+    for name in (*COMMANDS, "request", "failure", "values", "text_options"):
         module = importlib.import_module(f"bcos_fx.cli.{name}")
         tops = [line for line in inspect.getsource(module).splitlines() if line.startswith(("import ", "from "))]
         assert not [line for line in tops if "torch" in line or "rich" in line or "matplotlib" in line], name

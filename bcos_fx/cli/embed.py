@@ -1,0 +1,55 @@
+"""``bcos-fx embed``: texts or class names to a file of embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bcos_fx.cli.text_options import TEMPLATES, TOWERS, TextOptions
+from bcos_fx.errors import UsageError
+
+NAME = "embed"
+EPILOG = """Examples:
+
+bcos-fx embed classes.txt --text-tower open_clip:ViT-B-32@openai --templates imagenet -o classes.safetensors
+
+bcos-fx embed --text "a green bird" --text sky --text-tower minilm -o texts.safetensors
+
+Exit code 0: written. 2: bad input.
+"""
+
+
+def run(
+    classes: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CLASSES]", help="Class names: one a line, a JSON list, or a JSON object from index to name."
+        ),
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="A text; repeatable.")] = None,
+    text_tower: Annotated[
+        str | None,
+        typer.Option(help=f"What embeds them: {TOWERS}."),
+    ] = None,
+    templates: Annotated[
+        str | None,
+        typer.Option(help=f"Sentences that names are put into: {TEMPLATES}. Left out: names are taken as they are."),
+    ] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")] = Path("texts.safetensors"),
+) -> None:
+    """Embed texts or class names with a frozen text tower, for explain --text-embeddings and evaluate.
+
+    Each class is the normalised mean of its prompts' normalised embeddings. What was embedded before is taken from a
+    cache in the user's cache folder (XDG_CACHE_HOME).
+    """
+    from bcos_fx.cli.texts import embedded
+    from bcos_fx.explanation.classes import read_classes
+
+    if (classes is None) == (not text):
+        raise UsageError("there is nothing to embed" if not text else "classes and texts were given", hint="give one")
+    names = read_classes(classes) if classes is not None else tuple(text or ())
+    found = embedded(TextOptions(names, text_tower, None, templates))
+    found.save(out)
+    typer.echo(f"Wrote {out}: {len(found.names)} embeddings of {found.width} numbers by {found.tower}.")

@@ -1,0 +1,26 @@
+"""What is said of texts on the command line, and what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+TOWERS = "open_clip:NAME@TAG, open_clip:NAME+FILE, transformers:CLASS@FOLDER or minilm"
+TEMPLATES = "a file with one a line and {} where the name goes, or imagenet, the 80 templates of CLIP"
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Texts or class names, and what embeds them.
+
+    Attributes:
+        names: what was named.
+        tower: name of a text tower, or None.
+        stored: a file of embeddings, or None.
+        templates: a file of templates or ``imagenet``; None: names are taken as they are.
+    """
+
+    names: tuple[str, ...] = ()
+    tower: str | None = None
+    stored: Path | None = None
+    templates: str | None = None

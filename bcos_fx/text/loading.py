@@ -1,0 +1,153 @@
+"""Text towers by name.
+
+``open_clip:NAME`` (random weights), ``open_clip:NAME@TAG`` (pretrained weights, fetched by open_clip) or
+``open_clip:NAME+FILE`` (a checkpoint of the whole model); ``transformers:CLASS@PLACE`` (a folder, or a name on the
+Hugging Face hub); ``minilm`` (the sentence encoder all-MiniLM-L6-v2, whose weights a package brings).
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from bcos_fx.checkpoint import load_into, read_state_dict
+from bcos_fx.errors import BcosFxError, CheckpointError, MissingExtraError, nearest
+from bcos_fx.text.sentences import minilm
+from bcos_fx.text.tower import TextTower, TokenTower
+
+Result = TypeVar("Result")
+
+FORMS = "open_clip:NAME[@TAG], open_clip:NAME+FILE, transformers:CLASS@FOLDER or minilm"
+
+
+def load_text_tower(name: str) -> TextTower:
+    """Load a frozen text tower with its tokenizer; see the top of this file for the forms.
+
+    Nothing is fetched but what the name asks for: weights of a ``TAG``, or a name on the hub. With HF_HUB_OFFLINE=1
+    nothing is fetched at all.
+
+    Raises:
+        CheckpointError: no such tower, or its weights or tokenizer cannot be had.
+        MissingExtraError: a library is not installed.
+    """
+    source, colon, rest = name.partition(":")
+    if name == "minilm":
+        return minilm()
+    if not colon or not rest or source not in _LOADERS:
+        known = [*(f"{library}:..." for library in _LOADERS), "minilm"]
+        near = nearest(name if not colon else f"{source}:...", known)
+        raise CheckpointError(f"there is no text tower {name!r}", hint=f"{near}; write it as {FORMS}")
+    return _LOADERS[source](name, rest)
+
+
+def _open_clip(name: str, rest: str) -> TextTower:
+    open_clip = _library("open_clip", "clip")
+    rest, plus, file = rest.partition("+")
+    arch, at, tag = rest.partition("@")
+    if arch not in open_clip.list_models():
+        raise CheckpointError(
+            f"open_clip has no model {arch!r}", where=name, hint=nearest(arch, open_clip.list_models())
+        )
+    if at and tag not in (tags := open_clip.list_pretrained_tags_by_model(arch)):
+        raise CheckpointError(f"open_clip has no weights {tag!r} of {arch}", where=name, hint=nearest(tag, tags))
+    tokenizer = _run(lambda: open_clip.get_tokenizer(arch), name, "the tokenizer")
+    model = _run(lambda: open_clip.create_model(arch, pretrained=tag or None), name, "the model")
+    if plus:
+        load_into(model, read_state_dict(file))
+    elif not at:
+        warnings.warn(
+            f"the text tower {name} has random weights: name pretrained ones with @TAG, or a checkpoint with +FILE",
+            UserWarning,
+            stacklevel=3,
+        )
+    del model.visual  # a text tower's fingerprint is not to depend on images
+    return TokenTower(
+        name,
+        model,
+        int(tokenizer.context_length),
+        length=lambda text: _open_clip_length(tokenizer, text),
+        tokenize=tokenizer,
+        embed=model.encode_text,
+    )
+
+
+def _open_clip_length(tokenizer: Any, text: str) -> int:
+    """Tokens of a text; open_clip's tokenizers themselves cut off silently what is too long."""
+    if hasattr(tokenizer, "encode"):
+        return len(tokenizer.encode(text)) + 2
+    marks = 1 if getattr(tokenizer, "tokenizer_mode", "") == "clips" else 0  # a class token of its own
+    return len(tokenizer.tokenizer(text).input_ids) + marks
+
+
+def _transformers(name: str, rest: str) -> TextTower:
+    transformers = _library("transformers", "transformers")
+    kind, at, place = rest.partition("@")
+    loader: Any = getattr(transformers, kind, None)
+    if not isinstance(loader, type) or not issubclass(loader, nn.Module):
+        known = [key for key in dir(transformers) if "Text" in key and key.endswith(("Model", "WithProjection"))]
+        raise CheckpointError(f"transformers has no model {kind!r}", where=name, hint=nearest(kind, known))
+    if not at or not place:
+        raise CheckpointError(
+            f"{name!r} does not say where weights and tokenizer are", hint=f"transformers:{kind}@FOLDER"
+        )
+    tokenizer = _run(lambda: transformers.AutoTokenizer.from_pretrained(place), name, "the tokenizer")
+    model: Any = _run(lambda: loader.from_pretrained(place), name, "the model")
+    settings = getattr(model.config, "text_config", model.config)
+    context = int(settings.max_position_embeddings)
+
+    def tokenize(texts: list[str]) -> object:
+        # SigLIP was trained on padded texts and sees them; a causal tower does not look past the text's end.
+        return tokenizer(texts, padding="max_length", max_length=context, truncation=True, return_tensors="pt")
+
+    return TokenTower(
+        name,
+        model,
+        context,
+        length=lambda text: len(tokenizer(text).input_ids),
+        tokenize=tokenize,
+        embed=lambda tokens: _vector(model, tokens),
+    )
+
+
+def _vector(model: Any, tokens: Any) -> Tensor:
+    """The vector that a class of transformers gives a text, under whichever name."""
+    found = model.get_text_features(**tokens) if hasattr(model, "get_text_features") else model(**tokens)
+    for name in ("text_embeds", "pooler_output"):
+        if isinstance(getattr(found, name, None), Tensor):
+            found = getattr(found, name)
+    if not isinstance(found, Tensor):
+        raise CheckpointError(
+            f"{type(model).__name__} gives no embedding of a text",
+            hint="name a text model, such as CLIPTextModelWithProjection",
+        )
+    return found
+
+
+_LOADERS: dict[str, Callable[[str, str], TextTower]] = {"open_clip": _open_clip, "transformers": _transformers}
+
+
+def _library(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(name, extra, f"a text tower of {name} with its tokenizer") from error
+
+
+def _run(call: Callable[[], Result], name: str, what: str) -> Result:
+    try:
+        return call()
+    except BcosFxError:
+        raise
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(str(error.name), "transformers", f"{what} of {name}") from error
+    except Exception as error:  # libraries raise anything, from OSError to AssertionError; the cause stays attached
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{what} of {name} cannot be loaded: {said[0]}",
+            where=name,
+            hint="what is not on this machine is fetched from the Hugging Face hub, which HF_HUB_OFFLINE=1 forbids",
+        ) from error

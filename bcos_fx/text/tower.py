@@ -1,0 +1,101 @@
+"""What a text tower is: texts in, one vector each out."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.errors import UsageError
+
+_SHOWN = 60
+
+
+class TextTower(ABC):
+    """A frozen text tower with its tokenizer.
+
+    Args:
+        name: as it is loaded by, such as ``open_clip:ViT-B-32@openai``.
+        module: what holds its weights, in eval mode.
+        context: the longest text in tokens, with those that mark its beginning and end.
+    """
+
+    def __init__(self, name: str, module: nn.Module, context: int) -> None:
+        self.name = name
+        self.module = module.requires_grad_(False).eval()
+        self.context = context
+
+    @abstractmethod
+    def length(self, text: str) -> int:
+        """Return how many tokens a text takes, with those that mark its beginning and end."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return a vector for each text, (N, D), of any length; texts fit the context."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A SHA-256 of the name and all weights: what an embedding is of, and no other tower's is taken for it."""
+        digest = hashlib.sha256(self.name.encode())
+        for name, value in self.module.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def check(self, text: str) -> None:
+        """Check that a text is one, and fits.
+
+        Raises:
+            UsageError: it is empty, or longer than the context.
+        """
+        if not isinstance(text, str):
+            raise UsageError(f"{text!r} is no text", where=self.name)
+        shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+        if not text.strip():
+            raise UsageError("a text is empty", where=self.name, hint="say what is to be looked for")
+        taken = self.length(text)
+        if taken > self.context:
+            raise UsageError(
+                f"the text {shown!r} takes {taken} tokens, the tower {self.context}",
+                where=self.name,
+                hint="shorten it: what is cut off would have no say",
+            )
+
+
+class TokenTower(TextTower):
+    """A tower made of three functions.
+
+    Args:
+        name: as for every tower.
+        module: likewise.
+        context: likewise.
+        length: from a text to the number of its tokens.
+        tokenize: from texts to what ``embed`` takes.
+        embed: from that to vectors (N, D).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        context: int,
+        *,
+        length: Callable[[str], int],
+        tokenize: Callable[[list[str]], object],
+        embed: Callable[[object], Tensor],
+    ) -> None:
+        super().__init__(name, module, context)
+        self._length, self._tokenize, self._embed = length, tokenize, embed
+
+    def length(self, text: str) -> int:
+        """Return how many tokens a text takes."""
+        return self._length(text)
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return a vector for each text, (N, D)."""
+        with torch.no_grad():
+            return self._embed(self._tokenize(list(texts)))
