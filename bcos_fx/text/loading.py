@@ -8,6 +8,7 @@ Hugging Face hub); ``minilm`` (the sentence encoder all-MiniLM-L6-v2, whose weig
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -87,7 +88,7 @@ def _transformers(name: str, rest: str) -> TextTower:
     transformers = _library("transformers", "transformers")
     kind, at, place = rest.partition("@")
     loader: Any = getattr(transformers, kind, None)
-    if not isinstance(loader, type) or not issubclass(loader, nn.Module):
+    if not (inspect.isclass(loader) and issubclass(loader, nn.Module) and hasattr(loader, "from_pretrained")):
         known = [key for key in dir(transformers) if "Text" in key and key.endswith(("Model", "WithProjection"))]
         raise CheckpointError(f"transformers has no model {kind!r}", where=name, hint=nearest(kind, known))
     if not at or not place:
@@ -95,7 +96,8 @@ def _transformers(name: str, rest: str) -> TextTower:
             f"{name!r} does not say where weights and tokenizer are", hint=f"transformers:{kind}@FOLDER"
         )
     tokenizer = _run(lambda: transformers.AutoTokenizer.from_pretrained(place), name, "the tokenizer")
-    model: Any = _run(lambda: loader.from_pretrained(place), name, "the model")
+    load: Callable[[str], Any] = loader.from_pretrained
+    model = _run(lambda: load(place), name, "the model")
     settings = getattr(model.config, "text_config", model.config)
     context = int(settings.max_position_embeddings)
 
