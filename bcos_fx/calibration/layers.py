@@ -9,8 +9,9 @@ so that equal variances alone let too little through.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -35,11 +36,13 @@ class Layer(ABC):
         node: that calls it, the only one.
         module: the layer.
         owns: its parameters are no other layer's, so that they may be changed.
+        constant: the share in [0, 1] of its constant that is left where constants fade.
     """
 
     node: fx.Node
     module: Any
     owns: bool
+    constant: float = 1.0
     kind: ClassVar[str]
 
     @property
@@ -114,8 +117,8 @@ class Norm(Layer):
         norm, before = self.module, self.module.running_var.double() + self.module.eps
         shift = torch.zeros_like(before)
         if norm.running_mean is not None:
-            shift = (measured.mean - norm.running_mean.double()) / before.sqrt()
-            norm.running_mean.copy_(measured.mean)
+            shift = (measured.mean * self.constant - norm.running_mean.double()) / before.sqrt()
+            norm.running_mean.copy_(measured.mean * self.constant)
         norm.running_var.copy_(torch.where(live, measured.variance, norm.running_var.double()))
         factors = (before / (norm.running_var.double() + norm.eps)).sqrt()
         return factors if target is None else factors * self._match(target, live), shift
@@ -131,7 +134,7 @@ class Norm(Layer):
         factors = torch.where(known, target.variance.sqrt() / deviation, 1.0)
         norm.weight.mul_(factors)
         if norm.bias is not None:
-            norm.bias.copy_(torch.where(known, target.mean, norm.bias.double()))
+            norm.bias.copy_(torch.where(known, target.mean * self.constant, norm.bias.double()))
         return factors
 
     def _scale_output(self, factors: Tensor) -> None:
@@ -171,15 +174,21 @@ class Gain(Layer):
         if bias is None:
             return factors, torch.zeros_like(shift)
         # Written so that nothing at all is added where nothing differs.
-        bias.add_((target.mean - measured.mean) + (1 - factors) * (measured.mean - bias.double()))
+        bias.add_((target.mean - measured.mean) + (1 - factors) * (measured.mean - bias.double())).mul_(self.constant)
         return factors, shift
 
     def _scale_output(self, factors: Tensor) -> None:
         self.module.scale_output_(factors.to(self.module.weight.dtype))
 
 
-def layers_of(network: BcosNetwork) -> tuple[list[Layer], dict[str, str]]:
+def layers_of(
+    network: BcosNetwork, constants: Mapping[str, float] = MappingProxyType({})
+) -> tuple[list[Layer], dict[str, str]]:
     """Find what can be calibrated.
+
+    Args:
+        network: it.
+        constants: path of a module -> the share in [0, 1] of its constant that is left; all of it where none is given.
 
     Returns:
         The layers, in the order of the graph; and node -> why not, for those that are of a kind but cannot be.
@@ -193,12 +202,12 @@ def layers_of(network: BcosNetwork) -> tuple[list[Layer], dict[str, str]]:
         elif (calls := len(reader.callers[id(norm)])) > 1:
             kept[node.name] = f"it is called {calls} times, and one set of statistics cannot fit them all"
         else:
-            found.append(Norm(node, norm, _owns(reader, norm)))
+            found.append(Norm(node, norm, _owns(reader, norm), constants.get(str(node.target), 1.0)))
     open_nodes = _reaching_the_output(reader.graph_module.graph, {layer.node for layer in found})
     for node, layer in _called(reader, (BcosLayer,)):
         if node not in open_nodes:
             continue
-        gain = Gain(node, layer, _owns(reader, layer))
+        gain = Gain(node, layer, _owns(reader, layer), constants.get(str(node.target), 1.0))
         if gain.can_scale:
             found.append(gain)
         else:

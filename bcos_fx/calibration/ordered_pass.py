@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -84,6 +85,7 @@ def calibrate_(
     batch_size: int = 64,
     memory: int = 2 << 30,
     measured: bool = False,
+    constants: Mapping[str, float] = MappingProxyType({}),
     progress: Progress | None = None,
 ) -> Calibration:
     """Calibrate a network in place: as :func:`calibrate`, but parameters, buffers and the report of ``network`` change.
@@ -100,6 +102,8 @@ def calibrate_(
         batch_size: for a tensor or a Dataset.
         memory: bytes of activations that are kept in memory.
         measured: measure accuracy and agreement, which costs one more run.
+        constants: path of a layer -> the share in [0, 1] of the constant that would fit which it is given, where
+            constants fade while a network is trained; all of it where none is given.
         progress: called with a short text as the work goes on.
 
     Returns:
@@ -110,7 +114,7 @@ def calibrate_(
     """
     _check_network(network)
     with torch.inference_mode(False), torch.no_grad(), evaluating(network), Frontier(memory) as frontier:
-        run = _Run(network, frontier, output, measured, progress or (lambda stage: None))
+        run = _Run(network, frontier, output, measured, constants, progress or (lambda stage: None))
         run.read(read_batches(images, network, batch_size), reference)
         calibration = run.calibrate()
     report = network.report
@@ -163,11 +167,17 @@ class _Run:
     """One calibration of a network, in place."""
 
     def __init__(
-        self, network: BcosNetwork, frontier: Frontier, output: int | str | None, measured: bool, say: Progress
+        self,
+        network: BcosNetwork,
+        frontier: Frontier,
+        output: int | str | None,
+        measured: bool,
+        constants: Mapping[str, float],
+        say: Progress,
     ) -> None:
         self.network, self.frontier, self.measured, self.say = network, frontier, measured, say
         self.output = output
-        self.layers, self.kept = layers_of(network)
+        self.layers, self.kept = layers_of(network, constants)
         self.program = Program(network.graph, network)
         self.targets: Targets | None = None
         self.labels: list[Tensor | None] = []

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
 from bcos_fx.calibration import Targets, calibrate_, measure_original
 from bcos_fx.rewriting.network import BcosNetwork
 
+Calibration = Callable[[BcosNetwork, Sequence[Tensor], Mapping[str, float]], object]
+"""Called with a network, to be changed in place, with batches of its input images, and with the path of a layer -> the
+share in [0, 1] of its constant that the schedule leaves it."""
 
-def usual_calibration(reference: nn.Module | None) -> Callable[[BcosNetwork, Sequence[Tensor]], object]:
+
+def usual_calibration(reference: nn.Module | None) -> Calibration:
     """Return :func:`~bcos_fx.calibration.calibrate_` for a network whose B rises while it is trained.
 
     Args:
@@ -19,11 +23,11 @@ def usual_calibration(reference: nn.Module | None) -> Callable[[BcosNetwork, Seq
     """
     measured: list[Targets] = []
 
-    def calibrate(network: BcosNetwork, batches: Sequence[Tensor]) -> object:
+    def calibrate(network: BcosNetwork, batches: Sequence[Tensor], constants: Mapping[str, float]) -> object:
         images = list(batches)
         if not measured:
             alone = Targets("none", images=sum(map(len, images)))
             measured.append(alone if reference is None else measure_original(network, images, reference))
-        return calibrate_(network, images, measured[0])
+        return calibrate_(network, images, measured[0], constants=constants)
 
     return calibrate

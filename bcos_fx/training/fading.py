@@ -38,6 +38,10 @@ class Fading:
         """The layers whose constants change."""
         return list(self._fades)
 
+    def left(self, done: float) -> dict[str, float]:
+        """Return path -> the share in [0, 1] of each constant that is left at a share of training, decay aside."""
+        return {path: fade.left(done) for path, fade in self._fades.items()}
+
     @torch.no_grad()
     def begin(self) -> None:
         """Zero what is gone from the very beginning."""

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.training.alignment import Alignment
+from bcos_fx.training.calibrating import Calibration
 from bcos_fx.training.fading import Fading
 from bcos_fx.training.finite import culprit
 from bcos_fx.training.losses import total_loss
@@ -22,9 +23,6 @@ from bcos_fx.training.mixing import mixer
 from bcos_fx.training.optimisation import clip_adaptively_, make_optimiser, parameter_groups, rate
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.seeding import derived, seed_all
-
-Calibration = Callable[[BcosNetwork, Sequence[Tensor]], object]
-"""Called with a network, to be changed in place, and batches of its input images."""
 
 
 class FineTuning(LightningModule):
@@ -92,7 +90,7 @@ class FineTuning(LightningModule):
             self._fading.begin()
             self.alignment.set(0.0)
             if self._options.calibrate != "never":
-                self._calibrate()
+                self._calibrate(0.0)
 
     def on_train_start(self) -> None:
         """B follows from the step, which is known by now; it is no part of a checkpoint."""
@@ -110,7 +108,7 @@ class FineTuning(LightningModule):
             self.alignment.after_step(lr)
             self.alignment.set(after)
             if self._options.calibrate == "steps" and self._has_risen(step + 1):
-                self._calibrate()
+                self._calibrate(after)
         if self.average is not None:
             self.average.update_parameters(self.network)
 
@@ -122,14 +120,15 @@ class FineTuning(LightningModule):
             return False
         return self.alignment.scheduled(step / self._steps) != self.alignment.scheduled((step - every) / self._steps)
 
-    def _calibrate(self) -> None:
-        if self._calibration is None:
+    def _calibrate(self, done: float) -> None:
+        if self._calibration is None or self._fading is None:
             return
         calibrate, batches = self._calibration
+        left = self._fading.left(done)
         for network in self._networks():
             if isinstance(network, BcosNetwork):
                 training = network.training
-                calibrate(network.eval(), [batch.to(self.device) for batch in batches])
+                calibrate(network.eval(), [batch.to(self.device) for batch in batches], left)
                 network.train(training)
 
     def configure_optimizers(self) -> Any:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.subject import check_module
-from bcos_fx.training.calibrating import usual_calibration
+from bcos_fx.training.calibrating import Calibration, usual_calibration
 from bcos_fx.training.data import Replayable, Samples, testing_loader, training_loader
 from bcos_fx.training.places import places_of_phase, without_zero_constants
 from bcos_fx.training.recipe import Training, load_training
@@ -53,7 +53,7 @@ def finetune(
     recipe: str | Path | Training | None = None,
     validation: Any = None,
     reference: nn.Module | None = None,
-    calibration: Callable[[BcosNetwork, Sequence[Tensor]], object] | None = None,
+    calibration: Calibration | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     from_scratch: bool = False,
@@ -82,8 +82,9 @@ def finetune(
             converted by.
         validation: test images, in any of these forms.
         reference: the original network, for recipes that distil, and for calibration to match.
-        calibration: called where the recipe calibrates, with the network, to be changed in place, and batches of
-            images. None: :func:`bcos_fx.calibration.calibrate_`.
+        calibration: called where the recipe calibrates, with the network, to be changed in place, batches of images,
+            and path of a layer -> the share of its constant that a fade has left. None:
+            :func:`bcos_fx.calibration.calibrate_`.
         folder: for checkpoint, history, gallery and logs; None writes nothing. With several epochs, name one.
         resume: go on from the checkpoint in ``folder``, if there is one; the result is the same to the last bit as
             that of a run that was never stopped, on the same machine.
@@ -287,7 +288,7 @@ def _first_images(test: Loader | None) -> Tensor | None:
 
 
 def _calibration(
-    calibration: Callable[[BcosNetwork, Sequence[Tensor]], object] | None,
+    calibration: Calibration | None,
     source: Source | None,
     shape: tuple[int, ...],
     training: Training,

@@ -24,10 +24,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import bcos_fx
 from bcos_fx.calibration import calibrate_
 from bcos_fx.errors import TrainingError, UsageError
-from bcos_fx.nn import BcosLayer
+from bcos_fx.nn import BatchNormUncentred2d, BcosLayer
 from bcos_fx.training.calibrating import usual_calibration
 from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.finetune import finetune
+from bcos_fx.training.places import constants_of
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.schedule import Course, Fade, Rise
 from tests.training.small_runs import (
@@ -191,7 +192,7 @@ def test_a_compiled_step_is_not_compiled_for_every_b(monkeypatch: pytest.MonkeyP
 def test_calibration_at_every_stair_on_images_as_they_are() -> None:
     seen: list[tuple[float, bool, int]] = []
 
-    def calibrate(network: Any, batches: Any) -> None:
+    def calibrate(network: Any, batches: Any, constants: Any) -> None:
         b = next(m.b for m in network.modules() if isinstance(m, BcosLayer))
         seen.append((b, network.training, sum(map(len, batches))))
 
@@ -213,17 +214,35 @@ def test_the_usual_calibration_sets_statistics_and_matches_the_original() -> Non
     network.eval()
     alone, matched, expected = (copy.deepcopy(network) for _ in range(3))
     batches = torch.split(pixels, 8)
-    usual_calibration(None)(alone, batches)
+    usual_calibration(None)(alone, batches, {})
     assert any(not torch.equal(a, b) for a, b in zip(alone.buffers(), network.buffers(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), network.parameters(), strict=True))
     calibrate = usual_calibration(converted())
     for _ in range(2):  # the original is measured once
-        calibrate(matched, batches)
+        calibrate(matched, batches, {})
     calibrate_(expected, batches, converted())
     for key, value in expected.state_dict().items():
         torch.testing.assert_close(matched.state_dict()[key], value, rtol=1e-4, atol=1e-5)
     found = finetune(network, images(), recipe=plain(calibrate="start", epochs=1))
     assert found.history
+
+
+def test_a_calibration_leaves_constants_faded() -> None:
+    """The last one comes after the last constant is gone: it must not bring them back."""
+    pixels, _ = images()
+    batches = torch.split(pixels, 8)
+    whole, half, gone = (converted() for _ in range(3))
+    (path,) = (path for path, module in whole.named_modules() if isinstance(module, BatchNormUncentred2d))
+    for network, share in ((whole, 1.0), (half, 0.5), (gone, 0.0)):
+        usual_calibration(converted())(network, batches, {path: share})
+    means = [network.get_submodule(path).running_mean for network in (whole, half, gone)]
+    assert bool(means[0].any())
+    torch.testing.assert_close(means[1], means[0] / 2)
+    assert not any(bool(constant.any()) for constant in constants_of(gone.get_submodule(path)))
+    rises, fades = (Rise(course=Course("linear", end=1.0)),), (Fade(course=Course("linear", end=0.6)),)
+    recipe = plain(rises=rises, fades=fades, calibrate="steps")
+    found = finetune(converted(), images(), recipe=recipe, validation=images(12), reference=converted())
+    assert [row.bias_share == 0 for row in found.history] == [False, False, True]
 
 
 def test_every_source_of_images(tmp_path: Path) -> None:
