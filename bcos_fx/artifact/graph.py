@@ -32,6 +32,7 @@ _META: dict[str, Any] = {
     "origin": str | None,
     "type": str | None,
     "training_argument": Any,
+    "training_value": Any,
 }
 """What is kept of a node's ``meta``: only what bcos_fx wrote itself, and its type."""
 

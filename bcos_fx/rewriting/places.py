@@ -124,10 +124,18 @@ def source_of(hit: Hit, name: str, entry: Replacement) -> str:
 
 
 def _owner(call: Call) -> str:
-    """The path of the one module whose tensors a functional call reads, directly or through computations."""
-    stored = [n for name in ("weight", "bias", "running_mean") for node in call.nodes(name) for n in sources_of(node)]
-    owners = {str(node.target).rpartition(".")[0] for node in stored if node.op == "get_attr"}
-    return owners.pop() if len(owners) == 1 else ""
+    """The path of the one module whose tensors a functional call reads, directly or through computations.
+
+    A bias may be put together from several modules' (multi-head attention); then the weight's module counts. A call
+    that was made by a part of that module, which holds no tensors itself, belongs to the part.
+    """
+    for names in (("weight", "bias", "running_mean"), ("weight",)):
+        stored = [n for name in names for node in call.nodes(name) for n in sources_of(node) if n.op == "get_attr"]
+        owners = {str(node.target).rpartition(".")[0] for node in stored}
+        if len(owners) == 1:
+            owner, part = owners.pop(), str(call.node.meta.get("module_path") or "")
+            return part if part.startswith(f"{owner}." if owner else "") and part != owner else owner
+    return ""
 
 
 def _exists(root: nn.Module, path: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from bcos_fx.rewriting.ops import Call
 
@@ -81,15 +81,6 @@ def _own_statistics(call: Call) -> str | None:
     return None
 
 
-def _attention_without_constants(call: Call) -> str | None:
-    attention = call.module
-    if not isinstance(attention, nn.MultiheadAttention):
-        return None
-    if attention.in_proj_bias is not None or attention.bias_k is not None or attention.add_zero_attn:
-        return "the constants inside nn.MultiheadAttention cannot be told apart: it is one opaque layer here"
-    return None
-
-
 def _random(call: Call) -> str | None:
     if call.module is None and call.arguments.get("training") is True and "training_argument" not in call.node.meta:
         return "it drops values at random in eval mode too, so no two runs are the same function"
@@ -98,7 +89,7 @@ def _random(call: Call) -> str | None:
 
 def _random_attention(call: Call) -> str | None:
     dropped = call.arguments.get("dropout_p", 0)
-    if isinstance(dropped, fx.Node) or dropped:
+    if call.module is None and (isinstance(dropped, fx.Node) or dropped):
         return "it drops weights at random in eval mode too, so no two runs are the same function"
     return None
 
@@ -118,7 +109,6 @@ _CHECKS: dict[str, Callable[[Call], str | None]] = {
         _running_statistics,
     ),
     "instance_norm": _own_statistics,
-    "multi_head_attention": _attention_without_constants,
     "dropout": _random,
     "feature_dropout": _random,
     "rrelu": _random,

@@ -165,10 +165,17 @@ def _identity(build: str, call: Call) -> Hashable:
     if call.module is not None:
         return build, id(call.module)
     weights = {n: a for n, a in call.arguments.items() if isinstance(a, fx.Node) and n not in call.op.value}
-    stored = [(n, a.target if a.op == "get_attr" else a) for n, a in weights.items()]
+    stored = [(n, _computation(a)) for n, a in weights.items()]
     options = [(n, repr(a)) for n, a in call.arguments.items() if not isinstance(a, fx.Node)]
     rank = len(call.node.meta.get("shape") or ())
     return (build, tuple(stored), tuple(options), rank) if stored else None
+
+
+def _computation(node: fx.Node) -> Any:
+    """Return what two nodes share that compute the same in the same way; other nodes share it with none."""
+    if node.op not in ("get_attr", "call_function", "call_method"):
+        return node
+    return node.op, node.target, repr(fx.node.map_arg((node.args, dict(node.kwargs)), _computation))
 
 
 class _Edit:
@@ -216,8 +223,10 @@ class _Edit:
         return entry.build is None and name not in self.hit.nodes
 
     def _nodes(self, name: str) -> list[fx.Node]:
-        """The nodes that an input of an entry names: one, but for ``node.inputs``."""
+        """The nodes that an input of an entry names: one, but for ``node.inputs`` and an argument that is left out."""
         matched, _, suffix = name.partition(".")
+        if suffix in ARGUMENTS:
+            return self.hit.calls[matched].nodes(suffix)
         return list(self.hit.nodes[matched].all_input_nodes) if suffix == "inputs" else [self._node(name)]
 
     def _node(self, name: str) -> fx.Node:
@@ -230,9 +239,6 @@ class _Edit:
         if name.endswith(".input"):
             matched = name.removesuffix(".input")
             return self.hit.stand_in[matched] if matched in self.hit.stand_in else self.hit.calls[matched].inputs[0]
-        matched, _, suffix = name.partition(".")
-        if suffix in ARGUMENTS:
-            return self.hit.calls[matched].nodes(suffix)[0]
         if name.endswith(".second"):
             return self.hit.calls[name.removesuffix(".second")].inputs[1]
         if name in self.made:

@@ -25,8 +25,8 @@ ANY = "*"
 LEDGER = "ledger"
 """The input of an explanation view through which its constants are counted; only for the phase ``freeze``."""
 
-ARGUMENTS = ("query", "key", "value")
-"""Arguments of a matched node that a rule may name: each holds one tensor."""
+ARGUMENTS = ("query", "key", "value", "attn_mask")
+"""Arguments of a matched node that a rule may name: each holds one tensor, or is left out."""
 
 SUFFIXES = ("input", "second", "inputs", *ARGUMENTS, "gate", "constant", "literal", "carrier")
 """What a rule may name of a matched node: its first and second input, all of them, an argument, or a slot of these."""

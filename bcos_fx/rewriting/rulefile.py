@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from bcos_fx.errors import BcosFxError, RuleError, nearest
-from bcos_fx.rewriting import build_attention as build_attention  # registers what takes attention apart
+from bcos_fx.rewriting import build_attention as build_attention  # registers what brings attention to one form
 from bcos_fx.rewriting import build_product as build_product  # registers what makes layers of matrix products
 from bcos_fx.rewriting.build import BUILDERS
 from bcos_fx.rewriting.build_input import WIDENING as WIDENING  # registers the builders for inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bcos_fx.tracing.attention import Part, multi_head_attention
 
-def find(function: Callable[..., Any]) -> Callable[..., Any] | None:
-    """Return the function that computes what a PyTorch function or method does by several calls; None for others."""
+
+def find(function: Callable[..., Any], part: Part) -> Callable[..., Any] | None:
+    """Return the function that computes what a PyTorch function or method does by several calls; None for others.
+
+    Args:
+        function: as it was called.
+        part: names parts of the module that is running, for calls that are short for several layers.
+    """
+    if function is functional.multi_head_attention_forward:
+        return functools.partial(multi_head_attention, part)
     return _COMPOSITES.get(function)
 
 
@@ -37,6 +47,11 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
     return value * torch.sigmoid(gate)
 
 
+def _not_aligned(input: Tensor, mask: Tensor) -> bool:
+    """Say that a mask does not fit a nested tensor: an encoder then goes the ordinary way, which computes the same."""
+    return False
+
+
 def _scaled(value: Tensor, factor: Any) -> Tensor:
     return value if isinstance(factor, int | float) and factor == 1 else value * factor
 
@@ -53,4 +68,5 @@ _COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.lerp: _lerp,
     torch.Tensor.lerp: _lerp,
     functional.glu: _glu,
+    torch._nested_tensor_from_mask_left_aligned: _not_aligned,
 }

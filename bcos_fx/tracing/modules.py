@@ -16,7 +16,7 @@ from bcos_fx.errors import TraceError
 from bcos_fx.tracing.recorder import Recorder
 
 _CONTAINERS = ("torch.nn.modules.container", "torch.nn.modules.transformer")
-_COMPOSITES = (nn.GLU,)
+_COMPOSITES = (nn.GLU, nn.MultiheadAttention)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 Leaves = Collection[type | str]

@@ -93,6 +93,16 @@ class Recorder(TorchFunctionMode):
         finally:
             self.modules.pop()
 
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """While this lasts, calls are recorded as made by a part of the module that is running."""
+        path = self.modules[-1][0] if self.modules else ""
+        self.modules.append((f"{path}.{name}" if path else name, ""))
+        try:
+            yield
+        finally:
+            self.modules.pop()
+
     # What PyTorch and the symbolic sizes call
 
     def __torch_function__(
@@ -110,7 +120,7 @@ class Recorder(TorchFunctionMode):
             return self._size_read(func, args, kwargs)
         if name in operations.FORM_READS:
             return self._run(func, args, kwargs)
-        composite = composites.find(func)
+        composite = composites.find(func, self.part)
         if composite is not None:
             with self:  # PyTorch puts a mode aside while it handles a call
                 return composite(*args, **kwargs)

@@ -51,7 +51,8 @@ class Trace:
             ``source`` (``resnet.py:92: out = self.relu(out)``), ``text`` (that line alone), ``module_path`` and
             ``module_type`` (the module that made the call), ``shape`` and ``dtype`` (of a tensor, else None),
             ``value`` (of sizes, else None), ``type`` (``tensor``, ``tuple``, ``size`` or ``other``), ``origin``
-            (its name in this trace) and, where a literal only says the mode, ``training_argument``.
+            (its name in this trace) and, where a literal only says the mode, ``training_argument`` and
+            ``training_value``.
         guards: what Python code read from the shapes; the graph holds for inputs that answer the same.
         read: what Python code read from the values of whole-number inputs (masks), and whether it matters.
         unused: parameters that the graph never uses (auxiliary heads).

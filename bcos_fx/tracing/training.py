@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
+from torch.nn import functional
 
 from bcos_fx.tracing.arguments import describe
 
@@ -19,8 +20,9 @@ class _Difference(Exception):
 def align(evaluated: Graph, trained: Graph, constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> str | None:
     """Walk through both graphs together, and mark the arguments that only say which mode it is.
 
-    Such a literal is False in eval mode and True in train mode. Its name or its position goes into
-    ``node.meta["training_argument"]`` of the node in `evaluated`; nothing else is changed.
+    Such a literal is False in eval mode and True in train mode, or the share of its weights that attention drops: 0 in
+    eval mode. Its name or its position goes into ``node.meta["training_argument"]`` of the node in `evaluated`, its
+    value in train mode into ``node.meta["training_value"]``; nothing else is changed.
 
     Args:
         evaluated: the graph of eval mode, without dead nodes.
@@ -43,7 +45,7 @@ def align(evaluated: Graph, trained: Graph, constants: tuple[Mapping[str, Tensor
         if len(marks) > 1:
             return _sentence(node, other)
         if marks:
-            node.meta["training_argument"] = marks[0]
+            node.meta["training_argument"], node.meta["training_value"] = marks[0]
     return None
 
 
@@ -54,20 +56,24 @@ def _same_constant(node: Node, evaluated: Mapping[str, Tensor], trained: Mapping
     return name in trained and torch.equal(evaluated[name], trained[name])
 
 
-def _mode_literals(node: Node, other: Node, same: Mapping[Node, Node]) -> list[int | str]:
+def _mode_literals(node: Node, other: Node, same: Mapping[Node, Node]) -> list[tuple[int | str, bool | float]]:
     if len(node.args) != len(other.args) or node.kwargs.keys() != other.kwargs.keys():
         raise _Difference
     pairs: list[tuple[int | str, Any, Any]] = [
         (i, *pair) for i, pair in enumerate(zip(node.args, other.args, strict=True))
     ]
     pairs += [(name, value, other.kwargs[name]) for name, value in node.kwargs.items()]
-    marks: list[int | str] = []
+    marks: list[tuple[int | str, bool | float]] = []
     for place, value, trained in pairs:
-        if value is False and trained is True:
-            marks.append(place)
+        if (value is False and trained is True) or (_is_dropped_share(node, place) and value == 0 != trained):
+            marks.append((place, trained))
         else:
             _require_same(value, trained, same)
     return marks
+
+
+def _is_dropped_share(node: Node, place: int | str) -> bool:
+    return node.target is functional.scaled_dot_product_attention and place in (4, "dropout_p")
 
 
 def _require_same(value: Any, trained: Any, same: Mapping[Node, Node]) -> None:

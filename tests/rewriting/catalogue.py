@@ -93,38 +93,15 @@ def maps(forward: Forward, **parts: Callable[[], nn.Module]) -> Callable[[], nn.
     return lambda: Net(forward, **{name: part() for name, part in parts.items()})
 
 
-class Attending(nn.Module):
+def attending(attention: nn.MultiheadAttention) -> Callable[[], nn.Module]:
     """Tokens from patches, then attention."""
 
-    def __init__(
-        self, attention: nn.MultiheadAttention, transposed: bool, times: int, masked: bool, widths: Any
-    ) -> None:
-        super().__init__()
-        self.stems = nn.ModuleList(conv(3, width, 2, stride=2, padding=0) for width in widths or (8,))
-        self.attention = copy.deepcopy(attention)
-        self.transposed, self.times, self.masked = transposed, times, masked
-        if attention.in_proj_bias is not None:
-            nn.init.normal_(self.attention.in_proj_bias, std=0.3)
-            nn.init.normal_(self.attention.out_proj.bias, std=0.3)
+    def forward(net: Any, x: Tensor) -> Tensor:
+        tokens = net.stem(x).flatten(2).transpose(1, 2)
+        y: Tensor = net.attention(tokens, tokens, tokens)[0].mean(1)
+        return y
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = [stem(x).flatten(2).transpose(1, 2) for stem in self.stems]
-        query, key, value = (token.transpose(0, 1) if self.transposed else token for token in (tokens * 3)[:3])
-        mask = torch.ones(key.shape[1], key.shape[1], dtype=torch.bool).triu(1) if self.masked else None
-        for _ in range(self.times):
-            query, _ = self.attention(query, key, value, attn_mask=mask, need_weights=self.transposed)
-        return query.mean(0 if self.transposed else 1)
-
-
-def attending(
-    attention: nn.MultiheadAttention,
-    *,
-    transposed: bool = False,
-    times: int = 1,
-    masked: bool = False,
-    widths: tuple[int, ...] | None = None,
-) -> Callable[[], nn.Module]:
-    return lambda: Attending(attention, transposed, times, masked, widths)
+    return lambda: Net(forward, stem=conv(3, 8, 2, stride=2, padding=0), attention=copy.deepcopy(attention))
 
 
 class Scaled(nn.Conv2d):
@@ -433,24 +410,42 @@ CASES: dict[str, Case] = {
         untouched=headed(lambda net, x: x.amax(2, keepdim=True).squeeze(2).amax(2, keepdim=True).squeeze(2)),
         mutant="flatten-features",
     ),
-    "attention-taken-apart": Case(
+    "transpose-and-back-removed": Case(
         hits={
-            "self-attention": attending(nn.MultiheadAttention(8, 2, batch_first=True)),
-            "weights asked for, positions first": attending(nn.MultiheadAttention(8, 4), transposed=True),
-            "without biases": attending(nn.MultiheadAttention(8, 2, bias=False, batch_first=True)),
-            "cross-attention of other widths": attending(
-                nn.MultiheadAttention(8, 2, kdim=5, vdim=6, batch_first=True), widths=(8, 5, 6)
+            "at once": headed(lambda net, x: x.transpose(1, 2).transpose(2, 1)),
+            "after a copy": headed(lambda net, x: x.swapaxes(-1, 2).contiguous().transpose(2, 3)),
+            "in attention": attending(nn.MultiheadAttention(8, 2, batch_first=True)),
+        },
+        near=None,
+        untouched=headed(lambda net, x: x.transpose(1, 2).transpose(2, 3).permute(0, 3, 1, 2)),
+    ),
+    "attention-call-to-module": Case(
+        hits={
+            "dropout in train mode": headed(
+                lambda net, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 if net.training else 0.0)
             ),
-            "called twice": attending(nn.MultiheadAttention(8, 2, batch_first=True), times=2),
-            "an encoder layer": maps(
+            "with a mask and a scale": headed(
+                lambda net, x: F.scaled_dot_product_attention(
+                    x, x, x, net.mask.weight, 0.5 if net.training else 0.0, scale=2.0
+                ),
+                mask=nn.Linear(8, 8, bias=False),
+            ),
+            "in an encoder layer": maps(
                 lambda net, x: net.layer(net.stem(x).flatten(2).transpose(1, 2)).mean(1),
                 stem=lambda: conv(3, 8, 2, stride=2, padding=0),
                 layer=lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
             ),
         },
-        near=(attending(nn.MultiheadAttention(8, 2, batch_first=True), masked=True), "called with a mask (attn_mask)"),
+        near=(
+            headed(
+                lambda net, x: F.scaled_dot_product_attention(
+                    x, x, x, dropout_p=0.5 if net.training else 0.0, scale=x.shape[-1] * 0.5
+                )
+            ),
+            "computed while the network runs",
+        ),
         untouched=headed(lambda net, x: F.scaled_dot_product_attention(x, x, x)),
-        mutant="value-projection",
+        mutant="attention-with-dropout",
     ),
     # ------------------------------------------------------------ peers
     "peer-bcos-layer": Case(
