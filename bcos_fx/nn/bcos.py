@@ -70,8 +70,10 @@ class BcosLayer(DynamicLayer):
         if eps is not None and not (math.isfinite(eps) and eps > 0):
             raise UsageError(f"eps is {eps!r}, not a positive number", hint="leave it out for the dtype's own")
         self.b, self.scale, self.eps, self.eps_at = b, scale, eps, eps_at
-        norm = self._weight_norm().detach().flatten().to(self.weight.dtype)
-        self.register_parameter("gain", nn.Parameter(norm) if scale == "unit" and gain else None)
+        self.register_parameter("gain", self._initial_gain() if scale == "unit" and gain else None)
+
+    def _initial_gain(self) -> nn.Parameter:
+        return nn.Parameter(self._weight_norm().detach().flatten().to(self.weight.dtype))
 
     @property
     def b(self) -> float:

@@ -14,13 +14,11 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bcos_fx.errors import UsageError
 from bcos_fx.nn import Counted, CountedConstant
@@ -204,9 +202,8 @@ class ExplanationView:
     def separable(self) -> bool:
         """Whether the samples of a batch can be told apart wherever a constant is counted.
 
-        They can where they are the slowest part of the first dimension. That is found by running the view's shapes,
-        without values, for two batch sizes; and where samples are merged with something else, by running two samples
-        of which one is not a number, and looking where that arrives.
+        They can where they are the slowest part of the first dimension. That is found by running the view for two batch
+        sizes; and where samples are merged with something else, by looking where a sample that is no number arrives.
         """
         if self._separable is None:
             self._separable = not self.sources or self._is_separable()
@@ -214,38 +211,47 @@ class ExplanationView:
 
     def _is_separable(self) -> bool:
         counted = [node for node in self.graph_module.graph.nodes if isinstance(self._module(node), Counted)]
-        shapes = [self._observed(samples, counted, fake=True) for samples in (2, 3)]
-        if None in shapes:
-            return False
-        two, three = ([tuple(value.shape) for value in found or ()] for found in shapes)
-        grows = (
-            a[1:] == b[1:] and len(a) > 0 and a[0] % 2 == 0 and b[0] == a[0] // 2 * 3
-            for a, b in zip(two, three, strict=True)
-        )
-        return all(grows) and (all(shape[0] == 2 for shape in two) or self._is_ordered(counted))
-
-    def _is_ordered(self, counted: Sequence[fx.Node]) -> bool:
-        """Whether nothing of the second of two samples arrives in the first half of any first dimension."""
         carriers = [node.args[-1] for node in counted if isinstance(self._module(node), CountedConstant)]
-        values = self._observed(2, [*counted, *(node for node in carriers if isinstance(node, fx.Node))], fake=False)
-        return values is not None and not any(bool(value[: len(value) // 2].isnan().any()) for value in values)
+        wanted = [*counted, *(node for node in carriers if isinstance(node, fx.Node))]
+        two, three = (self._observed(samples, wanted) for samples in (2, 3))
+        if two is None or three is None:
+            return False
+        shapes = [(two[node].shape, three[node].shape) for node in counted if node in two]
+        if not all(_grows(*pair) for pair in shapes):
+            return False
+        # Where samples were merged with something else, the second of two must stay out of the first half.
+        return all(shape[0] == 2 for shape, _ in shapes) or not any(seen.mixed for seen in two.values())
 
-    def _observed(self, samples: int, nodes: Sequence[fx.Node], *, fake: bool) -> list[Tensor] | None:
-        """What some nodes give for a number of samples, all but the first NaN; None where the graph does not run."""
-        seen: dict[fx.Node, Tensor] = {}
+    def _observed(self, samples: int, nodes: Sequence[fx.Node]) -> dict[fx.Node, _Seen] | None:
+        """What some nodes give for some samples, all but the first NaN; None where the graph does not run."""
+        seen: dict[fx.Node, _Seen] = {}
 
         def note(node: fx.Node, value: Any) -> None:
-            if isinstance(value, Tensor):
-                seen[node] = value
+            if node in wanted and isinstance(value, Tensor):
+                first = value[: len(value) // samples] if value.dim() else value
+                seen[node] = _Seen(tuple(value.shape), bool(first.isnan().any()))
 
-        like = self._like()
+        like, wanted = self._like(), set(nodes)
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext(), torch.no_grad():
+            with torch.no_grad():
                 inputs = [_stand_in(node, samples, like) for node in self.inputs]
                 evaluate(self.graph_module, self.environment(inputs), self.end, note)
         except (RuntimeError, ValueError, TypeError, NotImplementedError):
             return None
-        return [seen[node] for node in nodes if node in seen]
+        return seen
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of a value: its shape, and whether its first part holds anything of samples after the first."""
+
+    shape: tuple[int, ...]
+    mixed: bool
+
+
+def _grows(two: tuple[int, ...], three: tuple[int, ...]) -> bool:
+    """Whether the shapes for two and three samples differ in the first dimension alone, by that ratio."""
+    return len(two) > 0 and two[1:] == three[1:] and two[0] % 2 == 0 and three[0] == two[0] // 2 * 3
 
 
 def _input(node: fx.Node) -> fx.Node:

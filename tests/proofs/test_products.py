@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import bcos_fx
 from bcos_fx.certification import certify
 from tests.proofs.view_networks import Net
-from tests.rewriting.catalogue import CASES
 
 Middle = Callable[[Net, Tensor, Tensor], Tensor]
 
@@ -73,16 +71,3 @@ def test_nothing_is_chosen_where_there_is_no_pair(middle: Middle) -> None:
     certification = certify(network(middle), torch.rand(3, 6, 6, dtype=torch.float64))
     assert not certification.ok
     assert "nothing tells the gate" in certification.breaks[0].reason
-
-
-@pytest.mark.parametrize("spelling", CASES["attention-taken-apart"].hits)
-def test_attention_taken_apart_adds_up(spelling: str) -> None:
-    """Its queries and keys are held fixed, wherever the layers between them came from."""
-    torch.manual_seed(0)
-    images = torch.rand(2, 3, 8, 8)
-    module = CASES["attention-taken-apart"].hits[spelling]().eval()
-    converted = bcos_fx.bcosify(module, example_inputs=images, recipe="equivalent", verified=False)
-    certification = certify(converted.double(), images.double())
-    assert certification.ok, certification.to_text()
-    assert certification.completeness is not None
-    assert certification.completeness.worst <= 1e-9, certification.to_text()
