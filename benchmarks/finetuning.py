@@ -34,18 +34,20 @@ from bcos_fx.checkpoint import read_model
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import fair, gridpg
 from bcos_fx.training.recipe import Training, load_training
+from bcos_fx.training.schedule import Course, Fade, Rise
 
 Key = tuple[str, int, int, int, int]
 FIELDS = ("arm", "setting", "seed", "subset", "epochs")
 # Each arm's tried settings: what differs from its recipe. The race is run with the best, frozen before ours is run.
-SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "original": [{"lr": 1e-4}, {"lr": 3e-4}, {"lr": 1e-3}],
-    "scratch": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}],
-    "published": [{"lr": 1e-4}, {"lr": 1e-3}, {"lr": 3e-3}],
-    "gradual": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-2}],
+# Rise and fade: the shares of training in which B rises to 2 and biases fade to 0, both linearly.
+SETTINGS: dict[str, list[dict[str, float]]] = {
+    "original": [{"lr": 1e-4}, {"lr": 3e-4}],
+    "scratch": [{"lr": 1e-3}, {"lr": 3e-3}],
+    "published": [{"lr": 1e-4}, {"lr": 1e-3}],
+    "gradual": [{"lr": 3e-3, "rise": 0.1, "fade": 0.1}, {"lr": 3e-3, "rise": 0.3, "fade": 0.4}],
 }
 # Arms that train for longer than --epochs, times so much: a network from scratch deserves a schedule of its own.
-LENGTHS = {"scratch": 3}
+LENGTHS = {"scratch": 2}
 # 3x3 grids of test images, smoothed over 3 pixels: in proportion to the published 15 on 224.
 GRIDS = fair(side=3, grids=30, smooth=3, threshold=0.0)
 
@@ -85,10 +87,20 @@ def length(arm: str, epochs: int) -> int:
     return epochs * LENGTHS.get(arm, 1)
 
 
+def described(arm: str, setting: int) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in SETTINGS[arm][setting].items())
+
+
 def training_of(arm: str, setting: int, epochs: int, seed: int) -> Training:
     recipe = {"original": "equivalent", "scratch": "bcosification", "published": "bcosification"}.get(arm, arm)
-    changes = {"epochs": length(arm, epochs), "seed": seed, "batch_size": 128, "augment": "flip-and-shift"}
-    return load_training(recipe).with_changes(changes | SETTINGS[arm][setting])
+    changes: dict[str, Any] = {"epochs": length(arm, epochs), "seed": seed, "batch_size": 128}
+    changes["augment"] = "flip-and-shift"
+    tried = dict(SETTINGS[arm][setting])
+    courses = {name: Course("linear", end=tried.pop(name)) for name in ("rise", "fade") if name in tried}
+    if courses:
+        changes |= {"rises": (Rise(course=courses["rise"]),), "fades": (Fade(course=courses["fade"]),)}
+        changes["calibrate"] = "steps"
+    return load_training(recipe).with_changes(changes | tried)
 
 
 def network_of(arm: str, original: nn.Module, example: Tensor) -> nn.Module:
@@ -212,7 +224,7 @@ def table(results: Results) -> list[list[str]]:
         grid = [mean(run[min(at, len(run) - 1)]["measures"].get("gridpg") for run in runs) for at in (0, 1, 2, -1)]
         rows.append(
             [
-                f"{arm}, {', '.join(f'{k} {v:g}' for k, v in SETTINGS[arm][setting].items())}",
+                f"{arm}, {described(arm, setting)}",
                 f"{images:,}",
                 str(length(arm, epochs)),
                 str(len(runs)),
@@ -248,7 +260,7 @@ def draw(results: Results, path: Path) -> None:
             if name[2:] != size:
                 continue
             for seed, run in enumerate(runs):
-                label = None if seed else f"{name[0]} {SETTINGS[name[0]][name[1]]['lr']:g}"
+                label = None if seed else f"{name[0]}, {described(*name[:2])}"
                 style = ("-", "--", ":")[name[1] % 3]
                 values = [row["accuracy"] for row in run]
                 ax.plot(range(len(run)), values, style, color=colours[name[0]], label=label, linewidth=1.2)

@@ -40,8 +40,13 @@ def resnet20(data_dir: Path) -> nn.Module:
     return read_model(data_dir / "cifar10_resnet20.th", arch="examples.cifar_resnet:resnet20")
 
 
-def test_resnet20_predicts_the_same_on_all_of_cifar10(resnet20: nn.Module, data_dir: Path) -> None:
-    images, labels = cifar(data_dir, 10_000)
+@pytest.mark.parametrize(
+    ("count", "accuracy"), [(1000, 0.822), pytest.param(10_000, 0.810, marks=pytest.mark.slow)], ids=["1,000", "all"]
+)
+def test_resnet20_predicts_the_same_on_cifar10(
+    count: int, accuracy: float, resnet20: nn.Module, data_dir: Path
+) -> None:
+    images, labels = cifar(data_dir, count)
     network = bcos_fx.bcosify(
         resnet20, example_inputs=torch.rand(2, 3, 32, 32), recipe="equivalent", mean=MEAN, std=STD
     )
@@ -52,7 +57,7 @@ def test_resnet20_predicts_the_same_on_all_of_cifar10(resnet20: nn.Module, data_
     assert clear.float().mean() > 0.99
     assert torch.equal(before.argmax(1)[clear], after.argmax(1)[clear])
     for predicted in (before, after):
-        assert round(float((predicted.argmax(1) == labels).double().mean()), 3) == 0.810
+        assert round(float((predicted.argmax(1) == labels).double().mean()), 3) == accuracy
 
 
 def test_resnet20_is_proven_and_fully_covered(resnet20: nn.Module, data_dir: Path) -> None:

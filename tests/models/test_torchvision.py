@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -12,9 +14,9 @@ from bcos_fx.testing import norm_statistics_from_data_
 
 pytestmark = [pytest.mark.vision, pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")]
 
-MODELS = (
-    "resnet18", "resnet50", "densenet121", "vgg11", "vgg11_bn", "mobilenet_v2", "googlenet", "squeezenet1_1",
-)  # fmt: skip
+MODELS = ("resnet18", "resnet50", "densenet121", "vgg11", "vgg11_bn", "mobilenet_v2", "googlenet", "squeezenet1_1")
+# 133 million parameters each, most of them in one layer; one test of one of them is enough to run every time.
+LARGE = ("vgg11", "vgg11_bn")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 64
 
@@ -30,7 +32,11 @@ def built(name: str) -> nn.Module:
     return module.eval()
 
 
-@pytest.mark.parametrize("name", MODELS)
+def but_for(*slow: str) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in MODELS]
+
+
+@pytest.mark.parametrize("name", but_for("vgg11"))
 def test_equal_at_b_1_in_float64_outputs_and_input_gradients(name: str) -> None:
     module = built(name)
     network = bcos_fx.bcosify(
@@ -46,7 +52,7 @@ def test_equal_at_b_1_in_float64_outputs_and_input_gradients(name: str) -> None:
     assert {row.name for row in result.comparisons} == {"eval, batch 1", "eval, batch 2", "input gradient"}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", but_for(*LARGE))
 def test_with_nothing_else_the_result_has_b_2_and_says_what_that_did(name: str) -> None:
     network = bcos_fx.bcosify(built(name), example_inputs=torch.rand(2, 3, SIZE, SIZE))
     layers = [m for m in network.modules() if isinstance(m, bcos_fx.nn.BcosLayer)]
