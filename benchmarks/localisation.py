@@ -1,7 +1,7 @@
 """Where explanations point: the Grid Pointing Game on photographs and on CIFAR-10, and what a grid costs.
 
-python benchmarks/localisation.py DATA [--out FILE.md] [--pictures FOLDER] [--quick] [--grids N] [--cost-grids N]
-                                  [--folder DIR]
+python benchmarks/localisation.py DATA [--out FILE.md] [--pictures FOLDER] [--quick] [--grids N] [--slow-grids N]
+                                  [--cost-grids N] [--folder DIR]
 
 DATA holds imagenet_samples.npz, cifar10_test.npz and cifar10_resnet20.th (a ResNet-20 trained on CIFAR-10). With
 --folder scores are written as they come, and a run that was cut off goes on.
@@ -10,6 +10,7 @@ DATA holds imagenet_samples.npz, cifar10_test.npz and cifar10_resnet20.th (a Res
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ import bcos_fx
 from bcos_fx.checkpoint import read_model
 from bcos_fx.cli.demo import efficientnet_lite0
 from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, fair, open_source
+from bcos_fx.evaluation.baselines import BASELINES, baselines
 from bcos_fx.evaluation.localisation import grid_image, play
 from bcos_fx.evaluation.plots import boxes
 from bcos_fx.evaluation.predictions import Subject, predict
-from bcos_fx.evaluation.registry import BASELINES
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Grid, select
 from bcos_fx.evaluation.sources import Files
@@ -38,6 +39,9 @@ from bcos_fx.rewriting.network import BcosNetwork
 
 ROOT = Path(__file__).resolve().parent.parent
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+# Methods that run the network hundreds of times for one image; and what is set to less than their usual number.
+SLOW = ("integrated-gradients", "occlusion", "lime", "rise")
+OPTIONS = {"rise": {"masks": 1000}}
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,6 +50,7 @@ class Setting:
     """How much is measured."""
 
     grids: int
+    slow_grids: int
     cost_grids: int
     photographs: int | None
     cifar_images: int
@@ -62,14 +67,17 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where scores are written as they come")
     parser.add_argument("--quick", action="store_true", help="tiny settings: shows that it runs, measures nothing")
     parser.add_argument("--grids", type=int, default=500, help="grids of each size at most")
+    parser.add_argument(
+        "--slow-grids", type=int, default=500, help="of photographs, for methods with many forward passes"
+    )
     parser.add_argument("--cost-grids", type=int, default=100, help="grids that are timed")
     return parser.parse_args()
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
     if options.quick:
-        return Setting(grids=1, cost_grids=1, photographs=30, cifar_images=60, sides=(2,), threads=1)
-    return Setting(options.grids, options.cost_grids, None, 2000)
+        return Setting(grids=1, slow_grids=1, cost_grids=1, photographs=30, cifar_images=60, sides=(2,), threads=1)
+    return Setting(options.grids, options.slow_grids, options.cost_grids, None, 2000)
 
 
 # ---------------------------------------------------------------- networks and methods
@@ -84,17 +92,29 @@ class Case:
     converted: BcosNetwork
     plain: BcosNetwork
     data: Files
+    slow_grids: int | None = None
 
     @property
-    def methods(self) -> list[Method]:
-        return [unconverted(self), dynamic_linear(self.converted), *baselines(self)]
+    def methods(self) -> list[tuple[Method, int | None]]:
+        """All methods, each with the number of grids that it is given: all where that is None."""
+        own = [(unconverted(self), None), (dynamic_linear(self.converted), None)]
+        original = OnImages(self.original, self.converted)
+        others = baselines(network=original, reference=original.neutral, options=OPTIONS)
+        return own + [(m, self.slow_grids if name in SLOW else None) for name, m in zip(BASELINES, others, strict=True)]
 
 
-def case_of(name: str, original: nn.Module, data: Files, example: Tensor, **normalised: tuple[float, ...]) -> Case:
+def case_of(
+    name: str,
+    original: nn.Module,
+    data: Files,
+    example: Tensor,
+    slow_grids: int | None = None,
+    **normalised: tuple[float, ...],
+) -> Case:
     """Convert a network at B = 1, and trace it once without touching its input."""
     converted = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, **normalised)
     plain = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, input="none")
-    return Case(name, original, converted, plain, data)
+    return Case(name, original, converted, plain, data, slow_grids)
 
 
 def unconverted(case: Case) -> Method:
@@ -106,16 +126,12 @@ def unconverted(case: Case) -> Method:
     return Method("own map, unconverted", {}, maps)
 
 
-def baselines(case: Case) -> list[Method]:
-    """Post-hoc methods on the original network: as many as the registry knows."""
-    original = OnImages(case.original, case.converted)
-    return [make(original) for make in BASELINES.values()]
-
-
 def photographs(folder: Path, setting: Setting) -> Case:
     data = first_of(open_source(folder / "imagenet_samples.npz"), setting.photographs)
     example = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    return case_of("EfficientNet-Lite0", efficientnet_lite0(), data, example, mean=LITE_MEAN, std=LITE_STD)
+    return case_of(
+        "EfficientNet-Lite0", efficientnet_lite0(), data, example, setting.slow_grids, mean=LITE_MEAN, std=LITE_STD
+    )
 
 
 def cifar(folder: Path, setting: Setting) -> Case:
@@ -152,14 +168,16 @@ def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int],
     for protocol in protocols(setting, smooth):
         grids = select(found.predictions, protocol)
         results = [
-            play(subject, method, grids, protocol, Runner(folder=place(options, f"{case.name}-{protocol.smooth}")))
-            for method in case.methods
+            play(
+                subject, method, grids[:most], protocol, Runner(folder=place(options, f"{case.name}-{protocol.smooth}"))
+            )
+            for method, most in case.methods
         ]
         rows += [row_of(result) for result in results]
         if protocol.smooth == smooth[0]:
             drawn.append((subject, results))
     page.table(("grid", "smoothed over", "method", "GridPG", "95 %", "chance", "grids"), rows)
-    settings = [method for method in case.methods if method.settings]
+    settings = [method for method, _ in case.methods if method.settings]
     if settings:
         page.text("\n".join(f"- {method.name}: {dict(method.settings)}" for method in settings))
     if options.pictures is not None:
@@ -213,7 +231,21 @@ def strip(pictures: Sequence[Image.Image], size: int = 150) -> Image.Image:
     return whole
 
 
-def report_cost(page: Page, case: Case, setting: Setting) -> None:
+def kept_times(
+    options: argparse.Namespace, tasks: dict[str, Callable[[], object]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each task in each round; measured once for a folder."""
+    kept = None if options.folder is None else options.folder / "cost.json"
+    if kept is not None and kept.exists():
+        times: dict[str, list[float]] = json.loads(kept.read_text(encoding="utf-8"))
+        return times
+    times = interleaved(tasks, rounds)
+    if kept is not None:
+        kept.write_text(json.dumps(times), encoding="utf-8")
+    return times
+
+
+def report_cost(page: Page, case: Case, setting: Setting, options: argparse.Namespace) -> None:
     """Time the explanations of grids: all targets at once, and one after another."""
     subject = subject_of(case.converted, case.data)
     played = fair(side=3, grids=setting.cost_grids)
@@ -233,9 +265,7 @@ def report_cost(page: Page, case: Case, setting: Setting) -> None:
             for label in labels:
                 bcos_fx.explain(case.converted, image, label)
 
-    tasks: dict[str, Callable[[], object]] = {"at once": at_once, "one by one": one_by_one}
-    bcos_fx.explain(case.converted, next(images())[0], 0)  # the view is built when it is first asked for
-    times = interleaved(tasks, setting.rounds)
+    times = kept_times(options, {"at once": at_once, "one by one": one_by_one}, setting.rounds)
     page.text(
         f"## Cost\n\n{len(grids)} grids of 3x3 cells, {case.name}, {setting.threads} threads: the 9 targets of a grid "
         "in one call of `explain`, and in 9 calls, images read each time. Each way ran once before it was timed."
@@ -270,7 +300,7 @@ def main() -> None:
         "a cell here; 3 pixels are in proportion to the published 15 on 224."
     )
     report_case(page, cifar(options.data, setting), setting, (15, 3), options)
-    report_cost(page, lite, setting)
+    report_cost(page, lite, setting, options)
     page.close()
 
 

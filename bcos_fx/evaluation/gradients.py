@@ -64,8 +64,9 @@ def integrated_gradients(explained: Explained, *, batch_size: int, steps: int = 
 def guided_backprop(explained: Explained, *, batch_size: int) -> Method:
     """Return Guided Backpropagation (Springenberg et al., "Striving for Simplicity", 2015, sec. 3.4).
 
-    Every ReLU is given a module of its own first, which captum hooks; a network with other activations is refused, as
-    the method is not defined for them and captum would pass them by.
+    Every ReLU is given a module of its own first, which captum hooks; a ReLU6 is a ReLU with an upper bound, past which
+    no gradient passes. A network with other activations is refused, as the method is not defined for them and captum
+    would pass them by.
     """
     from captum.attr import GuidedBackprop
 

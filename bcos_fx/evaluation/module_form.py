@@ -40,6 +40,19 @@ class Clipped(nn.Module):
         return clipped
 
 
+class Bounded(nn.Module):
+    """ReLU6 as a ReLU and an upper bound: the rule for ReLUs meets the one, ordinary backpropagation the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rise = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x (any shape), within [0, 6]."""
+        bounded: Tensor = self.rise(x).clamp(max=6.0)
+        return bounded
+
+
 class SideBySideMaxPool2d(nn.Module):
     """Max pooling whose windows are laid side by side first, so that none overlap when the maximum is taken.
 
@@ -103,7 +116,7 @@ def _pool(call: Call) -> nn.Module:
 
 
 StandIn = Callable[[Call], nn.Module]
-_RELU: dict[str, StandIn] = {"relu": _plain}
+_GUIDED: dict[str, StandIn] = {"relu": _plain, "relu6": lambda call: Bounded()}
 _RESCALED: dict[str, StandIn] = {
     **dict.fromkeys(("relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus"), _plain),
     **dict.fromkeys(("relu6", "hardtanh", "clamp"), _clipped),
@@ -113,7 +126,7 @@ _RESCALED: dict[str, StandIn] = {
 _PASSED_BY_GUIDED = ("linear", "normalise", "product", "quotient", "gate", "constant")
 _POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool")
 _FORMS: dict[str, tuple[dict[str, StandIn], tuple[str, ...], tuple[str, ...]]] = {
-    "Guided Backpropagation": (_RELU, _PASSED_BY_GUIDED, _POOLS),
+    "Guided Backpropagation": (_GUIDED, _PASSED_BY_GUIDED, _POOLS),
     "DeepLIFT": (_RESCALED, ("linear", "constant"), ()),
 }
 
@@ -228,8 +241,10 @@ def depends_on_input(graph_module: fx.GraphModule) -> list[fx.Node]:
     """Return the nodes, inputs and output left out, whose tensors depend on the input; the nodes' meta notes it."""
     found: list[fx.Node] = []
     for node in graph_module.graph.nodes:
+        call = vocabulary().call(node, graph_module)
+        read = node.all_input_nodes if call is None else call.read
         moves = node.op == "placeholder" or (
-            node.meta.get("type") in ("tensor", "tuple", None) and any(n.meta.get(_MOVES) for n in node.all_input_nodes)
+            node.meta.get("type") in ("tensor", "tuple", None) and any(n.meta.get(_MOVES) for n in read)
         )
         node.meta[_MOVES] = moves
         if moves and node.op not in ("placeholder", "output"):

@@ -46,6 +46,7 @@ class Op:
         value: parameters through which a value flows; the rest may only weight it.
         gate: of a product: the factor that is taken for the gate where nothing else tells; by convention.
         constants: parameters that add a constant to the result, such as a bias.
+        like: parameters of which only shape, dtype or device counts, such as the other tensor of ``x.to(other)``.
         variadic: the parameter that takes all remaining positional arguments, if any.
         view: it stands in explanation views only, so no file can hold it.
         peers: qualified names of other packages' module classes. They are compared, never imported, and no file can
@@ -65,6 +66,7 @@ class Op:
     value: tuple[str, ...] = ("input",)
     gate: str | None = None
     constants: tuple[str, ...] = ()
+    like: tuple[str, ...] = ()
     variadic: str | None = None
     view: bool = False
     peers: tuple[str, ...] = ()
@@ -96,6 +98,11 @@ class Call:
     def inputs(self) -> list[fx.Node]:
         """The data that the call reads, in the order of its parameters, parameters of the model left out."""
         return [node for name in self.arguments for node in self.nodes(name) if node.op != "get_attr"]
+
+    @property
+    def read(self) -> list[fx.Node]:
+        """The nodes whose numbers the call reads: all but those of which only the form counts."""
+        return [node for name in self.arguments if name not in self.op.like for node in self.nodes(name)]
 
 
 class Vocabulary:
@@ -234,6 +241,7 @@ def _read_op(name: str, table: Table) -> Op:
         value=table.strings("value", default=first),
         gate=table.text("gate", default=None),
         constants=table.strings("constants"),
+        like=table.strings("like"),
         variadic=table.text("variadic", default=None),
         view=table.flag("view"),
         peers=table.strings("peers"),

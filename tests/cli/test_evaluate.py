@@ -200,14 +200,13 @@ def test_post_hoc_methods_by_name(run: Run, data: Path) -> None:
     found = json.loads(done.stdout)
     named = [row["method"] for row in found["gridpg"]]
     assert named[0] == "B-cos"
-    assert len(named) + len(found["refused"]) == 4
+    assert len(named) == 4, found["refused"]
     deletion, insertion = found["curves"]
     assert (deletion["measure"], insertion["measure"]) == ("deletion", "insertion")
     assert set(deletion["mean"]) == set(named)
     for method in named:  # nothing is deleted yet, and all is inserted: the same images
         assert deletion["mean"][method][0] == pytest.approx(insertion["mean"][method][-1], abs=1e-6)
         assert len(deletion["mean"][method]) == 21
-    assert all(reason in Path("evaluation/evaluation.html").read_text() for reason in found["refused"])
 
 
 def test_a_method_that_is_not_right_for_the_network_is_left_out(

@@ -130,7 +130,47 @@ def test_captum_alone_would_miss_the_functional_relu() -> None:
     assert float((bare - ours).abs().max()) > 0.01 * float(ours.abs().max())
 
 
-@pytest.mark.parametrize("activation", ["relu6", "gelu", "silu", "leaky_relu"])
+def test_guided_backprop_bounds_relu6() -> None:
+    """No gradient passes where the value is at its bound; elsewhere it is a ReLU's."""
+
+    class Scaled(nn.Module):
+        def __init__(self, activation: nn.Module) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.activation = nn.Conv2d(3, 4, 3).double(), activation
+            self.classifier = nn.Conv2d(4, 4, 10).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.classifier(self.activation(20 * self.first(x))).flatten(1)
+
+    class GuidedBounded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x < 6, Guided.apply(x), 6.0)
+
+    images = some_images()
+    by_hand = Scaled(GuidedBounded())
+    bounded = 20 * by_hand.first(normalised(images)) > 6
+    assert 0 < bounded.double().mean() < 1
+    found = method("guided-backprop", Scaled(nn.ReLU6())).maps(images, TARGETS)
+    expected = each_pair(images, TARGETS, lambda x, t: plain_gradient(by_hand, x, t).sum(0))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_tensor_that_only_takes_the_images_form_does_not_depend_on_them() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = residual("relu")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(torch.einsum("dc,nc...->nd...", torch.eye(3).to(x), x))
+
+    images = some_images()
+    found, expected = (method("deeplift", network).maps(images, TARGETS) for network in (Mixed(), residual("relu")))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu", "leaky_relu"])
 def test_guided_backprop_refuses_other_activations(activation: str) -> None:
     with pytest.raises(UsageError, match=f"no rule for {activation}") as caught:
         method("guided-backprop", residual(activation)).maps(some_images(), TARGETS)
