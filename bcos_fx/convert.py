@@ -111,7 +111,10 @@ def bcosify(
         if isinstance(module, BcosNetwork):
             return _already_converted(module)
         chosen = _options(module, b, mean, std, options)
-        conversion = _Conversion(module, load_recipe(recipe, extra_rules=rules).with_options(chosen), images, progress)
+        loaded = load_recipe(recipe, extra_rules=rules)
+        if "mean" not in chosen:
+            example.check_statistics(module, loaded.options.mean, loaded.options.std, recipe=loaded.name)
+        conversion = _Conversion(module, loaded.with_options(chosen), images, progress)
         conversion.trace(example_inputs, output)
         conversion.preserve()
         verification = conversion.verify() if verified else None

@@ -95,16 +95,39 @@ def statistics(
         UsageError: only one was given, or ``mean="auto"`` finds no record on the module.
     """
     if isinstance(mean, str) and mean == "auto":
-        recorded = getattr(module, "pretrained_cfg", None)
-        if not isinstance(recorded, Mapping) or "mean" not in recorded or "std" not in recorded:
+        recorded = recorded_statistics(module)
+        if recorded is None:
             raise UsageError("the module keeps no record of the normalisation it was trained with", hint=_USUAL)
-        mean, std = recorded["mean"], recorded["std"]
+        mean, std = recorded
     if isinstance(mean, str):
         raise UsageError(f"mean is {mean!r}", hint='give one number per channel, or "auto"')
     if (mean is None) != (std is None):
         given, missing = ("std", "mean") if mean is None else ("mean", "std")
         raise UsageError(f"{given} was given without {missing}", hint=_USUAL)
     return _tuple("mean", mean), _tuple("std", std)
+
+
+def recorded_statistics(module: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return mean and std as the module itself records them (timm and open_clip keep them so), or None."""
+    for name in ("pretrained_cfg", "preprocess_cfg"):
+        recorded = getattr(module, name, None)
+        if isinstance(recorded, Mapping) and recorded.get("mean") and recorded.get("std"):
+            return _tuple("mean", recorded["mean"]), _tuple("std", recorded["std"])
+    return None
+
+
+def check_statistics(module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, recipe: str) -> None:
+    """Check that the mean and std of a recipe are not other ones than the module records.
+
+    Raises:
+        UsageError: they are.
+    """
+    recorded = recorded_statistics(module)
+    if mean and recorded is not None and recorded != (mean, std):
+        raise UsageError(
+            f"the recipe {recipe!r} has mean {mean} and std {std}, the module records {recorded[0]} and {recorded[1]}",
+            hint='give mean="auto" (--mean auto) for the module\'s own, or mean and std',
+        )
 
 
 def _tuple(name: str, value: Sequence[float] | float | None) -> tuple[float, ...]:

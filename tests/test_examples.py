@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 
 import bcos_fx
@@ -71,3 +72,21 @@ def test_every_example_has_a_test_of_its_name() -> None:
     files = {f"test_{path.stem}" for path in EXAMPLES.rglob("*.py")}
     assert files
     assert files <= set(globals()), f"no test runs {files - set(globals())}"
+
+
+def test_unpooled_clip() -> None:
+    """On a map that is the same everywhere, attention has nothing to choose: pooled is unpooled, without positions."""
+    open_clip = pytest.importorskip("open_clip.modified_resnet")
+    visual = open_clip.ModifiedResNet((1, 1, 1, 1), output_dim=6, heads=2, image_size=64, width=8).eval()
+    visual.attnpool.positional_embedding.data.zero_()
+    unpooled = imported("unpooled_clip.py").Unpooled(visual)
+    images = torch.rand(2, 3, 64, 64)
+    places = unpooled(images)
+    assert places.shape == (2, 6, 2, 2)
+    features = torch.rand(2, 256, 1, 1).expand(-1, -1, 2, 2)
+    each = visual.attnpool.c_proj(visual.attnpool.v_proj(features[:, :, 0, 0]))
+    torch.testing.assert_close(visual.attnpool(features), each)
+    network = bcos_fx.bcosify(unpooled.eval(), example_inputs=images, recipe="clip", verified=False).double()
+    text = torch.ones(6)
+    e = bcos_fx.explain(network, images.double(), bcos_fx.explanation.cosine(text, location="max"))
+    assert float(e.residual.abs().max()) <= 1e-9

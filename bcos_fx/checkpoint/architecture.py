@@ -1,8 +1,8 @@
 """Networks by name, and putting weights into them.
 
 An architecture is named ``torchvision:resnet50[@WEIGHTS]``, ``timm:NAME``, ``transformers:CLASS[@ATTENTION]``,
-``open_clip:NAME`` (its image tower), ``package.module:factory`` or ``path/to/file.py:factory``; a factory takes no
-arguments and returns an ``nn.Module``.
+``open_clip:NAME[@TAG]`` (its image tower, with the pretrained weights of a tag), ``package.module:factory`` or
+``path/to/file.py:factory``; a factory takes no arguments and returns an ``nn.Module``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bcos_fx.errors import BcosFxError, CheckpointError, MissingExtraError, near
 
 Result = TypeVar("Result")
 FORMS = (
-    "torchvision:resnet50[@WEIGHTS], timm:NAME, transformers:CLASS[@ATTENTION], open_clip:NAME, "
+    "torchvision:resnet50[@WEIGHTS], timm:NAME, transformers:CLASS[@ATTENTION], open_clip:NAME[@TAG], "
     "package.module:factory or path/to/file.py:factory"
 )
 _ATTENTIONS = ("eager", "sdpa")
@@ -188,13 +188,18 @@ def _transformers(name: str, arch: str) -> nn.Module:
 
 
 def _open_clip(name: str, arch: str) -> nn.Module:
-    """Build the image tower of one of open_clip's models."""
+    """Build the image tower of one of open_clip's models; one with weights records their mean and std."""
     open_clip = _library("open_clip", "clip")
-    if name not in open_clip.list_models():
-        raise CheckpointError(
-            f"open_clip has no model {name!r}", where=arch, hint=nearest(name, open_clip.list_models())
-        )
-    return _call(lambda: open_clip.create_model(name).visual, arch)
+    name, at, tag = name.partition("@")
+    known = open_clip.list_models()
+    if name not in known:
+        raise CheckpointError(f"open_clip has no model {name!r}", where=arch, hint=nearest(name, known))
+    if at and tag not in (tags := open_clip.list_pretrained_tags_by_model(name)):
+        raise CheckpointError(f"open_clip has no weights {tag!r} of {name}", where=arch, hint=nearest(tag, tags))
+    visual = _call(lambda: open_clip.create_model(name, pretrained=tag or None).visual, arch)
+    if not tag and hasattr(visual, "preprocess_cfg"):
+        del visual.preprocess_cfg  # without weights it is CLIP's mean and std for every model, and no record
+    return visual
 
 
 _LIBRARIES: dict[str, Callable[[str, str], nn.Module]] = {

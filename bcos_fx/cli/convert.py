@@ -25,6 +25,8 @@ bcos-fx convert resnet50.pth --arch torchvision:resnet50 --mean 0.485,0.456,0.40
 
 bcos-fx convert --arch torchvision:resnet50@IMAGENET1K_V2 --mean auto --recipe equivalent -o resnet50.safetensors
 
+bcos-fx convert --arch open_clip:RN50-quickgelu@openai --recipe clip --mean auto -o clip.safetensors
+
 bcos-fx convert last.ckpt --arch net.py:build --key ema.model --input-shape 3,32,32 --b 1 --b 'layer4.*=2'
 """
 

@@ -13,7 +13,7 @@ from bcos_fx.errors import UsageError
 NAME = "embed"
 EPILOG = """Examples:
 
-bcos-fx embed classes.txt --text-tower open_clip:ViT-B-32@openai --templates imagenet -o classes.safetensors
+bcos-fx embed classes.txt --text-tower open_clip:RN50-quickgelu@openai --templates imagenet -o classes.safetensors
 
 bcos-fx embed --text "a green bird" --text sky --text-tower minilm -o texts.safetensors
 

@@ -30,7 +30,7 @@ bcos-fx explain model.safetensors photos/ more/*.jpg --target top3 -o gallery.ht
 
 bcos-fx explain model.safetensors cat.jpg --target 281 --against 285 -o why_tabby.png
 
-bcos-fx explain clip.safetensors bird.jpg --text "a green bird" --text sky --text-tower open_clip:ViT-B-32@openai
+bcos-fx explain clip.safetensors bird.jpg --text "a green bird" --text sky --text-tower open_clip:RN50-quickgelu@openai
 
 Exit code 0: all explained. 1: an image could not be read, or contributions do not add up. 2: bad input.
 """

@@ -115,6 +115,6 @@ def calibrate_on(
 
 def _options(request: Request) -> dict[str, Any]:
     """Return the options that were given; those that were not stay the recipe's."""
-    names = ("scale", "input", "channels", "pixel_max")
+    names = ("scale", "positions", "input", "channels", "pixel_max")
     given = {name: getattr(request, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}

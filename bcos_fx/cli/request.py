@@ -43,8 +43,8 @@ class Request:
         str | None,
         typer.Option(
             help="The network that the weights belong to: torchvision:resnet50, torchvision:resnet50@IMAGENET1K_V2 "
-            "(with its weights), timm:NAME, transformers:CLASS[@eager|@sdpa], open_clip:NAME (its image tower), "
-            "package.module:factory or file.py:factory.",
+            "(with its weights), timm:NAME, transformers:CLASS[@eager|@sdpa], open_clip:NAME[@TAG] "
+            "(its image tower, with the weights of a tag), package.module:factory or file.py:factory.",
             rich_help_panel=_FILE,
         ),
     ] = None
@@ -88,6 +88,14 @@ class Request:
         typer.Option(
             help="How the weight's norm enters: cosine, raw (as the published B-cosified networks) or unit (as B-cos "
             "v2). All are the same at B = 1.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            help="What becomes of positional embeddings: keep (they are listed as constants), strip, or strip-in-pool "
+            "(those of attention pools, as published for CLIP).",
             rich_help_panel=_WHAT,
         ),
     ] = None

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "pool": ("keep", "average"),
     "bias": ("keep", "strip"),
     "head": ("keep", "logit"),
+    "positions": ("keep", "strip", "strip-in-pool"),
 }
 
 
@@ -40,6 +41,7 @@ class Options:
         pool: ``average`` replaces max pooling.
         bias: ``strip`` removes the biases of layers and the shifts of norms.
         head: ``logit`` adds a logit layer at the output.
+        positions: ``strip`` removes positional embeddings, ``strip-in-pool`` those of attention pools.
         logit_bias: its bias; None takes log(1 / (C - 1)) for C classes.
         temperature: its temperature, > 0.
     """
@@ -55,6 +57,7 @@ class Options:
     pool: str = "keep"
     bias: str = "keep"
     head: str = "keep"
+    positions: str = "keep"
     logit_bias: float | None = None
     temperature: float = field(default=1.0)
 

@@ -317,6 +317,13 @@ def pads_with_zero(reader: GraphReader, call: Call) -> Verdict:
     return True if isinstance(pad, tuple | list) and len(pad) <= 4 else "it pads the channels too"
 
 
+@predicate("stays-floating")
+def stays_floating(reader: GraphReader, call: Call) -> Verdict:
+    """Gives floating-point numbers."""
+    dtype = call.node.meta.get("dtype")
+    return True if dtype is not None and dtype.is_floating_point else f"it gives {dtype}, which has no halves"
+
+
 @predicate("keeps-channels")
 def keeps_channels(reader: GraphReader, call: Call) -> Verdict:
     """Flattens everything from the channels on, so that channels stay the slowest dimension."""

@@ -116,15 +116,24 @@ class Rewriter:
         self.graph_module.recompile()
 
     def _drop_unread(self) -> None:
-        """Forget tensors of the root that a new layer holds or that nothing reads: as parameters they would mislead."""
+        """Forget tensors that nothing reads, outside of what is called: as parameters they would mislead."""
         root = self.graph_module
-        read = {str(node.target) for node in root.graph.nodes if node.op == "get_attr"}
-        for name in {*root._parameters, *root._buffers} - read:
-            delattr(root, name)
+        called = [str(node.target) for node in root.graph.nodes if node.op == "call_module"]
+        whole = {id(part) for path in called for part in root.get_submodule(path).modules()}
+        read = set()
+        for node in root.graph.nodes:
+            if node.op == "get_attr":
+                owner, _, name = str(node.target).rpartition(".")
+                read.add((id(root.get_submodule(owner)), name))
+        for holder in root.modules():
+            for name in (*holder._parameters, *holder._buffers) if id(holder) not in whole else ():
+                if (id(holder), name) not in read:
+                    delattr(holder, name)
 
     def _slots(self, hit: Hit) -> dict[str, Slot]:
         """The slots that the rule names, found before anything is changed."""
         named = {name for e in hit.rule.replace.values() for name in (*e.inputs, e.instead_of or "")}
+        named.add(hit.rule.result or "")
         found = {}
         for name in named:
             matched, _, suffix = name.partition(".")
@@ -217,7 +226,7 @@ class _Edit:
         elif result is not self.hit.anchor:
             self.hit.anchor.replace_all_uses_with(result)
         self._sweep()
-        return None if self.result.endswith(".input") else result
+        return None if "." in self.result else result
 
     def _is_absent(self, name: str, entry: Replacement) -> bool:
         return entry.build is None and name not in self.hit.nodes

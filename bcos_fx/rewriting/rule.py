@@ -92,7 +92,7 @@ class Rule:
         why: the reason why it preserves what it says, or what it is good for.
         match: name -> pattern node; the last one is the anchor.
         replace: name -> result node, in order; empty for a refusal or a removal.
-        result: the result node (or ``node.input``) that takes the anchor's place.
+        result: the result node (or ``node.input``, ``node.carrier``) that takes the anchor's place.
         refuse: instead of a result: the reason why this shape is left alone.
         when: option -> value (or list of values) under which the rule is active.
         origin: ``file:line``, for messages.
@@ -170,7 +170,10 @@ def _check_result(rule: Rule, known: Known) -> None:
                 )
         made.append(name)
     if rule.result is not None:
-        _one_of(rule, "node", rule.result.removesuffix(".input"), (*rule.match, *made))
+        name, _, suffix = rule.result.partition(".")
+        _one_of(rule, "node", name, (*rule.match, *made))
+        if suffix:
+            _one_of(rule, "part of a node that can stand for it", suffix, ("input", "carrier"))
 
 
 def _check_source(rule: Rule, source: str, known: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from bcos_fx.rewriting.build_view import adds_a_constant as adds_a_constant  # r
 from bcos_fx.rewriting.location import rules_directory
 from bcos_fx.rewriting.ops import CLASSES, vocabulary
 from bcos_fx.rewriting.options import OPTION_NAMES
+from bcos_fx.rewriting.positions import adds_positions as adds_positions  # registers what finds positions
 from bcos_fx.rewriting.predicates import PREDICATES
 from bcos_fx.rewriting.rule import PHASES, PRESERVES, Known, NodePattern, Replacement, Rule, validate
 from bcos_fx.rewriting.toml import Table, read_toml

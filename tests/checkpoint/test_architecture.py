@@ -154,12 +154,20 @@ def test_transformers_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_open_clip_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     open_clip, whole = ModuleType("open_clip"), nn.Module()
     whole.visual = nn.Identity()
+    tags: list[str | None] = []
     open_clip.list_models = lambda: ["RN50"]  # type: ignore[attr-defined]
-    open_clip.create_model = lambda name: whole  # type: ignore[attr-defined]
+    open_clip.list_pretrained_tags_by_model = lambda name: ["openai"]  # type: ignore[attr-defined]
+    open_clip.create_model = lambda name, pretrained: tags.append(pretrained) or whole  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "open_clip", open_clip)
     assert build_architecture("open_clip:RN50") is whole.visual
     with pytest.raises(CheckpointError, match="did you mean 'RN50'"):
         build_architecture("open_clip:RN5O")
+    whole.visual.preprocess_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert build_architecture("open_clip:RN50@openai").preprocess_cfg["mean"] == (0.5,) * 3
+    assert not hasattr(build_architecture("open_clip:RN50"), "preprocess_cfg")  # a default, and no record
+    assert tags == [None, "openai", None]
+    with pytest.raises(CheckpointError, match="did you mean 'openai'"):
+        build_architecture("open_clip:RN50@openapi")
     assert architecture_names("open_clip") == ["RN50"]
 
 

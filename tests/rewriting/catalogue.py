@@ -234,6 +234,28 @@ def _flat(net: Any, x: Tensor) -> Tensor:
     return net.fc(net.pool(net.stem(x)).flatten(1))
 
 
+class Positioned(nn.Module):
+    """Patches in a row, and a stored tensor for their places."""
+
+    def __init__(self, shape: tuple[int, ...], forward: Forward) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 2, stride=2)
+        self.positions = nn.Parameter(torch.randn(shape))
+        self.q, self.k, self.v, self.fc = (nn.Linear(4, 4) for _ in range(4))
+        self.forward_function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_function(self, self.stem(x).flatten(2).transpose(1, 2))
+
+
+def positioned(shape: tuple[int, ...], forward: Forward) -> Callable[[], nn.Module]:
+    return lambda: Positioned(shape, forward)
+
+
+def pooled_by_attention(net: Any, x: Tensor) -> Tensor:
+    return net.fc(F.scaled_dot_product_attention(net.q(x[:, :1]), net.k(x), net.v(x))[:, 0])
+
+
 CASES: dict[str, Case] = {
     # ------------------------------------------------------------ canonical
     "identity-removed": Case(
@@ -578,6 +600,13 @@ CASES: dict[str, Case] = {
         },
         untouched=maps(lambda net, x: net.stem(F.max_pool2d(x, 2)), stem=conv),
     ),
+    "decoding-moved-past-conversion": Case(
+        hits={
+            "to": maps(lambda net, x: net.stem(x.to(net.stem.weight.dtype)), stem=conv),
+            "type_as": maps(lambda net, x: net.stem(x.type_as(net.stem.weight)), stem=conv),
+        },
+        near=(maps(lambda net, x: net.stem(1.0 * x.long().to(x.dtype)), stem=conv), "which has no halves"),
+    ),
     "decoding-moved-past-flatten": Case(
         hits={
             "flatten": maps(lambda net, x: net.fc(x.flatten(1)), fc=lambda: nn.Linear(192, 5)),
@@ -709,6 +738,21 @@ CASES: dict[str, Case] = {
         },
         untouched=headed(lambda net, x: net.norm(x), norm=nn.GroupNorm(2, 4, affine=False)),
         recipe="bcosification",
+    ),
+    "positional-embedding-removed": Case(
+        hits={
+            "stored": positioned((16, 4), lambda net, x: pooled_by_attention(net, x + net.positions)),
+            "first": positioned((1, 16, 4), lambda net, x: pooled_by_attention(net, net.positions + x)),
+            "computed": positioned(
+                (16, 4), lambda net, x: pooled_by_attention(net, x + net.positions[None, :, :].to(x.dtype))
+            ),
+        },
+        near=(
+            positioned((16, 4), lambda net, x: net.fc(torch.relu(x + net.positions).mean(1))),
+            "not the input of an attention pool",
+        ),
+        untouched=positioned((4,), lambda net, x: pooled_by_attention(net, x + net.positions)),
+        recipe="clip",
     ),
     "alignment-raised": Case(
         hits={"all": headed(lambda net, x: torch.relu(x))},

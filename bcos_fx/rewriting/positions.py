@@ -1,0 +1,56 @@
+"""Which sums give a value its position: a stored vector for each place of a sequence or map, added to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from bcos_fx.rewriting.match import Verdict
+from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.predicates import predicate
+from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.slots import constant_operands
+
+_PROJECTIONS = ("linear", "bcos_linear")
+
+
+@predicate("adds-positions")
+def adds_positions(reader: GraphReader, call: Call) -> Verdict:
+    """Adds a constant that is another one at each place, the same for all samples, to a value of the result's shape."""
+    found = constant_operands(reader, call)
+    if len(found) != 1 or not isinstance(found[0].content, fx.Node) or call.arguments.get("alpha") not in (None, 1):
+        return False
+    constant, shape = reader.shape(found[0].content), reader.shape(call.node)
+    carriers = [node for node in call.inputs if node is not found[0].content]
+    if constant is None or shape is None or len(carriers) != 1 or reader.shape(carriers[0]) != shape:
+        return False
+    places = [size for size in constant if size > 1]
+    # One number for each feature is a bias; two dimensions are a place and its features.
+    return len(places) >= 2
+
+
+@predicate("is-asked-for-here")
+def is_asked_for_here(reader: GraphReader, call: Call) -> Verdict:
+    """The option ``positions`` asks for all, or for those of attention pools and the sum is read by projections alone.
+
+    A pool's queries, keys and values read the sum and nothing else does; elsewhere a residual or a norm reads it.
+    """
+    if reader.options.positions != "strip-in-pool":
+        return True
+    for reader_of_sum in _readers(reader, call.node):
+        op = reader.op(reader_of_sum)
+        if op not in _PROJECTIONS:
+            return f"{reader_of_sum.name} ({op}) reads it, so it is not the input of an attention pool"
+    return True
+
+
+def _readers(reader: GraphReader, node: fx.Node) -> Iterator[fx.Node]:
+    """Whatever reads a node's numbers, past what only moves them about."""
+    for user in node.users:
+        call = reader.call(user)
+        moves = call is not None and call.op.linearity == "linear" and call.module is None
+        if moves and len(user.all_input_nodes) == 1 and call is not None and call.op.name not in _PROJECTIONS:
+            yield from _readers(reader, user)
+        elif user.meta.get("type") not in ("size", "other"):
+            yield user
