@@ -48,6 +48,13 @@ def run(
     output_key: Annotated[
         str | None, typer.Option(help="Which part of A's output B was converted for, as for convert.")
     ] = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="C,H,W",
+            help="What A takes, without the batch, where it is checked alone and its layers do not tell.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else.")] = False,
 ) -> None:
     """Check that a network can be explained; with B, that A and B compute the same function.
@@ -64,7 +71,10 @@ def run(
     """
     if second is None:
         reading = {"arch": arch, "key": key, "trust_pickle": trust_pickle}
-        found, said = _alone(first, json=json) if _is_ours(first, arch) else _unconverted(first, reading, json=json)
+        if _is_ours(first, arch):
+            found, said = _alone(first, json=json)
+        else:
+            found, said = _unconverted(first, reading, input_shape, json=json)
     else:
         found, said = _against(first, second, (arch, key, trust_pickle, output_key), json=json)
     if json:
@@ -106,11 +116,13 @@ def _is_ours(path: Path, arch: str | None) -> bool:
     return arch is None or identify(path).kind in ("bcos-fx", "damaged")
 
 
-def _unconverted(path: Path, reading: dict[str, Any], *, json: bool) -> tuple[str, dict[str, Any]]:
-    from bcos_fx.cli import linear
+def _unconverted(
+    path: Path, reading: dict[str, Any], input_shape: str | None, *, json: bool
+) -> tuple[str, dict[str, Any]]:
+    from bcos_fx.cli import linear, values
     from bcos_fx.cli.network import read_network
 
-    certification = linear.certified(read_network(path, **reading))
+    certification = linear.certified(read_network(path, **reading), shape=values.shape(input_shape))
     if not json:
         linear.show(certification)
     passes = linear.passes(certification)

@@ -63,7 +63,8 @@ def _card(sample: Explanation, label: str) -> str:
     pieces += [f'<p class="note">{html.escape(note)}</p>' for note in sample.notes]
     words = html.escape(f"{label} {target}".lower(), quote=True)
     confidence = float(sample.output.flatten()[0])
-    return f'<figure class="card" data-words="{words}" data-output="{confidence:.6g}">{"".join(pieces)}</figure>'
+    data = f'data-words="{words}" data-target="{html.escape(target, quote=True)}" data-output="{confidence:.6g}"'
+    return f'<figure class="card" {data}>{"".join(pieces)}</figure>'
 
 
 def _views(sample: Explanation, label: str) -> str:

@@ -33,6 +33,14 @@ def test_original_and_converted_are_equal(run: Run, artifact: Path) -> None:
     assert json.loads(run("check", "weights.pth", artifact, "--arch", TINY, "--json").stdout)["verdict"] == "equal"
 
 
+def test_an_original_alone_is_measured_where_its_shape_is_given(run: Run, weights: Path) -> None:
+    measured = json.loads(run("check", weights, "--arch", TINY, *SHAPE, "--json").stdout)["certificate"]
+    assert measured["completeness"]["verdict"] == "complete"
+    done = run("check", weights, "--arch", TINY, "--input-shape", "8,8,8")
+    assert done.exit_code == 2
+    assert "8 channels" in done.output
+
+
 def test_normalisation_of_the_artifact_is_known(run: Run, weights: Path) -> None:
     statistics = ("--mean", "0.5,0.4,0.3", "--std", "0.2,0.3,0.4")
     words = ("convert", weights, "--arch", TINY, *SHAPE, "--recipe", "equivalent", *statistics, "-o", "n.safetensors")

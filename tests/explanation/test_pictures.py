@@ -205,11 +205,16 @@ _ASK = """<script>addEventListener("load", () => {
   const before = shown();
   const search = document.getElementById("search");
   search.value = "second"; search.dispatchEvent(new Event("input"));
-  document.title = JSON.stringify({decoded, pictures: pictures.length, before, after: shown()});
+  const after = shown(), orders = {};
+  for (const way of ["down", "class", "given"]) {
+    order.value = way; order.dispatchEvent(new Event("change"));
+    orders[way] = Array.from(document.querySelectorAll(".card b")).map(b => b.textContent);
+  }
+  document.title = JSON.stringify({decoded, pictures: pictures.length, before, after, orders});
 });</script></body>"""
 
 
-def test_a_gallery_is_rendered_and_searchable(chromium: str, found: Explanation, tmp_path: Path) -> None:
+def test_a_gallery_is_rendered_searched_and_ordered(chromium: str, found: Explanation, tmp_path: Path) -> None:
     text = page(cards(found, [EVIL, "second.jpg", "third.jpg"]))
     assert EVIL not in text
     assert html.escape(EVIL) in text
@@ -218,7 +223,12 @@ def test_a_gallery_is_rendered_and_searchable(chromium: str, found: Explanation,
     path.write_text(text.replace("</body>", _ASK), encoding="utf-8")
     seen = browse(chromium, tmp_path, path.as_uri(), "--dump-dom")
     told = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", seen)[1]))  # type: ignore[index]
+    orders = told.pop("orders")
     assert told == {"decoded": 9, "pictures": 9, "before": 3, "after": 1}
+    named = {label: (found[i].target_name(0), -float(found[i].output)) for i, label in enumerate(orders["given"])}
+    assert orders["given"] == [EVIL, "second.jpg", "third.jpg"]
+    assert orders["class"] == sorted(named, key=lambda label: named[label])
+    assert orders["down"] == sorted(named, key=lambda label: named[label][1])
 
 
 def test_a_gallery_shows_the_pictures_on_the_screen(chromium: str, found: Explanation, tmp_path: Path) -> None:
