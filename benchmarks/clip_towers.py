@@ -115,7 +115,7 @@ def examine(name: str, side: int) -> tuple[list[str], list[str]]:
     del same
     network, seconds = converted(module, output, images, "clip")
     copies = find_copies(module, network)
-    drift = network.report.figures.total
+    drift = network.report.figures.total_drift
     certified, gap, residual = gaps(network, images)
     positions = network.report.rule_counts().get("positional-embedding-removed", 0)
     raised = [

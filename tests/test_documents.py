@@ -79,6 +79,9 @@ def folder(tmp_path: Path) -> Path:
     toy.write_images(tmp_path / "validation.npz", 200)
     (tmp_path / "original.py").write_text(toy.FACTORY, encoding="utf-8")
     toy.write_network(tmp_path / "clip.safetensors")
+    embedder = toy.write_embedder(tmp_path / "embedder.safetensors")
+    toy.texts_of_colours(embedder).save(tmp_path / "classes.safetensors")
+    toy.write_images(tmp_path / "train.npz", 60)
     names = ("a green bird", "sky")
     TextEmbeddings(names, torch.eye(2, toy.CLASSES), "made up").save(tmp_path / "texts.safetensors")
     return tmp_path

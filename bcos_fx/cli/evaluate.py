@@ -11,6 +11,7 @@ import typer
 
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.request import takes
+from bcos_fx.cli.text_options import TEMPLATES, TOWERS
 from bcos_fx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,10 +32,15 @@ bcos-fx evaluate model.safetensors --data shards/ --original torchvision:resnet5
 
 torchrun --nproc-per-node 4 -m bcos_fx evaluate model.safetensors --data photographs/
 
+bcos-fx evaluate clip.safetensors --data photographs/ --metric zeroshot,gridpg --text-embeddings classes.safetensors
+
+bcos-fx evaluate clip.safetensors --data test/ --train-data train/ --metric linear-probe
+
 A run that was cut off goes on where it was when the same command is given again.
 
 Exit code 0: all measured. 1: an image could not be read. 2: bad input.
 """
+_TEXT = "Image-text models"
 _DATA, _GAME, _OUT = "The images", "The Grid Pointing Game", "The result"
 _PUBLISHED_ONLY = {"seed": "--seed", "confidence": "--confidence", "threshold": "--threshold", "smooth": "--smooth"}
 _LISTED = 20
@@ -54,7 +60,11 @@ class Request:
         ),
     ]
     metric: Annotated[
-        str, typer.Option(help="What is measured: accuracy, gridpg, deletion, several with commas between, or all.")
+        str,
+        typer.Option(
+            help="What is measured: accuracy, gridpg, deletion, insertion, several with commas between, or all of "
+            "these; of image towers also zeroshot and linear-probe."
+        ),
     ] = "all"
     baselines: Annotated[
         str | None,
@@ -77,6 +87,44 @@ class Request:
         typer.Option(
             help="Names of the network's classes, as for explain: folders are then found by name.",
             rich_help_panel=_DATA,
+            show_default=False,
+        ),
+    ] = None
+    text_tower: Annotated[
+        str | None,
+        typer.Option(
+            help=f"MODEL is an image tower, and its classes are texts: what embeds the names of --classes: {TOWERS}.",
+            rich_help_panel=_TEXT,
+            show_default=False,
+        ),
+    ] = None
+    text_embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            help="Embeddings of the classes, from bcos-fx embed, in place of a tower.",
+            rich_help_panel=_TEXT,
+            show_default=False,
+        ),
+    ] = None
+    templates: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Sentences that class names are put into: {TEMPLATES}.", rich_help_panel=_TEXT, show_default=False
+        ),
+    ] = None
+    location: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the tower gives an embedding for each place: max or mean.",
+            rich_help_panel=_TEXT,
+            show_default=False,
+        ),
+    ] = None
+    train_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="For linear-probe: labelled images that the probe is fitted to, in any form of --data.",
+            rich_help_panel=_TEXT,
             show_default=False,
         ),
     ] = None
@@ -165,10 +213,19 @@ def run(request: Request) -> None:
     from bcos_fx.evaluation.team import joined
 
     plan = _plan(request)
+    if "linear-probe" in plan.metrics:
+        from bcos_fx.cli.image_text import run_probe
+
+        run_probe(request, plan, lambda: _networks(request)[0])
+        return
     with joined() as team:
         evaluation, files = _measured(request, plan, team)
     if not team.leads:
         return
+    if "zeroshot" in plan.metrics:
+        from bcos_fx.cli.image_text import zero_shot_record
+
+        files.append(zero_shot_record(evaluation, model=request.model, data=request.data, folder=request.out))
     if request.json:
         from bcos_fx.evaluation.report import as_data
 
@@ -227,6 +284,7 @@ def _protocol(request: Request, side: int) -> Protocol:
 def _measured(request: Request, plan: Plan, team: Team) -> tuple[Evaluation, list[Path]]:
     import functools
 
+    from bcos_fx.cli.image_text import classifier
     from bcos_fx.cli.progress import counted
     from bcos_fx.evaluation.report import check_extras, write_report
     from bcos_fx.evaluation.runner import Runner
@@ -238,7 +296,9 @@ def _measured(request: Request, plan: Plan, team: Team) -> tuple[Evaluation, lis
     check_extras(plan.metrics)
     names = None if request.classes is None else read_classes(request.classes)
     network, original = _networks(request)
-    subject = subject_of(network, open_source(request.data, classes=names), original=original)
+    subject = subject_of(
+        classifier(network, request, plan, names), open_source(request.data, classes=names), original=original
+    )
     _make_folder(request, team)
     quiet = request.json or not team.leads
     runner = Runner(

@@ -6,13 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bcos_fx.evaluation.concept_map import text2concept
     from bcos_fx.evaluation.correctness import Accuracy, accuracy
     from bcos_fx.evaluation.localisation import Localisation, gridpg
     from bcos_fx.evaluation.methods import Method, dynamic_linear
+    from bcos_fx.evaluation.probing import embed_images, linear_probe
     from bcos_fx.evaluation.reference import gridpg_reference
     from bcos_fx.evaluation.scoring import gridpg_score
     from bcos_fx.evaluation.selection import Protocol, fair, published
     from bcos_fx.evaluation.stores import open_source
+    from bcos_fx.evaluation.zero_shot import ZeroShot
 
 # Loaded when first used: none of them is needed to know what there is. No module bears the name of one of them, for
 # importing it would put the module in the function's place.
@@ -21,14 +24,18 @@ _HOMES = {
     "Localisation": "localisation",
     "Method": "methods",
     "Protocol": "selection",
+    "ZeroShot": "zero_shot",
     "accuracy": "correctness",
     "dynamic_linear": "methods",
+    "embed_images": "probing",
     "fair": "selection",
     "gridpg": "localisation",
     "gridpg_reference": "reference",
     "gridpg_score": "scoring",
+    "linear_probe": "probing",
     "open_source": "stores",
     "published": "selection",
+    "text2concept": "concept_map",
 }
 
 __all__ = [
@@ -36,14 +43,18 @@ __all__ = [
     "Localisation",
     "Method",
     "Protocol",
+    "ZeroShot",
     "accuracy",
     "dynamic_linear",
+    "embed_images",
     "fair",
     "gridpg",
     "gridpg_reference",
     "gridpg_score",
+    "linear_probe",
     "open_source",
     "published",
+    "text2concept",
 ]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from bcos_fx.evaluation.zero_shot import ZeroShot
 from bcos_fx.explanation.explain import explain
 
 Maps = Callable[[Tensor, Tensor], Tensor]
@@ -32,9 +33,11 @@ def dynamic_linear(model: nn.Module, *, batch_size: int | None = None) -> Method
     """Return the contributions of the network's own dynamic linear map W(x), one forward pass for all K classes.
 
     Args:
-        model: a converted network, or any dynamic linear module on images in [0, 1].
+        model: a converted network, a zero-shot classifier, or any dynamic linear module on images in [0, 1].
         batch_size: images that are computed at once; None: as many as fit into memory.
     """
+    if isinstance(model, ZeroShot):
+        return Method("B-cos", {}, model.contributions)
 
     def maps(images: Tensor, targets: Tensor) -> Tensor:
         return explain(model, images, targets, batch_size=batch_size).contributions

@@ -17,6 +17,7 @@ from bcos_fx.evaluation.requests import class_outputs
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.evaluation.sources import Source
+from bcos_fx.evaluation.zero_shot import ZeroShot
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.version import __version__
 
@@ -75,9 +76,16 @@ class Outcome:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 that tells networks apart: a converted one's by its file, another's by its layers and state."""
+    """Return a SHA-256 that tells networks apart.
+
+    A converted network's is that of its file, a zero-shot classifier's of its tower and texts, another's of its layers
+    and state.
+    """
     if isinstance(model, BcosNetwork):
         return hashlib.sha256(artifact.to_bytes(model)).hexdigest()
+    if isinstance(model, ZeroShot):
+        texts = (model.texts.names, model.texts.vectors.tolist(), model.scale, model.likeness.location)
+        return hashlib.sha256(f"{fingerprint(model.tower)} {texts}".encode()).hexdigest()
     digest = hashlib.sha256(repr(model).encode())
     for name, value in model.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

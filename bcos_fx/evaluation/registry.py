@@ -55,6 +55,9 @@ MEASURES: dict[str, Measure] = {
 }
 """Name -> a measure beside gridpg and accuracy."""
 
+OF_IMAGE_TEXT = ("zeroshot", "linear-probe")
+"""Measures of image towers: the first needs texts, the second images to train on."""
+
 
 def named_baselines(text: str | None) -> tuple[str, ...]:
     """Read which baselines are wanted: ``all``, or names with commas between.
@@ -74,14 +77,15 @@ def named_baselines(text: str | None) -> tuple[str, ...]:
 
 
 def named_metrics(text: str) -> tuple[str, ...]:
-    """Read which measures are wanted: ``all``, or names with commas between.
+    """Read which measures are wanted: names with commas between, or ``all`` that a classifier alone is enough for.
 
     Raises:
         UsageError: a name is unknown.
     """
-    known = ("accuracy", "gridpg", *MEASURES)
+    ordinary = ("accuracy", "gridpg", *MEASURES)
     if text == "all":
-        return known
+        return ordinary
+    known = (*ordinary, *OF_IMAGE_TEXT)
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
         if name not in known:

@@ -61,7 +61,7 @@ def check_extras(metrics: Sequence[str]) -> None:
         MissingExtraError: a library is not installed.
     """
     needed = {"matplotlib": "drawing an evaluation"}
-    if "accuracy" in metrics:
+    if "accuracy" in metrics or "zeroshot" in metrics:
         needed["torchmetrics"] = "the calibration error"
     for library, purpose in needed.items():
         if importlib.util.find_spec(library) is None:

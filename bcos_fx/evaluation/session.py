@@ -26,7 +26,8 @@ class Plan:
     """What is to be measured.
 
     Attributes:
-        metrics: names: ``accuracy``, ``gridpg``, and those of the registry.
+        metrics: names: ``accuracy`` (``zeroshot`` is that of a zero-shot classifier), ``gridpg``, and those of the
+            registry.
         protocols: how the Grid Pointing Game is played, once for each.
         baselines: names of post-hoc methods on the original network.
         confidence: what the calibration error reads.
@@ -77,7 +78,7 @@ def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
     methods, refused = _methods(subject, plan.baselines)
     outcome = predict(subject, runner, batch_size=plan.batch_size)
     accuracy = None
-    if "accuracy" in plan.metrics:
+    if "accuracy" in plan.metrics or "zeroshot" in plan.metrics:
         accuracy = judged_accuracy(outcome.predictions, confidence=plan.confidence, unreadable=outcome.unreadable)
     localisations = tuple(
         _played(subject, methods, outcome, protocol, runner)

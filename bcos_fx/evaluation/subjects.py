@@ -10,6 +10,7 @@ from bcos_fx.evaluation.datasets import source_of
 from bcos_fx.evaluation.decoding import Frame
 from bcos_fx.evaluation.predictions import Subject
 from bcos_fx.evaluation.sources import Source
+from bcos_fx.evaluation.zero_shot import ZeroShot
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.subject import check_module
 
@@ -44,7 +45,7 @@ def subject_of(
 
 
 def _shape_of(model: nn.Module, source: Source) -> tuple[int, ...]:
-    if isinstance(model, BcosNetwork):
+    if isinstance(model, BcosNetwork | ZeroShot):
         return model.input_shape
     found = source.own_shape()
     if found is None:

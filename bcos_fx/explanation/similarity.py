@@ -29,6 +29,7 @@ class Cosine:
 
     Attributes:
         names: what each of the K texts is called.
+        location: which place counts; None where there is one embedding of the whole image.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Cosine:
     ) -> None:
         self.names = names
         self._directions, self._single = directions, single
-        self._power, self._location = power, location
+        self._power, self.location = power, location
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Return the scores (N, K), or (N,) for a text that was given alone; linear in the outputs when differentiated.
@@ -64,7 +65,7 @@ class Cosine:
                 f"the text embeddings have {width} numbers, the network's output has shape {tuple(outputs.shape[1:])}",
                 hint="embed the texts with the text tower that belongs to this image tower (--text-tower)",
             )
-        if outputs.dim() > 2 and self._location is None:
+        if outputs.dim() > 2 and self.location is None:
             raise UsageError(
                 f"the network gives an embedding for each place, {tuple(outputs.shape[1:])}",
                 hint='say which counts with location="max" or "mean" (--location)',
@@ -75,7 +76,7 @@ class Cosine:
 
     def _at_location(self, scores: Tensor) -> Tensor:
         """(N, K) of scores (N, L, K): of the place that is most like the text, or their mean."""
-        if self._location == "max":
+        if self.location == "max":
             best = scores.detach().argmax(1, keepdim=True)
             return scores.gather(1, best).squeeze(1)
         return scores.mean(1)

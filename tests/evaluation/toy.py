@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import bcos_fx
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.text import TextEmbeddings
 
-CLASSES = 6
+CLASSES, WIDTH = 6, 5
 FACTORY = """
 from tests.evaluation.toy import Colours
 def build():
@@ -62,6 +64,27 @@ def write_network(path: Path) -> None:
     settings: dict[str, Any] = {"recipe": "equivalent", "mean": (0.5,) * 3, "std": (1.0,) * 3}
     made = bcos_fx.bcosify(Colours(centred=True).eval(), example_inputs=torch.rand(2, 3, 8, 8), **settings)
     bcos_fx.save(made, path)
+
+
+def embedder() -> BcosNetwork:
+    """An image tower, (N, 3, 8, 8) to embeddings (N, 5), converted at B = 1."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, WIDTH, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    settings: dict[str, Any] = {"recipe": "equivalent", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return bcos_fx.bcosify(network, example_inputs=torch.rand(2, 3, 8, 8), **settings)
+
+
+def texts_of_colours(network: BcosNetwork) -> TextEmbeddings:
+    """Texts that say what each colour is embedded as."""
+    pure = palette(CLASSES).view(-1, 3, 1, 1).expand(-1, -1, 8, 8)
+    vectors = nn.functional.normalize(network(pure).detach(), dim=1)
+    return TextEmbeddings(tuple(f"colour {n}" for n in range(CLASSES)), vectors, "made-up")
+
+
+def write_embedder(path: Path) -> BcosNetwork:
+    network = embedder()
+    bcos_fx.save(network, path)
+    return network
 
 
 def write_images(path: Path, count: int, broken: tuple[int, ...] = ()) -> None:

@@ -1,0 +1,102 @@
+"""Zero-shot classification and linear probes for ``bcos-fx evaluate``. Imports torch: load it inside commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from bcos_fx.cli.failure import list_skipped
+from bcos_fx.cli.text_options import TextOptions
+from bcos_fx.cli.texts import embedded
+from bcos_fx.errors import UsageError
+from bcos_fx.evaluation.clip_benchmark import LINEAR_PROBE, ZERO_SHOT, record, zero_shot_metrics
+from bcos_fx.evaluation.probing import check_solver, embed_images, linear_probe
+from bcos_fx.evaluation.session import Evaluation
+from bcos_fx.evaluation.stores import open_source
+from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.evaluation.zero_shot import ZeroShot
+from bcos_fx.explanation.classes import read_classes
+from bcos_fx.explanation.saving import write_whole
+from bcos_fx.rewriting.network import BcosNetwork
+
+if TYPE_CHECKING:
+    from bcos_fx.cli.evaluate import Request
+    from bcos_fx.evaluation.session import Plan
+
+FILE = "clip_benchmark.json"
+
+
+def classifier(
+    network: BcosNetwork, request: Request, plan: Plan, names: tuple[str, ...] | None
+) -> BcosNetwork | ZeroShot:
+    """Return what is evaluated: the network itself, or of an image tower the classifier that texts make of it.
+
+    Raises:
+        UsageError: no classes were named, or as :func:`bcos_fx.cli.texts.embedded` says.
+    """
+    texts = TextOptions(names or (), request.text_tower, request.text_embeddings, request.templates)
+    if texts == TextOptions(names or ()) and request.location is None and "zeroshot" not in plan.metrics:
+        return network
+    if request.original is not None:
+        raise UsageError("texts were given beside --original, whose outputs are classes", hint="leave one of them out")
+    if not texts.names and texts.stored is None:
+        raise UsageError(
+            "zero-shot classification needs class names",
+            hint="--classes names.txt with --text-tower, or --text-embeddings from bcos-fx embed",
+        )
+    return ZeroShot(network, embedded(texts), location=request.location)
+
+
+def zero_shot_record(evaluation: Evaluation, *, model: Path, data: Path, folder: Path) -> Path:
+    """Write what a zero-shot classifier was measured to be, in the form of CLIP Benchmark; return the file."""
+    classifier = evaluation.subject.model
+    assert isinstance(classifier, ZeroShot)
+    metrics = zero_shot_metrics(evaluation.outcome.predictions, len(classifier.texts.names))
+    return _written(ZERO_SHOT, metrics, classifier.tower, model, data, folder)
+
+
+def run_probe(request: Request, plan: Plan, network: Callable[[], BcosNetwork]) -> None:
+    """Fit a linear probe to the embeddings of an image tower, measure, write and tell it.
+
+    Raises:
+        MissingExtraError: the solver is not installed.
+        UsageError: data or network do not fit.
+        Exit: with code 1, where an image could not be read.
+    """
+    if plan.metrics != ("linear-probe",):
+        raise UsageError("linear-probe was asked for beside other measures", hint="ask for it alone: it trains")
+    if request.train_data is None:
+        raise UsageError("a linear probe is fitted to images", hint="name them with --train-data")
+    check_solver()
+    names = None if request.classes is None else read_classes(request.classes)
+    tower, parts = network(), []
+    for path in (request.train_data, request.data):
+        subject = subject_of(tower, open_source(path, classes=names))
+        typer.echo(f"Embedding {len(subject.source)} images of {path}.", err=True)
+        parts.append(embed_images(tower, subject.source, subject.frame, batch_size=request.batch_size))
+    found = linear_probe(*parts)
+    request.out.mkdir(parents=True, exist_ok=True)
+    metrics = {**{f"lp_{name}": value for name, value in found.metrics.items()}, "weight_decay": found.weight_decay}
+    path = _written(LINEAR_PROBE, metrics, tower, request.model, request.data, request.out)
+    if request.json:
+        typer.echo(json.dumps(found.to_dict(), indent=2, sort_keys=True))
+    else:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items() if value is not None)
+        typer.echo(f"linear probe on {found.images} images: {figures} (weight decay {found.weight_decay:.1e})")
+        typer.echo(f"Wrote {path}.")
+    if not found.converged:
+        typer.echo("note: the fit did not come to an end; a larger weight decay converges sooner", err=True)
+    list_skipped({**parts[0].unreadable, **parts[1].unreadable})
+
+
+def _written(
+    task: str, metrics: dict[str, float | None], network: BcosNetwork, model: Path, data: Path, folder: Path
+) -> Path:
+    made = record(task, metrics, dataset=data.stem, model=model.stem, pretrained=f"bcos-fx {network.report.recipe}")
+    path = folder / FILE
+    write_whole(path, json.dumps(made, indent=2, sort_keys=True).encode() + b"\n")
+    return path

@@ -1,0 +1,210 @@
+"""Linear probe: how well a linear classifier on frozen embeddings tells classes apart (Radford et al., ICML 2021, A.3).
+
+Embeddings are scaled to length 1, and multinomial logistic regression is fitted by scikit-learn with L-BFGS:
+
+    mean over images of the cross-entropy + weight_decay/2 · ‖W‖²
+
+The weight decay is chosen on a part of the training images that is held out, in whole decades and then in halves around
+the best, and the classifier is fitted again to all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.evaluation.clip_benchmark import rates
+from bcos_fx.evaluation.decoding import Frame, Unreadable
+from bcos_fx.evaluation.sources import Source
+
+DECADES = tuple(10.0**k for k in range(-7, 2))
+_HELD_OUT, _ITERATIONS = 5, 1000
+
+Rows = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of labelled images.
+
+    Attributes:
+        features: (N, D), each of length 1.
+        labels: (N,).
+        unreadable: name -> reason of images that could not be read.
+    """
+
+    features: Tensor
+    labels: Tensor
+    unreadable: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a linear classifier found in embeddings.
+
+    Attributes:
+        metrics: acc1, acc5 (None below five classes) and mean_per_class_recall on the test images, in [0, 1].
+        weight_decay: the one that was chosen.
+        sweep: weight decay -> accuracy on the held-out images, rising.
+        converged: the last fit came to an end within 1000 steps.
+        train_images, images: how many it was fitted to, and tested on.
+    """
+
+    metrics: Mapping[str, float | None]
+    weight_decay: float
+    sweep: Mapping[float, float]
+    converged: bool
+    train_images: int
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain data."""
+        return {**vars(self), "metrics": dict(self.metrics), "sweep": {f"{k:g}": v for k, v in self.sweep.items()}}
+
+
+def check_solver() -> None:
+    """Check that the solver is there, before hours of work.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise MissingExtraError("scikit-learn", "evaluate", "a linear probe")
+
+
+def embed_images(model: nn.Module, source: Source, frame: Frame, *, batch_size: int = 32) -> Embedded:
+    """Embed all images of a source.
+
+    Args:
+        model: takes images in [0, 1] and gives (N, D); in eval mode.
+        source: labelled images.
+        frame: the size that they are brought to.
+        batch_size: images at once.
+
+    Raises:
+        UsageError: the model gives no row of numbers for each image, or no image can be read.
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    features, labels, unreadable = [], [], {}
+    for first in range(0, len(source), batch_size):
+        images = []
+        for index in range(first, min(first + batch_size, len(source))):
+            try:
+                sample = source.read(index, frame)
+            except Unreadable as error:
+                unreadable[source.name(index)] = error.what
+                continue
+            images.append(sample.image)
+            labels.append(sample.label)
+        if images:
+            features.append(_embedded(model, torch.stack(images).to(like)))
+    if not features:
+        raise UsageError("none of the images can be read", where=next(iter(unreadable.values()), None))
+    return Embedded(torch.cat(features), torch.tensor(labels), unreadable)
+
+
+def _embedded(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        found = model(images)
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UsageError(f"the network gives {shape} for {len(images)} images", hint="a probe needs one row for each")
+    if not bool(torch.isfinite(found).all()):
+        raise UsageError("the network gives NaN or infinity", hint="was it trained with these images, and in [0, 1]?")
+    return functional.normalize(found.double(), dim=1).cpu()
+
+
+def linear_probe(train: Embedded, test: Embedded, *, weight_decays: Sequence[float] = DECADES, seed: int = 0) -> Probe:
+    """Fit a linear classifier to embeddings and measure it on others.
+
+    Args:
+        train: at least two classes, of each at least two images.
+        test: others.
+        weight_decays: what is tried first, positive; then the halves of the steps beside the best.
+        seed: of the choice of held-out images: a fifth of each class, at least one.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+        UsageError: too few classes or images, other sizes, labels that were not trained, or a senseless weight decay.
+    """
+    check_solver()
+    _check(train, test, weight_decays)
+    features, labels = train.features.double().numpy(), train.labels.numpy()
+    held = _held_out(labels, seed)
+    tried: dict[float, float] = {}
+
+    def score(decay: float) -> float:
+        if decay not in tried:
+            fitted, _ = _fitted(features[~held], labels[~held], decay)
+            tried[decay] = float(fitted.score(features[held], labels[held]))
+        return tried[decay]
+
+    # Of equally good ones the largest, whose classifier is the simplest.
+    ordered = sorted(weight_decays)
+    best = max(ordered, key=lambda decay: (score(decay), decay))
+    beside = [(best * ordered[place]) ** 0.5 for place in _neighbours(ordered, best)]
+    best = max([best, *beside], key=lambda decay: (score(decay), decay))
+    fitted, converged = _fitted(features, labels, best)
+    outputs = fitted.decision_function(test.features.double().numpy())
+    metrics = _metrics(outputs, fitted.classes_, test.labels.numpy())
+    sweep = dict(sorted(tried.items()))
+    return Probe(metrics, best, sweep, converged, len(labels), len(test.labels))
+
+
+def _check(train: Embedded, test: Embedded, weight_decays: Sequence[float]) -> None:
+    counts = torch.bincount(train.labels)
+    counts = counts[counts > 0]
+    if len(counts) < 2 or int(counts.min()) < 2:
+        raise UsageError(
+            f"a probe cannot be fitted to {len(train.labels)} images of {len(counts)} classes",
+            hint="give at least two classes, and at least two images of each",
+        )
+    if train.features.shape[1] != test.features.shape[1]:
+        raise UsageError(f"{train.features.shape[1]} numbers were trained on, {test.features.shape[1]} are tested")
+    unknown = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    if unknown:
+        raise UsageError(f"class {unknown[0]} is tested and was not trained", hint="train on images of every class")
+    if not weight_decays or any(not 0 < decay < float("inf") for decay in weight_decays):
+        raise UsageError(f"the weight decays are {tuple(weight_decays)}", hint="give positive numbers")
+
+
+def _held_out(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.bool_]:
+    held = np.zeros(len(labels), dtype=bool)
+    generator = np.random.default_rng(seed)
+    for label in np.unique(labels):
+        places = generator.permutation(np.flatnonzero(labels == label))
+        held[places[: max(1, len(places) // _HELD_OUT)]] = True
+    return held
+
+
+def _neighbours(ordered: Sequence[float], best: float) -> list[int]:
+    place = ordered.index(best)
+    return [n for n in (place - 1, place + 1) if 0 <= n < len(ordered)]
+
+
+def _fitted(features: Rows, labels: npt.NDArray[np.int64], weight_decay: float) -> tuple[Any, bool]:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1 / (weight_decay * len(labels)), max_iter=_ITERATIONS)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.fit(features, labels)
+    return model, not any(issubclass(item.category, ConvergenceWarning) for item in said)
+
+
+def _metrics(outputs: Any, classes: Any, labels: npt.NDArray[np.int64]) -> dict[str, float | None]:
+    rows = np.stack([-outputs, outputs], axis=1) if outputs.ndim == 1 else outputs
+    order = np.asarray(classes)[np.argsort(-rows, axis=1)]
+    among = (order[:, :5] == labels[:, None]).any(axis=1)
+    return rates(labels.tolist(), order[:, 0].tolist(), among.tolist(), len(classes))
