@@ -39,8 +39,8 @@ class FineTuneRequest:
     data: Annotated[
         Path,
         typer.Option(
-            help="Images to train on: a folder with one folder per class, or an .npz with jpeg (bytes of all files), "
-            "offsets, labels and classes.",
+            help="Images to train on: a folder with one folder per class; an .npz with jpeg (bytes of all files), "
+            "offsets, labels and classes; or webdataset shards (.tar, or a folder of them).",
             rich_help_panel=_DATA,
         ),
     ]

@@ -73,14 +73,22 @@ def decoded(stream: BinaryIO, frame: Frame) -> Tensor:
     Raises:
         Unreadable: the stream holds no image.
     """
+    return from_picture(picture(stream, "L" if frame.channels == 1 else "RGB"), frame)
+
+
+def picture(stream: BinaryIO, mode: str) -> Image.Image:
+    """Decode one image file in PIL's mode ``L`` or ``RGB``.
+
+    Raises:
+        Unreadable: the stream holds no image.
+    """
     try:
         with Image.open(stream) as opened:
-            image = opened.convert("L" if frame.channels == 1 else "RGB")
+            return opened.convert(mode)
     except BROKEN as error:
         # PIL names the stream by its place in memory, and the same run has to give the same results.
         reason = "no image of a known kind" if isinstance(error, UnidentifiedImageError) else error
         raise Unreadable(f"the image cannot be read: {reason}") from error
-    return from_picture(image, frame)
 
 
 def from_picture(image: Image.Image, frame: Frame) -> Tensor:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
 from torch import Tensor
 
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.decoding import Frame, Unreadable, decoded
+from bcos_fx.evaluation.decoding import Frame, Unreadable, decoded, picture
 
 
 class Sample(NamedTuple):
@@ -119,14 +120,24 @@ class Files(Source):
 
     def read(self, index: int, frame: Frame) -> Sample:
         """Read the bytes of one image, and decode them."""
+        return Sample(decoded(self._content(index), frame), self.places[index].label)
+
+    def picture(self, index: int) -> Image.Image:
+        """Read an image in RGB, of the size that it is stored in.
+
+        Raises:
+            Unreadable: this one cannot be read.
+        """
+        return picture(self._content(index), "RGB")
+
+    def _content(self, index: int) -> io.BytesIO:
         place = self.places[index]
         try:
             with place.path.open("rb") as stream:
                 stream.seek(place.offset)
-                content = stream.read(place.size)
+                return io.BytesIO(stream.read(place.size))
         except OSError as error:
             raise Unreadable(f"the file cannot be read: {error.strerror}", where=place.name) from error
-        return Sample(decoded(io.BytesIO(content), frame), place.label)
 
     def identity(self) -> dict[str, Any]:
         """Return kind and number, and a digest of names, labels and sizes."""

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.evaluation import decoding
 from bcos_fx.training.seeding import derived, seed_all
 from bcos_fx.training.sources import DatasetSource, Source
 
@@ -63,8 +64,9 @@ class Samples(Dataset[Any]):
             if isinstance(self.source, DatasetSource):
                 return found
             return self._transform(found), self.source.labels[index]
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            return Unreadable(f"an image cannot be read: {error}", self.source.name(index))
+        except (decoding.Unreadable, *decoding.BROKEN) as error:
+            what = error.what if isinstance(error, decoding.Unreadable) else f"an image cannot be read: {error}"
+            return Unreadable(what, self.source.name(index))
 
 
 def as_tensor(image: Any, shape: Sequence[int]) -> Tensor:

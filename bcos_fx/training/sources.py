@@ -1,20 +1,17 @@
-"""Where images come from: a folder per class, an .npz of JPEG bytes, tensors, a Dataset."""
+"""Where images come from: files as evaluation reads them, tensors, a Dataset."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bcos_fx.errors import UsageError, nearest
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+from bcos_fx.errors import UsageError
+from bcos_fx.evaluation.stores import open_source
 
 
 class Source:
@@ -32,7 +29,7 @@ class Source:
         """Return an image: PIL's, or a tensor (C, H, W) in [0, 1].
 
         Raises:
-            OSError, ValueError: it cannot be read.
+            Unreadable: it cannot be read.
         """
         raise NotImplementedError
 
@@ -41,58 +38,22 @@ class Source:
         raise NotImplementedError
 
 
-class FolderSource(Source):
-    """A folder with one folder of images per class; classes in the order of their names."""
-
-    def __init__(self, folder: Path) -> None:
-        found = [item for item in sorted(folder.iterdir()) if item.is_dir() and not item.name.startswith(".")]
-        files = [(path, i) for i, each in enumerate(found) for path in sorted(each.rglob("*")) if _is_image(path)]
-        if not files:
-            raise UsageError(
-                f"there are no images in the folders of {folder}",
-                hint=f"one folder per class, with images in it that end in {', '.join(SUFFIXES)}",
-            )
-        self.classes = tuple(item.name for item in found)
-        self.labels = [label for _, label in files]
-        self._files = [path for path, _ in files]
-
-    def read(self, index: int) -> Image.Image:
-        """Return a photograph in RGB."""
-        with Image.open(self._files[index]) as opened:
-            return opened.convert("RGB")
-
-    def name(self, index: int) -> str:
-        """Say which image it is."""
-        return str(self._files[index])
-
-
-class NpzSource(Source):
-    """JPEG files in one .npz: ``jpeg`` (all bytes), ``offsets`` (n + 1), ``labels``, and ``classes`` (names)."""
+class StoredSource(Source):
+    """Image files: a folder per class, an .npz of JPEG bytes, or webdataset shards."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            with np.load(path, allow_pickle=False) as found:
-                self._bytes, self._offsets = found["jpeg"], found["offsets"]
-                self.labels = found["labels"].astype(np.int64).tolist()
-                self.classes = tuple(str(name) for name in found["classes"]) if "classes" in found else ()
-        except (OSError, ValueError, KeyError) as error:
-            raise UsageError(
-                f"this is no archive of images: {error}",
-                where=str(path),
-                hint="it needs the arrays jpeg (bytes of all files), offsets (n + 1) and labels (n)",
-            ) from error
-        self._path = path
-        if len(self._offsets) <= len(self.labels):
-            raise UsageError(f"{len(self.labels)} labels and {len(self._offsets)} offsets do not fit", where=str(path))
+        self._files = open_source(path)
+        self.labels = [place.label for place in self._files.places]
+        self.classes = self._files.classes or ()
 
     def read(self, index: int) -> Image.Image:
         """Return a photograph in RGB."""
-        data = self._bytes[self._offsets[index] : self._offsets[index + 1]].tobytes()
-        return Image.open(io.BytesIO(data)).convert("RGB")
+        return self._files.picture(index)
 
     def name(self, index: int) -> str:
         """Say which image it is."""
-        return f"image {index} of {self._path}"
+        place = self._files.places[index]
+        return str(place.path) if self._files.kind == "folder" else f"{place.name} in {place.path}"
 
 
 class TensorSource(Source):
@@ -143,19 +104,14 @@ def source_of(data: Any) -> Source:
     """Return images by number.
 
     Args:
-        data: path of a folder per class or of an .npz; (images, labels); a Dataset of (image, label).
+        data: path of a folder per class, of an .npz or of webdataset shards; (images, labels); a Dataset of
+            (image, label).
 
     Raises:
         UsageError: there are no images, or it is something else.
     """
     if isinstance(data, str | Path):
-        path = Path(data)
-        if path.is_dir():
-            return FolderSource(path)
-        if path.is_file():
-            return NpzSource(path)
-        near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UsageError(f"there is no folder or file {path}", hint=nearest(path.name, near[:200]) if near else None)
+        return StoredSource(Path(data))
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         if not len(data[0]):
             raise UsageError("there are no images to train on")
@@ -164,9 +120,6 @@ def source_of(data: Any) -> Source:
         return DatasetSource(data)
     raise UsageError(
         f"images cannot be taken from a {type(data).__name__}",
-        hint="give a folder with a folder per class, an .npz, (images, labels), a Dataset or a DataLoader",
+        hint="give a folder with a folder per class, an .npz, webdataset shards, (images, labels), a Dataset or a "
+        "DataLoader",
     )
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import tarfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,13 @@ def test_every_source_of_images(tmp_path: Path) -> None:
     pixels, labels = images(12)
     recipe = plain(epochs=1)
     folder = photographs(tmp_path / "photographs", size=11)
-    sources = [folder, archive(tmp_path / "some.npz"), (pixels, labels), TensorDataset(pixels, labels)]
+    with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+        for number, label in enumerate(labels.tolist()):
+            (tmp_path / "label.cls").write_text(str(label))
+            shard.add(folder / f"class_{label}" / f"{number}.png", f"{number}.png")
+            shard.add(tmp_path / "label.cls", f"{number}.cls")
+    sources = [folder, archive(tmp_path / "some.npz"), tmp_path / "shard.tar", (pixels, labels)]
+    sources.append(TensorDataset(pixels, labels))
     for source in sources:
         assert finetune(converted(), source, recipe=recipe, validation=source).history[-1].accuracy is not None
     loader = DataLoader(TensorDataset(pixels, labels), batch_size=4, shuffle=True)
@@ -305,9 +312,9 @@ def test_an_ordinary_module_is_trained_for_comparison() -> None:
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:
     (tmp_path / "empty" / "class_a").mkdir(parents=True)
-    with pytest.raises(UsageError, match="there are no images in the folders"):
+    with pytest.raises(UsageError, match="there are no images in"):
         finetune(converted(), tmp_path / "empty", recipe=plain())
-    with pytest.raises(UsageError, match="there is no folder or file") as caught:
+    with pytest.raises(UsageError, match="there is no data at") as caught:
         finetune(converted(), tmp_path / "emty", recipe=plain())
     assert "did you mean 'empty'" in str(caught.value)
     with pytest.raises(UsageError, match="all images are of one class"):
@@ -320,7 +327,7 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
             validation=photographs(tmp_path / "two", classes=2),
         )
     (tmp_path / "not.npz").write_text("not")
-    with pytest.raises(UsageError, match="this is no archive of images"):
+    with pytest.raises(UsageError, match="the file cannot be read"):
         finetune(converted(), tmp_path / "not.npz", recipe=plain())
 
 
@@ -329,7 +336,7 @@ def test_a_corrupt_image_is_named(workers: int, tmp_path: Path) -> None:
     folder = photographs(tmp_path / "photographs")
     broken = folder / "class_1" / "4.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    with pytest.raises(UsageError, match="an image cannot be read") as caught:
+    with pytest.raises(UsageError, match="the image cannot be read") as caught:
         finetune(converted(), folder, recipe=plain(), workers=workers)
     assert caught.value.where == str(broken)
     assert "Traceback" not in str(caught.value)
