@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bcos_fx.nn.attention import Attention
+from bcos_fx.nn.attention import Attention, Heads
 from bcos_fx.nn.batchnorm import BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d
 from bcos_fx.nn.bcos import BcosLayer, BcosLinear, EpsAt, Scale
 from bcos_fx.nn.conv import (
@@ -56,6 +56,7 @@ __all__ = [
     "FrozenRatio",
     "FrozenResponseNorm",
     "GroupNorm",
+    "Heads",
     "HeldFixed",
     "InPlaceSum",
     "InputDecoding",

@@ -1,7 +1,10 @@
-"""Softmax attention whose weights are dropped at random in train mode."""
+"""Softmax attention whose weights are dropped at random in train mode, and the heads that it works on."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -61,3 +64,25 @@ class Attention(nn.Module):
     def extra_repr(self) -> str:
         """The options."""
         return f"dropout={self.dropout:g}, is_causal={self.is_causal}, scale={self.scale}, enable_gqa={self.enable_gqa}"
+
+
+class Heads(nn.Module):
+    """The last dimension cut into heads, and all dimensions in the order that attention wants.
+
+    Args:
+        sizes: what the last dimension is cut into; their product is its size.
+        order: of the dimensions after that, as ``torch.permute`` takes it.
+    """
+
+    def __init__(self, sizes: Sequence[int], order: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = tuple(sizes)
+        self.order = tuple(order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a view of x, such as (N, heads, L, E / heads) of (N, L, E)."""
+        return torch.unflatten(x, -1, self.sizes).permute(self.order)
+
+    def extra_repr(self) -> str:
+        """The options."""
+        return f"sizes={self.sizes}, order={self.order}"

@@ -54,7 +54,20 @@ class Build:
         return found if isinstance(found, Tensor) else None
 
 
-Builder = Callable[[Build], nn.Module]
+@dataclass(frozen=True)
+class Part:
+    """A new module for a part of an old one, which others may still need.
+
+    Attributes:
+        name: it stands inside the old one's place, under this name.
+        module: the new module.
+    """
+
+    name: str
+    module: nn.Module
+
+
+Builder = Callable[[Build], nn.Module | Part]
 BUILDERS: dict[str, Builder] = {}
 
 

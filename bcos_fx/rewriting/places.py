@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from bcos_fx.rewriting.build import Part
 from bcos_fx.rewriting.match import Hit
 from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.reader import GraphReader, sources_of
@@ -20,6 +21,7 @@ class Places:
     def __init__(self, reader: GraphReader) -> None:
         self._reader = reader
         self._moved: dict[str, str] = {}
+        self._opened: set[str] = set()
         self._containers: dict[int, tuple[str, nn.Module | None]] = {}  # an id means nothing once its object is gone
 
     @property
@@ -32,6 +34,24 @@ class Places:
         _set_module(self._root, path, module)
         return path
 
+    def put_part(self, part: Part, call: Call) -> str:
+        """Place a module for a part of the one that is called inside that one, and return its path."""
+        path = str(call.node.target)
+        self._opened.add(path)
+        inside = self._unused(f"{path}.{part.name}")
+        _set_module(self._root, inside, part.module)
+        return inside
+
+    def empty(self) -> None:
+        """Keep of modules that were given parts, and that nothing calls any more, only these parts."""
+        for path in list(self._opened):
+            if any(node.op == "call_module" and node.target == path for node in self._root.graph.nodes):
+                continue
+            container = nn.Module().train(self._root.training)
+            container._modules |= self._root.get_submodule(path)._modules
+            _set_module(self._root, path, container)
+            self._opened.remove(path)
+
     def move_back(self) -> dict[str, str]:
         """Move modules that had to stand beside an old one into its place, where nothing keeps that any more.
 
@@ -40,13 +60,14 @@ class Places:
         """
         moved: dict[str, str] = {}
         for beside, path in list(self._moved.items()):
-            calls = [n for n in self._root.graph.nodes if n.op == "call_module" and n.target in (beside, path)]
-            if any(node.target == path for node in calls) or self._is_read(path):
+            targets = [(n, str(n.target)) for n in self._root.graph.nodes if n.op == "call_module"]
+            if any(target == path for _, target in targets) or self._is_read(path):
                 continue
+            calls = [(n, target) for n, target in targets if f"{target}.".startswith(f"{beside}.")]
             if calls:
                 _set_module(self._root, path, self._root.get_submodule(beside))
-                for node in calls:
-                    node.target = path
+                for node, target in calls:
+                    node.target = path + target.removeprefix(beside)
                 # fx's own sweep of unused submodules would pass over it: it is the same object as the other.
                 self._root.delete_submodule(beside)
                 moved[beside] = path
@@ -126,10 +147,11 @@ def source_of(hit: Hit, name: str, entry: Replacement) -> str:
 def _owner(call: Call) -> str:
     """The path of the one module whose tensors a functional call reads, directly or through computations.
 
-    A bias may be put together from several modules' (multi-head attention); then the weight's module counts. A call
-    that was made by a part of that module, which holds no tensors itself, belongs to the part.
+    A bias may be put together from several modules' (multi-head attention); then the weight's module counts. Of a
+    product it is the module of the stored factor. A call that was made by a part of that module, which holds no tensors
+    itself, belongs to the part.
     """
-    for names in (("weight", "bias", "running_mean"), ("weight",)):
+    for names in (("weight", "bias", "running_mean"), ("weight",), ("other",)):
         stored = [n for name in names for node in call.nodes(name) for n in sources_of(node) if n.op == "get_attr"]
         owners = {str(node.target).rpartition(".")[0] for node in stored}
         if len(owners) == 1:

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import fx, nn
 
-from bcos_fx.rewriting.build import Build, Builder, Refused
+from bcos_fx.rewriting.build import Build, Builder, Part, Refused
 from bcos_fx.rewriting.match import Hit, NearMiss
 from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.places import Places, source_of
-from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.reader import GraphReader, sources_of
 from bcos_fx.rewriting.rule import ARGUMENTS, LEDGER, Replacement
 from bcos_fx.rewriting.shapes import note_shape
 from bcos_fx.rewriting.slots import SLOTS, Slot
@@ -108,6 +108,7 @@ class Rewriter:
         """Drop what is no longer used, check the graph and make its code anew."""
         graph = self.graph_module.graph
         graph.eliminate_dead_code()
+        self._places.empty()
         moved = self._places.move_back()
         self._made = {key: (moved.get(at, at), old) for key, (at, old) in self._made.items()}
         self.graph_module.delete_all_unused_submodules()
@@ -148,7 +149,7 @@ class Rewriter:
             raise Refused(f"{source} is absent here")
         return source
 
-    def _build(self, hit: Hit, name: str, entry: Replacement) -> nn.Module | str | None:
+    def _build(self, hit: Hit, name: str, entry: Replacement) -> nn.Module | Part | str | None:
         """Build an entry's module, or find the path of one built before; None for a reused node."""
         if entry.build is None:
             return None
@@ -156,12 +157,14 @@ class Rewriter:
         made = self._made.get(_identity(entry.build, call))
         return self._builders[entry.build](Build(hit, call, self._reader)) if made is None else made[0]
 
-    def _target(self, hit: Hit, name: str, built: nn.Module | str | None) -> str | None:
+    def _target(self, hit: Hit, name: str, built: nn.Module | Part | str | None) -> str | None:
         """Place a built module in the module tree and return its path."""
         if built is None or isinstance(built, str):
             return built
         entry = hit.rule.replace[name]
         call = hit.calls[self._source(hit, name, entry)]
+        if isinstance(built, Part):
+            return self._places.put_part(built, call)
         path = self._places.put(built, call, hit, name)
         identity = _identity(str(entry.build), call)
         if identity is not None:
@@ -180,11 +183,16 @@ def _identity(build: str, call: Call) -> Hashable:
     return (build, tuple(stored), tuple(options), rank) if stored else None
 
 
-def _computation(node: fx.Node) -> Any:
-    """Return what two nodes share that compute the same in the same way; other nodes share it with none."""
-    if node.op not in ("get_attr", "call_function", "call_method"):
+def _computation(node: fx.Node) -> Hashable:
+    """Return what two nodes share that compute the same from stored tensors; any other node is like itself alone."""
+    sources = sources_of(node)
+    if any(source.op not in ("get_attr", "call_function", "call_method") for source in sources):
         return node
-    return node.op, node.target, repr(fx.node.map_arg((node.args, dict(node.kwargs)), _computation))
+    numbers: dict[fx.Node, Any] = {source: f"#{place}" for place, source in enumerate(sources)}
+    return tuple(
+        (source.op, source.target, repr(fx.node.map_arg((source.args, dict(source.kwargs)), numbers.__getitem__)))
+        for source in sources
+    )
 
 
 class _Edit:

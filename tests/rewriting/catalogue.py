@@ -104,6 +104,26 @@ def attending(attention: nn.MultiheadAttention) -> Callable[[], nn.Module]:
     return lambda: Net(forward, stem=conv(3, 8, 2, stride=2, padding=0), attention=copy.deepcopy(attention))
 
 
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(queries, keys, values)
+
+
+def packed(
+    cut: Callable[[Tensor], Any], pieces: int = 3, *, times: int = 1, bias: bool = True
+) -> Callable[[], nn.Module]:
+    """Attention of two heads whose projections are one layer; ``cut`` gets (N, L, pieces, heads, 2)."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        tokens = net.stem(x).flatten(2).transpose(1, 2)
+        for _ in range(times):
+            projected = net.qkv(tokens).reshape(x.shape[0], -1, pieces, 2, 2)
+            tokens = attend(*cut(projected)).transpose(1, 2).flatten(2)
+        y: Tensor = tokens.mean(1)
+        return y
+
+    return lambda: Net(forward, stem=conv(3, 4, 2, stride=2, padding=0), qkv=nn.Linear(4, 4 * pieces, bias=bias))
+
+
 class Scaled(nn.Conv2d):
     """A convolution whose weight is computed."""
 
@@ -468,6 +488,57 @@ CASES: dict[str, Case] = {
         ),
         untouched=headed(lambda net, x: F.scaled_dot_product_attention(x, x, x)),
         mutant="attention-with-dropout",
+    ),
+    "packed-projections-taken-apart": Case(
+        hits={
+            "queries, keys and values": packed(lambda qkv: qkv.permute(2, 0, 3, 1, 4).unbind(0)),
+            "indexed": packed(lambda qkv: (lambda parts: (parts[0], parts[1], parts[-1]))(qkv.permute(2, 0, 3, 1, 4))),
+            "not permuted before": packed(lambda qkv: (part.transpose(1, 2) for part in qkv.unbind(2))),
+            "keys and values": maps(
+                lambda net, x: (
+                    lambda tokens: attend(tokens, *net.kv(tokens).reshape(len(x), -1, 2, 4).unbind(2)).mean(1)
+                )(net.stem(x).flatten(2).transpose(1, 2)),
+                stem=conv,
+                kv=lambda: nn.Linear(4, 8),
+            ),
+            "without a bias": packed(lambda qkv: qkv.permute(2, 0, 3, 1, 4).unbind(0), bias=False),
+        },
+        near=(
+            packed(lambda qkv: qkv.permute(2, 0, 3, 1, 4).unbind(0), times=2),
+            "is called elsewhere too",
+        ),
+        untouched=packed(lambda qkv: (qkv.permute(2, 0, 3, 1, 4)[0] for _ in range(3)), 1),
+        mutant="heads-of-a-part",
+    ),
+    "joined-layers-taken-apart": Case(
+        hits={
+            "a gated unit": headed(lambda net, x: F.glu(net.join(x.mean((2, 3)))), join=nn.Linear(4, 8)),
+            "split": headed(
+                lambda net, x: attend(*net.join(x.flatten(2).mT).split(4, -1)).mean(1), join=nn.Linear(4, 12)
+            ),
+            "split at sizes of its own": headed(
+                lambda net, x: (lambda y, gate: y * gate.sigmoid())(*net.join(x.mean((2, 3))).split([4, 1], dim=1)),
+                join=nn.Linear(4, 5),
+            ),
+        },
+        near=(
+            headed(lambda net, x: F.glu(net.join(F.glu(net.join(x.mean((2, 3)))))), join=nn.Linear(4, 8)),
+            "is called elsewhere too",
+        ),
+        untouched=headed(lambda net, x: sum(net.join(x.mean((2, 3))).chunk(2, 1)), join=nn.Linear(4, 8)),
+        mutant="part-of-a-projection",
+    ),
+    "rows-flattened-and-back-removed": Case(
+        hits={
+            "flattened": maps(
+                lambda net, x: net.fc(x.flatten(2).mT.reshape(-1, 3)).reshape(x.shape[0], -1, 4).mean(1),
+                fc=lambda: nn.Linear(3, 4),
+            ),
+        },
+        untouched=maps(
+            lambda net, x: net.fc(x.flatten(2).mT.reshape(-1, 3)).reshape(-1, 2, 4).reshape(x.shape[0], -1, 4).mean(1),
+            fc=lambda: nn.Linear(3, 4),
+        ),
     ),
     # ------------------------------------------------------------ peers
     "peer-bcos-layer": Case(
