@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.certification import view_of
-from bcos_fx.errors import UsageError, VerificationError
+from bcos_fx.errors import UsageError, VerificationError, nearest
 from bcos_fx.explanation.result import Constants, Explanation
 from bcos_fx.explanation.targets import Chosen, Target, chosen, named
 from bcos_fx.proofs.completeness import judged
 from bcos_fx.proofs.view import DynamicWeights, ExplanationView
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.subject import check_module
+from bcos_fx.tracing.inputs import bind
 
 _SHARE_OF_MEMORY = 0.4
 _NAMED = 3
@@ -26,7 +27,7 @@ _NAMED = 3
 
 def explain(
     model: nn.Module,
-    images: Tensor,
+    images: Tensor | Mapping[str, Tensor],
     target: Target = None,
     *,
     output: str | None = None,
@@ -44,7 +45,8 @@ def explain(
     Args:
         model: a converted network in eval mode, or any other dynamic linear module, which is traced anew in each call.
         images: (N, C, H, W), in [0, 1] for a converted image network; or whatever its first input is, such as
-            embeddings (N, L, E) or features (N, F). On the model's device; not changed.
+            embeddings (N, L, E) or features (N, F). On the model's device; not changed. Or all inputs by name, in any
+            order: outputs are explained by the first of them that holds no whole numbers, so not by a mask.
         target: None (the predicted class), ``top3`` and the like, an index, a class name, (N,) or a flat list (one per
             sample), (N, K) or a list of lists (several per sample), or a linear function from the outputs to (N,) or
             (N, K); if that has ``names``, such as :func:`bcos_fx.explanation.cosine` gives, its numbers are scores of
@@ -54,7 +56,7 @@ def explain(
             the name of a layer.
         source: what it is explained by: None for the input, or the name of a layer, whose activations then take the
             place of the images; what reaches the output past that layer is listed among the constants.
-        others: the network's further inputs, in order.
+        others: the network's further inputs, in order, where ``images`` is the first.
         names: class names, for targets and pictures.
         batch_size: samples that are computed at once; None: as many as fit into memory.
         allow_incomplete: explain a network that is not dynamic linear too; the result then says what is missing.
@@ -67,15 +69,19 @@ def explain(
         VerificationError: the network is not dynamic linear; says where it breaks.
     """
     check_module(model)
-    _check_images(model, images)
-    view = view_of(model, [images, *others], output=output, source=source)
-    _check_count(view, 1 + len(others))
+    given = _in_order(model, images, others)
+    example: Any = given
+    if isinstance(images, Mapping):
+        example, images = images, _explained_by(given)
+    _check_images(model, images, given)
+    view = view_of(model, example, output=output, source=source)
+    _check_count(view, len(given))
     if not view.certificate.ok and not allow_incomplete:
         raise _not_linear(view)
     wanted = named(target, names)
     parts, choices = [], []
     for place in _chunks(view, images, batch_size):
-        inputs = [value[place] if _has_samples(value, images) else value for value in (images, *others)]
+        inputs = [value[place] if _has_samples(value, images) else value for value in given]
         part, choice = _explained(view, inputs, _of_samples(wanted, place, len(images)))
         parts.append(part)
         choices.append(choice)
@@ -213,10 +219,33 @@ def _free_memory(images: Tensor) -> float:
     return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if hasattr(os, "sysconf") else 4e9
 
 
-# ---------------------------------------------------------------- images
+# ---------------------------------------------------------------- inputs
 
 
-def _check_images(model: nn.Module, images: object) -> None:
+def _in_order(model: nn.Module, images: Tensor | Mapping[str, Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    """All inputs, in the network's order."""
+    if not isinstance(images, Mapping):
+        return [images, *others]
+    if others:
+        raise UsageError("inputs are given by name and as others=", hint="give all of them by name")
+    if not isinstance(model, BcosNetwork):
+        return list(bind(model, images).named.values())
+    names = [spec.name for spec in model.record.inputs]
+    for name in images:
+        if name not in names:
+            raise UsageError(f"the network has no input {name!r}", hint=nearest(name, names))
+    missing = [name for name in names if name not in images]
+    if missing:
+        raise UsageError(f"the input {missing[0]!r} is missing", hint=f"the network takes {', '.join(names)}")
+    return [images[name] for name in names]
+
+
+def _explained_by(given: Sequence[Tensor]) -> Tensor:
+    """The input that outputs are explained by: the first that holds no whole numbers, as masks and indices do."""
+    return next((value for value in given if isinstance(value, Tensor) and value.is_floating_point()), given[0])
+
+
+def _check_images(model: nn.Module, images: object, given: Sequence[Tensor]) -> None:
     if not isinstance(images, Tensor):
         raise UsageError(f"images is a {type(images).__name__}", hint="give one tensor: torch.stack(images)")
     if not images.dim() or not len(images):
@@ -228,15 +257,15 @@ def _check_images(model: nn.Module, images: object) -> None:
             hint="leave them out: images[images.isfinite().flatten(1).all(1)]",
         )
     if isinstance(model, BcosNetwork):
-        model.check_inputs((images,), partly=True)
+        model.check_inputs(tuple(given[: len(model.record.inputs)]), partly=True)
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
     if like is not None and like.device != images.device:
         raise UsageError(
             f"the images are on {images.device}, the network is on {like.device}", hint=f'images.to("{like.device}")'
         )
     if like is not None and images.is_floating_point() and like.dtype != images.dtype:
-        given, own = (str(dtype).removeprefix("torch.") for dtype in (images.dtype, like.dtype))
-        raise UsageError(f"the images are {given}, the network is {own}", hint=f"images.to(torch.{own})")
+        theirs, own = (str(dtype).removeprefix("torch.") for dtype in (images.dtype, like.dtype))
+        raise UsageError(f"the images are {theirs}, the network is {own}", hint=f"images.to(torch.{own})")
 
 
 def _check_count(view: ExplanationView, given: int) -> None:

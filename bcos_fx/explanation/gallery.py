@@ -12,6 +12,7 @@ from PIL import Image
 
 from bcos_fx.explanation.colour import images, photograph, signed, to_image
 from bcos_fx.explanation.result import Explanation
+from bcos_fx.explanation.tokens import spans
 
 _TOP, _LARGEST, _SIDE = 5, 5, 224
 
@@ -68,7 +69,9 @@ def _card(sample: Explanation, label: str) -> str:
 
 
 def _views(sample: Explanation, label: str) -> str:
-    """The input, and each target's picture."""
+    """The input, and each target's picture; or its tokens."""
+    if sample.tokens is not None:
+        return spans(sample)
     if sample.encoded.dim() != 4:
         return ""
     given = photograph(sample, 0)

@@ -86,6 +86,7 @@ class Explanation:
         names: class names.
         colours: W(x) weights both x and 1 - x, so that it has a colour.
         notes: what is odd about this explanation.
+        tokens: of each sample, in the order of its positions, where they are known.
         complete: contributions add up to the output, and the network is certified.
     """
 
@@ -102,6 +103,7 @@ class Explanation:
     colours: bool = False
     notes: tuple[str, ...] = field(default=())
     complete: bool = True
+    tokens: tuple[tuple[str, ...], ...] | None = None
 
     @property
     def several(self) -> bool:
@@ -164,7 +166,8 @@ class Explanation:
             place = range(len(self))[operator.index(samples)]
             samples = slice(place, place + 1)
 
-        return self._changed(lambda values: values[samples])
+        tokens = None if self.tokens is None else self.tokens[samples]
+        return replace(self._changed(lambda values: values[samples]), tokens=tokens)
 
     @classmethod
     def joined(cls, parts: Sequence[Explanation]) -> Explanation:
@@ -183,6 +186,7 @@ class Explanation:
             notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
             complete=all(part.complete for part in parts),
             colours=any(part.colours for part in parts),
+            tokens=None if first.tokens is None else tuple(row for part in parts for row in part.tokens or ()),
         )
 
     def to(self, device: torch.device | str) -> Explanation:
@@ -194,6 +198,30 @@ class Explanation:
         tensors = {name: getattr(self, name) for name in _TENSORS}
         changed: dict[str, Any] = {name: None if t is None else change(t) for name, t in tensors.items()}
         return replace(self, **changed, constants=self.constants.map(change))
+
+    def with_tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]]) -> Explanation:
+        """Return the explanation with the tokens that stand behind its positions; see :meth:`to_text`.
+
+        Args:
+            tokens: of each sample, one text for each position; those of the last positions (padding) may be left out.
+                Of a single sample also without a list around them.
+
+        Raises:
+            UsageError: what is explained by is no sequence, or the tokens do not fit it.
+        """
+        from bcos_fx.explanation.tokens import checked
+
+        return replace(self, tokens=checked(self, tokens))
+
+    def to_text(self) -> str:
+        """Return what each token, position or feature and all constants contributed; the numbers add up to the output.
+
+        Raises:
+            UsageError: what is explained by is an image.
+        """
+        from bcos_fx.explanation.tokens import text
+
+        return text(self)
 
     def summary(self) -> list[str]:
         """Return a line for each of the first samples: class, output, its parts, what is left over."""

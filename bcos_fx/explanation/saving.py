@@ -131,7 +131,8 @@ def _tensors(explanation: Explanation) -> dict[str, Tensor]:
 
 
 def _facts(explanation: Explanation) -> str:
-    facts = {"where": explanation.where, "names": explanation.names, "notes": explanation.notes}
+    names = ("where", "names", "notes") if explanation.tokens is None else ("where", "names", "notes", "tokens")
+    facts = {name: getattr(explanation, name) for name in names}
     return json.dumps(facts | {"complete": explanation.complete, "colours": explanation.colours}, sort_keys=True)
 
 
