@@ -44,7 +44,7 @@ from bcos_fx.rewriting.report import (
 )
 from bcos_fx.rewriting.rewrite import Step
 from bcos_fx.rewriting.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
-from bcos_fx.subject import check_finite, check_images, check_module
+from bcos_fx.subject import check_backward, check_finite, check_images, check_module
 from bcos_fx.tracing import Trace, trace
 from bcos_fx.tracing.inputs import Inputs as BoundInputs
 from bcos_fx.tracing.inputs import bind
@@ -306,6 +306,7 @@ class _Conversion:
             mark_origins(GraphReader(graph_module, self.engine.ops, self.recipe.options))
             return graph_module
 
+        check_backward(self.traced.own_backward, result)
         self._check_trace(retrace(), originals(self._test_inputs(2)))
         blame = find_culprit(retrace, self.engine, self._test_inputs(2), originals)
         where = None

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import TraceError, UsageError
+from bcos_fx.proofs.equivalence import Verification
 from bcos_fx.rewriting.network import BcosNetwork, InputSpec
 
 _MOST_NAMED = 5
@@ -23,7 +24,8 @@ def check_module(module: object) -> None:
     if not isinstance(module, nn.Module):
         raise UsageError(f"{_described(module)} is not a network", hint="give an instance of torch.nn.Module")
     taken = {*dir(fx.GraphModule), *dir(BcosNetwork), "graph", "meta", "record"} - set(dir(nn.Module))
-    for name in (*module._modules, *module._parameters, *module._buffers):
+    tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    for name, _ in (*module.named_children(), *tensors):
         if name in taken:
             raise UsageError(
                 f"the module has a part named {name!r}, which is an attribute of every converted network",
@@ -37,6 +39,21 @@ def _described(value: object) -> str:
         return f"the class {value.__name__}"
     kind = type(value).__name__
     return "None" if value is None else f"an {kind}" if kind[0].lower() in "aeiou" else f"a {kind}"
+
+
+def check_backward(own_backward: Sequence[str], result: Verification) -> None:
+    """Check that where outputs are equal and gradients are not, no backward pass of the module's own is the reason.
+
+    Raises:
+        TraceError: one is; names the lines and modules.
+    """
+    wrong = [row.name for row in result.comparisons if row.verdict == "different"]
+    if own_backward and all("gradient" in name for name in wrong):
+        raise TraceError(
+            "the module has a backward pass of its own, which is not the gradient of what it computes",
+            where="; ".join(own_backward),
+            hint="write it with ordinary operations; a graph holds the forward pass only",
+        )
 
 
 def check_finite(graph_module: nn.Module) -> None:

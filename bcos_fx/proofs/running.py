@@ -6,7 +6,6 @@ that neither can read what the other wrote.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.proofs.samples import Batch
+from bcos_fx.tracing.modules import deep_copy
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -104,7 +104,7 @@ def isolated_copy(module: Network, *, dtype: torch.dtype, apart_from: frozenset[
     """
     hint = "a network under comparison must be copyable by copy.deepcopy, tensors included"
     try:
-        twin = copy.deepcopy(module)
+        twin = deep_copy(module)
     except FAILURES as error:
         raise UsageError(f"the {role} cannot be copied: {error}", where=type(module).__name__, hint=hint) from error
     if twin is module or storages(twin) & apart_from:

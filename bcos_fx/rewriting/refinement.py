@@ -98,6 +98,12 @@ def _rounded(call: Call) -> str | None:
     return None if call.arguments.get("rounding_mode") is None else "it rounds, and a rounded number is no weighted sum"
 
 
+def _picked(call: Call) -> str | None:
+    if any(node.meta.get("dtype") is torch.bool for node in call.nodes("index")):
+        return "what is picked by truth values loses its place, and samples are mixed"
+    return None
+
+
 def _attribute(call: Call) -> str | None:
     name = call.arguments.get("name")
     return None if name in ("T", "mT", "H", "mH", "real") else f"nothing is known of a tensor's {name!r}"
@@ -115,4 +121,5 @@ _CHECKS: dict[str, Callable[[Call], str | None]] = {
     "scaled_dot_product_attention": _random_attention,
     "div": _rounded,
     "getattr": _attribute,
+    "getitem": _picked,
 }

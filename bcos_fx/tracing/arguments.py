@@ -22,6 +22,15 @@ def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
 
 
+def oddity(tensor: Tensor) -> str | None:
+    """Say what keeps a tensor out of every graph, or None of an ordinary one: dense, and of plain numbers."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout is not torch.strided:
+        return "sparse"
+    return "quantised" if tensor.is_quantized else None
+
+
 def numbers(value: Any) -> list[Symbolic]:
     """List the symbolic numbers in nested tuples, lists, dicts and slices."""
     return [leaf for leaf in _leaves(value) if isinstance(leaf, Symbolic)]

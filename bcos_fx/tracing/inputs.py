@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from bcos_fx.errors import TraceError, UsageError
+from bcos_fx.tracing.arguments import oddity
 from bcos_fx.tracing.modules import Alone
 
 
@@ -119,16 +120,9 @@ def _values(value: tuple[Any, ...] | dict[str, Any]) -> list[Any]:
 
 
 def _check(name: str, tensor: Tensor) -> None:
-    reasons = {
-        "on the meta device": tensor.is_meta,
-        "sparse": tensor.layout is not torch.strided,
-        "nested": tensor.is_nested,
-        "complex": tensor.is_complex(),
-        "quantised": tensor.is_quantized,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise UsageError(f"the input {name!r} is {reason}", hint="give an ordinary dense tensor of real numbers")
+    reason = oddity(tensor) or ("on the meta device" if tensor.is_meta else "complex" if tensor.is_complex() else None)
+    if reason is not None:
+        raise UsageError(f"the input {name!r} is {reason}", hint="give an ordinary dense tensor of real numbers")
 
 
 def check_state(module: nn.Module, inputs: Inputs) -> None:

@@ -7,16 +7,20 @@ import random
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from bcos_fx.errors import TraceError
+from bcos_fx.tracing.arguments import oddity
 from bcos_fx.tracing.recorder import Recorder
 
 _CONTAINERS = ("torch.nn.modules.container", "torch.nn.modules.transformer")
 _COMPOSITES = (nn.GLU, nn.MultiheadAttention)
+M = TypeVar("M", bound=nn.Module)
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 Leaves = Collection[type | str]
@@ -27,23 +31,25 @@ def own_copy(module: nn.Module) -> nn.Module:
     """Return a deep copy of `module`, in eval mode and without what it cached in eval mode before.
 
     Raises:
-        TraceError: for TorchScript, quantised and uncopiable modules.
+        TraceError: for a module that cannot be copied.
     """
     module = getattr(module, "_orig_mod", module) if type(module).__name__ == "OptimizedModule" else module
-    for path, part in module.named_modules():
-        _refuse(path, part)
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        # Tensors with a gradient history (weight_norm leaves one behind) cannot be deep-copied.
-        memo |= {id(t): t.detach().clone() for t in vars(part).values() if isinstance(t, Tensor) and not t.is_leaf}
     try:
-        copied: nn.Module = copy.deepcopy(module, memo)
+        copied = deep_copy(module)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise TraceError(
             f"the module cannot be copied: {error}", hint="remove what cannot be deep-copied from its attributes"
         ) from error
     copied.train()  # levit, tiny_vit and others drop the tensors they cached for eval here
     return copied.eval()
+
+
+def deep_copy(module: M) -> M:
+    """Return a deep copy; what weight_norm and pruning compute and leave in a module is copied as it is now."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():  # tensors with a gradient history cannot be deep-copied
+        memo |= {id(t): t.detach().clone() for t in vars(part).values() if isinstance(t, Tensor) and not t.is_leaf}
+    return copy.deepcopy(module, memo)
 
 
 class Alone(nn.Module):
@@ -63,6 +69,25 @@ def as_root(module: nn.Module, leaf_modules: Leaves) -> nn.Module:
     return Alone(module).eval() if is_leaf(module, leaf_modules) else module
 
 
+def check_parts(module: nn.Module) -> None:
+    """Check that every part of a module is one that can be traced at all.
+
+    Raises:
+        TraceError: for TorchScript and quantised modules, and for parameters that are sparse, quantised or complex.
+    """
+    for path, part in module.named_modules():
+        _refuse(path, part)
+
+
+def hooked_backward(module: nn.Module) -> list[str]:
+    """Name the parts of a module that have hooks on their backward pass."""
+    return [
+        f"module {path!r} ({type(part).__name__}), which has a backward hook"
+        for path, part in module.named_modules()
+        if part._backward_hooks or part._backward_pre_hooks
+    ]
+
+
 def _refuse(path: str, part: nn.Module) -> None:
     where = f"module {path!r} ({type(part).__name__})"
     if isinstance(part, torch.jit.ScriptModule):
@@ -71,6 +96,16 @@ def _refuse(path: str, part: nn.Module) -> None:
         )
     if type(part).__module__.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")):
         raise TraceError("a quantised module cannot be traced", where=where, hint="give the floating point module")
+    for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+        if tensor is None or isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+            continue
+        reason = oddity(tensor) or ("complex" if tensor.is_complex() and name in part._parameters else None)
+        if reason is not None:
+            raise TraceError(
+                f"the {'parameter' if name in part._parameters else 'buffer'} {name!r} is {reason}",
+                where=where,
+                hint="B-cos layers know dense tensors of real numbers only: rewrite that part with such",
+            )
 
 
 def qualified_name(kind: type) -> str:

@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing import composites, operations
-from bcos_fx.tracing.arguments import describe, fill_meta, graph_argument, numbers, tensors
+from bcos_fx.tracing.arguments import describe, fill_meta, graph_argument, numbers, oddity, tensors
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.memory import Memory
 from bcos_fx.tracing.operations import graph_call
 from bcos_fx.tracing.sizes import Symbolic, concrete, symbolic
-from bcos_fx.tracing.source import current_source
+from bcos_fx.tracing.source import Source, autograd_forwards, current_source, error_source, is_running
 
 
 class Recorder(TorchFunctionMode):
@@ -42,11 +42,13 @@ class Recorder(TorchFunctionMode):
         self.guards: dict[Guard, None] = {}
         self.constants: dict[str, Tensor] = {}
         self.changed_state: dict[str, str] = {}  # buffer -> the line that changed it
+        self.own_backward: dict[str, None] = {}  # lines that call functions with a backward of their own
         self.failure: str | None = None  # where the forward raised
         self.modules: list[tuple[str, str]] = []  # qualified name and class of the modules being run
         self.memory = Memory(self.record)
         self._state = {id(tensor): name for name, tensor in state.items()}
         self._names = frozenset(state)
+        self._forwards = autograd_forwards()
         self._dependent: set[Node] = set()
         self._measured: set[Node] = set()  # depends on a floating-point input, or on chance
         self._sizes: dict[tuple[Node, object], Symbolic] = {}
@@ -87,8 +89,8 @@ class Recorder(TorchFunctionMode):
         self.modules.append((path, type(module).__name__))
         try:
             yield
-        except BaseException:
-            self.failure = self.failure or self._where()
+        except BaseException as error:
+            self.failure = self.failure or self._where(error_source(error))
             raise
         finally:
             self.modules.pop()
@@ -137,7 +139,8 @@ class Recorder(TorchFunctionMode):
         """Record a kernel call that did not come through ``__torch_function__``."""
         if self._busy or not self._follows(func, args, kwargs):
             return self._plain(func, args, kwargs)
-        return self._call(func, ("call_function", func, args, kwargs), args, kwargs, in_place=False)
+        call = graph_call(operations.torch_level(func), args, kwargs)
+        return self._call(func, call, args, kwargs, in_place=False)
 
     def record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: object) -> Node:
         """Add a node; `args` may hold tensors, nodes and symbolic numbers, `value` is its result in this run."""
@@ -148,7 +151,10 @@ class Recorder(TorchFunctionMode):
             node = self.graph.output(graph_args[0])
         else:
             node = self.graph.create_node(op, target, graph_args, graph_kwargs)
-        fill_meta(node, value, current_source(), self.modules[-1] if self.modules else ("", ""))
+        source = current_source()
+        fill_meta(node, value, source, self.modules[-1] if self.modules else ("", ""))
+        if is_running(self._forwards):
+            self.own_backward[str(source)] = None
         if any(source in self._dependent for source in node.all_input_nodes) or describe(target) in operations.RANDOM:
             self._dependent.add(node)
         if describe(target) in operations.RANDOM or (
@@ -295,6 +301,7 @@ class Recorder(TorchFunctionMode):
     def _adopt(self, value: Any, node: Node) -> Any:
         """Tie the tensors in a result to `node`; one that was there before comes back as a new object."""
         if isinstance(value, Tensor):
+            self._check_dense(value)
             # Dropout in eval gives back its very argument; as one object the two could not have two nodes.
             if self.memory.knows(value) or id(value) in self._state:
                 value = self._run(torch.ops.aten.alias.default, (value,), {})
@@ -346,6 +353,8 @@ class Recorder(TorchFunctionMode):
 
     def _follows(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
         """Whether a call has anything to do with the graph: the input, its sizes, parameters, buffers or chance."""
+        for tensor in tensors((args, kwargs)):
+            self._check_dense(tensor)
         return (
             func.__name__ in operations.RANDOM
             or bool(numbers((args, kwargs)))
@@ -357,9 +366,15 @@ class Recorder(TorchFunctionMode):
         entry = self.memory.find(tensor)
         return entry is not None and entry.node in self._dependent
 
-    def _where(self) -> str:
+    def _where(self, source: Source | None = None) -> str:
         path, kind = self.modules[-1] if self.modules else ("", "")
-        return f"{current_source()} in module {path!r} ({kind})" if kind else str(current_source())
+        line = source or current_source()
+        return f"{line} in module {path!r} ({kind})" if kind else str(line)
+
+    def _check_dense(self, tensor: Tensor) -> None:
+        reason = oddity(tensor)
+        if reason is not None:
+            raise self._refusal(f"a {reason} tensor is made, and no graph can hold one")
 
     def _refusal(self, what: str) -> TraceError:
         return TraceError(what, where=self._where(), hint="rewrite that line, or name its module in leaf_modules=")

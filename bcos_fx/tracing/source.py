@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
 import sys
 from dataclasses import dataclass
+from types import CodeType, FrameType
 
 import torch
 
@@ -44,6 +46,34 @@ def current_source() -> Source:
             break
         frame = frame.f_back
     return container or Source("the module itself", 0, "")
+
+
+def error_source(error: BaseException) -> Source | None:
+    """Find the innermost line, neither PyTorch's nor the tracer's, of those that an error came through."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not name.startswith((_TORCH, _TRACING)) and name != contextlib.__file__:
+            found = _at(name, trace.tb_lineno)
+        trace = trace.tb_next
+    return found
+
+
+def autograd_forwards(kind: type = torch.autograd.Function) -> frozenset[CodeType]:
+    """Return the code of every ``forward`` that a subclass of ``torch.autograd.Function`` has."""
+    own = getattr(kind.__dict__.get("forward"), "__func__", None)
+    found = {own.__code__} if own is not None else set()
+    return frozenset(found.union(*map(autograd_forwards, type.__subclasses__(kind))))
+
+
+def is_running(codes: frozenset[CodeType]) -> bool:
+    """Whether one of these pieces of code is running in this thread, since the trace began."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _ENTRY:
+        if frame.f_code in codes:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _at(filename: str, line: int) -> Source:

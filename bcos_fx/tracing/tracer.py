@@ -21,9 +21,19 @@ from bcos_fx.errors import BcosFxError, TraceError, UsageError
 from bcos_fx.tracing.caches import passed_by
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.inputs import ExampleError, Inputs, advice, bind, check_state, select_output
-from bcos_fx.tracing.modules import Leaves, as_root, buffers_kept, chance_kept, instrumented, own_copy
+from bcos_fx.tracing.modules import (
+    Leaves,
+    as_root,
+    buffers_kept,
+    chance_kept,
+    check_parts,
+    hooked_backward,
+    instrumented,
+    own_copy,
+)
 from bcos_fx.tracing.precision import follow, other_precision, reads_precision
 from bcos_fx.tracing.recorder import KernelWatch, Recorder
+from bcos_fx.tracing.state import Attributes, attributes, buffer_values, changed_attributes, changed_buffers
 from bcos_fx.tracing.training import align
 from bcos_fx.tracing.values import drop_needless_checks
 
@@ -55,6 +65,7 @@ class Trace:
             ``training_value``.
         guards: what Python code read from the shapes; the graph holds for inputs that answer the same.
         read: what Python code read from the values of whole-number inputs (masks), and whether it matters.
+        own_backward: lines and modules with a backward pass of their own, which no graph holds.
         unused: parameters that the graph never uses (auxiliary heads).
         train_difference: None if train mode has the same graph, else how and where it first differs.
         input_names: names of the graph's inputs, in order.
@@ -63,6 +74,7 @@ class Trace:
     graph_module: GraphModule
     guards: tuple[Guard, ...]
     read: tuple[str, ...]
+    own_backward: tuple[str, ...]
     unused: tuple[str, ...]
     train_difference: str | None
     input_names: tuple[str, ...]
@@ -91,6 +103,7 @@ def trace(
         TraceError: the forward cannot be written as a graph.
     """
     with _LOCK, torch.inference_mode(False), torch.no_grad():
+        check_parts(module)
         inputs = bind(module, example_inputs)
         root = as_root(own_copy(module), leaf_modules)
         check_state(root, inputs)
@@ -109,7 +122,9 @@ def trace(
                 graph_module, list(inputs.named.values()), _runner(root, inputs, output), _agree
             )
         unused = _unused(root, graph_module)
-    return Trace(graph_module, tuple(recorder.guards), read, unused, difference, tuple(inputs.named))
+    own_backward = (*recorder.own_backward, *hooked_backward(module))
+    guards = tuple(recorder.guards)
+    return Trace(graph_module, guards, read, own_backward, unused, difference, tuple(inputs.named))
 
 
 def _record(
@@ -138,9 +153,33 @@ def _evaluated(
     root: nn.Module, inputs: Inputs, example: Any, output: int | str | None, leaf_modules: Leaves
 ) -> tuple[Recorder, Tensor]:
     recorder = _recorder(root)
+    kept = attributes(root)
     with _explained(root, recorder, example), buffers_kept(root):
+        before = buffer_values(root)
         result = _record(root, inputs, output, leaf_modules, recorder)
+        for name in changed_buffers(root, before):
+            recorder.changed_state.setdefault(name, "an assignment in forward")
+    _check_repeats(root, bind(root, example), output, result, kept)
     return recorder, result
+
+
+def _check_repeats(
+    root: nn.Module, inputs: Inputs, output: int | str | None, expected: Tensor, kept: Attributes
+) -> None:
+    """Run `root` once more: with state that it changes itself, it gives something else."""
+    torch.manual_seed(0)
+    try:
+        with buffers_kept(root), passed_by(root):
+            again = select_output(root(*inputs.args, **inputs.kwargs), output)
+        repeats = _agree(again, expected)
+    except _FORWARD_ERRORS:
+        repeats = False
+    if not repeats:
+        raise TraceError(
+            "run again on the same inputs, the module gives another output: its forward changes what it depends on",
+            where=changed_attributes(root, kept),
+            hint="change it in train mode only, or pass it in and out as an argument",
+        )
 
 
 @contextlib.contextmanager

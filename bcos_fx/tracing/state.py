@@ -1,0 +1,49 @@
+"""State of its own that a module changes while it runs in eval mode: its output then depends on what it ran before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_MOST_NAMED = 3
+
+Attributes = Mapping[str, Mapping[str, Any]]
+"""Module path -> its attributes that are no parameters, buffers or parts."""
+
+
+def attributes(root: nn.Module) -> Attributes:
+    """Return what every module keeps as plain attributes, as it is now."""
+    return {
+        path: {name: value for name, value in vars(part).items() if not name.startswith("_") and name != "forward"}
+        for path, part in root.named_modules()
+    }
+
+
+def changed_attributes(root: nn.Module, before: Attributes) -> str | None:
+    """Name the attributes that are other objects than before, or None where there are none."""
+    found = []
+    for path, part in root.named_modules():
+        old = before.get(path, {})
+        names = [name for name, value in attributes(part)[""].items() if old.get(name) is not value]
+        found += [f"attribute {name!r} of module {path!r} ({type(part).__name__})" for name in names]
+    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+    return ", ".join(found[:_MOST_NAMED]) + more if found else None
+
+
+def buffer_values(root: nn.Module) -> dict[str, Tensor]:
+    """Return copies of all buffers."""
+    return {name: buffer.detach().clone() for name, buffer in root.named_buffers()}
+
+
+def changed_buffers(root: nn.Module, before: Mapping[str, Tensor]) -> list[str]:
+    """Name the buffers that hold other numbers than before, in place or in a new tensor."""
+    return [name for name, buffer in root.named_buffers() if name in before and not _equal(buffer, before[name])]
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    return torch.equal(first, second) or bool(((first == second) | ((first != first) & (second != second))).all())

@@ -1,0 +1,361 @@
+"""Modules that no graph can hold are refused with place and reason; odd ones that it can hold are done right."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import bcos_fx
+from bcos_fx.errors import BcosFxError
+from bcos_fx.nn import BcosConv2d
+
+Middle = Callable[["Net", Tensor], Tensor]
+
+
+class Net(nn.Module):
+    """A convolution, something odd, a head."""
+
+    def __init__(self, middle: Middle = lambda net, y: y) -> None:
+        super().__init__()
+        self.conv, self.fc, self.middle = nn.Conv2d(3, 4, 3), nn.Linear(4, 5), middle
+        self.register_buffer("count", torch.ones(1))
+        self.calls, self.last = 0, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.middle(self, self.conv(x))
+        return self.fc(y.mean((2, 3)) if y.dim() == 4 else y)
+
+
+class Rows(nn.Module):
+    """Something odd on rows of six numbers, and a head."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], part: Any, width: int = 6) -> None:
+        super().__init__()
+        self.function, self.fc = forward, nn.Linear(width, 2)
+        if isinstance(part, nn.Module | nn.Parameter):
+            self.part = part
+        else:
+            self.register_buffer("part", part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.function(self.part, x))
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def scripted(x: Tensor) -> Tensor:
+    return torch.relu(x) * 2
+
+
+def images(count: int = 2) -> Tensor:
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def rows() -> Tensor:
+    return torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
+
+
+def convert(module: nn.Module, inputs: Any) -> Any:
+    with warnings.catch_warnings():  # PyTorch's own, of what is in prototype stage or going to be removed
+        warnings.simplefilter("ignore")
+        return bcos_fx.bcosify(module.eval(), example_inputs=inputs, recipe="equivalent")
+
+
+# ---------------------------------------------------------------- refused
+
+
+def branching(net: Net, y: Tensor) -> Tensor:
+    if y.sum() > 0:
+        return y
+    return -y
+
+
+def counting(net: Net, y: Tensor) -> Tensor:
+    net.calls += 1
+    return y * net.calls
+
+
+def counting_in_place(net: Net, y: Tensor) -> Tensor:
+    net.count += 1
+    return y * net.count
+
+
+def counting_anew(net: Net, y: Tensor) -> Tensor:
+    net.count = net.count + 1
+    return y * net.count
+
+
+def remembering(net: Net, y: Tensor) -> Tensor:
+    before, net.last = net.last, y.detach()
+    return y if before is None else y + before
+
+
+def nested(net: Net, y: Tensor) -> Tensor:
+    ragged = torch.nested.nested_tensor([row.flatten(1).mT for row in y])
+    return torch.nested.to_padded_tensor(ragged, 0.0).mean(1)
+
+
+def with_parts(change: Callable[[Net], Any]) -> Callable[[], nn.Module]:
+    def made() -> nn.Module:
+        net = Net()
+        change(net)
+        return net
+
+    return made
+
+
+def quantised() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = nn.Sequential(nn.Linear(6, 6), nn.ReLU())
+        return torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, dtype=torch.qint8)
+
+
+def scripted_part(net: Net) -> None:
+    net.conv = torch.jit.script(net.conv)
+
+
+class Numbers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3))
+
+    def forward(self, number: int) -> Tensor:
+        return self.weight * number
+
+
+# name -> module, inputs, words of the reason, words of the place
+REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
+    "a branch on values": (
+        lambda: Net(branching),
+        images(),
+        "reads the values of a tensor that depends on the input (__bool__)",
+        "if y.sum() > 0:",
+    ),
+    "a number read from values": (
+        lambda: Net(lambda net, y: y * float(y.max())),
+        images(),
+        "depends on the input (__float__)",
+        "y * float(y.max())",
+    ),
+    "a length that follows the values": (
+        lambda: Net(lambda net, y: y * len(torch.nonzero(y > 0))),
+        images(),
+        "holds for inputs like the example only",
+        "len(torch.nonzero(y > 0))",
+    ),
+    "a quantised layer": (quantised, rows(), "a quantised module cannot be traced", "module '0' (Linear)"),
+    "a quantised tensor": (
+        lambda: Net(lambda net, y: torch.quantize_per_tensor(y, 0.1, 0, torch.quint8).dequantize()),
+        images(),
+        "a quantised tensor is made",
+        "torch.quantize_per_tensor",
+    ),
+    "a sparse buffer": (
+        lambda: Rows(lambda part, x: (part @ x.mT).mT, torch.eye(6).to_sparse_csr()),
+        rows(),
+        "the buffer 'part' is sparse",
+        "module '' (Rows)",
+    ),
+    "a sparse tensor": (
+        lambda: Rows(lambda part, x: torch.sparse.mm(part.weight.to_sparse(), x.mT).mT, nn.Linear(6, 6)),
+        rows(),
+        "a sparse tensor is made",
+        "part.weight.to_sparse()",
+    ),
+    "a nested tensor": (lambda: Net(nested), images(), "a nested tensor is made", "torch.nested.nested_tensor"),
+    "a complex parameter": (
+        lambda: Rows(
+            lambda part, x: (x.to(part.dtype) @ part).real, nn.Parameter(torch.randn(6, 6, dtype=torch.complex64))
+        ),
+        rows(),
+        "the parameter 'part' is complex",
+        "module '' (Rows)",
+    ),
+    "a complex input": (lambda: nn.Linear(6, 2), rows().to(torch.complex64), "the input 'input' is complex", ""),
+    "a gradient of its own": (
+        lambda: Net(lambda net, y: StraightThrough.apply(y - 0.1)),
+        images(),
+        "a backward pass of its own",
+        "return x.clamp(0)",
+    ),
+    "a hook that changes gradients": (
+        with_parts(lambda net: net.fc.register_full_backward_hook(lambda part, given, got: (given[0] * 0,))),
+        images(),
+        "a backward pass of its own",
+        "module 'fc' (Linear), which has a backward hook",
+    ),
+    "a count in an attribute": (
+        lambda: Net(counting),
+        images(),
+        "run again on the same inputs, the module gives another output",
+        "attribute 'calls' of module '' (Net)",
+    ),
+    "a count in a buffer": (
+        lambda: Net(counting_in_place),
+        images(),
+        "changes 'count' in eval mode and uses it",
+        "net.count += 1",
+    ),
+    "a count in a new buffer": (
+        lambda: Net(counting_anew),
+        images(),
+        "changes 'count' in eval mode and uses it",
+        "an assignment in forward",
+    ),
+    "a memory of the last input": (
+        lambda: Net(remembering),
+        images(),
+        "run again on the same inputs, the module gives another output",
+        "attribute 'last' of module '' (Net)",
+    ),
+    "no tensor among the inputs": (Numbers, (3,), "no input of the module is a tensor", ""),
+    "a TorchScript part": (
+        with_parts(scripted_part),
+        images(),
+        "a TorchScript module cannot be traced",
+        "module 'conv' (RecursiveScriptModule)",
+    ),
+    "a TorchScript trace": (
+        lambda: torch.jit.trace(nn.Linear(6, 2).eval(), rows()),
+        rows(),
+        "a TorchScript module cannot be traced",
+        "module ''",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_with_place_and_reason(name: str) -> None:
+    make, inputs, reason, place = REFUSED[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = make()
+    with pytest.raises(BcosFxError) as caught:
+        convert(module, inputs)
+    assert reason in caught.value.what
+    assert place in (caught.value.where or "")
+    assert caught.value.hint
+
+
+# name -> module, inputs, words of the place where the certificate breaks
+UNCERTIFIED: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
+    "an LSTM": (
+        lambda: Rows(lambda part, x: part(x[None])[0][0], nn.LSTM(6, 6)),
+        rows(),
+        "lstm is not dynamic linear in its input",
+    ),
+    "a GRU": (
+        lambda: Rows(lambda part, x: part(x[None])[0][0], nn.GRU(6, 6)),
+        rows(),
+        "gru is not dynamic linear in its input",
+    ),
+    "a GRU cell": (lambda: Rows(lambda part, x: part(x), nn.GRUCell(6, 6)), rows(), "recurrent_cell is not"),
+    "a Fourier transform": (
+        lambda: Net(lambda net, y: torch.fft.fft2(y).abs()),
+        images(),
+        "does not know this operation [test_odd_modules.py",
+    ),
+    "rounding for quantisation": (
+        lambda: Net(lambda net, y: torch.fake_quantize_per_tensor_affine(y, 0.1, 0, -128, 127)),
+        images(),
+        "does not know this operation [test_odd_modules.py",
+    ),
+    "a mask that picks": (
+        lambda: Net(lambda net, y: y[y > 0].mean() + y),
+        images(),
+        "samples are mixed",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNCERTIFIED)
+def test_it_converts_and_is_not_certified(name: str) -> None:
+    make, inputs, reason = UNCERTIFIED[name]
+    network = convert(make(), inputs)
+    certificate = bcos_fx.certify(network)
+    assert not certificate.ok
+    assert any(reason in str(found) for found in certificate.breaks), certificate.to_text()
+    with pytest.raises(bcos_fx.errors.VerificationError):
+        bcos_fx.explain(network, inputs)
+
+
+# ---------------------------------------------------------------- done right
+
+
+def hooked(net: Net) -> None:
+    net.conv.register_forward_hook(lambda part, given, result: result * 2)
+    net.fc.register_forward_pre_hook(lambda part, given: (given[0] + 1,))
+
+
+def scripted_middle() -> Middle:
+    function = torch.jit.script(scripted)
+    return lambda net, y: function(y)
+
+
+RIGHT: dict[str, Callable[[], nn.Module]] = {
+    "weight_norm": with_parts(lambda net: parametrizations.weight_norm(net.conv)),
+    "weight_norm as it was": with_parts(lambda net: nn.utils.weight_norm(net.conv)),
+    "spectral_norm": with_parts(lambda net: parametrizations.spectral_norm(net.conv)),
+    "spectral_norm as it was": with_parts(lambda net: nn.utils.spectral_norm(net.conv)),
+    "an orthogonal layer": with_parts(lambda net: parametrizations.orthogonal(net.fc)),
+    "hooks that change values": with_parts(hooked),
+    "an autograd function": lambda: Net(lambda net, y: Doubled.apply(y)),
+    "a TorchScript function": with_parts(lambda net: setattr(net, "middle", scripted_middle())),
+}
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return RIGHT[name]().eval()
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_it_is_done_right(name: str) -> None:
+    module = built(name)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    network = convert(module, images())
+    assert not network.report.unknown
+    assert network.report.coverage.share == 1
+    assert any(isinstance(part, BcosConv2d) for part in network.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(network(images(3)), module(images(3)))
+    certification = bcos_fx.certify(network.double(), images().double())
+    assert certification.ok, certification.to_text()
+    assert certification.completeness is not None
+    assert certification.completeness.worst <= 1e-9
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+def test_pruned_weights_stay_pruned() -> None:
+    net = Net()
+    prune.l1_unstructured(net.conv, "weight", 0.5)
+    network = convert(net, images())
+    torch.testing.assert_close(network(images(3)), net(images(3)))
+    assert bcos_fx.certify(network).ok
