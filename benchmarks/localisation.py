@@ -1,7 +1,7 @@
 """Where explanations point: the Grid Pointing Game on photographs and on CIFAR-10, and what a grid costs.
 
 python benchmarks/localisation.py DATA [--out FILE.md] [--pictures FOLDER] [--quick] [--grids N] [--slow-grids N]
-                                  [--cost-grids N] [--folder DIR]
+                                  [--slow-sides 2 3] [--cost-grids N] [--threads N] [--folder DIR]
 
 DATA holds imagenet_samples.npz, cifar10_test.npz and cifar10_resnet20.th (a ResNet-20 trained on CIFAR-10). With
 --folder scores are written as they come, and a run that was cut off goes on.
@@ -51,6 +51,7 @@ class Setting:
 
     grids: int
     slow_grids: int
+    slow_sides: tuple[int, ...]
     cost_grids: int
     photographs: int | None
     cifar_images: int
@@ -70,14 +71,25 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--slow-grids", type=int, default=500, help="of photographs, for methods with many forward passes"
     )
+    parser.add_argument("--slow-sides", type=int, nargs="*", default=[2, 3], help="of grids of photographs, likewise")
     parser.add_argument("--cost-grids", type=int, default=100, help="grids that are timed")
+    parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
     if options.quick:
-        return Setting(grids=1, slow_grids=1, cost_grids=1, photographs=30, cifar_images=60, sides=(2,), threads=1)
-    return Setting(options.grids, options.slow_grids, options.cost_grids, None, 2000)
+        few = {"grids": 1, "slow_grids": 1, "cost_grids": 1, "photographs": 30, "cifar_images": 60}
+        return Setting(**few, slow_sides=(), sides=(2,), threads=1)
+    return Setting(
+        grids=options.grids,
+        slow_grids=options.slow_grids,
+        slow_sides=tuple(options.slow_sides),
+        cost_grids=options.cost_grids,
+        photographs=None,
+        cifar_images=2000,
+        threads=options.threads,
+    )
 
 
 # ---------------------------------------------------------------- networks and methods
@@ -92,15 +104,15 @@ class Case:
     converted: BcosNetwork
     plain: BcosNetwork
     data: Files
-    slow_grids: int | None = None
+    slow_sides: tuple[int, ...]
 
-    @property
-    def methods(self) -> list[tuple[Method, int | None]]:
-        """All methods, each with the number of grids that it is given: all where that is None."""
-        own = [(unconverted(self), None), (dynamic_linear(self.converted), None)]
+    def methods(self, slow: bool = True) -> list[tuple[str, Method]]:
+        """All methods by name, or those that are not slow."""
         original = OnImages(self.original, self.converted)
         others = baselines(network=original, reference=original.neutral, options=OPTIONS)
-        return own + [(m, self.slow_grids if name in SLOW else None) for name, m in zip(BASELINES, others, strict=True)]
+        named = [("plain", unconverted(self)), ("own", dynamic_linear(self.converted))]
+        named += zip(BASELINES, others, strict=True)
+        return [(name, method) for name, method in named if slow or name not in SLOW]
 
 
 def case_of(
@@ -108,13 +120,13 @@ def case_of(
     original: nn.Module,
     data: Files,
     example: Tensor,
-    slow_grids: int | None = None,
+    slow_sides: tuple[int, ...],
     **normalised: tuple[float, ...],
 ) -> Case:
     """Convert a network at B = 1, and trace it once without touching its input."""
     converted = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, **normalised)
     plain = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, input="none")
-    return Case(name, original, converted, plain, data, slow_grids)
+    return Case(name, original, converted, plain, data, slow_sides)
 
 
 def unconverted(case: Case) -> Method:
@@ -130,7 +142,7 @@ def photographs(folder: Path, setting: Setting) -> Case:
     data = first_of(open_source(folder / "imagenet_samples.npz"), setting.photographs)
     example = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     return case_of(
-        "EfficientNet-Lite0", efficientnet_lite0(), data, example, setting.slow_grids, mean=LITE_MEAN, std=LITE_STD
+        "EfficientNet-Lite0", efficientnet_lite0(), data, example, setting.slow_sides, mean=LITE_MEAN, std=LITE_STD
     )
 
 
@@ -139,7 +151,7 @@ def cifar(folder: Path, setting: Setting) -> Case:
     arch = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
     original = read_model(folder / "cifar10_resnet20.th", arch=arch)
     example = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return case_of("ResNet-20", original, data, example, mean=CIFAR_MEAN, std=CIFAR_STD)
+    return case_of("ResNet-20", original, data, example, setting.sides, mean=CIFAR_MEAN, std=CIFAR_STD)
 
 
 def first_of(data: Files, count: int | None) -> Files:
@@ -167,19 +179,16 @@ def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int],
     rows, drawn = [], []
     for protocol in protocols(setting, smooth):
         grids = select(found.predictions, protocol)
+        runner = Runner(folder=place(options, f"{case.name}-{protocol.smooth}"))
         results = [
-            play(
-                subject, method, grids[:most], protocol, Runner(folder=place(options, f"{case.name}-{protocol.smooth}"))
-            )
-            for method, most in case.methods
+            play(subject, method, grids[: setting.slow_grids] if name in SLOW else grids, protocol, runner)
+            for name, method in case.methods(slow=protocol.side in case.slow_sides)
         ]
         rows += [row_of(result) for result in results]
         if protocol.smooth == smooth[0]:
             drawn.append((subject, results))
     page.table(("grid", "smoothed over", "method", "GridPG", "95 %", "chance", "grids"), rows)
-    settings = [method for method, _ in case.methods if method.settings]
-    if settings:
-        page.text("\n".join(f"- {method.name}: {dict(method.settings)}" for method in settings))
+    page.text("\n".join(f"- {method.name}: {dict(method.settings)}" for _, method in case.methods() if method.settings))
     if options.pictures is not None:
         draw(case, drawn, options.pictures)
 
@@ -287,7 +296,8 @@ def main() -> None:
     page.text(
         "The Grid Pointing Game (docs/evaluation.md), protocol fair, seed 42: correctly classified images with softmax "
         "> 0.5. Networks are as they were trained, not fine-tuned: the converted ones are converted at B = 1, so they "
-        "are the same functions, and their own map is the one that the unconverted network has."
+        "are the same functions, and their own map is the one that the unconverted network has. Methods that run a "
+        "network hundreds of times for one grid are given fewer of them, or none where a grid is large."
     )
     page.text(
         "## Photographs\n\nEfficientNet-Lite0 on one ImageNet photograph for every other class, probably of the "

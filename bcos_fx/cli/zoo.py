@@ -101,11 +101,12 @@ def _write_page(page: Path, rows: list[dict[str, Any]], side: int | None) -> Non
 
     from bcos_fx.files import replacing
     from bcos_fx.version import __version__
-    from bcos_fx.zoo import coverage_page, versions
+    from bcos_fx.zoo import coverage_page, dates, versions
 
     setting = [
         f"Versions: Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {versions(rows)}"
         f"bcos-fx {__version__}",
+        f"Examined: {dates(rows)}",
         "Random weights, statistics of norms from structured images; recipe `equivalent`; float64",
         f"Images of {side} pixels where a network takes them, else its own size" if side else "Images of its own size",
     ]

@@ -7,6 +7,7 @@ done nothing else: importing them takes as long as the examination of a small ne
 
 from __future__ import annotations
 
+import datetime
 import json
 import multiprocessing
 import os
@@ -147,6 +148,7 @@ def _examined(name: str, side: int | None, limits: Limits, threads: int, stoppin
         last = said.read_text(errors="replace").strip().splitlines()[-1:] if said.exists() else []
         row: Row = json.loads(kept.read_text()) if kept.exists() else {"name": name}
         row["seconds in all"] = round(time.monotonic() - start, 1)
+        row["date"] = datetime.date.today().isoformat()
         if over is not None:
             row["failure"] = f"{over}, in the stage {row.get('stage', 'start')!r}"
         elif process.exitcode != 0:

@@ -63,6 +63,12 @@ def versions(rows: Sequence[Row]) -> str:
     return "".join(f"{packages[name]} {version(packages[name])}, " for name in used if name in packages)
 
 
+def dates(rows: Sequence[Row]) -> str:
+    """Say when networks were examined: rows of one file may be of several days, and so of several states of code."""
+    known = sorted({row["date"] for row in rows if "date" in row})
+    return " to ".join(dict.fromkeys([known[0], known[-1]])) if known else "an unknown day"
+
+
 def totals(rows: Sequence[Row]) -> str:
     """Return the counts of networks that each question was answered well for, by library."""
     groups: dict[str, list[Row]] = {}

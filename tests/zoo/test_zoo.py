@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bcos_fx.errors import UsageError
-from bcos_fx.zoo import Limits, cause, coverage_page, examine_all, passed, select, totals
+from bcos_fx.zoo import Limits, cause, coverage_page, dates, examine_all, passed, select, totals
 from bcos_fx.zoo.running import read_rows
 
 NETWORKS = Path(__file__).with_name("zoo_networks.py")
@@ -43,6 +43,14 @@ def test_a_good_network_passes_with_all_its_figures(rows: dict[str, Any]) -> Non
     assert row["runs"]["eval, batch 1"] == "equal"
     assert any(name.startswith("size") for name in row["runs"])
     assert row["inputs"] == {"input": [3, 32, 32]}
+    assert len(row["date"]) == len("2026-01-31")
+
+
+def test_the_days_of_rows_are_told() -> None:
+    rows: list[dict[str, Any]] = [{"date": "2026-02-03"}, {"date": "2026-01-31"}, {}]
+    assert dates(rows) == "2026-01-31 to 2026-02-03"
+    assert dates(rows[:1]) == "2026-02-03"
+    assert dates(rows[2:]) == "an unknown day"
 
 
 def test_a_part_of_a_dict_is_chosen_and_kept(rows: dict[str, Any]) -> None:
