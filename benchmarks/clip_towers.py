@@ -1,18 +1,25 @@
 """Image towers of image-text models at full size with random weights: equal, certified, complete, copied; and how fast.
 
-python benchmarks/clip_towers.py [--out FILE.md] [--quick]
+python benchmarks/clip_towers.py [--out FILE.md] [--quick] [--folder FOLDER]
+
+Each tower runs in a process of its own; with --folder its rows are kept there, and a run that was cut off goes on.
 """
 
 from __future__ import annotations
 
-import gc
+import json
 import statistics
+import subprocess
+import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from measuring import Page, parsed
+from measuring import Page, parser
 from torch import Tensor, nn
 
 import bcos_fx
@@ -131,9 +138,32 @@ def examine(name: str, side: int) -> tuple[list[str], list[str]]:
     return equal, raised
 
 
+def rows_of(name: str, folder: Path) -> tuple[list[str], list[str]]:
+    """The rows of one tower, from a process of its own: what a conversion takes of memory is given back."""
+    path = folder / f"{name.replace(' ', '-').replace(',', '')}.json"
+    if not path.exists():
+        subprocess.run([sys.executable, __file__, "--only", name, "--write", str(path)], check=True)
+    equal, raised = json.loads(path.read_text(encoding="utf-8"))
+    return equal, raised
+
+
 def main() -> None:
-    options = parsed(__doc__)
+    taken = parser(__doc__)
+    taken.add_argument("--folder", type=Path, help="keep the rows of each tower here")
+    taken.add_argument("--only", choices=TOWERS, help="one tower, whose rows go to --write")
+    taken.add_argument("--write", type=Path)
+    options = taken.parse_args()
     torch.set_flush_denormal(True)
+    if options.only is not None:
+        options.write.write_text(json.dumps(examine(options.only, 224)), encoding="utf-8")
+        return
+    with TemporaryDirectory() as passing:
+        folder = options.folder or Path(passing)
+        folder.mkdir(parents=True, exist_ok=True)
+        report(options, folder)
+
+
+def report(options: Namespace, folder: Path) -> None:
     page = Page("Image towers of image-text models", options)
     page.text(
         f"open_clip {version('open_clip_torch')}, timm {version('timm')}, transformers {version('transformers')}; "
@@ -141,7 +171,7 @@ def main() -> None:
         "weights of order one and norm statistics taken from the images, which are noise: pretrained weights were not "
         "at hand, so nothing here says how well an image is told from another."
     )
-    rows = [examine(name, 224) for name in (QUICK if options.quick else TOWERS) if gc.collect() >= 0]
+    rows = [rows_of(name, folder) for name in (QUICK if options.quick else TOWERS)]
     page.text(
         "## At B = 1\n\nRecipe `equivalent`. *error*: of the equivalence proof, outputs and input gradients, relative, "
         "float64. *gap*: of the completeness check, relative, float64. *cosine*: largest |residual| of the explained "

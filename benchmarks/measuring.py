@@ -20,10 +20,15 @@ Times = dict[str, list[float]]
 
 def parsed(description: str | None) -> argparse.Namespace:
     """Read the options that all benchmarks take."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write the page to this Markdown file too")
-    parser.add_argument("--quick", action="store_true", help="tiny settings: shows that it runs, measures nothing")
-    return parser.parse_args()
+    return parser(description).parse_args()
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return what reads these options, for a benchmark to add its own to."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, help="write the page to this Markdown file too")
+    made.add_argument("--quick", action="store_true", help="tiny settings: shows that it runs, measures nothing")
+    return made
 
 
 def interleaved(

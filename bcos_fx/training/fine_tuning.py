@@ -154,7 +154,7 @@ class FineTuning(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch: (images, labels), or images alone."""
-        images, labels = _parts(batch)
+        images, labels = self._parts(batch)
         if labels is None and self._options.needs_labels:
             raise UsageError("the batches hold no labels", hint="give (images, labels), or distil from the original")
         if labels is not None:
@@ -178,7 +178,17 @@ class FineTuning(LightningModule):
             outputs: Tensor = self.__dict__["_run"](images)
             original = None if reference is None else self._original_outputs(images)
         features = (ours.value, theirs.value) if options.features and options.distils else None
-        return outputs, total_loss(options.losses, outputs, labels, original, features)
+        gathered = None
+        if options.negatives == "all" and options.distils and self.trainer.world_size > 1:
+            gathered = self._of_all_processes(original if features is None else features[1])
+        return outputs, total_loss(options.losses, outputs, labels, original, features, gathered)
+
+    def _of_all_processes(self, values: Tensor | None) -> tuple[Tensor, int]:
+        """The reference's values (n, ...) of all processes, one after another, and where this one's begin."""
+        if values is None:
+            raise UsageError("there is no original to gather the outputs of", hint="give reference=")
+        everything: Any = self.all_gather(values.detach())
+        return everything.flatten(0, 1), self.global_rank * len(values)
 
     def _reference_network(self) -> nn.Module:
         reference: nn.Module | None = self.__dict__["_reference"]
@@ -194,6 +204,11 @@ class FineTuning(LightningModule):
             images = network.original_input(images)
         outputs: Tensor = reference(images)
         return outputs
+
+    def _parts(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Images and labels of a batch; labels of images whose outputs are no classes mean nothing."""
+        images, labels = _parts(batch)
+        return images, None if self._options.compares_embeddings else labels
 
     @torch.no_grad()
     def _classes(self, images: Tensor) -> int:
@@ -218,8 +233,12 @@ class FineTuning(LightningModule):
         self.agree()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Count right answers; without labels, answers like the original's."""
-        images, labels = _parts(batch)
+        """Count right answers; without labels, answers like the original's; of embeddings, the cosine to its."""
+        images, labels = self._parts(batch)
+        if self._options.compares_embeddings:
+            theirs = self._original_outputs(images)
+            self._test_hits.update(torch.nn.functional.cosine_similarity(self.result(images), theirs, dim=1))
+            return
         if labels is None:
             labels = self._original_outputs(images).argmax(1)
         self._test_hits.update((self.result(images).argmax(1) == labels).float())

@@ -60,18 +60,22 @@ def distil_cosine(ours: Tensor, reference: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(ours.flatten(1), reference.flatten(1), dim=1)).mean()
 
 
-def distil_pairwise(ours: Tensor, reference: Tensor) -> Tensor:
-    """Sigmoid loss over all pairs: sample i of ours belongs to sample i of the reference and to no other.
+def distil_pairwise(ours: Tensor, reference: Tensor, place: int = 0) -> Tensor:
+    """Sigmoid loss over all pairs: sample i of ours belongs to sample place + i of the reference and to no other.
 
     Args:
         ours: embeddings (N, ...); normalised here.
-        reference: likewise.
+        reference: likewise, (M, ...), M >= N: of the same samples, or of those of all processes. The reference is not
+            trained, so its embeddings are all that a process needs of the others: the mean of the processes' losses is
+            the loss of one process with all samples, and so is that of their gradients.
+        place: of our first sample among the reference's.
 
     Returns:
-        -1/N Σ_ij log sigmoid(z_ij (10 <ours_i, reference_j> - 10)), with z = 1 where i = j and -1 elsewhere.
+        -1/N Σ_ij log sigmoid(z_ij (10 <ours_i, reference_j> - 10)), with z = 1 where j = place + i and -1 elsewhere.
     """
     similarity = F.normalize(ours.flatten(1), dim=1) @ F.normalize(reference.flatten(1), dim=1).T
-    signs = 2 * torch.eye(len(similarity), dtype=similarity.dtype, device=similarity.device) - 1
+    signs = torch.full_like(similarity, -1.0)
+    signs.diagonal(offset=place).fill_(1.0)
     return -F.logsigmoid(signs * (PAIR_SCALE * similarity + PAIR_BIAS)).sum() / len(similarity)
 
 
@@ -81,7 +85,7 @@ SUPERVISED: dict[str, SupervisedLoss] = {
     "cross-entropy": cross_entropy,
 }
 ON_OUTPUTS: dict[str, SupervisedLoss] = {"distil-kl": distil_kl, "distil-bce": distil_bce}
-ON_FEATURES: dict[str, SupervisedLoss] = {"distil-cosine": distil_cosine, "distil-pairwise": distil_pairwise}
+ON_FEATURES: dict[str, Callable[..., Tensor]] = {"distil-cosine": distil_cosine, "distil-pairwise": distil_pairwise}
 
 
 def total_loss(
@@ -90,6 +94,7 @@ def total_loss(
     labels: Tensor | None,
     reference: Tensor | None = None,
     features: tuple[Tensor, Tensor] | None = None,
+    gathered: tuple[Tensor, int] | None = None,
 ) -> Tensor:
     """Add up losses by name and weight, in float32.
 
@@ -99,6 +104,7 @@ def total_loss(
         labels: (N,) class indices or (N, C) mixed ones; None where every loss distils.
         reference: (N, C) outputs of the original, for losses that distil.
         features: (ours, the reference's) of one layer; None takes the outputs.
+        gathered: for ``distil-pairwise``: the reference's of all processes, and where ours begin; None: ours alone.
 
     Returns:
         A scalar.
@@ -112,6 +118,8 @@ def total_loss(
             parts.append(weight * SUPERVISED[name](ours, class_targets(labels, ours.shape[1])))
         elif name in ON_OUTPUTS and theirs is not None:
             parts.append(weight * ON_OUTPUTS[name](ours, theirs))
+        elif name == "distil-pairwise" and gathered is not None:
+            parts.append(weight * distil_pairwise(pair[0], gathered[0].float(), gathered[1]))
         else:
             parts.append(weight * ON_FEATURES[name](*pair))
     return torch.stack(parts).sum()

@@ -41,6 +41,7 @@ LOSSES = (
     "distil-cosine",
     "distil-pairwise",
 )
+NEGATIVES = ("process", "all")
 AUGMENTATIONS = ("none", "flip", "flip-and-shift", "crop-and-flip", "trivial")
 CALIBRATIONS = ("never", "start", "steps")
 PRECISIONS = ("32", "bf16", "fp16")
@@ -91,6 +92,7 @@ class Training:
         seed: of everything random: the order of images, augmentation, dropout, mixing.
         loss: name of a loss, or name -> weight for a sum of several; see :mod:`bcos_fx.training.losses`.
         features: the layer whose activations ``distil-cosine`` and ``distil-pairwise`` compare; empty for the outputs.
+        negatives: what ``distil-pairwise`` tells a sample from: those of its ``process``, or of ``all`` processes.
         augment: ``none``, ``flip``, ``flip-and-shift`` (by up to an eighth, as is usual for small images),
             ``crop-and-flip`` (random resized crops) or ``trivial`` (TrivialAugmentWide and flips).
         mixup, cutmix: their alpha; 0 for none. Both: one of them by chance for each batch.
@@ -110,6 +112,7 @@ class Training:
     seed: int = 0
     loss: str | Mapping[str, float] = "off-label-bce"
     features: str = ""
+    negatives: str = "process"
     augment: str = "none"
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -130,6 +133,7 @@ class Training:
         for name, weight in self.losses.items():
             _known("loss", name, LOSSES)
             _positive(f"the weight of {name}", weight)
+        _known("kind of negatives", self.negatives, NEGATIVES)
         _known("augmentation", self.augment, AUGMENTATIONS)
         _known("calibration", self.calibrate, CALIBRATIONS)
         _known("precision", self.precision, PRECISIONS)
@@ -143,6 +147,11 @@ class Training:
     def distils(self) -> bool:
         """Whether a reference network is needed."""
         return any(name.startswith("distil-") for name in self.losses)
+
+    @property
+    def compares_embeddings(self) -> bool:
+        """Whether outputs are compared with the reference's as embeddings, so that they are no classes."""
+        return not self.features and all(name in ("distil-cosine", "distil-pairwise") for name in self.losses)
 
     @property
     def needs_labels(self) -> bool:

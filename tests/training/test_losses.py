@@ -79,6 +79,23 @@ def test_distillation_of_features() -> None:
     assert float(losses.distil_pairwise(ours, theirs)) == pytest.approx(pairs / N)
 
 
+def test_pairs_of_all_processes_are_those_of_one_with_all_samples() -> None:
+    """Each process has its own embeddings and all of the reference; their mean is the loss of the whole."""
+    ours, theirs = torch.randn(N + 1, 4, dtype=torch.float64, requires_grad=True), torch.randn(N + 1, 4).double()
+    whole = losses.distil_pairwise(ours, theirs)
+    (gradient,) = torch.autograd.grad(whole, ours)
+    half = (N + 1) // 2
+    parts = [
+        losses.total_loss({"distil-pairwise": 1.0}, ours[place : place + half], None, gathered=(theirs, place)) / 2
+        for place in (0, half)
+    ]
+    (found,) = torch.autograd.grad(sum(parts), ours)
+    assert float(sum(part.detach() for part in parts)) == pytest.approx(float(whole.detach()), rel=1e-5)
+    torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-7)
+    alone = sum(float(losses.distil_pairwise(ours.detach()[p : p + half], theirs[p : p + half])) for p in (0, half)) / 2
+    assert alone != pytest.approx(float(whole.detach()), rel=1e-3)  # fewer pairs to tell apart
+
+
 def test_losses_add_up_and_read_features_where_there_are_any() -> None:
     ours, theirs = pair()
     labels = torch.zeros(N, dtype=torch.long)

@@ -16,11 +16,11 @@ from tests.training import small_runs
 pytestmark = [pytest.mark.vision, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def run(processes: int, batch: int) -> dict[str, Any]:
+def run(processes: int, batch: int, *more: str) -> dict[str, Any]:
     program = Path(small_runs.__file__).with_name("two_processes.py")
     root = program.parents[2]
     done = subprocess.run(
-        [sys.executable, str(program), str(processes), str(batch)],
+        [sys.executable, str(program), str(processes), str(batch), *more],
         capture_output=True,
         text=True,
         check=False,
@@ -39,3 +39,12 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_double_batch() -> Non
         assert a == pytest.approx(b, rel=1e-5)
     assert two["weights"] == pytest.approx(one["weights"], rel=1e-6)
     assert other["weights"] != pytest.approx(one["weights"], rel=1e-5)
+
+
+def test_pairs_of_all_processes_are_those_of_one_with_the_double_batch() -> None:
+    two, one, apart = run(2, 4, "all"), run(1, 8, "all"), run(2, 4, "process")
+    for a, b in zip(two["history"], one["history"], strict=True):
+        known = [place for place, value in enumerate(b) if value is not None]  # embeddings have no labels to hit
+        assert [a[place] for place in known] == pytest.approx([b[place] for place in known], rel=1e-5)
+    assert two["weights"] == pytest.approx(one["weights"], rel=1e-6)
+    assert apart["history"][-1][0] != pytest.approx(one["history"][-1][0], rel=1e-2)

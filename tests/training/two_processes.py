@@ -1,6 +1,8 @@
 """Train with as many processes as asked for, batches of BATCH per process, and print the history as JSON.
 
-python two_processes.py PROCESSES BATCH
+python two_processes.py PROCESSES BATCH [NEGATIVES]
+
+With NEGATIVES (process, all) the loss is that of all pairs, between embeddings.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ from tests.training import small_runs
 if __name__ == "__main__":
     torch.set_num_threads(1)
     processes, batch = int(sys.argv[1]), int(sys.argv[2])
+    negatives = sys.argv[3] if len(sys.argv) > 3 else None
+    loss = {} if negatives is None else {"loss": "distil-pairwise", "negatives": negatives}
     pixels, labels = small_runs.images()
     network = bcos_fx.bcosify(small_runs.without_batch_statistics(), example_inputs=pixels[:2], recipe="gradual")
     found = finetune(
         network,
         (pixels, labels),
-        recipe=small_runs.plain(batch_size=batch, epochs=3, clip=0.05),
+        recipe=small_runs.plain(batch_size=batch, epochs=3, clip=0.05, **loss),
+        reference=small_runs.without_batch_statistics() if loss else None,
         validation=small_runs.images(13),
         devices=processes,
         accelerator="cpu",
