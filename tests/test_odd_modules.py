@@ -267,14 +267,14 @@ UNCERTIFIED: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "an LSTM": (
         lambda: Rows(lambda part, x: part(x[None])[0][0], nn.LSTM(6, 6)),
         rows(),
-        "lstm is not dynamic linear in its input",
+        "part (LSTM): the op vocabulary does not know this operation",
     ),
     "a GRU": (
         lambda: Rows(lambda part, x: part(x[None])[0][0], nn.GRU(6, 6)),
         rows(),
-        "gru is not dynamic linear in its input",
+        "part (GRU): the op vocabulary does not know this operation",
     ),
-    "a GRU cell": (lambda: Rows(lambda part, x: part(x), nn.GRUCell(6, 6)), rows(), "recurrent_cell is not"),
+    "a GRU cell": (lambda: Rows(lambda part, x: part(x), nn.GRUCell(6, 6)), rows(), "part (GRUCell): the op"),
     "a Fourier transform": (
         lambda: Net(lambda net, y: torch.fft.fft2(y).abs()),
         images(),

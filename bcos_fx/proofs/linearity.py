@@ -21,7 +21,7 @@ from bcos_fx.rewriting.flow import CONSTANT, EXPLAINED, GATE, UNKNOWN, VALUE
 from bcos_fx.rewriting.ops import Call, vocabulary
 from bcos_fx.rewriting.options import Options
 from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.report import describe_target
+from bcos_fx.rewriting.report import op_name
 from bcos_fx.rewriting.slots import SLOTS, constant_operands
 
 _SHOWN = 20
@@ -236,5 +236,4 @@ def _makes_a_gate(reader: GraphReader, call: Call) -> bool:
 def _break(reader: GraphReader, node: fx.Node, reason: str) -> Break:
     module = str(node.meta.get("module_path") or (node.target if node.op == "call_module" else ""))
     source = node.meta.get("source")
-    op = reader.op(node) or describe_target(node)
-    return Break(node.name, op, reason, module, None if source is None else str(source))
+    return Break(node.name, op_name(reader, node), reason, module, None if source is None else str(source))

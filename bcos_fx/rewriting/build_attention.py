@@ -62,8 +62,11 @@ def attention_with_dropout(build: Build) -> nn.Module:
 def packs_values_with_gates(reader: GraphReader, call: Call) -> Verdict:
     """One of several pieces that a layer's result is cut into, of which some are values and others only weights.
 
-    Also the last piece that is left, where the others have layers of their own by now.
+    Also the last piece that is left, where the others have layers of their own by now. A network that came as a B-cos
+    network keeps its layers, whose weights go back to where they came from.
     """
+    if reader.has_peer_layers:
+        return False
     fork = call.inputs[0]
     pieces = _pieces(reader, fork)
     if pieces is None or not isinstance(call.arguments["index"], int):

@@ -273,7 +273,7 @@ def read_rows(reader: GraphReader) -> tuple[NodeRow, ...]:
     return tuple(
         NodeRow(
             name=node.name,
-            op=_op_name(reader, node),
+            op=op_name(reader, node),
             inputs=tuple(source.name for source in node.all_input_nodes),
             was=node.meta.get("was"),
             rules=tuple(node.meta.get("rules", ())),
@@ -285,7 +285,8 @@ def read_rows(reader: GraphReader) -> tuple[NodeRow, ...]:
     )
 
 
-def _op_name(reader: GraphReader, node: fx.Node) -> str:
+def op_name(reader: GraphReader, node: fx.Node) -> str:
+    """Return the canonical name of a node's op; of one that no entry knows its class or function."""
     known = reader.op(node)
     if known is not None:
         return known
