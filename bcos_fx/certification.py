@@ -87,6 +87,8 @@ def view_of(
             "the network is in train mode, and an explanation is one of eval mode", hint="call network.eval() first"
         )
     with torch.no_grad():
+        if isinstance(module, BcosNetwork) and inputs is not None:
+            module = module.of_size(_values(module, inputs))
         if not isinstance(module, BcosNetwork):
             return ExplanationView(_traced(module, inputs), output=output, source=source)
         kept, made_of = _VIEWS.setdefault(module, {}), _made_of(module)
@@ -95,6 +97,12 @@ def view_of(
             view = ExplanationView(module, output=output, source=source)
             kept[output, source] = view, made_of
         return view
+
+
+def _values(network: BcosNetwork, inputs: Inputs) -> Sequence[Any]:
+    if isinstance(inputs, Mapping):
+        return [inputs[spec.name] for spec in network.record.inputs]
+    return [inputs] if isinstance(inputs, Tensor) else inputs
 
 
 _VIEWS: WeakKeyDictionary[BcosNetwork, dict[Any, tuple[ExplanationView | None, Any]]] = WeakKeyDictionary()

@@ -27,6 +27,7 @@ from bcos_fx.proofs.samples import imagine
 from bcos_fx.rewriting.build_input import input_affine
 from bcos_fx.rewriting.network import BcosNetwork, Guard, InputSpec, Record
 from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.other_sizes import OtherSizes
 from bcos_fx.rewriting.passes import Engine, PassLog
 from bcos_fx.rewriting.precision import Precision
 from bcos_fx.rewriting.reader import GraphReader
@@ -46,7 +47,6 @@ from bcos_fx.rewriting.rewrite import Step
 from bcos_fx.rewriting.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
 from bcos_fx.subject import check_backward, check_finite, check_images, check_module
 from bcos_fx.tracing import Trace, trace
-from bcos_fx.tracing.inputs import Inputs as BoundInputs
 from bcos_fx.tracing.inputs import bind
 
 Progress = Callable[[str], None]
@@ -67,6 +67,7 @@ def bcosify(
     output: int | str | None = None,
     train: str = "refuse",
     verified: bool = True,
+    keep_source: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> BcosNetwork:
@@ -90,6 +91,8 @@ def bcosify(
         train: ``refuse`` (``.train()`` raises where the module's train graph is another than its eval graph) or
             ``eval-graph`` (train the eval graph).
         verified: prove that the preserving rules preserved the function, and measure the drift of the others.
+        keep_source: keep a reference to ``module``, and convert it again for inputs of a size for which the graph does
+            not hold, over the same parameters; otherwise such inputs are refused. A file holds the first graph only.
         progress: called with a short text at the start of each stage.
         options: any other field of :class:`bcos_fx.rewriting.options.Options`, such as ``scale="unit"``.
 
@@ -123,6 +126,13 @@ def bcosify(
         if calibration_images is not None:
             conversion.say("calibrating")
             calibrate_(network, calibration_images, module, output=output, measured=verified, progress=progress)
+        if keep_source:
+            given = {"recipe": recipe, "b": b, "mean": mean, "std": std, "rules": rules, "output": output, **options}
+
+            def again(inputs: Sequence[Tensor]) -> BcosNetwork:
+                return bcosify(module, example_inputs=conversion.example(inputs), verified=verified, **given)
+
+            network.keep_source(OtherSizes(module, again))
         return network
 
 
@@ -161,22 +171,6 @@ def _options(
 class _Measured:
     steps: tuple[Drift, ...] = ()
     total: Drift | None = None
-
-
-class _Original(nn.Module):
-    """The original network behind its own normalisation: what the converted one must be equal to."""
-
-    def __init__(
-        self, module: nn.Module, example_run: BoundInputs, specs: Sequence[InputSpec], output: int | str | None
-    ) -> None:
-        super().__init__()
-        self.module, self.example_run = module, example_run
-        self.specs = tuple(specs)
-        self.output = output
-
-    def forward(self, *inputs: Any) -> Any:
-        given = [spec.original(x) for spec, x in zip(self.specs, inputs, strict=True)]
-        return example.selected(self.example_run.call(self.module, given), self.output)
 
 
 class _Conversion:
@@ -267,6 +261,14 @@ class _Conversion:
             return tuple(self._like_network(x) for x in made_up.arguments if isinstance(x, Tensor))
         return self._examples()
 
+    def example(self, inputs: Sequence[Tensor]) -> Inputs:
+        """Inputs of the converted network as an example for the original: in its form, two samples at least."""
+        like = self._examples()
+        pairs = [torch.cat([x, x]) if len(x) == 1 else x for x in inputs]
+        given = [spec.original(x.detach()).to(old) for spec, x, old in zip(self.specs, pairs, like, strict=True)]
+        made: Inputs = example.like(self.given, given)
+        return made
+
     def _examples(self) -> tuple[Tensor, ...]:
         return tuple(self.example_run.named.values())
 
@@ -286,7 +288,7 @@ class _Conversion:
         """Prove that the network so far is the original, or say which rule broke it."""
         self.say("verifying")
         result = verify(
-            _Original(self.module, self.example_run, self.specs, self.output),
+            example.Original(self.module, self.example_run, self.specs, self.output),
             self.graph_module,
             self._test_inputs(3),  # as many as the batches hold: every further pass costs as much as a batch
             batch_sizes=(1, 2),
@@ -322,7 +324,7 @@ class _Conversion:
     def _check_trace(self, traced: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
         """Do not blame a rule for what tracing took from the example: a batch size, say."""
         plain = [dataclasses.replace(spec, encoded=False) for spec in self.specs]
-        original = _Original(self.module, self.example_run, plain, self.output)
+        original = example.Original(self.module, self.example_run, plain, self.output)
         result = verify(original, traced, inputs, batch_sizes=(1, 2), sizes=(), gradients=False)
         if any(row.verdict == "different" for row in result.comparisons):
             raise TraceError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError
-from bcos_fx.tracing.inputs import ExampleError
+from bcos_fx.tracing.inputs import ExampleError, Inputs
 
 Result = TypeVar("Result")
 
@@ -149,3 +149,28 @@ def selected(result: Any, output: int | str | None) -> Any:
     if isinstance(result, Mapping) or isinstance(output, int):
         return result[output]
     return getattr(result, output)
+
+
+class Original(nn.Module):
+    """The original network behind its own normalisation: what the converted one must be equal to."""
+
+    def __init__(self, module: nn.Module, example_run: Inputs, specs: Sequence[Any], output: int | str | None) -> None:
+        super().__init__()
+        self.module, self.example_run = module, example_run
+        self.specs = tuple(specs)
+        self.output = output
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the network on what the converted one takes."""
+        given = [spec.original(x) for spec, x in zip(self.specs, inputs, strict=True)]
+        return selected(self.example_run.call(self.module, given), self.output)
+
+
+def like(example: Tensor | Sequence[Any] | Mapping[str, Any], values: Sequence[Tensor]) -> Any:
+    """Return example inputs of the same form, with other tensors in the places of theirs, in order."""
+    if isinstance(example, Tensor):
+        return values[0]
+    rest = iter(values)
+    if isinstance(example, Mapping):
+        return {name: next(rest) if isinstance(value, Tensor) else value for name, value in example.items()}
+    return tuple(next(rest) if isinstance(value, Tensor) else value for value in example)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError, nearest
+from bcos_fx.rewriting.other_sizes import OtherSizes
 from bcos_fx.rewriting.report import Report
 
 
@@ -96,6 +97,7 @@ class BcosNetwork(nn.Module):
         for name, buffer in graph_module._buffers.items():
             self._take(name)
             self.register_buffer(name, buffer, persistent=name not in graph_module._non_persistent_buffers_set)
+        self._other_sizes: OtherSizes | None = None
         self._compile()
         nn.Module.train(self, graph_module.training)
 
@@ -141,7 +143,25 @@ class BcosNetwork(nn.Module):
         if named:
             inputs = self._in_order(inputs, named)
         self.check_inputs(inputs)
-        return self._program(self, *inputs)
+        network = self.of_size(inputs)
+        return network._program(network, *inputs)
+
+    def keep_source(self, other_sizes: OtherSizes) -> None:
+        """Take inputs of other sizes too, by graphs that are made when they are first needed."""
+        self._other_sizes = other_sizes
+
+    def of_size(self, inputs: Sequence[Any]) -> BcosNetwork:
+        """Return the network whose graph holds for inputs of this size: this one, or one over the same parts.
+
+        Raises:
+            UsageError: the source does not take such inputs.
+        """
+        specs = self.record.inputs[: len(inputs)]
+        if self._other_sizes is None or not self.record.guards:
+            return self
+        if all(tuple(value.shape[1:]) == spec.shape[1:] for spec, value in zip(specs, inputs, strict=False)):
+            return self
+        return self._other_sizes.network(self, inputs)
 
     def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
         missing = [spec.name for spec in self.record.inputs[len(inputs) :]]
@@ -178,12 +198,12 @@ class BcosNetwork(nn.Module):
                 "floating-point values in [0, 1]",
                 hint="x.float() / 255 for an image of bytes",
             )
-        if self.record.guards and tuple(value.shape[1:]) != spec.shape[1:]:
+        if self.record.guards and self._other_sizes is None and tuple(value.shape[1:]) != spec.shape[1:]:
             raise UsageError(
                 f"the graph was traced for inputs of shape (N, {', '.join(map(str, spec.shape[1:]))}) and may be "
                 f"wrong for {tuple(value.shape)}: tracing took branches or numbers from that shape",
                 where=str(self.record.guards[0]),
-                hint="convert the original again with example_inputs of the new shape",
+                hint="convert the original again with example_inputs of the new shape, or with keep_source=True",
             )
 
     def train(self, mode: bool = True) -> Self:
@@ -210,12 +230,13 @@ class BcosNetwork(nn.Module):
         state: Mapping[str, Any] = {
             name: copy.deepcopy(value, memo)
             for name, value in self.__dict__.items()
-            if name not in ("graph", "record", "_program")
+            if name not in ("graph", "record", "_program", "_other_sizes")
         }
         new = type(self).__new__(type(self))
         nn.Module.__init__(new)
         new.__dict__.update(state)
         new.record, new.graph, new._program = self.record, copy.deepcopy(parts.graph), self._program
+        new._other_sizes = None if self._other_sizes is None else self._other_sizes.empty()
         return new
 
     def extra_repr(self) -> str:
