@@ -18,15 +18,11 @@ from torch import Tensor, fx
 
 from bcos_fx.errors import UsageError
 from bcos_fx.proofs.evaluation import evaluate
+from bcos_fx.proofs.judging import default_tolerance
 from bcos_fx.proofs.view import DynamicWeights, ExplanationView, Select
 
 LEAST_SHARE = 0.01
 """Below this share of the input's contributions in all contributions a sum says nothing about W(x)."""
-
-
-def default_tolerance(dtype: torch.dtype) -> float:
-    """Largest relative gap that rounding may leave: 1e-9 in float64, 1e-4 in float32, 2e-2 in 16 bits."""
-    return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 2e-2)
 
 
 @dataclass(frozen=True)

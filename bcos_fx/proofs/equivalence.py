@@ -18,11 +18,18 @@ from torch import Tensor, fx, nn
 
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.proofs.divergence import first_divergence
-from bcos_fx.proofs.judging import ORDER, Comparison, compare, failed, not_tested, spreads, unsettled
-from bcos_fx.proofs.running import Case, Outcome, isolated_copy, placed, run_cases, storages, transformed
+from bcos_fx.proofs.judging import ORDER, Comparison, compare, default_tolerance, failed, not_tested, spreads, unsettled
+from bcos_fx.proofs.running import (
+    Case,
+    Outcome,
+    coarsest_precision,
+    isolated_copy,
+    placed,
+    run_cases,
+    storages,
+    transformed,
+)
 from bcos_fx.proofs.samples import Batch, extend, gather, imagine, jitter, nudge, other_sizes, resize
-
-DEFAULT_TOLERANCES: Mapping[torch.dtype, float] = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 @dataclass(frozen=True)
@@ -96,8 +103,9 @@ def verify(
         dtype: precision that both networks run in, torch.float64 or torch.float32. Rounding may switch
             single rectifiers in float32, so gradients of large networks are best compared in float64.
         tolerance: largest error, relative to the smaller of the output's scale and its spread over the
-            samples, that counts as equal; 1e-9 in float64 and 1e-4 in float32 when None. Gradients are judged
-            against their scale alone: a linear network's do not vary.
+            samples, that counts as equal; 1e-9 in float64 and 1e-4 in float32 when None, by the coarsest precision
+            that the original's values pass (attention may compute its softmax in float32 whatever it is given).
+            Gradients are judged against their scale alone: a linear network's do not vary.
         train: compare in train mode too, from the same seed; None: when ``preserves`` is "always".
         gradients: compare input gradients.
         batch_sizes: batches to run; those that the original does not take are left out.
@@ -115,7 +123,7 @@ def verify(
     for role, network in (("original", original), ("converted", converted)):
         if not isinstance(network, nn.Module):
             raise UsageError(f"the {role} network is a {type(network).__name__}", hint="give two torch.nn.Modules")
-    tolerance = _tolerance(dtype, tolerance, batch_sizes)
+    limit = _tolerance(dtype, tolerance, batch_sizes)
     transform = transform if transform is not None else getattr(converted, "original_input", None)
     needed = sum(batch_sizes)
     given = _made_up(original, converted, needed, seed=seed) if inputs is None else gather(inputs)
@@ -135,11 +143,15 @@ def verify(
     expected = run(original, "original network", cases, transform)
     _check_original(cases, expected, batch, sizes)
     found = run(converted, "converted network", cases, None)
-    comparisons, left_out = _compare_all(cases, expected, found, tolerance)
-    if any(row.verdict == "different" for row in comparisons):
+    comparisons, left_out = _compare_all(cases, expected, found, limit)
+    if tolerance is None and _differ(comparisons):
+        passed = coarsest_precision(original, cases[0], dtype=dtype, apart_from=live, seed=seed, transform=transform)
+        limit = default_tolerance(passed)
+        comparisons, left_out = _compare_all(cases, expected, found, limit)
+    if _differ(comparisons):
         moved = [replace(case, batch=nudge(case.batch.map(lambda t: _in(dtype, t)), seed=seed)) for case in cases]
         comparisons = _settled(cases, comparisons, expected, run(original, "original network", moved, transform))
-    result = _conclude(comparisons, left_out, tolerance, dtype)
+    result = _conclude(comparisons, left_out, limit, dtype)
     worst = _worst(comparisons)
     if worst.verdict != "different":
         return result
@@ -147,10 +159,14 @@ def verify(
     return _blame(result, original, converted, guilty, transform)
 
 
+def _differ(rows: Sequence[Comparison]) -> bool:
+    return any(row.verdict == "different" for row in rows)
+
+
 def _tolerance(dtype: torch.dtype, tolerance: float | None, batch_sizes: Sequence[int]) -> float:
-    if dtype not in DEFAULT_TOLERANCES:
+    if dtype not in (torch.float64, torch.float32):
         raise UsageError(f"cannot compare in {dtype}", hint="dtype=torch.float64 or torch.float32")
-    tolerance = DEFAULT_TOLERANCES[dtype] if tolerance is None else tolerance
+    tolerance = default_tolerance(dtype) if tolerance is None else tolerance
     if not 0 < tolerance < 1:
         raise UsageError(f"tolerance {tolerance} would judge nothing", hint="a number between 0 and 1, such as 1e-9")
     if not batch_sizes or min(batch_sizes) < 1:

@@ -11,11 +11,12 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.proofs.samples import Batch
@@ -151,6 +152,44 @@ def run_cases(
             except FAILURES as failure:
                 outcomes.append(Outcome({}, failure))
         return outcomes
+
+
+def coarsest_precision(
+    module: nn.Module,
+    case: Case,
+    *,
+    dtype: torch.dtype,
+    apart_from: frozenset[int],
+    seed: int,
+    transform: Callable[[Tensor], Tensor] | None,
+) -> torch.dtype:
+    """Find the coarsest precision of all values that a network computes from its inputs and parameters.
+
+    Args: as of :func:`run_cases`; the case is one that the network runs.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
+        twin = isolated_copy(module, dtype=dtype, apart_from=apart_from, role="original network").requires_grad_()
+        seen = _Precisions(dtype)
+        with seeded(seed), suppress(*FAILURES), seen:
+            _run(twin, dataclasses.replace(case, gradient=True), dtype=dtype, seed=seed, transform=transform)
+    return seen.coarsest
+
+
+class _Precisions(TorchFunctionMode):
+    """Notes the coarsest precision of everything that depends on what requires a gradient."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.coarsest = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor) and value.requires_grad:
+                self.coarsest = max(self.coarsest, value.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        return result
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.tracing.sizes import Symbolic, concrete
+
 _MOST_NAMED = 3
 
 Attributes = Mapping[str, Mapping[str, Any]]
@@ -31,6 +33,20 @@ def changed_attributes(root: nn.Module, before: Attributes) -> str | None:
         found += [f"attribute {name!r} of module {path!r} ({type(part).__name__})" for name in names]
     more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
     return ", ".join(found[:_MOST_NAMED]) + more if found else None
+
+
+def settle_sizes(root: nn.Module) -> None:
+    """Put numbers in place of a recording's sizes that forward kept as attributes: another must not read them."""
+    for part in root.modules():
+        for name, value in list(vars(part).items()):
+            if _holds_size(value):
+                part.__dict__[name] = concrete(value)
+
+
+def _holds_size(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(map(_holds_size, value))
+    return any(map(_holds_size, value.values())) if type(value) is dict else isinstance(value, Symbolic)
 
 
 def buffer_values(root: nn.Module) -> dict[str, Tensor]:

@@ -33,7 +33,14 @@ from bcos_fx.tracing.modules import (
 )
 from bcos_fx.tracing.precision import follow, other_precision, reads_precision
 from bcos_fx.tracing.recorder import KernelWatch, Recorder
-from bcos_fx.tracing.state import Attributes, attributes, buffer_values, changed_attributes, changed_buffers
+from bcos_fx.tracing.state import (
+    Attributes,
+    attributes,
+    buffer_values,
+    changed_attributes,
+    changed_buffers,
+    settle_sizes,
+)
 from bcos_fx.tracing.training import align
 from bcos_fx.tracing.values import drop_needless_checks
 
@@ -133,9 +140,11 @@ def _record(
     """Run `root` once under `recorder`; return the selected output."""
     for name, tensor in inputs.named.items():
         recorder.placeholder(name, tensor)
-    with instrumented(root, recorder, leaf_modules):
-        with passed_by(root), KernelWatch(recorder), recorder:
+    try:
+        with instrumented(root, recorder, leaf_modules), passed_by(root), KernelWatch(recorder), recorder:
             value = root(*inputs.args, **inputs.kwargs)
+    finally:
+        settle_sizes(root)
     chosen = select_output(value, output)
     recorder.output(chosen)
     return chosen

@@ -11,6 +11,8 @@ Row = dict[str, Any]
 FLOAT64 = 1e-9
 """Largest relative gap of contributions that is let pass in float64."""
 
+_LONGEST = 600
+
 _QUESTIONS: dict[str, Callable[[Row], bool]] = {
     "traced whole": lambda row: row.get("opaque share") == 0,
     "equal": lambda row: bool(row.get("equal")),
@@ -38,7 +40,8 @@ def cause(row: Row) -> str:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    line = " ".join(text.split())
+    return (line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ...").replace("|", "\\|")
 
 
 def coverage_page(rows: Sequence[Row], title: str, setting: Sequence[str]) -> str:

@@ -12,7 +12,8 @@ from bcos_fx import nn as bnn
 from bcos_fx.certification import certify, view_of
 from bcos_fx.errors import UsageError
 from bcos_fx.nn.ledger import count
-from bcos_fx.proofs.completeness import Completeness, all_numbers, check_completeness, default_tolerance, judged
+from bcos_fx.proofs.completeness import Completeness, all_numbers, check_completeness, judged
+from bcos_fx.proofs.judging import default_tolerance
 from bcos_fx.proofs.view import DynamicWeights
 from bcos_fx.testing import randomise_
 from tests.proofs.view_networks import Net

@@ -49,6 +49,35 @@ def test_a_calm_network_answers_for_its_errors(images: Tensor) -> None:
     assert verify(Chaotic(2), Chaotic(2, regrouped=True), images)
 
 
+class Coarse(nn.Module):
+    """A gate in float32, as transformers compute attention's softmax, on a value or on stored numbers alone."""
+
+    def __init__(self, *, on: str, error: float = 0.0) -> None:
+        super().__init__()
+        self.on, self.error = on, error
+        self.register_buffer("stored", torch.linspace(1, 2, 8, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid((x if self.on == "value" else self.stored).float()).to(x.dtype)
+        return x * gate * (1 + self.error)
+
+
+def test_values_that_pass_through_float32_are_judged_as_such(images: Tensor) -> None:
+    result = verify(Coarse(on="value"), Coarse(on="value", error=1e-7), images)
+    assert result
+    assert result.tolerance == 1e-4
+    assert not verify(Coarse(on="value"), Coarse(on="value", error=1e-3), images)
+    assert not verify(Coarse(on="value"), Coarse(on="value", error=1e-7), images, tolerance=1e-9)
+    exact = verify(Coarse(on="value"), Coarse(on="value"), images)
+    assert (bool(exact), exact.tolerance) == (True, 1e-9)
+
+
+def test_stored_numbers_in_float32_excuse_nothing(images: Tensor) -> None:
+    result = verify(Coarse(on="stored"), Coarse(on="stored", error=1e-7), images)
+    assert not result
+    assert result.tolerance == 1e-9
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_nudge_is_one_unit_in_the_last_place(dtype: torch.dtype) -> None:
     values = torch.tensor([1.5, -3.0, 1e-3], dtype=dtype).repeat(40, 1)

@@ -51,11 +51,24 @@ class Fixing(Reading):
         return self.conv(x).mean((2, 3)) + places.mean(0).to(x.dtype)
 
 
+class Remembering(Making):
+    """Keeps a size of its input as an attribute, and reads it at the next call before it sets it anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side = 99
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] < self.side:
+            self.side = x.shape[-1]
+        return super().forward(x) * (self.side // 8)
+
+
 def images() -> Tensor:
     return torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", [Reading, Making, Keeping, Fixing])
+@pytest.mark.parametrize("kind", [Reading, Making, Keeping, Fixing, Remembering])
 @pytest.mark.parametrize("traced_in", [torch.float32, torch.float64])
 @pytest.mark.parametrize("moved_to", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_graph_computes_in_every_precision_what_the_module_does(kind: Any, traced_in: Any, moved_to: Any) -> None:
