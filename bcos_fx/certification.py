@@ -20,6 +20,7 @@ from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.subject import check_module
 from bcos_fx.tracing import trace
+from bcos_fx.tracing.exported import as_module
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -81,7 +82,7 @@ def view_of(
     The view of a converted network follows its training, and is kept for the next call; that of another module is one
     of a copy.
     """
-    check_module(module)
+    check_module(module := as_module(module))
     if module.training:
         raise UsageError(
             "the network is in train mode, and an explanation is one of eval mode", hint="call network.eval() first"

@@ -47,6 +47,7 @@ from bcos_fx.rewriting.rewrite import Step
 from bcos_fx.rewriting.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
 from bcos_fx.subject import check_backward, check_finite, check_images, check_module
 from bcos_fx.tracing import Trace, trace
+from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.inputs import bind
 
 Progress = Callable[[str], None]
@@ -74,7 +75,7 @@ def bcosify(
     """Turn a trained network into a B-cos network.
 
     Args:
-        module: any network; it is not changed.
+        module: any network, or what ``torch.export.export`` made of one; it is not changed.
         example_inputs: what it takes: a tensor (N, ...) with N >= 2, positional or named arguments. None: images
             of 224, 64 or 32 pixels with as many channels as the first convolution reads, whichever runs first.
         recipe: name of a shipped recipe, or path of a TOML file.
@@ -106,7 +107,7 @@ def bcosify(
         RuleError, RewriteError: a rule file is wrong, or rules undo each other.
         VerificationError: a preserving rule did not preserve the function; names the rule and the node.
     """
-    check_module(module)
+    check_module(module := as_module(module))
     if train not in ("refuse", "eval-graph"):
         raise UsageError(f"train is {train!r}", hint='choose "refuse" or "eval-graph"')
     # Parameters that are made in the caller's inference mode could never be trained.

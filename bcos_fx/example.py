@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
+from bcos_fx.tracing.exported import Exported
 from bcos_fx.tracing.inputs import ExampleError, Inputs
 
 Result = TypeVar("Result")
@@ -25,8 +26,8 @@ def guesses(module: nn.Module) -> Iterator[Tensor]:
     Raises:
         UsageError: the first layer does not say what the module takes.
     """
-    if isinstance(module, fx.GraphModule) and (recorded := _recorded(module)) is not None:
-        yield recorded
+    if isinstance(module, Exported) and (noted := module.noted_input()) is not None:
+        yield noted
         return
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d):
@@ -42,15 +43,6 @@ def guesses(module: nn.Module) -> Iterator[Tensor]:
                 hint="give example_inputs=, a batch of at least two samples",
             )
     raise UsageError("the module has no layer that says what it takes", hint="give example_inputs=")
-
-
-def _recorded(module: fx.GraphModule) -> Tensor | None:
-    """Return noise of the shape that an exported program notes of its one input; sizes left open become 2."""
-    noted = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
-    if len(noted) != 1 or not isinstance(noted[0], Tensor) or not noted[0].is_floating_point():
-        return None
-    shape = [size if isinstance(size, int) else 2 for size in noted[0].shape]
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(noted[0].dtype)
 
 
 def _noise(layer: nn.Conv2d | nn.Linear, *shape: int) -> Tensor:

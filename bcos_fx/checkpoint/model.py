@@ -13,6 +13,7 @@ from bcos_fx.checkpoint.architecture import FORMS, build_architecture, guess_arc
 from bcos_fx.checkpoint.identify import FileKind, identify, readable
 from bcos_fx.checkpoint.reading import NESTING_KEYS, load_object, load_tensors, pickled_module_refused, read_state_dict
 from bcos_fx.errors import CheckpointError
+from bcos_fx.tracing.exported import Exported
 
 
 def read_model(
@@ -49,7 +50,7 @@ def read_model(
 def _exported(path: str | os.PathLike[str]) -> nn.Module:
     try:
         with readable(Path(path)):
-            return torch.export.load(path).module()
+            return Exported(torch.export.load(path))
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, ImportError) as error:
         raise CheckpointError(
             f"the exported program cannot be opened: {error}", where=str(path), hint="export it again with this torch"

@@ -19,6 +19,7 @@ from bcos_fx.proofs.completeness import judged
 from bcos_fx.proofs.view import DynamicWeights, ExplanationView
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.subject import check_module
+from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.inputs import bind
 
 _SHARE_OF_MEMORY = 0.4
@@ -68,7 +69,7 @@ def explain(
         UsageError: images or target do not fit.
         VerificationError: the network is not dynamic linear; says where it breaks.
     """
-    check_module(model)
+    check_module(model := as_module(model))
     given = _in_order(model, images, others)
     example: Any = given
     if isinstance(images, Mapping):

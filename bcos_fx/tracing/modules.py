@@ -149,7 +149,7 @@ def _reporting(
         return recorder.call_leaf(path, module, forward, args, kwargs)
 
     def inner(*args: Any, **kwargs: Any) -> Any:
-        with recorder.inside(path, module):
+        with recorder.inside(path, type(module).__name__):
             return forward(*args, **kwargs)
 
     return leaf if whole else inner

@@ -111,6 +111,8 @@ def torch_level(function: Any) -> Any:
         return function
     name = function._schema.name.removeprefix("aten::")
     name = {"sym_size": "size", "sym_numel": "numel"}.get(name, name)
+    if name in ("mT", "mH", "T", "H"):
+        return getattr(torch.Tensor, name).__get__
     homes = (torch, torch._C._nn, torch.Tensor)
     return next((getattr(home, name) for home in homes if callable(getattr(home, name, None))), function)
 

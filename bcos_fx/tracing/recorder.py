@@ -84,9 +84,9 @@ class Recorder(TorchFunctionMode):
             return self._call(forward, ("call_module", path, args, kwargs), args, kwargs, in_place=in_place)
 
     @contextmanager
-    def inside(self, path: str, module: nn.Module) -> Iterator[None]:
-        """While this lasts, calls are recorded as made by `module`."""
-        self.modules.append((path, type(module).__name__))
+    def inside(self, path: str, kind: str) -> Iterator[None]:
+        """While this lasts, calls are recorded as made by the module of that name and class."""
+        self.modules.append((path, kind))
         try:
             yield
         except BaseException as error:

@@ -102,7 +102,9 @@ def concrete(value: Any) -> Any:
         return slice(concrete(value.start), concrete(value.stop), concrete(value.step))
     if isinstance(value, dict):
         return {key: concrete(item) for key, item in value.items()}
-    if type(value) in (tuple, list, torch.Size):
+    if isinstance(value, list):  # torch.fx has lists of its own, which cannot be made anew
+        return [concrete(item) for item in value]
+    if type(value) in (tuple, torch.Size):
         return type(value)([concrete(item) for item in value])
     return value
 

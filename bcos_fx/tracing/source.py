@@ -6,6 +6,8 @@ import contextlib
 import linecache
 import os
 import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import CodeType, FrameType
 
@@ -29,11 +31,32 @@ class Source:
         return f"{self.file}:{self.line}: {self.text}" if self.text else f"{self.file}:{self.line}"
 
 
+_TOLD: ContextVar[Source | None] = ContextVar("the line that a call came from", default=None)
+
+
+@contextlib.contextmanager
+def telling(source: Source | None) -> Iterator[None]:
+    """While this lasts, calls come from this line, whatever is running; None changes nothing."""
+    token = _TOLD.set(source)
+    try:
+        yield
+    finally:
+        _TOLD.reset(token)
+
+
+def is_torchs(filename: str) -> bool:
+    """Whether a file is PyTorch's own."""
+    return filename.startswith(_TORCH)
+
+
 def current_source() -> Source:
     """Find the innermost running line that is neither PyTorch's nor the tracer's.
 
     A model made of PyTorch's own containers has no such line; then it is the innermost line of a container.
     """
+    told = _TOLD.get()
+    if told is not None:
+        return told
     frame = sys._getframe(1)
     container: Source | None = None
     while frame is not None and frame.f_code.co_filename != _ENTRY:
