@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from bcos_fx.tracing.sizes import Symbolic, concrete
 
 _MOST_NAMED = 3
+# What every module has, and what recording itself sets: a forward of its own, and no layer works in place.
+_NOT_ITS_OWN = frozenset({*vars(nn.Module()), "forward", "inplace"})
 
 Attributes = Mapping[str, Mapping[str, Any]]
 """Module path -> its attributes that are no parameters, buffers or parts."""
@@ -19,7 +21,7 @@ Attributes = Mapping[str, Mapping[str, Any]]
 def attributes(root: nn.Module) -> Attributes:
     """Return what every module keeps as plain attributes, as it is now."""
     return {
-        path: {name: value for name, value in vars(part).items() if not name.startswith("_") and name != "forward"}
+        path: {name: value for name, value in vars(part).items() if name not in _NOT_ITS_OWN}
         for path, part in root.named_modules()
     }
 
@@ -36,9 +38,9 @@ def changed_attributes(root: nn.Module, before: Attributes) -> str | None:
 
 
 def settle_sizes(root: nn.Module) -> None:
-    """Put numbers in place of a recording's sizes that forward kept as attributes: another must not read them."""
+    """Put numbers in place of a recording's sizes that forward kept as attributes: nothing else can read them."""
     for part in root.modules():
-        for name, value in list(vars(part).items()):
+        for name, value in attributes(part)[""].items():
             if _holds_size(value):
                 part.__dict__[name] = concrete(value)
 
@@ -47,6 +49,14 @@ def _holds_size(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return any(map(_holds_size, value))
     return any(map(_holds_size, value.values())) if type(value) is dict else isinstance(value, Symbolic)
+
+
+def restore_attributes(root: nn.Module, before: Attributes) -> None:
+    """Give every module the attributes back that it had, so that another recording begins as the first did."""
+    for path, part in root.named_modules():
+        for name in attributes(part)[""].keys() - before[path].keys():
+            del part.__dict__[name]
+        part.__dict__.update(before[path])
 
 
 def buffer_values(root: nn.Module) -> dict[str, Tensor]:

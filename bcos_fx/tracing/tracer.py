@@ -39,6 +39,7 @@ from bcos_fx.tracing.state import (
     buffer_values,
     changed_attributes,
     changed_buffers,
+    restore_attributes,
     settle_sizes,
 )
 from bcos_fx.tracing.training import align
@@ -117,10 +118,13 @@ def trace(
         devices = sorted({t.device.index or 0 for t in inputs.named.values() if t.device.type == "cuda"})
         with chance_kept(devices):
             torch.manual_seed(0)
+            kept = attributes(root)
             recorder, result = _evaluated(root, inputs, example_inputs, output, leaf_modules)
             graph_module = _build(root, recorder)
             _check_state_unchanged(graph_module, recorder)
+            restore_attributes(root, kept)
             difference = _train_difference(root, recorder, graph_module, example_inputs, output, leaf_modules)
+            restore_attributes(root, kept)
             _follow_precision(root, recorder, graph_module, inputs, output, leaf_modules)
             graph_module.eval()
             torch.manual_seed(0)
