@@ -25,7 +25,6 @@ import bcos_fx
 from bcos_fx.checkpoint import read_model
 from bcos_fx.cli.demo import efficientnet_lite0
 from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, fair, open_source
-from bcos_fx.evaluation.baselines import BASELINES, baselines
 from bcos_fx.evaluation.localisation import grid_image, play
 from bcos_fx.evaluation.plots import boxes
 from bcos_fx.evaluation.predictions import Subject, predict
@@ -35,6 +34,7 @@ from bcos_fx.evaluation.sources import Files
 from bcos_fx.evaluation.subjects import OnImages, subject_of
 from bcos_fx.explanation.colour import images as coloured
 from bcos_fx.explanation.colour import to_image
+from bcos_fx.methods.baselines import BASELINES, baselines
 from bcos_fx.rewriting.network import BcosNetwork
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "bcos_fx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = """
     version errors files nn tracing rewriting proofs subject calibration artifact checkpoint text
-    example convert certification explanation evaluation training cli
+    example convert certification explanation methods evaluation training cli
 """.split()
 # These stand beside the line of rooms: what each may import, at the most.
 BESIDE = {

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.methods import Method
+from bcos_fx.methods.method import Method
 
 
 def composed(images: Tensor, side: int) -> Tensor:

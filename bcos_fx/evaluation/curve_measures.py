@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.localisation import slug
-from bcos_fx.evaluation.methods import Method
 from bcos_fx.evaluation.predictions import Subject
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
+from bcos_fx.methods.method import Method
 
 Measure = Callable[[Subject, Sequence[Method], Sequence[Prediction], Runner], "CurveSet"]
 Curve = Callable[[Method, nn.Module, Tensor, int], Sequence[float]]

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.composition import composed, windowed
 from bcos_fx.evaluation.intervals import bootstrap
-from bcos_fx.evaluation.methods import Method, dynamic_linear
 from bcos_fx.evaluation.predictions import Subject, predict
 from bcos_fx.evaluation.runner import Runner, Track, untracked
 from bcos_fx.evaluation.scoring import gridpg_score
 from bcos_fx.evaluation.selection import Grid, Protocol, fair, published, select
 from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.methods.method import Method, dynamic_linear
 from bcos_fx.rewriting.network import BcosNetwork
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _scores(subject: Subject, method: Method, grid: Grid, protocol: Protocol) ->
         raise UsageError(
             f"the method {method.name} gave maps of {tuple(maps.shape)} for {protocol.cells} targets of one image of "
             f"{image.shape[2]}x{image.shape[3]} pixels",
-            hint="a method gives (N, K, H, W); see bcos_fx.evaluation.methods.Method",
+            hint="a method gives (N, K, H, W); see bcos_fx.methods.method.Method",
         )
     if not bool(torch.isfinite(maps).all()):
         named = ", ".join(subject.source.name(index) for index in grid.images)

@@ -114,7 +114,7 @@ def checked_maps(maps: object, images: Tensor, targets: Tensor) -> Tensor:
     wanted = (*targets.shape, *images.shape[2:])
     if not isinstance(maps, Tensor) or tuple(maps.shape) != wanted:
         given = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-        raise UsageError(f"the method gives maps {given}, not {wanted}", hint="see bcos_fx.evaluation.methods.Method")
+        raise UsageError(f"the method gives maps {given}, not {wanted}", hint="see bcos_fx.methods.method.Method")
     if not bool(torch.isfinite(maps).all()):
         raise UsageError("the method gives NaN or infinity", hint="compare the network's outputs on these images first")
     return maps.detach()

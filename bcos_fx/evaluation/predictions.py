@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from bcos_fx import artifact
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.decoding import Frame, Unreadable
-from bcos_fx.evaluation.requests import class_outputs
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.evaluation.sources import Source
-from bcos_fx.evaluation.zero_shot import ZeroShot
+from bcos_fx.methods.requests import class_outputs
+from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.version import __version__
 

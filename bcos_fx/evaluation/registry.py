@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.evaluation import baselines
 from bcos_fx.evaluation.curve_measures import Measure, curve_measure
 from bcos_fx.evaluation.deletion import pixel_deletion
-from bcos_fx.evaluation.methods import Method
 from bcos_fx.evaluation.subjects import OnImages
+from bcos_fx.methods import baselines
+from bcos_fx.methods.method import Method
 
 _STEPS = 20
 

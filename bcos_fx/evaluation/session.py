@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 import torch
 
 from bcos_fx.errors import BcosFxError, UsageError
-from bcos_fx.evaluation.baselines import CONDITIONAL
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
 from bcos_fx.evaluation.curve_measures import CurveSet
 from bcos_fx.evaluation.localisation import Localisation, play
-from bcos_fx.evaluation.methods import Method, dynamic_linear
 from bcos_fx.evaluation.predictions import Outcome, Subject, predict
 from bcos_fx.evaluation.registry import BASELINES, MEASURES
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, select
 from bcos_fx.evaluation.subjects import OnImages
+from bcos_fx.methods.baselines import CONDITIONAL
+from bcos_fx.methods.method import Method, dynamic_linear
 
 
 @dataclass(frozen=True)

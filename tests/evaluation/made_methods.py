@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.evaluation.methods import Method
+from bcos_fx.methods.method import Method
 
 
 def made(maps: Callable[[Tensor, Tensor], Tensor], name: str = "made") -> Method:

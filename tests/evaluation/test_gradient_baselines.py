@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError, VerificationError
-from bcos_fx.evaluation.baselines import baselines
-from bcos_fx.evaluation.explained import Explained
-from bcos_fx.evaluation.methods import Method
-from bcos_fx.evaluation.module_form import Clipped, SideBySideMaxPool2d
+from bcos_fx.methods.baselines import baselines
+from bcos_fx.methods.explained import Explained
+from bcos_fx.methods.method import Method
+from bcos_fx.methods.module_form import Clipped, SideBySideMaxPool2d
 from tests.evaluation.small_classifiers import MEAN, STD, Residual, logits, normalised, residual, some_images
 
 pytest.importorskip("captum")
@@ -322,7 +322,7 @@ def test_deeplift_refuses_a_product_of_two_values() -> None:
 
 def test_deeplift_that_does_not_add_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mutant: the pooling as it is, which captum hooks with its own lossy rule."""
-    from bcos_fx.evaluation import module_form
+    from bcos_fx.methods import module_form
 
     lossy = {**module_form._RESCALED, "max_pool2d": module_form._plain}
     monkeypatch.setitem(module_form._FORMS, "DeepLIFT", (lossy, ("linear", "constant"), ()))

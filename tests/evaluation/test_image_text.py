@@ -16,7 +16,7 @@ from bcos_fx.evaluation import accuracy, dynamic_linear, fair, gridpg
 from bcos_fx.evaluation.clip_benchmark import rates, record
 from bcos_fx.evaluation.concept_map import text2concept
 from bcos_fx.evaluation.probing import Embedded, linear_probe
-from bcos_fx.evaluation.zero_shot import ZeroShot
+from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.text import TextEmbeddings
 from tests.evaluation import toy
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from bcos_fx.convert import bcosify
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.evaluation import stability as stability_module
-from bcos_fx.evaluation.baselines import baselines
 from bcos_fx.evaluation.completeness import completeness_of, completeness_residual
 from bcos_fx.evaluation.measured import Measured, bootstrap_interval, plot_boxes
-from bcos_fx.evaluation.methods import dynamic_linear
 from bcos_fx.evaluation.pointing import boxes_to_masks, energy, hits, iou, pointing
 from bcos_fx.evaluation.sparsity import gini, sparsity
 from bcos_fx.evaluation.stability import stability
+from bcos_fx.methods.baselines import baselines
+from bcos_fx.methods.method import dynamic_linear
 from tests.evaluation.made_methods import Weighted, fixed, made, uniform
 from tests.evaluation.small_classifiers import MEAN, STD, logits, residual, some_images
 

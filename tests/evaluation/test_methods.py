@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bcos_fx.evaluation.methods import dynamic_linear
+from bcos_fx.methods.method import dynamic_linear
 
 
 def test_the_networks_own_map_is_weight_times_input() -> None:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcos_fx.errors import MissingExtraError, UsageError
-from bcos_fx.evaluation import baselines as module
-from bcos_fx.evaluation.baselines import BASELINES, baselines
-from bcos_fx.evaluation.methods import Method
-from bcos_fx.evaluation.perturbations import patch_grid, random_masks
+from bcos_fx.methods import baselines as module
+from bcos_fx.methods.baselines import BASELINES, baselines
+from bcos_fx.methods.method import Method
+from bcos_fx.methods.perturbations import patch_grid, random_masks
 from tests.evaluation.small_classifiers import MEAN, STD, logits, normalised, residual, some_images
 
 pytest.importorskip("captum")

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from bcos_fx.convert import bcosify
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.baselines import BASELINES, baselines
 from bcos_fx.evaluation.completeness import completeness_of, completeness_residual
 from bcos_fx.evaluation.deletion import pixel_deletion
-from bcos_fx.evaluation.methods import Method, dynamic_linear
 from bcos_fx.evaluation.sparsity import sparsity
+from bcos_fx.methods.baselines import BASELINES, baselines
+from bcos_fx.methods.method import Method, dynamic_linear
 
 pytest.importorskip("captum")
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from bcos_fx.convert import bcosify
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.baselines import baselines
-from bcos_fx.evaluation.methods import Method, dynamic_linear
 from bcos_fx.evaluation.sanity import SIMILARITIES, randomise_, similarities, weight_randomisation
+from bcos_fx.methods.baselines import baselines
+from bcos_fx.methods.method import Method, dynamic_linear
 from tests.evaluation.made_methods import made
 from tests.evaluation.small_classifiers import residual, some_images
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.evaluation.requests import check_images, class_outputs
 from bcos_fx.example import statistics
+from bcos_fx.methods.requests import check_images, class_outputs
 from bcos_fx.subject import check_module
 
 REFERENCES = ("mean", "black")

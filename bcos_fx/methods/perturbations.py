@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.explained import Explained
-from bcos_fx.evaluation.methods import Method
-from bcos_fx.evaluation.requests import check_count, check_score, check_targets, scores
+from bcos_fx.methods.explained import Explained
+from bcos_fx.methods.method import Method
+from bcos_fx.methods.requests import check_count, check_score, check_targets, scores
 
 OneImage = Callable[[Tensor, Tensor], Tensor]
 """From one image's differences (1, C, H, W) and its classes (K,) to maps (K, H, W)."""

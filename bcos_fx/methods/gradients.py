@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import VerificationError
-from bcos_fx.evaluation.explained import Explained
-from bcos_fx.evaluation.methods import Method
-from bcos_fx.evaluation.module_form import ModuleForms
-from bcos_fx.evaluation.requests import check_count, check_targets
+from bcos_fx.methods.explained import Explained
+from bcos_fx.methods.method import Method
+from bcos_fx.methods.module_form import ModuleForms
+from bcos_fx.methods.requests import check_count, check_targets
 
 Attribute = Callable[[Tensor, Tensor], Tensor]
 """From differences (P, C, H, W) and one class each (P,) to attributions (P, C, H, W)."""

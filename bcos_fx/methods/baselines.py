@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 from bcos_fx.errors import MissingExtraError, UsageError, nearest
-from bcos_fx.evaluation.explained import Explained
-from bcos_fx.evaluation.grad_cam import grad_cam
-from bcos_fx.evaluation.gradients import (
+from bcos_fx.methods.explained import Explained
+from bcos_fx.methods.grad_cam import grad_cam
+from bcos_fx.methods.gradients import (
     deeplift,
     gradient,
     guided_backprop,
     input_x_gradient,
     integrated_gradients,
 )
-from bcos_fx.evaluation.methods import Method
-from bcos_fx.evaluation.perturbations import lime, occlusion, rise
-from bcos_fx.evaluation.requests import check_count
+from bcos_fx.methods.method import Method
+from bcos_fx.methods.perturbations import lime, occlusion, rise
+from bcos_fx.methods.requests import check_count
 
 _MAKERS: dict[str, Callable[..., Method]] = {
     "gradient": gradient,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from bcos_fx.evaluation.zero_shot import ZeroShot
 from bcos_fx.explanation.explain import explain
+from bcos_fx.methods.zero_shot import ZeroShot
 
 Maps = Callable[[Tensor, Tensor], Tensor]
 
