@@ -1,7 +1,7 @@
 """Where explanations point: the Grid Pointing Game on photographs and on CIFAR-10, and what a grid costs.
 
-python benchmarks/localisation.py DATA [--out FILE.md] [--pictures FOLDER] [--quick] [--grids N] [--slow-grids N]
-                                  [--slow-sides 2 3] [--cost-grids N] [--threads N] [--folder DIR]
+python benchmarks/localisation.py DATA [--out FILE.md] [--pictures FOLDER] [--quick] [--grids N] [--sides 2 3]
+    [--slow-grids N] [--slow-sides 2 3] [--cost-grids N] [--threads N] [--folder DIR]
 
 DATA holds imagenet_samples.npz, cifar10_test.npz and cifar10_resnet20.th (a ResNet-20 trained on CIFAR-10). With
 --folder scores are written as they come, and a run that was cut off goes on.
@@ -56,6 +56,7 @@ class Setting:
     photographs: int | None
     cifar_images: int
     sides: tuple[int, ...] = (2, 3)
+    photograph_sides: tuple[int, ...] = (2, 3)
     rounds: int = 1
     threads: int = 2
 
@@ -71,6 +72,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--slow-grids", type=int, default=500, help="of photographs, for methods with many forward passes"
     )
+    parser.add_argument("--sides", type=int, nargs="+", default=[2, 3], help="of grids of photographs")
     parser.add_argument("--slow-sides", type=int, nargs="*", default=[2, 3], help="of grids of photographs, likewise")
     parser.add_argument("--cost-grids", type=int, default=100, help="grids that are timed")
     parser.add_argument("--threads", type=int, default=2)
@@ -80,10 +82,11 @@ def parsed() -> argparse.Namespace:
 def setting_of(options: argparse.Namespace) -> Setting:
     if options.quick:
         few = {"grids": 1, "slow_grids": 1, "cost_grids": 1, "photographs": 30, "cifar_images": 60}
-        return Setting(**few, slow_sides=(), sides=(2,), threads=1)
+        return Setting(**few, slow_sides=(), sides=(2,), photograph_sides=(2,), threads=1)
     return Setting(
         grids=options.grids,
         slow_grids=options.slow_grids,
+        photograph_sides=tuple(options.sides),
         slow_sides=tuple(options.slow_sides),
         cost_grids=options.cost_grids,
         photographs=None,
@@ -104,6 +107,7 @@ class Case:
     converted: BcosNetwork
     plain: BcosNetwork
     data: Files
+    sides: tuple[int, ...]
     slow_sides: tuple[int, ...]
 
     def methods(self, slow: bool = True) -> list[tuple[str, Method]]:
@@ -120,13 +124,14 @@ def case_of(
     original: nn.Module,
     data: Files,
     example: Tensor,
+    sides: tuple[int, ...],
     slow_sides: tuple[int, ...],
     **normalised: tuple[float, ...],
 ) -> Case:
     """Convert a network at B = 1, and trace it once without touching its input."""
     converted = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, **normalised)
     plain = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, input="none")
-    return Case(name, original, converted, plain, data, slow_sides)
+    return Case(name, original, converted, plain, data, sides, slow_sides)
 
 
 def unconverted(case: Case) -> Method:
@@ -141,8 +146,9 @@ def unconverted(case: Case) -> Method:
 def photographs(folder: Path, setting: Setting) -> Case:
     data = first_of(open_source(folder / "imagenet_samples.npz"), setting.photographs)
     example = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    sides, slow_sides = setting.photograph_sides, setting.slow_sides
     return case_of(
-        "EfficientNet-Lite0", efficientnet_lite0(), data, example, setting.slow_sides, mean=LITE_MEAN, std=LITE_STD
+        "EfficientNet-Lite0", efficientnet_lite0(), data, example, sides, slow_sides, mean=LITE_MEAN, std=LITE_STD
     )
 
 
@@ -151,7 +157,7 @@ def cifar(folder: Path, setting: Setting) -> Case:
     arch = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
     original = read_model(folder / "cifar10_resnet20.th", arch=arch)
     example = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return case_of("ResNet-20", original, data, example, setting.sides, mean=CIFAR_MEAN, std=CIFAR_STD)
+    return case_of("ResNet-20", original, data, example, setting.sides, setting.sides, mean=CIFAR_MEAN, std=CIFAR_STD)
 
 
 def first_of(data: Files, count: int | None) -> Files:
@@ -161,8 +167,8 @@ def first_of(data: Files, count: int | None) -> Files:
 # ---------------------------------------------------------------- the page
 
 
-def protocols(setting: Setting, smooth: Sequence[int]) -> Iterator[Protocol]:
-    for side in setting.sides:
+def protocols(case: Case, setting: Setting, smooth: Sequence[int]) -> Iterator[Protocol]:
+    for side in case.sides:
         for width in smooth:
             yield fair(side=side, grids=setting.grids, smooth=width, threshold=0.0 if setting.grids == 1 else 0.5)
 
@@ -177,7 +183,7 @@ def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int],
         f"same on {agreed:.1%}."
     )
     rows, drawn = [], []
-    for protocol in protocols(setting, smooth):
+    for protocol in protocols(case, setting, smooth):
         grids = select(found.predictions, protocol)
         runner = Runner(folder=place(options, f"{case.name}-{protocol.smooth}"))
         results = [
