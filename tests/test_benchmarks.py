@@ -68,7 +68,7 @@ def test_a_clip_style_model_is_made_and_measured(data_dir: Path, root: Path, tmp
     words = [sys.executable, str(script), str(data_dir), "--quick", "--out", str(page), "--pictures", str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
-    assert "| aligned" in page.read_text(encoding="utf-8")
+    assert "aligned |" in page.read_text(encoding="utf-8")
     assert len(list(tmp_path.glob("*.png"))) == 4
 
 
