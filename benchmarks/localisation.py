@@ -1,7 +1,7 @@
 """Where explanations point: the Grid Pointing Game on photographs and on CIFAR-10, and what a grid costs.
 
 python benchmarks/localisation.py DATA [--out FILE.md] [--pictures FOLDER] [--quick] [--grids N] [--sides 2 3]
-    [--slow-grids N] [--slow-sides 2 3] [--cost-grids N] [--threads N] [--folder DIR]
+    [--slow-grids N N] [--slow-sides 2 3] [--cost-grids N] [--threads N] [--folder DIR]
 
 DATA holds imagenet_samples.npz, cifar10_test.npz and cifar10_resnet20.th (a ResNet-20 trained on CIFAR-10). With
 --folder scores are written as they come, and a run that was cut off goes on.
@@ -50,7 +50,7 @@ class Setting:
     """How much is measured."""
 
     grids: int
-    slow_grids: int
+    slow_grids: tuple[int, int]
     slow_sides: tuple[int, ...]
     cost_grids: int
     photographs: int | None
@@ -70,7 +70,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny settings: shows that it runs, measures nothing")
     parser.add_argument("--grids", type=int, default=500, help="grids of each size at most")
     parser.add_argument(
-        "--slow-grids", type=int, default=500, help="of photographs, for methods with many forward passes"
+        "--slow-grids", type=int, nargs=2, default=[500, 500], help="of photographs and of CIFAR-10, for slow methods"
     )
     parser.add_argument("--sides", type=int, nargs="+", default=[2, 3], help="of grids of photographs")
     parser.add_argument("--slow-sides", type=int, nargs="*", default=[2, 3], help="of grids of photographs, likewise")
@@ -81,11 +81,11 @@ def parsed() -> argparse.Namespace:
 
 def setting_of(options: argparse.Namespace) -> Setting:
     if options.quick:
-        few = {"grids": 1, "slow_grids": 1, "cost_grids": 1, "photographs": 30, "cifar_images": 60}
-        return Setting(**few, slow_sides=(), sides=(2,), photograph_sides=(2,), threads=1)
+        few = {"grids": 1, "cost_grids": 1, "photographs": 30, "cifar_images": 60}
+        return Setting(**few, slow_grids=(1, 1), slow_sides=(), sides=(2,), photograph_sides=(2,), threads=1)
     return Setting(
         grids=options.grids,
-        slow_grids=options.slow_grids,
+        slow_grids=tuple(options.slow_grids),
         photograph_sides=tuple(options.sides),
         slow_sides=tuple(options.slow_sides),
         cost_grids=options.cost_grids,
@@ -109,6 +109,7 @@ class Case:
     data: Files
     sides: tuple[int, ...]
     slow_sides: tuple[int, ...]
+    slow_grids: int
 
     def methods(self, slow: bool = True) -> list[tuple[str, Method]]:
         """All methods by name, or those that are not slow."""
@@ -126,12 +127,13 @@ def case_of(
     example: Tensor,
     sides: tuple[int, ...],
     slow_sides: tuple[int, ...],
+    slow_grids: int,
     **normalised: tuple[float, ...],
 ) -> Case:
     """Convert a network at B = 1, and trace it once without touching its input."""
     converted = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, **normalised)
     plain = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, input="none")
-    return Case(name, original, converted, plain, data, sides, slow_sides)
+    return Case(name, original, converted, plain, data, sides, slow_sides, slow_grids)
 
 
 def unconverted(case: Case) -> Method:
@@ -146,10 +148,8 @@ def unconverted(case: Case) -> Method:
 def photographs(folder: Path, setting: Setting) -> Case:
     data = first_of(open_source(folder / "imagenet_samples.npz"), setting.photographs)
     example = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    sides, slow_sides = setting.photograph_sides, setting.slow_sides
-    return case_of(
-        "EfficientNet-Lite0", efficientnet_lite0(), data, example, sides, slow_sides, mean=LITE_MEAN, std=LITE_STD
-    )
+    limits = (setting.photograph_sides, setting.slow_sides, setting.slow_grids[0])
+    return case_of("EfficientNet-Lite0", efficientnet_lite0(), data, example, *limits, mean=LITE_MEAN, std=LITE_STD)
 
 
 def cifar(folder: Path, setting: Setting) -> Case:
@@ -157,7 +157,8 @@ def cifar(folder: Path, setting: Setting) -> Case:
     arch = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
     original = read_model(folder / "cifar10_resnet20.th", arch=arch)
     example = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return case_of("ResNet-20", original, data, example, setting.sides, setting.sides, mean=CIFAR_MEAN, std=CIFAR_STD)
+    limits = (setting.sides, setting.sides, setting.slow_grids[1])
+    return case_of("ResNet-20", original, data, example, *limits, mean=CIFAR_MEAN, std=CIFAR_STD)
 
 
 def first_of(data: Files, count: int | None) -> Files:
@@ -187,7 +188,7 @@ def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int],
         grids = select(found.predictions, protocol)
         runner = Runner(folder=place(options, f"{case.name}-{protocol.smooth}"))
         results = [
-            play(subject, method, grids[: setting.slow_grids] if name in SLOW else grids, protocol, runner)
+            play(subject, method, grids[: case.slow_grids] if name in SLOW else grids, protocol, runner)
             for name, method in case.methods(slow=protocol.side in case.slow_sides)
         ]
         rows += [row_of(result) for result in results]
