@@ -73,7 +73,7 @@ def parsed() -> argparse.Namespace:
         "--slow-grids", type=int, nargs=2, default=[500, 500], help="of photographs and of CIFAR-10, for slow methods"
     )
     parser.add_argument("--sides", type=int, nargs="+", default=[2, 3], help="of grids of photographs")
-    parser.add_argument("--slow-sides", type=int, nargs="*", default=[2, 3], help="of grids of photographs, likewise")
+    parser.add_argument("--slow-sides", type=int, nargs="*", default=[2, 3], help="of grids, for slow methods")
     parser.add_argument("--cost-grids", type=int, default=100, help="grids that are timed")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -157,7 +157,7 @@ def cifar(folder: Path, setting: Setting) -> Case:
     arch = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
     original = read_model(folder / "cifar10_resnet20.th", arch=arch)
     example = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    limits = (setting.sides, setting.sides, setting.slow_grids[1])
+    limits = (setting.sides, setting.slow_sides, setting.slow_grids[1])
     return case_of("ResNet-20", original, data, example, *limits, mean=CIFAR_MEAN, std=CIFAR_STD)
 
 
@@ -183,19 +183,21 @@ def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int],
         f"{len(found.predictions)} images, {right:.1%} of them classified as labelled; converted and original say the "
         f"same on {agreed:.1%}."
     )
-    rows, drawn = [], []
+    rows, drawn, played = [], [], dict[str, Method]()
     for protocol in protocols(case, setting, smooth):
         grids = select(found.predictions, protocol)
         runner = Runner(folder=place(options, f"{case.name}-{protocol.smooth}"))
+        chosen = dict(case.methods(slow=case.slow_grids > 0 and protocol.side in case.slow_sides))
         results = [
             play(subject, method, grids[: case.slow_grids] if name in SLOW else grids, protocol, runner)
-            for name, method in case.methods(slow=protocol.side in case.slow_sides)
+            for name, method in chosen.items()
         ]
+        played |= chosen
         rows += [row_of(result) for result in results]
         if protocol.smooth == smooth[0]:
             drawn.append((subject, results))
     page.table(("grid", "smoothed over", "method", "GridPG", "95 %", "chance", "grids"), rows)
-    page.text("\n".join(f"- {method.name}: {dict(method.settings)}" for _, method in case.methods() if method.settings))
+    page.text("\n".join(f"- {method.name}: {dict(method.settings)}" for method in played.values() if method.settings))
     if options.pictures is not None:
         draw(case, drawn, options.pictures)
 

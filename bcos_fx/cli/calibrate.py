@@ -106,4 +106,5 @@ def _tell(network: BcosNetwork, target: Path, skipped: dict[str, str], *, json: 
     else:
         show_calibration(network.report, console())
         typer.echo(f"Wrote {target}. Look at what it says now: bcos-fx explain {target} IMAGE")
+        typer.echo(f"Explanations get clear by fine-tuning: bcos-fx finetune {target} --data DIR -o OUT")
     list_skipped(skipped)

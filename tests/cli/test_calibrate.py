@@ -47,9 +47,10 @@ def test_the_file_is_what_the_library_makes(run: Run, raised: Path, weights: Pat
         torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-5, atol=1e-6)
     assert "Calibrated on 40 images" in done.stdout
     assert "the highest class is the original's on" in " ".join(done.stdout.split())
-    last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith("Wrote raised.calibrated.safetensors.")
-    assert "bcos-fx explain raised.calibrated.safetensors" in last
+    wrote, then = done.stdout.strip().splitlines()[-2:]
+    assert wrote.startswith("Wrote raised.calibrated.safetensors.")
+    assert "bcos-fx explain raised.calibrated.safetensors" in wrote
+    assert "bcos-fx finetune raised.calibrated.safetensors" in then
 
 
 def test_convert_calibrates_at_once(run: Run, raised: Path, weights: Path, photographs: Path) -> None:
