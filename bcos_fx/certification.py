@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx import example
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import UsageError, nearest
 from bcos_fx.proofs.completeness import Completeness, check_completeness
 from bcos_fx.proofs.linearity import Certificate
 from bcos_fx.proofs.view import ExplanationView
@@ -70,7 +70,11 @@ def certify(
         TraceError: the module cannot be turned into a graph.
     """
     view = view_of(module, inputs, output=output, source=source)
-    measured = None if inputs is None else check_completeness(view, _in_order(view, inputs))
+    measured = None
+    if inputs is not None:
+        given = in_order([str(node.target) for node in view.inputs], inputs)
+        view.check_values(given)
+        measured = check_completeness(view, given)
     return Certification(**vars(view.certificate), completeness=measured)
 
 
@@ -89,7 +93,9 @@ def view_of(
         )
     with torch.no_grad():
         if isinstance(module, BcosNetwork) and inputs is not None:
-            module = module.of_size(_values(module, inputs))
+            names = [spec.name for spec in module.record.inputs]
+            given = [inputs] if isinstance(inputs, Tensor) else inputs
+            module = module.of_size(in_order(names, given) if isinstance(given, Mapping) else given)
         if not isinstance(module, BcosNetwork):
             return ExplanationView(_traced(module, inputs), output=output, source=source)
         kept, made_of = _VIEWS.setdefault(module, {}), _made_of(module)
@@ -100,10 +106,28 @@ def view_of(
         return view
 
 
-def _values(network: BcosNetwork, inputs: Inputs) -> Sequence[Any]:
+def in_order(names: Sequence[str], inputs: Inputs) -> list[Tensor]:
+    """Return a network's inputs in its own order.
+
+    Args:
+        names: of the inputs, in that order.
+        inputs: one tensor, several in order (what is no tensor is passed over), or all by name.
+
+    Raises:
+        UsageError: a name is unknown, or one is missing; or there are more or less.
+    """
     if isinstance(inputs, Mapping):
-        return [inputs[spec.name] for spec in network.record.inputs]
-    return [inputs] if isinstance(inputs, Tensor) else inputs
+        for name in inputs:
+            if name not in names:
+                raise UsageError(f"the network has no input {name!r}", hint=nearest(name, names))
+        missing = [name for name in names if name not in inputs]
+        if missing:
+            raise UsageError(f"the input {missing[0]!r} is missing", hint=f"the network takes {', '.join(names)}")
+        return [inputs[name] for name in names]
+    given = [inputs] if isinstance(inputs, Tensor) else [value for value in inputs if isinstance(value, Tensor)]
+    if len(given) != len(names):
+        raise UsageError(f"{len(given)} inputs were given, the network takes {len(names)} ({', '.join(names)})")
+    return given
 
 
 _VIEWS: WeakKeyDictionary[BcosNetwork, dict[Any, tuple[ExplanationView | None, Any]]] = WeakKeyDictionary()
@@ -151,11 +175,3 @@ def _two_samples(inputs: Inputs) -> Inputs:
 
 def _sample_pair(value: Any) -> Any:
     return _two_samples(value) if isinstance(value, Tensor) and value.dim() else value
-
-
-def _in_order(view: ExplanationView, inputs: Inputs) -> Sequence[Tensor]:
-    if isinstance(inputs, Tensor):
-        return [inputs]
-    if not isinstance(inputs, Mapping):
-        return [value for value in inputs if isinstance(value, Tensor)]
-    return [inputs[str(node.target)] for node in view.inputs]

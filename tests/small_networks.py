@@ -12,7 +12,8 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 
 def images(count: int = 2, channels: int = 3, size: int = 8) -> Tensor:
-    return torch.rand(count, channels, size, size)
+    # The same in every process: tests that are named after their tensors are to have one name.
+    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def vectors(count: int = 2) -> Tensor:

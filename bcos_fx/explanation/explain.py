@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.certification import view_of
-from bcos_fx.errors import UsageError, VerificationError, nearest
+from bcos_fx.certification import in_order, view_of
+from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.explanation.result import Constants, Explanation
 from bcos_fx.explanation.targets import Chosen, Target, chosen, named
 from bcos_fx.proofs.completeness import judged
@@ -77,6 +77,7 @@ def explain(
     _check_images(model, images, given)
     view = view_of(model, example, output=output, source=source)
     _check_count(view, len(given))
+    view.check_values(given)
     if not view.certificate.ok and not allow_incomplete:
         raise _not_linear(view)
     wanted = named(target, names)
@@ -229,16 +230,9 @@ def _in_order(model: nn.Module, images: Tensor | Mapping[str, Tensor], others: S
         return [images, *others]
     if others:
         raise UsageError("inputs are given by name and as others=", hint="give all of them by name")
-    if not isinstance(model, BcosNetwork):
-        return list(bind(model, images).named.values())
-    names = [spec.name for spec in model.record.inputs]
-    for name in images:
-        if name not in names:
-            raise UsageError(f"the network has no input {name!r}", hint=nearest(name, names))
-    missing = [name for name in names if name not in images]
-    if missing:
-        raise UsageError(f"the input {missing[0]!r} is missing", hint=f"the network takes {', '.join(names)}")
-    return [images[name] for name in names]
+    if isinstance(model, BcosNetwork):
+        return in_order([spec.name for spec in model.record.inputs], images)
+    return list(bind(model, images).named.values())
 
 
 def _explained_by(given: Sequence[Tensor]) -> Tensor:

@@ -32,6 +32,7 @@ from bcos_fx.rewriting.options import Options
 from bcos_fx.rewriting.passes import Engine
 from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.rewriting.rewrite import add_ledger
+from bcos_fx.tracing.functional import require
 
 Select = Callable[[Tensor], Tensor]
 """From the explained value (N, ...) to the numbers to be explained (N, K)."""
@@ -127,12 +128,24 @@ class ExplanationView:
 
     def network_value(self, inputs: Sequence[Any], observe: Observer | None = None) -> Tensor:
         """Run the network itself to what is explained, under no_grad; nothing of the view has a hand in it."""
-        nodes = list(self._unfrozen.graph.nodes)
-        known = zip([node for node in nodes if node.op == "placeholder"], inputs, strict=True)
-        end = next(node for node in nodes if node.op == "output").all_input_nodes[0]
-        with torch.no_grad():
-            value: Tensor = evaluate(self._unfrozen, dict(known), end, observe)
+        end = next(node for node in self._unfrozen.graph.nodes if node.op == "output").all_input_nodes[0]
+        value: Tensor = self._run_network(inputs, end, observe)
         return value
+
+    def check_values(self, inputs: Sequence[Any]) -> None:
+        """Check what Python code of the original reads of the inputs' values: whether a mask leaves anything out, say.
+
+        Raises:
+            TraceError: it would read something else than in the example run, so the graph does not hold for them.
+        """
+        for node in self._unfrozen.graph.nodes:
+            if node.target is require:
+                self._run_network(inputs, node)
+
+    def _run_network(self, inputs: Sequence[Any], end: fx.Node, observe: Observer | None = None) -> Any:
+        given = [node for node in self._unfrozen.graph.nodes if node.op == "placeholder"]
+        with torch.no_grad():
+            return evaluate(self._unfrozen, dict(zip(given, inputs, strict=True)), end, observe)
 
     def on_value_path(self, node: fx.Node) -> bool:
         """Say whether a node of the graph carries a value to the explained output."""

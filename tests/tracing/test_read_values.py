@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.errors import TraceError
+import bcos_fx
+from bcos_fx.errors import TraceError, UsageError
 from bcos_fx.tracing import require, trace
 
 
@@ -61,6 +62,23 @@ def test_the_branch_that_leaves_the_mask_out_refuses_one_that_masks(tokens: Tens
     with pytest.raises(TraceError, match="reads True, and now it would read False") as caught:
         found.graph_module(tokens, PADDED)
     assert "if mask.all()" in str(caught.value)
+
+
+def test_an_explanation_is_refused_where_the_network_refuses(tokens: Tensor) -> None:
+    """What is explained does not read the check; without it, another function than the network's is explained."""
+    example = {"x": tokens, "mask": FULL}
+    network = bcos_fx.bcosify(Masked(wrong=0.1).eval(), example_inputs=example, recipe="equivalent", input="none")
+    assert bcos_fx.certify(network, example).ok
+    for run in (network, lambda *given: bcos_fx.explain(network, given[0], others=given[1:])):
+        run(tokens, FULL)
+        with pytest.raises(TraceError, match="reads True, and now it would read False"):
+            run(tokens, PADDED)
+    with pytest.raises(TraceError, match="reads True, and now it would read False"):
+        bcos_fx.certify(network, {"mask": PADDED, "x": tokens})
+    with pytest.raises(UsageError, match="no input 'maks'"):
+        bcos_fx.certify(network, {"x": tokens, "maks": FULL})
+    with pytest.raises(UsageError, match=r"1 inputs were given, the network takes 2 \(x, mask\)"):
+        bcos_fx.certify(network, tokens)
 
 
 def test_branches_that_differ_keep_their_check(tokens: Tensor) -> None:
