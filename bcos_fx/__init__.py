@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bcos_fx.errors import BcosFxError
+from bcos_fx.lazy import lazily
 from bcos_fx.version import __version__
 
 if TYPE_CHECKING:
@@ -34,24 +34,20 @@ __all__ = [
     "verify",
 ]
 
-# Loaded when first used: torch takes seconds to import, and `bcos-fx --help` needs none of it.
-_HOMES = {
-    "bcosify": "bcos_fx.convert",
-    "calibrate": "bcos_fx.calibration",
-    "certify": "bcos_fx.certification",
-    "explain": "bcos_fx.explanation.explain",
-    "finetune": "bcos_fx.training.finetune",
-    "load": "bcos_fx.artifact",
-    "plan": "bcos_fx.convert",
-    "save": "bcos_fx.artifact",
-    "verify": "bcos_fx.proofs",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'bcos_fx' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "bcosify": "bcos_fx.convert",
+        "calibrate": "bcos_fx.calibration",
+        "certify": "bcos_fx.certification",
+        "explain": "bcos_fx.explanation.explain",
+        "finetune": "bcos_fx.training.finetune",
+        "load": "bcos_fx.artifact",
+        "plan": "bcos_fx.convert",
+        "save": "bcos_fx.artifact",
+        "verify": "bcos_fx.proofs",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bcos_fx.lazy import lazily
 
 if TYPE_CHECKING:
     from bcos_fx.evaluation.concept_map import text2concept
@@ -16,27 +17,6 @@ if TYPE_CHECKING:
     from bcos_fx.evaluation.stores import open_source
     from bcos_fx.methods.method import Method, dynamic_linear
     from bcos_fx.methods.zero_shot import ZeroShot
-
-# Loaded when first used: none of them is needed to know what there is. No module bears the name of one of them, for
-# importing it would put the module in the function's place.
-_HOMES = {
-    "Accuracy": "evaluation.correctness",
-    "Localisation": "evaluation.localisation",
-    "Method": "methods.method",
-    "Protocol": "evaluation.selection",
-    "ZeroShot": "methods.zero_shot",
-    "accuracy": "evaluation.correctness",
-    "dynamic_linear": "methods.method",
-    "embed_images": "evaluation.probing",
-    "fair": "evaluation.selection",
-    "gridpg": "evaluation.localisation",
-    "gridpg_reference": "evaluation.reference",
-    "gridpg_score": "evaluation.scoring",
-    "linear_probe": "evaluation.probing",
-    "open_source": "evaluation.stores",
-    "published": "evaluation.selection",
-    "text2concept": "evaluation.concept_map",
-}
 
 __all__ = [
     "Accuracy",
@@ -57,8 +37,24 @@ __all__ = [
     "text2concept",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'bcos_fx.evaluation' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"bcos_fx.{_HOMES[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "Accuracy": "bcos_fx.evaluation.correctness",
+        "Localisation": "bcos_fx.evaluation.localisation",
+        "Method": "bcos_fx.methods.method",
+        "Protocol": "bcos_fx.evaluation.selection",
+        "ZeroShot": "bcos_fx.methods.zero_shot",
+        "accuracy": "bcos_fx.evaluation.correctness",
+        "dynamic_linear": "bcos_fx.methods.method",
+        "embed_images": "bcos_fx.evaluation.probing",
+        "fair": "bcos_fx.evaluation.selection",
+        "gridpg": "bcos_fx.evaluation.localisation",
+        "gridpg_reference": "bcos_fx.evaluation.reference",
+        "gridpg_score": "bcos_fx.evaluation.scoring",
+        "linear_probe": "bcos_fx.evaluation.probing",
+        "open_source": "bcos_fx.evaluation.stores",
+        "published": "bcos_fx.evaluation.selection",
+        "text2concept": "bcos_fx.evaluation.concept_map",
+    },
+)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bcos_fx.lazy import lazily
 
 if TYPE_CHECKING:
     from bcos_fx.explanation.attribution import Contributions
@@ -13,16 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Constants", "Contributions", "Explanation", "cosine", "difference"]
 
-_HOMES = {
-    "Constants": "result",
-    "Contributions": "attribution",
-    "Explanation": "result",
-    "cosine": "similarity",
-    "difference": "targets",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'bcos_fx.explanation' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"bcos_fx.explanation.{_HOMES[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "Constants": "bcos_fx.explanation.result",
+        "Contributions": "bcos_fx.explanation.attribution",
+        "Explanation": "bcos_fx.explanation.result",
+        "cosine": "bcos_fx.explanation.similarity",
+        "difference": "bcos_fx.explanation.targets",
+    },
+)

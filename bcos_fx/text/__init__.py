@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bcos_fx.lazy import lazily
 
 if TYPE_CHECKING:
     from bcos_fx.text.cache import TextCache
@@ -23,19 +24,16 @@ __all__ = [
     "read_templates",
 ]
 
-_HOMES = {
-    "TextCache": "cache",
-    "TextEmbeddings": "embedding",
-    "TextTower": "tower",
-    "class_embeddings": "embedding",
-    "embed_texts": "embedding",
-    "imagenet_templates": "templates",
-    "load_text_tower": "loading",
-    "read_templates": "templates",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'bcos_fx.text' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"bcos_fx.text.{_HOMES[name]}"), name)
+__getattr__ = lazily(
+    __name__,
+    {
+        "TextCache": "bcos_fx.text.cache",
+        "TextEmbeddings": "bcos_fx.text.embedding",
+        "TextTower": "bcos_fx.text.tower",
+        "class_embeddings": "bcos_fx.text.embedding",
+        "embed_texts": "bcos_fx.text.embedding",
+        "imagenet_templates": "bcos_fx.text.templates",
+        "load_text_tower": "bcos_fx.text.loading",
+        "read_templates": "bcos_fx.text.templates",
+    },
+)
