@@ -1,10 +1,12 @@
-"""Names of a package that are loaded when they are first used: importing torch takes seconds."""
+"""What is loaded when it is first used: names of a package (torch takes seconds to import), libraries of extras."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from bcos_fx.errors import MissingExtraError
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -22,3 +24,20 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(importlib.import_module(homes[name]), name)
 
     return load
+
+
+def library(name: str, extra: str, purpose: str) -> Any:
+    """Import a library that an extra brings.
+
+    Args:
+        name: of the library, or of a module in it.
+        extra: that brings it.
+        purpose: what it is needed for, for the message.
+
+    Raises:
+        MissingExtraError: it is not installed, or what it needs is not.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(name.partition(".")[0], extra, purpose) from error

