@@ -11,14 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from bcos_fx.artifact import load, save
 from bcos_fx.certification import certify
 from bcos_fx.convert import bcosify
 from bcos_fx.nn import BcosLayer
 from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.testing import norm_statistics_from_data_, randomise_
 from bcos_fx.zoo.subjects import Subject, build
 
@@ -147,19 +146,11 @@ def _varies(row: Row) -> bool:
 
 
 def _opaque_share(network: BcosNetwork) -> float:
-    """Share of the parameters that are inside modules that the analysis cannot look into."""
-    parts = [network.get_submodule(str(node.target)) for node in network.graph.nodes if _is_opaque(network, node)]
+    """Share of the parameters that are inside modules whose operation nobody knows."""
+    hidden = {row.module for row in network.report.unknown if row.module is not None}
+    parts = [part for name, part in network.named_modules() if name in hidden]
     inside = {parameter: parameter.numel() for part in parts for parameter in part.parameters()}
     return float(sum(inside.values()) / max(sum(parameter.numel() for parameter in network.parameters()), 1))
-
-
-def _is_opaque(network: BcosNetwork, node: fx.Node) -> bool:
-    """Whether a node calls an unknown module, or one of no linearity class; a table of embeddings is only looked up."""
-    if node.op != "call_module":
-        return False
-    op = vocabulary().of(node, network)
-    looked_up = all(source.meta.get("dtype") == torch.long for source in node.all_input_nodes)
-    return op is None or (op.linearity == "opaque" and not looked_up)
 
 
 def _inputs(network: BcosNetwork, subject: Subject) -> Iterator[Tensor]:

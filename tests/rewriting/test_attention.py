@@ -61,7 +61,7 @@ def weighed_by_head(net: Any, x: Tensor) -> Tensor:
     return y + weights[:, 1] @ x
 
 
-def pooled(net: Any, x: Tensor) -> Tensor:
+def pooled(net: Any, x: Tensor, **masks: Tensor) -> Tensor:
     """As the attention pooling of open_clip's ResNets: one query, weights in layers of their own, one bias of three."""
     tokens = torch.cat([x.mean(1, keepdim=True), x], 1).transpose(0, 1)
     y, _ = F.multi_head_attention_forward(
@@ -84,8 +84,15 @@ def pooled(net: Any, x: Tensor) -> Tensor:
         v_proj_weight=net.v.weight,
         training=net.training,
         need_weights=False,
+        **masks,
     )
     return y.transpose(0, 1)
+
+
+def pooled_in_part(net: Any, x: Tensor) -> Tensor:
+    """Masks of truth values given to the function itself: a module makes numbers of its own before."""
+    padding = F.pad(PADDING, (1, 0)).expand(x.shape[0], -1)
+    return pooled(net, x, key_padding_mask=padding, attn_mask=torch.tensor([[False, True, *[False] * 4]]))
 
 
 def projected(net: Any, x: Tensor) -> Tensor:
@@ -156,6 +163,7 @@ FORMS: dict[str, tuple[Form, dict[str, Callable[[], nn.Module]]]] = {
             {"attention": layer(nn.TransformerDecoderLayer), "m": lambda: nn.Linear(8, 8)},
         ),
         "attention pooling": (pooled, LINEARS),
+        "attention pooling, masked": (pooled_in_part, LINEARS),
         "scaled dot product": (projected, LINEARS),
         "written out": (written_out, LINEARS),
     }.items()

@@ -74,8 +74,9 @@ def test_what_does_not_pass_has_a_cause(rows: dict[str, Any], factory: str, word
     assert "\n" not in cause(rows[factory])
 
 
-def test_parameters_inside_a_layer_that_nobody_looks_into_are_counted(rows: dict[str, Any]) -> None:
+def test_parameters_inside_an_unknown_layer_are_counted(rows: dict[str, Any]) -> None:
     row = rows["Recurrent"]
+    assert row["unknown"] == {"LSTM": 1}
     inside, outside = 4 * 6 * (8 + 6 + 2), 8 * 3 * 16 + 8 + 6 * 5 + 5
     assert row["parameters"] == inside + outside
     widened = 8 * 3 * 16  # the first layer reads three channels more
