@@ -44,7 +44,8 @@ def _pieces(*tensors: Tensor, whole: Tensor | None = None) -> Iterator[tuple[Ten
     ``whole`` broadcasts against every piece, so dimensions in which it varies are not cut.
     """
     first = tensors[0]
-    if first.numel() > _PIECE and not torch.compiler.is_compiling():
+    # A compiler is asked first: comparing a size that it keeps open would fix it.
+    if not torch.compiler.is_compiling() and first.numel() > _PIECE:
         for dim in range(-first.dim(), 0):
             length = first.shape[dim]
             varies = whole is not None and whole.dim() >= -dim and whole.shape[dim] > 1

@@ -226,3 +226,14 @@ def test_exports() -> None:
     x = torch.randn(2, 3, 6, 6)
     program = torch.export.export(model, (x,))
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_an_export_keeps_the_batch_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a result is cut into pieces depends on its size, which an exported program must not take for fixed."""
+    monkeypatch.setattr(functional, "_PIECE", 1000)  # between the results for 2 images and for 16
+    layer, images = bnn.BcosConv2d(3, 4, 3, b=2.0).eval(), torch.rand(2, 3, 8, 8)
+    batch = torch.export.Dim("batch", min=2, max=16)
+    with torch.no_grad():
+        program = torch.export.export(layer, (images,), dynamic_shapes=({0: batch},))
+        for given in (images, torch.rand(16, 3, 8, 8)):
+            torch.testing.assert_close(program.module()(given), layer(given))
