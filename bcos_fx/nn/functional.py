@@ -238,14 +238,20 @@ def alignment(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -
 def _scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:
     grouped, norm, weight_norm = _by_group(out, norm, weight_norm)
     inverse_weight = None if weight_norm is None else weight_norm.reciprocal()
+    ratio: Tensor | None = None
     for piece, inverse in _pieces(grouped, norm.reciprocal(), whole=inverse_weight):
-        piece.mul_(_power_(_magnitude(piece, inverse, inverse_weight), b - 1))
+        if ratio is not None and ratio.shape != piece.shape:  # the last piece may be smaller
+            ratio = None
+        ratio = _power_(_magnitude(piece, inverse, inverse_weight, out=ratio), b - 1)
+        piece.mul_(ratio)
     return out
 
 
-def _magnitude(values: Tensor, inverse: Tensor, inverse_weight: Tensor | None) -> Tensor:
-    """A new tensor |values| / (norm * weight_norm), smallest factors first so that no product overflows."""
-    ratio = (values * inverse).abs_()
+def _magnitude(
+    values: Tensor, inverse: Tensor, inverse_weight: Tensor | None, *, out: Tensor | None = None
+) -> Tensor:
+    """|values| / (norm * weight_norm), new or in ``out``; smallest factors first so that no product overflows."""
+    ratio = torch.mul(values, inverse, out=out).abs_()
     return ratio if inverse_weight is None else ratio.mul_(inverse_weight)
 
 
