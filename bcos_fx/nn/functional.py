@@ -247,9 +247,7 @@ def _scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> T
     return out
 
 
-def _magnitude(
-    values: Tensor, inverse: Tensor, inverse_weight: Tensor | None, *, out: Tensor | None = None
-) -> Tensor:
+def _magnitude(values: Tensor, inverse: Tensor, inverse_weight: Tensor | None, *, out: Tensor | None = None) -> Tensor:
     """|values| / (norm * weight_norm), new or in ``out``; smallest factors first so that no product overflows."""
     ratio = torch.mul(values, inverse, out=out).abs_()
     return ratio if inverse_weight is None else ratio.mul_(inverse_weight)
