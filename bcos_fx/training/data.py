@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.evaluation import decoding
-from bcos_fx.training.seeding import derived, seed_all
+from bcos_fx.training.seeding import derived, seed_host
 from bcos_fx.training.sources import DatasetSource, Source
 
 # What a photograph loses at each edge: 7/8 of it are kept, as in the usual ImageNet evaluation.
@@ -58,7 +58,7 @@ class Samples(Dataset[Any]):
     def __getitem__(self, place: tuple[int, int]) -> Any:
         """Return (image, label) of (epoch, index), or :class:`Unreadable`."""
         epoch, index = place
-        seed_all(derived(self._seed, "image", epoch, index))
+        seed_host(derived(self._seed, "image", epoch, index))
         try:
             found = self.source.read(index)
             if isinstance(self.source, DatasetSource):
@@ -190,14 +190,14 @@ class Replayable:
 
     def _batches(self, start: int) -> Iterator[Any]:
         epoch = self._epoch
-        seed_all(derived(self._seed, "loader", epoch))
+        seed_host(derived(self._seed, "loader", epoch))
         for generator in {id(g): g for g in _generators(self.loader)}.values():
             generator.manual_seed(derived(self._seed, "loader", epoch))
         if self._order is not None:
             self._order.epoch, self._order.start = epoch, start
         batches = iter(self.loader)
         for number in range(0 if self._order is None else start, len(self)):
-            seed_all(derived(self._seed, "batch", epoch, number))
+            seed_host(derived(self._seed, "batch", epoch, number))
             try:
                 batch = next(batches)
             except StopIteration:

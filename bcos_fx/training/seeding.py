@@ -21,10 +21,16 @@ def derived(seed: int, *purpose: int | str) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and torch."""
+    """Seed the global generators of Python, NumPy and torch, on every device."""
+    seed_host(seed)
+    torch.manual_seed(seed)
+
+
+def seed_host(seed: int) -> None:
+    """Seed those of the processor alone: for every image, telling the other devices would cost a millisecond."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
