@@ -93,6 +93,8 @@ def test_demo(run: Run, folder: Path) -> None:
     assert sorted(path.name for path in (folder / "bcos-fx-demo").iterdir()) == [
         "efficientnet-lite0.bcos.safetensors",
         "efficientnet-lite0.png",
+        "explanation.png",
+        "explanations.html",
     ]
 
 
