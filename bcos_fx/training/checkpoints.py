@@ -71,9 +71,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def identity(network: nn.Module, training: Training, images: int) -> dict[str, Any]:
     """Return what a checkpoint must have in common with the run that goes on from it, as plain data."""
     shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    nodes = [f"{n.op} {n.target}" for n in network.graph.nodes] if isinstance(network, BcosNetwork) else []
+    nodes = [f"{n.op} {_named(n.target)}" for n in network.graph.nodes] if isinstance(network, BcosNetwork) else []
     digest = hashlib.sha256(json.dumps([shapes, nodes], sort_keys=True).encode()).hexdigest()
     return {"network": digest, "recipe": json.loads(json.dumps(training.to_dict())), "images": images}
+
+
+def _named(target: Any) -> str:
+    """A graph's target by its names: what a function is printed as holds its address, another in every process."""
+    if isinstance(target, str):
+        return target
+    return f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', target)}"
 
 
 def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import bcos_fx
 from bcos_fx.rewriting.network import BcosNetwork
@@ -34,13 +35,20 @@ def images(count: int = 24) -> tuple[Tensor, Tensor]:
     return pixels, labels
 
 
+class PaddedReLU(nn.Module):
+    """Calls a Python function, whose address differs from process to process."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(F.relu(x), (1, 1, 1, 1))
+
+
 def original() -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = nn.Sequential(
             nn.Conv2d(3, 6, 3, padding=1),
             nn.BatchNorm2d(6),
-            nn.ReLU(),
+            PaddedReLU(),
             nn.Dropout(0.2),
             nn.Conv2d(6, 6, 3),
             nn.ReLU(),
