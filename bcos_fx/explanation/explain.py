@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +85,8 @@ def explain(
     parts, choices = [], []
     for place in _chunks(view, images, batch_size):
         inputs = [value[place] if _has_samples(value, images) else value for value in given]
-        part, choice = _explained(view, inputs, _of_samples(wanted, place, len(images)))
+        with model.naming_shapes(given) if isinstance(model, BcosNetwork) else nullcontext():
+            part, choice = _explained(view, inputs, _of_samples(wanted, place, len(images)))
         parts.append(part)
         choices.append(choice)
     found = _result(view, images, parts, choices, _notes(model, images), names)

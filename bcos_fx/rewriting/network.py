@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -144,7 +145,29 @@ class BcosNetwork(nn.Module):
             inputs = self._in_order(inputs, named)
         self.check_inputs(inputs)
         network = self.of_size(inputs)
-        return network._program(network, *inputs)
+        if torch.compiler.is_compiling():
+            return network._program(network, *inputs)
+        with self.naming_shapes(inputs):
+            return network._program(network, *inputs)
+
+    @contextmanager
+    def naming_shapes(self, inputs: Sequence[Any]) -> Iterator[None]:
+        """Say of what fails within, for inputs of another shape than the example's, that this is why.
+
+        Raises:
+            UsageError: that PyTorch refused such an input, somewhere inside.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            for spec, value in zip(self.record.inputs, inputs, strict=False):
+                if isinstance(value, Tensor) and tuple(value.shape[1:]) != spec.shape[1:]:
+                    raise UsageError(
+                        f"the input {spec.name!r} has shape {tuple(value.shape)}, which the network cannot take: "
+                        f"{str(error).partition(chr(10))[0]}",
+                        hint=f"the example that it was converted with has (N, {', '.join(map(str, spec.shape[1:]))})",
+                    ) from error
+            raise
 
     def keep_source(self, other_sizes: OtherSizes) -> None:
         """Take inputs of other sizes too, by graphs that are made when they are first needed."""

@@ -82,3 +82,12 @@ def test_too_many_and_too_few_inputs_are_counted(network: Any) -> None:
 def test_nan_is_named_in_a_plain_row_of_numbers_too() -> None:
     with pytest.raises(UsageError, match="the first is number 1"):
         bcos_fx.explain(nn.Identity().eval(), torch.tensor([0.0, float("nan")]))
+
+
+def test_another_number_of_features_is_named_with_that_of_the_example() -> None:
+    table = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    network = bcos_fx.bcosify(table, recipe="equivalent", example_inputs=torch.rand(2, 8))
+    for call in (network, lambda x: bcos_fx.explain(network, x)):
+        with pytest.raises(UsageError, match=r"has shape \(2, 9\), which the network cannot take") as caught:
+            call(torch.rand(2, 9))
+        assert caught.value.hint == "the example that it was converted with has (N, 8)"
