@@ -24,6 +24,8 @@ bcos-fx calibrate model.safetensors --images photos/ -o calibrated.safetensors
 
 bcos-fx calibrate model.safetensors --images photos/ --original resnet50.pth --arch torchvision:resnet50
 
+bcos-fx calibrate model.safetensors --images labelled.npz --count 500
+
 Exit code 0: written. 1: written, but some images could not be read. 2: bad input, nothing written.
 """
 
@@ -31,8 +33,20 @@ Exit code 0: written. 1: written, but some images could not be read. 2: bad inpu
 def run(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
     images: Annotated[
-        Path, typer.Option(help="A folder of photographs like those that the network is for; a few hundred are enough.")
+        Path,
+        typer.Option(
+            help="A folder of photographs like those that the network is for; a few hundred are enough. Or labelled "
+            "images as for evaluate (a folder per class, .npz, .tar): the accuracy before and after is then said too."
+        ),
     ],
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Names of the network's classes, one on a line, where images lie in folders of such names."),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many of the images; of labelled ones evenly spread. (default: all)"),
+    ] = None,
     original: Annotated[
         Path | None,
         typer.Option(help="The checkpoint that MODEL was converted from: outputs are then matched to its own."),
@@ -70,11 +84,12 @@ def run(
         from bcos_fx.artifact import save
         from bcos_fx.cli import values
         from bcos_fx.cli.check import read_artifact
-        from bcos_fx.cli.network import calibrate_on
+        from bcos_fx.cli.network import calibrate_on, calibration_images, find_images
 
         network = read_artifact(model)
+        photographs = calibration_images(network, find_images(images, classes), count)
         reference = _original(original, arch, key, trust_pickle)
-        skipped = calibrate_on(network, images, reference, values.key(output_key), stages.passing)
+        skipped = calibrate_on(network, photographs, reference, values.key(output_key), stages.passing)
         stages("writing")
         save(network, target)
     _tell(network, target, skipped, json=json)

@@ -104,9 +104,10 @@ def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, sta
     if request.calibrate is None:
         return {}
     from bcos_fx.cli import values
-    from bcos_fx.cli.network import calibrate_on
+    from bcos_fx.cli.network import calibrate_on, calibration_images, find_images
 
-    return calibrate_on(network, request.calibrate, original, values.key(request.output_key), stages.passing)
+    images = calibration_images(network, find_images(request.calibrate))
+    return calibrate_on(network, images, original, values.key(request.output_key), stages.passing)
 
 
 def _tell(request: Request, network: BcosNetwork) -> None:

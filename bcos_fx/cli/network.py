@@ -13,9 +13,12 @@ from bcos_fx import example
 from bcos_fx.calibration import calibrate_
 from bcos_fx.checkpoint import build_architecture, read_model
 from bcos_fx.cli import values
-from bcos_fx.cli.photographs import Photographs, folder_files, read_photographs
+from bcos_fx.cli.photographs import LabelledPhotographs, Photographs, folder_files, read_photographs
 from bcos_fx.cli.request import Request
 from bcos_fx.errors import UsageError
+from bcos_fx.evaluation.sources import Files
+from bcos_fx.evaluation.stores import open_source
+from bcos_fx.explanation.classes import read_classes
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.recipe import DEFAULT_RECIPE
 
@@ -75,18 +78,47 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
     if request.images is not None:
         arguments["images"] = read_photographs(request.images, shape or _DEFAULT_SHAPE)
     if request.calibrate is not None:
-        folder_files(request.calibrate)  # a folder that is not there is found out before the work, not after it
+        find_images(request.calibrate)  # a folder that is not there is found out before the work, not after it
     return arguments | _options(request)
+
+
+def find_images(place: Path, classes: Path | None = None) -> list[Path] | Files:
+    """Find images to calibrate on: a folder's photographs, or labelled data in any form that evaluation reads.
+
+    Raises:
+        UsageError: there are none, or classes are named for photographs that have no label.
+    """
+    if not place.is_dir() or any(item.is_dir() or item.suffix == ".tar" for item in place.iterdir()):
+        return open_source(place, classes=None if classes is None else read_classes(classes))
+    if classes is not None:
+        raise UsageError(f"the images in {place} have no labels", hint="leave --classes out")
+    return folder_files(place)
+
+
+def calibration_images(
+    network: BcosNetwork, found: list[Path] | Files, count: int | None = None
+) -> Photographs | LabelledPhotographs:
+    """Return batches of what :func:`find_images` found, as the network takes them.
+
+    Raises:
+        UsageError: the labels cannot be meant for the network.
+    """
+    shape = network.input_shape
+    if isinstance(found, list):
+        return Photographs(found[: count or len(found)], shape, _BATCH)
+    with torch.no_grad():
+        found.check_classes(network(torch.zeros(1, *shape)).shape[1])
+    return LabelledPhotographs(found, shape, _BATCH, count)
 
 
 def calibrate_on(
     network: BcosNetwork,
-    folder: Path,
+    photographs: Photographs | LabelledPhotographs,
     original: nn.Module | None,
     output: int | str | None,
     progress: Callable[[str], None],
 ) -> dict[str, str]:
-    """Calibrate a network in place on a folder's photographs; ``progress`` as for the library's functions.
+    """Calibrate a network in place on photographs; ``progress`` as for the library's functions.
 
     Returns:
         Photograph that could not be read -> why.
@@ -94,7 +126,6 @@ def calibrate_on(
     Raises:
         UsageError: none could be read, or as :func:`bcos_fx.calibration.calibrate` says.
     """
-    photographs = Photographs(folder_files(folder), network.input_shape, _BATCH)
     try:
         calibrate_(
             network,

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.evaluation.decoding import BROKEN, SUFFIXES, cropped
+from bcos_fx.evaluation.decoding import BROKEN, SUFFIXES, Frame, Unreadable, cropped
+from bcos_fx.evaluation.sources import Sample, Source
 
 __all__ = ["SUFFIXES", "read_photograph", "read_photographs"]
 
@@ -99,6 +100,41 @@ class Photographs:
             except UsageError as error:
                 self.skipped[str(path)] = error.what
         return readable, torch.stack(tensors) if tensors else None
+
+
+class LabelledPhotographs:
+    """Images of a labelled source, read in batches with their labels; those that cannot be read are left out.
+
+    Args:
+        source: as ``bcos_fx.evaluation.open_source`` finds it.
+        shape: (C, H, W) of one sample, with C 1 or 3.
+        batch_size: how many are read at a time.
+        count: so many of them, evenly spread, because sources are often in the order of their classes; None for all.
+
+    Attributes:
+        skipped: image -> why it could not be read, for those that were reached so far.
+    """
+
+    def __init__(self, source: Source, shape: Sequence[int], batch_size: int, count: int | None = None) -> None:
+        self._source, self._frame = source, Frame.of(tuple(shape))
+        chosen = min(len(source), count or len(source))
+        places = [number * len(source) // chosen for number in range(chosen)]
+        self.parts = [places[first : first + batch_size] for first in range(0, chosen, batch_size)]
+        self.skipped: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches: images (N, C, H, W) and labels (N,)."""
+        for part in self.parts:
+            samples = [sample for place in part if (sample := self._read(place)) is not None]
+            if samples:
+                yield torch.stack([s.image for s in samples]), torch.tensor([s.label for s in samples])
+
+    def _read(self, place: int) -> Sample | None:
+        try:
+            return self._source.read(place, self._frame)
+        except Unreadable as error:
+            self.skipped[self._source.name(place)] = error.what
+            return None
 
 
 def check_shape(shape: Sequence[int]) -> None:

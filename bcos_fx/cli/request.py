@@ -170,8 +170,8 @@ class Request:
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of a few hundred photographs, without labels: set the converted network's norm statistics "
-            "and gains anew on them, as `bcos-fx calibrate` does. `plan` leaves them unread.",
+            help="A folder of a few hundred photographs; labels are not needed. Set the converted network's norm "
+            "statistics and gains anew on them, as `bcos-fx calibrate` does. `plan` leaves them unread.",
             rich_help_panel=_OUT,
         ),
     ] = None

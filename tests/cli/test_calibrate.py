@@ -12,7 +12,7 @@ from PIL import Image
 
 from bcos_fx.artifact import load
 from bcos_fx.calibration import calibrate
-from bcos_fx.cli.photographs import Photographs, image_files
+from bcos_fx.cli.photographs import Photographs, image_files, read_photograph
 from tests.cli import tiny_model
 from tests.cli.conftest import SHAPE, TINY, Run
 
@@ -71,6 +71,40 @@ def test_without_the_original_it_says_what_was_left(run: Run, raised: Path, phot
     assert "biases were removed" in " ".join(said["calibration"]["kept"].values())
     assert said["skipped"] == {}
     assert said["calibration"]["after"]["agreement"] is None
+
+
+def test_labels_count_the_hits_before_and_after(run: Run, raised: Path, photographs: Path, folder: Path) -> None:
+    for n, file in enumerate(sorted(photographs.iterdir())):
+        (photographs / str(n % 4)).mkdir(exist_ok=True)
+        file.rename(photographs / str(n % 4) / file.name)
+    (photographs / "0" / "00bad.png").write_bytes(b"no image")
+    done = run("calibrate", raised, "--images", photographs, "--count", 21, "--json")
+    assert done.exit_code == 1, done.output
+    said = json.loads(done.stdout)
+    files = sorted(photographs.rglob("*.png"), key=lambda file: (file.parent.name, file.name))
+    chosen = [files[n * 41 // 21] for n in range(21)]
+    assert said["skipped"].keys() == {"0/00bad.png"}
+    network = load(raised)
+    images = torch.stack([read_photograph(file, (3, 8, 8)) for file in chosen if file.name != "00bad.png"])
+    labels = torch.tensor([int(file.parent.name) for file in chosen if file.name != "00bad.png"])
+    hits = float((network(images).argmax(1) == labels).double().mean())
+    assert said["calibration"]["before"]["accuracy"] == pytest.approx(hits)
+    done = run("calibrate", raised, "--images", photographs, "--force")
+    assert "it is the label's on" in " ".join(done.stdout.split())
+
+
+def test_classes_are_found_by_name_or_refused(run: Run, raised: Path, photographs: Path, folder: Path) -> None:
+    (folder / "names.txt").write_text("dog\ncat\n")
+    done = run("calibrate", raised, "--images", photographs, "--classes", "names.txt")
+    assert done.exit_code == 2
+    assert "have no labels" in done.stderr
+    (photographs / "zebra").mkdir()
+    for file in list(photographs.glob("*.png")):
+        file.rename(photographs / "zebra" / file.name)
+    for words, reason in (((), "1 folders of classes"), (("--classes", "names.txt"), "zebra")):
+        done = run("calibrate", raised, "--images", photographs, *words)
+        assert done.exit_code == 2
+        assert reason in done.stderr
 
 
 @pytest.mark.parametrize("command", ["calibrate", "convert"])
