@@ -225,6 +225,7 @@ def test_a_linear_probe_on_the_command_line(files: Path) -> None:
     ],
 )
 def test_what_cannot_be_evaluated(files: Path, words: tuple[str, ...], said: str) -> None:
+    pytest.importorskip("torchmetrics")
     (files / "empty.txt").write_text("")
     TextEmbeddings(("a", "b"), torch.ones(2, 7), "made-up").save(files / "wide.safetensors")
     TextEmbeddings(("a", "b"), torch.ones(2, toy.WIDTH), "made-up").save(files / "few.safetensors")

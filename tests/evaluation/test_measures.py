@@ -128,10 +128,12 @@ def test_wrong_masks_are_named(masks: object, options: dict[str, float], message
 
 
 def test_maps_that_do_not_move_are_stable() -> None:
+    pytest.importorskip("captum")
     assert stability(made(uniform), IMAGES, TARGETS).values.tolist() == [[0, 0], [0, 0]]
 
 
 def test_stability_of_a_known_map() -> None:
+    pytest.importorskip("captum")
     """A map that is the image itself moves as far as the image does."""
     images = 0.5 + 0.1 * IMAGES
     itself = made(lambda x, t: x.mean(1, keepdim=True).expand(-1, t.shape[1], -1, -1))
@@ -145,6 +147,7 @@ def test_stability_of_a_known_map() -> None:
 
 
 def test_images_stay_images_while_they_are_changed() -> None:
+    pytest.importorskip("captum")
     seen = []
 
     def look(images: Tensor, targets: Tensor) -> Tensor:
@@ -156,6 +159,7 @@ def test_images_stay_images_while_they_are_changed() -> None:
 
 
 def test_a_noisy_map_is_less_stable_than_a_linear_one() -> None:
+    pytest.importorskip("captum")
     network = Weighted(torch.randn(3, 3, 8, 10))
     linear = stability(made(network.contributions), IMAGES, TARGETS)
     noisy = stability(made(lambda x, t: network.contributions((997 * x) % 1, t)), IMAGES, TARGETS)
@@ -163,6 +167,7 @@ def test_a_noisy_map_is_less_stable_than_a_linear_one() -> None:
 
 
 def test_wrong_arguments_of_stability_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("captum")
     for options, message in (({"radius": 0}, "radius is 0"), ({"samples": 0}, "samples is 0")):
         with pytest.raises(UsageError, match=message):
             stability(made(uniform), IMAGES, TARGETS, **options)
@@ -244,6 +249,7 @@ def test_boxes_of_several_methods(tmp_path: Path) -> None:
 
 
 def test_every_measure_takes_the_networks_own_explanation() -> None:
+    pytest.importorskip("captum")
     network = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
     ).eval()

@@ -27,7 +27,6 @@ from bcos_fx.calibration import calibrate_
 from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.nn import BatchNormUncentred2d, BcosLayer
 from bcos_fx.training.calibrating import usual_calibration
-from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.places import constants_of
 from bcos_fx.training.recipe import Training
@@ -343,6 +342,8 @@ def test_a_corrupt_image_is_named(workers: int, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bcos_fx.training.fine_tuning import FineTuning
+
     before = FineTuning.on_train_batch_start
 
     def spoil(module: FineTuning, batch: Any, batch_idx: int) -> None:

@@ -153,6 +153,7 @@ def test_the_page_counts_and_explains(rows: dict[str, Any]) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
     out, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
     words = [sys.executable, "-m", "bcos_fx", "zoo", named("Convolutional"), "--out", str(out), "--page", str(page)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
