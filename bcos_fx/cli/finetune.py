@@ -40,7 +40,8 @@ class FineTuneRequest:
         Path,
         typer.Option(
             help="Images to train on: a folder with one folder per class; an .npz with jpeg (bytes of all files), "
-            "offsets, labels and classes; or webdataset shards (.tar, or a folder of them).",
+            "offsets, labels and classes; or webdataset shards (.tar, or a folder of them). A folder of images alone "
+            "will do for a recipe that only distils.",
             rich_help_panel=_DATA,
         ),
     ]

@@ -53,13 +53,26 @@ def open_source(path: str | os.PathLike[str], *, classes: Sequence[str] | None =
     raise UsageError(f"{place.name} is no data that can be read", where=str(place), hint=_FORMS)
 
 
+def unlabelled(folder: Path) -> list[Path]:
+    """Return the image files of a folder that has nothing to tell their classes; none where it is something else."""
+    if not folder.is_dir():
+        return []
+    items = sorted(folder.iterdir())
+    if any(item.is_dir() or item.suffix == ".tar" for item in items):
+        return []
+    return [item for item in items if item.suffix.lower() in SUFFIXES and item.is_file()]
+
+
 # ---------------------------------------------------------------- a folder per class
 
 
 def _folder(root: Path, classes: Sequence[str] | None) -> Files:
     folders = sorted(item for item in root.iterdir() if item.is_dir() and not item.name.startswith("."))
     if not folders:
-        raise UsageError(f"there are no folders in {root}", hint="put the images of each class in a folder of its own")
+        missing = "folders" if unlabelled(root) else "images"
+        raise UsageError(
+            f"there are no {missing} in {root}", hint="put the images of each class in a folder of its own"
+        )
     labels, counted = _labels([folder.name for folder in folders], classes)
     places = [
         Place(str(file.relative_to(root)), label, file, 0, file.stat().st_size)

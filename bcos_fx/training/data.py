@@ -56,14 +56,15 @@ class Samples(Dataset[Any]):
         return len(self.source.labels)
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
-        """Return (image, label) of (epoch, index), or :class:`Unreadable`."""
+        """Return (image, label) of (epoch, index), the image alone without labels, or :class:`Unreadable`."""
         epoch, index = place
         seed_host(derived(self._seed, "image", epoch, index))
         try:
             found = self.source.read(index)
             if isinstance(self.source, DatasetSource):
                 return found
-            return self._transform(found), self.source.labels[index]
+            image = self._transform(found)
+            return (image, self.source.labels[index]) if self.source.labelled else image
         except (decoding.Unreadable, *decoding.BROKEN) as error:
             what = error.what if isinstance(error, decoding.Unreadable) else f"an image cannot be read: {error}"
             return Unreadable(what, self.source.name(index))

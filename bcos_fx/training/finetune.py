@@ -77,8 +77,8 @@ def finetune(
         model: what :func:`bcos_fx.bcosify` returned; it is not changed, and its frozen parameters stay frozen. Any
             other module is trained too, for comparison, if the recipe neither raises B nor fades biases.
         data: a folder with a folder per class; an .npz of JPEG bytes; webdataset shards; (images (N, C, H, W) in
-            [0, 1], labels (N,)); a Dataset or a DataLoader of (image, label). Images alone will do where the recipe
-            only distils.
+            [0, 1], labels (N,)); a Dataset or a DataLoader of (image, label). Images alone (a folder of them, a tensor)
+            will do where the recipe only distils.
         recipe: a shipped recipe's name, a TOML file, or the training itself. None: the recipe that the network was
             converted by.
         validation: test images, in any of these forms.
@@ -208,8 +208,8 @@ def _made_up(network: BcosNetwork) -> Tensor:
 
 
 def _classes(source: Source) -> int:
-    if isinstance(source, DatasetSource) and not source.labelled and not source.classes:
-        return 0  # its labels are only known when they are read
+    if not source.labelled and not source.classes:
+        return 0  # labels, if there are any, are only known when they are read
     count = len(source.classes) or max(source.labels) + 1
     if count < 2 or len(set(source.labels)) < 2:
         raise UsageError(

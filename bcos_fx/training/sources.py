@@ -12,18 +12,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.stores import open_source
+from bcos_fx.evaluation.sources import Files, Place
+from bcos_fx.evaluation.stores import open_source, unlabelled
 
 
 class Source(ABC):
     """Images by number, with labels.
 
     Attributes:
-        labels: (N,) class indices.
+        labels: (N,) class indices; where nothing tells them, any numbers.
+        labelled: whether they are known before the images are read.
         classes: names, or () where nothing names them.
     """
 
     labels: Sequence[int]
+    labelled: bool = True
     classes: tuple[str, ...] = ()
 
     @abstractmethod
@@ -40,10 +43,13 @@ class Source(ABC):
 
 
 class StoredSource(Source):
-    """Image files: a folder per class, an .npz of JPEG bytes, or webdataset shards."""
+    """Image files: a folder per class, an .npz of JPEG bytes, or webdataset shards; or a folder of them, unlabelled."""
 
     def __init__(self, path: Path) -> None:
-        self._files = open_source(path)
+        files = unlabelled(path)
+        self.labelled = not files
+        places = [Place(file.name, 0, file, 0, file.stat().st_size) for file in files]
+        self._files = Files(places, "folder") if places else open_source(path)
         self.labels = [place.label for place in self._files.places]
         self.classes = self._files.classes or ()
 
@@ -58,15 +64,21 @@ class StoredSource(Source):
 
 
 class TensorSource(Source):
-    """Images (N, C, H, W) in [0, 1] and labels (N,)."""
+    """Images (N, C, H, W) in [0, 1] and labels (N,), or without labels."""
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
+        if not len(images):
+            raise UsageError("there are no images to train on")
+        self._images = images
+        self.labelled = labels is not None
+        if labels is None:
+            self.labels = range(len(images))
+            return
         if len(images) != len(labels) or labels.dim() != 1 or labels.is_floating_point():
             raise UsageError(
                 f"images {tuple(images.shape)} and labels {tuple(labels.shape)} of {labels.dtype} do not fit",
                 hint="give (N, C, H, W) and (N,) class indices",
             )
-        self._images = images
         self.labels = [int(label) for label in labels]
 
     def read(self, index: int) -> Tensor:
@@ -105,22 +117,22 @@ def source_of(data: Any) -> Source:
     """Return images by number.
 
     Args:
-        data: path of a folder per class, of an .npz or of webdataset shards; (images, labels); a Dataset of
-            (image, label).
+        data: path of a folder per class, of an .npz, of webdataset shards or of a folder of images; images, or
+            (images, labels); a Dataset of (image, label).
 
     Raises:
         UsageError: there are no images, or it is something else.
     """
     if isinstance(data, str | Path):
         return StoredSource(Path(data))
+    if isinstance(data, Tensor):
+        return TensorSource(data)
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        if not len(data[0]):
-            raise UsageError("there are no images to train on")
         return TensorSource(*data)
     if isinstance(data, Dataset):
         return DatasetSource(data)
     raise UsageError(
         f"images cannot be taken from a {type(data).__name__}",
-        hint="give a folder with a folder per class, an .npz, webdataset shards, (images, labels), a Dataset or a "
-        "DataLoader",
+        hint="give a folder with a folder per class, an .npz, webdataset shards, images or (images, labels), a Dataset "
+        "or a DataLoader",
     )

@@ -270,7 +270,8 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
         ("small.npz", "numpy.savez, not savez_compressed"),
         ("cut.npz", "cannot be read"),
         ("cut.tar", "cannot be read"),
-        ("empty", "no folders"),
+        ("empty", "no images in"),
+        ("pictures/0", "no folders"),
         ("bare", "no images in"),
         ("pictures/0/0.png", "no data that can be read"),
     ):

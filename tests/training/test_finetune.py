@@ -341,6 +341,29 @@ def test_a_corrupt_image_is_named(workers: int, tmp_path: Path) -> None:
     assert "Traceback" not in str(caught.value)
 
 
+def test_images_alone_are_distilled_on_whatever_they_come_in(tmp_path: Path) -> None:
+    pixels, _ = images(12)
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for number, picture in enumerate(pixels):
+        Image.fromarray((picture.permute(1, 2, 0) * 255).byte().numpy()).save(folder / f"{number:02d}.png")
+    read = torch.stack([(p * 255).byte().float() / 255 for p in pixels])
+    recipe = plain(epochs=2, loss="distil-kl", augment="flip")
+    ways = [
+        finetune(converted(), data, recipe=recipe, reference=original(), validation=data) for data in (read, folder)
+    ]
+    for row in ways[0].history[1:]:
+        assert row.train_accuracy is None
+        assert 0 <= row.accuracy <= 1
+    for a, b in zip(ways[0].network.parameters(), ways[1].network.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    for data in (read, folder):
+        with pytest.raises(UsageError, match="the batches hold no labels"):
+            finetune(converted(), data, recipe=plain())
+    with pytest.raises(UsageError, match="there are no images to train on"):
+        finetune(converted(), pixels[:0], recipe=recipe, reference=original())
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bcos_fx.training.fine_tuning import FineTuning
 
