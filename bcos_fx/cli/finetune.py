@@ -196,9 +196,11 @@ def _tell(request: FineTuneRequest, found: FineTuned) -> None:
     first, last = found.history[0], found.history[-1]
     size = request.out.stat().st_size / 1e6
     typer.echo(f"Wrote {request.out} ({size:,.1f} MB); history and gallery are in {request.folder}.")
+    epochs = f"{last.epoch} epoch{'s' if last.epoch > 1 else ''}"
     if last.accuracy is not None and first.accuracy is not None:
-        epochs = f"{last.epoch} epoch{'s' if last.epoch > 1 else ''}"
         typer.echo(f"Accuracy {first.accuracy:.2%} before, {last.accuracy:.2%} after {epochs}.")
+    if last.cosine is not None and first.cosine is not None:
+        typer.echo(f"Cosine to the original's embeddings {first.cosine:.4f} before, {last.cosine:.4f} after {epochs}.")
     if last.bias_share:
         typer.echo(
             f"Constants make up {last.bias_share:.1%} of the explained outputs: kept biases, embeddings, tokens."

@@ -62,7 +62,7 @@ class FineTuning(LightningModule):
         self._loss, self._hits, self._test_hits = MeanMetric(), MeanMetric(), MeanMetric()
         for metric in (self._loss, self._hits):
             metric.persistent(True)  # a run that goes on within an epoch has its mean over the whole of it
-        self.tested: float | None = None
+        self.tested: tuple[float | None, float | None] = (None, None)  # accuracy; cosine of embeddings
 
     def _networks(self) -> list[nn.Module]:
         return [self.network] if self.average is None else [self.network, self.average.module]
@@ -244,8 +244,9 @@ class FineTuning(LightningModule):
         self._test_hits.update((self.result(images).argmax(1) == labels).float())
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the accuracy."""
-        self.tested = float(self._test_hits.compute())
+        """Keep the accuracy, or the cosine."""
+        mean = float(self._test_hits.compute())
+        self.tested = (None, mean) if self._options.compares_embeddings else (mean, None)
         self._test_hits.reset()
 
     def epoch_means(self) -> tuple[float, float | None]:

@@ -40,7 +40,8 @@ class Epoch:
         loss: mean over the epoch; None at epoch 0.
         train_accuracy: in [0, 1], during the epoch, on augmented images; None without labels or with mixed ones.
         accuracy: in [0, 1], on the test images, of the average where there is one; without labels the agreement with
-            the original; None without test images.
+            the original; None without test images, and of embeddings.
+        cosine: of embeddings, the mean cosine on the test images to the original's.
         b: mean B over the B-cos layers.
         bias_share: mean share in [0, 1] of constants in the absolute sums of the explained outputs, the logit layer's
             bias left out, which is the same for every class; None where nothing is explained.
@@ -54,6 +55,7 @@ class Epoch:
     loss: float | None
     train_accuracy: float | None
     accuracy: float | None
+    cosine: float | None
     b: float
     bias_share: float | None
     residual: float | None
@@ -63,6 +65,7 @@ class Epoch:
         parts = [f"epoch {self.epoch}"]
         parts += [] if self.loss is None else [f"loss {self.loss:.4f}"]
         parts += [] if self.accuracy is None else [f"accuracy {self.accuracy:.2%}"]
+        parts += [] if self.cosine is None else [f"cosine {self.cosine:.4f}"]
         parts.append(f"B {self.b:.3g}")
         parts += [] if self.bias_share is None else [f"bias share {self.bias_share:.1%}"]
         parts += [f"{name} {value:.4g}" for name, value in self.measures.items()]
@@ -178,7 +181,10 @@ class Recorder(Callback):
         finally:
             network.train(training)
         b = 1.0 if pl_module.alignment is None else pl_module.alignment.mean()
-        row = Epoch(number, self._images, self._seconds(), loss, hits, pl_module.tested, b, share, residual, measured)
+        accuracy, cosine = pl_module.tested
+        tested = {"train_accuracy": hits, "accuracy": accuracy, "cosine": cosine}
+        explained = {"bias_share": share, "residual": residual}
+        row = Epoch(number, self._images, self._seconds(), loss, **tested, b=b, **explained, measures=measured)
         self.history.append(row)
         self._publish(trainer, row)
 

@@ -364,6 +364,18 @@ def test_images_alone_are_distilled_on_whatever_they_come_in(tmp_path: Path) -> 
         finetune(converted(), pixels[:0], recipe=recipe, reference=original())
 
 
+def test_embeddings_have_a_cosine_and_no_accuracy() -> None:
+    pixels, _ = images(12)
+    network, asked = original(), {"loss": "distil-pairwise", "epochs": 1}
+    found = finetune(converted(), pixels, recipe=plain(**asked), reference=network, validation=pixels)
+    with torch.no_grad():
+        slow = torch.nn.functional.cosine_similarity(found.network(pixels), network(pixels), dim=1).mean()
+    last = found.history[-1]
+    assert last.cosine == pytest.approx(float(slow), rel=1e-5)
+    assert last.accuracy is None
+    assert f"cosine {last.cosine:.4f}" in str(last)
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bcos_fx.training.fine_tuning import FineTuning
 

@@ -32,7 +32,7 @@ if __name__ == "__main__":
         devices=processes,
         accelerator="cpu",
     )
-    rows = [[row.loss, row.accuracy, row.train_accuracy, row.b, row.images] for row in found.history]
+    rows = [[row.loss, row.accuracy, row.cosine, row.train_accuracy, row.b, row.images] for row in found.history]
     weights = sum(p.detach().double().abs().sum().item() for p in found.network.parameters())
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         sys.stdout.write(json.dumps({"history": rows, "weights": weights}) + "\n")
