@@ -13,11 +13,11 @@ from bcos_fx import example
 from bcos_fx.calibration import calibrate_
 from bcos_fx.checkpoint import build_architecture, read_model
 from bcos_fx.cli import values
-from bcos_fx.cli.photographs import LabelledPhotographs, Photographs, read_photographs
+from bcos_fx.cli.photographs import SUFFIXES, LabelledPhotographs, Photographs, folder_files, read_photographs
 from bcos_fx.cli.request import Request
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.sources import Files
-from bcos_fx.evaluation.stores import open_source, unlabelled
+from bcos_fx.evaluation.stores import open_source
 from bcos_fx.explanation.classes import read_classes
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.recipe import DEFAULT_RECIPE
@@ -88,12 +88,11 @@ def find_images(place: Path, classes: Path | None = None) -> list[Path] | Files:
     Raises:
         UsageError: there are none, or classes are named for photographs that have no label.
     """
-    files = unlabelled(place)
-    if not files:
+    if not place.is_dir() or not any(item.suffix.lower() in SUFFIXES for item in place.iterdir()):
         return open_source(place, classes=None if classes is None else read_classes(classes))
     if classes is not None:
         raise UsageError(f"the images in {place} have no labels", hint="leave --classes out")
-    return files
+    return folder_files(place)
 
 
 def calibration_images(
