@@ -106,8 +106,15 @@ def calibration_images(
     shape = network.input_shape
     if isinstance(found, list):
         return Photographs(found[: count or len(found)], shape, _BATCH)
-    with torch.no_grad():
-        found.check_classes(network(torch.zeros(1, *shape)).shape[1])
+    classes = network.class_count()
+    found.check_classes(classes)
+    beyond = next((place for place in found.places if not 0 <= place.label < classes), None)
+    if beyond is not None:
+        raise UsageError(
+            f"the label {beyond.label} is none of the network's {classes} classes",
+            where=beyond.name,
+            hint=f"labels are counted from 0 to {classes - 1}, in the order of the network's outputs",
+        )
     return LabelledPhotographs(found, shape, _BATCH, count)
 
 

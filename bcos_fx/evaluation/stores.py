@@ -57,7 +57,7 @@ def unlabelled(folder: Path) -> list[Path]:
     """Return the image files of a folder that has nothing to tell their classes; none where it is something else."""
     if not folder.is_dir():
         return []
-    items = sorted(folder.iterdir())
+    items = sorted(item for item in folder.iterdir() if not item.name.startswith("."))
     if any(item.is_dir() or item.suffix == ".tar" for item in items):
         return []
     return [item for item in items if item.suffix.lower() in SUFFIXES and item.is_file()]

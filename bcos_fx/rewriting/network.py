@@ -159,6 +159,8 @@ class BcosNetwork(nn.Module):
         """
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             for spec, value in zip(self.record.inputs, inputs, strict=False):
                 if isinstance(value, Tensor) and tuple(value.shape[1:]) != spec.shape[1:]:
@@ -168,6 +170,24 @@ class BcosNetwork(nn.Module):
                         hint=f"the example that it was converted with has (N, {', '.join(map(str, spec.shape[1:]))})",
                     ) from error
             raise
+
+    def class_count(self) -> int:
+        """Run the network on zeros, in eval mode, and return how many classes it gives scores for.
+
+        Raises:
+            UsageError: its output is no row of scores for each sample.
+        """
+        like = next(self.parameters())
+        inputs = [torch.zeros(spec.shape, dtype=like.dtype, device=like.device) for spec in self.record.inputs]
+        training = self.training
+        with torch.no_grad():
+            found = self.eval()(*inputs)
+        self.train(training)
+        if not isinstance(found, Tensor) or found.dim() != 2:
+            raise UsageError(
+                "the network puts out no row of scores (N, classes)", hint="convert it with output= that part"
+            )
+        return int(found.shape[1])
 
     def keep_source(self, other_sizes: OtherSizes) -> None:
         """Take inputs of other sizes too, by graphs that are made when they are first needed."""

@@ -221,7 +221,7 @@ def _classes(source: Source) -> int:
 
 def _fitting_head(network: BcosNetwork, classes: int, *, named: bool, new_head: bool) -> BcosNetwork:
     """Where classes have no names, bare labels may leave out some of the network's."""
-    outputs = _outputs(network)
+    outputs = network.class_count()
     if not classes or classes == outputs or (classes < outputs and not named and not new_head):
         return network
     if new_head:
@@ -230,18 +230,6 @@ def _fitting_head(network: BcosNetwork, classes: int, *, named: bool, new_head: 
         f"the data has {classes} classes, and the network {outputs}",
         hint="new_head=True (--new-head) gives it a new last layer for them; or take the data that it was made for",
     )
-
-
-def _outputs(network: BcosNetwork) -> int:
-    like = next(network.parameters())
-    inputs = [torch.zeros(spec.shape, dtype=like.dtype, device=like.device) for spec in network.record.inputs]
-    training = network.training
-    with torch.no_grad():
-        found = network.eval()(*inputs)
-    network.train(training)
-    if not isinstance(found, Tensor) or found.dim() != 2:
-        raise UsageError("the network puts out no row of scores (N, classes)", hint="convert it with output= that part")
-    return int(found.shape[1])
 
 
 def _shape(network: nn.Module, source: Source | None) -> tuple[int, ...]:

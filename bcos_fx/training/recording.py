@@ -41,11 +41,11 @@ class Epoch:
         train_accuracy: in [0, 1], during the epoch, on augmented images; None without labels or with mixed ones.
         accuracy: in [0, 1], on the test images, of the average where there is one; without labels the agreement with
             the original; None without test images, and of embeddings.
-        cosine: of embeddings, the mean cosine on the test images to the original's.
         b: mean B over the B-cos layers.
         bias_share: mean share in [0, 1] of constants in the absolute sums of the explained outputs, the logit layer's
             bias left out, which is the same for every class; None where nothing is explained.
         residual: largest relative gap of the sums, as :class:`bcos_fx.proofs.completeness.Completeness` measures it.
+        cosine: of embeddings, the mean cosine on the test images to the original's.
         measures: name -> value of measures that were asked for, where they were taken.
     """
 
@@ -55,10 +55,10 @@ class Epoch:
     loss: float | None
     train_accuracy: float | None
     accuracy: float | None
-    cosine: float | None
     b: float
     bias_share: float | None
     residual: float | None
+    cosine: float | None = None
     measures: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from bcos_fx.artifact import load
+from bcos_fx import bcosify
+from bcos_fx.artifact import load, save
 from bcos_fx.calibration import calibrate
 from bcos_fx.cli.photographs import Photographs, image_files, read_photograph
 from tests.cli import tiny_model
@@ -75,8 +76,8 @@ def test_without_the_original_it_says_what_was_left(run: Run, raised: Path, phot
 
 def test_labels_count_the_hits_before_and_after(run: Run, raised: Path, photographs: Path, folder: Path) -> None:
     for n, file in enumerate(sorted(photographs.iterdir())):
-        (photographs / str(n % 4)).mkdir(exist_ok=True)
-        file.rename(photographs / str(n % 4) / file.name)
+        (photographs / str(n % 3)).mkdir(exist_ok=True)
+        file.rename(photographs / str(n % 3) / file.name)
     (photographs / "0" / "00bad.png").write_bytes(b"no image")
     done = run("calibrate", raised, "--images", photographs, "--count", 21, "--json")
     assert done.exit_code == 1, done.output
@@ -105,6 +106,21 @@ def test_classes_are_found_by_name_or_refused(run: Run, raised: Path, photograph
         done = run("calibrate", raised, "--images", photographs, *words)
         assert done.exit_code == 2
         assert reason in done.stderr
+    (photographs / "zebra").rename(photographs / "99")
+    done = run("calibrate", raised, "--images", photographs)
+    assert done.exit_code == 2
+    assert "the label 99 is none of the network's" in done.stderr
+
+
+def test_a_network_in_double_precision_takes_labelled_images(run: Run, photographs: Path, folder: Path) -> None:
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    save(bcosify(tiny_model.build().double(), example_inputs=images), folder / "double.safetensors")
+    (photographs / "1").mkdir()
+    for file in photographs.glob("*.png"):
+        file.rename(photographs / "1" / file.name)
+    done = run("calibrate", "double.safetensors", "--images", photographs, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["calibration"]["after"]["accuracy"] is not None
 
 
 @pytest.mark.parametrize("command", ["calibrate", "convert"])

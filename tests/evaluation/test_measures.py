@@ -133,8 +133,8 @@ def test_maps_that_do_not_move_are_stable() -> None:
 
 
 def test_stability_of_a_known_map() -> None:
-    pytest.importorskip("captum")
     """A map that is the image itself moves as far as the image does."""
+    pytest.importorskip("captum")
     images = 0.5 + 0.1 * IMAGES
     itself = made(lambda x, t: x.mean(1, keepdim=True).expand(-1, t.shape[1], -1, -1))
     found = stability(itself, images, TARGETS, radius=0.01, samples=20)
