@@ -21,6 +21,7 @@ from bcos_fx.evaluation import open_source
 from bcos_fx.evaluation.datasets import source_of
 from bcos_fx.evaluation.decoding import Frame, Unreadable
 from bcos_fx.evaluation.sources import Source
+from bcos_fx.evaluation.stores import unlabelled
 
 FRAME = Frame(3, 8, 8)
 LABELS = [0, 0, 1, 2, 2, 2]
@@ -256,6 +257,16 @@ def test_a_stream_that_changes_is_noticed() -> None:
 def test_a_wrong_npz_is_told_what_is_wrong(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said):
         open_source(make_npz(tmp_path / "data.npz", **changed))
+
+
+def test_images_have_no_labels_where_no_folder_tells_them(tmp_path: Path) -> None:
+    make_folder(tmp_path / "classes")
+    first = tmp_path / "classes" / "0"
+    (first / ".thumbnails").mkdir()
+    assert unlabelled(first) == sorted(first.glob("*.png"))
+    (tmp_path / "classes" / "cover.png").write_bytes(next(first.glob("*.png")).read_bytes())
+    assert unlabelled(tmp_path / "classes") == []  # an image that lies about takes no class its label
+    assert unlabelled(tmp_path / "nothing") == []
 
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:
