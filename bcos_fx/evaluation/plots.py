@@ -33,9 +33,10 @@ def boxes(results: Sequence[Localisation]) -> Figure:
     drawn = _figure(width=2.2 + 0.9 * len(results))
     ax = drawn.subplots()
     scores = [result.per_grid.ravel() for result in results]
+    most = max(len(result.grids) for result in results)
     parts = ax.boxplot(
         scores,
-        tick_labels=[result.method for result in results],
+        tick_labels=[_label(result, most) for result in results],
         patch_artist=True,
         showmeans=True,
         widths=0.6,
@@ -51,13 +52,18 @@ def boxes(results: Sequence[Localisation]) -> Figure:
             transform=ax.get_yaxis_transform())  # fmt: skip
     ax.set_ylim(-0.03, 1.03)
     ax.set_ylabel("localisation score")
-    ax.set_title(f"GridPG {protocol.side}x{protocol.side}, {protocol.name}, {len(results[0].grids)} grids", fontsize=9)
+    ax.set_title(f"GridPG {protocol.side}x{protocol.side}, {protocol.name}, {most} grids", fontsize=9)
     if len(results) > 3:
         ax.tick_params(axis="x", labelrotation=30)
         for tick in ax.get_xticklabels():
             tick.set(ha="right", rotation_mode="anchor")
     _plain(ax)
     return drawn
+
+
+def _label(result: Localisation, most: int) -> str:
+    grids = len(result.grids)
+    return result.method if grids == most else f"{result.method} ({grids} of them)"
 
 
 def curves(

@@ -56,7 +56,7 @@ def baselines(
     std: Sequence[float] | float | None = None,
     reference: str | float | Sequence[float] = "mean",
     seed: int = 0,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Method]:
     """Return post-hoc methods that explain a network.
@@ -74,7 +74,8 @@ def baselines(
             what occlusions show. ``mean`` (0 after normalisation, as these methods are usually run), ``black``, or a
             colour in [0, 1].
         seed: of LIME's samples and RISE's masks.
-        batch_size: images, or perturbed ones, that are computed at once.
+        batch_size: images, or perturbed ones, that are computed at once; None: as many as are fast together, fewer if
+            they are large.
         options: baseline name -> its own options, such as ``{"rise": {"masks": 500}}``.
 
     Raises:
@@ -86,25 +87,22 @@ def baselines(
     for name in (*wanted, *given):
         if name not in _MAKERS:
             raise UsageError(f"no baseline is named {name!r}", hint=nearest(str(name), BASELINES))
-    check_count("batch_size", batch_size)
     check_count("seed", seed, 0)
     if any(name not in _OWN for name in wanted) and importlib.util.find_spec("captum") is None:
         raise MissingExtraError("captum", "evaluate", "explaining by captum's methods")
     # Tensors that are made in the caller's inference mode could never be part of a gradient.
     with torch.inference_mode(False):
-        explained = Explained(network, mean=mean, std=std, reference=reference)
-    shared = {"batch_size": batch_size, "seed": seed}
-    return [_made(name, explained, shared, dict(given.get(name, {})), reference) for name in dict.fromkeys(wanted)]
+        explained = Explained(network, mean=mean, std=std, reference=reference, batch_size=batch_size)
+    return [_made(name, explained, seed, dict(given.get(name, {})), reference) for name in dict.fromkeys(wanted)]
 
 
-def _made(name: str, explained: Explained, shared: Mapping[str, Any], own: Mapping[str, Any], reference: Any) -> Method:
+def _made(name: str, explained: Explained, seed: int, own: Mapping[str, Any], reference: Any) -> Method:
     accepted = [p for p in inspect.signature(_MAKERS[name]).parameters if p != "explained"]
-    own_names = [parameter for parameter in accepted if parameter not in shared]
+    own_names = [parameter for parameter in accepted if parameter != "seed"]
     for option in own:
         if option not in own_names:
             known = nearest(str(option), own_names) if own_names else "it has none"
             raise UsageError(f"{name} has no option named {option!r}", hint=known)
-    passed = {key: value for key, value in shared.items() if key in accepted}
-    made = _MAKERS[name](explained, **passed, **own)
+    made = _MAKERS[name](explained, **({"seed": seed} if "seed" in accepted else {}), **own)
     from_reference = {} if name in ("gradient", "guided-backprop", "grad-cam") else {"reference": reference}
     return Method(made.name, {**made.settings, **from_reference}, made.maps)

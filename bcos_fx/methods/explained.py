@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.example import statistics
-from bcos_fx.methods.requests import check_images, class_outputs
+from bcos_fx.methods.requests import check_count, check_images, class_outputs
 from bcos_fx.subject import check_module
 
 REFERENCES = ("mean", "black")
+_PIXELS, _CPU_PIXELS = 32 * 224 * 224, 4 * 224 * 224
 
 
 class Explained(nn.Module):
@@ -31,6 +32,7 @@ class Explained(nn.Module):
             timm keeps it on the module.
         std: what it expects them to be divided by afterwards; None: 1.
         reference: ``mean``, ``black``, or a colour in [0, 1], one number or one per channel.
+        batch_size: images that are run at once; None: by their size, see :meth:`at_once`.
 
     Raises:
         UsageError: the network is none, or the numbers make no sense.
@@ -43,9 +45,13 @@ class Explained(nn.Module):
         mean: Sequence[float] | float | str | None = None,
         std: Sequence[float] | float | None = None,
         reference: str | float | Sequence[float] = "mean",
+        batch_size: int | None = None,
     ) -> None:
         super().__init__()
         check_module(network)
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
+        self.batch_size = batch_size
         centre, spread = (torch.tensor(values or (default,), dtype=torch.float64) for values, default in
                           zip(statistics(network, mean, std), (0.0, 1.0), strict=True))  # fmt: skip
         if bool((spread <= 0).any()) or not bool(torch.isfinite(torch.cat([centre, spread])).all()):
@@ -86,6 +92,16 @@ class Explained(nn.Module):
                 hint="give one number per channel",
             )
         return checked - self.reference
+
+    def at_once(self, images: Tensor) -> int:
+        """Return how many images of this size (..., H, W) are run at once, at least one.
+
+        On a processor few large ones: what a layer gives should still lie in its cache when the next layer takes it.
+        """
+        if self.batch_size is not None:
+            return self.batch_size
+        pixels = _CPU_PIXELS if images.device.type == "cpu" else _PIXELS
+        return max(1, pixels // (images.shape[-2] * images.shape[-1]))
 
     def classes(self, differences: Tensor) -> int:
         """Return how many classes the network has, by running the first image.

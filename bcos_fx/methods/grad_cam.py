@@ -28,12 +28,11 @@ _ENDS_SPACE = frozenset(
 _NAME_IT = "name the layer with the option layer="
 
 
-def grad_cam(explained: Explained, *, batch_size: int, layer: str | None = None, relu: bool = True) -> Method:
+def grad_cam(explained: Explained, *, layer: str | None = None, relu: bool = True) -> Method:
     """Return Grad-CAM: a layer's feature maps, weighted with the mean of their gradients, and upsampled bilinearly.
 
     Args:
         explained: the network.
-        batch_size: images that are computed at once.
         layer: the layer whose result is taken (N, C, h, w); None: the last feature map before global pooling.
         relu: leave out negative evidence before upsampling, as published (eq. 2).
     """
@@ -53,7 +52,8 @@ def grad_cam(explained: Explained, *, batch_size: int, layer: str | None = None,
             differences = explained.differences(images).clone()
             indices = check_targets(images, targets, explained.classes(differences))
             run = at(differences)
-            parts = zip(torch.split(differences, batch_size), torch.split(indices, batch_size), strict=True)
+            chunk = explained.at_once(differences)
+            parts = zip(torch.split(differences, chunk), torch.split(indices, chunk), strict=True)
             small = torch.cat([_weighted(*run, part, classes) for part, classes in parts])
             small = small.clamp(min=0) if relu else small
             return F.interpolate(small, size=images.shape[2:], mode="bilinear", align_corners=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bcos_fx.errors import VerificationError
 from bcos_fx.methods.explained import Explained
-from bcos_fx.methods.method import Method
+from bcos_fx.methods.method import Maps, Method
 from bcos_fx.methods.module_form import ModuleForms
 from bcos_fx.methods.requests import check_count, check_targets
 
@@ -26,25 +26,25 @@ _GAP = 0.02
 """The largest part of Σ|attributions| by which DeepLIFT may miss the difference of outputs that it must add up to."""
 
 
-def gradient(explained: Explained, *, batch_size: int) -> Method:
+def gradient(explained: Explained) -> Method:
     """Return the gradient (Simonyan et al., "Deep Inside Convolutional Networks", 2014, sec. 3)."""
     from captum.attr import Saliency
 
     method = Saliency(explained)
-    maps = _by_pairs(explained, batch_size, lambda x, t: method.attribute(x, target=t, abs=False))
+    maps = _by_pairs(explained, lambda x, t: method.attribute(x, target=t, abs=False))
     return Method("Gradient", {"of": "logit", "channels": "sum, signed"}, maps)
 
 
-def input_x_gradient(explained: Explained, *, batch_size: int) -> Method:
+def input_x_gradient(explained: Explained) -> Method:
     """Return Input x Gradient (Shrikumar et al., "Not Just a Black Box", 2016): (x - reference) times the gradient."""
     from captum.attr import InputXGradient
 
     method = InputXGradient(explained)
-    maps = _by_pairs(explained, batch_size, lambda x, t: method.attribute(x, target=t))
+    maps = _by_pairs(explained, lambda x, t: method.attribute(x, target=t))
     return Method("Input x Gradient", {"of": "logit", "channels": "sum, signed"}, maps)
 
 
-def integrated_gradients(explained: Explained, *, batch_size: int, steps: int = 50) -> Method:
+def integrated_gradients(explained: Explained, *, steps: int = 50) -> Method:
     """Return Integrated Gradients (Sundararajan et al. 2017, sec. 3), from the reference, by Gauss-Legendre."""
     from captum.attr import IntegratedGradients
 
@@ -53,15 +53,19 @@ def integrated_gradients(explained: Explained, *, batch_size: int, steps: int = 
 
     def attribute(differences: Tensor, targets: Tensor) -> Tensor:
         found: Tensor = method.attribute(
-            differences, target=targets, n_steps=steps, method="gausslegendre", internal_batch_size=batch_size
+            differences,
+            target=targets,
+            n_steps=steps,
+            method="gausslegendre",
+            internal_batch_size=explained.at_once(differences),
         )
         return found
 
     settings = {"of": "logit", "steps": steps, "rule": "Gauss-Legendre", "channels": "sum, signed"}
-    return Method("Integrated Gradients", settings, _by_pairs(explained, 1, attribute))
+    return Method("Integrated Gradients", settings, _by_pairs(explained, attribute, pairs=1))
 
 
-def guided_backprop(explained: Explained, *, batch_size: int) -> Method:
+def guided_backprop(explained: Explained) -> Method:
     """Return Guided Backpropagation (Springenberg et al., "Striving for Simplicity", 2015, sec. 3.4).
 
     Every ReLU is given a module of its own first, which captum hooks; a ReLU6 is a ReLU with an upper bound, past which
@@ -78,10 +82,10 @@ def guided_backprop(explained: Explained, *, batch_size: int) -> Method:
         return found
 
     settings = {"of": "logit", "ReLUs": "each a module of its own", "channels": "sum, signed"}
-    return Method("Guided Backprop", settings, _by_pairs(explained, batch_size, attribute))
+    return Method("Guided Backprop", settings, _by_pairs(explained, attribute))
 
 
-def deeplift(explained: Explained, *, batch_size: int) -> Method:
+def deeplift(explained: Explained) -> Method:
     """Return DeepLIFT with the Rescale rule (Shrikumar et al. 2017, sec. 3.5.1), from the reference.
 
     Every activation and max pooling is given a form that captum's rules are right for; a network with others is
@@ -107,21 +111,22 @@ def deeplift(explained: Explained, *, batch_size: int) -> Method:
         return attributions
 
     settings = {"of": "logit", "rule": "Rescale", "channels": "sum, signed"}
-    return Method("DeepLIFT", settings, _by_pairs(explained, 1, attribute))
+    return Method("DeepLIFT", settings, _by_pairs(explained, attribute, pairs=1))
 
 
-def _by_pairs(explained: Explained, pairs: int, attribute: Attribute) -> Callable[[Tensor, Tensor], Tensor]:
-    """Explain every image for each of its classes, some pairs of image and class at a time."""
+def _by_pairs(explained: Explained, attribute: Attribute, pairs: int | None = None) -> Maps:
+    """Explain every image for each of its classes, some pairs of image and class at a time; None: by their size."""
 
     def maps(images: Tensor, targets: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             differences = explained.differences(images).clone()
             indices = check_targets(images, targets, explained.classes(differences))
             samples, classes = indices.shape
+            chunk = pairs or explained.at_once(differences)
             of = torch.arange(samples, device=indices.device).repeat_interleave(classes)
             found = [
                 attribute(differences[of[part]].requires_grad_(), indices.flatten()[part]).detach().sum(1)
-                for part in torch.split(torch.arange(samples * classes, device=indices.device), pairs)
+                for part in torch.split(torch.arange(samples * classes, device=indices.device), chunk)
             ]
             return torch.cat(found).reshape(samples, classes, *images.shape[2:])
 

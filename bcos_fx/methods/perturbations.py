@@ -29,7 +29,6 @@ _WINDOWS = 14
 def occlusion(
     explained: Explained,
     *,
-    batch_size: int,
     window: int | None = None,
     stride: int | None = None,
     score: str = "softmax",
@@ -38,7 +37,6 @@ def occlusion(
 
     Args:
         explained: the network.
-        batch_size: perturbed images that are run at once.
         window: side of the hidden square in pixels; None: a fourteenth of the image's shorter side.
         stride: from one window to the next, at most ``window``; None: half the window.
         score: what is watched: ``softmax``, ``sigmoid`` or ``logit``.
@@ -65,7 +63,7 @@ def occlusion(
                 difference,
                 sliding_window_shapes=(channels, side, side),
                 strides=(channels, step, step),
-                perturbations_per_eval=batch_size,
+                perturbations_per_eval=explained.at_once(difference),
             ).mean((0, 1))
             for _ in watched.each_class()
         ]
@@ -82,7 +80,6 @@ def occlusion(
 def lime(
     explained: Explained,
     *,
-    batch_size: int,
     seed: int,
     samples: int = 1000,
     patches: int = 8,
@@ -98,7 +95,6 @@ def lime(
 
     Args:
         explained: the network.
-        batch_size: perturbed images that are run at once.
         seed: of the samples.
         samples: perturbed images.
         patches: segments along each side of the image.
@@ -135,7 +131,7 @@ def lime(
                 difference,
                 feature_mask=segments.expand(1, difference.shape[1], -1, -1),
                 n_samples=samples,
-                perturbations_per_eval=batch_size,
+                perturbations_per_eval=explained.at_once(difference),
                 return_input_shape=False,
             )
             maps.append(coefficients.flatten().to(difference)[segments])
@@ -155,7 +151,6 @@ def lime(
 def rise(
     explained: Explained,
     *,
-    batch_size: int,
     seed: int,
     masks: int = 4000,
     cells: int = 7,
@@ -166,7 +161,6 @@ def rise(
 
     Args:
         explained: the network.
-        batch_size: masked images that are run at once.
         seed: of the masks, which are the same for every image.
         masks: how many; 4000 and 8000 were published.
         cells: of a mask along each side, before it is upsampled.
@@ -180,7 +174,8 @@ def rise(
 
     def one(difference: Tensor, classes: Tensor) -> Tensor:
         total = difference.new_zeros(len(classes), *difference.shape[2:])
-        for chosen in random_masks(difference.shape[2:], masks, cells, keep, seed, batch_size):
+        chunk = explained.at_once(difference)
+        for chosen in random_masks(difference.shape[2:], masks, cells, keep, seed, chunk):
             seen = chosen.to(difference)
             with torch.no_grad():
                 found = scores(explained(difference * seen.unsqueeze(1)), score)[:, classes]

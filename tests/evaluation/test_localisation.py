@@ -167,6 +167,18 @@ def test_a_result_reads_well_and_is_drawn(network: BcosNetwork) -> None:
     assert median.get_ydata()[0] == pytest.approx(found.percentiles[1])
 
 
+def test_a_method_that_had_fewer_grids_says_so_in_a_plot(network: BcosNetwork) -> None:
+    pytest.importorskip("matplotlib")
+    from bcos_fx.evaluation.plots import boxes
+
+    whole = gridpg(network, images(40), side=2)
+    few = dataclasses.replace(whole, method="Slow", grids=whole.grids[:1], per_grid=whole.per_grid[:1])
+    axes = boxes([few, whole]).axes[0]
+    assert len(whole.grids) > 1
+    assert axes.get_title().endswith(f", {len(whole.grids)} grids")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["Slow (1 of them)", "B-cos"]
+
+
 def test_the_interval_is_that_of_a_normal_mean_where_there_are_many() -> None:
     values = np.random.default_rng(0).normal(3, 2, size=(400, 4))
     low, high = bootstrap(values)

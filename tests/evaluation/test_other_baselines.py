@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.methods import baselines as module
 from bcos_fx.methods.baselines import BASELINES, baselines
+from bcos_fx.methods.explained import Explained
 from bcos_fx.methods.method import Method
 from bcos_fx.methods.perturbations import patch_grid, random_masks
 from tests.evaluation.small_classifiers import MEAN, STD, logits, normalised, residual, some_images
@@ -230,6 +231,13 @@ def test_a_map_depends_on_image_class_and_seed_alone(name: str) -> None:
     torch.testing.assert_close(method(name, network, batch_size=2, **quick).maps(images[1:], targets[1:]), found[1:])
     if name in ("lime", "rise"):
         assert not torch.allclose(method(name, network, seed=1, **quick).maps(images, targets), found)
+
+
+def test_large_images_are_run_few_at_once() -> None:
+    explained = Explained(residual())
+    assert [explained.at_once(torch.zeros(1, 3, side, side)) for side in (56, 112, 224, 448, 900)] == [64, 16, 4, 1, 1]
+    assert explained.at_once(torch.zeros(1, 3, 224, 224, device="meta")) == 32
+    assert Explained(residual(), batch_size=5).at_once(torch.zeros(1, 3, 900, 900)) == 5
 
 
 @pytest.mark.parametrize("name", BASELINES)
