@@ -46,7 +46,7 @@ from bcos_fx.rewriting.report import (
 from bcos_fx.rewriting.rewrite import Step
 from bcos_fx.rewriting.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
 from bcos_fx.subject import check_backward, check_finite, check_images, check_module
-from bcos_fx.tracing import Trace, trace
+from bcos_fx.tracing import Trace, own_modes, trace
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.inputs import bind
 
@@ -111,7 +111,7 @@ def bcosify(
     if train not in ("refuse", "eval-graph"):
         raise UsageError(f"train is {train!r}", hint='choose "refuse" or "eval-graph"')
     # Parameters that are made in the caller's inference mode could never be trained.
-    with torch.inference_mode(False), torch.no_grad():
+    with own_modes():
         if isinstance(module, BcosNetwork):
             return _already_converted(module)
         chosen = _options(module, b, mean, std, options)
@@ -188,6 +188,7 @@ class _Conversion:
         self.say("tracing")
         self.output = output
         self.given, self.traced = self._traced(example_inputs)
+        self._sizes: tuple[()] | None = () if self.traced.guards else None  # None: others than the example's too
         self.example_run = bind(self.module, self.given)
         self.graph_module: fx.GraphModule = self.traced.graph_module
         check_finite(self.graph_module)
@@ -293,7 +294,7 @@ class _Conversion:
             self.graph_module,
             self._test_inputs(3),  # as many as the batches hold: every further pass costs as much as a batch
             batch_sizes=(1, 2),
-            sizes=() if self.traced.guards else None,
+            sizes=self._sizes,
             preserves="eval",
         )
         if any(row.verdict == "different" for row in result.comparisons):
@@ -326,12 +327,12 @@ class _Conversion:
         """Do not blame a rule for what tracing took from the example: a batch size, say."""
         plain = [dataclasses.replace(spec, encoded=False) for spec in self.specs]
         original = example.Original(self.module, self.example_run, plain, self.output)
-        result = verify(original, traced, inputs, batch_sizes=(1, 2), sizes=(), gradients=False)
+        result = verify(original, traced, inputs, batch_sizes=(1, 2), sizes=self._sizes, gradients=False)
         if any(row.verdict == "different" for row in result.comparisons):
             raise TraceError(
                 f"the module's graph holds for inputs like the example only: {result.detail}",
                 where="; ".join(str(guard.source) for guard in self.traced.guards) or None,
-                hint="keep the number of samples, and the values of the input, out of Python's branches and numbers",
+                hint="keep the number of samples, strides and the input's values out of Python's branches and numbers",
             )
 
     def change(self, *, measured: bool) -> _Measured:
@@ -383,8 +384,7 @@ class _Conversion:
         return {name: known[name] for name in dict.fromkeys(step.rule for step in self.log.steps)}
 
     def _notes(self) -> tuple[str, ...]:
-        notes = list(self.traced.read)
-        options = self.recipe.options
+        notes, options = list(self.traced.notes), self.recipe.options
         if self.module.training:
             notes.append("the module was in train mode; it was traced, and is returned, in eval mode")
         if any(spec.encoded for spec in self.specs) and not options.mean:

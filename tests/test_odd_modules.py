@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +136,11 @@ def quantised() -> nn.Module:
         return torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, dtype=torch.qint8)
 
 
+def half(net: Net, y: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return y * 2
+
+
 def scripted_part(net: Net) -> None:
     net.conv = torch.jit.script(net.conv)
 
@@ -234,6 +240,19 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
         "attribute 'last' of module '' (Net)",
     ),
     "no tensor among the inputs": (Numbers, (3,), "no input of the module is a tensor", ""),
+    "a transform of torch.func": (
+        lambda: Net(lambda net, y: torch.vmap(torch.relu)(y)),
+        images(),
+        "a transform of torch.func (vmap, grad, jvp) runs",
+        "torch.vmap(torch.relu)(y)",
+    ),
+    "inference mode": (
+        lambda: Net(lambda net, y: torch.inference_mode()(lambda: y * 2)()),
+        images(),
+        "a tensor is made in inference mode",
+        "torch.inference_mode()",
+    ),
+    "autocast": (lambda: Net(half), images(), "autocast is on inside the forward", "return y * 2"),
     "a TorchScript part": (
         with_parts(scripted_part),
         images(),
@@ -307,6 +326,15 @@ def test_it_converts_and_is_not_certified(name: str) -> None:
 # ---------------------------------------------------------------- done right
 
 
+class Named(Tensor):
+    """A class of tensors that others do not know how to join."""
+
+
+def frozen(net: Net, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return (y * 2).relu()
+
+
 def hooked(net: Net) -> None:
     net.conv.register_forward_hook(lambda part, given, result: result * 2)
     net.fc.register_forward_pre_hook(lambda part, given: (given[0] + 1,))
@@ -325,6 +353,10 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "an orthogonal layer": with_parts(lambda net: parametrizations.orthogonal(net.fc)),
     "hooks that change values": with_parts(hooked),
     "an autograd function": lambda: Net(lambda net, y: Doubled.apply(y)),
+    "a stopped gradient": lambda: Net(lambda net, y: y.detach() * 2),
+    "features without gradients": lambda: Net(frozen),
+    "a parameter of a layer as a number": lambda: Net(lambda net, y: y * net.conv.weight.mean().abs()),
+    "a result of another tensor class": lambda: Net(lambda net, y: y.as_subclass(Named)),
     "a TorchScript function": with_parts(lambda net: setattr(net, "middle", scripted_middle())),
 }
 
@@ -351,6 +383,32 @@ def test_it_is_done_right(name: str) -> None:
     assert certification.completeness is not None
     assert certification.completeness.worst <= 1e-9
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+def test_where_gradients_stop_is_said_and_they_stop_there_still() -> None:
+    network = convert(Net(frozen), images())
+    (note,) = (note for note in network.report.notes if note.startswith("no gradients pass"))
+    assert "not trained" in note
+    network(images()).sum().backward()
+    trained = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    assert {name.partition(".")[0] for name in trained} == {"fc"}
+
+
+def test_a_weight_that_is_read_elsewhere_stays_one_parameter(tmp_path: Path) -> None:
+    network = convert(built("a parameter of a layer as a number"), images())
+    bcos_fx.save(network, tmp_path / "network.safetensors")
+    for each in (network, bcos_fx.load(tmp_path / "network.safetensors")):
+        weight = each.get_parameter("conv.weight")
+        assert isinstance(each.get_submodule("conv_layer"), BcosConv2d)
+        assert any(parameter is weight for parameter in each.get_submodule("conv_layer").parameters())
+
+
+@pytest.mark.parametrize("recipe", ["equivalent", "bcosification"])
+def test_the_callers_autocast_does_not_touch_the_proof(recipe: str) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        network = bcos_fx.bcosify(Net().eval(), example_inputs=images(), recipe=recipe)
+    assert network.report.figures.verification["error"] < 1e-12
+    assert network(images()).dtype is torch.float32
 
 
 def test_pruned_weights_stay_pruned() -> None:

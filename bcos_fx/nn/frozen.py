@@ -45,7 +45,7 @@ class FrozenLayer(nn.Module):
 class FrozenRatio(nn.Module):
     """x · phi(x)/x with the ratio held fixed, for an elementwise phi with phi(0) = 0.
 
-    At x = 0 the ratio is phi'(0) where that is finite, else 0.
+    At x = 0 the ratio is phi'(0) where that is finite, else 0; that of a phi that stops gradients is taken near 0.
 
     Args:
         function: phi.
@@ -67,7 +67,11 @@ class FrozenRatio(nn.Module):
         """phi'(0), a 0-dimensional tensor."""
         with torch.inference_mode(False), torch.enable_grad():
             origin = torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
-            (slope,) = torch.autograd.grad(self.function(origin), origin)
+            value = self.function(origin)
+            if not value.requires_grad:
+                near = torch.full_like(origin, torch.finfo(x.dtype).tiny)
+                return self.function(near) / near
+            (slope,) = torch.autograd.grad(value, origin)
         return torch.where(slope.isfinite(), slope, 0)
 
 

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.proofs.samples import Batch
+from bcos_fx.tracing import own_modes
 from bcos_fx.tracing.modules import deep_copy
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -140,8 +141,7 @@ def run_cases(
         seed: of every random generator, before each case; also of the projection of gradient cases.
         transform: applied to the first tensor of each case, inside the gradient; None for none.
     """
-    # no inference mode, no autocast: the caller's surroundings must not change what is compared
-    with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
+    with own_modes(), torch.enable_grad():
         twin = isolated_copy(module, dtype=dtype, apart_from=apart_from, role=role)
         outcomes = []
         for case in cases:
@@ -167,7 +167,7 @@ def coarsest_precision(
 
     Args: as of :func:`run_cases`; the case is one that the network runs.
     """
-    with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
+    with own_modes(), torch.enable_grad():
         twin = isolated_copy(module, dtype=dtype, apart_from=apart_from, role="original network").requires_grad_()
         seen = _Precisions(dtype)
         with seeded(seed), suppress(*FAILURES), seen:
@@ -190,12 +190,6 @@ class _Precisions(TorchFunctionMode):
             if isinstance(value, Tensor) and value.requires_grad:
                 self.coarsest = max(self.coarsest, value.dtype, key=lambda dtype: torch.finfo(dtype).eps)
         return result
-
-
-@contextmanager
-def _no_autocast() -> Iterator[None]:
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        yield
 
 
 def _run(
@@ -240,7 +234,8 @@ def transformed(batch: Batch, transform: Callable[[Tensor], Tensor] | None) -> B
 def _flat(value: object, place: str = "output") -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a nested output with their places, such as "output['boxes'][0]"."""
     if isinstance(value, Tensor):
-        yield place, torch.view_as_real(value) if value.is_complex() else value
+        plain = value if type(value) is Tensor else value.as_subclass(Tensor)
+        yield place, torch.view_as_real(plain) if plain.is_complex() else plain
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _flat(item, f"{place}[{key!r}]")

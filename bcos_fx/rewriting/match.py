@@ -97,7 +97,7 @@ class _Matcher:
     ) -> None:
         pattern = self.rule.match[name]
         call = self.reader.call(node)
-        if call is None or call.op.name not in pattern.ops or not _has_form(pattern, node):
+        if call is None or call.op.name not in pattern.ops or not _has_form(pattern, node) or _is_of_parameters(call):
             if not pattern.optional:
                 raise _Miss
             stand_in[name] = node
@@ -158,6 +158,11 @@ def _wanted_users(pattern: NodePattern, *, inner: bool) -> int | None:
 
 def _has_form(pattern: NodePattern, node: fx.Node) -> bool:
     return pattern.form is None or (pattern.form == "module") == (node.op == "call_module")
+
+
+def _is_of_parameters(call: Call) -> bool:
+    """Whether the call reads parameters and nothing else: what it gives is constant, and no rule's business."""
+    return bool(call.node.all_input_nodes) and not call.inputs
 
 
 def _orders(pattern: NodePattern) -> Iterator[tuple[str, ...]]:

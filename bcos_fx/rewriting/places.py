@@ -21,7 +21,6 @@ class Places:
     def __init__(self, reader: GraphReader) -> None:
         self._reader = reader
         self._moved: dict[str, str] = {}
-        self._opened: set[str] = set()
         self._containers: dict[int, tuple[str, nn.Module | None]] = {}  # an id means nothing once its object is gone
 
     @property
@@ -31,26 +30,14 @@ class Places:
     def put(self, module: nn.Module, call: Call, hit: Hit, name: str) -> str:
         """Place the module that an entry of a rule built from a call, and return its path."""
         path = self._path(call, hit, name)
-        _set_module(self._root, path, module)
+        set_module(self._root, path, module)
         return path
 
     def put_part(self, part: Part, call: Call) -> str:
         """Place a module for a part of the one that is called inside that one, and return its path."""
-        path = str(call.node.target)
-        self._opened.add(path)
-        inside = self._unused(f"{path}.{part.name}")
-        _set_module(self._root, inside, part.module)
+        inside = self._unused(f"{call.node.target}.{part.name}")
+        set_module(self._root, inside, part.module)
         return inside
-
-    def empty(self) -> None:
-        """Keep of modules that were given parts, and that nothing calls any more, only these parts."""
-        for path in list(self._opened):
-            if any(node.op == "call_module" and node.target == path for node in self._root.graph.nodes):
-                continue
-            container = nn.Module().train(self._root.training)
-            container._modules |= self._root.get_submodule(path)._modules
-            _set_module(self._root, path, container)
-            self._opened.remove(path)
 
     def move_back(self) -> dict[str, str]:
         """Move modules that had to stand beside an old one into its place, where nothing keeps that any more.
@@ -65,7 +52,7 @@ class Places:
                 continue
             calls = [(n, target) for n, target in targets if f"{target}.".startswith(f"{beside}.")]
             if calls:
-                _set_module(self._root, path, self._root.get_submodule(beside))
+                set_module(self._root, path, self._root.get_submodule(beside))
                 for node, target in calls:
                     node.target = path + target.removeprefix(beside)
                 # fx's own sweep of unused submodules would pass over it: it is the same object as the other.
@@ -91,9 +78,9 @@ class Places:
             return f"{self._container(call)}.{name}"
         if self._stays(call, hit):
             return self._unused(f"{path}_{name}")
-        if len(self._reader.callers[id(call.module)]) == 1:
+        if len(self._reader.callers[id(call.module)]) == 1 and self._is_unread(path, hit):
             return path
-        # Other calls of the module may keep it. If in the end none does, the new module moves into its place.
+        # Other calls may keep the module, or its tensors. If in the end none does, the new one moves into its place.
         beside = self._unused(f"{path}_{name}")
         self._moved[beside] = path
         return beside
@@ -110,7 +97,7 @@ class Places:
         if key not in self._containers:
             path, alone = str(call.node.target), len(self._reader.callers[key]) == 1
             place = path if alone else self._unused(f"{path}_parts")
-            _set_module(self._root, place, nn.Module().train(self._root.training))
+            set_module(self._root, place, nn.Module().train(self._root.training))
             self._containers[key] = place, call.module
         return self._containers[key][0]
 
@@ -123,9 +110,12 @@ class Places:
 
     def _is_free(self, path: str, hit: Hit) -> bool:
         """Say whether no module below the path is called and no tensor below it is read by another call."""
+        return not self._reader.called_below[path] and self._is_unread(path, hit)
+
+    def _is_unread(self, path: str, hit: Hit) -> bool:
+        """Say whether no tensor below the path is read by another call."""
         matched = set(hit.nodes.values())
-        readers = self._reader.stored_below[path]
-        return not self._reader.called_below[path] and all(set(node.users) <= matched for node in readers)
+        return all(set(node.users) <= matched for node in self._reader.stored_below[path])
 
     def _unused(self, path: str) -> str:
         candidate, number = path, 1
@@ -168,7 +158,7 @@ def _exists(root: nn.Module, path: str) -> bool:
     return True
 
 
-def _set_module(root: nn.Module, path: str, module: nn.Module) -> None:
+def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module at a dotted path, making plain containers on the way."""
     owner: nn.Module = root
     *parents, name = path.split(".")

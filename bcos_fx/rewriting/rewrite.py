@@ -16,7 +16,7 @@ from torch import fx, nn
 from bcos_fx.rewriting.build import Build, Builder, Part, Refused
 from bcos_fx.rewriting.match import Hit, NearMiss
 from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.places import Places, source_of
+from bcos_fx.rewriting.places import Places, set_module, source_of
 from bcos_fx.rewriting.reader import GraphReader, sources_of
 from bcos_fx.rewriting.rule import ARGUMENTS, LEDGER, Replacement
 from bcos_fx.rewriting.shapes import note_shape
@@ -108,28 +108,28 @@ class Rewriter:
         """Drop what is no longer used, check the graph and make its code anew."""
         graph = self.graph_module.graph
         graph.eliminate_dead_code()
-        self._places.empty()
         moved = self._places.move_back()
         self._made = {key: (moved.get(at, at), old) for key, (at, old) in self._made.items()}
         self.graph_module.delete_all_unused_submodules()
-        self._drop_unread()
+        self._keep_what_is_read()
         graph.lint()
         self.graph_module.recompile()
 
-    def _drop_unread(self) -> None:
-        """Forget tensors that nothing reads, outside of what is called: as parameters they would mislead."""
+    def _keep_what_is_read(self) -> None:
+        """Keep of modules that nothing calls only the tensors that are read, and the parts; others would mislead."""
         root = self.graph_module
         called = [str(node.target) for node in root.graph.nodes if node.op == "call_module"]
         whole = {id(part) for path in called for part in root.get_submodule(path).modules()}
-        read = set()
-        for node in root.graph.nodes:
-            if node.op == "get_attr":
-                owner, _, name = str(node.target).rpartition(".")
-                read.add((id(root.get_submodule(owner)), name))
-        for holder in root.modules():
-            for name in (*holder._parameters, *holder._buffers) if id(holder) not in whole else ():
+        places = (str(node.target).rpartition(".") for node in root.graph.nodes if node.op == "get_attr")
+        read = {(id(root.get_submodule(owner)), name) for owner, _, name in places}
+        for path, holder in list(root.named_modules(remove_duplicate=False)):
+            if id(holder) in whole:
+                continue
+            for name in (*holder._parameters, *holder._buffers):
                 if (id(holder), name) not in read:
                     delattr(holder, name)
+            if path and type(holder) is not nn.Module:
+                set_module(root, path, _bare(holder))
 
     def _slots(self, hit: Hit) -> dict[str, Slot]:
         """The slots that the rule names, found before anything is changed."""
@@ -170,6 +170,14 @@ class Rewriter:
         if identity is not None:
             self._made[identity] = (path, call.module)
         return path
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """A module without a class of its own, of the same tensors and parts."""
+    bare = nn.Module().train(module.training)
+    for store in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        setattr(bare, store, getattr(module, store))
+    return bare
 
 
 def _identity(build: str, call: Call) -> Hashable:

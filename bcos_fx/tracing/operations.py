@@ -147,3 +147,9 @@ def out_of_place(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
 
 def _without_hints(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name != "non_blocking"}
+
+
+def reads_form(op: str, target: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a node gives a tensor's size or place, and nothing of its values."""
+    asked = args[1] if target is getattr else target if op == "call_method" else None
+    return asked in SIZE_READS or asked in ("shape", "device", "dtype")

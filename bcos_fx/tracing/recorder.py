@@ -24,6 +24,7 @@ from bcos_fx.tracing.arguments import describe, fill_meta, graph_argument, numbe
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.memory import Memory
+from bcos_fx.tracing.modes import GradientStops, unfollowable
 from bcos_fx.tracing.operations import graph_call
 from bcos_fx.tracing.sizes import Symbolic, concrete, symbolic
 from bcos_fx.tracing.source import Source, autograd_forwards, current_source, error_source, is_running
@@ -51,6 +52,7 @@ class Recorder(TorchFunctionMode):
         self._forwards = autograd_forwards()
         self._dependent: set[Node] = set()
         self._measured: set[Node] = set()  # depends on a floating-point input, or on chance
+        self.stops = GradientStops(self.graph, (self._dependent, self._measured))
         self._sizes: dict[tuple[Node, object], Symbolic] = {}
         self._devices: dict[int, tuple[torch.device, Tensor]] = {}
         self._busy = 0
@@ -144,7 +146,7 @@ class Recorder(TorchFunctionMode):
 
     def record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: object) -> Node:
         """Add a node; `args` may hold tensors, nodes and symbolic numbers, `value` is its result in this run."""
-        graph_args, graph_kwargs = self._argument(args), self._argument(kwargs)
+        graph_args, graph_kwargs = self.stops.leaving((self._argument(args), self._argument(kwargs)))
         if op == "placeholder":
             node = self.graph.placeholder(target)
         elif op == "output":
@@ -153,14 +155,18 @@ class Recorder(TorchFunctionMode):
             node = self.graph.create_node(op, target, graph_args, graph_kwargs)
         source = current_source()
         fill_meta(node, value, source, self.modules[-1] if self.modules else ("", ""))
-        if is_running(self._forwards):
+        own_backward = is_running(self._forwards)
+        if own_backward:
             self.own_backward[str(source)] = None
         if any(source in self._dependent for source in node.all_input_nodes) or describe(target) in operations.RANDOM:
             self._dependent.add(node)
         if describe(target) in operations.RANDOM or (
-            not _reads_form(op, target, args) and any(source in self._measured for source in node.all_input_nodes)
+            not operations.reads_form(op, target, args)
+            and any(source in self._measured for source in node.all_input_nodes)
         ):
             self._measured.add(node)
+            if not own_backward:
+                self.stops.note(node)
         return node
 
     def guard(self, kind: str, node: Node, value: object) -> None:
@@ -372,18 +378,13 @@ class Recorder(TorchFunctionMode):
         return f"{line} in module {path!r} ({kind})" if kind else str(line)
 
     def _check_dense(self, tensor: Tensor) -> None:
-        reason = oddity(tensor)
+        kind = oddity(tensor)
+        reason = unfollowable(tensor) if kind is None else f"a {kind} tensor is made, and no graph can hold one"
         if reason is not None:
-            raise self._refusal(f"a {reason} tensor is made, and no graph can hold one")
+            raise self._refusal(reason)
 
     def _refusal(self, what: str) -> TraceError:
         return TraceError(what, where=self._where(), hint="rewrite that line, or name its module in leaf_modules=")
-
-
-def _reads_form(op: str, target: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a node gives a tensor's size or place, and nothing of its values."""
-    asked = args[1] if target is getattr else target if op == "call_method" else None
-    return asked in operations.SIZE_READS or asked in ("shape", "device", "dtype")
 
 
 class KernelWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -21,6 +21,7 @@ from bcos_fx.errors import BcosFxError, TraceError, UsageError
 from bcos_fx.tracing.caches import passed_by
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.inputs import ExampleError, Inputs, advice, bind, check_state, select_output
+from bcos_fx.tracing.modes import TRANSFORMED, gradients_told, is_transforming, own_modes
 from bcos_fx.tracing.modules import (
     Leaves,
     as_root,
@@ -72,7 +73,8 @@ class Trace:
             (its name in this trace) and, where a literal only says the mode, ``training_argument`` and
             ``training_value``.
         guards: what Python code read from the shapes; the graph holds for inputs that answer the same.
-        read: what Python code read from the values of whole-number inputs (masks), and whether it matters.
+        notes: what Python code read from the values of whole-number inputs (masks), and whether it matters; where the
+            module stops gradients.
         own_backward: lines and modules with a backward pass of their own, which no graph holds.
         unused: parameters that the graph never uses (auxiliary heads).
         train_difference: None if train mode has the same graph, else how and where it first differs.
@@ -81,7 +83,7 @@ class Trace:
 
     graph_module: GraphModule
     guards: tuple[Guard, ...]
-    read: tuple[str, ...]
+    notes: tuple[str, ...]
     own_backward: tuple[str, ...]
     unused: tuple[str, ...]
     train_difference: str | None
@@ -110,7 +112,7 @@ def trace(
         UsageError: the inputs do not fit the module, or `output` does not name a tensor.
         TraceError: the forward cannot be written as a graph.
     """
-    with _LOCK, torch.inference_mode(False), torch.no_grad():
+    with _LOCK, own_modes():
         check_parts(module)
         inputs = bind(module, example_inputs)
         root = as_root(own_copy(module), leaf_modules)
@@ -134,8 +136,8 @@ def trace(
             )
         unused = _unused(root, graph_module)
     own_backward = (*recorder.own_backward, *hooked_backward(module))
-    guards = tuple(recorder.guards)
-    return Trace(graph_module, guards, read, own_backward, unused, difference, tuple(inputs.named))
+    guards, notes = tuple(recorder.guards), (*read, *recorder.stops.notes)
+    return Trace(graph_module, guards, notes, own_backward, unused, difference, tuple(inputs.named))
 
 
 def _record(
@@ -145,8 +147,9 @@ def _record(
     for name, tensor in inputs.named.items():
         recorder.placeholder(name, tensor)
     try:
-        with instrumented(root, recorder, leaf_modules), passed_by(root), KernelWatch(recorder), recorder:
-            value = root(*inputs.args, **inputs.kwargs)
+        with instrumented(root, recorder, leaf_modules), passed_by(root), gradients_told(root):
+            with KernelWatch(recorder), recorder:
+                value = root(*inputs.args, **inputs.kwargs)
     finally:
         settle_sizes(root)
     chosen = select_output(value, output)
@@ -214,7 +217,9 @@ def _explained(root: nn.Module, recorder: Recorder, example: Any) -> Iterator[No
                 hint=advice(root, inputs),
             ) from error
         raise TraceError(
-            f"the module runs, but cannot be traced: {type(error).__name__}: {error}",
+            TRANSFORMED
+            if is_transforming(error)
+            else f"the module runs, but cannot be traced: {type(error).__name__}: {error}",
             where=recorder.failure,
             hint="rewrite that line, or name its module in leaf_modules=",
         ) from error

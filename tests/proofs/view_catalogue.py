@@ -60,6 +60,11 @@ def image(*parts: Factory) -> Factory:
     return made
 
 
+def without_gradients(n: Net, y: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return F.relu(y)
+
+
 def residual() -> nn.Module:
     return between(lambda n, y: n.c(y) + y, c=lambda: nn.BatchNorm1d(6))()
 
@@ -140,6 +145,8 @@ CASES: dict[str, Case] = {
             "module": between(lambda n, y: n.c(y), c=nn.GELU),
             "function": between(lambda n, y: F.silu(y)),
             "method": between(lambda n, y: y.tanh().clamp(-0.2, 0.3)),
+            "gradient stopped": between(lambda n, y: F.relu(y).detach()),
+            "block without gradients": between(without_gradients),
         },
         untouched=gating(lambda n, x: F.gelu(x)),
     ),

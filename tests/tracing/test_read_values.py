@@ -46,9 +46,9 @@ def test_the_branch_that_is_right_for_every_mask_needs_no_check(tokens: Tensor) 
     network = Masked().eval()
     found = trace(network, (tokens, PADDED))
     assert checks(found.graph_module) == 0
-    assert len(found.read) == 1
-    assert "reads False" in found.read[0]
-    assert "too" in found.read[0]
+    assert len(found.notes) == 1
+    assert "reads False" in found.notes[0]
+    assert "too" in found.notes[0]
     for mask in (FULL, PADDED, PADDED.flip(0)):
         torch.testing.assert_close(found.graph_module(tokens, mask), network(tokens, mask))
 
@@ -57,7 +57,7 @@ def test_the_branch_that_leaves_the_mask_out_refuses_one_that_masks(tokens: Tens
     network = Masked().eval()
     found = trace(network, (tokens, FULL))
     assert checks(found.graph_module) == 1
-    assert "refused" in found.read[0]
+    assert "refused" in found.notes[0]
     torch.testing.assert_close(found.graph_module(tokens, FULL), network(tokens, FULL))
     with pytest.raises(TraceError, match="reads True, and now it would read False") as caught:
         found.graph_module(tokens, PADDED)

@@ -1,0 +1,100 @@
+"""PyTorch's modes that a forward may switch, as far as a graph has to know of them: gradients, autocast, transforms."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from bcos_fx.tracing.source import current_source
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """While this lasts the caller's modes do not count: inference mode and autocast are off, no gradients are kept."""
+    without_autocast = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda")]
+    with without_autocast[0], without_autocast[1], torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def gradients_told(root: nn.Module) -> Iterator[None]:
+    """While this lasts gradients are enabled unless ``root`` disables them; none are kept, as nothing requires them."""
+    required = [parameter for parameter in root.parameters() if parameter.requires_grad]
+    for parameter in required:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in required:
+            parameter.requires_grad_(True)
+
+
+class GradientStops:
+    """Values that a forward computes under ``torch.no_grad()``: what leaves that block is detached in the graph.
+
+    Args:
+        graph: that is recorded.
+        marks: sets of nodes; a detached node belongs to those that the node itself is in.
+
+    """
+
+    def __init__(self, graph: Graph, marks: Sequence[set[Node]]) -> None:
+        self._lines: dict[str, None] = {}  # that read such a value where gradients are enabled again
+        self._graph, self._marks = graph, marks
+        self._detached: dict[Node, Node | None] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each line that reads such a value where gradients are enabled again."""
+        what = "what comes before is computed under torch.no_grad(), and is not trained"
+        return tuple(f"no gradients pass {line}: {what}" for line in self._lines)
+
+    def note(self, node: Node) -> None:
+        """Remember that a node's value is computed without gradients, if it is."""
+        if not torch.is_grad_enabled() and getattr(node.meta["dtype"], "is_floating_point", False):
+            self._detached[node] = None
+
+    def leaving(self, arguments: Any) -> Any:
+        """Return a node's arguments as they are where gradients are disabled; else with what was noted detached."""
+        return map_arg(arguments, self._outside) if torch.is_grad_enabled() and self._detached else arguments
+
+    def _outside(self, node: Node) -> Node:
+        if node not in self._detached:
+            return node
+        known = self._detached[node]
+        made = self._detached[node] = known or self._graph.call_method("detach", (node,))
+        if known is None:
+            source = current_source()
+            self._lines[str(source)] = None
+            made.meta.update(node.meta, source=str(source), text=source.text, origin=made.name)
+            for marked in self._marks:
+                if node in marked:
+                    marked.add(made)
+        return made
+
+
+TRANSFORMED = "a transform of torch.func (vmap, grad, jvp) runs, inside which tensors have no memory to follow"
+
+
+def is_transforming(error: BaseException) -> bool:
+    """Say whether an error came from within a transform of ``torch.func``."""
+    return any("_functorch" in frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def unfollowable(tensor: Tensor) -> str | None:
+    """Say what kind of tensor no recording can follow this one is, or None: it is an ordinary one."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return TRANSFORMED
+    if tensor.is_inference():
+        return "a tensor is made in inference mode, in which no changes are counted (torch.no_grad() can be followed)"
+    if torch.is_autocast_enabled(tensor.device.type):
+        return "autocast is on inside the forward, so that precision depends on where the network runs"
+    return None
