@@ -122,6 +122,11 @@ class Memory:
         return self._record(old.op, old.target, args, dict(old.kwargs), entry.tensor)
 
 
+def same_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors lie in one storage: views of it count changes together."""
+    return _storage(first) == _storage(second)
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn import functional
 
 from bcos_fx.tracing.functional import copy_into, fill, set_item
+from bcos_fx.tracing.memory import same_memory
 
 # Python code that asks for these gets numbers that follow the input.
 SIZE_READS = frozenset({"size", "numel", "nelement"})
@@ -143,6 +145,15 @@ def out_of_place(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     homes = (torch.Tensor,) if is_method(function) else (torch, functional, torch._C._nn)
     plain = next((getattr(home, bare) for home in homes if callable(getattr(home, bare, None))), None)
     return None if plain is None else graph_call(plain, args, kwargs)
+
+
+def writes_itself(tensor: Tensor, index: Any, value: object) -> bool:
+    """Whether ``tensor[index] = value`` leaves everything as it is: ``tensor[index] += 1`` ends with such a call."""
+    if not isinstance(value, Tensor) or not same_memory(value, tensor):
+        return False
+    place = tensor[index]
+    form = [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in (place, value)]
+    return form[0] == form[1]
 
 
 def _without_hints(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from bcos_fx.tracing import composites, operations
 from bcos_fx.tracing.arguments import describe, fill_meta, graph_argument, numbers, oddity, tensors
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.guards import Guard
-from bcos_fx.tracing.memory import Memory
+from bcos_fx.tracing.memory import Memory, same_memory
 from bcos_fx.tracing.modes import GradientStops, unfollowable
 from bcos_fx.tracing.operations import graph_call
 from bcos_fx.tracing.sizes import Symbolic, concrete, symbolic
@@ -122,7 +122,7 @@ class Recorder(TorchFunctionMode):
             return self._data_read(func, args, kwargs)
         if name in operations.SIZE_READS or name == "__len__":
             return self._size_read(func, args, kwargs)
-        if name in operations.FORM_READS:
+        if name in operations.FORM_READS or (name == "__setitem__" and self._run(operations.writes_itself, args, {})):
             return self._run(func, args, kwargs)
         composite = composites.find(func, self.part)
         if composite is not None:
@@ -241,7 +241,7 @@ class Recorder(TorchFunctionMode):
         versions = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
         result = self._run(func, args, kwargs)
         changed = [tensor for tensor, version in versions if tensor._version != version]
-        if in_place and all(tensor is args[0] for tensor in changed):
+        if in_place and all(same_memory(tensor, args[0]) for tensor in changed):
             node = self.record(op, target, call_args, call_kwargs, args[0])
             return self._overwritten(args[0], node, result, func.__name__)
         self._check_changed(changed, describe(target))

@@ -97,6 +97,9 @@ VECTORS: dict[str, Callable[[], Net]] = {
         lambda n, y: F.linear(F.linear(y, n.w * 2, n.c), n.w * 3, n.c), w=lambda: own(6, 6), c=lambda: own(6)
     ),
     "gated linear unit": between(lambda n, y: y[:, :3] * torch.sigmoid(y.chunk(2, 1)[1]), 3),
+    "parts of several sizes": between(
+        lambda n, y: sum(p.sum(1) for p in y.tensor_split((1, 4), 1))[:, None] + y[:, :3], 3
+    ),
     "hardswish, written out": between(lambda n, y: y * F.relu6(y + 3) / 6),
     "softsign, written out": between(lambda n, y: y / (1 + y.abs())),
     "a bump": between(lambda n, y: y * torch.exp(-y.pow(2))),

@@ -94,6 +94,14 @@ def _slices(m: Apply, x: Tensor) -> Tensor:
     return y
 
 
+def _slice_added_to(m: Apply, x: Tensor) -> Tensor:
+    y = x * 2
+    y[:, :2, 1:] += x[:, 2:, :-1]
+    y[..., 0] *= 3
+    y[:, 0] = y[:, 1]
+    return y
+
+
 def _constant_receives_data(m: Apply, x: Tensor) -> Tensor:
     y = torch.zeros(2, 4, dtype=x.dtype)
     y[0] = x.mean((0, 2, 3))
@@ -161,6 +169,7 @@ FUNCTIONS = [
     _view_of_base,
     _sibling_views,
     _slices,
+    _slice_added_to,
     _constant_receives_data,
     _dropout_alias,
     _whole,
