@@ -1,7 +1,7 @@
 """Where explanations point: the Grid Pointing Game on photographs and on CIFAR-10, and what a grid costs.
 
 python benchmarks/localisation.py DATA [--out FILE.md] [--pictures FOLDER] [--quick] [--parts PART ...] [--grids N]
-    [--sides 2 3] [--slow-grids N N] [--slow-sides 2 3] [--cost-grids N] [--threads N] [--folder DIR]
+    [--sides 2 3] [--slow-grids N N] [--cost-grids N] [--threads N] [--folder DIR]
 
 DATA holds imagenet_samples.npz, cifar10_test.npz and cifar10_resnet20.th (a ResNet-20 trained on CIFAR-10). With
 --folder scores are written as they come, and a run that was cut off goes on.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,16 +48,14 @@ CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Setting:
-    """How much is measured."""
+    """How much is measured; ``slow`` is the number of grids for slow methods, by their size."""
 
     grids: int
-    slow_grids: tuple[int, int]
-    slow_sides: tuple[int, ...]
+    slow: Mapping[int, int]
     cost_grids: int
     photographs: int | None
     cifar_images: int
-    sides: tuple[int, ...] = (2, 3)
-    photograph_sides: tuple[int, ...] = (2, 3)
+    sides: tuple[int, ...]
     threads: int = 2
 
 
@@ -71,10 +69,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the page")
     parser.add_argument("--grids", type=int, default=500, help="grids of each size at most")
     parser.add_argument(
-        "--slow-grids", type=int, nargs=2, default=[500, 500], help="of photographs and of CIFAR-10, for slow methods"
+        "--slow-grids", type=int, nargs="+", default=[500, 500], help="for slow methods, one number for each of --sides"
     )
-    parser.add_argument("--sides", type=int, nargs="+", default=[2, 3], help="of grids of photographs")
-    parser.add_argument("--slow-sides", type=int, nargs="*", default=[2, 3], help="of grids, for slow methods")
+    parser.add_argument("--sides", type=int, nargs="+", default=[2, 3], help="of grids")
     parser.add_argument("--cost-grids", type=int, default=100, help="grids that are timed")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -83,12 +80,11 @@ def parsed() -> argparse.Namespace:
 def setting_of(options: argparse.Namespace) -> Setting:
     if options.quick:
         few = {"grids": 1, "cost_grids": 1, "photographs": 30, "cifar_images": 60}
-        return Setting(**few, slow_grids=(1, 1), slow_sides=(), sides=(2,), photograph_sides=(2,), threads=1)
+        return Setting(**few, slow={2: 0}, sides=(2,), threads=1)
     return Setting(
         grids=options.grids,
-        slow_grids=tuple(options.slow_grids),
-        photograph_sides=tuple(options.sides),
-        slow_sides=tuple(options.slow_sides),
+        slow=dict(zip(options.sides, options.slow_grids, strict=True)),
+        sides=tuple(options.sides),
         cost_grids=options.cost_grids,
         photographs=None,
         cifar_images=2000,
@@ -108,9 +104,6 @@ class Case:
     converted: BcosNetwork
     plain: BcosNetwork
     data: Files
-    sides: tuple[int, ...]
-    slow_sides: tuple[int, ...]
-    slow_grids: int
 
     def methods(self) -> list[tuple[str, Method]]:
         """All methods by name."""
@@ -121,20 +114,11 @@ class Case:
         return [(name, remembered(method)) for name, method in named]
 
 
-def case_of(
-    name: str,
-    original: nn.Module,
-    data: Files,
-    example: Tensor,
-    sides: tuple[int, ...],
-    slow_sides: tuple[int, ...],
-    slow_grids: int,
-    **normalised: tuple[float, ...],
-) -> Case:
+def case_of(name: str, original: nn.Module, data: Files, example: Tensor, **normalised: tuple[float, ...]) -> Case:
     """Convert a network at B = 1, and trace it once without touching its input."""
     converted = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, **normalised)
     plain = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, input="none")
-    return Case(name, original, converted, plain, data, sides, slow_sides, slow_grids)
+    return Case(name, original, converted, plain, data)
 
 
 def unconverted(case: Case) -> Method:
@@ -162,9 +146,8 @@ def remembered(method: Method) -> Method:
 def photographs(folder: Path, setting: Setting) -> Case:
     data = first_of(open_source(folder / "imagenet_samples.npz"), setting.photographs)
     example = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    limits = (setting.photograph_sides, setting.slow_sides, setting.slow_grids[0])
     network = efficientnet_lite0().to(memory_format=torch.channels_last)  # its depthwise layers are faster so
-    return case_of("EfficientNet-Lite0", network, data, example, *limits, mean=LITE_MEAN, std=LITE_STD)
+    return case_of("EfficientNet-Lite0", network, data, example, mean=LITE_MEAN, std=LITE_STD)
 
 
 def cifar(folder: Path, setting: Setting) -> Case:
@@ -172,8 +155,7 @@ def cifar(folder: Path, setting: Setting) -> Case:
     arch = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
     original = read_model(folder / "cifar10_resnet20.th", arch=arch)
     example = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    limits = (setting.sides, setting.slow_sides, setting.slow_grids[1])
-    return case_of("ResNet-20", original, data, example, *limits, mean=CIFAR_MEAN, std=CIFAR_STD)
+    return case_of("ResNet-20", original, data, example, mean=CIFAR_MEAN, std=CIFAR_STD)
 
 
 def first_of(data: Files, count: int | None) -> Files:
@@ -183,8 +165,8 @@ def first_of(data: Files, count: int | None) -> Files:
 # ---------------------------------------------------------------- the page
 
 
-def protocols(case: Case, setting: Setting, smooth: Sequence[int]) -> Iterator[Protocol]:
-    for side in case.sides:
+def protocols(setting: Setting, smooth: Sequence[int]) -> Iterator[Protocol]:
+    for side in setting.sides:
         for width in smooth:
             yield fair(side=side, grids=setting.grids, smooth=width, threshold=0.0 if setting.grids == 1 else 0.5)
 
@@ -199,13 +181,13 @@ def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int],
         f"same on {agreed:.1%}."
     )
     rows, drawn, played, methods = [], [], dict[str, Method](), case.methods()
-    for protocol in protocols(case, setting, smooth):
+    for protocol in protocols(setting, smooth):
         grids = select(found.predictions, protocol)
         runner = Runner(folder=place(options, f"{case.name}-{protocol.smooth}"))
-        slow = case.slow_grids > 0 and protocol.side in case.slow_sides
-        chosen = {name: method for name, method in methods if slow or name not in SLOW}
+        few = setting.slow[protocol.side]
+        chosen = {name: method for name, method in methods if few or name not in SLOW}
         results = [
-            play(subject, method, grids[: case.slow_grids] if name in SLOW else grids, protocol, runner)
+            play(subject, method, grids[:few] if name in SLOW else grids, protocol, runner)
             for name, method in chosen.items()
         ]
         played |= chosen

@@ -112,6 +112,15 @@ def test_fine_tuning_is_raced_and_goes_on_where_it_was(data_dir: Path, root: Pat
     assert all(arm in done.stdout for arm in ("original", "scratch", "published", "gradual"))
 
 
+@pytest.mark.slow
+def test_choices_are_tried_one_at_a_time(data_dir: Path, root: Path) -> None:
+    command = [sys.executable, str(root / "benchmarks" / "ablation.py"), str(data_dir), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1:3] for line in done.stdout.splitlines() if line.startswith("| scale")]
+    assert [name.strip() for _, name in rows] == ["cosine (base)", "raw", "unit"]
+
+
 def test_tasks_are_timed_in_turn_after_running_once() -> None:
     order: list[str] = []
     ticks = iter(range(100))
