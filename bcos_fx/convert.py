@@ -187,6 +187,7 @@ class _Conversion:
         """Turn the module into a graph of its own, and note what every node is."""
         self.say("tracing")
         self.output = output
+        self.recipe.options.check_leaves([path for path, _ in self.module.named_modules()])
         self.given, self.traced = self._traced(example_inputs)
         self._sizes: tuple[()] | None = () if self.traced.guards else None  # None: others than the example's too
         self.example_run = bind(self.module, self.given)
@@ -203,7 +204,8 @@ class _Conversion:
         return example.first_that_runs(self.module, self._trace)
 
     def _trace(self, inputs: Inputs) -> Trace:
-        return trace(self.module, inputs, output=self.output, leaf_modules=self.engine.ops.peers)
+        leaves = (*self.engine.ops.peers, *self.recipe.options.leaf_modules)
+        return trace(self.module, inputs, output=self.output, leaf_modules=leaves)
 
     def preserve(self) -> None:
         """Run the phases that preserve the function, in float64: what they compute is rounded only once."""
@@ -373,7 +375,7 @@ class _Conversion:
             unused=self.traced.unused,
             guards=tuple(map(str, guards)),
             train_difference=self.traced.train_difference,
-            inputs={spec.name: _described(spec) for spec in self.specs},
+            inputs={spec.name: spec.described() for spec in self.specs},
             coverage=coverage(self.reader),
             notes=self._notes(),
             figures=figures,
@@ -393,8 +395,3 @@ class _Conversion:
                 "half of the first kernel has no effect of its own until it is trained, and colours mean nothing yet"
             )
         return tuple(notes)
-
-
-def _described(spec: InputSpec) -> str:
-    shape = f"(N, {', '.join(map(str, spec.shape[1:]))})"
-    return f"{shape}, an image in [0, 1], encoded inside" if spec.encoded else f"{shape}, as the original takes it"

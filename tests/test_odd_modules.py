@@ -33,6 +33,17 @@ class Net(nn.Module):
         return self.fc(y.mean((2, 3)) if y.dim() == 4 else y)
 
 
+class Alone(nn.Module):
+    """Calls its part the way that ``Net`` calls its middle."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, net: nn.Module, y: Tensor) -> Tensor:
+        return self.part(y)
+
+
 class Rows(nn.Module):
     """Something odd on rows of six numbers, and a head."""
 
@@ -80,10 +91,10 @@ def rows() -> Tensor:
     return torch.rand(3, 6, generator=torch.Generator().manual_seed(0))
 
 
-def convert(module: nn.Module, inputs: Any) -> Any:
+def convert(module: nn.Module, inputs: Any, **options: Any) -> Any:
     with warnings.catch_warnings():  # PyTorch's own, of what is in prototype stage or going to be removed
         warnings.simplefilter("ignore")
-        return bcos_fx.bcosify(module.eval(), example_inputs=inputs, recipe="equivalent")
+        return bcos_fx.bcosify(module.eval(), example_inputs=inputs, recipe="equivalent", **options)
 
 
 # ---------------------------------------------------------------- refused
@@ -409,6 +420,41 @@ def test_the_callers_autocast_does_not_touch_the_proof(recipe: str) -> None:
         network = bcos_fx.bcosify(Net().eval(), example_inputs=images(), recipe=recipe)
     assert network.report.figures.verification["error"] < 1e-12
     assert network(images()).dtype is torch.float32
+
+
+class Mapped(nn.Module):
+    """A layer that no tracing can follow, but that can be called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.layer)(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("pattern", ["middle.part", "*.part"])
+def test_what_cannot_be_traced_can_be_left_whole(pattern: str) -> None:
+    net = Net()
+    net.middle = Alone(Mapped())
+    with pytest.raises(BcosFxError, match=r"a transform of torch\.func") as caught:
+        convert(net, images())
+    assert "in module 'middle.part' (Mapped)" in str(caught.value.where)
+    assert "leaf_modules" in str(caught.value.hint)
+    network = convert(net, images(), leaf_modules=(pattern,))
+    torch.testing.assert_close(network(images(3)), net(images(3)))
+    (unknown,) = network.report.unknown
+    assert unknown.module == "middle.part"
+    assert network.report.coverage.share < 1
+    certificate = bcos_fx.certify(network)
+    assert not certificate.ok
+    assert "middle" in str(certificate.breaks[0])
+
+
+def test_a_module_that_is_to_be_left_whole_has_to_be_there() -> None:
+    with pytest.raises(BcosFxError, match="leaf_modules names 'midle', and no module has such a name") as caught:
+        convert(Net(), images(), leaf_modules=("conv", "midle"))
+    assert caught.value.hint
 
 
 def test_pruned_weights_stay_pruned() -> None:

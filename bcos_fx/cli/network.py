@@ -155,4 +155,5 @@ def _options(request: Request) -> dict[str, Any]:
     """Return the options that were given; those that were not stay the recipe's."""
     names = ("scale", "positions", "input", "channels", "pixel_max")
     given = {name: getattr(request, name) for name in names}
+    given["leaf_modules"] = tuple(request.leaf_modules) or None
     return {name: value for name, value in given.items() if value is not None}

@@ -99,6 +99,15 @@ class Request:
             rich_help_panel=_WHAT,
         ),
     ] = None
+    leaf_modules: Annotated[
+        list[str],
+        typer.Option(
+            "--leaf-module",
+            help="Leave a module as it is, as one operation: its name, or a pattern such as 'blocks.*.attn'. For what "
+            "cannot be traced; no certificate covers it. Repeatable.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = field(default_factory=list)
     train: Annotated[
         str | None,
         typer.Option(

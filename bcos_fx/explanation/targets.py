@@ -107,7 +107,7 @@ def chosen(target: Any, value: Tensor) -> Chosen:
         UsageError: an index that is out of range, or a form that is none of these.
     """
     if callable(target):
-        return Chosen(lambda outputs: _checked(target(outputs), outputs), None, _is_single(target, value))
+        return Chosen(lambda outputs: _checked(_called(target, outputs), outputs), None, _is_single(target, value))
     if value.dim() > 2 or isinstance(target, tuple):
         return _unit(target, value)
     flat = value.reshape(len(value), -1)
@@ -116,6 +116,17 @@ def chosen(target: Any, value: Tensor) -> Chosen:
     return Chosen(
         lambda outputs: outputs.reshape(len(outputs), -1).gather(1, indices.to(outputs.device)), indices, single
     )
+
+
+def _called(target: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
+    """Call a caller's function, whose own errors are no fault of the network's input."""
+    try:
+        return target(outputs)
+    except RuntimeError as error:
+        raise UsageError(
+            f"the target function fails on outputs of shape {tuple(outputs.shape)}: {str(error).partition(chr(10))[0]}",
+            hint="it takes the outputs, and gives one number per sample: (N,)",
+        ) from error
 
 
 def _checked(numbers: Any, outputs: Tensor) -> Tensor:
@@ -132,7 +143,7 @@ def _checked(numbers: Any, outputs: Tensor) -> Tensor:
 
 def _is_single(target: Callable[[Tensor], Tensor], value: Tensor) -> bool:
     with torch.no_grad():
-        numbers = target(value)
+        numbers = _called(target, value)
     return not isinstance(numbers, Tensor) or numbers.dim() < 2
 
 

@@ -42,6 +42,11 @@ class InputSpec:
         shifted = torch.einsum("dc,nc...->nd...", matrix, x) + offset.view(-1, *[1] * (x.ndim - 2))
         return shifted.contiguous()
 
+    def described(self) -> str:
+        """Say in words what the network takes."""
+        shape = f"(N, {', '.join(map(str, self.shape[1:]))})"
+        return f"{shape}, an image in [0, 1], encoded inside" if self.encoded else f"{shape}, as the original takes it"
+
 
 @dataclass(frozen=True)
 class Guard:

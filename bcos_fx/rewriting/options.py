@@ -44,6 +44,8 @@ class Options:
         positions: ``strip`` removes positional embeddings, ``strip-in-pool`` those of attention pools.
         logit_bias: its bias; None takes log(1 / (C - 1)) for C classes.
         temperature: its temperature, > 0.
+        leaf_modules: patterns of the names of modules that stay one operation each, inside which nothing is traced
+            or rewritten: what tracing cannot follow, or what shall be left alone. No certificate covers them.
     """
 
     b: float | Mapping[str, float] = 1.0
@@ -60,6 +62,7 @@ class Options:
     positions: str = "keep"
     logit_bias: float | None = None
     temperature: float = field(default=1.0)
+    leaf_modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -94,6 +97,17 @@ class Options:
         if not isinstance(self.b, Mapping):
             return float(self.b)
         return next((float(b) for pattern, b in self.b.items() if fnmatch.fnmatchcase(module_path, pattern)), 1.0)
+
+    def check_leaves(self, module_paths: Sequence[str]) -> None:
+        """Check that every pattern in ``leaf_modules`` names a module.
+
+        Raises:
+            UsageError: one names none.
+        """
+        for pattern in self.leaf_modules:
+            if not fnmatch.filter(module_paths, pattern):
+                hint = nearest(pattern, module_paths)
+                raise UsageError(f"leaf_modules names {pattern!r}, and no module has such a name", hint=hint)
 
     def check_patterns(self, module_paths: Sequence[str]) -> None:
         """Check that every pattern in ``b`` decides about one of these layers at least.

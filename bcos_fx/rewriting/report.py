@@ -311,13 +311,14 @@ def removed_nodes(steps: list[Step], before: tuple[NodeRow, ...], after: tuple[N
 def coverage(reader: GraphReader) -> Coverage:
     """Count the linear and convolution parameters on value paths, and those in B-cos layers.
 
-    A functional layer counts with the stored tensors that it reads, however indirectly: a computed weight that no
-    B-cos layer holds must not go missing from the total.
+    A functional layer counts with the stored tensors that it reads, however indirectly, and a module that nobody knows
+    with all its parameters: what no B-cos layer holds must not go missing from the total.
     """
     counted: dict[int, tuple[int, bool]] = {}
     for node in reader.graph_module.graph.nodes:
         op = reader.op(node)
-        if op is None or not op.startswith(_WEIGHTED) or not reader.flow.on_value_path(node):
+        weighted = op.startswith(_WEIGHTED) if op is not None else node.op == "call_module"
+        if not weighted or not reader.flow.on_value_path(node):
             continue
         for parameter, converted in _weights(reader, node):
             counted[id(parameter)] = (parameter.numel(), converted or counted.get(id(parameter), (0, False))[1])

@@ -16,6 +16,9 @@ from bcos_fx.tracing.source import Source, current_source
 
 _PLAIN = (bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.layout, torch.memory_format)
 
+LEAVE_WHOLE = "leave its module as one operation: leaf_modules=[its name], --leaf-module"
+"""What to do about a line that cannot be traced, nor written in another way."""
+
 
 def tensors(value: Any) -> list[Tensor]:
     """List the tensors in nested tuples, lists, dicts and slices."""
@@ -93,7 +96,7 @@ def graph_argument(value: Any, node_of: Callable[[Tensor], Node], device: Callab
         raise TraceError(
             f"an argument of type {type(item).__name__} cannot be put into a graph",
             where=str(current_source()),
-            hint="pass tensors and plain Python values, or name the module in leaf_modules=",
+            hint=f"pass tensors and plain Python values, or {LEAVE_WHOLE}",
         )
 
     return _rebuilt(value, leaf)

@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
@@ -66,7 +67,7 @@ class Alone(nn.Module):
 
 def as_root(module: nn.Module, leaf_modules: Leaves) -> nn.Module:
     """Return a module that a graph can be made of: the module, or a container with the module in it."""
-    return Alone(module).eval() if is_leaf(module, leaf_modules) else module
+    return Alone(module).eval() if is_leaf("", module, leaf_modules) else module
 
 
 def check_parts(module: nn.Module) -> None:
@@ -113,14 +114,18 @@ def qualified_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def is_leaf(module: nn.Module, leaf_modules: Leaves) -> bool:
-    """Whether a module stays one node: PyTorch's own computing layers and ours, exactly these classes, and no hooks."""
+def is_leaf(path: str, module: nn.Module, leaf_modules: Leaves) -> bool:
+    """Whether a module stays one node: PyTorch's own computing layers and ours, exactly these classes, and no hooks.
+
+    Others do by their class, by its qualified name, or by their own name, of which ``leaf_modules`` has patterns.
+    """
     kind = type(module)
     if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
     home = kind.__module__
     own = home.startswith("torch.nn.modules.") and home not in _CONTAINERS and kind not in _COMPOSITES
-    named = qualified_name(kind) in leaf_modules
+    patterns = (leaf for leaf in leaf_modules if isinstance(leaf, str))
+    named = qualified_name(kind) in leaf_modules or any(fnmatchcase(path, pattern) for pattern in patterns)
     classes = tuple(leaf for leaf in leaf_modules if isinstance(leaf, type))
     return own or named or home.startswith("bcos_fx.nn") or isinstance(module, classes)
 
@@ -131,7 +136,7 @@ def instrumented(root: nn.Module, recorder: Recorder, leaf_modules: Leaves) -> I
     before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
     try:
         for path, module in root.named_modules():
-            whole = is_leaf(module, leaf_modules)
+            whole = is_leaf(path, module, leaf_modules)
             before.append((module, vars(module).get("forward")))
             module.forward = _reporting(recorder, path, module, module.forward, whole)
         yield

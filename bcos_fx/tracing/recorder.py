@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing import composites, operations
-from bcos_fx.tracing.arguments import describe, fill_meta, graph_argument, numbers, oddity, tensors
+from bcos_fx.tracing.arguments import LEAVE_WHOLE, describe, fill_meta, graph_argument, numbers, oddity, tensors
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.memory import Memory, same_memory
@@ -384,7 +384,7 @@ class Recorder(TorchFunctionMode):
             raise self._refusal(reason)
 
     def _refusal(self, what: str) -> TraceError:
-        return TraceError(what, where=self._where(), hint="rewrite that line, or name its module in leaf_modules=")
+        return TraceError(what, where=self._where(), hint=f"rewrite that line, or {LEAVE_WHOLE}")
 
 
 class KernelWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]

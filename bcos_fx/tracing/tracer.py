@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from bcos_fx.errors import BcosFxError, TraceError, UsageError
+from bcos_fx.tracing.arguments import LEAVE_WHOLE
 from bcos_fx.tracing.caches import passed_by
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.inputs import ExampleError, Inputs, advice, bind, check_state, select_output
@@ -105,8 +106,8 @@ def trace(
             that no size is 1 by chance. Arguments that are not tensors are built into the graph.
         output: which element of the module's output the graph computes, where that is not one tensor: a key,
             an attribute or a position.
-        leaf_modules: classes whose instances stay one node each, besides those of ``torch.nn`` and ``bcos_fx.nn``; a
-            class may be given by its qualified name, without its subclasses.
+        leaf_modules: what stays one node each, besides layers of ``torch.nn`` and ``bcos_fx.nn``: classes, qualified
+            names of classes (without their subclasses), and patterns of the names of modules.
 
     Raises:
         UsageError: the inputs do not fit the module, or `output` does not name a tensor.
@@ -221,7 +222,7 @@ def _explained(root: nn.Module, recorder: Recorder, example: Any) -> Iterator[No
             if is_transforming(error)
             else f"the module runs, but cannot be traced: {type(error).__name__}: {error}",
             where=recorder.failure,
-            hint="rewrite that line, or name its module in leaf_modules=",
+            hint=f"rewrite that line, or {LEAVE_WHOLE}",
         ) from error
 
 
@@ -320,7 +321,7 @@ def _confirm(graph_module: GraphModule, inputs: Inputs, expected: Tensor) -> Non
     if not _agree(actual, expected):
         raise TraceError(
             "the graph does not repeat the module's output on the example inputs",
-            hint="look for state that changes between calls, or name the module concerned in leaf_modules=",
+            hint="look for state that changes between calls, or name the module concerned in leaf_modules=[...]",
         )
 
 

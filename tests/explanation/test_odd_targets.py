@@ -91,3 +91,11 @@ def test_another_number_of_features_is_named_with_that_of_the_example() -> None:
         with pytest.raises(UsageError, match=r"has shape \(2, 9\), which the network cannot take") as caught:
             call(torch.rand(2, 9))
         assert caught.value.hint == "the example that it was converted with has (N, 8)"
+
+
+def test_an_error_of_the_callers_own_function_is_not_blamed_on_the_images() -> None:
+    table = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    network = bcos_fx.bcosify(table, recipe="equivalent", example_inputs=torch.rand(2, 8))
+    with pytest.raises(UsageError, match=r"the target function fails on outputs of shape \(2, 3\): The size") as caught:
+        bcos_fx.explain(network, torch.rand(2, 8), lambda outputs: outputs + torch.rand(5))
+    assert isinstance(caught.value.__cause__, RuntimeError)
