@@ -1,7 +1,7 @@
 """Where explanations point: the Grid Pointing Game on photographs and on CIFAR-10, and what a grid costs.
 
-python benchmarks/localisation.py DATA [--out FILE.md] [--pictures FOLDER] [--quick] [--parts PART ...] [--grids N]
-    [--sides 2 3] [--slow-grids N N] [--cost-grids N] [--threads N] [--folder DIR]
+python benchmarks/localisation.py DATA [--out FILE.md] [--pictures FOLDER] [--quick] [--parts PART ...] [--sides 2 3]
+    [--grids N N] [--slow-grids N N] [--cost-grids N] [--threads N] [--folder DIR]
 
 DATA holds imagenet_samples.npz, cifar10_test.npz and cifar10_resnet20.th (a ResNet-20 trained on CIFAR-10). With
 --folder scores are written as they come, and a run that was cut off goes on.
@@ -48,9 +48,9 @@ CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Setting:
-    """How much is measured; ``slow`` is the number of grids for slow methods, by their size."""
+    """How much is measured; numbers of grids by their size, ``slow`` for slow methods."""
 
-    grids: int
+    grids: Mapping[int, int]
     slow: Mapping[int, int]
     cost_grids: int
     photographs: int | None
@@ -67,9 +67,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where scores are written as they come")
     parser.add_argument("--quick", action="store_true", help="tiny settings: shows that it runs, measures nothing")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the page")
-    parser.add_argument("--grids", type=int, default=500, help="grids of each size at most")
+    parser.add_argument("--grids", type=int, nargs="+", default=[500, 500], help="at most, one for each of --sides")
     parser.add_argument(
-        "--slow-grids", type=int, nargs="+", default=[500, 500], help="for slow methods, one number for each of --sides"
+        "--slow-grids", type=int, nargs="+", default=[500, 500], help="for slow methods, one for each of --sides"
     )
     parser.add_argument("--sides", type=int, nargs="+", default=[2, 3], help="of grids")
     parser.add_argument("--cost-grids", type=int, default=100, help="grids that are timed")
@@ -79,10 +79,10 @@ def parsed() -> argparse.Namespace:
 
 def setting_of(options: argparse.Namespace) -> Setting:
     if options.quick:
-        few = {"grids": 1, "cost_grids": 1, "photographs": 30, "cifar_images": 60}
+        few = {"grids": {2: 1}, "cost_grids": 1, "photographs": 30, "cifar_images": 60}
         return Setting(**few, slow={2: 0}, sides=(2,), threads=1)
     return Setting(
-        grids=options.grids,
+        grids=dict(zip(options.sides, options.grids, strict=True)),
         slow=dict(zip(options.sides, options.slow_grids, strict=True)),
         sides=tuple(options.sides),
         cost_grids=options.cost_grids,
@@ -168,7 +168,9 @@ def first_of(data: Files, count: int | None) -> Files:
 def protocols(setting: Setting, smooth: Sequence[int]) -> Iterator[Protocol]:
     for side in setting.sides:
         for width in smooth:
-            yield fair(side=side, grids=setting.grids, smooth=width, threshold=0.0 if setting.grids == 1 else 0.5)
+            # One draw for all sizes of the table: fewer grids of a size are the first ones of more.
+            most = max(setting.grids.values())
+            yield fair(side=side, grids=most, smooth=width, threshold=0.0 if most == 1 else 0.5)
 
 
 def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int], options: argparse.Namespace) -> None:
