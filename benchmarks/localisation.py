@@ -111,7 +111,7 @@ class Case:
         others = baselines(network=original, reference=original.neutral, options=OPTIONS)
         named = [("plain", unconverted(self)), ("own", dynamic_linear(self.converted))]
         named += zip(BASELINES, others, strict=True)
-        return [(name, remembered(method)) for name, method in named]
+        return named
 
 
 def case_of(name: str, original: nn.Module, data: Files, example: Tensor, **normalised: tuple[float, ...]) -> Case:
@@ -183,8 +183,10 @@ def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int],
         f"same on {agreed:.1%}."
     )
     rows, drawn, played, methods = [], [], dict[str, Method](), case.methods()
+    if len(smooth) > 1:
+        methods = [(name, remembered(method)) for name, method in methods]
     for protocol in protocols(setting, smooth):
-        grids = select(found.predictions, protocol)
+        grids = select(found.predictions, protocol)[: setting.grids[protocol.side]]
         runner = Runner(folder=place(options, f"{case.name}-{protocol.smooth}"))
         few = setting.slow[protocol.side]
         chosen = {name: method for name, method in methods if few or name not in SLOW}
