@@ -455,6 +455,8 @@ def test_a_module_that_is_to_be_left_whole_has_to_be_there() -> None:
     with pytest.raises(BcosFxError, match="leaf_modules names 'midle', and no module has such a name") as caught:
         convert(Net(), images(), leaf_modules=("conv", "midle"))
     assert caught.value.hint
+    with pytest.raises(BcosFxError, match="leaf_modules is 'conv'"):
+        convert(Net(), images(), leaf_modules="conv")
 
 
 def test_pruned_weights_stay_pruned() -> None:

@@ -70,6 +70,8 @@ class Options:
             if value not in known:
                 raise UsageError(f"the option {name}={value!r} is not known", hint=nearest(str(value), known))
         self._check_pressure()
+        if isinstance(self.leaf_modules, str):
+            raise UsageError(f"leaf_modules is {self.leaf_modules!r}", hint=f"give a list: [{self.leaf_modules!r}]")
         for name in ("temperature", "pixel_max", "eps"):
             value = getattr(self, name)
             if not (_is_number(value) and value > 0) and not (name == "eps" and value is None):
