@@ -48,7 +48,7 @@ def boxes(results: Sequence[Localisation]) -> Figure:
         box.set(facecolor=_BOX, edgecolor=_MIDDLE, linewidth=0.8)
     protocol = results[0].protocol
     ax.axhline(1 / protocol.cells, color=_CHANCE, linestyle="--", linewidth=1)
-    ax.text(0.99, 1 / protocol.cells + 0.01, "uniform", color=_CHANCE, fontsize=7, ha="right",
+    ax.text(1.005, 1 / protocol.cells, "uniform", color=_CHANCE, fontsize=7, va="center",
             transform=ax.get_yaxis_transform())  # fmt: skip
     ax.set_ylim(-0.03, 1.03)
     ax.set_ylabel("localisation score")
@@ -63,7 +63,7 @@ def boxes(results: Sequence[Localisation]) -> Figure:
 
 def _label(result: Localisation, most: int) -> str:
     grids = len(result.grids)
-    return result.method if grids == most else f"{result.method} ({grids} of them)"
+    return result.method if grids == most else f"{result.method} ({grids} grid{'s' if grids > 1 else ''})"
 
 
 def curves(

@@ -176,7 +176,7 @@ def test_a_method_that_had_fewer_grids_says_so_in_a_plot(network: BcosNetwork) -
     axes = boxes([few, whole]).axes[0]
     assert len(whole.grids) > 1
     assert axes.get_title().endswith(f", {len(whole.grids)} grids")
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["Slow (1 of them)", "B-cos"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["Slow (1 grid)", "B-cos"]
 
 
 def test_the_interval_is_that_of_a_normal_mean_where_there_are_many() -> None:
