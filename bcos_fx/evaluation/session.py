@@ -11,11 +11,13 @@ import torch
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
 from bcos_fx.evaluation.curve_measures import CurveSet
+from bcos_fx.evaluation.decoding import Unreadable
 from bcos_fx.evaluation.localisation import Localisation, play
 from bcos_fx.evaluation.predictions import Outcome, Subject, predict
 from bcos_fx.evaluation.registry import BASELINES, MEASURES
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, select
+from bcos_fx.evaluation.sources import Files
 from bcos_fx.evaluation.subjects import OnImages
 from bcos_fx.methods.baselines import CONDITIONAL
 from bcos_fx.methods.method import Method, dynamic_linear
@@ -76,6 +78,9 @@ def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
         UsageError: baselines without an original network, or data that do not fit.
     """
     methods, refused = _methods(subject, plan.baselines)
+    enlarged = _enlarged(subject)
+    if enlarged is not None and runner.team.leads:
+        runner.say(enlarged)
     outcome = predict(subject, runner, batch_size=plan.batch_size)
     accuracy = None
     if "accuracy" in plan.metrics or "zeroshot" in plan.metrics:
@@ -88,6 +93,24 @@ def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
         MEASURES[name](subject, methods, outcome.predictions, runner) for name in plan.metrics if name in MEASURES
     )
     return Evaluation(subject, outcome, accuracy, localisations, curves, refused)
+
+
+def _enlarged(subject: Subject) -> str | None:
+    """Say so where images are stored at half the network's size or less: it may have been trained at theirs."""
+    source, frame = subject.source, subject.frame
+    if not isinstance(source, Files):
+        return None
+    try:
+        width, height = source.picture(0).size
+    except Unreadable:  # it is listed when all are read
+        return None
+    if frame.height < 2 * height or frame.width < 2 * width:
+        return None
+    return (
+        f"images are enlarged: the first has {width}x{height} pixels, and the network was converted for "
+        f"{frame.width}x{frame.height}; if it was trained on the smaller ones, convert it with "
+        f"--input-shape {frame.channels},{height},{width}"
+    )
 
 
 def _methods(subject: Subject, baselines: Sequence[str]) -> tuple[list[Method], dict[str, str]]:

@@ -267,6 +267,15 @@ def test_unreadable_images_are_listed_and_the_rest_is_measured(run: Run, data: P
     assert "2 images could not be read" in Path("evaluation/evaluation.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_images_of_half_the_networks_size_are_remarked_upon(run: Run, data: Path, every: int) -> None:
+    write_images(data / "data.npz", 60, every=every)
+    done = run(*WORDS, "--metric", "accuracy")
+    assert done.exit_code == 0, done.stderr
+    assert ("note: images are enlarged: the first has" in done.stderr) == (every == 2)
+    assert ("convert it with --input-shape 3," in done.stderr) == (every == 2)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -87,9 +87,10 @@ def write_embedder(path: Path) -> BcosNetwork:
     return network
 
 
-def write_images(path: Path, count: int, broken: tuple[int, ...] = ()) -> None:
-    """Write images as an ``.npz``; some of them are none."""
+def write_images(path: Path, count: int, broken: tuple[int, ...] = (), every: int = 1) -> None:
+    """Write images as an ``.npz``, of every so many pixels; some of them are none."""
     pixels, labels = images(count).tensors
+    pixels = pixels[..., ::every, ::every]
     files = [b"no image" if n in broken else encoded(image) for n, image in enumerate(pixels)]
     np.savez(
         path,
