@@ -125,7 +125,8 @@ def read(path: Path, setting: Mapping[str, int]) -> dict[str, Any]:
 def train_all(options: argparse.Namespace, setting: Mapping[str, int]) -> None:
     """Train what is not in the results yet."""
     wanted = {slug(choice, name): v for choice in options.choices for name, v in CHOICES[choice].items()}
-    left = {name: v for name, v in wanted.items() if name not in read(options.results, setting)}
+    done = read(options.results, setting)
+    left = {name: variant for name, variant in wanted.items() if name not in done}
     if not left:
         return
     images, labels, _ = images_of(options.data / "cifar10_train.npz", options.images)
@@ -135,7 +136,7 @@ def train_all(options: argparse.Namespace, setting: Mapping[str, int]) -> None:
         changes = {"epochs": options.epochs, "batch_size": 128, "augment": "flip-and-shift", "lr": 3e-3, "seed": 0}
         changes |= {"calibrate": "steps"} | dict(variant.training)
         folder = options.runs / "".join(letter if letter.isalnum() else "-" for letter in name)
-        done = bcos_fx.finetune(
+        trained = bcos_fx.finetune(
             converted(original, variant, test[:2]),
             (images, labels),
             recipe=load_training("gradual").with_changes(changes),
@@ -146,12 +147,12 @@ def train_all(options: argparse.Namespace, setting: Mapping[str, int]) -> None:
             measures={"gridpg": pointing_on(test[:1000], truth[:1000])},
             accelerator="cpu",
         )
-        first, last = done.history[0], done.history[-1]
+        first, last = trained.history[0], trained.history[-1]
         row = {
             "variant": name,
             "setting": setting,
             "before": first.accuracy,
-            "first epoch": done.history[1].accuracy,
+            "first epoch": trained.history[1].accuracy,
             "after": last.accuracy,
             "gridpg": last.measures["gridpg"],
             "b": last.b,

@@ -67,14 +67,17 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where scores are written as they come")
     parser.add_argument("--quick", action="store_true", help="tiny settings: shows that it runs, measures nothing")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of the page")
-    parser.add_argument("--grids", type=int, nargs="+", default=[500, 500], help="at most, one for each of --sides")
-    parser.add_argument(
-        "--slow-grids", type=int, nargs="+", default=[500, 500], help="for slow methods, one for each of --sides"
-    )
+    parser.add_argument("--grids", type=int, nargs="+", help="at most, one for each of --sides (default: 500)")
+    parser.add_argument("--slow-grids", type=int, nargs="+", help="for slow methods, one for each of --sides")
     parser.add_argument("--sides", type=int, nargs="+", default=[2, 3], help="of grids")
     parser.add_argument("--cost-grids", type=int, default=100, help="grids that are timed")
     parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in ("grids", "slow_grids"):
+        setattr(options, name, getattr(options, name) or [500] * len(options.sides))
+        if len(getattr(options, name)) != len(options.sides):
+            parser.error(f"--{name.replace('_', '-')}: give one number for each of --sides")
+    return options
 
 
 def setting_of(options: argparse.Namespace) -> Setting:

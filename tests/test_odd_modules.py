@@ -337,10 +337,6 @@ def test_it_converts_and_is_not_certified(name: str) -> None:
 # ---------------------------------------------------------------- done right
 
 
-class Named(Tensor):
-    """A class of tensors that others do not know how to join."""
-
-
 def frozen(net: Net, y: Tensor) -> Tensor:
     with torch.no_grad():
         return (y * 2).relu()
@@ -367,7 +363,7 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "a stopped gradient": lambda: Net(lambda net, y: y.detach() * 2),
     "features without gradients": lambda: Net(frozen),
     "a parameter of a layer as a number": lambda: Net(lambda net, y: y * net.conv.weight.mean().abs()),
-    "a result of another tensor class": lambda: Net(lambda net, y: y.as_subclass(Named)),
+    "a result of another tensor class": lambda: Net(lambda net, y: y.as_subclass(type("Named", (Tensor,), {}))),
     "a TorchScript function": with_parts(lambda net: setattr(net, "middle", scripted_middle())),
 }
 
@@ -394,6 +390,29 @@ def test_it_is_done_right(name: str) -> None:
     assert certification.completeness is not None
     assert certification.completeness.worst <= 1e-9
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+class Decorated(Net):
+    """Nothing of it keeps gradients."""
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_a_forward_without_any_gradients_is_explained_all_the_same() -> None:
+    torch.manual_seed(0)
+    network = convert(Decorated(), images())
+    assert any(note.startswith("no gradients pass the module itself: ") for note in network.report.notes)
+    assert not network(images().requires_grad_()).requires_grad
+    certification = bcos_fx.certify(network.double(), images().double())
+    assert certification.ok, certification.to_text()
+    assert bcos_fx.explain(network, images().double()).contributions.abs().sum() > 0
+
+
+def test_tensors_without_data_are_no_fault_of_autocast() -> None:
+    network = convert(Net(lambda net, y: y * torch.empty(2, 3, device="meta").dim()), images())
+    assert bcos_fx.certify(network).ok
 
 
 def test_where_gradients_stop_is_said_and_they_stop_there_still() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,10 +84,13 @@ class GradientStops:
 
 TRANSFORMED = "a transform of torch.func (vmap, grad, jvp) runs, inside which tensors have no memory to follow"
 
+_TRANSFORMS = ("vmap", "eager_transforms")  # its neighbours in that folder serve torch.compile
+
 
 def is_transforming(error: BaseException) -> bool:
     """Say whether an error came from within a transform of ``torch.func``."""
-    return any("_functorch" in frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    files = (Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(file.parent.name == "_functorch" and file.stem in _TRANSFORMS for file in files)
 
 
 def unfollowable(tensor: Tensor) -> str | None:
@@ -95,6 +99,7 @@ def unfollowable(tensor: Tensor) -> str | None:
         return TRANSFORMED
     if tensor.is_inference():
         return "a tensor is made in inference mode, in which no changes are counted (torch.no_grad() can be followed)"
-    if torch.is_autocast_enabled(tensor.device.type):
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return "autocast is on inside the forward, so that precision depends on where the network runs"
     return None

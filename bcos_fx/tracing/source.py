@@ -28,7 +28,8 @@ class Source:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.text}" if self.text else f"{self.file}:{self.line}"
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.text}" if self.text else place
 
 
 _TOLD: ContextVar[Source | None] = ContextVar("the line that a call came from", default=None)

@@ -154,7 +154,8 @@ def _record(
     finally:
         settle_sizes(root)
     chosen = select_output(value, output)
-    recorder.output(chosen)
+    with torch.enable_grad():  # as outside of a forward that keeps no gradients itself
+        recorder.output(chosen)
     return chosen
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bcos_fx.tracing import trace
+from bcos_fx.tracing import set_item, trace
 
 
 def check(module: nn.Module, example: Tensor, *others: Tensor, **options: object) -> torch.fx.GraphModule:
@@ -244,6 +244,11 @@ def test_a_subclass_of_a_layer_is_traced_into() -> None:
     assert [guard.kind for guard in traced.guards] == ["bool"]
     assert traced.guards[0].value is False
     check(Conv2dSame(4, 6, 3, stride=2, dtype=torch.float64), image())
+
+
+def test_a_slice_that_is_added_to_is_written_once() -> None:
+    nodes = trace(Apply(_slice_added_to), image()).graph_module.graph.nodes
+    assert sum(node.target is set_item for node in nodes) == 3
 
 
 @pytest.mark.parametrize("kind", ["parametrized", "hooked"])
