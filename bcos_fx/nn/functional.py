@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements per piece: half a MiB in float32, so that a piece and its scratch tensor stay in one core's own cache, and
-# the overhead of calls is small beside their work.
+# Elements per piece and thread: half a MiB in float32, so that each core's share of a piece and of its scratch tensor
+# stays in that core's own cache, and the overhead of calls is small beside their work.
 _PIECE = 1 << 17
 # Channels are added up in this many folds, into an array that much smaller than the input.
 _FOLDS = 8
@@ -39,18 +39,18 @@ def default_eps(dtype: torch.dtype) -> float:
 
 
 def _pieces(*tensors: Tensor, whole: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors alike, along dimensions that they share, until the first fits ``_PIECE``; not for a compiler.
+    """Cut tensors alike, along dimensions that they share, until the first fits the cores' caches; not for a compiler.
 
     ``whole`` broadcasts against every piece, so dimensions in which it varies are not cut.
     """
     first = tensors[0]
     # A compiler is asked first: comparing a size that it keeps open would fix it.
-    if not torch.compiler.is_compiling() and first.numel() > _PIECE:
+    if not torch.compiler.is_compiling() and first.numel() > (fitting := _PIECE * torch.get_num_threads()):
         for dim in range(-first.dim(), 0):
             length = first.shape[dim]
             varies = whole is not None and whole.dim() >= -dim and whole.shape[dim] > 1
             if length > 1 and not varies and all(t.shape[dim] == length for t in tensors):
-                count = -(-first.numel() // _PIECE)
+                count = -(-first.numel() // fitting)
                 for piece in zip(*(t.chunk(count, dim) for t in tensors), strict=True):
                     yield from _pieces(*piece, whole=whole)
                 return
