@@ -21,6 +21,7 @@ class Places:
     def __init__(self, reader: GraphReader) -> None:
         self._reader = reader
         self._moved: dict[str, str] = {}
+        self._divided: set[str] = set()
         self._containers: dict[int, tuple[str, nn.Module | None]] = {}  # an id means nothing once its object is gone
 
     @property
@@ -37,7 +38,29 @@ class Places:
         """Place a module for a part of the one that is called inside that one, and return its path."""
         inside = self._unused(f"{call.node.target}.{part.name}")
         set_module(self._root, inside, part.module)
+        self._divided.add(str(call.node.target))
         return inside
+
+    def move_out(self) -> dict[str, str]:
+        """Move parts beside the module that they were taken from, where that is still called for what is left of it.
+
+        It is a layer then, and a layer has no parts: nothing could store it.
+
+        Returns:
+            Path -> new path of those that were moved.
+        """
+        moved: dict[str, str] = {}
+        nodes = [n for n in self._root.graph.nodes if n.op in ("call_module", "get_attr")]
+        for path in self._divided & {str(n.target) for n in nodes if n.op == "call_module"}:
+            for name, part in list(self._root.get_submodule(path).named_children()):
+                inside, beside = f"{path}.{name}", self._unused(f"{path}_{name}")
+                set_module(self._root, beside, part)
+                self._root.delete_submodule(inside)
+                moved[inside] = beside
+                for node in nodes:
+                    if f"{node.target}.".startswith(f"{inside}."):
+                        node.target = beside + str(node.target).removeprefix(inside)
+        return moved
 
     def move_back(self) -> dict[str, str]:
         """Move modules that had to stand beside an old one into its place, where nothing keeps that any more.

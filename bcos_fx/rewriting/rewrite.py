@@ -108,8 +108,8 @@ class Rewriter:
         """Drop what is no longer used, check the graph and make its code anew."""
         graph = self.graph_module.graph
         graph.eliminate_dead_code()
-        moved = self._places.move_back()
-        self._made = {key: (moved.get(at, at), old) for key, (at, old) in self._made.items()}
+        for moved in (self._places.move_back(), self._places.move_out()):
+            self._made = {key: (moved.get(at, at), old) for key, (at, old) in self._made.items()}
         self.graph_module.delete_all_unused_submodules()
         self._keep_what_is_read()
         graph.lint()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,3 +282,23 @@ def test_projected_keys_are_refused() -> None:
     with pytest.raises(TraceError, match="projected already") as caught:
         trace(original, tokens())
     assert "test_attention.py" in str(caught.value)
+
+
+def channel_attention(net: Any, x: Tensor) -> Tensor:
+    """Channels attend to channels (DaViT): only q carries a value, so the joined projection stays for k and v."""
+    x = net.embed(x)
+    q, k, v = net.qkv(x).reshape(*x.shape[:2], 3, 8).permute(2, 0, 1, 3).unbind(0)
+    mixed = (k.transpose(-1, -2) @ v).softmax(-1) @ q.transpose(-1, -2)
+    return net.head(mixed.mean(-1))
+
+
+@pytest.mark.parametrize("recipe", ["equivalent", "bcosification"])
+def test_a_part_stands_beside_a_projection_that_stays(recipe: str, tmp_path: Path) -> None:
+    """Inside it, the projection would be a layer with a layer of its own, which no file can hold."""
+    net = Net(channel_attention, embed=nn.Linear(6, 8), qkv=nn.Linear(8, 24), head=nn.Linear(8, 3))
+    network = bcos_fx.bcosify(randomise_(net).eval(), recipe=recipe, example_inputs=torch.rand(2, 5, 6))
+    assert isinstance(network.get_submodule("qkv"), nn.Linear)
+    assert isinstance(network.get_submodule("qkv_q"), BcosLinear)
+    bcos_fx.save(network, tmp_path / "network.safetensors")
+    x = torch.rand(3, 5, 6)
+    torch.testing.assert_close(bcos_fx.load(tmp_path / "network.safetensors")(x), network(x), rtol=0, atol=0)
