@@ -6,8 +6,10 @@ from bcos_fx.checkpoint.architecture import (
     architecture_names,
     build_architecture,
     guess_architecture,
+    has_random_weights,
     load_into,
     open_clip_choice,
+    open_clip_model,
 )
 from bcos_fx.checkpoint.identify import FileKind, identify
 from bcos_fx.checkpoint.inspection import Inspection, TensorRow, inspect
@@ -23,11 +25,13 @@ __all__ = [
     "architecture_names",
     "build_architecture",
     "guess_architecture",
+    "has_random_weights",
     "identify",
     "inspect",
     "load_into",
     "load_peer_state",
     "open_clip_choice",
+    "open_clip_model",
     "peer_state",
     "read_model",
     "read_state_dict",

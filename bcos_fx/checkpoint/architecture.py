@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ FORMS = (
     "package.module:factory or path/to/file.py:factory"
 )
 _ATTENTIONS = ("eager", "sdpa")
+_WEIGHTS_BY_NAME = ("torchvision", "open_clip")
 # Library -> where its list of networks is, and the extra that brings it.
 _LISTED = {
     "torchvision": ("torchvision.models", "vision"),
@@ -72,6 +74,12 @@ def build_architecture(arch: str) -> nn.Module:
     return _call(factory, arch)
 
 
+def has_random_weights(arch: str) -> bool:
+    """Whether the network that ``arch`` names comes with random weights: one of a library, with no weights named."""
+    source, _, name = arch.rpartition(":")
+    return source in _LIBRARIES and not (source in _WEIGHTS_BY_NAME and "@" in name)
+
+
 def architecture_names(source: str) -> list[str]:
     """Return the names of all networks that a library builds, as they stand behind the colon.
 
@@ -107,13 +115,13 @@ def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -
     ]
     if misshapen:
         missing = [name for name in expected if name not in tensors]
-        raise _does_not_fit(wrapped, missing, [name for name in tensors if name not in expected], misshapen)
+        raise _does_not_fit(wrapped, expected, missing, [name for name in tensors if name not in expected], misshapen)
     try:
         result = module.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"the weights do not fit: {error}", where=wrapped.source, hint="check --arch") from error
     if result.missing_keys or result.unexpected_keys:
-        raise _does_not_fit(wrapped, list(result.missing_keys), list(result.unexpected_keys), [])
+        raise _does_not_fit(wrapped, expected, list(result.missing_keys), list(result.unexpected_keys), [])
 
 
 def guess_architecture(tensors: Mapping[str, Tensor]) -> str | None:
@@ -205,10 +213,27 @@ def open_clip_choice(text: str, arch: str) -> tuple[Any, str, str | None]:
     return open_clip, name, tag or None
 
 
+def open_clip_model(open_clip: Any, name: str, tag: str | None) -> Any:
+    """Build one of open_clip's models, with the weights of a tag, or without and then without its word on that.
+
+    It logs that weights are random. Where none were asked for they come from the caller's file, or were meant to be.
+    """
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return tag is not None or "No pretrained weights" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(wanted)
+    try:
+        return open_clip.create_model(name, pretrained=tag)
+    finally:
+        root.removeFilter(wanted)
+
+
 def _open_clip(name: str, arch: str) -> nn.Module:
     """Build the image tower of one of open_clip's models; one with weights records their mean and std."""
     open_clip, name, tag = open_clip_choice(name, arch)
-    visual = _call(lambda: open_clip.create_model(name, pretrained=tag).visual, arch)
+    visual = _call(lambda: open_clip_model(open_clip, name, tag).visual, arch)
     if not tag and hasattr(visual, "preprocess_cfg"):
         del visual.preprocess_cfg  # without weights it is CLIP's mean and std for every model, and no record
     return visual
@@ -306,7 +331,9 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str, expected: set[str]) ->
     return tensors
 
 
-def _does_not_fit(state: StateDict, missing: list[str], unexpected: list[str], misshapen: list[str]) -> CheckpointError:
+def _does_not_fit(
+    state: StateDict, expected: Mapping[str, Any], missing: list[str], unexpected: list[str], misshapen: list[str]
+) -> CheckpointError:
     lists = (("missing from the file", missing), ("not in the network", unexpected), ("of another shape", misshapen))
     lines = ["the weights do not fit the network"]
     for said, names in lists:
@@ -314,8 +341,22 @@ def _does_not_fit(state: StateDict, missing: list[str], unexpected: list[str], m
             rest = [f"... and {len(names) - 10} more"] if len(names) > 10 else []
             lines.append(f"  {len(names)} {said}:")
             lines += [f"    {name}" for name in [*names[:10], *rest]]
-    if misshapen and not missing and not unexpected and len(misshapen) <= 2:
+    if part := _part_that_fits(state, expected):
+        hint = f"the network is one part of what the file holds: --key {part} (key={part!r}) takes that alone"
+    elif misshapen and not missing and not unexpected and len(misshapen) <= 2:
         hint = "only the last layer differs: name a factory that builds the network with the file's class count"
     else:
         hint = "give the --arch that the weights were trained with; `bcos-fx inspect` lists what the file holds"
     return CheckpointError("\n".join(lines), where=state.source, hint=hint)
+
+
+def _part_that_fits(state: StateDict, expected: Mapping[str, Any]) -> str:
+    """The key under which the file holds all that the network wants, in its shapes; empty where there is none."""
+    held = {name: value for name, value in expected.items() if isinstance(value, Tensor)}
+    wanted = {name: value.shape for name, value in held.items() if not name.endswith("num_batches_tracked")}
+    first = next(iter(wanted), "")
+    for start in (name.removesuffix(first) for name in state.tensors if name.endswith(f".{first}")):
+        found = {name: state.tensors.get(start + name) for name in wanted}
+        if all(tensor is not None and tensor.shape == wanted[name] for name, tensor in found.items()):
+            return ".".join((*state.nesting, state.prefix + start)).removesuffix(".")
+    return ""

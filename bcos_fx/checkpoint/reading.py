@@ -116,7 +116,8 @@ def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, tru
 
     Args:
         path: a file that ``torch.save`` or safetensors wrote.
-        key: the dotted path of keys to the weights, where the file holds several sets.
+        key: the dotted path of keys to the weights, where the file holds several sets; or on to a part of the network,
+            by its name (``visual`` in a checkpoint of CLIP).
         trust_pickle: let the file run the code that it carries. Only for files that you made.
 
     Raises:
@@ -251,11 +252,18 @@ def _unwrap(content: Any, source: str, key: str | None) -> StateDict:
 
 
 def _follow(content: Any, key: str, source: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(content, Mapping) or part not in content:
-            known = [str(name) for name in content] if isinstance(content, Mapping) else []
-            raise CheckpointError(f"the file has no key {part!r}", where=source, hint=nearest(part, known))
-        content = content[part]
+    """What lies under a dotted path of keys, which may end in the start of tensors' names: a part of a network."""
+    parts = key.split(".")
+    for place, part in enumerate(parts):
+        if isinstance(content, Mapping) and part in content:
+            content = content[part]
+            continue
+        start = ".".join(parts[place:]) + "."
+        inside = {name.removeprefix(start): t for name, t in _tensors_in(content).items() if name.startswith(start)}
+        if inside:
+            return inside
+        known = dict.fromkeys(str(name).partition(".")[0] for name in content) if isinstance(content, Mapping) else ()
+        raise CheckpointError(f"the file has no key {part!r}", where=source, hint=nearest(part, known))
     return content
 
 

@@ -111,6 +111,7 @@ def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, sta
 
 
 def _tell(request: Request, network: BcosNetwork) -> None:
+    from bcos_fx.checkpoint import has_random_weights
     from bcos_fx.cli.console import console
     from bcos_fx.rewriting.report_text import drift_sentence, show, verdict
 
@@ -130,6 +131,8 @@ def _tell(request: Request, network: BcosNetwork) -> None:
         typer.echo(f"Wrote {path} ({size / 1e6:,.1f} MB). {drift_sentence(network.report)}")
         if request.picture is not None:
             typer.echo(f"Drew {request.picture}.")
+    if request.model is None and request.arch is not None and has_random_weights(request.arch):
+        typer.echo(f"warning: no checkpoint was named, so the weights of {request.arch} are random.", err=True)
     if found == "not tested":
         typer.echo(
             "warning: the file was written, but its equivalence is NOT TESTED: the network answers nearly the same to "

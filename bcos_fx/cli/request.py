@@ -50,7 +50,11 @@ class Request:
     ] = None
     key: Annotated[
         str | None,
-        typer.Option(help="Where in a nested checkpoint the weights are, such as ema.model.", rich_help_panel=_FILE),
+        typer.Option(
+            help="Where in a nested checkpoint the weights are, such as ema.model; or which part of a larger network, "
+            "such as visual in a checkpoint of CLIP.",
+            rich_help_panel=_FILE,
+        ),
     ] = None
     trust_pickle: Annotated[
         bool,

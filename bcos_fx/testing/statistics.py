@@ -31,9 +31,9 @@ def _tracked(module: nn.Module) -> list[_NormBase]:
 def randomise_(module: Network, seed: int = 0) -> Network:
     """Give every parameter and norm statistic a random value of order one, in place.
 
-    Weights of two or more dimensions are drawn with variance 2 / fan-in (He et al., ICCV 2015, section 2.2), so
-    activations keep their size; scales around 1, with a few negative; biases and means around 0. What was
-    zero or a tiny constant (layer scales, zero-initialised heads) gets such values too.
+    Weights are drawn with variance 2 / fan-in (He et al., ICCV 2015, section 2.2), so activations keep their size;
+    scales, one number per channel in whatever shape, around 1, with a few negative; biases and means around 0. What
+    was zero or a tiny constant (layer scales, zero-initialised heads) gets such values too.
 
     Args:
         module: its parameters and running statistics are overwritten; shared ones once.
@@ -45,8 +45,9 @@ def randomise_(module: Network, seed: int = 0) -> Network:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        if parameter.dim() >= 2:
-            value = noise * math.sqrt(2 / max(parameter[0].numel(), 1))
+        fan_in = parameter[0].numel() if parameter.dim() >= 2 else 1
+        if fan_in != 1:
+            value = noise * math.sqrt(2 / max(fan_in, 1))
         elif name.endswith("bias"):
             value = 0.1 * noise
         else:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from bcos_fx.checkpoint import load_into, open_clip_choice, read_state_dict
+from bcos_fx.checkpoint import load_into, open_clip_choice, open_clip_model, read_state_dict
 from bcos_fx.errors import BcosFxError, CheckpointError, MissingExtraError, nearest
 from bcos_fx.lazy import library
 from bcos_fx.text.sentences import minilm
@@ -49,7 +49,7 @@ def _open_clip(name: str, rest: str) -> TextTower:
     chosen, plus, file = rest.partition("+")
     open_clip, arch, tag = open_clip_choice(chosen, name)
     tokenizer = _run(lambda: open_clip.get_tokenizer(arch), name, "the tokenizer")
-    model = _run(lambda: open_clip.create_model(arch, pretrained=tag), name, "the model")
+    model = _run(lambda: open_clip_model(open_clip, arch, tag), name, "the model")
     if plus:
         load_into(model, read_state_dict(file))
     elif tag is None:

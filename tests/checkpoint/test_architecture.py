@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from bcos_fx.checkpoint import architecture_names, build_architecture, guess_architecture, inspect, read_model
+from bcos_fx.checkpoint import (
+    architecture_names,
+    build_architecture,
+    guess_architecture,
+    has_random_weights,
+    inspect,
+    read_model,
+)
 from bcos_fx.errors import CheckpointError, MissingExtraError
 from tests.checkpoint.files import save
 
@@ -149,6 +156,21 @@ def test_transformers_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(CheckpointError, match=words):
             build_architecture(f"transformers:{wrong}")
+
+
+@pytest.mark.parametrize(
+    ("arch", "random"),
+    [
+        ("timm:resnet18", True),
+        ("torchvision:resnet18", True),
+        ("torchvision:resnet18@IMAGENET1K_V1", False),
+        ("transformers:ViTModel@eager", True),
+        ("open_clip:RN50@openai", False),
+        ("net.py:build", False),
+    ],
+)
+def test_random_weights_are_known(arch: str, random: bool) -> None:
+    assert has_random_weights(arch) is random
 
 
 def test_open_clip_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,39 @@ def test_weights_fit_or_the_names_are_listed(tmp_path: Path, weights: dict[str, 
     assert "1 not in the network:\n    head.weight" in str(caught.value)
 
 
+@pytest.mark.parametrize("nesting", [(), ("state_dict",)])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_part_of_a_larger_network_is_found_and_named(
+    tmp_path: Path, weights: dict[str, Tensor], nesting: tuple[str, ...], prefix: str
+) -> None:
+    whole: dict[str, object] = {
+        **prefixed(weights, f"{prefix}visual.trunk."),
+        f"{prefix}text.weight": torch.zeros(3),
+    }
+    for name in nesting:
+        whole = {name: whole, "epoch": 1}
+    path = save(whole, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_into(Net(), read_state_dict(path))
+    key = ".".join((*nesting, f"{prefix}visual.trunk"))
+    assert f"--key {key} " in (caught.value.hint or "")
+    load_into(net := Net(), read_state_dict(path, key=key))
+    assert_same(dict(net.state_dict()), weights)
+
+
+def test_a_part_of_other_shapes_is_not_offered(weights: dict[str, Tensor]) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        load_into(Net(num_classes=7), prefixed(weights, "visual."))
+    assert "--key" not in (caught.value.hint or "")
+
+
+def test_a_part_that_is_not_there_is_named(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    path = save(prefixed(weights, "visual.") | {"text.weight": torch.zeros(3)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="no key 'visuel'") as caught:
+        read_state_dict(path, key="visuel")
+    assert "visual" in (caught.value.hint or "")
+
+
 def test_another_class_count_is_told_apart_and_nothing_is_written(weights: dict[str, Tensor]) -> None:
     net = Net(num_classes=7)
     before = net.conv.weight.clone()

@@ -204,4 +204,5 @@ def test_recorded_normalisation_is_found(run: Run, folder: Path, monkeypatch: py
     monkeypatch.setattr("bcos_fx.cli.network.build_architecture", lambda arch: made)
     done = run("convert", "--arch", "timm:tiny", *SHAPE, "--mean", "auto", "--json")
     assert json.loads(done.stdout)["report"]["options"]["mean"] == [0.1, 0.2, 0.3]
+    assert "no checkpoint was named, so the weights of timm:tiny are random" in done.stderr
     assert bcosify(made, example_inputs=torch.rand(2, 3, 8, 8), mean="auto").report.options["mean"] == [0.1, 0.2, 0.3]

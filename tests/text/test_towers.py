@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from bcos_fx.checkpoint import read_model
 from bcos_fx.errors import CheckpointError, MissingExtraError, UsageError
 from bcos_fx.text import embed_texts, load_text_tower
 from tests.text.towers import CONTEXT, register_small_clip, write_transformers_clip
@@ -40,6 +41,20 @@ def test_a_tower_of_open_clip(clip: tuple[str, Any]) -> None:
     embed_texts(tower, ["bird " * (CONTEXT - 2)])
     with pytest.raises(UsageError, match=f"takes {CONTEXT + 1} tokens"):
         embed_texts(tower, ["bird " * (CONTEXT - 1)])
+
+
+def test_an_image_tower_out_of_a_checkpoint_of_the_whole_model(
+    clip: tuple[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    arch, _, file = clip[0].partition("+")
+    with pytest.raises(CheckpointError) as caught:
+        read_model(file, arch=arch)
+    assert "--key visual " in (caught.value.hint or "")
+    visual = read_model(file, arch=arch, key="visual")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(visual(images), clip[1].encode_image(images))
+    assert "randomly" not in caplog.text  # open_clip's word on weights that come from our file
 
 
 def test_random_weights_are_told(clip: tuple[str, Any]) -> None:
