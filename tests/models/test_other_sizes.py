@@ -25,6 +25,12 @@ def swin() -> nn.Module:
     return models.SwinTransformer([4, 4], 16, [2], [2], [4, 4], num_classes=5, block=models.SwinTransformerBlockV2)
 
 
+def swin_v2_t() -> nn.Module:
+    """The published size: traced at 224 pixels, its shifts of windows are wrong at 448."""
+    module: nn.Module = pytest.importorskip("torchvision.models").swin_v2_t()
+    return module
+
+
 def dino() -> nn.Module:
     """A vision transformer that interpolates its position embeddings to the size of its input."""
     transformers = pytest.importorskip("transformers")
@@ -53,11 +59,14 @@ class Branching(nn.Module):
 
 SUBJECTS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
     "swin_v2": (swin, (32, 16, 48, 36), {}),
+    "swin_v2_t": (swin_v2_t, (224, 448), {}),
     "interpolated positions": (dino, (32, 48, 24), {"output": "pooler_output"}),
 }
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "swin_v2_t" else ()) for n in SUBJECTS]
+)
 def test_it_is_right_at_every_size_and_shares_its_parameters(name: str) -> None:
     make, sides, options = SUBJECTS[name]
     torch.manual_seed(0)
