@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.tracing.modules import own_copy
 from bcos_fx.training.alignment import Alignment
 from bcos_fx.training.calibrating import Calibration
 from bcos_fx.training.fading import Fading
@@ -56,8 +57,8 @@ class FineTuning(LightningModule):
         converted = [n for n in self._networks() if isinstance(n, BcosNetwork)]
         self.alignment = Alignment(converted, training.rises, tensors=training.compiled) if converted else None
         self._fading = Fading(converted, training.fades) if converted else None
-        # Outside the module tree: neither trained nor saved with it, and always in eval.
-        self.__dict__["_reference"] = None if reference is None else reference.eval().requires_grad_(False)
+        # A copy, for the caller's may be trained itself; outside the module tree: neither trained nor saved with it.
+        self.__dict__["_reference"] = None if reference is None else own_copy(reference).requires_grad_(False)
         self.__dict__["_run"] = torch.compile(network) if training.compiled else network
         self._loss, self._hits, self._test_hits = MeanMetric(), MeanMetric(), MeanMetric()
         for metric in (self._loss, self._hits):

@@ -82,7 +82,7 @@ def finetune(
         recipe: a shipped recipe's name, a TOML file, or the training itself. None: the recipe that the network was
             converted by.
         validation: test images, in any of these forms.
-        reference: the original network, for recipes that distil, and for calibration to match.
+        reference: the original network, for recipes that distil, and for calibration to match; a copy of it is used.
         calibration: called where the recipe calibrates, with the network, to be changed in place, batches of images,
             and path of a layer -> the share of its constant that a fade has left. None:
             :func:`bcos_fx.calibration.calibrate_`.
@@ -188,6 +188,8 @@ def _network(
         network = _without_early_constants(network, training)
     elif from_scratch or new_head:
         raise UsageError("only a converted network begins from scratch or gets a new head here")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UsageError("all parameters of the network are frozen", hint="network.requires_grad_(True) frees them")
     return network.train()
 
 

@@ -299,6 +299,20 @@ def test_frozen_parameters_are_not_trained() -> None:
     assert not torch.equal(found.get_submodule("4").weight, network.get_submodule("4").weight)
 
 
+def test_a_network_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(UsageError, match="all parameters of the network are frozen"):
+        finetune(converted().requires_grad_(False), images(), recipe=plain())
+
+
+def test_the_original_that_is_distilled_from_stays_as_it_is() -> None:
+    reference = original().train()
+    before = {name: value.clone() for name, value in reference.state_dict().items()}
+    finetune(converted(), images(), recipe=plain(epochs=1, loss="distil-kl"), reference=reference)
+    assert all(module.training for module in reference.modules())
+    assert all(parameter.requires_grad for parameter in reference.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
+
+
 def test_an_ordinary_module_is_trained_for_comparison() -> None:
     found = finetune(original(), images(), recipe=Training(epochs=1, loss="cross-entropy", batch_size=4))
     assert isinstance(found.network, nn.Sequential)
