@@ -39,11 +39,14 @@ class _Count(torch.autograd.Function):
 
 
 def _by_sample(gradient: Tensor, constant: Tensor, samples: int) -> Tensor:
-    """Sum gradient * constant over everything but the samples; the gradient first, where the constant is one number."""
+    """Sum gradient * constant over everything but the samples; the gradient first, where the constant is one number.
+
+    What nothing chose contributes 0, even an infinity: maxima are padded with -inf.
+    """
     missing = gradient.dim() - constant.dim()
     repeated = [d for d in range(1, gradient.dim()) if d < missing or constant.shape[d - missing] == 1]
     total = gradient.sum(repeated, keepdim=True) if repeated else gradient
-    return (total * constant).reshape(samples, -1).sum(1)
+    return (total * constant.where(total != 0, 0)).reshape(samples, -1).sum(1)
 
 
 def count(y: Tensor, constant: Tensor, coefficient: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.errors import TraceError
+from bcos_fx.errors import RewriteError, TraceError
 from bcos_fx.proofs.running import FAILURES
 from bcos_fx.rewriting.report import Drift
 
@@ -39,8 +39,17 @@ class DriftMeter:
             network.train(training)
 
     def step(self, network: nn.Module, rule: str, nodes: int) -> Drift:
-        """Return how far the network moved since the last step."""
+        """Return how far the network moved since the last step.
+
+        Raises:
+            RewriteError: its answers are no numbers any more, and were before.
+        """
         now = self._run(network)
+        if not bool(now.isfinite().all()) and bool(self._last.isfinite().all()):
+            raise RewriteError(
+                f"the network answers with NaN or infinity once rule {rule!r} is applied",
+                hint="leave that rule out, and report it as a bug if it is a shipped one",
+            )
         drift = _drift(self._last, now, rule, nodes)
         self._last = now
         return drift

@@ -277,6 +277,14 @@ def not_dilated(reader: GraphReader, call: Call) -> Verdict:
     return True if plain else f"average pooling knows no dilation ({dilation!r})"
 
 
+@predicate("padded-with-numbers")
+def padded_with_numbers(reader: GraphReader, call: Call) -> Verdict:
+    """Pooling of what was not padded with infinities."""
+    producer = reader.call(call.inputs[0])
+    infinite = producer is not None and producer.op.name == "pad" and producer.arguments.get("value") == -math.inf
+    return "its input is padded with -inf, which would be averaged" if infinite else True
+
+
 # ---------------------------------------------------------------- inputs and outputs
 
 

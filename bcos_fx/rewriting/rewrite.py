@@ -281,6 +281,10 @@ class _Edit:
         renamed = dict(zip(self.hit.calls[name].inputs, inputs, strict=False))
         args = fx.node.map_arg(old.args, lambda n: renamed.get(n, n))
         kwargs = fx.node.map_arg(old.kwargs, lambda n: renamed.get(n, n))
+        if entry.arguments:
+            by_place = self.hit.calls[name].op.parameters[: len(args)]
+            args = tuple(entry.arguments.get(p, a) for p, a in zip(by_place, args, strict=True))
+            kwargs = {**kwargs, **{p: a for p, a in entry.arguments.items() if p not in by_place}}
         return old.op, old.target, args, kwargs, old
 
     def _retarget(self, name: str, entry: Replacement) -> None:

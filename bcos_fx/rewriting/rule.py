@@ -72,12 +72,14 @@ class Replacement:
             its second input, ``node.inputs`` for all that it reads, or a slot of :mod:`bcos_fx.rewriting.slots`).
         instead_of: for a reused node: the slot (``node.gate`` and so on) that its one input is put into; everything
             else that the node reads stays.
+        arguments: for a reused call: parameter -> the number, text or flag that it is given.
     """
 
     build: str | None = None
     source: str | None = None
     inputs: tuple[str, ...] = ()
     instead_of: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,11 @@ def _check_result(rule: Rule, known: Known) -> None:
                     f"rule {rule.name!r}: {name!r} has 'instead_of' and must reuse a node and name one input",
                     where=rule.origin,
                 )
+        if entry.arguments and (entry.build is not None or rule.match[name].form != "call"):
+            raise RuleError(
+                f"rule {rule.name!r}: {name!r} has 'arguments' and must reuse a node of form = \"call\"",
+                where=rule.origin,
+            )
         made.append(name)
     if rule.result is not None:
         name, _, suffix = rule.result.partition(".")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bcos_fx import nn as bnn
 from bcos_fx.certification import certify, view_of
@@ -193,6 +195,29 @@ def test_counting_is_by_sample_whatever_the_layout() -> None:
         assert torch.equal(own, gradient)
         expected = (gradient * constant).reshape(2, times, 3, 5).sum((1, 2, 3))
         torch.testing.assert_close(found, expected)
+
+
+def test_an_infinity_that_nothing_chose_contributes_nothing() -> None:
+    """Maxima are padded with -inf."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            padded = functional.pad(self.conv(x), (0, 1, 0, 1), value=-math.inf)
+            return self.fc(functional.max_pool2d(padded, 3, 2).mean((2, 3)))
+
+    x = torch.rand(2, 3, 10, 10, dtype=torch.float64)
+    found = check_completeness(view_of(Padded().double().eval(), x), [x])
+    assert found.ok, str(found)
+    assert not found.constants["pad at pad"].any()
+    constant, gradient = torch.tensor([-math.inf, 2.0]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    coefficient = torch.ones(2, requires_grad=True)
+    counted = count(torch.zeros(2, 2, requires_grad=True), constant, coefficient)
+    (found_by_sample,) = torch.autograd.grad((counted * gradient).sum(), coefficient)
+    assert found_by_sample.tolist() == [2.0, -math.inf]  # what was chosen does contribute
 
 
 class Coarse(nn.Module):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -785,6 +786,20 @@ CASES: dict[str, Case] = {
         untouched=headed(lambda net, x: x),
     ),
     # ------------------------------------------------------------ changing
+    "padded-max-pool-to-average-pool": Case(
+        hits={
+            "same padding": headed(lambda net, x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-math.inf), 3, 2)),
+            "positional": headed(
+                lambda net, x: net.pool(F.pad(x, (1, 1), "constant", -math.inf)), pool=nn.MaxPool2d(2)
+            ),
+        },
+        near=(
+            headed(lambda net, x: F.max_pool2d(F.pad(x, (1, 1), value=-math.inf), 2, dilation=2)),
+            "no dilation",
+        ),
+        untouched=headed(lambda net, x: F.max_pool2d(F.pad(x, (1, 1), value=-1.0), 2)),
+        recipe="bcosification",
+    ),
     "max-pool-to-average-pool": Case(
         hits={
             "module": headed(lambda net, x: net.pool(x), pool=nn.MaxPool2d(3, 2, 1)),

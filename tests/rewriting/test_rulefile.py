@@ -60,6 +60,18 @@ WRONG = {
         "",
         2,
     ),
+    "arguments for a module that is built": (
+        ('inputs = "relu.input"', "arguments = { inplace = true }"),
+        "must reuse a node of form",
+        "",
+        2,
+    ),
+    "unknown argument": (
+        ('build = "module-form"', "arguments = { inpt = true }"),
+        "relu has no argument 'inpt'",
+        "'input'",
+        2,
+    ),
     "reuses nobody": (('[rule.replace.relu]\nbuild = "module-form"', "[rule.replace.other]"), "to reuse", "", 2),
 }
 
