@@ -183,6 +183,9 @@ def tell(page: Page, options: argparse.Namespace, setting: Mapping[str, int]) ->
                     [choice, name, *figures, number(row["gridpg"]), f"{row['b']:.3g}", percent(row["bias_share"])]
                 )
     page.table(("choice", "", "before", "after 1 epoch", "after", "GridPG", "B", "biases' share"), table)
+    missing = [f"{c}: {n}" for c, variants in CHOICES.items() for n in variants if slug(c, n) not in rows]
+    if missing:
+        page.text(f"Not run yet: {', '.join(missing)}.")
 
 
 def main() -> None:
