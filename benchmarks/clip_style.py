@@ -51,7 +51,7 @@ class Setting:
     held_out: int = 100
     probed: int = 500
     tested: int = 300
-    epochs: int = 24
+    epochs: int = 12
     grids: int = 40
     seed: int = 0
 
