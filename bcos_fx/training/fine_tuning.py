@@ -35,7 +35,8 @@ class FineTuning(LightningModule):
         batches: returns the number of batches in an epoch, once all processes are there.
         reference: the original, for losses that distil and for agreement where there are no labels: an ordinary module
             that takes what the original takes, or a converted network that takes what ``network`` takes.
-        calibration: what is done where the recipe calibrates, and the batches to do it on.
+        calibration: what is done where the recipe calibrates, before the first step and after later ones, and the
+            batches to do it on.
 
     Attributes:
         network: it.
@@ -48,7 +49,7 @@ class FineTuning(LightningModule):
         training: Training,
         batches: Callable[[], int],
         reference: nn.Module | None = None,
-        calibration: tuple[Calibration, Sequence[Tensor]] | None = None,
+        calibration: tuple[Calibration, Calibration, Sequence[Tensor]] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -124,7 +125,8 @@ class FineTuning(LightningModule):
     def _calibrate(self, done: float) -> None:
         if self._calibration is None or self._fading is None:
             return
-        calibrate, batches = self._calibration
+        at_first, later, batches = self._calibration
+        calibrate = later if done > 0 else at_first
         left = self._fading.left(done)
         for network in self._networks():
             if isinstance(network, BcosNetwork):

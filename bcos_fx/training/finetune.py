@@ -85,7 +85,7 @@ def finetune(
         reference: the original network, for recipes that distil, and for calibration to match; a copy of it is used.
         calibration: called where the recipe calibrates, with the network, to be changed in place, batches of images,
             and path of a layer -> the share of its constant that a fade has left. None:
-            :func:`bcos_fx.calibration.calibrate_`.
+            :func:`bcos_fx.calibration.calibrate_`, matching the original before the first step alone.
         folder: for checkpoint, history, gallery and logs; None writes nothing. With several epochs, name one.
         resume: go on from the checkpoint in ``folder``, if there is one; the result is the same to the last bit as
             that of a run that was never stopped, on the same machine.
@@ -285,7 +285,11 @@ def _calibration(
     training: Training,
     reference: nn.Module | None,
 ) -> Any:
-    """The callable, and a few batches of training images as they are, for it to run on."""
+    """What calibrates before the first step and after later ones, and a few batches of training images as they are.
+
+    Only what was not trained yet is matched to the original: pulling a trained network back to it undoes its training
+    (docs/results/ablation.md), so later norms take their statistics anew and that is all.
+    """
     if training.calibrate == "never":
         return None
     if source is None:
@@ -294,7 +298,8 @@ def _calibration(
     count = min(_CALIBRATED, len(samples))
     chosen = torch.linspace(0, len(samples) - 1, count).long().tolist()
     images = torch.stack([samples[0, index][0] for index in chosen])
-    return calibration or usual_calibration(reference), torch.split(images, training.batch_size)
+    at_first, later = calibration or usual_calibration(reference), calibration or usual_calibration(None)
+    return at_first, later, torch.split(images, training.batch_size)
 
 
 def _settled(network: BcosNetwork, images: Tensor | None, training: Training) -> BcosNetwork:

@@ -227,6 +227,18 @@ def test_the_usual_calibration_sets_statistics_and_matches_the_original() -> Non
     assert found.history
 
 
+def test_only_what_was_not_trained_yet_is_matched_to_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
+    matched: list[bool] = []
+
+    def spied(reference: nn.Module | None) -> Any:
+        return lambda network, batches, constants: matched.append(reference is not None)
+
+    monkeypatch.setattr("bcos_fx.training.finetune.usual_calibration", spied)
+    stairs = (Rise(course=Course("steps", end=1.0, steps=2)),)
+    finetune(converted(), images(), recipe=plain(rises=stairs, calibrate="steps"), reference=original())
+    assert matched == [True, False, False]
+
+
 def test_a_calibration_leaves_constants_faded() -> None:
     """The last one comes after the last constant is gone: it must not bring them back."""
     pixels, _ = images()
