@@ -147,7 +147,7 @@ def aligned(setting: Setting, tower: nn.Module, photographs: Images, b: float, *
         optimiser=Optimiser(name="adam", lr=5e-4, warmup=0.5, clip=0.01),
         rises=(Rise(to=b, course=Course("linear", end=0.5)),),
         fades=() if biases else (Fade(course=Course("linear", end=0.7)),),
-        calibrate="start",
+        calibrate="steps",
     )
     data = photographs.pixels, photographs.labels  # which a loss between embeddings does not read
     found = bcos_fx.finetune(start, data, recipe=training, reference=tower, accelerator="cpu")
