@@ -282,9 +282,11 @@ class _Edit:
         args = fx.node.map_arg(old.args, lambda n: renamed.get(n, n))
         kwargs = fx.node.map_arg(old.kwargs, lambda n: renamed.get(n, n))
         if entry.arguments:
-            by_place = self.hit.calls[name].op.parameters[: len(args)]
+            op = self.hit.calls[name].op
+            by_place = op.parameters[: len(args)]
             args = tuple(entry.arguments.get(p, a) for p, a in zip(by_place, args, strict=True))
-            kwargs = {**kwargs, **{p: a for p, a in entry.arguments.items() if p not in by_place}}
+            others = {key: a for key, a in kwargs.items() if op.aliases.get(key, key) not in entry.arguments}
+            kwargs = others | {p: a for p, a in entry.arguments.items() if p not in by_place}
         return old.op, old.target, args, kwargs, old
 
     def _retarget(self, name: str, entry: Replacement) -> None:

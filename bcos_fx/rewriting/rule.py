@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bcos_fx.errors import RuleError, nearest
+from bcos_fx.rewriting.ops import vocabulary
 
 PRESERVING_PHASES = ("canonical", "structure", "input", "norm", "activation", "linear")
 CHANGING_PHASES = ("pool", "bias", "align", "head")
@@ -170,17 +171,25 @@ def _check_result(rule: Rule, known: Known) -> None:
                     f"rule {rule.name!r}: {name!r} has 'instead_of' and must reuse a node and name one input",
                     where=rule.origin,
                 )
-        if entry.arguments and (entry.build is not None or rule.match[name].form != "call"):
-            raise RuleError(
-                f"rule {rule.name!r}: {name!r} has 'arguments' and must reuse a node of form = \"call\"",
-                where=rule.origin,
-            )
+        if entry.arguments:
+            _check_arguments(rule, name, entry)
         made.append(name)
     if rule.result is not None:
         name, _, suffix = rule.result.partition(".")
         _one_of(rule, "node", name, (*rule.match, *made))
         if suffix:
             _one_of(rule, "part of a node that can stand for it", suffix, ("input", "carrier"))
+
+
+def _check_arguments(rule: Rule, name: str, entry: Replacement) -> None:
+    if entry.build is not None or entry.instead_of is not None or rule.match[name].form != "call":
+        raise RuleError(
+            f"rule {rule.name!r}: {name!r} has 'arguments': it must reuse a node of form = \"call\", and no slot of it",
+            where=rule.origin,
+        )
+    for op in rule.match[name].ops:
+        for argument in entry.arguments:
+            _one_of(rule, f"argument of {op}", argument, vocabulary()[op].parameters)
 
 
 def _check_source(rule: Rule, source: str, known: tuple[str, ...]) -> None:

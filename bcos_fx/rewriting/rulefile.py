@@ -128,19 +128,7 @@ def _rule(table: Table, known: Known) -> Rule:
         origin=table.where(),
     )
     table.finish()
-    return _with_known_arguments(validate(rule, known))
-
-
-def _with_known_arguments(rule: Rule) -> Rule:
-    """Return the rule if the ops whose arguments it changes have them."""
-    for name, entry in rule.replace.items():
-        for op in rule.match[name].ops if entry.arguments else ():
-            parameters = vocabulary()[op].parameters
-            for argument in entry.arguments:
-                if argument not in parameters:
-                    said = f"rule {rule.name!r}: {op} has no argument {argument!r}"
-                    raise RuleError(said, where=rule.origin, hint=nearest(argument, parameters))
-    return rule
+    return validate(rule, known)
 
 
 def read_rules(path: Path) -> list[Rule]:

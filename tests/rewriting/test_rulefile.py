@@ -68,7 +68,7 @@ WRONG = {
     ),
     "unknown argument": (
         ('build = "module-form"', "arguments = { inpt = true }"),
-        "relu has no argument 'inpt'",
+        "'inpt' is no known argument of relu",
         "'input'",
         2,
     ),
