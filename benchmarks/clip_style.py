@@ -39,6 +39,7 @@ from bcos_fx.training.schedule import Course, Fade, Rise
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 TEMPLATES = ("a photo of a {}.", "a close-up photo of a {}.", "a picture of the {}.", "{}")
 SHOWN = ("at B = 1", "B = 1.25, biases kept, calibrated")
+LAYERS = 30.0  # the weight of distil-layers, beside distil-pairwise
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -150,6 +151,22 @@ def aligned(setting: Setting, tower: nn.Module, photographs: Images, b: float, *
         calibrate="steps",
     )
     data = photographs.pixels, photographs.labels  # which a loss between embeddings does not read
+    found = bcos_fx.finetune(start, data, recipe=training, reference=tower, accelerator="cpu")
+    assert isinstance(found.network, BcosNetwork)
+    return found.network
+
+
+def aligned_by_layers(setting: Setting, tower: nn.Module, photographs: Images, **options: object) -> BcosNetwork:
+    """Converted at its final B and calibrated, then trained so that layers read what the original's read too."""
+    start = convert(setting, tower, recipe="clip", scale="cosine", calibration_images=photographs.pixels, **options)
+    training = Training(
+        epochs=setting.epochs,
+        batch_size=32,
+        loss={"distil-pairwise": 1.0, "distil-layers": LAYERS},
+        augment="crop-and-flip",
+        optimiser=Optimiser(name="adam", lr=1e-3, warmup=0.5, clip=0.01),
+    )
+    data = photographs.pixels, photographs.labels
     found = bcos_fx.finetune(start, data, recipe=training, reference=tower, accelerator="cpu")
     assert isinstance(found.network, BcosNetwork)
     return found.network
@@ -287,9 +304,14 @@ def networks_of(setting: Setting, tower: nn.Module, seen: Images, folder: Path) 
         "B = 1.25, biases kept, calibrated": ("gentle", lambda: gentle(1.25)),
         "B = 1.5, biases kept, calibrated": ("middle", lambda: gentle(1.5)),
         "B = 1.5, biases kept, aligned": ("middle_aligned", lambda: aligned(setting, tower, seen, 1.5, biases=True)),
+        "B = 1.5, biases kept, aligned by layers": (
+            "middle_layers",
+            lambda: aligned_by_layers(setting, tower, seen, b=1.5, bias="keep"),
+        ),
         "B = 2, no biases, converted": ("raised", lambda: convert(setting, tower, recipe="clip")),
         "B = 2, no biases, calibrated": ("calibrated", calibrated),
         "B = 2, no biases, aligned": ("aligned", lambda: aligned(setting, tower, seen, 2.0, biases=False)),
+        "B = 2, no biases, aligned by layers": ("layers", lambda: aligned_by_layers(setting, tower, seen)),
     }
     return {name: kept(folder, file, make) for name, (file, make) in makers.items()}
 
@@ -339,7 +361,9 @@ def report(options: Namespace, setting: Setting, folder: Path) -> None:
     page.text(
         f"*aligned*: trained without labels and texts on the {len(seen.names)} photographs for {setting.epochs} "
         "epochs, by the pairwise loss to the original's embeddings, while B rises linearly from 1 in the first half "
-        "of them, and biases, where there are none in the end, fade to exactly 0 in 70 %. One seed."
+        "of them, and biases, where there are none in the end, fade to exactly 0 in 70 %. *By layers*: at its final B "
+        "from the start, calibrated, and drawn to what the original's layers read as well (distil-layers, weight "
+        f"{LAYERS:g}). One seed."
     )
     concept = text2concept_share(case, options.data, normalised(tower))
     page.text(

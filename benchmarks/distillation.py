@@ -1,11 +1,11 @@
 """A network taught by itself: EfficientNet-Lite0 as a B-cos network, calibrated, then distilled on photographs.
 
-python benchmarks/distillation.py DATA [--arms 1.5-kept 2-kept 2-faded] [--epochs 10] [--grids N] [--folder DIR]
-    [--out FILE.md] [--picture FILE.png] [--threads 1] [--quick]
+python benchmarks/distillation.py DATA [--arms 1.5-kept-outputs 2-removed-layers ...] [--epochs 10] [--grids N]
+    [--folder DIR] [--out FILE.md] [--picture FILE.png] [--threads 1] [--quick]
 
 DATA holds imagenet_samples.npz. No label is used: the network learns the original's answers, and is tested on its
-agreement with them. An arm is a B, and whether biases are kept or fade while it learns. With --folder a run that was
-cut off goes on.
+agreement with them. An arm is a B, whether biases are kept or removed, and whether outputs alone are compared with the
+original's or what all layers read too. With --folder a run that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ from bcos_fx.evaluation.subjects import OnImages
 from bcos_fx.explanation.colour import photograph
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.training.recipe import Training, load_training
-from bcos_fx.training.schedule import Course, Fade
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 SIDE = 224
 # Every fifth photograph is for tests: one for every other class of ImageNet, so no class is in both parts.
 TESTED = 5
 SHOWN = 6
+ARMS = ["1.5-kept-outputs", "1.5-kept-layers", "2-kept-layers", "2-removed-layers"]
+LOSSES = {"outputs": {"distil-kl": 1.0}, "layers": {"distil-kl": 1.0, "distil-layers": 30.0}}
+RATES = {"outputs": 3e-4, "layers": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Photographs:
 def parsed() -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("data", type=Path)
-    made.add_argument("--arms", nargs="+", default=["1.5-kept", "2-kept", "2-faded"])
+    made.add_argument("--arms", nargs="+", default=ARMS)
     made.add_argument("--epochs", type=int, default=10)
     made.add_argument("--grids", type=int, default=20)
     made.add_argument("--folder", type=Path, help="where runs are kept, to go on with")
@@ -76,10 +78,11 @@ def read(folder: Path, original: nn.Module, count: int | None) -> Photographs:
     return Photographs(images, answers(original, images))
 
 
-def distilled(epochs: int, fades: tuple[Fade, ...]) -> Training:
-    """Cross entropy with the original's probabilities; B is what it ends as from the first step on."""
-    changes = {"epochs": epochs, "batch_size": 16, "loss": "distil-kl", "augment": "flip", "lr": 3e-4}
-    return load_training("gradual").with_changes({**changes, "rises": (), "fades": fades})
+def distilled(epochs: int, compared: str) -> Training:
+    """B and biases are what they end as from the first step on."""
+    changes = {"epochs": epochs, "batch_size": 16, "augment": "crop-and-flip"}
+    changes |= {"loss": LOSSES[compared], "lr": RATES[compared]}
+    return load_training("gradual").with_changes({**changes, "rises": (), "fades": ()})
 
 
 def row_of(stage: str, network: nn.Module, taught: Photographs, tested: Photographs, grids: int) -> list[str]:
@@ -100,11 +103,12 @@ def stages(
     arm: str, original: nn.Module, taught: Photographs, folder: Path, epochs: int
 ) -> list[tuple[str, BcosNetwork]]:
     """The network as converted, calibrated, and distilled."""
-    b, _, biases = arm.partition("-")
+    b, biases, compared = arm.split("-")
     converted = bcos_fx.bcosify(
         original,
         recipe="gradual",
         b=float(b),
+        bias="strip" if biases == "removed" else "keep",
         mean=MEAN,
         std=STD,
         example_inputs=taught.images[:2],
@@ -112,18 +116,18 @@ def stages(
         train="eval-graph",  # its stochastic depth is left out
     )
     calibrated = bcos_fx.calibrate(converted, taught.images, original)
-    fades = (Fade(course=Course("linear", end=0.7)),) if biases == "faded" else ()
     found = bcos_fx.finetune(
         calibrated,
         taught.images,
-        recipe=distilled(epochs, fades),
+        recipe=distilled(epochs, compared),
         reference=original,
         folder=folder / arm,
         resume=True,
         accelerator="cpu",
         told=lambda row: print(f"{arm}: {row}", file=sys.stderr, flush=True),
     )
-    names = f"B = {b}, converted", f"B = {b}, calibrated", f"B = {b}, biases {biases}, distilled"
+    kind = f"B = {b}, biases {biases}"
+    names = f"{kind}, converted", f"{kind}, calibrated", f"{kind}, {compared} distilled"
     return list(zip(names, (converted, calibrated, found.network), strict=True))
 
 
@@ -151,7 +155,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
     if options.quick:
-        options.arms, options.epochs, options.grids = ["1.5-faded"], 1, 1
+        options.arms, options.epochs, options.grids = ["1.5-removed-layers"], 1, 1
     network = efficientnet_lite0()
     equivalent = bcos_fx.bcosify(
         network, recipe="equivalent", mean=MEAN, std=STD, example_inputs=torch.rand(2, 3, SIDE, SIDE), verified=False
@@ -161,9 +165,11 @@ def main() -> None:
     page = Page("Distillation from itself, without labels", options)
     page.text(
         f"- EfficientNet-Lite0 (published ImageNet weights), converted by recipe gradual (average pooling, scale "
-        f"cosine, biases kept at first) at a raised B; calibrated on {len(taught.images)} photographs, then trained on "
-        f"the same to give the original's probabilities: {options.epochs} epochs, batches of 16, flips, Adam 3e-4, "
-        "cosine schedule; biases are kept, or fade linearly to 0 in 70 % of these\n"
+        f"cosine) at a raised B, biases kept or removed; calibrated on {len(taught.images)} photographs, then trained "
+        f"on the same: {options.epochs} epochs, batches of 16, random resized crops and flips, Adam, cosine schedule. "
+        f"*Outputs*: towards the original's probabilities (distil-kl), at a rate of {RATES['outputs']:g}. *Layers*: "
+        f"what all layers read is drawn to what the original's read too (distil-layers, weight "
+        f"{LOSSES['layers']['distil-layers']:g}), at {RATES['layers']:g}\n"
         f"- Tested on {len(tested.images)} other photographs, of other classes: one photograph for every other class "
         "of ImageNet. Agreement is that of the highest class with the original's; GridPG: 2x2 grids of test images "
         "that the network names as the original does, chance 0.25, so each row is of other images"

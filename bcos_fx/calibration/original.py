@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,12 +124,31 @@ class Original:
         dtypes = [self._like.dtype if value.is_floating_point() else value.dtype for value in given]
         return tuple(value.to(self._like.device, dtype, copy=True) for value, dtype in zip(given, dtypes, strict=True))
 
+    def has(self, name: str) -> bool:
+        """Whether the original has a counterpart of a node of the network."""
+        return self._place(name) >= 0
+
+    def _place(self, name: str) -> int:
+        return self._program.places.get(self._counterparts.get(name, ""), -1)
+
+    def read(self, inputs: tuple[Tensor, ...], names: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
+        """Run the original on what the network takes; return its output, and name -> what the counterpart gives."""
+        program = self._program
+        values, position, found = program.start(self._inputs(inputs)), 0, {}
+        for name in sorted(names, key=self._place):
+            place = self._place(name)
+            program.run(values, position, place + 1)
+            found[name] = values[program.nodes[place].name]
+            position = place + 1
+        program.run(values, position, program.end)
+        return program.result(values), found
+
     def measure(self, inputs: tuple[Tensor, ...], layers: Sequence[Layer]) -> None:
         """Run the original on a batch, and note the moments of the layers that it has too."""
         program, targets = self._program, self.targets
         targets.images += len(inputs[0])
         values = program.start(self._inputs(inputs))
-        known = [(layer, program.places.get(self._counterparts.get(layer.node.name, ""), -1)) for layer in layers]
+        known = [(layer, self._place(layer.node.name)) for layer in layers]
         position = 0
         for layer, place in sorted(known, key=lambda item: item[1]):
             if place < 0:

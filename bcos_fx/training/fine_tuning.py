@@ -20,6 +20,7 @@ from bcos_fx.training.calibrating import Calibration
 from bcos_fx.training.fading import Fading
 from bcos_fx.training.finite import culprit
 from bcos_fx.training.losses import total_loss
+from bcos_fx.training.matching import LayerMatching
 from bcos_fx.training.mixing import mixer
 from bcos_fx.training.optimisation import clip_adaptively_, make_optimiser, parameter_groups, rate
 from bcos_fx.training.recipe import Training
@@ -177,14 +178,32 @@ class FineTuning(LightningModule):
     def _outputs_and_loss(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         options = self._options
         reference = self._reference_network() if options.distils else None
+        outputs: Tensor
+        original: Tensor | None = None
+        layers: Tensor | None = None
         with _Features(self.network, options.features) as ours, _Features(reference, options.features) as theirs:
-            outputs: Tensor = self.__dict__["_run"](images)
-            original = None if reference is None else self._original_outputs(images)
+            if "distil-layers" in options.losses:
+                outputs, original, layers = self._layer_matching(images)(images)
+            else:
+                outputs = self.__dict__["_run"](images)
+            if reference is not None and (original is None or options.features):
+                original = self._original_outputs(images)
         features = (ours.value, theirs.value) if options.features and options.distils else None
         gathered = None
         if options.negatives == "all" and options.distils and self.trainer.world_size > 1:
             gathered = self._of_all_processes(original if features is None else features[1])
-        return outputs, total_loss(options.losses, outputs, labels, original, features, gathered)
+        return outputs, total_loss(options.losses, outputs, labels, original, features, gathered, layers)
+
+    def _layer_matching(self, images: Tensor) -> LayerMatching:
+        if "_matching" not in self.__dict__:
+            if not isinstance(self.network, BcosNetwork):
+                raise UsageError(
+                    "distil-layers compares a converted network with its original", hint="convert it first"
+                )
+            reference, compiled = self._reference_network(), self._options.compiled
+            self.__dict__["_matching"] = LayerMatching(self.network, reference, images, compiled=compiled)
+        matching: LayerMatching = self.__dict__["_matching"]
+        return matching
 
     def _of_all_processes(self, values: Tensor | None) -> tuple[Tensor, int]:
         """The reference's values (n, ...) of all processes, one after another, and where this one's begin."""
@@ -286,8 +305,13 @@ def _named(network: nn.Module, path: str) -> nn.Module:
 
 
 def _averaged(network: nn.Module, decay: float) -> AveragedModel:
-    rule: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    average = AveragedModel(network, multi_avg_fn=rule, use_buffers=True)
+    def update(averages: Any, values: Any, count: Any) -> None:
+        # A converted network begins as one that answers at chance: what it was at first must not linger.
+        step = float(count)
+        rule: Any = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
+        rule(averages, values, count)
+
+    average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
     average.requires_grad_(False)
     return average
 

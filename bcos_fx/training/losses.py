@@ -7,6 +7,7 @@ logit bias log(1 / (C - 1)) that belongs to it is part of the network, by the re
 The distillation losses need no labels. ``distil-pairwise`` is the sigmoid loss over all pairs of a batch between
 normalised embeddings, with scale 10 and bias -10 (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV
 2023, section 3.2), as the B-cosification of CLIP uses it (Arya et al., "B-cosification", NeurIPS 2024, section 5).
+``distil-layers`` compares what layers read inside, see :mod:`bcos_fx.training.matching`.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def total_loss(
     reference: Tensor | None = None,
     features: tuple[Tensor, Tensor] | None = None,
     gathered: tuple[Tensor, int] | None = None,
+    layers: Tensor | None = None,
 ) -> Tensor:
     """Add up losses by name and weight, in float32.
 
@@ -105,6 +107,7 @@ def total_loss(
         reference: (N, C) outputs of the original, for losses that distil.
         features: (ours, the reference's) of one layer; None takes the outputs.
         gathered: for ``distil-pairwise``: the reference's of all processes, and where ours begin; None: ours alone.
+        layers: for ``distil-layers``: what it is (:mod:`bcos_fx.training.matching`).
 
     Returns:
         A scalar.
@@ -118,6 +121,8 @@ def total_loss(
             parts.append(weight * SUPERVISED[name](ours, class_targets(labels, ours.shape[1])))
         elif name in ON_OUTPUTS and theirs is not None:
             parts.append(weight * ON_OUTPUTS[name](ours, theirs))
+        elif name == "distil-layers" and layers is not None:
+            parts.append(weight * layers)
         elif name == "distil-pairwise" and gathered is not None:
             parts.append(weight * distil_pairwise(pair[0], gathered[0].float(), gathered[1]))
         else:

@@ -40,6 +40,7 @@ LOSSES = (
     "distil-bce",
     "distil-cosine",
     "distil-pairwise",
+    "distil-layers",
 )
 NEGATIVES = ("process", "all")
 AUGMENTATIONS = ("none", "flip", "flip-and-shift", "crop-and-flip", "trivial")
@@ -99,6 +100,7 @@ class Training:
         calibrate: ``never``, at the ``start``, or at the start and at every one of the ``steps`` in which B rises
             (where it rises smoothly: at each epoch's beginning while it rises).
         average: decay of an exponential moving average of the weights, which is then tested and returned; 0 for none.
+            In step n it is at most (1 + n) / (10 + n), so that the average forgets what the network was at first.
         precision: ``32``, or automatic mixed precision in ``bf16`` or ``fp16``.
         channels_last: memory format of the convolutions.
         compiled: run the training step through torch.compile.
@@ -151,7 +153,8 @@ class Training:
     @property
     def compares_embeddings(self) -> bool:
         """Whether outputs are compared with the reference's as embeddings, so that they are no classes."""
-        return not self.features and all(name in ("distil-cosine", "distil-pairwise") for name in self.losses)
+        of_outputs = set(self.losses) - {"distil-layers"}
+        return not self.features and bool(of_outputs) and of_outputs <= {"distil-cosine", "distil-pairwise"}
 
     @property
     def needs_labels(self) -> bool:

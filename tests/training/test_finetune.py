@@ -27,6 +27,7 @@ from bcos_fx.calibration import calibrate_
 from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.nn import BatchNormUncentred2d, BcosLayer
 from bcos_fx.training.calibrating import usual_calibration
+from bcos_fx.training.fine_tuning import _averaged
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.places import constants_of
 from bcos_fx.training.recipe import Training
@@ -309,6 +310,18 @@ def test_frozen_parameters_are_not_trained() -> None:
     assert flags == {name: p.requires_grad for name, p in network.named_parameters()}
     assert torch.equal(found.get_submodule("0").weight, network.get_submodule("0").weight)
     assert not torch.equal(found.get_submodule("4").weight, network.get_submodule("4").weight)
+
+
+def test_the_average_follows_closely_at_first() -> None:
+    network, expected = nn.Linear(1, 1, bias=False), 100.0
+    average = _averaged(network, 0.9)
+    for step in range(200):
+        nn.init.constant_(network.weight, 100.0 if step == 0 else step)
+        average.update_parameters(network)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = 100.0 if step == 0 else decay * expected + (1 - decay) * step
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert expected == pytest.approx(199 - 9, rel=1e-3)
 
 
 def test_a_network_with_nothing_to_train_is_refused() -> None:

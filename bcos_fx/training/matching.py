@@ -1,0 +1,99 @@
+"""What B-cos layers read, beside what the original's layers read: the loss ``distil-layers``.
+
+Raising B and taking biases away changes every layer, so an error of the output says little of where it comes from.
+Here every B-cos layer whose counterpart is known asks for the input that its counterpart has in the original: hints
+(Romero et al., "FitNets", ICLR 2015, section 2.2) at all layers, where no regressor is needed, for a converted network
+has the original's shapes. Gradients pass through the whole network. No labels are needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx.calibration.batches import Batch
+from bcos_fx.calibration.original import Original, counterparts
+from bcos_fx.errors import UsageError
+from bcos_fx.nn import BcosLayer
+from bcos_fx.rewriting.network import BcosNetwork
+
+_DROPOUTS = ("dropout", "feature_dropout")
+
+
+def read_by_layers(network: BcosNetwork) -> list[str]:
+    """Return the names of the nodes that B-cos layers read, behind other layers, and that the original has too.
+
+    In the graph's order. What a dropout takes away at random is compared as it is before.
+    """
+    known, ops = counterparts(network), {row.name: row.op for row in network.report.nodes}
+    read: set[fx.Node] = set()
+    behind: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        layer = node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), BcosLayer)
+        if layer or not behind.isdisjoint(node.all_input_nodes):
+            behind.add(node)
+        if layer:
+            source = node.all_input_nodes[0]
+            while ops.get(source.name) in _DROPOUTS:
+                source = source.all_input_nodes[0]
+            read.add(source)
+    return [node.name for node in network.graph.nodes if node in read & behind and node.name in known]
+
+
+class LayerMatching:
+    """Runs a network and its original side by side, and compares what their layers read.
+
+    Args:
+        network: the converted network; its layers are shared, so that it is what is trained.
+        reference: the original, or a conversion of it at B = 1; a copy of it is run.
+        images: a batch (N, ...), to trace the original with.
+        compiled: run the network through torch.compile.
+
+    Raises:
+        UsageError: the reference is not the network that was converted, or no layer reads what the original has.
+        TraceError: the reference cannot be traced.
+    """
+
+    def __init__(self, network: BcosNetwork, reference: nn.Module, images: Tensor, *, compiled: bool = False) -> None:
+        self._original = Original(network, reference, Batch((images.detach(),), None))
+        self.names = [name for name in read_by_layers(network) if self._original.has(name)]
+        if not self.names:
+            raise UsageError(
+                "no B-cos layer reads anything that the original has too, so that there is nothing to compare",
+                hint="leave distil-layers out: distil-kl or distil-cosine compares outputs",
+            )
+        self._network = network
+        tapped: Any = _tapped(network, self.names)
+        self._run = torch.compile(tapped) if compiled else tapped
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the network's outputs, the original's, and the loss; the images are as the network takes them."""
+        with torch.no_grad():
+            theirs, wanted = self._original.read((images,), self.names)
+        self._network.check_inputs((images,))
+        with self._network.naming_shapes((images,)):
+            ours, values = self._run(images)
+        parts = [layer_distance(value, wanted[name]) for name, value in zip(self.names, values, strict=True)]
+        return ours, theirs, torch.stack(parts).mean()
+
+
+def layer_distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean squared difference in units of the reference's variance: 1 for its mean; both (N, ...), in float32.
+
+    What hardly varies in the reference tells nothing of an image; the mean square keeps it from being divided by 0.
+    """
+    ours, theirs = ours.float(), theirs.float()
+    spread = theirs.var(correction=0) + 1e-4 * theirs.square().mean()
+    return (ours - theirs).square().mean() / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+
+
+def _tapped(network: BcosNetwork, names: list[str]) -> fx.GraphModule:
+    """The network over the same parts, with the values of some nodes behind its output."""
+    tapped = network.graph_module()
+    (output,) = tapped.graph.find_nodes(op="output")
+    nodes = {node.name: node for node in tapped.graph.nodes}
+    output.args = ((output.args[0], [nodes[name] for name in names]),)
+    tapped.recompile()
+    return tapped
