@@ -110,7 +110,7 @@ def test_fine_tuning_is_raced_and_goes_on_where_it_was(data_dir: Path, root: Pat
     assert done.returncode == 0, done.stderr
     assert picture.stat().st_size > 10_000
     assert page.read_text(encoding="utf-8").rstrip() == done.stdout.rstrip()
-    assert all(arm in done.stdout for arm in ("original", "scratch", "published", "gradual"))
+    assert all(arm in done.stdout for arm in ("original", "scratch", "published", "gradual", "matched"))
 
 
 @pytest.mark.slow

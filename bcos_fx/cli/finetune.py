@@ -24,6 +24,8 @@ bcos-fx finetune start.safetensors --data train/ --val val/ -o bcos.safetensors
 
 bcos-fx finetune start.safetensors --data train/ --val val/ -o bcos.safetensors --resume
 
+bcos-fx finetune matched.safetensors --data train/ --recipe matched --reference original.safetensors -o bcos.safetensors
+
 bcos-fx finetune start.safetensors --data train.npz --recipe my.toml --epochs 5 --lr 3e-4 -o bcos.safetensors
 
 Exit code 0: trained and written. 2: bad input, or training could not go on. 130: stopped by Ctrl-C; --resume goes on.
@@ -61,8 +63,8 @@ class FineTuneRequest:
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="How to train: a shipped recipe (bcosification as published, gradual, bcos-v2, equivalent) or a TOML "
-            "file with a [training] table. (default: the recipe that MODEL was converted by)",
+            help="How to train: a shipped recipe (bcosification as published, gradual, matched, bcos-v2, clip, "
+            "equivalent) or a TOML file with a [training] table. (default: the recipe that MODEL was converted by)",
             autocompletion=recipes,
             show_default=False,
             rich_help_panel=_WHAT,

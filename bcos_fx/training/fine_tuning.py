@@ -215,7 +215,10 @@ class FineTuning(LightningModule):
     def _reference_network(self) -> nn.Module:
         reference: nn.Module | None = self.__dict__["_reference"]
         if reference is None:
-            raise UsageError("the recipe distils, and there is no original to distil from", hint="give reference=")
+            raise UsageError(
+                "the test images have no labels, and there is no original to compare answers with",
+                hint="give labels, or the original with reference= (--reference)",
+            )
         return reference.to(self.device)
 
     @torch.no_grad()

@@ -120,6 +120,11 @@ def finetune(
 
     check_module(model)
     training = _training(model, recipe, changes)
+    if training.distils and reference is None:
+        raise UsageError(
+            "the recipe distils, and there is no original to distil from",
+            hint="give reference= (--reference, a file converted with --recipe equivalent)",
+        )
     where = None if folder is None else Path(folder)
     with preserved():
         source = None if isinstance(data, DataLoader) else source_of(data)

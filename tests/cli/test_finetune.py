@@ -66,6 +66,19 @@ def test_a_network_is_trained_written_and_taken_up_again(run: Run, start: Path, 
     assert Path("out.safetensors").read_bytes() == before
 
 
+def test_layers_are_matched_to_those_of_the_original(run: Run, weights: Path, photographs: Path) -> None:
+    for recipe in ("matched", "equivalent"):
+        assert run("convert", weights, "--arch", TINY, *SHAPE, "--recipe", recipe, "-o", f"{recipe}.st").exit_code == 0
+    command = ("finetune", "matched.st", "--data", photographs, "--epochs", "1", "--batch-size", "4", "-o", "out.st")
+    done = run(*command)
+    assert done.exit_code == 2
+    assert "there is no original to distil from" in done.stderr
+    assert "--reference" in done.stderr
+    done = run(*command, "--reference", "equivalent.st")
+    assert done.exit_code == 0, done.output
+    assert all(m.b == 2.0 for m in bcos_fx.load("out.st").modules() if isinstance(m, BcosLayer))
+
+
 def test_mistakes_are_one_message_each(run: Run, start: Path, photographs: Path, weights: Path) -> None:
     cases = [
         ((start, "--data", "trian"), "did you mean 'train'"),

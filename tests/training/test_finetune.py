@@ -507,6 +507,8 @@ def test_other_misuse(tmp_path: Path) -> None:
         finetune(converted(), images(), recipe=plain(), epoch=3)
     with pytest.raises(UsageError, match="there is no original to distil from"):
         finetune(converted(), images(), recipe=plain(loss="distil-kl"))
+    with pytest.raises(UsageError, match="the test images have no labels, and there is no original"):
+        finetune(converted(), images(), recipe=plain(), validation=images()[0])
     with pytest.raises(UsageError, match="no layer is named 'nine'"):
         finetune(converted(), images(), recipe=plain(loss="distil-cosine", features="nine"), reference=original())
     with pytest.raises(UsageError, match="cannot be taken from a int"):
