@@ -47,6 +47,7 @@ def rising(shape: str = "linear", to: float = 2.0, **others: Any) -> dict[str, A
 
 # The base: recipe gradual, B to 2 and biases to 0, both linearly, calibrated while B rises. "base" stands for it.
 BASE = Variant()
+LAYERS = {"off-label-bce": 10.0, "distil-layers": 30.0}
 CHOICES: dict[str, dict[str, Variant]] = {
     "B": {
         "1": Variant(training=rising(to=1.0)),
@@ -84,6 +85,10 @@ CHOICES: dict[str, dict[str, Variant]] = {
         "cross-entropy": Variant(training={"loss": "cross-entropy"}),
         "distil-kl": Variant(training={"loss": "distil-kl"}),
         "distil-bce": Variant(training={"loss": "distil-bce"}),
+        "distil-layers 30 beside": Variant(training={"loss": LAYERS}),
+        "distil-layers 30 beside, all at once": Variant(
+            training={"loss": LAYERS, "rises": (Rise(),), "fades": (Fade(),)}
+        ),
     },
 }
 

@@ -69,10 +69,20 @@ class LayerMatching:
         self._run = torch.compile(tapped) if compiled else tapped
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the network's outputs, the original's, and the loss; the images are as the network takes them."""
+        """Return the network's outputs, the original's, and the loss; the images are as the network takes them.
+
+        Raises:
+            UsageError: the network does not take them, or needs another graph for their size.
+        """
+        self._network.check_inputs((images,))
+        if self._network.of_size((images,)) is not self._network:
+            raise UsageError(
+                f"distil-layers compares layers at the size that the network was converted with, and images have "
+                f"{tuple(images.shape[1:])}",
+                hint=f"give images of {self._network.input_shape}, or convert the network at their size",
+            )
         with torch.no_grad():
             theirs, wanted = self._original.read((images,), self.names)
-        self._network.check_inputs((images,))
         with self._network.naming_shapes((images,)):
             ours, values = self._run(images)
         parts = [layer_distance(value, wanted[name]) for name, value in zip(self.names, values, strict=True)]

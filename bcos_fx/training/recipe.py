@@ -91,7 +91,8 @@ class Training:
         epochs: passes over the training images.
         batch_size: images per batch and process.
         seed: of everything random: the order of images, augmentation, dropout, mixing.
-        loss: name of a loss, or name -> weight for a sum of several; see :mod:`bcos_fx.training.losses`.
+        loss: name of a loss, or name -> weight for a sum of several; see :mod:`bcos_fx.training.losses`. From
+            ``distil-layers`` alone the last layer learns nothing: a loss of the outputs belongs beside it.
         features: the layer whose activations ``distil-cosine`` and ``distil-pairwise`` compare; empty for the outputs.
         negatives: what ``distil-pairwise`` tells a sample from: those of its ``process``, or of ``all`` processes.
         augment: ``none``, ``flip``, ``flip-and-shift`` (by up to an eighth, as is usual for small images),

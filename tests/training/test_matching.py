@@ -147,6 +147,17 @@ def test_what_cannot_be_compared_is_refused() -> None:
         finetune(converted(), images(), recipe=recipe, reference=without_batch_statistics())
     with pytest.raises(UsageError, match="distil-layers compares a converted network with its original"):
         finetune(original(), images(), recipe=recipe, reference=original())
+
+    class Cut(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[..., : x.shape[-1] // 2] if x.shape[-1] > 4 else x
+
+    sized = nn.Sequential(nn.Conv2d(3, 4, 1), Cut(), nn.Conv2d(4, 2, 1)).eval()
+    network = bcos_fx.bcosify(sized, example_inputs=images()[0][:2], recipe="matched", keep_source=True)
+    matching = LayerMatching(network, sized, images()[0])
+    assert matching(images()[0])[2].item() > 0
+    with pytest.raises(UsageError, match=r"at the size that .* and images have \(3, 4, 4\)"):
+        matching(images()[0][..., :4, :4])
     single = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     network = bcos_fx.bcosify(single, example_inputs=torch.rand(2, 3, 2, 2), recipe="bcosification", input="none")
     with pytest.raises(UsageError, match="no B-cos layer reads anything"):
