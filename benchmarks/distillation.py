@@ -144,7 +144,7 @@ def draw(networks: list[tuple[str, BcosNetwork]], tested: Photographs, path: Pat
             ax.set_xticks([])
             ax.set_yticks([])
             if not column:
-                ax.set_ylabel(name, fontsize=8)
+                ax.set_ylabel(name.replace(", ", "\n"), fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, dpi=100)
 
