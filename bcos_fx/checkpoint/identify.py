@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -106,7 +107,15 @@ def _identify_zip(path: Path) -> FileKind:
         with zipfile.ZipFile(path) as archive:
             return _identify_archive(archive)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        return FileKind("damaged", "a zip archive that is cut off or damaged", {"reason": str(error)})
+        return _damaged(error)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return _damaged(error)  # a member that is said to lie before the file's beginning
+
+
+def _damaged(error: Exception) -> FileKind:
+    return FileKind("damaged", "a zip archive that is cut off or damaged", {"reason": str(error)})
 
 
 def _identify_archive(archive: zipfile.ZipFile) -> FileKind:

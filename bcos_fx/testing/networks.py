@@ -143,8 +143,8 @@ def _blocks(
     else:
         window = draw(_windows(size, keeps_size=kind in _KEEPS_SIZE, zeros_only=kind == "functional"))
         after = window.output_size(size)
-    # Instance norm of one value is that value's shift, whatever it was.
-    one_value = all(side == 1 for side in after)
+    # Instance norm of one value is that value's shift, whatever it was; layer norm of two says which is the larger.
+    constant = ({"instance"} if all(side == 1 for side in after) else set()) | ({"layer"} if outputs <= 2 else set())
     wiring = {"residual": ["+=", "+", "torch.add"], "gated": ["sigmoid", "hardsigmoid"]}.get(kind, [""])
     block = Block(
         kind=kind,
@@ -153,7 +153,7 @@ def _blocks(
         window=window,
         groups=draw(st.sampled_from(_groups(width, outputs))) if size else 1,
         bias=draw(st.booleans()),
-        norm=draw(st.sampled_from([norm for norm in norms if norm != "instance" or not one_value] or ["none"])),
+        norm=draw(st.sampled_from([norm for norm in norms if norm not in constant] or ["none"])),
         activation=draw(st.sampled_from(activations)),
         spelling=draw(st.sampled_from(_SPELLINGS)),
         dropout=draw(st.sampled_from([0.0, 0.0, 0.1])),

@@ -195,6 +195,17 @@ def test_damage_anywhere_is_one_error_or_none(tmp_path: Path, data: st.DataObjec
         read_state_dict(path)
 
 
+def test_a_zip_with_a_member_before_its_beginning_is_damaged(tmp_path: Path) -> None:
+    path = save(nn.Linear(2, 2).state_dict(), tmp_path / "a.pt")
+    body = bytearray(path.read_bytes())
+    end = body.rindex(b"PK\x06\x06")
+    body[end + 50] = 1  # where the central directory begins: beyond the file, so that all members seem to lie before it
+    path.write_bytes(bytes(body))
+    assert identify(path).kind == "damaged"
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_state_dict(path)
+
+
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     save(Net().state_dict(), tmp_path / "resnet.pt")
     with pytest.raises(CheckpointError, match=r"did you mean 'resnet\.pt'"):
