@@ -7,7 +7,7 @@ network keeps on record, and a node that a rule rewrote keeps its name.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,36 +131,34 @@ class Original:
     def _place(self, name: str) -> int:
         return self._program.places.get(self._counterparts.get(name, ""), -1)
 
-    def read(self, inputs: tuple[Tensor, ...], names: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
-        """Run the original on what the network takes; return its output, and name -> what the counterpart gives."""
+    def run(self, inputs: tuple[Tensor, ...], names: Sequence[str], seen: Callable[[str, Tensor], None]) -> Any:
+        """Run the original, and return its output.
+
+        Args:
+            inputs: what the network takes.
+            names: nodes of the network that the original has too.
+            seen: called with each of them and what its counterpart gives, in the order of the original's graph.
+        """
         program = self._program
-        values, position, found = program.start(self._inputs(inputs)), 0, {}
+        values, position = program.start(self._inputs(inputs)), 0
         for name in sorted(names, key=self._place):
             place = self._place(name)
             program.run(values, position, place + 1)
-            found[name] = values[program.nodes[place].name]
+            seen(name, values[program.nodes[place].name])
             position = place + 1
         program.run(values, position, program.end)
-        return program.result(values), found
+        return program.result(values)
 
     def measure(self, inputs: tuple[Tensor, ...], layers: Sequence[Layer]) -> None:
         """Run the original on a batch, and note the moments of the layers that it has too."""
-        program, targets = self._program, self.targets
-        targets.images += len(inputs[0])
-        values = program.start(self._inputs(inputs))
-        known = [(layer, self._place(layer.node.name)) for layer in layers]
-        position = 0
-        for layer, place in sorted(known, key=lambda item: item[1]):
-            if place < 0:
-                continue
-            program.run(values, position, place)
-            position = place
-            value = program.value(program.nodes[place], values)
-            name = layer.node.name
+        targets, dims = self.targets, {layer.node.name: layer.channel_dim for layer in layers}
+
+        def note(name: str, value: Tensor) -> None:
             targets.dims[name] = value.dim()
-            targets.moments.setdefault(name, Moments(layer.channel_dim)).add(value)
-        program.run(values, position, program.end)
-        output = program.result(values)
+            targets.moments.setdefault(name, Moments(dims[name])).add(value)
+
+        targets.images += len(inputs[0])
+        output = self.run(inputs, [name for name in dims if self.has(name)], note)
         if is_classes(output):
             targets.predictions.append(output.argmax(1).cpu())
 

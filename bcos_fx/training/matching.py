@@ -81,8 +81,9 @@ class LayerMatching:
                 f"{tuple(images.shape[1:])}",
                 hint=f"give images of {self._network.input_shape}, or convert the network at their size",
             )
+        wanted: dict[str, Tensor] = {}
         with torch.no_grad():
-            theirs, wanted = self._original.read((images,), self.names)
+            theirs: Tensor = self._original.run((images,), self.names, wanted.__setitem__)
         with self._network.naming_shapes((images,)):
             ours, values = self._run(images)
         parts = [layer_distance(value, wanted[name]) for name, value in zip(self.names, values, strict=True)]

@@ -131,9 +131,13 @@ def test_a_compiled_step_compares_the_same() -> None:
     recipe = plain(epochs=2, loss={"distil-layers": 3.0, "off-label-bce": 1.0}, batch_size=8)
     found = [
         finetune(
-            *(linear_pair(recipe="gradual")[0], images()), recipe=recipe, reference=without_batch_statistics(), **c
+            linear_pair(recipe="gradual")[0],
+            images(),
+            recipe=recipe,
+            reference=without_batch_statistics(),
+            compiled=compiled,
         )
-        for c in ({}, {"compiled": True})
+        for compiled in (False, True)
     ]
     losses = [[row.loss for row in f.history[1:]] for f in found]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

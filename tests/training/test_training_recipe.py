@@ -70,6 +70,9 @@ def test_several_losses_with_weights(tmp_path: Path) -> None:
     assert found.distils
     assert found.needs_labels
     assert Training(loss="distil-kl").needs_labels is False
+    assert Training(loss={"distil-pairwise": 1.0, "distil-layers": 30.0}).compares_embeddings
+    assert not Training(loss={"distil-kl": 1.0, "distil-layers": 30.0}).compares_embeddings
+    assert not Training(loss="distil-layers").compares_embeddings
 
 
 @pytest.mark.parametrize(
