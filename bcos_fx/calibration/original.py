@@ -79,7 +79,8 @@ class Original:
         output: which part of the original's output to take, where that is not one tensor.
 
     Raises:
-        UsageError: the reference is no network, or not the one that was converted; TraceError as for conversion.
+        UsageError: the reference is no network, not the one that was converted, or a conversion of it that computes
+            something else; TraceError as for conversion.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Original:
         if reference is None:
             root: nn.Module = _at_b_1(network)
         elif isinstance(reference, BcosNetwork):
+            _check_original(reference)
             _check_same(_recorded(reference), network)
             root = copy.deepcopy(reference)
         else:
@@ -180,14 +182,37 @@ def own_record(network: BcosNetwork) -> str | None:
     return None
 
 
+def _check_original(reference: BcosNetwork) -> None:
+    """Check that a converted network has neither a raised B nor lost its biases.
+
+    Raises:
+        UsageError: it has.
+    """
+    raised = max((float(layer.b) for layer in _own_layers(reference)), default=1.0)
+    reason = "its biases were removed" if reference.report.options["bias"] != "keep" else None
+    if raised > 1:
+        reason = f"its B is {raised:g}"
+    if reason is not None:
+        raise UsageError(
+            f"the reference does not compute what the original does: {reason}",
+            hint="give the original, or a conversion of it by the recipe equivalent",
+        )
+
+
 def _at_b_1(network: BcosNetwork) -> BcosNetwork:
     """Return a copy whose layers are plain ones; those of another package keep the B that they came with."""
     twin = copy.deepcopy(network)
-    peers = {row.module for row in network.report.nodes if (row.was or "").startswith("peer_")}
-    for path, module in twin.named_modules():
-        if isinstance(module, BcosLayer) and path not in peers:
-            module.b = 1.0
+    for layer in _own_layers(twin):
+        layer.b = 1.0
     return twin
+
+
+def _own_layers(network: BcosNetwork) -> Iterator[BcosLayer]:
+    """Yield the layers whose B is the conversion's, not another package's."""
+    peers = {row.module for row in network.report.nodes if (row.was or "").startswith("peer_")}
+    for path, module in network.named_modules():
+        if isinstance(module, BcosLayer) and path not in peers:
+            yield module
 
 
 def _recorded(network: BcosNetwork) -> list[tuple[str, str]]:

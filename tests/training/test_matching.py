@@ -151,6 +151,12 @@ def test_what_cannot_be_compared_is_refused() -> None:
         finetune(converted(), images(), recipe=recipe, reference=without_batch_statistics())
     with pytest.raises(UsageError, match="distil-layers compares a converted network with its original"):
         finetune(original(), images(), recipe=recipe, reference=original())
+    for wrong, reason in (
+        (converted(b=2.0), "its B is 2"),
+        (converted(b=1.0, bias="strip"), "its biases were removed"),
+    ):
+        with pytest.raises(UsageError, match=f"does not compute what the original does: {reason}"):
+            finetune(converted(), images(), recipe=recipe, reference=wrong)
 
     class Cut(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
