@@ -200,10 +200,22 @@ class FineTuning(LightningModule):
                 raise UsageError(
                     "distil-layers compares a converted network with its original", hint="convert it first"
                 )
-            reference, compiled = self._reference_network(), self._options.compiled
-            self.__dict__["_matching"] = LayerMatching(self.network, reference, images, compiled=compiled)
+            self.__dict__["_matching"] = LayerMatching(
+                self.network,
+                self._reference_network(),
+                images,
+                compiled=self._options.compiled,
+                agreed=self._mean_of_processes,
+            )
         matching: LayerMatching = self.__dict__["_matching"]
         return matching
+
+    def _mean_of_processes(self, values: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return values
+        everything: Any = self.all_gather(values)
+        mean: Tensor = everything.mean(0)
+        return mean
 
     def _of_all_processes(self, values: Tensor | None) -> tuple[Tensor, int]:
         """The reference's values (n, ...) of all processes, one after another, and where this one's begin."""

@@ -8,6 +8,7 @@ has the original's shapes. Gradients pass through the whole network. No labels a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,13 +51,22 @@ class LayerMatching:
         reference: the original, or a conversion of it at B = 1; a copy of it is run.
         images: a batch (N, ...), to trace the original with.
         compiled: run the network through torch.compile.
+        agreed: called with statistics of this process's batch; returns their mean over all processes.
 
     Raises:
         UsageError: the reference is not the network that was converted, or no layer reads what the original has.
         TraceError: the reference cannot be traced.
     """
 
-    def __init__(self, network: BcosNetwork, reference: nn.Module, images: Tensor, *, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        network: BcosNetwork,
+        reference: nn.Module,
+        images: Tensor,
+        *,
+        compiled: bool = False,
+        agreed: Callable[[Tensor], Tensor] = lambda moments: moments,
+    ) -> None:
         self._original = Original(network, reference, Batch((images.detach(),), None))
         self.names = [name for name in read_by_layers(network) if self._original.has(name)]
         if not self.names:
@@ -64,7 +74,7 @@ class LayerMatching:
                 "no B-cos layer reads anything that the original has too, so that there is nothing to compare",
                 hint="leave distil-layers out: distil-kl or distil-cosine compares outputs",
             )
-        self._network = network
+        self._network, self._agreed = network, agreed
         tapped: Any = _tapped(network, self.names)
         self._run = torch.compile(tapped) if compiled else tapped
 
@@ -86,18 +96,35 @@ class LayerMatching:
             theirs: Tensor = self._original.run((images,), self.names, wanted.__setitem__)
         with self._network.naming_shapes((images,)):
             ours, values = self._run(images)
-        parts = [layer_distance(value, wanted[name]) for name, value in zip(self.names, values, strict=True)]
+        statistics = self._agreed(torch.stack([moments(wanted[name]) for name in self.names]))
+        parts = [layer_distance(v, wanted[n], of) for n, v, of in zip(self.names, values, statistics, strict=True)]
         return ours, theirs, torch.stack(parts).mean()
 
 
-def layer_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Mean squared difference in units of the reference's variance: 1 for its mean; both (N, ...), in float32.
+def moments(values: Tensor) -> Tensor:
+    """Return (mean, mean square) of values, in float32."""
+    values = values.float()
+    return torch.stack([values.mean(), values.square().mean()])
+
+
+def layer_distance(ours: Tensor, theirs: Tensor, statistics: Tensor) -> Tensor:
+    """Mean squared difference in units of the reference's variance: 1 for its mean; in float32.
 
     What hardly varies in the reference tells nothing of an image; the mean square keeps it from being divided by 0.
+
+    Args:
+        ours: (N, ...) of the network.
+        theirs: (N, ...) of the reference.
+        statistics: (mean, mean square) of the reference over all processes.
+
+    Returns:
+        A scalar.
     """
-    ours, theirs = ours.float(), theirs.float()
-    spread = theirs.var(correction=0) + 1e-4 * theirs.square().mean()
-    return (ours - theirs).square().mean() / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+    mean, square = statistics.unbind()
+    variance = square - mean.square()
+    return (ours.float() - theirs.float()).square().mean() / (variance + 1e-4 * square).clamp_min(
+        torch.finfo(square.dtype).tiny
+    )
 
 
 def _tapped(network: BcosNetwork, names: list[str]) -> fx.GraphModule:

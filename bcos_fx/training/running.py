@@ -89,8 +89,7 @@ class Run:
         with self._quiet():
             made = self._trainer(
                 **trainer,
-                # DDP's own broadcast of buffers, at every call, waits for ever where a process has no test images left.
-                strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
+                strategy=self._processes() if several else "auto",
                 max_epochs=self.training.epochs,
                 precision=_PRECISION[self.training.precision],
                 accumulate_grad_batches=self.training.optimiser.accumulate,
@@ -109,6 +108,11 @@ class Run:
         if self.module.alignment is not None:  # not set yet where a finished run was taken up
             self.module.alignment.set(1.0)
         return recorder.history, None if self.folder is None else self.folder / NAME
+
+    def _processes(self) -> DDPStrategy:
+        """DDP. Its own broadcast of buffers, at every call, waits for ever where a process has no test images left."""
+        last_learns_nothing = set(self.training.losses) == {"distil-layers"}
+        return DDPStrategy(broadcast_buffers=False, find_unused_parameters=last_learns_nothing)
 
     def _trainer(self, **options: Any) -> Trainer:
         try:

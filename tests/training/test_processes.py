@@ -52,3 +52,10 @@ def test_pairs_of_all_processes_are_those_of_one_with_the_double_batch() -> None
     assert_same_history(two, one)
     assert two["weights"] == pytest.approx(one["weights"], rel=1e-6)
     assert apart["history"][-1][0] != pytest.approx(one["history"][-1][0], rel=1e-2)
+
+
+def test_layers_alone_teach_two_processes_what_they_teach_one() -> None:
+    """The last layer learns nothing then, and DDP waits for no gradient of it."""
+    two, one = run(2, 4, "layers"), run(1, 8, "layers")
+    assert_same_history(two, one)
+    assert two["weights"] == pytest.approx(one["weights"], rel=1e-6)

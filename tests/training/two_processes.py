@@ -1,8 +1,8 @@
 """Train with as many processes as asked for, batches of BATCH per process, and print the history as JSON.
 
-python two_processes.py PROCESSES BATCH [NEGATIVES]
+python two_processes.py PROCESSES BATCH [process | all | layers]
 
-With NEGATIVES (process, all) the loss is that of all pairs, between embeddings.
+With process or all, the negatives, the loss is that of all pairs, between embeddings; with layers, distil-layers alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from tests.training import small_runs
 if __name__ == "__main__":
     torch.set_num_threads(1)
     processes, batch = int(sys.argv[1]), int(sys.argv[2])
-    negatives = sys.argv[3] if len(sys.argv) > 3 else None
-    loss = {} if negatives is None else {"loss": "distil-pairwise", "negatives": negatives}
+    kind = sys.argv[3] if len(sys.argv) > 3 else None
+    loss = {} if kind is None else {"loss": "distil-pairwise", "negatives": kind}
+    loss = {"loss": "distil-layers"} if kind == "layers" else loss
     pixels, labels = small_runs.images()
     network = bcos_fx.bcosify(small_runs.without_batch_statistics(), example_inputs=pixels[:2], recipe="gradual")
     found = finetune(
