@@ -62,6 +62,7 @@ class FineTuning(LightningModule):
         # A copy, for the caller's may be trained itself; outside the module tree: neither trained nor saved with it.
         self.__dict__["_reference"] = None if reference is None else own_copy(reference).requires_grad_(False)
         self.__dict__["_run"] = torch.compile(network) if training.compiled else network
+        self._matching: LayerMatching | None = None
         self._loss, self._hits, self._test_hits = MeanMetric(), MeanMetric(), MeanMetric()
         for metric in (self._loss, self._hits):
             metric.persistent(True)  # a run that goes on within an epoch has its mean over the whole of it
@@ -87,6 +88,8 @@ class FineTuning(LightningModule):
 
     def on_fit_start(self) -> None:
         """Begin the schedules, or take them up where a checkpoint left them."""
+        if "distil-layers" in self._options.losses:
+            self._matching = self._layer_matching()
         if self.alignment is None or self._fading is None:
             return
         if self.trainer.ckpt_path is None:
@@ -182,8 +185,8 @@ class FineTuning(LightningModule):
         original: Tensor | None = None
         layers: Tensor | None = None
         with _Features(self.network, options.features) as ours, _Features(reference, options.features) as theirs:
-            if "distil-layers" in options.losses:
-                outputs, original, layers = self._layer_matching(images)(images)
+            if self._matching is not None:
+                outputs, original, layers = self._matching(images)
             else:
                 outputs = self.__dict__["_run"](images)
             if reference is not None and (original is None or options.features):
@@ -194,21 +197,11 @@ class FineTuning(LightningModule):
             gathered = self._of_all_processes(original if features is None else features[1])
         return outputs, total_loss(options.losses, outputs, labels, original, features, gathered, layers)
 
-    def _layer_matching(self, images: Tensor) -> LayerMatching:
-        if "_matching" not in self.__dict__:
-            if not isinstance(self.network, BcosNetwork):
-                raise UsageError(
-                    "distil-layers compares a converted network with its original", hint="convert it first"
-                )
-            self.__dict__["_matching"] = LayerMatching(
-                self.network,
-                self._reference_network(),
-                images,
-                compiled=self._options.compiled,
-                agreed=self._mean_of_processes,
-            )
-        matching: LayerMatching = self.__dict__["_matching"]
-        return matching
+    def _layer_matching(self) -> LayerMatching:
+        if not isinstance(self.network, BcosNetwork):
+            raise UsageError("distil-layers compares a converted network with its original", hint="convert it first")
+        compiled, agreed = self._options.compiled, self._mean_of_processes
+        return LayerMatching(self.network, self._reference_network(), compiled=compiled, agreed=agreed)
 
     def _mean_of_processes(self, values: Tensor) -> Tensor:
         if self.trainer.world_size == 1:

@@ -19,7 +19,7 @@ from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.subject import check_module
 from bcos_fx.training.calibrating import Calibration, usual_calibration
 from bcos_fx.training.data import Replayable, Samples, testing_loader, training_loader
-from bcos_fx.training.places import places_of_phase, without_zero_constants
+from bcos_fx.training.places import made_up_images, places_of_phase, without_zero_constants
 from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.renewal import reinitialised, with_new_head
 from bcos_fx.training.seeding import preserved
@@ -206,12 +206,7 @@ def _without_early_constants(network: BcosNetwork, training: Training) -> BcosNe
     if not gone or not places_of_phase(network, "bias"):
         return network
     Fading([network], training.fades).begin()
-    return without_zero_constants(network, _made_up(network))
-
-
-def _made_up(network: BcosNetwork) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(4, *network.input_shape, generator=generator).to(next(network.parameters()))
+    return without_zero_constants(network, made_up_images(network))
 
 
 def _classes(source: Source) -> int:
@@ -311,7 +306,7 @@ def _settled(network: BcosNetwork, images: Tensor | None, training: Training) ->
     """The trained network: without constants that are gone, and with a report that says what it is now."""
     if training.fades:
         like = next(network.parameters())
-        network = without_zero_constants(network, _made_up(network) if images is None else images.to(like))
+        network = without_zero_constants(network, made_up_images(network) if images is None else images.to(like))
     pressures = {path: m.b for path, m in network.named_modules() if isinstance(getattr(m, "b", None), float)}
     b: Any = pressures if len(set(pressures.values())) > 1 else next(iter(pressures.values()), 1.0)
     note = f"fine-tuned for {training.epochs} epochs: weights, and figures of drift, are not those of the conversion"

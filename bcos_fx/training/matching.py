@@ -19,6 +19,7 @@ from bcos_fx.calibration.original import Original, counterparts
 from bcos_fx.errors import UsageError
 from bcos_fx.nn import BcosLayer
 from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.training.places import made_up_images
 
 _DROPOUTS = ("dropout", "feature_dropout")
 
@@ -49,7 +50,6 @@ class LayerMatching:
     Args:
         network: the converted network; its layers are shared, so that it is what is trained.
         reference: the original, or a conversion of it at B = 1; a copy of it is run.
-        images: a batch (N, ...), to trace the original with.
         compiled: run the network through torch.compile.
         agreed: called with statistics of this process's batch; returns their mean over all processes.
 
@@ -62,12 +62,11 @@ class LayerMatching:
         self,
         network: BcosNetwork,
         reference: nn.Module,
-        images: Tensor,
         *,
         compiled: bool = False,
         agreed: Callable[[Tensor], Tensor] = lambda moments: moments,
     ) -> None:
-        self._original = Original(network, reference, Batch((images.detach(),), None))
+        self._original = Original(network, reference, Batch((made_up_images(network),), None))
         self.names = [name for name in read_by_layers(network) if self._original.has(name)]
         if not self.names:
             raise UsageError(

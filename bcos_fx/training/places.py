@@ -114,3 +114,9 @@ def _reported(network: BcosNetwork, before: tuple[NodeRow, ...], log: PassLog) -
         removed={**report.removed, **removed_nodes(log.steps, before, rows)},
         options={**report.options, "bias": "strip"},
     )
+
+
+def made_up_images(network: BcosNetwork) -> Tensor:
+    """Return four images of noise in [0, 1], of the shape, type and device that the network takes."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(4, *network.input_shape, generator=generator).to(next(network.parameters()))

@@ -53,7 +53,7 @@ def test_it_is_the_mean_over_what_layers_read() -> None:
     """By hooks on the layers whose outputs others read: the padded ReLU before a dropout, and the last ReLU."""
     network, reference, batch = converted(b=2.0).eval(), original(), images()[0][:6]
     assert read_by_layers(network) == ["pad", "_5"]
-    matching = LayerMatching(network, reference, batch)
+    matching = LayerMatching(network, reference)
     seen: dict[str, Tensor] = {}
     for side, module in (("ours", network), ("theirs", reference)):
         for path in ("4", "5"):
@@ -71,16 +71,16 @@ def test_it_is_the_mean_over_what_layers_read() -> None:
 def test_nothing_differs_where_nothing_was_changed() -> None:
     network, reference = linear_pair(recipe="equivalent")
     batch = images()[0].double()
-    _, _, loss = LayerMatching(network.double(), reference.double(), batch)(batch)
+    _, _, loss = LayerMatching(network.double(), reference.double())(batch)
     assert loss.item() < 1e-12
-    _, _, changed = LayerMatching(linear_pair(recipe="bcosification")[0], reference, batch)(batch.float())
+    _, _, changed = LayerMatching(linear_pair(recipe="bcosification")[0], reference)(batch.float())
     assert changed.item() > 1e-3
 
 
 def test_a_conversion_at_b_1_teaches_what_the_original_does() -> None:
     network, reference = linear_pair(recipe="bcosification")
     same, batch = linear_pair(recipe="equivalent")[0], images()[0]
-    found = [LayerMatching(network, teacher, batch)(batch) for teacher in (reference, same)]
+    found = [LayerMatching(network, teacher)(batch) for teacher in (reference, same)]
     assert found[0][2].item() == pytest.approx(found[1][2].item(), rel=1e-5)
     assert torch.allclose(found[0][1], found[1][1], atol=1e-5)
 
@@ -92,13 +92,13 @@ def test_it_teaches_layers_without_labels() -> None:
     found = finetune(network, pixels, recipe=recipe, validation=pixels, reference=reference)
     losses = [row.loss for row in found.history if row.loss is not None]
     assert losses[-1] < 0.5 * losses[0]
-    before, after = (LayerMatching(n, reference, pixels)(pixels)[2].detach() for n in (network, found.network))
+    before, after = (LayerMatching(n, reference)(pixels)[2].detach() for n in (network, found.network))
     assert after.item() < 0.5 * before.item()
 
 
 def test_all_layers_but_the_last_learn_from_it() -> None:
     network = converted(b=2.0)
-    _, _, loss = LayerMatching(network, original(), images()[0])(images()[0])
+    _, _, loss = LayerMatching(network, original())(images()[0])
     loss.backward()
     learning = {name for name, p in network.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
     assert {"0.weight", "1.weight", "4.weight"} <= learning
@@ -148,8 +148,11 @@ def test_what_cannot_be_compared_is_refused() -> None:
     recipe = plain(epochs=1, loss="distil-layers", rises=())
     with pytest.raises(UsageError, match="there is no original to distil from"):
         finetune(converted(), images(), recipe=recipe)
+    told: list[Any] = []  # it is refused before any test is made
+    given = {"recipe": recipe, "validation": images(), "told": told.append}
     with pytest.raises(UsageError, match="the reference is not the network that was converted"):
-        finetune(converted(), images(), recipe=recipe, reference=without_batch_statistics())
+        finetune(converted(), images(), reference=without_batch_statistics(), **given)
+    assert not told
     with pytest.raises(UsageError, match="distil-layers compares a converted network with its original"):
         finetune(original(), images(), recipe=recipe, reference=original())
     for wrong, reason in (
@@ -165,7 +168,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
 
     sized = nn.Sequential(nn.Conv2d(3, 4, 1), Cut(), nn.Conv2d(4, 2, 1)).eval()
     network = bcos_fx.bcosify(sized, example_inputs=images()[0][:2], recipe="matched", keep_source=True)
-    matching = LayerMatching(network, sized, images()[0])
+    matching = LayerMatching(network, sized)
     assert matching(images()[0])[2].item() > 0
     with pytest.raises(UsageError, match=r"at the size that .* and images have \(3, 4, 4\)"):
         matching(images()[0][..., :4, :4])
