@@ -1,9 +1,10 @@
 """What can be calibrated in a network, and how each kind of layer is changed.
 
 A batch norm takes the mean and variance of its input anew. Its output, and that of a B-cos layer which no batch norm
-takes up, is given the mean and deviation that the original's has, where that is known; then it is scaled until its
-positive part, which is what a rectifier lets through, has the original's power: raising B makes outputs heavy-tailed,
-so that equal variances alone let too little through.
+takes up, is given the mean and deviation that the original's has, where that is known; then it is scaled until it has
+the original's power, for without a constant its mean may be another one. Before a rectifier the power is that of the
+positive part, which is what comes through: raising B makes outputs heavy-tailed, so that equal variances alone let too
+little through. Elsewhere it is that of all values: a channel that is hardly ever positive would be blown up.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ class Layer(ABC):
         node: that calls it, the only one.
         module: the layer.
         owns: its parameters are no other layer's, so that they may be changed.
+        rectified: nothing but rectifiers reads its output, sums and changes of shape apart.
         constant: the share in [0, 1] of its constant that is left where constants fade.
     """
 
     node: fx.Node
     module: Any
     owns: bool
+    rectified: bool
     constant: float = 1.0
     kind: ClassVar[str]
 
@@ -74,7 +77,7 @@ class Layer(ABC):
         """
 
     def match_power(self, measured: Moments, target: Moments, live: Tensor) -> Tensor:
-        """Multiply the output, bias and all, until its positive part has the original's power; in place.
+        """Multiply the output, bias and all, until what is read of it has the original's power; in place.
 
         Args:
             measured: the output.
@@ -84,8 +87,8 @@ class Layer(ABC):
         Returns:
             The factor (C,) by which the output grew.
         """
-        known = live & (measured.power > 0) & (target.power > 0)
-        factors = torch.where(known, (target.power / measured.power).sqrt(), 1.0)
+        has, wanted = (m.rectified_power if self.rectified else m.power for m in (measured, target))
+        factors = torch.where(live & (has > 0) & (wanted > 0), (wanted / has).sqrt(), 1.0)
         self._scale_output(factors)
         if self.module.bias is not None:
             self.module.bias.mul_(factors)
@@ -202,12 +205,12 @@ def layers_of(
         elif (calls := len(reader.callers[id(norm)])) > 1:
             kept[node.name] = f"it is called {calls} times, and one set of statistics cannot fit them all"
         else:
-            found.append(Norm(node, norm, _owns(reader, norm), constants.get(str(node.target), 1.0)))
+            found.append(Norm(node, norm, *_facts(reader, node, norm), constants.get(str(node.target), 1.0)))
     open_nodes = _reaching_the_output(reader.graph_module.graph, {layer.node for layer in found})
     for node, layer in _called(reader, (BcosLayer,)):
         if node not in open_nodes:
             continue
-        gain = Gain(node, layer, _owns(reader, layer), constants.get(str(node.target), 1.0))
+        gain = Gain(node, layer, *_facts(reader, node, layer), constants.get(str(node.target), 1.0))
         if gain.can_scale:
             found.append(gain)
         else:
@@ -224,6 +227,33 @@ def _called(reader: GraphReader, kinds: tuple[type[nn.Module], ...]) -> Iterator
             module = reader.graph_module.get_submodule(str(node.target))
             if isinstance(module, kinds):
                 yield node, module
+
+
+def _facts(reader: GraphReader, node: fx.Node, module: nn.Module) -> tuple[bool, bool]:
+    return _owns(reader, module), _rectified(reader, node)
+
+
+def _rectified(reader: GraphReader, node: fx.Node) -> bool:
+    """Whether every path from a node leads to a rectifier, through nothing but linear operations without weights."""
+    pending, passed = [node], {node}
+    while pending:
+        users = pending.pop().users
+        if not users:
+            return False
+        for user in users:
+            op = reader.vocabulary.of(user, reader.graph_module)
+            if op is not None and op.rectifier:
+                continue
+            if op is None or op.linearity != "linear" or _has_state(reader, user):
+                return False
+            if user not in passed:
+                passed.add(user)
+                pending.append(user)
+    return True
+
+
+def _has_state(reader: GraphReader, node: fx.Node) -> bool:
+    return node.op == "call_module" and bool(reader.graph_module.get_submodule(str(node.target)).state_dict())
 
 
 def _owns(reader: GraphReader, module: nn.Module) -> bool:

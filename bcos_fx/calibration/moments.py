@@ -1,4 +1,4 @@
-"""What is measured of every channel of values that come in batches: mean, variance, power of the positive part."""
+"""What is measured of every channel of values that come in batches: mean, variance, power, also of what is positive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Moments:
     def __init__(self, dim: int) -> None:
         self._dim = dim
         self._count = 0
-        self._power = torch.zeros((), dtype=torch.float64)
+        self._rectified = torch.zeros((), dtype=torch.float64)
         self._mean = self._squares = torch.zeros((), dtype=torch.float64)
 
     def add(self, values: Tensor) -> None:
@@ -36,7 +36,7 @@ class Moments:
         self._squares = self._squares.to(mean.device) + squares + apart.square() * (self._count * count / total)
         self._mean = self._mean.to(mean.device) + apart * (count / total)
         power = rows.clamp_min(0).square_().mean(1)
-        self._power = self._power.to(mean.device) + (power - self._power.to(mean.device)) * (count / total)
+        self._rectified = self._rectified.to(mean.device) + (power - self._rectified.to(mean.device)) * (count / total)
         self._count = total
 
     @property
@@ -56,8 +56,13 @@ class Moments:
 
     @property
     def power(self) -> Tensor:
+        """Mean of x^2 (C,), float64."""
+        return self._mean.square() + self._squares / max(self._count, 1)
+
+    @property
+    def rectified_power(self) -> Tensor:
         """Mean of max(0, x)^2 (C,), float64: what a rectifier lets through."""
-        return self._power
+        return self._rectified
 
     def dead(self, precision: torch.dtype) -> Tensor:
         """Which channels (C,) do not vary beyond the rounding of values that were computed in ``precision``."""

@@ -48,6 +48,7 @@ class Op:
         constants: parameters that add a constant to the result, such as a bias.
         like: parameters of which only shape, dtype or device counts, such as the other tensor of ``x.to(other)``.
         variadic: the parameter that takes all remaining positional arguments, if any.
+        rectifier: little of what is negative comes out again.
         view: it stands in explanation views only, so no file can hold it.
         peers: qualified names of other packages' module classes. They are compared, never imported, and no file can
             hold such a module.
@@ -68,6 +69,7 @@ class Op:
     constants: tuple[str, ...] = ()
     like: tuple[str, ...] = ()
     variadic: str | None = None
+    rectifier: bool = False
     view: bool = False
     peers: tuple[str, ...] = ()
 
@@ -243,6 +245,7 @@ def _read_op(name: str, table: Table) -> Op:
         constants=table.strings("constants"),
         like=table.strings("like"),
         variadic=table.text("variadic", default=None),
+        rectifier=table.flag("rectifier"),
         view=table.flag("view"),
         peers=table.strings("peers"),
     )

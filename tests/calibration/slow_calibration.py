@@ -5,7 +5,7 @@ Nothing of bcos_fx.calibration is used. Layers are given by path, in the order i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,28 +71,30 @@ def match_deviation(network: nn.Module, path: str, x: Tensor, wanted: Tensor) ->
 
 
 @torch.no_grad()
-def match_power(network: nn.Module, path: str, x: Tensor, wanted: Tensor) -> None:
-    """Scale a layer's output until its positive part has the power of another's."""
+def match_power(network: nn.Module, path: str, x: Tensor, wanted: Tensor, *, rectified: bool) -> None:
+    """Scale a layer's output until it, or before a rectifier its positive part, has the power of another's."""
     layer = network.get_submodule(path)
     linear = isinstance(layer, nn.Linear)
     _, output = seen(network, path, x)
     for index, (has, want) in enumerate(zip(channels(output, linear), channels(wanted, linear), strict=True)):
-        if want.max() <= 0 or has.max() <= 0 or not (varies(want) and varies(has)):
+        read = [values.clamp(min=0) if rectified else values for values in (want, has)]
+        if not (read[0].any() and read[1].any() and varies(want) and varies(has)):
             continue  # nothing gets through a rectifier, whatever the factor, or always the same
-        factor = (want.clamp(min=0).square().mean() / has.clamp(min=0).square().mean()).sqrt()
+        factor = (read[0].square().mean() / read[1].square().mean()).sqrt()
         weight_of(layer, index).mul_(factor ** (1 / layer.b if getattr(layer, "scale", "") == "raw" else 1))
         if layer.bias is not None:
             layer.bias[index] *= factor
 
 
-def slowly(
-    network: nn.Module, x: Tensor, norms: Sequence[str], order: Sequence[str], original: nn.Module | None
-) -> None:
-    """Calibrate in place; ``original`` is the converted network at B = 1, or None for statistics alone."""
-    for path in order:
-        if path in norms:
+def slowly(network: nn.Module, x: Tensor, kind: Any, original: nn.Module | None) -> None:
+    """Calibrate in place; ``original`` is the converted network at B = 1, or None for statistics alone.
+
+    The kind says its ``norms``, the ``order`` of all layers, and after which of them a rectifier follows.
+    """
+    for path in kind.order if original is not None else kind.norms:
+        if path in kind.norms:
             set_statistics(network, path, x)
         if original is not None:
             match_deviation(network, path, x, seen(original, path, x)[1])
         if original is not None:
-            match_power(network, path, x, seen(original, path, x)[1])
+            match_power(network, path, x, seen(original, path, x)[1], rectified=path in kind.rectified)
