@@ -25,6 +25,7 @@ from bcos_fx.training.mixing import mixer
 from bcos_fx.training.optimisation import clip_adaptively_, make_optimiser, parameter_groups, rate
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.seeding import derived, seed_all
+from bcos_fx.training.statistics import FreshStatistics
 
 
 class FineTuning(LightningModule):
@@ -59,6 +60,7 @@ class FineTuning(LightningModule):
         converted = [n for n in self._networks() if isinstance(n, BcosNetwork)]
         self.alignment = Alignment(converted, training.rises, tensors=training.compiled) if converted else None
         self._fading = Fading(converted, training.fades) if converted else None
+        self._statistics = FreshStatistics([network])
         # A copy, for the caller's may be trained itself; outside the module tree: neither trained nor saved with it.
         self.__dict__["_reference"] = None if reference is None else own_copy(reference).requires_grad_(False)
         self.__dict__["_run"] = torch.compile(network) if training.compiled else network
@@ -99,9 +101,14 @@ class FineTuning(LightningModule):
                 self._calibrate(0.0)
 
     def on_train_start(self) -> None:
-        """B follows from the step, which is known by now; it is no part of a checkpoint."""
+        """B and momenta follow from the step and the data, which are known by now; they are no part of a checkpoint."""
+        self._statistics.begin(self._batches())
         if self.alignment is not None:
             self.alignment.set(self.trainer.global_step / self._steps)
+
+    def on_train_end(self) -> None:
+        """Leave norms as they came."""
+        self._statistics.settle()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then move B, constants and average by as much."""

@@ -324,6 +324,24 @@ def test_the_average_follows_closely_at_first() -> None:
     assert expected == pytest.approx(199 - 9, rel=1e-3)
 
 
+def test_norms_forget_the_network_that_training_began_with() -> None:
+    """Their statistics are those of the last batches, however slowly they follow, and their momentum is their own."""
+    slow = original()
+    slow[1].momentum = 1e-4
+    network = bcos_fx.bcosify(slow, example_inputs=images()[0][:2], recipe="bcosification")
+    found = finetune(network, images(), recipe=plain(epochs=2, rises=(), lr=1e-6), validation=images())
+    norm = found.network.get_submodule("1")
+    assert norm.momentum == network.get_submodule("1").momentum == 1e-4
+    seen: list[torch.Tensor] = []
+    found.network.get_submodule("0").register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        found.network(images()[0])
+    wanted = seen[0].movedim(1, 0).flatten(1).var(1)
+    torch.testing.assert_close(norm.running_var, wanted, rtol=0.3, atol=0)
+    before = network.get_submodule("1").running_var
+    assert float(((wanted - before).abs() / before).max()) > 0.5
+
+
 def test_a_network_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(UsageError, match="all parameters of the network are frozen"):
         finetune(converted().requires_grad_(False), images(), recipe=plain())

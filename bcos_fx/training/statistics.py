@@ -1,0 +1,45 @@
+"""Running statistics of norms, which have to be those of the network that training made.
+
+A norm whose momentum is low keeps the statistics of the network that training began with: 150 steps at the 0.01 of
+EfficientNet leave a fifth of them, and a network that answers wrongly in eval mode, whatever its layers have learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+# Of the statistics before an epoch, at its end; raising B makes them up to a thousand times too large.
+_LEFT = 1e-3
+
+
+class FreshStatistics:
+    """Lets norms forget within an epoch what their statistics were before it.
+
+    While training runs, the momentum of every norm is at least what leaves a thousandth of them after as many batches
+    as an epoch has; that of a norm which takes the plain mean of all batches (None) is left as it is.
+
+    Args:
+        networks: those whose norms forget; nothing is changed yet.
+    """
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        norms: list[Any] = [module for network in networks for module in network.modules() if _tracks(module)]
+        self._norms = [(norm, float(norm.momentum)) for norm in norms]
+
+    def begin(self, batches: int) -> None:
+        """Raise momenta, in place, to what fits an epoch of so many batches."""
+        for norm, momentum in self._norms:
+            norm.momentum = max(momentum, 1 - _LEFT ** (1 / batches))
+
+    def settle(self) -> None:
+        """Put the momenta back that the norms came with."""
+        for norm, momentum in self._norms:
+            norm.momentum = momentum
+
+
+def _tracks(module: nn.Module) -> bool:
+    momentum, variance = getattr(module, "momentum", None), getattr(module, "running_var", None)
+    return isinstance(momentum, float) and isinstance(variance, Tensor)
