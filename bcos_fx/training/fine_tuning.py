@@ -186,23 +186,24 @@ class FineTuning(LightningModule):
         return loss
 
     def _outputs_and_loss(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        options = self._options
-        reference = self._reference_network() if options.distils else None
+        options, losses = self._options, self._options.losses_at(self.trainer.global_step / self._steps)
+        distils = any(name.startswith("distil-") for name in losses)
+        reference = self._reference_network() if distils else None
         outputs: Tensor
         original: Tensor | None = None
         layers: Tensor | None = None
         with _Features(self.network, options.features) as ours, _Features(reference, options.features) as theirs:
-            if self._matching is not None:
+            if self._matching is not None and "distil-layers" in losses:
                 outputs, original, layers = self._matching(images)
             else:
                 outputs = self.__dict__["_run"](images)
             if reference is not None and (original is None or options.features):
                 original = self._original_outputs(images)
-        features = (ours.value, theirs.value) if options.features and options.distils else None
+        features = (ours.value, theirs.value) if options.features and distils else None
         gathered = None
-        if options.negatives == "all" and options.distils and self.trainer.world_size > 1:
+        if options.negatives == "all" and distils and self.trainer.world_size > 1:
             gathered = self._of_all_processes(original if features is None else features[1])
-        return outputs, total_loss(options.losses, outputs, labels, original, features, gathered, layers)
+        return outputs, total_loss(losses, outputs, labels, original, features, gathered, layers)
 
     def _layer_matching(self) -> LayerMatching:
         if not isinstance(self.network, BcosNetwork):

@@ -14,7 +14,7 @@
     end = 0.7
 
 What is left out has the value that the dataclasses here give it; without a rise every layer keeps its B, without a
-fade every bias stays.
+fade every bias stays. With several losses (``[training.losses]``) a ``[[training.taper]]`` takes one's weight to 0.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from bcos_fx.errors import RuleError, UsageError, nearest
 from bcos_fx.rewriting.recipe import find_recipe, recipe_names
 from bcos_fx.rewriting.toml import Table, read_toml
-from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.schedule import Course, Fade, Rise, Taper
 
 OPTIMISERS = ("adam", "adamw", "sgd")
 LOSSES = (
@@ -108,6 +108,7 @@ class Training:
         optimiser: what takes the steps.
         rises: how B rises.
         fades: how constants go.
+        tapers: how the weights of losses go; one loss at least keeps its own.
     """
 
     epochs: int = 10
@@ -127,6 +128,7 @@ class Training:
     optimiser: Optimiser = field(default_factory=Optimiser)
     rises: tuple[Rise, ...] = ()
     fades: tuple[Fade, ...] = ()
+    tapers: tuple[Taper, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size)
@@ -136,6 +138,10 @@ class Training:
         for name, weight in self.losses.items():
             _known("loss", name, LOSSES)
             _positive(f"the weight of {name}", weight)
+        for taper in self.tapers:
+            _known("loss of this recipe", taper.loss, tuple(self.losses))
+        if set(self.losses) <= {taper.loss for taper in self.tapers}:
+            raise UsageError("all losses taper off, so that nothing is left to learn from", hint="let one stay")
         _known("kind of negatives", self.negatives, NEGATIVES)
         _known("augmentation", self.augment, AUGMENTATIONS)
         _known("calibration", self.calibrate, CALIBRATIONS)
@@ -145,6 +151,13 @@ class Training:
     def losses(self) -> dict[str, float]:
         """Name of each loss -> its weight."""
         return {self.loss: 1.0} if isinstance(self.loss, str) else dict(self.loss)
+
+    def losses_at(self, done: float) -> dict[str, float]:
+        """Return name -> weight of the losses that are left when a share ``done`` of training is over."""
+        weights = self.losses
+        for taper in self.tapers:
+            weights[taper.loss] *= taper.left(done)
+        return {name: weight for name, weight in weights.items() if weight > 0}
 
     @property
     def distils(self) -> bool:
@@ -165,6 +178,8 @@ class Training:
     def with_changes(self, changes: Mapping[str, Any]) -> Training:
         """Return a copy with some fields changed, its own or the optimiser's; None changes nothing.
 
+        Another loss comes without the tapers of those before it.
+
         Raises:
             UsageError: no field has that name, or the value makes no sense.
         """
@@ -173,6 +188,8 @@ class Training:
         for name in given:
             if name not in (*own, *below):
                 raise UsageError(f"training has no option {name!r}", hint=nearest(name, (*own, *below)))
+        if "loss" in given:
+            given.setdefault("tapers", ())
         optimiser = given.pop("optimiser", self.optimiser)
         inner = {name: given.pop(name) for name in list(given) if name not in own}
         return dataclasses.replace(self, optimiser=dataclasses.replace(optimiser, **inner), **given)
@@ -213,6 +230,7 @@ def _training(table: Table) -> Training:
     given["optimiser"] = _made(below, Optimiser, _fields(below, Optimiser))
     given["rises"] = tuple(_scheduled(entry, Rise) for entry in table.tables("rise"))
     given["fades"] = tuple(_scheduled(entry, Fade) for entry in table.tables("fade"))
+    given["tapers"] = tuple(_scheduled(entry, Taper) for entry in table.tables("taper"))
     return _made(table, Training, given)
 
 
@@ -228,7 +246,7 @@ def _loss(table: Table) -> dict[str, Any]:
 
 
 Made = TypeVar("Made")
-Scheduled = TypeVar("Scheduled", Rise, Fade)
+Scheduled = TypeVar("Scheduled", Rise, Fade, Taper)
 
 
 def _scheduled(table: Table, kind: type[Scheduled]) -> Scheduled:

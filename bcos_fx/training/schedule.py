@@ -1,4 +1,4 @@
-"""Schedules as data: how B rises, and how what is constant fades, over the course of training.
+"""Schedules as data: how B rises, and how what is constant, or a loss, fades over the course of training.
 
 A schedule is a pure function of how much of training is done, so that a resumed run needs no state to be where it was.
 All variants of the ablation of Arya et al., "B-cosification", NeurIPS 2024 (B at once, linear, learned; biases removed,
@@ -125,3 +125,26 @@ class Fade:
             return max(0.0, 1.0 - lr * self.decay)
         left = self.left(before)
         return 0.0 if left == 0 else self.left(after) / left
+
+
+@dataclass(frozen=True)
+class Taper:
+    """How the weight of one of several losses goes to 0: a teacher helps at first, and holds back in the end.
+
+    Attributes:
+        loss: its name.
+        course: how far its weight has gone from what the recipe says to 0.
+    """
+
+    loss: str
+    course: Course
+
+    def __post_init__(self) -> None:
+        if self.left(0.0) == 0:
+            raise UsageError(
+                f"{self.loss} tapers off before training begins", hint='say shape = "linear", or a later start'
+            )
+
+    def left(self, done: float) -> float:
+        """Return the share in [0, 1] of the weight that is left when a share ``done`` of training is over."""
+        return 1.0 - self.course.at(done)

@@ -15,6 +15,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.matching import LayerMatching, layer_distance, moments, read_by_layers
+from bcos_fx.training.schedule import Course, Taper
 from tests.training.small_runs import converted, images, original, plain, without_batch_statistics
 
 # Lightning and torchvision come with the extras.
@@ -125,6 +126,19 @@ def test_a_run_that_is_taken_up_again_ends_as_one_that_never_stopped(tmp_path: P
     ]
     for (name, a), b in zip(whole.network.named_parameters(), again.network.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_loss_that_has_tapered_off_costs_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four epochs of six steps: with half of the weight left after three of them, and nothing from the seventh on."""
+    ran: list[Tensor] = []
+    real = LayerMatching.__call__
+    monkeypatch.setattr(LayerMatching, "__call__", lambda self, x: ran.append(x) or real(self, x))
+    losses, taper = {"distil-layers": 3.0, "off-label-bce": 1.0}, Taper("distil-layers", Course("linear", end=0.25))
+    recipe = plain(epochs=4, loss=losses, tapers=(taper,), rises=())
+    found = finetune(converted(b=2.0), images(), recipe=recipe, reference=original())
+    assert len(ran) == 6
+    kept = finetune(converted(b=2.0), images(), recipe=plain(epochs=1, loss=losses, rises=()), reference=original())
+    assert found.history[1].loss < kept.history[1].loss
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from bcos_fx.errors import RuleError, UsageError
 from bcos_fx.rewriting.recipe import load_recipe, recipe_names
 from bcos_fx.training.recipe import Optimiser, Training, load_training, recipes_that_train
-from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.schedule import Course, Fade, Rise, Taper
 
 
 def written(folder: Path, text: str) -> Path:
@@ -75,10 +75,31 @@ def test_several_losses_with_weights(tmp_path: Path) -> None:
     assert not Training(loss="distil-layers").compares_embeddings
 
 
+LOSSES = "[training]\n[training.losses]\nbce = 2\ndistil-kl = 0.5\n"
+
+
+def test_a_loss_that_tapers_off(tmp_path: Path) -> None:
+    text = f'{LOSSES}[[training.taper]]\nloss = "distil-kl"\nshape = "linear"\nend = 0.4\n'
+    found = load_training(written(tmp_path, text))
+    assert found.tapers == (Taper("distil-kl", Course("linear", end=0.4)),)
+    assert found.losses_at(0.0) == found.losses == {"bce": 2.0, "distil-kl": 0.5}
+    assert found.losses_at(0.1) == {"bce": 2.0, "distil-kl": pytest.approx(0.375)}
+    assert found.losses_at(0.4) == found.losses_at(1.0) == {"bce": 2.0}
+    assert found.with_changes({"epochs": 3}).tapers == found.tapers
+    assert found.with_changes({"loss": "bce"}).tapers == ()
+
+
 @pytest.mark.parametrize(
     ("text", "line", "said"),
     [
         ("[training]\nepoch = 3\n", 2, "did you mean 'epochs'"),
+        (LOSSES + '[[training.taper]]\nloss = "distil-kl"\n', 5, "distil-kl tapers off before training begins"),
+        (LOSSES + '[[training.taper]]\nloss = "bec"\nshape = "linear"\n', 1, "no loss of this recipe is named 'bec'"),
+        (
+            '[training]\nloss = "bce"\n[[training.taper]]\nloss = "bce"\nshape = "linear"\n',
+            1,
+            "all losses taper off",
+        ),
         ("[training]\nepochs = 0\n", 1, "epochs is 0"),
         ('[training]\nepochs = "3"\n', 2, "must be a whole number"),
         ('[training]\nloss = "bec"\n', 1, "did you mean 'bce'"),
