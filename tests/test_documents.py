@@ -159,9 +159,14 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_the_recipe_of_one_s_own_is_one(tmp_path: Path) -> None:
-    (recipe,) = [code for path, code in blocks("toml") if path.name == "finetuning.md"]
-    path = tmp_path / "own.toml"
-    path.write_text(recipe, encoding="utf-8")
-    found = load_training(path)
-    assert found.epochs == 20
-    assert len(found.rises) == 2
+    recipes = [code for path, code in blocks("toml") if path.name == "finetuning.md"]
+    found = []
+    for place, recipe in enumerate(recipes):
+        path = tmp_path / f"own{place}.toml"
+        path.write_text(recipe, encoding="utf-8")
+        found.append(load_training(path))
+    everything, tapering = found
+    assert everything.epochs == 20
+    assert len(everything.rises) == 2
+    assert tapering.losses == load_training("matched").losses
+    assert tapering.tapers == load_training("matched").tapers
