@@ -161,8 +161,8 @@ def pointing_on(images: Tensor, labels: Tensor) -> Callable[[nn.Module], float]:
 class Results:
     """The file of results: a line per epoch."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, tested: int) -> None:
+        self.path, self.tested = path, tested
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
 
@@ -170,7 +170,7 @@ class Results:
         if any(tuple(r[f] for f in FIELDS) == key and r["epoch"] == row.epoch for r in self.rows):
             return  # a run that went on from before this epoch's end
         plain = dataclasses.asdict(row)
-        line = dict(zip(FIELDS, key, strict=True)) | plain | {"measures": dict(row.measures)}
+        line = dict(zip(FIELDS, key, strict=True)) | plain | {"measures": dict(row.measures), "tested": self.tested}
         self.rows.append(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as stream:
@@ -261,6 +261,7 @@ def table(results: Results) -> list[list[str]]:
                 f"{images:,}",
                 str(length(arm, epochs)),
                 str(len(runs)),
+                f"{runs[0][0]['tested']:,}",
                 percent(mean(run[0]["accuracy"] for run in runs)),
                 percent(mean(run[-1]["accuracy"] for run in runs)),
                 number(took),
@@ -289,14 +290,17 @@ def draw(results: Results, path: Path) -> None:
     axes = drawn.subplots(len(sizes), 1, squeeze=False)[:, 0]
     colours = dict(zip(SETTINGS, ("#808080", "#2154ad", "#d08010", "#c2212a", "#2a8a3a"), strict=True))
     for ax, size in zip(axes, sizes, strict=True):
-        for name, runs in sorted(curves.items()):
+        for name, runs in sorted(curves.items(), key=lambda item: list(SETTINGS).index(item[0][0])):
             if name[2:] != size:
                 continue
+            chosen = name[1] == CHOSEN[name[0]]
+            look: dict[str, Any] = {"linewidth": 1.6} if chosen else {"linewidth": 0.7, "linestyle": ":", "zorder": 1}
             for seed, run in enumerate(runs):
-                label = None if seed else f"{name[0]}, {described(*name[:2])}"
-                style: Any = ("-", "--", ":", "-.", (0, (5, 1)))[name[1]]
+                label = f"{name[0]}, {described(*name[:2])}" if chosen and not seed else None
                 values = [row["accuracy"] for row in run]
-                ax.plot(range(len(run)), values, linestyle=style, color=colours[name[0]], label=label, linewidth=1.2)
+                ax.plot(range(len(run)), values, color=colours[name[0]], label=label, **look)
+        ax.plot([], [], ":", color="black", linewidth=0.7, label="other settings that were tried")
+        ax.set_ylim(0, 1)
         ax.set_title(f"{size[0]:,} images, {size[1]} epochs", fontsize=10)
         ax.set_xlabel("epoch", fontsize=9)
         ax.set_ylabel("accuracy", fontsize=9)
@@ -313,7 +317,7 @@ def main() -> None:
         if options.quick:
             options.images, options.tested, options.epochs = 256, 128, 1
             options.results, options.runs = Path(scratch) / "results.jsonl", Path(scratch) / "runs"
-        results = Results(options.results)
+        results = Results(options.results, options.tested)
         if not options.page:
             train_all(options, results)
         tell(options, results)
@@ -337,6 +341,7 @@ def tell(options: argparse.Namespace, results: Results) -> None:
         "images",
         "epochs",
         "seeds",
+        "tested on",
         "before",
         "after",
         "epochs to it",
