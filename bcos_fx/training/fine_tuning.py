@@ -60,7 +60,7 @@ class FineTuning(LightningModule):
         converted = [n for n in self._networks() if isinstance(n, BcosNetwork)]
         self.alignment = Alignment(converted, training.rises, tensors=training.compiled) if converted else None
         self._fading = Fading(converted, training.fades) if converted else None
-        self._statistics = FreshStatistics([network])
+        self._statistics = FreshStatistics(network)
         # A copy, for the caller's may be trained itself; outside the module tree: neither trained nor saved with it.
         self.__dict__["_reference"] = None if reference is None else own_copy(reference).requires_grad_(False)
         self.__dict__["_run"] = torch.compile(network) if training.compiled else network

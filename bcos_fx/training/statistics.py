@@ -6,12 +6,11 @@ EfficientNet leave a fifth of them, and a network that answers wrongly in eval m
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
-# Of the statistics before an epoch, at its end; raising B makes them up to a thousand times too large.
+# Of the statistics before an epoch, at its end; raising B makes them far too large.
 _LEFT = 1e-3
 
 
@@ -19,14 +18,14 @@ class FreshStatistics:
     """Lets norms forget within an epoch what their statistics were before it.
 
     While training runs, the momentum of every norm is at least what leaves a thousandth of them after as many batches
-    as an epoch has; that of a norm which takes the plain mean of all batches (None) is left as it is.
+    as an epoch has. A norm whose statistics are frozen (0) or the plain mean of all batches (None) is left as it is.
 
     Args:
-        networks: those whose norms forget; nothing is changed yet.
+        network: that whose norms forget; nothing is changed yet.
     """
 
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
-        norms: list[Any] = [module for network in networks for module in network.modules() if _tracks(module)]
+    def __init__(self, network: nn.Module) -> None:
+        norms: list[Any] = [module for module in network.modules() if _follows(module)]
         self._norms = [(norm, float(norm.momentum)) for norm in norms]
 
     def begin(self, batches: int) -> None:
@@ -40,6 +39,6 @@ class FreshStatistics:
             norm.momentum = momentum
 
 
-def _tracks(module: nn.Module) -> bool:
+def _follows(module: nn.Module) -> bool:
     momentum, variance = getattr(module, "momentum", None), getattr(module, "running_var", None)
-    return isinstance(momentum, float) and isinstance(variance, Tensor)
+    return isinstance(variance, Tensor) and momentum is not None and float(momentum) > 0

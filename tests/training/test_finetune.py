@@ -342,6 +342,14 @@ def test_norms_forget_the_network_that_training_began_with() -> None:
     assert float(((wanted - before).abs() / before).max()) > 0.5
 
 
+def test_frozen_statistics_stay_frozen() -> None:
+    frozen = original()
+    frozen[1].momentum = 0.0
+    network = bcos_fx.bcosify(frozen, example_inputs=images()[0][:2], recipe="bcosification")
+    found = finetune(network, images(), recipe=plain(epochs=1, rises=()))
+    assert torch.equal(found.network.get_submodule("1").running_var, network.get_submodule("1").running_var)
+
+
 def test_a_network_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(UsageError, match="all parameters of the network are frozen"):
         finetune(converted().requires_grad_(False), images(), recipe=plain())
