@@ -43,7 +43,8 @@ FIELDS = ("arm", "setting", "seed", "subset", "epochs")
 # Each arm's tried settings: what differs from its recipe.
 # Rise and fade: the shares of training until which B rises to 2 and biases fade to 0, both linearly; 0 for at once.
 # From: the share at which B begins to rise. Taper: the share until which the weight of distil-layers goes to 0.
-# B: what the network is converted at; at 1 it shows what biases are worth, and runs in no race.
+# B and bias: what the network is converted with. At B = 1, with biases and without, they show what those are worth, and
+# run in no race.
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "original": [{"lr": 1e-4}, {"lr": 3e-4}],
     "scratch": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 2e-3}],
@@ -59,10 +60,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"losses": {"distil-layers": 30.0, "distil-kl": 1.0}},
         {"losses": {"distil-layers": 30.0, "off-label-bce": 10.0}, "taper": 0.5},
         {"losses": {"distil-layers": 30.0, "off-label-bce": 10.0}, "taper": 0.5, "b": 1.0},
+        {"losses": {"distil-layers": 30.0, "off-label-bce": 10.0}, "taper": 0.5, "b": 1.0, "bias": "keep"},
     ],
 }
 # The best of these with seed 0: what the race is run with. Those of other arms were frozen before ours was run at all.
 CHOSEN = {"original": 1, "scratch": 0, "published": 1, "gradual": 0, "matched": 3}
+# What a setting says of the conversion, and not of training.
+CONVERTED = ("b", "bias")
 # Arms that train for longer than --epochs, times so much: a network from scratch deserves a schedule of its own.
 LENGTHS = {"scratch": 2}
 # 3x3 grids of test images, smoothed over 3 pixels: in proportion to the published 15 on 224.
@@ -118,7 +122,7 @@ def training_of(arm: str, setting: int, epochs: int, seed: int) -> Training:
     changes["augment"] = "flip-and-shift"
     tried = dict(SETTINGS[arm][setting])
     tried |= {"loss": tried.pop("losses")} if "losses" in tried else {}
-    tried.pop("b", None)
+    tried = {name: value for name, value in tried.items() if name not in CONVERTED}
     end = tried.pop("taper", None)
     changes["tapers"] = () if end is None else (Taper("distil-layers", Course("linear", end=end)),)
     start, *ends = (tried.pop(name, None) for name in ("from", "rise", "fade"))
@@ -137,7 +141,7 @@ def network_of(arm: str, setting: int, original: nn.Module, example: Tensor) -> 
     return bcos_fx.bcosify(
         original,
         recipe=recipe,
-        b=SETTINGS[arm][setting].get("b"),
+        **{name: SETTINGS[arm][setting][name] for name in CONVERTED if name in SETTINGS[arm][setting]},
         mean=MEAN,
         std=STD,
         example_inputs=example,
