@@ -38,7 +38,7 @@ from bcos_fx.training.schedule import Course, Fade, Rise
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 TEMPLATES = ("a photo of a {}.", "a close-up photo of a {}.", "a picture of the {}.", "{}")
-SHOWN = ("at B = 1", "B = 1.25, biases kept, calibrated")
+SHOWN = ("at B = 1", "B = 1.5, biases kept, aligned by layers")
 LAYERS = 30.0  # the weight of distil-layers, beside distil-pairwise
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -308,6 +308,8 @@ def networks_of(setting: Setting, tower: nn.Module, seen: Images, folder: Path) 
             "middle_layers",
             lambda: aligned_by_layers(setting, tower, seen, b=1.5, bias="keep"),
         ),
+        "B = 2, biases kept, aligned": ("biased", lambda: aligned(setting, tower, seen, 2.0, biases=True)),
+        "B = 1, no biases, aligned": ("unbiased", lambda: aligned(setting, tower, seen, 1.0, biases=False)),
         "B = 2, no biases, converted": ("raised", lambda: convert(setting, tower, recipe="clip")),
         "B = 2, no biases, calibrated": ("calibrated", calibrated),
         "B = 2, no biases, aligned": ("aligned", lambda: aligned(setting, tower, seen, 2.0, biases=False)),
@@ -363,7 +365,7 @@ def report(options: Namespace, setting: Setting, folder: Path) -> None:
         "epochs, by the pairwise loss to the original's embeddings, while B rises linearly from 1 in the first half "
         "of them, and biases, where there are none in the end, fade to exactly 0 in 70 %. *By layers*: at its final B "
         "from the start, calibrated, and drawn to what the original's layers read as well (distil-layers, weight "
-        f"{LAYERS:g}). One seed."
+        f"{LAYERS:g}). *B = 2, biases kept* and *B = 1, no biases* tell apart what costs. One seed."
     )
     concept = text2concept_share(case, options.data, normalised(tower))
     page.text(
