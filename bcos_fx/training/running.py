@@ -7,7 +7,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Run:
         )
         bar = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
         several = trainer["devices"] * trainer["num_nodes"] > 1
-        with self._quiet():
+        with self._own_folder(), self._quiet():
             made = self._trainer(
                 **trainer,
                 strategy=self._processes() if several else "auto",
@@ -138,8 +138,20 @@ class Run:
                 f"there is a run in {self.folder} already",
                 hint="go on with resume=True (--resume), or use another folder",
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
         return None
+
+    @contextmanager
+    def _own_folder(self) -> Iterator[None]:
+        """Make the run's folder; a run that was refused before it wrote anything leaves none behind."""
+        if self.folder is None:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # which it is if there is anything in it
+                self.folder.rmdir()
 
     def _logger(self, name: str) -> Logger:
         if self.folder is None:

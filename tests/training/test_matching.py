@@ -158,15 +158,16 @@ def test_a_compiled_step_compares_the_same() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     recipe = plain(epochs=1, loss="distil-layers", rises=())
     with pytest.raises(UsageError, match="there is no original to distil from"):
         finetune(converted(), images(), recipe=recipe)
     told: list[Any] = []  # it is refused before any test is made
-    given = {"recipe": recipe, "validation": images(), "told": told.append}
+    given = {"recipe": recipe, "validation": images(), "told": told.append, "folder": tmp_path / "a" / "run"}
     with pytest.raises(UsageError, match="the reference is not the network that was converted"):
         finetune(converted(), images(), reference=without_batch_statistics(), **given)
     assert not told
+    assert not (tmp_path / "a" / "run").exists()
     with pytest.raises(UsageError, match="distil-layers compares a converted network with its original"):
         finetune(original(), images(), recipe=recipe, reference=original())
     for wrong, reason in (
