@@ -17,37 +17,49 @@ from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
 from bcos_fx.nn.dynamic import require_exactly
+from bcos_fx.nn.functional import pieces
 
 
 class _Variance(torch.autograd.Function):
-    """x (N, C, ...) itself and its channels' biased variance, many times faster than ``x.var``; only x is saved.
+    """x (N, C, ...) itself, its channels' biased variance, many times faster than ``x.var``, and their mean.
 
     The variance's gradient is added to that of x where that lies: whoever gets the x that is returned must be alone.
     """
 
     @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        return x[...], _variance(x)
+    def forward(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x[...], *_moments(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(inputs[0])
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(inputs[0], output[2])
 
     @staticmethod
-    def backward(ctx: Any, to_x: Tensor, to_variance: Tensor) -> Tensor:
-        x: Tensor = ctx.saved_tensors[0]
-        factor = (to_variance * (2 * x.shape[1] / x.numel())).view(-1, *[1] * (x.dim() - 2))
+    def backward(ctx: Any, to_x: Tensor, to_variance: Tensor, _: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        factor = _by_channel(to_variance * (2 * x.shape[1] / x.numel()), x)
         if torch.is_grad_enabled():  # somebody asked for a graph of the gradient
-            return to_x + _centred(x) * factor
-        return to_x.addcmul_(x, factor).sub_(x.mean(_all_but_channels(x), keepdim=True) * factor)
+            centred: Tensor = x - x.mean(_all_but_channels(x), keepdim=True)
+            return to_x + centred * factor
+        offset = _by_channel(mean, x) * factor
+        for to_x_, x_ in pieces(to_x, x, whole=factor):
+            to_x_.addcmul_(x_, factor).sub_(offset)
+        return to_x
 
 
-def _variance(x: Tensor) -> Tensor:
-    return _centred(x).square_().mean(_all_but_channels(x))
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The biased variance and the mean of x's channels (N, C, ...)."""
+    if x.dim() == 4 and x.is_cpu and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # slower than what follows in other layouts
+        return variance, mean
+    dims = _all_but_channels(x)
+    mean = x.mean(dims, keepdim=True)
+    return (x - mean).square_().mean(dims), mean.flatten()
 
 
-def _centred(x: Tensor) -> Tensor:
-    return x - x.mean(_all_but_channels(x), keepdim=True)
+def _by_channel(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.dim() - 2))
 
 
 def _all_but_channels(x: Tensor) -> list[int]:
@@ -167,7 +179,7 @@ class _BatchNormUncentred(nn.Module):
         return self._broadcast(torch.zeros_like(self.running_var) if constant is None else constant, y)
 
     def _broadcast(self, values: Tensor, y: Tensor) -> Tensor:
-        return values.detach().to(y.dtype).view(-1, *[1] * (y.dim() - 2))
+        return _by_channel(values.detach().to(y.dtype), y)
 
     def _train_forward(self, x: Tensor) -> Tensor:
         count = x.numel() // self.num_features
@@ -188,7 +200,7 @@ class _BatchNormUncentred(nn.Module):
         precise = x.to(self.running_var.dtype)
         if torch.compiler.is_compiling():  # which differentiates this, and would not see the gradient overwritten
             return x, precise.var(_all_but_channels(x), correction=0)
-        shared, variance = _Variance.apply(precise)
+        shared, variance, _ = _Variance.apply(precise)
         return shared.to(x.dtype), variance
 
     def _track(self, variance: Tensor) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements per piece and thread: half a MiB in float32, so that each core's share of a piece and of its scratch tensor
-# stays in that core's own cache, and the overhead of calls is small beside their work.
-_PIECE = 1 << 17
+# Elements per piece and thread: one MiB in float32. Where the caches behind the cores' own are fast, larger pieces are
+# a little better, for fewer calls; where those are slow or small, smaller ones are.
+_PIECE = 1 << 18
 # Channels are added up in this many folds, into an array that much smaller than the input.
 _FOLDS = 8
 
@@ -38,8 +38,8 @@ def default_eps(dtype: torch.dtype) -> float:
     return torch.finfo(statistics_dtype(dtype)).tiny
 
 
-def _pieces(*tensors: Tensor, whole: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors alike, along dimensions that they share, until the first fits the cores' caches; not for a compiler.
+def pieces(*tensors: Tensor, whole: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors alike, along dimensions that they share, until the first fits the caches; not for a compiler.
 
     ``whole`` broadcasts against every piece, so dimensions in which it varies are not cut.
     """
@@ -52,7 +52,7 @@ def _pieces(*tensors: Tensor, whole: Tensor | None = None) -> Iterator[tuple[Ten
             if length > 1 and not varies and all(t.shape[dim] == length for t in tensors):
                 count = -(-first.numel() // fitting)
                 for piece in zip(*(t.chunk(count, dim) for t in tensors), strict=True):
-                    yield from _pieces(*piece, whole=whole)
+                    yield from pieces(*piece, whole=whole)
                 return
     yield tensors
 
@@ -167,9 +167,11 @@ def _gradients(g: Tensor, y: Tensor, norm: Tensor, weight_norm: Tensor | None, b
     to_out, to_norm = torch.empty_like(y), torch.empty_like(norm)
     to_weight = None if weight_norm is None else torch.zeros_like(weight_norm)
     parts = (y, g.reshape(y.shape), boosted, to_out, to_norm)
-    for y_, g_, boosted_, to_out_, to_norm_ in _pieces(*parts, whole=inverse_weight):
-        torch.mul(_power_(_magnitude(y_, boosted_, inverse_weight), (b - 1) / b), g_, out=to_out_)
-        moment = y_.to(norm.dtype) * g_
+    scratch: Tensor | None = None
+    for y_, g_, boosted_, to_out_, to_norm_ in pieces(*parts, whole=inverse_weight):
+        ratio = _power_(_magnitude(y_, boosted_, inverse_weight, out=_fitting(scratch, y_)), (b - 1) / b)
+        torch.mul(ratio, g_, out=to_out_)
+        scratch = moment = torch.mul(y_.to(norm.dtype), g_, out=ratio)
         to_norm_.copy_(moment.sum_to_size(to_norm_.shape))
         if to_weight is not None:
             to_weight += moment.sum_to_size(to_weight.shape)
@@ -239,12 +241,15 @@ def _scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> T
     grouped, norm, weight_norm = _by_group(out, norm, weight_norm)
     inverse_weight = None if weight_norm is None else weight_norm.reciprocal()
     ratio: Tensor | None = None
-    for piece, inverse in _pieces(grouped, norm.reciprocal(), whole=inverse_weight):
-        if ratio is not None and ratio.shape != piece.shape:  # the last piece may be smaller
-            ratio = None
-        ratio = _power_(_magnitude(piece, inverse, inverse_weight, out=ratio), b - 1)
+    for piece, inverse in pieces(grouped, norm.reciprocal(), whole=inverse_weight):
+        ratio = _power_(_magnitude(piece, inverse, inverse_weight, out=_fitting(ratio, piece)), b - 1)
         piece.mul_(ratio)
     return out
+
+
+def _fitting(scratch: Tensor | None, piece: Tensor) -> Tensor | None:
+    """The scratch tensor of the piece before, unless this one is smaller, as the last may be."""
+    return scratch if scratch is not None and scratch.shape == piece.shape else None
 
 
 def _magnitude(values: Tensor, inverse: Tensor, inverse_weight: Tensor | None, *, out: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bcos_fx import nn as bnn
 from bcos_fx.errors import UsageError
+from bcos_fx.nn import functional
 from bcos_fx.nn.construction import rebuilt
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
@@ -78,9 +79,17 @@ def test_batch_norm_in_training_divides_and_does_not_centre(rank: int, momentum:
     assert torch.equal(layer.num_batches_tracked, plain.num_batches_tracked)
 
 
-def test_batch_norm_training_gradient_runs_through_the_variance() -> None:
-    layer = bnn.BatchNormUncentred1d(3, dtype=torch.float64)
-    x = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("piece", [4, 1 << 18])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_batch_norm_training_gradient_runs_through_the_variance(
+    layout: torch.memory_format, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(functional, "_PIECE", piece)
+    layer = bnn.BatchNormUncentred2d(3, dtype=torch.float64)
+    x = (torch.randn(2, 3, 2, 3, dtype=torch.float64) + 2).contiguous(memory_format=layout).requires_grad_()
+    variance = x.detach().var((0, 2, 3))
+    layer(x)
+    torch.testing.assert_close(layer.running_var, 0.9 + 0.1 * variance, **CLOSE)
     assert torch.autograd.gradcheck(layer, (x,))
     assert torch.autograd.gradgradcheck(layer, (x,))
 
