@@ -1,4 +1,4 @@
-"""What a conversion costs: time and memory on a ResNet, and growth with the number of layers.
+"""What a conversion costs: time on a ResNet and a ViT, memory, and growth with the number of layers.
 
 python benchmarks/conversion.py [--out FILE.md] [--quick]
 """
@@ -32,13 +32,14 @@ class Setting:
     """What is measured, and how often."""
 
     architecture: str = "resnet50"
+    timed: tuple[tuple[str, int], ...] = (("resnet50", 4), ("vit_b_16", 2))  # and the batch of the forward passes
     side: int = 224
     repetitions: int = 3
     layers: tuple[int, int] = (500, 1000)
     rounds: int = 3
 
 
-QUICK = Setting("resnet18", side=64, repetitions=1, layers=(5, 10), rounds=1)
+QUICK = Setting("resnet18", (("resnet18", 4), ("squeezenet1_1", 2)), side=64, repetitions=1, layers=(5, 10), rounds=1)
 
 
 def quiet() -> None:
@@ -48,11 +49,11 @@ def quiet() -> None:
     bcos_fx.bcosify(chain(2), example_inputs=torch.rand(2, 3, 8, 8))
 
 
-def network(setting: Setting) -> tuple[nn.Module, Tensor]:
-    """Return the network that is converted, in eval mode, and a batch of 4 for it."""
+def network(architecture: str, side: int, batch: int = 4) -> tuple[nn.Module, Tensor]:
+    """Return the network that is converted, in eval mode, and a batch for it."""
     torch.manual_seed(0)
-    images = torch.rand(4, 3, setting.side, setting.side)
-    module = getattr(torchvision.models, setting.architecture)()
+    images = torch.rand(batch, 3, side, side)
+    module = getattr(torchvision.models, architecture)()
     return norm_statistics_from_data_(module, images).eval(), images
 
 
@@ -81,8 +82,9 @@ def _summed_up(stage: str) -> str:
     return "rewriting, preserving" if phase in PRESERVING_PHASES else "rewriting, changing, with drift"
 
 
-def report_time(page: Page, setting: Setting) -> None:
-    module, images = network(setting)
+def timed(architecture: str, batch: int, setting: Setting) -> tuple[dict[str, float], float]:
+    """Return stage -> its time in forward passes, medians of several conversions, and the last pass's seconds."""
+    module, images = network(architecture, setting.side, batch)
 
     def forward() -> None:
         with torch.no_grad():
@@ -94,13 +96,21 @@ def report_time(page: Page, setting: Setting) -> None:
         taken = stages(module, images)
         for stage, seconds in (taken | {"all": sum(taken.values())}).items():
             units[stage].append(seconds / forward_time)
+    return {stage: statistics.median(values) for stage, values in units.items()}, forward_time
+
+
+def report_time(page: Page, setting: Setting) -> None:
+    found = {name: timed(name, batch, setting) for name, batch in setting.timed}
+    passes = [f"{name}: batch of {batch}, the last one took {found[name][1]:.3f} s" for name, batch in setting.timed]
     page.text(
-        f"## Time\n\n`bcosify({setting.architecture})`, default recipe, verified, {setting.side} x {setting.side} "
-        "pixels, in units of the original's own forward pass with a batch of 4 in float32 (median of 7, taken just "
-        f"before; the last one took {forward_time:.3f} s). One thread, imports done. "
-        f"Medians of {setting.repetitions} conversions.\n\nTarget: ≤ {TIME_TARGET} in all."
+        f"## Time\n\n`bcosify(network)`, default recipe, verified, {setting.side} x {setting.side} pixels, in units of "
+        f"the original's own forward pass in float32 (median of 7, taken just before; {'; '.join(passes)}). One "
+        f"thread, imports done. Medians of {setting.repetitions} conversions.\n\nTarget: ≤ {TIME_TARGET} in all."
     )
-    page.table(("stage", "forward passes"), [(name, f"{statistics.median(u):.1f}") for name, u in units.items()])
+    names = dict.fromkeys(stage for times, _ in found.values() for stage in times)
+    ordered = [*(stage for stage in names if stage != "all"), "all"]
+    rows = [(stage, *(f"{times.get(stage, 0):.1f}" for times, _ in found.values())) for stage in ordered]
+    page.table(("stage", *found), rows)
 
 
 # Memory
@@ -109,7 +119,7 @@ def report_time(page: Page, setting: Setting) -> None:
 def growth(setting: Setting, action: Callable[[nn.Module, Tensor], object], *, double: bool) -> int:
     """Return by how much the peak rises above what was resident once the network stood ready."""
     quiet()
-    module, images = network(setting)
+    module, images = network(setting.architecture, setting.side)
     if double:
         module, images = module.double(), images.double()
     with torch.no_grad():
@@ -133,7 +143,7 @@ def pass_growth(setting: Setting) -> int:
 
 
 def report_memory(page: Page, setting: Setting) -> None:
-    module, _ = network(setting)
+    module, _ = network(setting.architecture, setting.side)
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
 
     def alone(measure: Callable[[Setting], int]) -> float:
