@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import get_context
+from typing import Any
 
 import torch
 import torchvision
@@ -32,14 +33,25 @@ class Setting:
     """What is measured, and how often."""
 
     architecture: str = "resnet50"
-    timed: tuple[tuple[str, int], ...] = (("resnet50", 4), ("vit_b_16", 2))  # and the batch of the forward passes
+    timed: tuple[tuple[str, str, int], ...] = (  # network, recipe, and the batch of the forward passes
+        ("resnet50", "bcosification", 4),
+        ("vit_b_16", "bcosification", 2),
+        ("vit_b_16", "equivalent", 2),
+    )
     side: int = 224
     repetitions: int = 3
     layers: tuple[int, int] = (500, 1000)
     rounds: int = 3
 
 
-QUICK = Setting("resnet18", (("resnet18", 4), ("squeezenet1_1", 2)), side=64, repetitions=1, layers=(5, 10), rounds=1)
+QUICK = Setting(
+    "resnet18",
+    (("resnet18", "bcosification", 4), ("resnet18", "equivalent", 2)),
+    side=64,
+    repetitions=1,
+    layers=(5, 10),
+    rounds=1,
+)
 
 
 def quiet() -> None:
@@ -57,17 +69,17 @@ def network(architecture: str, side: int, batch: int = 4) -> tuple[nn.Module, Te
     return norm_statistics_from_data_(module, images).eval(), images
 
 
-def convert(module: nn.Module, images: Tensor, progress: Callable[[str], None] | None = None) -> nn.Module:
-    return bcos_fx.bcosify(module, example_inputs=images[:2], progress=progress)
+def convert(module: nn.Module, images: Tensor, **options: Any) -> nn.Module:
+    return bcos_fx.bcosify(module, example_inputs=images[:2], **options)
 
 
 # Time
 
 
-def stages(module: nn.Module, images: Tensor) -> dict[str, float]:
+def stages(module: nn.Module, images: Tensor, recipe: str) -> dict[str, float]:
     """Convert once; return the seconds that each stage took."""
     began = [("reading the recipe", time.perf_counter())]
-    convert(module, images, lambda stage: began.append((stage, time.perf_counter())))
+    convert(module, images, recipe=recipe, progress=lambda stage: began.append((stage, time.perf_counter())))
     began.append(("end", time.perf_counter()))
     taken: dict[str, float] = defaultdict(float)
     for (stage, start), (_, end) in pairwise(began):
@@ -82,7 +94,7 @@ def _summed_up(stage: str) -> str:
     return "rewriting, preserving" if phase in PRESERVING_PHASES else "rewriting, changing, with drift"
 
 
-def timed(architecture: str, batch: int, setting: Setting) -> tuple[dict[str, float], float]:
+def timed(architecture: str, recipe: str, batch: int, setting: Setting) -> tuple[dict[str, float], float]:
     """Return stage -> its time in forward passes, medians of several conversions, and the last pass's seconds."""
     module, images = network(architecture, setting.side, batch)
 
@@ -93,19 +105,21 @@ def timed(architecture: str, batch: int, setting: Setting) -> tuple[dict[str, fl
     units: dict[str, list[float]] = defaultdict(list)
     for _ in range(setting.repetitions):
         forward_time = statistics.median(interleaved({"forward": forward}, 7)["forward"])
-        taken = stages(module, images)
+        taken = stages(module, images, recipe)
         for stage, seconds in (taken | {"all": sum(taken.values())}).items():
             units[stage].append(seconds / forward_time)
     return {stage: statistics.median(values) for stage, values in units.items()}, forward_time
 
 
 def report_time(page: Page, setting: Setting) -> None:
-    found = {name: timed(name, batch, setting) for name, batch in setting.timed}
-    passes = [f"{name}: batch of {batch}, the last one took {found[name][1]:.3f} s" for name, batch in setting.timed]
+    found = {f"{case[0]}, {case[1]}": timed(*case, setting) for case in setting.timed}
+    passes = [f"{name}: {seconds:.3f} s" for name, (_, seconds) in found.items()]
+    batches = ", ".join(f"{name} {batch}" for name, batch in {(name, batch): 0 for name, _, batch in setting.timed})
     page.text(
-        f"## Time\n\n`bcosify(network)`, default recipe, verified, {setting.side} x {setting.side} pixels, in units of "
-        f"the original's own forward pass in float32 (median of 7, taken just before; {'; '.join(passes)}). One "
-        f"thread, imports done. Medians of {setting.repetitions} conversions.\n\nTarget: ≤ {TIME_TARGET} in all."
+        f"## Time\n\n`bcosify(network, recipe=...)`, verified, {setting.side} x {setting.side} pixels, in units of the "
+        f"original's own forward pass in float32 (batches: {batches}; median of 7, taken just before; the last ones "
+        f"took {'; '.join(passes)}). One thread, imports done. Medians of {setting.repetitions} conversions.\n\n"
+        f"Target: ≤ {TIME_TARGET} in all."
     )
     names = dict.fromkeys(stage for times, _ in found.values() for stage in times)
     ordered = [*(stage for stage in names if stage != "all"), "all"]

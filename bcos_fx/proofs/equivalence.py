@@ -92,7 +92,8 @@ def verify(
     """Compare two networks on the same inputs: outputs and input gradients, in several batch and image sizes.
 
     Each network runs alone, on a copy; the caller's modules, tensors, gradients and random states stay as
-    they are. Gradients are those of a fixed random projection of the output with respect to ``inputs``.
+    they are. Gradients are those of a fixed random projection of the output with respect to ``inputs``, at one of the
+    batches, into which a thousandth of noise is blended: pixels that tie have no one gradient.
 
     Args:
         original: the reference.
@@ -130,7 +131,7 @@ def verify(
     batch = extend(given, needed, seed=seed)
     cases = _eval_cases(batch, batch_sizes) + _size_cases(batch, sizes)
     if gradients:
-        cases.append(Case("input gradient", jitter(batch.take(0, 2), seed=seed), "input gradient", gradient=True))
+        cases = _with_gradient(cases, seed=seed)
     if train if train is not None else preserves == "always":
         cases += _train_cases(batch, max(batch_sizes), gradients=gradients, seed=seed)
     live = storages(original) | storages(converted)
@@ -155,7 +156,7 @@ def verify(
     worst = _worst(comparisons)
     if worst.verdict != "different":
         return result
-    guilty = next(case.batch for case in cases if case.name == worst.name)
+    guilty = next(case.batch for case in cases if worst.name in _row_names(case))
     return _blame(result, original, converted, guilty, transform)
 
 
@@ -198,6 +199,13 @@ def _eval_cases(batch: Batch, batch_sizes: Sequence[int]) -> list[Case]:
     return cases
 
 
+def _with_gradient(cases: Sequence[Case], *, seed: int) -> list[Case]:
+    """Ask the first batch of several samples, if there is one, for the gradient of its outputs too."""
+    chosen = next((case for case in cases if case.group == "eval" and case.batch.count > 1), cases[0])
+    moved = replace(chosen, batch=jitter(chosen.batch, seed=seed), gradient="input gradient")
+    return [moved if case is chosen else case for case in cases]
+
+
 def _size_cases(batch: Batch, sizes: Sequence[Sequence[int]] | None) -> list[Case]:
     if sizes and (batch.image is None or any(len(size) != batch.image.dim() - 2 for size in sizes)):
         raise UsageError(
@@ -215,11 +223,9 @@ def _size_cases(batch: Batch, sizes: Sequence[Sequence[int]] | None) -> list[Cas
 def _train_cases(batch: Batch, size: int, *, gradients: bool, seed: int) -> list[Case]:
     """Train mode needs more than one sample; the run in eval mode after it sees the statistics it left."""
     chosen = batch.take(0, max(size, 2))
-    cases = [Case(f"train, seed {seed}", chosen, "train", training=True)]
-    if gradients:
-        noisy = jitter(chosen, seed=seed)
-        cases.append(Case("train, input gradient", noisy, "train gradient", training=True, gradient=True))
-    return [*cases, Case("eval after train", chosen, "eval after train")]
+    noisy, gradient = (jitter(chosen, seed=seed), "train, input gradient") if gradients else (chosen, "")
+    first = Case(f"train, seed {seed}", noisy, "train", training=True, gradient=gradient)
+    return [first, Case("eval after train", chosen, "eval after train")]
 
 
 def _check_original(
@@ -252,17 +258,22 @@ def _compare_all(
         group = [(c.batch.count, o.values) for c, o in zip(cases, expected, strict=True) if c.group == case.group]
         if a.failure is not None:
             left_out.append(f"{case.name} (the original fails: {a.failure})")
-            if not case.optional and case.group != "eval":
-                rows.append(not_tested(case.name))
+            if not case.optional:
+                rows += [not_tested(name) for name in _row_names(case) if case.group != "eval" or name != case.name]
         elif isinstance(b.failure, BcosFxError) and case.optional:
             left_out.append(f"{case.name} (refused: {b.failure.what})")
         elif b.failure is not None:
             left_out.append(f"{case.name} (the converted network fails: {b.failure})")
             rows.append(failed(case.name, a.values))
         elif a.values or b.values:
-            variation = None if case.gradient else spreads(group)
-            rows.append(compare(case.name, a.values, b.values, variation=variation, tolerance=tolerance))
+            rows.append(compare(case.name, a.values, b.values, variation=spreads(group), tolerance=tolerance))
+            if a.gradients or b.gradients:
+                rows.append(compare(case.gradient, a.gradients, b.gradients, variation=None, tolerance=tolerance))
     return tuple(rows), tuple(left_out)
+
+
+def _row_names(case: Case) -> tuple[str, ...]:
+    return (case.name, case.gradient) if case.gradient else (case.name,)
 
 
 def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
@@ -273,7 +284,9 @@ def _settled(
     cases: Sequence[Case], rows: Sequence[Comparison], expected: Sequence[Outcome], moved: Sequence[Outcome]
 ) -> tuple[Comparison, ...]:
     """Look at every difference again, beside how far the original itself moves by a rounding of its inputs."""
-    runs = {case.name: (a.values, b.values) for case, a, b in zip(cases, expected, moved, strict=True)}
+    runs: dict[str, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = {}
+    for case, a, b in zip(cases, expected, moved, strict=True):
+        runs |= {case.name: (a.values, b.values), case.gradient: (a.gradients, b.gradients)}
     return tuple(unsettled(row, *runs[row.name]) if row.verdict == "different" else row for row in rows)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -47,7 +47,7 @@ class Case:
         batch: the inputs.
         group: cases of one group are the same experiment on other samples; their outputs vary together.
         training: run in train mode, which may change the copy's buffers.
-        gradient: return the gradient with respect to the inputs instead of the outputs.
+        gradient: name of the gradient with respect to the inputs, where that is wanted beside the outputs.
         optional: a network that refuses this input is not at fault.
     """
 
@@ -55,15 +55,16 @@ class Case:
     batch: Batch
     group: str
     training: bool = False
-    gradient: bool = False
+    gradient: str = ""
     optional: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave: tensors by their place in the output, on the CPU, or the error that stopped it."""
+    """What a run gave: tensors by their place in the output or by input, on the CPU, or the error that stopped it."""
 
     values: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
     failure: Exception | None = None
 
 
@@ -148,9 +149,9 @@ def run_cases(
             twin.train(case.training)
             try:
                 with seeded(seed):
-                    outcomes.append(Outcome(_run(twin, case, dtype=dtype, seed=seed, transform=transform)))
+                    outcomes.append(_run(twin, case, dtype=dtype, seed=seed, transform=transform))
             except FAILURES as failure:
-                outcomes.append(Outcome({}, failure))
+                outcomes.append(Outcome({}, failure=failure))
         return outcomes
 
 
@@ -171,7 +172,9 @@ def coarsest_precision(
         twin = isolated_copy(module, dtype=dtype, apart_from=apart_from, role="original network").requires_grad_()
         seen = _Precisions(dtype)
         with seeded(seed), suppress(*FAILURES), seen:
-            _run(twin, dataclasses.replace(case, gradient=True), dtype=dtype, seed=seed, transform=transform)
+            _run(
+                twin, dataclasses.replace(case, gradient="input gradient"), dtype=dtype, seed=seed, transform=transform
+            )
     return seen.coarsest
 
 
@@ -199,17 +202,20 @@ def _run(
     dtype: torch.dtype,
     seed: int,
     transform: Callable[[Tensor], Tensor] | None,
-) -> dict[str, Tensor]:
+) -> Outcome:
     leaves = placed(case.batch, module, dtype=dtype)
     for tensor in leaves.tensors:
-        tensor.requires_grad_(case.gradient and tensor.is_floating_point())
+        tensor.requires_grad_(bool(case.gradient) and tensor.is_floating_point())
     # A network may work in place on what it is given, which a leaf with a gradient would forbid.
     arguments = transformed(leaves.map(torch.clone), transform)
-    with torch.set_grad_enabled(case.gradient):
+    with torch.set_grad_enabled(bool(case.gradient)):
         outputs = dict(_flat(arguments.call(module)))
-    if case.gradient:
-        outputs = _input_gradients(outputs, leaves, seed=seed)
-    return {place: value.detach().cpu() for place, value in outputs.items()}
+    gradients = _input_gradients(outputs, leaves, seed=seed) if case.gradient else {}
+    return Outcome(_at_rest(outputs), _at_rest(gradients))
+
+
+def _at_rest(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {place: value.detach().cpu() for place, value in values.items()}
 
 
 def placed(batch: Batch, module: nn.Module, *, dtype: torch.dtype) -> Batch:
