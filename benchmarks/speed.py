@@ -30,7 +30,7 @@ class Setting:
     architecture: str = "resnet50"
     batch: int = 4
     side: int = 224
-    rounds: int = 15
+    rounds: int = 25
     threads: tuple[int, ...] = (1, 2)
     formats: tuple[str, ...] = tuple(FORMATS)
 
