@@ -27,7 +27,6 @@ from bcos_fx.calibration import calibrate_
 from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.nn import BatchNormUncentred2d, BcosLayer
 from bcos_fx.training.calibrating import usual_calibration
-from bcos_fx.training.fine_tuning import _averaged
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.places import constants_of
 from bcos_fx.training.recipe import Training
@@ -313,6 +312,8 @@ def test_frozen_parameters_are_not_trained() -> None:
 
 
 def test_the_average_follows_closely_at_first() -> None:
+    from bcos_fx.training.fine_tuning import _averaged  # which needs the extra
+
     network, expected = nn.Linear(1, 1, bias=False), 100.0
     average = _averaged(network, 0.9)
     for step in range(200):
