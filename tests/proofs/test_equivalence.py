@@ -261,6 +261,15 @@ def test_several_inputs_positional_and_by_name(count: int) -> None:
         assert not verify(original, wrong, inputs)
 
 
+def test_outputs_and_gradients_come_from_one_run(subject: Subject, photos: Tensor) -> None:
+    """Passes are what a proof costs: each batch of the nine samples goes through each network once."""
+    runs: list[int] = []
+    counting = Before(subject, lambda x: (runs.append(len(x)), x)[1])
+    result = verify(counting, copy.deepcopy(counting), photos, sizes=(), train=False)
+    assert runs == 2 * [1, 2, 5, 1]
+    assert len(result.comparisons) == 5
+
+
 def test_integer_inputs_alone_have_no_gradient() -> None:
     original = randomise_(nn.Sequential(nn.Embedding(7, 6), nn.Tanh(), nn.Flatten(), nn.Linear(30, 3)), 0)
     result = verify(original, copy.deepcopy(original), torch.arange(20).reshape(4, 5) % 7)
