@@ -144,10 +144,10 @@ class InputNormalisation(nn.Module):
         if not self._by_channel:
             return torch.einsum("oc,nc...->no...", self.encoded, encoded)
         # Each x' reads its own x and 1 - x alone; as a product with N this takes up to 40 times as long.
-        channels = len(self.matrix)
-        parts = zip(encoded.contiguous().chunk(2, 1), self.encoded[:channels].chunk(2, 1), strict=True)
-        plus, minus = (x * block.diagonal().view(-1, *[1] * (x.dim() - 2)) for x, block in parts)
-        mapped = plus + minus
+        channels, ones = len(self.matrix), [1] * (encoded.dim() - 2)
+        factors = self.encoded[:channels].reshape(channels, 2, channels).sum(2)  # of what is 0 but on two diagonals
+        plus, minus = encoded.contiguous().chunk(2, 1)
+        mapped = plus * factors[:, 0].view(-1, *ones) + minus * factors[:, 1].view(-1, *ones)
         return torch.cat([mapped, -mapped], dim=1)
 
     def extra_repr(self) -> str:
