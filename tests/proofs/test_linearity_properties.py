@@ -51,7 +51,8 @@ class Spoiled(nn.Module):
 
 
 def samples(network: Network) -> Tensor:
-    return torch.rand(3, *network.input_shape, dtype=torch.float64)
+    """The same for every example of a shape, so that what failed once fails again."""
+    return torch.rand(3, *network.input_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def is_steady(module: nn.Module, x: Tensor) -> bool:
