@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -55,18 +55,7 @@ def samples(network: Network) -> Tensor:
     return torch.rand(3, *network.input_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def is_steady(module: nn.Module, x: Tensor) -> bool:
-    """Whether rounding x the other way moves the output by less than a tenth of what is allowed between two networks.
-
-    A norm over one channel makes all values nearly the same, and a second one then divides by what rounding left of it.
-    """
-    with torch.no_grad():
-        moved = module(torch.nextafter(x, torch.full_like(x, 2))) - module(x)
-    return bool(moved.abs().max() <= 1e-10)
-
-
 def holds(module: nn.Module, x: Tensor) -> None:
-    assume(is_steady(module, x))
     view = view_of(module, x)
     assert view.certificate.ok, view.certificate.to_text()
     assert tuple(dict.fromkeys(c.source for c in view.certificate.constants)) == view.sources
