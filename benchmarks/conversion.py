@@ -114,7 +114,9 @@ def timed(architecture: str, recipe: str, batch: int, setting: Setting) -> tuple
 def report_time(page: Page, setting: Setting) -> None:
     found = {f"{case[0]}, {case[1]}": timed(*case, setting) for case in setting.timed}
     passes = [f"{name}: {seconds:.3f} s" for name, (_, seconds) in found.items()]
-    batches = ", ".join(f"{name} {batch}" for name, batch in {(name, batch): 0 for name, _, batch in setting.timed})
+    batches = ", ".join(
+        f"{name} {batch}" for name, batch in dict.fromkeys((name, batch) for name, _, batch in setting.timed)
+    )
     page.text(
         f"## Time\n\n`bcosify(network, recipe=...)`, verified, {setting.side} x {setting.side} pixels, in units of the "
         f"original's own forward pass in float32 (batches: {batches}; median of 7, taken just before; the last ones "

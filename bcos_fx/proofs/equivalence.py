@@ -9,7 +9,7 @@ tested". Gradients are compared too: a detached branch leaves every output as it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -156,7 +156,7 @@ def verify(
     worst = _worst(comparisons)
     if worst.verdict != "different":
         return result
-    guilty = next(case.batch for case in cases if worst.name in _row_names(case))
+    guilty = next(case.batch for case in cases if worst.name in (case.name, case.gradient))
     return _blame(result, original, converted, guilty, transform)
 
 
@@ -252,28 +252,32 @@ def _check_original(
 def _compare_all(
     cases: Sequence[Case], expected: Sequence[Outcome], found: Sequence[Outcome], tolerance: float
 ) -> tuple[tuple[Comparison, ...], tuple[str, ...]]:
-    """Compare outcome by outcome; name the cases that were left out, with the reason."""
+    """Compare outcome by outcome; name the runs that were left out, with the reason."""
     rows, left_out = [], []
-    for case, a, b in zip(cases, expected, found, strict=True):
+    for case, *outcomes in zip(cases, expected, found, strict=True):
         group = [(c.batch.count, o.values) for c, o in zip(cases, expected, strict=True) if c.group == case.group]
-        if a.failure is not None:
-            left_out.append(f"{case.name} (the original fails: {a.failure})")
-            if not case.optional:
-                rows += [not_tested(name) for name in _row_names(case) if case.group != "eval" or name != case.name]
-        elif isinstance(b.failure, BcosFxError) and case.optional:
-            left_out.append(f"{case.name} (refused: {b.failure.what})")
-        elif b.failure is not None:
-            left_out.append(f"{case.name} (the converted network fails: {b.failure})")
-            rows.append(failed(case.name, a.values))
-        elif a.values or b.values:
-            rows.append(compare(case.name, a.values, b.values, variation=spreads(group), tolerance=tolerance))
-            if a.gradients or b.gradients:
-                rows.append(compare(case.gradient, a.gradients, b.gradients, variation=None, tolerance=tolerance))
+        for name, a, b in _pairs(case, *outcomes):
+            outputs = name == case.name
+            if a.failure is not None:
+                left_out.append(f"{name} (the original fails: {a.failure})")
+                if not case.optional and not (outputs and case.group == "eval"):
+                    rows.append(not_tested(name))
+            elif isinstance(b.failure, BcosFxError) and case.optional:
+                left_out.append(f"{name} (refused: {b.failure.what})")
+            elif b.failure is not None:
+                left_out.append(f"{name} (the converted network fails: {b.failure})")
+                rows.append(failed(name, a.values))
+            elif a.values or b.values:
+                variation = spreads(group) if outputs else None
+                rows.append(compare(name, a.values, b.values, variation=variation, tolerance=tolerance))
     return tuple(rows), tuple(left_out)
 
 
-def _row_names(case: Case) -> tuple[str, ...]:
-    return (case.name, case.gradient) if case.gradient else (case.name,)
+def _pairs(case: Case, a: Outcome, b: Outcome) -> Iterator[tuple[str, Outcome, Outcome]]:
+    """Name what a case compares: the outputs, and the gradient if it asks for that; what stops one stops the other."""
+    yield case.name, a, b
+    if case.gradient:
+        yield case.gradient, a.gradient or a, b.gradient or b
 
 
 def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
@@ -284,9 +288,8 @@ def _settled(
     cases: Sequence[Case], rows: Sequence[Comparison], expected: Sequence[Outcome], moved: Sequence[Outcome]
 ) -> tuple[Comparison, ...]:
     """Look at every difference again, beside how far the original itself moves by a rounding of its inputs."""
-    runs: dict[str, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]] = {}
-    for case, a, b in zip(cases, expected, moved, strict=True):
-        runs |= {case.name: (a.values, b.values), case.gradient: (a.gradients, b.gradients)}
+    pairs = (pair for parts in zip(cases, expected, moved, strict=True) for pair in _pairs(*parts))
+    runs = {name: (a.values, b.values) for name, a, b in pairs}
     return tuple(unsettled(row, *runs[row.name]) if row.verdict == "different" else row for row in rows)
 
 

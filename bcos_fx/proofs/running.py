@@ -10,7 +10,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,11 +61,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave: tensors by their place in the output or by input, on the CPU, or the error that stopped it."""
+    """What a run gave: tensors by their place in the output, on the CPU, or the error that stopped it.
+
+    Attributes:
+        values: the tensors.
+        failure: the error; there are no values then.
+        gradient: what the way back gave, tensors by input, where the case asks for it and the outputs were there.
+    """
 
     values: Mapping[str, Tensor]
-    gradients: Mapping[str, Tensor] = field(default_factory=dict)
     failure: Exception | None = None
+    gradient: Outcome | None = None
 
 
 @contextmanager
@@ -151,7 +157,7 @@ def run_cases(
                 with seeded(seed):
                     outcomes.append(_run(twin, case, dtype=dtype, seed=seed, transform=transform))
             except FAILURES as failure:
-                outcomes.append(Outcome({}, failure=failure))
+                outcomes.append(Outcome({}, failure))
         return outcomes
 
 
@@ -210,8 +216,15 @@ def _run(
     arguments = transformed(leaves.map(torch.clone), transform)
     with torch.set_grad_enabled(bool(case.gradient)):
         outputs = dict(_flat(arguments.call(module)))
-    gradients = _input_gradients(outputs, leaves, seed=seed) if case.gradient else {}
-    return Outcome(_at_rest(outputs), _at_rest(gradients))
+    return Outcome(_at_rest(outputs), gradient=_way_back(outputs, leaves, seed=seed) if case.gradient else None)
+
+
+def _way_back(outputs: Mapping[str, Tensor], leaves: Batch, *, seed: int) -> Outcome:
+    """The input gradients, or the error on the way to them, which takes nothing from the outputs."""
+    try:
+        return Outcome(_at_rest(_input_gradients(outputs, leaves, seed=seed)))
+    except FAILURES as failure:
+        return Outcome({}, failure)
 
 
 def _at_rest(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -90,8 +90,10 @@ def test_batch_norm_training_gradient_runs_through_the_variance(
     variance = x.detach().var((0, 2, 3))
     layer(x)
     torch.testing.assert_close(layer.running_var, 0.9 + 0.1 * variance, **CLOSE)
-    assert torch.autograd.gradcheck(layer, (x,))
-    assert torch.autograd.gradgradcheck(layer, (x,))
+    flat = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    for module, given in ((layer, x), (bnn.BatchNormUncentred1d(3, dtype=torch.float64), flat)):
+        assert torch.autograd.gradcheck(module, (given,))
+        assert torch.autograd.gradgradcheck(module, (given,))
 
 
 def test_the_constant_has_gradients_in_training() -> None:

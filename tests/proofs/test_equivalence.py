@@ -270,6 +270,28 @@ def test_outputs_and_gradients_come_from_one_run(subject: Subject, photos: Tenso
     assert len(result.comparisons) == 5
 
 
+class NoWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        raise RuntimeError("no way back")
+
+
+def test_outputs_are_compared_where_the_way_back_fails(subject: Subject, photos: Tensor) -> None:
+    blocked = After(subject, NoWayBack.apply)
+    outputs = {"eval, batch 1", "eval, batch 2", "eval, batch 5", "eval, sample 9"}
+    for original, converted, verdict, who in (
+        (blocked, blocked, "not tested", "the original fails"),
+        (subject, blocked, "different", "the converted network fails"),
+    ):
+        result = verify(original, copy.deepcopy(converted), photos, sizes=(), train=False)
+        assert verdicts(result) == {name: "equal" for name in outputs} | {"input gradient": verdict}
+        assert f"input gradient ({who}: no way back)" in result.detail
+
+
 def test_integer_inputs_alone_have_no_gradient() -> None:
     original = randomise_(nn.Sequential(nn.Embedding(7, 6), nn.Tanh(), nn.Flatten(), nn.Linear(30, 3)), 0)
     result = verify(original, copy.deepcopy(original), torch.arange(20).reshape(4, 5) % 7)
