@@ -145,9 +145,7 @@ class _BatchNormUncentred(nn.Module):
         """Return the constant (C,) that eval adds, bias - weight * running_mean / sigma; None where there is none."""
         if self.running_mean is None:
             return None
-        shift = -self.running_mean * (self.running_var + self.eps).rsqrt()
-        if self.weight is not None:
-            shift = shift * self.weight
+        shift = -self.running_mean * self._scale(self.running_var)
         return shift if self.bias is None else shift + self.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,15 +158,13 @@ class _BatchNormUncentred(nn.Module):
             raise UsageError(f"the input has shape {tuple(x.shape)}", where=type(self).__name__)
         if self.training:
             return self._train_forward(x)
-        mean = torch.zeros_like(self.running_var) if self.running_mean is None else self.running_mean
-        return F.batch_norm(x, mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        if self.running_mean is None:  # a product is all there is, and faster than torch's kernel
+            return x * _by_channel(self._scale(self.running_var).to(x.dtype), x)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def frozen(self, x: Tensor) -> Tensor:
         """The layer's value in eval, parameters detached; nothing of x's size is kept for the backward pass."""
-        scale = (self.running_var + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
-        scale = self._broadcast(scale, x)
+        scale = self._broadcast(self._scale(self.running_var), x)
         if self.running_mean is None:
             return x * scale
         return torch.addcmul(self.constant_like(x), x, scale)
@@ -177,6 +173,11 @@ class _BatchNormUncentred(nn.Module):
         """The constant that eval adds, detached, shaped to broadcast to y; 0 where there is none."""
         constant = self.constant()
         return self._broadcast(torch.zeros_like(self.running_var) if constant is None else constant, y)
+
+    def _scale(self, variance: Tensor) -> Tensor:
+        """The factor of each channel, weight / sigma."""
+        inverse = (variance + self.eps).rsqrt()
+        return inverse if self.weight is None else inverse * self.weight
 
     def _broadcast(self, values: Tensor, y: Tensor) -> Tensor:
         return _by_channel(values.detach().to(y.dtype), y)
@@ -188,9 +189,7 @@ class _BatchNormUncentred(nn.Module):
         constant = self.constant()
         x, variance = self._measured(x)
         self._track(variance.detach() * (count / (count - 1)))
-        scale = (variance + self.eps).rsqrt()
-        if self.weight is not None:
-            scale = scale * self.weight
+        scale = self._scale(variance)
         # torch's own kernel, with mean 0 and variance 1: one pass forwards, one backwards, whatever is added.
         zero, one = torch.zeros_like(variance), torch.ones_like(variance)
         return F.batch_norm(x, zero, one, scale, constant, False, 0.0, 0.0)

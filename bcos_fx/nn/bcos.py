@@ -242,10 +242,10 @@ class BcosLayer(DynamicLayer):
                 return self._input_norm(x, output_size)
         x, energies = energy(x, dim=-1 - self.spatial, groups=self._groups(), steps=self._steps(output_size))
         eps = default_eps(x.dtype) if self.eps is None else self.eps
-        total = self._pool(energies, output_size)
+        total = self._pool(energies, output_size)  # nobody else's, so it becomes the norm where it lies
         if self.eps_at == "norm":  # under the root too, where it changes nothing but the gradient at 0
-            return x, (total + default_eps(x.dtype)).sqrt() + eps
-        return x, (total + eps).sqrt()
+            return x, total.add_(default_eps(x.dtype)).sqrt_() + eps
+        return x, total.add_(eps).sqrt_()
 
     def _affine(self, y: Tensor, *, held: bool = False) -> Tensor:
         """Apply gain and bias, detached if ``held``, in y's dtype as autocast would."""

@@ -109,7 +109,7 @@ class _BcosConv(_Convolution):
         total = F.pad(energies, self._margins(), mode)
         for axis, (size, stride, dilation) in enumerate(zip(self.kernel_size, self.stride, self.dilation, strict=True)):
             windows = total.unfold(axis - self.spatial, (size - 1) * dilation + 1, stride)
-            total = windows[..., ::dilation].sum(-1)
+            total = (windows[..., ::dilation] if dilation > 1 else windows).sum(-1)
         return total
 
     def _map(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements per piece and thread: one MiB in float32. Where the caches behind the cores' own are fast, larger pieces are
-# a little better, for fewer calls; where those are slow or small, smaller ones are.
-_PIECE = 1 << 18
+# Elements per piece and thread: two MiB in float32. Fewer and larger pieces are better, as the first calls after a
+# convolution find their code out of the caches, until the pieces themselves no longer fit those behind the cores' own.
+_PIECE = 1 << 19
 # Channels are added up in this many folds, into an array that much smaller than the input.
 _FOLDS = 8
 
@@ -72,18 +72,26 @@ def _sum_squares(x: Tensor, dim: int) -> Tensor:
     return total.sum(dim, keepdim=True)
 
 
-def _seen(x: Tensor, dim: int, groups: int, steps: Sequence[int]) -> Tensor:
-    """A view of every ``steps``-th position of x along its last dimensions, with channels as (groups, rest)."""
+def _seen(x: Tensor, steps: Sequence[int]) -> Tensor:
+    """A view of every ``steps``-th position of x along its last dimensions."""
     if any(step > 1 for step in steps):
         wanted: Any = (..., *(slice(None, None, step) for step in steps))
         x = x[wanted]
+    return x
+
+
+def _split(x: Tensor, dim: int, groups: int) -> Tensor:
+    """A view of x with channels as (groups, rest)."""
     return torch.unflatten(x, dim, (groups, x.shape[dim] // groups))
 
 
 def _energy(x: Tensor, dim: int, groups: int, steps: Sequence[int]) -> Tensor:
+    x = _seen(x, steps)
     if groups == x.shape[dim]:
-        return _seen(x, dim, groups, steps).squeeze(dim).to(statistics_dtype(x.dtype)).square()
-    return _sum_squares(_seen(x, dim, groups, steps), dim).squeeze(dim)
+        return x.to(statistics_dtype(x.dtype)).square()
+    if groups == 1:
+        return _sum_squares(x, dim)
+    return _sum_squares(_split(x, dim, groups), dim).squeeze(dim)
 
 
 class _Energy(torch.autograd.Function):
@@ -98,7 +106,7 @@ class _Energy(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int, int, Sequence[int]], output: tuple[Tensor, Tensor]) -> None:
-        x, *ctx.view = inputs
+        x, ctx.dim, ctx.groups, ctx.steps = inputs
         ctx.save_for_backward(x)
 
     @staticmethod
@@ -107,8 +115,8 @@ class _Energy(torch.autograd.Function):
         if torch.is_grad_enabled():  # somebody asked for a graph of the gradient
             to_x = to_x.clone()
         # to_x is nobody else's: it has just been computed for the alias that energy() gave out.
-        part = _seen(to_x, *ctx.view)
-        part.addcmul_(_seen(x, *ctx.view), to_energy.unsqueeze(ctx.view[0]), value=2)
+        part, seen = (_split(_seen(t, ctx.steps), ctx.dim, ctx.groups) for t in (to_x, x))
+        part.addcmul_(seen, to_energy.unsqueeze(ctx.dim), value=2)
         return to_x, None, None, None
 
 
@@ -161,23 +169,21 @@ Gradients = tuple[Tensor, Tensor, Tensor | None]
 def _gradients(g: Tensor, y: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Gradients:
     """The gradients of :class:`_Scale`, piece by piece."""
     y, norm, weight_norm = _by_group(y, norm, weight_norm)
-    inverse = norm.reciprocal()
-    inverse_weight = None if weight_norm is None else weight_norm.reciprocal()
-    boosted = inverse * b ** (b / (b - 1))  # puts the factor b of the gradient inside the root
+    smaller = norm * b ** (-b / (b - 1))  # puts the factor b of the gradient inside the root
     to_out, to_norm = torch.empty_like(y), torch.empty_like(norm)
     to_weight = None if weight_norm is None else torch.zeros_like(weight_norm)
-    parts = (y, g.reshape(y.shape), boosted, to_out, to_norm)
+    parts = (y, g.reshape(y.shape), smaller, to_out, to_norm)
     scratch: Tensor | None = None
-    for y_, g_, boosted_, to_out_, to_norm_ in pieces(*parts, whole=inverse_weight):
-        ratio = _power_(_magnitude(y_, boosted_, inverse_weight, out=_fitting(scratch, y_)), (b - 1) / b)
+    for y_, g_, smaller_, to_out_, to_norm_ in pieces(*parts, whole=weight_norm):
+        ratio = _power_(_ratio(y_, smaller_, weight_norm, out=_fitting(scratch, y_)), (b - 1) / b)
         torch.mul(ratio, g_, out=to_out_)
         scratch = moment = torch.mul(y_.to(norm.dtype), g_, out=ratio)
         to_norm_.copy_(moment.sum_to_size(to_norm_.shape))
         if to_weight is not None:
             to_weight += moment.sum_to_size(to_weight.shape)
-    to_norm *= inverse * (1 - b)
-    if to_weight is not None and inverse_weight is not None:
-        to_weight = to_weight * inverse_weight * (1 - b)
+    to_norm *= (1 - b) / norm
+    if to_weight is not None and weight_norm is not None:
+        to_weight *= (1 - b) / weight_norm
     return to_out, to_norm, to_weight
 
 
@@ -232,17 +238,14 @@ def alignment(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -
     Written for views that detach it. Its own gradient is infinite at out = 0 for 1 < b < 2.
     """
     grouped, norm, weight_norm = _by_group(out, norm, weight_norm)
-    inverse_weight = None if weight_norm is None else weight_norm.reciprocal()
-    ratio = _magnitude(grouped, norm.reciprocal(), inverse_weight)
-    return _power_(ratio, b - 1).to(out.dtype).reshape(out.shape)
+    return _power_(_ratio(grouped, norm, weight_norm), b - 1).to(out.dtype).reshape(out.shape)
 
 
 def _scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:
     grouped, norm, weight_norm = _by_group(out, norm, weight_norm)
-    inverse_weight = None if weight_norm is None else weight_norm.reciprocal()
     ratio: Tensor | None = None
-    for piece, inverse in pieces(grouped, norm.reciprocal(), whole=inverse_weight):
-        ratio = _power_(_magnitude(piece, inverse, inverse_weight, out=_fitting(ratio, piece)), b - 1)
+    for piece, norm_ in pieces(grouped, norm, whole=weight_norm):
+        ratio = _power_(_ratio(piece, norm_, weight_norm, out=_fitting(ratio, piece)), b - 1)
         piece.mul_(ratio)
     return out
 
@@ -252,10 +255,11 @@ def _fitting(scratch: Tensor | None, piece: Tensor) -> Tensor | None:
     return scratch if scratch is not None and scratch.shape == piece.shape else None
 
 
-def _magnitude(values: Tensor, inverse: Tensor, inverse_weight: Tensor | None, *, out: Tensor | None = None) -> Tensor:
-    """|values| / (norm * weight_norm), new or in ``out``; smallest factors first so that no product overflows."""
-    ratio = torch.mul(values, inverse, out=out).abs_()
-    return ratio if inverse_weight is None else ratio.mul_(inverse_weight)
+def _ratio(values: Tensor, norm: Tensor, weight_norm: Tensor | None, *, out: Tensor | None = None) -> Tensor:
+    """|values| / norm / weight_norm, new or in ``out``; in this order, by which nothing overflows."""
+    # Divisions wait for memory anyway, and inverses would be another call.
+    ratio = torch.div(values, norm, out=out).abs_()
+    return ratio if weight_norm is None else ratio.div_(weight_norm)
 
 
 def _power_(base: Tensor, exponent: float) -> Tensor:
@@ -267,10 +271,9 @@ def _power_(base: Tensor, exponent: float) -> Tensor:
 
 def _by_group(out: Tensor, norm: Tensor, weight_norm: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Views in which channels are (groups, channels per group), so that one norm per group broadcasts."""
-    for dim in range(-out.dim(), 0):
-        groups, channels = norm.shape[dim], out.shape[dim]
+    for dim, (groups, channels) in enumerate(zip(norm.shape, out.shape, strict=True)):
         if 1 < groups < channels:
             split = (groups, channels // groups)
-            weight_norm = None if weight_norm is None else torch.unflatten(weight_norm, dim, split)
-            return torch.unflatten(out, dim, split), norm.unsqueeze(out.dim() + dim + 1), weight_norm
+            weight_norm = None if weight_norm is None else torch.unflatten(weight_norm, dim - out.dim(), split)
+            return torch.unflatten(out, dim, split), norm.unsqueeze(dim + 1), weight_norm
     return out, norm, weight_norm
