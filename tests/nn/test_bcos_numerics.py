@@ -122,6 +122,33 @@ def test_layouts_and_batches_do_not_matter() -> None:
     assert bnn.BcosLinear(4, 3)(torch.zeros(0, 4)).shape == (0, 3)
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_classifier_at_every_position_is_one_product_of_matrices(monkeypatch: pytest.MonkeyPatch, scale: str) -> None:
+    layer = bnn.BcosConv2d(6, 5, 1, scale=scale, b=2.0, dtype=torch.float64)
+    x = torch.randn(2, 6, 4, 3, dtype=torch.float64)
+
+    def everything(x: Tensor) -> list[Tensor]:
+        """The value, the gradients, and the gradients of these; with parameters last."""
+        x.requires_grad_()
+        y = layer(x)
+        wanted = (x, *layer.parameters())
+        first = torch.autograd.grad((y.square() * torch.arange(5.0).view(-1, 1, 1)).sum(), wanted, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+        with torch.no_grad():
+            assert torch.equal(layer(x), y)
+        return [y, *first, *second]
+
+    as_convolution = everything(x.clone())
+    monkeypatch.setattr(layer, "_conv_forward", None)
+    as_product = everything(x.to(memory_format=torch.channels_last))
+    assert as_product[0].is_contiguous(memory_format=torch.channels_last)
+    for one, two in zip(as_product, as_convolution, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-12)
+    for others in (x, torch.randn(2, 6, 9, 8, dtype=torch.float64).to(memory_format=torch.channels_last)):
+        with pytest.raises(TypeError, match="NoneType"):  # not channels last; too many positions
+            layer(others)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("batch", "groups"), [(3, 1), (1, 1), (2, 4), (1, 8), (0, 1)])
 def test_pieces_compute_what_the_whole_does(
