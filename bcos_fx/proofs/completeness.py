@@ -1,7 +1,8 @@
 """Completeness: do the contributions of the input and of all constants add up to the output?
 
-    gap = |f(x) - Σ W(x)·x - Σ_c W_c(x)·c|,  relative to max(|f(x)|, |Σ W(x)·x|, |Σ_c W_c(x)·c|)
+    gap = |f(x) - Σ W(x)·x - Σ_c W_c(x)·c|,  relative to max(|f(x)|, |Σ W(x)·x|, Σ_c |W_c(x)·c|)
 
+Constants may cancel: each of them is rounded, so the gap is relative to what is added up and not to what is left of it.
 Completeness is necessary and not sufficient: W = f(x) x / |x|² is complete for any function. W(x) itself is therefore
 compared with a gradient that nothing here had a hand in, where there is one: in a network of selections only (ReLU,
 max pooling) W(x) is the gradient of the *original* network.
@@ -54,11 +55,16 @@ class Completeness:
         return (self.output - self.contributions - self.total_of_constants).abs()
 
     @property
+    def terms(self) -> Tensor:
+        """The size of what is added up: the largest of |output|, |contributions| and the sum of all |constants|."""
+        constants = sum((values.abs() for values in self.constants.values()), torch.zeros_like(self.output))
+        return torch.stack([self.output.abs(), self.contributions.abs(), constants]).amax(0)
+
+    @property
     def relative_gap(self) -> Tensor:
-        """Gap relative to the largest of output and sums; 0 where all are 0."""
-        parts = torch.stack([self.output.abs(), self.contributions.abs(), self.total_of_constants.abs()])
-        scale = parts.amax(0)
-        return torch.where(scale > 0, self.gap / torch.where(scale > 0, scale, 1), self.gap)
+        """Gap relative to the terms; 0 where all are 0."""
+        terms = self.terms
+        return torch.where(terms > 0, self.gap / torch.where(terms > 0, terms, 1), self.gap)
 
     @property
     def share(self) -> Tensor:
@@ -69,8 +75,9 @@ class Completeness:
 
     @property
     def tested(self) -> Tensor:
-        """Where the input contributes enough for the sum to say something."""
-        return self.share >= LEAST_SHARE
+        """Where the input contributes enough for the sum to say something: an error of 1 % of it would show."""
+        shows = self.contributions.abs() * LEAST_SHARE >= self.tolerance * self.terms
+        return (self.share >= LEAST_SHARE) & shows
 
     @property
     def worst(self) -> float:
@@ -106,10 +113,18 @@ class Completeness:
         }
 
     def __str__(self) -> str:
-        said = f"{self.verdict}: largest gap {self.worst:.1e} of the sums (tolerance {self.tolerance:.0e})"
+        said = f"{self.verdict}: largest gap {self.worst:.1e} of the terms (tolerance {self.tolerance:.0e})"
         if self.verdict == "not tested":
-            said += f"; the input contributes {float(self.share.max()):.2%} at the most, the rest is constants"
+            said += f"; {self._why_not_tested}"
         return said + (f"; the output vanished at node {self.vanished}" if self.vanished else "")
+
+    @property
+    def _why_not_tested(self) -> str:
+        share = float(self.share.max())
+        if share < LEAST_SHARE:
+            return f"the input contributes {share:.2%} at the most, the rest is constants"
+        least = float((self.terms / self.contributions.abs()).min())
+        return f"the constants cancel, and are {least:.0e} times what the input contributes or more, which hides errors"
 
 
 def all_numbers(most: int = 3) -> Select:

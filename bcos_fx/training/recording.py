@@ -44,7 +44,7 @@ class Epoch:
         b: mean B over the B-cos layers.
         bias_share: mean share in [0, 1] of constants in the absolute sums of the explained outputs, the logit layer's
             bias left out, which is the same for every class; None where nothing is explained.
-        residual: largest relative gap of the sums, as :class:`bcos_fx.proofs.completeness.Completeness` measures it.
+        residual: largest relative gap, as :class:`bcos_fx.proofs.completeness.Completeness` measures it.
         cosine: of embeddings, the mean cosine on the test images to the original's.
         measures: name -> value of measures that were asked for, where they were taken.
     """

@@ -59,6 +59,25 @@ def test_constants_add_up_with_their_signs() -> None:
     assert found.to_dict()["constants"] == {"a": 5.0, "b": -4.0}
 
 
+def test_what_cancels_is_measured_against_what_is_added_up() -> None:
+    row = torch.ones(1, 1, dtype=torch.float64)
+    constants = {"a": row * 3e6, "b": row * -2e6, "c": row * -1e6}
+    found = Completeness(row + 1e-3, row, constants, tolerance=1e-9)
+    assert found.terms.item() == 6e6
+    assert found.worst == pytest.approx(1e-3 / 6e6)
+    assert found.ok
+    assert Completeness(row, row, constants | {"c": row * -1.01e6}, tolerance=1e-9).verdict == "incomplete"
+
+
+def test_what_a_tolerance_would_hide_is_not_tested() -> None:
+    row = torch.ones(1, 1, dtype=torch.float64)
+    constants = {"a": row * 1e4, "b": row * -1e4}
+    assert Completeness(row, row, constants, tolerance=1e-9).ok
+    coarse = Completeness(row, row, constants, tolerance=1e-4)  # an error of twice the contributions would pass
+    assert coarse.verdict == "not tested"
+    assert "the constants cancel, and are 2e+04 times what the input contributes or more" in str(coarse)
+
+
 def test_tolerances() -> None:
     assert default_tolerance(torch.float64) == 1e-9
     assert default_tolerance(torch.float32) == 1e-4

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.certification import certify, view_of
-from bcos_fx.proofs.completeness import check_completeness
+from bcos_fx.proofs.completeness import all_numbers, check_completeness
 from bcos_fx.testing import networks
 from bcos_fx.testing.networks import Network
 
@@ -59,10 +59,11 @@ def holds(module: nn.Module, x: Tensor) -> None:
     view = view_of(module, x)
     assert view.certificate.ok, view.certificate.to_text()
     assert tuple(dict.fromkeys(c.source for c in view.certificate.constants)) == view.sources
-    found = check_completeness(view, [x])
+    found = check_completeness(view, [x], select=all_numbers(most=1000))
     assert found.worst <= 1e-9, str(found)
     with torch.no_grad():
-        torch.testing.assert_close(view.value([x]), module(x), rtol=1e-9, atol=1e-9)
+        difference = (view.value([x]) - module(x)).flatten(1).abs()
+    assert bool((difference <= 1e-9 * found.terms.clamp_min(1)).all()), float(difference.max())
 
 
 @settings(max_examples=EXAMPLES // 4)
