@@ -159,7 +159,7 @@ class _BatchNormUncentred(nn.Module):
         if self.training:
             return self._train_forward(x)
         if self.running_mean is None:  # a product is all there is, and faster than torch's kernel
-            return x * _by_channel(self._scale(self.running_var).to(x.dtype), x)
+            return (x * _by_channel(self._scale(self.running_var), x)).to(x.dtype)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def frozen(self, x: Tensor) -> Tensor:

@@ -126,14 +126,15 @@ class _BcosConv(_Convolution):
     def _multiplies_matrices(self, x: Tensor) -> bool:
         """Whether the layer is one product of matrices that is faster so, as a classifier at every position is."""
         return (
-            x.dim() == 4
+            self.spatial == 2
+            and x.dim() == 4
             and x.is_cpu
+            and not torch.compiler.is_compiling()  # asked before a size that it may keep open
+            and x.stride(1) == 1
             and x.shape[2] * x.shape[3] <= _FEW_POSITIONS
             and self.groups == 1
             and self._sees_single_pixels()
             and set(self.stride) == {1}
-            and x.is_contiguous(memory_format=torch.channels_last)
-            and not x.is_contiguous()
         )
 
 

@@ -144,6 +144,9 @@ def test_a_classifier_at_every_position_is_one_product_of_matrices(monkeypatch: 
     assert as_product[0].is_contiguous(memory_format=torch.channels_last)
     for one, two in zip(as_product, as_convolution, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-11, atol=1e-12)
+    volume = torch.randn(6, 3, 2, 6, dtype=torch.float64).movedim(-1, 1)  # one, of six slices that lie innermost
+    deep = bnn.BcosConv3d(6, 5, 1, dtype=torch.float64)
+    torch.testing.assert_close(deep(volume), deep(volume.contiguous()), rtol=1e-12, atol=1e-14)
     for others in (x, torch.randn(2, 6, 9, 8, dtype=torch.float64).to(memory_format=torch.channels_last)):
         with pytest.raises(TypeError, match="NoneType"):  # not channels last; too many positions
             layer(others)

@@ -264,3 +264,12 @@ def test_norm_refusals() -> None:
         bnn.LayerNorm.from_plain(nn.RMSNorm(3))
     with pytest.raises(UsageError, match="exactly"):
         bnn.RMSNorm.from_plain(nn.LayerNorm(3))
+
+
+def test_a_batch_norm_of_half_inputs_keeps_a_factor_that_half_cannot_hold() -> None:
+    layer = bnn.BatchNormUncentred2d(2, eps=1e-12, shift=False).eval()
+    layer.running_var.fill_(1e-12)
+    x = torch.full((1, 2, 3, 3), 1e-3, dtype=torch.float16)
+    y = layer(x)
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y.float(), layer(x.float()), rtol=1e-3, atol=0)
