@@ -128,7 +128,7 @@ def test_a_classifier_at_every_position_is_one_product_of_matrices(monkeypatch: 
     x = torch.randn(2, 6, 4, 3, dtype=torch.float64)
 
     def everything(x: Tensor) -> list[Tensor]:
-        """The value, the gradients, and the gradients of these; with parameters last."""
+        """The value, its gradients for x and the parameters, and the gradients of these."""
         x.requires_grad_()
         y = layer(x)
         wanted = (x, *layer.parameters())
@@ -150,6 +150,9 @@ def test_a_classifier_at_every_position_is_one_product_of_matrices(monkeypatch: 
     for others in (x, torch.randn(2, 6, 9, 8, dtype=torch.float64).to(memory_format=torch.channels_last)):
         with pytest.raises(TypeError, match="NoneType"):  # not channels last; too many positions
             layer(others)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(TypeError, match="NoneType"):  # a comparison would tie a compiler to this size
+        layer(x.to(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
