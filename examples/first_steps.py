@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
     sys.stdout.write(model.report.to_text())
     model.report.draw(folder / "small.png")
 
-    path = bcos_fx.save(model, folder / "small.safetensors")
+    path = bcos_fx.save(model, folder / "small.safetensors", overwrite=True)
     again = bcos_fx.load(path)  # needs none of the code above, and runs nothing from the file
     with torch.no_grad():
         sys.stdout.write(f"loaded: equal outputs {torch.equal(model(images), again(images))}\n")

@@ -14,8 +14,7 @@ import copyreg
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,8 +32,6 @@ __all__ = ["Header", "from_bytes", "load", "read_header", "save", "to_bytes"]
 
 
 T = TypeVar("T")
-
-_PLACE = "name a file in an existing folder on a disk with space, in which you may write"
 
 
 @dataclass(frozen=True)
@@ -72,26 +69,27 @@ class Header:
         return self.record.report.options
 
 
-def save(model: BcosNetwork, path: str | os.PathLike[str]) -> Path:
+def save(model: BcosNetwork, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Write a converted network to one file.
 
-    The file appears, or replaces another, only once it is whole and on the disk.
+    The file appears, or replaces another, only once it is whole and on the disk. Symbolic links are followed.
 
     Args:
         model: what :func:`bcos_fx.bcosify` returned; it is not changed.
         path: where to; the usual suffix is ``.safetensors``, and any other is taken too.
+        overwrite: replace a file that exists. What is not a regular file (a device, a FIFO) is never replaced.
 
     Returns:
         The path.
 
     Raises:
-        ArtifactError: the network holds something that no file can (it says which node or module), or the file
-            cannot be written.
+        ArtifactError: the network holds something that no file can (it says which node or module), the file exists
+            and ``overwrite`` is false, or it cannot be written.
         UsageError: ``model`` is no converted network.
     """
     text, tensors = describe(_network(model))
     target = _path(path)
-    with _replacing(target) as stream:
+    with replacing(target, overwrite=overwrite, error=ArtifactError) as stream:
         write(stream, text, tensors)
     return target
 
@@ -202,16 +200,6 @@ def _missing(path: Path) -> ArtifactError:
     close = get_close_matches(path.name, names, n=1)
     hint = f"did you mean {str(path.parent / close[0])!r}?" if close else "look at the path again"
     return ArtifactError("there is no such file", hint=hint)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with replacing(path) as stream:
-            yield stream
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ArtifactError(f"the file cannot be written: {reason}", where=str(path), hint=_PLACE) from error
 
 
 def _reduce(model: BcosNetwork) -> tuple[Callable[[bytes], BcosNetwork], tuple[bytes]]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcos_fx.cli.convert import check_target
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.progress import Stages
+from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,7 +78,7 @@ def run(
     A network that was calibrated is where fine-tuning begins; it is not the original.
     """
     target = out if out is not None else Path(model.stem + ".calibrated.safetensors")
-    check_target(target, force=force)
+    check_target(target, overwrite=force)
     with Stages() as stages:
         stages("starting", listed=False)
         from bcos_fx.artifact import save
@@ -91,7 +91,7 @@ def run(
         reference = _original(original, arch, key, trust_pickle)
         skipped = calibrate_on(network, photographs, reference, values.key(output_key), stages.passing)
         stages("writing")
-        save(network, target)
+        save(network, target, overwrite=force)
     _tell(network, target, skipped, json=json)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,7 +10,8 @@ import typer
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
 from bcos_fx.cli.progress import Stages
 from bcos_fx.cli.request import Request, takes
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError
+from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +46,7 @@ def run(request: Request) -> None:
         from bcos_fx.artifact import save
 
         stages("writing")
-        save(network, request.output)
+        save(network, request.output, overwrite=request.force)
         if request.picture is not None:
             stages("drawing")
             network.report.draw(request.picture)
@@ -58,7 +58,7 @@ def check_targets(request: Request) -> None:
     """Check what is to be written before the work begins.
 
     Raises:
-        UsageError: a file is there already, is the input itself, or its folder is not there.
+        UsageError: as :func:`bcos_fx.files.check_target` says, or a file is the input itself.
         MissingExtraError: a picture is wanted, and matplotlib is not installed.
     """
     if request.picture is not None:
@@ -66,25 +66,9 @@ def check_targets(request: Request) -> None:
 
         check_drawable(request.picture)
     for path in (request.output, *([request.picture] if request.picture is not None else [])):
-        check_target(path, force=request.force)
-        if request.model is not None and path.absolute() == request.model.absolute():
+        check_target(path, overwrite=request.force)
+        if request.model is not None and path.resolve() == request.model.resolve():
             raise UsageError(f"{path} is the file to convert", hint="choose another name with -o")
-
-
-def check_target(path: Path, *, force: bool) -> None:
-    """Check that a file can be written, and is not overwritten unasked.
-
-    Raises:
-        UsageError: it cannot, or it would be.
-    """
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        near = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UsageError(f"there is no folder {folder}", hint=nearest(folder.name, near[:50]) if near else "make it")
-    if path.is_dir():
-        raise UsageError(f"{path} is a directory", hint="name a file in it")
-    if path.exists() and not force:
-        raise UsageError(f"{path} is there already", hint="overwrite it with --force, or choose another name with -o")
 
 
 def converted(request: Request, stages: Stages) -> tuple[BcosNetwork, nn.Module]:

@@ -78,7 +78,7 @@ def run(
         settings: dict[str, Any] = {"mean": _MEAN, "std": _STD, "images": images, "progress": stages}
         equivalent = bcosify(original, recipe="equivalent", **settings)
         stages("writing")
-        path = save(equivalent, out / "efficientnet-lite0.bcos.safetensors")
+        path = save(equivalent, out / "efficientnet-lite0.bcos.safetensors", overwrite=True)
         picture = equivalent.report.draw(out / "efficientnet-lite0.png")
         stages("comparing")
         agreement = _compare(original, load(path), images, labels)

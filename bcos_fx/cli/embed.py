@@ -9,6 +9,7 @@ import typer
 
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS, TextOptions
 from bcos_fx.errors import UsageError
+from bcos_fx.files import check_target
 
 NAME = "embed"
 EPILOG = """Examples:
@@ -49,6 +50,7 @@ def run(
 
     if (classes is None) == (not text):
         raise UsageError("there is nothing to embed" if not text else "classes and texts were given", hint="give one")
+    check_target(out)
     names = read_classes(classes) if classes is not None else tuple(text or ())
     found = embedded(TextOptions(names, text_tower, None, templates))
     found.save(out)

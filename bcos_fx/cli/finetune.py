@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcos_fx.cli.request import recipes, takes
+from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
     from bcos_fx.training.finetune import FineTuned
@@ -153,13 +154,11 @@ def run(request: FineTuneRequest) -> None:
     share of constants in the explained outputs are told, a gallery of explanations of the same few images is written,
     and a checkpoint. A run that is stopped, by whatever, goes on with --resume.
     """
-    from bcos_fx.cli.convert import check_target
-
-    check_target(request.out, force=request.force)
+    check_target(request.out, overwrite=request.force)
     found = _trained(request)
     from bcos_fx.artifact import save
 
-    save(found.network, request.out)  # type: ignore[arg-type]
+    save(found.network, request.out, overwrite=request.force)  # type: ignore[arg-type]
     _tell(request, found)
 
 

@@ -110,6 +110,6 @@ def _write_page(page: Path, rows: list[dict[str, Any]], side: int | None) -> Non
         "Random weights, statistics of norms from structured images; recipe `equivalent`; float64",
         f"Images of {side} pixels where a network takes them, else its own size" if side else "Images of its own size",
     ]
-    with replacing(page) as stream:
+    with replacing(page, "the page") as stream:
         stream.write(coverage_page(rows, "Coverage", setting).encode())
     typer.echo(f"wrote {page}", err=True)

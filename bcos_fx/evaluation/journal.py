@@ -7,12 +7,12 @@ that they read back as the same ones, so a run in two parts gives what one run g
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bcos_fx.errors import UsageError
+from bcos_fx.files import appending, check_target
 
 _LONGEST = 60
 
@@ -46,6 +46,7 @@ class Journal:
             self._write(self.path, {"n": number, "row": row})
 
     def _open(self, path: Path) -> None:
+        check_target(path)
         if path.exists():
             self._mend(path)
             self.rows = read_rows(path, self.header)
@@ -58,16 +59,14 @@ class Journal:
         whole = content.rfind(b"\n") + 1
         if whole == len(content):
             return
-        with path.open("r+b") as stream:
+        with appending(path, "the results") as stream:
             stream.truncate(whole)
         self.notes.append(f"{path.name} ended in half a line, which was dropped: the last run was cut off there")
 
     @staticmethod
     def _write(path: Path, line: Any) -> None:
-        with path.open("ab") as stream:
+        with appending(path, "the results") as stream:
             stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:

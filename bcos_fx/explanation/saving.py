@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation.result import Explanation
-from bcos_fx.files import replacing
+from bcos_fx.files import check_target, replacing
 
 MOST_ROWS = 8
 """Samples that a figure shows."""
@@ -36,14 +36,13 @@ class Collector:
         path: of the file.
 
     Raises:
-        UsageError: no such form is known, or there is no such folder.
+        UsageError: no such form is known, or the path cannot be written to.
         MissingExtraError: it is a figure, and matplotlib is not installed.
     """
 
     def __init__(self, path: Path) -> None:
         writer(path)
-        if not path.absolute().parent.is_dir():
-            raise UsageError(f"there is no folder {path.absolute().parent}", where=str(path), hint="make it first")
+        check_target(path)
         self._path, self._suffix = path, path.suffix.lower()
         self._cards: list[str] = []
         self._kept: list[Explanation] = []
@@ -96,14 +95,8 @@ def write_whole(path: Path, contents: bytes) -> None:
     Raises:
         UsageError: the place cannot be written to; no file is left behind.
     """
-    try:
-        with replacing(path) as stream:
-            stream.write(contents)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"the explanation cannot be written: {reason}", where=str(path), hint="choose another place"
-        ) from error
+    with replacing(path, "the explanation") as stream:
+        stream.write(contents)
 
 
 def _figure(explanation: Explanation, form: str) -> bytes:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcos_fx.errors import MissingExtraError, UsageError, nearest
-from bcos_fx.files import replacing
+from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.files import check_target, replacing
 from bcos_fx.rewriting.picture_layout import Box, Bus, Change, Column, Layout, lay_out
 from bcos_fx.rewriting.report import Report
 
@@ -71,14 +71,11 @@ def check_drawable(path: Path) -> None:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        UsageError: the suffix is none of .png, .svg and .pdf, or the folder does not exist.
+        UsageError: the suffix is none of .png, .svg and .pdf, or the path cannot be written to.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path} is no picture that can be drawn", hint=f"end the name in {', '.join(SUFFIXES)}")
-    if not path.absolute().parent.is_dir():
-        folder = path.absolute().parent
-        near = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UsageError(f"there is no folder {folder}", hint=nearest(folder.name, near[:50]))
+    check_target(path)
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "plot", "drawing a graph")
 
@@ -91,11 +88,8 @@ def _write(figure: Figure, path: Path) -> None:
         "png": {"Software": "bcos_fx"},
     }
     dpi = min(_PIXELS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
-    try:
-        with replacing(path) as stream:
-            figure.savefig(stream, format=kind, dpi=dpi, metadata=dates[kind])
-    except OSError as error:
-        raise UsageError(f"the picture cannot be written: {error.strerror or error}", where=str(path)) from error
+    with replacing(path, "the picture") as stream:
+        figure.savefig(stream, format=kind, dpi=dpi, metadata=dates[kind])
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,8 @@ class TextEmbeddings:
         contents = safetensors_bytes(
             {"vectors": self.vectors.cpu().contiguous()}, {_KEY: json.dumps(facts, sort_keys=True)}
         )
-        try:
-            with replacing(path) as stream:
-                stream.write(contents)
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"the text embeddings cannot be written: {error}", where=str(path)) from error
+        with replacing(path, "the text embeddings", error=ArtifactError) as stream:
+            stream.write(contents)
         return path
 
     @classmethod

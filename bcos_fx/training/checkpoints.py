@@ -30,17 +30,13 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             TrainingError: it cannot be written; the one before is still there.
         """
+        hint = ("the last one is whole: " if Path(path).is_file() else "") + "make room, and go on with resume"
         try:
-            with replacing(Path(path)) as stream:
+            with replacing(Path(path), "the checkpoint", error=TrainingError, hint=hint) as stream:
                 torch.save(checkpoint, stream)
-        except (OSError, RuntimeError) as error:
-            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-            kept = Path(path).is_file()
-            raise TrainingError(
-                f"the checkpoint cannot be written: {reason}",
-                where=str(path),
-                hint=("the last one is whole: " if kept else "") + "make room, and go on with resume",
-            ) from error
+        except RuntimeError as error:  # torch's own, where a write of its archive fails
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(f"the checkpoint cannot be written: {reason}", where=str(path), hint=hint) from error
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
         """Read a checkpoint."""

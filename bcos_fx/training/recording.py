@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from bcos_fx.errors import TrainingError
+from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.explanation import Explanation
 from bcos_fx.explanation.explain import explain
 from bcos_fx.files import replacing
@@ -199,7 +199,11 @@ class Recorder(Callback):
         if writes and self._folder is not None:
             path = self._folder / "gallery" / f"epoch_{number:04d}.html"
             path.parent.mkdir(parents=True, exist_ok=True)
-            found.save(path)
+            try:
+                found.save(path)
+            except UsageError as error:
+                hint = "make room, and go on with resume"
+                raise TrainingError(error.what, where=error.where, hint=hint) from error
         logits = [path for path, m in network.named_modules() if isinstance(m, LogitLayer)]
         return shares(found, without=tuple(f"{path}.bias" for path in logits))
 
@@ -247,8 +251,5 @@ def write_history(history: list[Epoch], path: Path) -> None:
     for row in history:
         own = [getattr(row, name) for name in columns]
         writer.writerow(["" if v is None else v for v in [*own, *(row.measures.get(name) for name in measures)]])
-    try:
-        with replacing(path) as stream:
-            stream.write(text.getvalue().encode())
-    except OSError as error:
-        raise TrainingError(f"the history cannot be written: {error.strerror}", where=str(path)) from error
+    with replacing(path, "the history", error=TrainingError, hint="make room, and go on with resume") as stream:
+        stream.write(text.getvalue().encode())

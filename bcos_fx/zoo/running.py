@@ -21,6 +21,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from bcos_fx.errors import UsageError
+from bcos_fx.files import appending, check_target
 from bcos_fx.zoo.examination import Row
 from bcos_fx.zoo.process import examine
 
@@ -71,8 +72,7 @@ def examine_all(
         UsageError: the file holds something else, or its folder is not there.
         OSError: it cannot be read or written.
     """
-    if not out.parent.is_dir():
-        raise UsageError(f"there is no folder {str(out.parent)!r} for the rows", hint="make it first")
+    check_target(out)
     rows = {row["name"]: row for row in read_rows(out)}
     limits = limits or Limits()
     lock, stopping = threading.Lock(), threading.Event()
@@ -110,7 +110,7 @@ def _import_first(names: Iterable[str]) -> None:
 
 def _append(path: Path, row: Row) -> None:
     """Add a line to a file; what stands there of a line that was cut short goes."""
-    with path.open("a+b") as stream:
+    with appending(path, "the row") as stream:
         stream.seek(0)
         whole = stream.read().rfind(b"\n") + 1
         stream.truncate(whole)

@@ -357,7 +357,7 @@ def test_saving_replaces_a_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     path.write_bytes(b"old")
     link = tmp_path / "link.safetensors"
     link.symlink_to(path)
-    assert save(everything(), link) == link
+    assert save(everything(), link, overwrite=True) == link
     assert link.is_symlink()
     assert sorted(item.name for item in tmp_path.iterdir()) == ["link.safetensors", "model.any"]
     assert read_header(path).intact
@@ -367,7 +367,7 @@ def test_who_reads_the_old_file_reads_on(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"old")
     with path.open("rb") as reader:
-        save(everything(), path)
+        save(everything(), path, overwrite=True)
         assert reader.read() == b"old"
 
 
@@ -380,6 +380,6 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ArtifactError, match="No space left"):
-        save(everything(), path)
+        save(everything(), path, overwrite=True)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
