@@ -119,6 +119,7 @@ def bcosify(
         if "mean" not in chosen:
             example.check_statistics(module, loaded.options.mean, loaded.options.std, recipe=loaded.name)
         conversion = _Conversion(module, loaded.with_options(chosen), images, progress)
+        conversion.asked = frozenset(chosen)
         conversion.trace(example_inputs, output)
         conversion.preserve()
         verification = conversion.verify() if verified else None
@@ -179,6 +180,7 @@ class _Conversion:
 
     def __init__(self, module: nn.Module, recipe: Recipe, images: Tensor | None, progress: Progress | None) -> None:
         self.module, self.recipe, self.images = module, recipe, images
+        self.asked: frozenset[str] = frozenset()  # options that are the caller's own
         self.say = progress or (lambda stage: None)
         self.log = PassLog()
         self.engine = Engine(recipe, progress=lambda phase: self.say(f"rewriting: {phase}"))
@@ -240,9 +242,9 @@ class _Conversion:
 
     def _check_encoding(self) -> None:
         options, usual = self.recipe.options, Options()
-        given = [
-            name for name in ("mean", "std", "channels", "pixel_max") if getattr(options, name) != getattr(usual, name)
-        ]
+        given = [n for n in ("mean", "std", "channels", "pixel_max") if getattr(options, n) != getattr(usual, n)]
+        if self.reader.has_peer_layers:  # it came with its own encoding: a recipe's statistics are not for it
+            given = [name for name in given if name in self.asked]
         if given and not any(spec.encoded for spec in self.specs):
             names = " and ".join(given) + (" were" if given[1:] else " was")
             reasons = [m.reason for m in self.log.near_misses if m.rule == "image-input-encoded"]

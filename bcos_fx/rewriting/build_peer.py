@@ -1,9 +1,10 @@
-"""Builders and predicates for networks of the package ``bcos`` 0.1, the B-cos networks as published.
+"""Builders and predicates for networks of the package ``bcos`` 0.1 and of the published B-cosification.
 
-Its modules are read by their attributes; nothing of the package is imported. What they compute is B-cos v2 (Böhle et
-al., "B-cos Alignment for Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024, section 3) with these
-stabilisers: a convolution has |x| = sqrt(sum x^2 + 1e-6), a linear layer |x| + 1e-12, and at a B other than 1 and 2
-both add 1e-6 to |cos| as well, which our layers do not.
+Their modules are read by their attributes; nothing of either package is imported. What they compute is B-cos v2 (Böhle
+et al., "B-cos Alignment for Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024, section 3), with
+weights of unit norm, or B-cosification (Arya et al., NeurIPS 2024, section 3), with weights as they are. Both have
+these stabilisers: a convolution has |x| = sqrt(sum x^2 + 1e-6), a linear layer |x| + 1e-12, and at a B other than 1
+and 2 both add 1e-6 to |cos| as well, which our layers do not.
 """
 
 from __future__ import annotations
@@ -30,12 +31,17 @@ LINEAR_EPS = 1e-12
 
 @predicate("is-a-plain-bcos-transform")
 def is_a_plain_bcos_transform(reader: GraphReader, call: Call) -> Verdict:
-    """A peer's B-cos layer whose transform ours is: no MaxOut, B = 1 or 2, padding with zeros."""
+    """A peer's B-cos layer whose transform ours is: B fixed at 1 or 2, no MaxOut, no bias inside, zero padding."""
     layer: Any = call.module
+    b = float(layer.b)
     if layer.max_out != 1:
         return f"it takes the largest of {layer.max_out} units (MaxOut), which our layers do not"
-    if layer.b not in (1, 2):
-        return f"at B = {layer.b:g} it adds 1e-6 to the cosine, which our layers do not"
+    if getattr(layer, "b_loss", False) or getattr(layer, "clamping", False):
+        return "its B is being learned: it is shifted or clamped, and 1e-6 is added to the cosine"
+    if b not in (1, 2):
+        return f"at B = {b:g} it adds 1e-6 to the cosine, which our layers do not"
+    if b != 1 and layer.linear.bias is not None:
+        return f"at B = {b:g} it scales its bias too, and ours is added after the scaling"
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         return f"it pads with {layer.padding_mode!r}, but measures its patches as if it padded with zeros"
     return True
@@ -43,17 +49,18 @@ def is_a_plain_bcos_transform(reader: GraphReader, call: Call) -> Verdict:
 
 @builder("peer-bcos-layer")
 def peer_bcos_layer(build: Build) -> nn.Module:
-    """Our B-cos layer around the weight of a peer's: unit-norm weights, no gain, its B and its eps."""
+    """Our B-cos layer around the weight of a peer's, of unit norm or as it is, without a gain; its B and its eps."""
     peer: Any = build.layer
     inner = peer.linear
     convolution = isinstance(inner, nn.Conv2d)
     cls = bnn.BcosConv2d if convolution else bnn.BcosLinear
     scale = getattr(peer, "scale", None)
     options: dict[str, Any] = {name: getattr(inner, name) for name in cls.plain_options}
-    options |= {"bias": False, "b": float(peer.b), "scale": "unit", "gain": scale is not None}
+    options |= {"bias": inner.bias is not None, "b": float(peer.b), "gain": scale is not None}
+    options |= {"scale": "raw" if build.call.op.name.startswith("peer_bcos_raw_") else "unit"}
     options |= {"eps": CONVOLUTION_EPS} if convolution else {"eps": LINEAR_EPS, "eps_at": "norm"}
     layer = construct(cls, options)
-    layer.weight = inner.weight
+    layer.weight, layer.bias = inner.weight, inner.bias
     if scale is not None:  # a fixed number in the peer
         gain = torch.full_like(inner.weight[:, 0].flatten(1)[:, 0], 1 / float(scale))
         layer.gain = nn.Parameter(gain, requires_grad=False)

@@ -38,6 +38,7 @@ class NodeRow:
         module: path of the module that it calls, if any.
         source: where in the user's code it was called.
         kind: ``constant``, ``value``, ``gate`` or ``unknown`` (see :mod:`bcos_fx.rewriting.flow`).
+        b: alignment pressure B of the B-cos layer that it calls; None where it calls none.
     """
 
     name: str
@@ -48,6 +49,7 @@ class NodeRow:
     module: str | None = None
     source: str | None = None
     kind: str = VALUE
+    b: float | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,14 @@ class Report:
         counts.update(self.removed.values())
         return dict(counts)
 
+    def pressures(self) -> dict[float, list[str]]:
+        """Return B -> the paths of the B-cos layers that have it, in the order of the graph; the largest B first."""
+        found: dict[float, dict[str, None]] = {}
+        for row in self.nodes:
+            if row.b is not None:
+                found.setdefault(row.b, {})[str(row.module)] = None
+        return {b: list(found[b]) for b in sorted(found, reverse=True)}
+
     def without_figures(self) -> Report:
         """Return the report as a dry run gives it."""
         return dataclasses.replace(self, figures=Figures())
@@ -280,9 +290,15 @@ def read_rows(reader: GraphReader) -> tuple[NodeRow, ...]:
             module=str(node.target) if node.op in ("call_module", "get_attr") else None,
             source=node.meta.get("source"),
             kind=kinds[node.name],
+            b=_pressure(reader, node),
         )
         for node in reader.graph_module.graph.nodes
     )
+
+
+def _pressure(reader: GraphReader, node: fx.Node) -> float | None:
+    call = reader.call(node)
+    return call.module.b if call is not None and isinstance(call.module, BcosLayer) else None
 
 
 def op_name(reader: GraphReader, node: fx.Node) -> str:

@@ -173,7 +173,7 @@ def _head(report: Report) -> list[tuple[str, str]]:
         if name not in _STATED_ELSEWHERE and value != defaults.get(name)
     ]
     coverage = report.coverage
-    rows = [("recipe", report.recipe), ("B", _pressure(options["b"])), ("options", ", ".join(changed) or "defaults")]
+    rows = [("recipe", report.recipe), ("B", _pressure(report)), ("options", ", ".join(changed) or "defaults")]
     rows += [("input", f"{name}: {taken}") for name, taken in report.inputs.items()]
     if options["mean"]:
         units = "" if options["pixel_max"] == 1 else f", in units of 0 to {options['pixel_max']:g}"
@@ -320,9 +320,10 @@ def _nodes(report: Report) -> RenderableType:
 
 
 def _was_is(row: NodeRow) -> str:
+    now = row.op if row.b is None else f"{row.op} (B = {row.b:g})"
     if row.was is None:
-        return f"new -> {row.op}"
-    return row.op if row.was == row.op else f"{row.was} -> {row.op}"
+        return f"new -> {now}"
+    return now if row.was == row.op else f"{row.was} -> {now}"
 
 
 def _table(titles: Sequence[str], rows: Iterable[Row], *, right: Sequence[int] = ()) -> Table:
@@ -360,10 +361,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NODES_NAMED]) + more
 
 
-def _pressure(b: float | Mapping[str, float]) -> str:
-    if isinstance(b, Mapping):
-        return ", ".join(f"{pattern}={value:g}" for pattern, value in b.items()) + ", other layers 1"
-    return f"{b:g} in every layer" + (" (plain linear units)" if b == 1 else "")
+def _pressure(report: Report) -> str:
+    """State the B of every layer; that of the options alone for a report whose nodes do not say theirs."""
+    found, b = report.pressures(), report.options["b"]
+    if len(found) == 1 or not (found or isinstance(b, Mapping)):
+        one = next(iter(found), b)
+        return f"{one:g} in every layer" + (" (plain linear units)" if one == 1 else "")
+    if found:
+        return "; ".join(f"{one:g} in {len(paths)} of the layers ({_some(paths)})" for one, paths in found.items())
+    return ", ".join(f"{pattern}={value:g}" for pattern, value in b.items()) + ", other layers 1"
 
 
 def _raised(b: float | Mapping[str, float]) -> bool:

@@ -1,4 +1,5 @@
-"""Stand-ins for layers of the package ``bcos``: of the same full names and attributes, written from their definitions.
+"""Stand-ins for layers of the package ``bcos`` and of B-cosification: of the same full names and
+attributes, written from their definitions.
 
 The rules know the package's classes by name alone, so that these show the rules where it is not installed.
 ``tests/peer`` holds them against the package itself.
@@ -73,6 +74,34 @@ class PeerLinear(_Transform):
     def forward(self, x: Tensor) -> Tensor:
         out = F.linear(x, self.linear.weight / self.linear.weight.norm(dim=1, keepdim=True))
         return self.scaled(out, x.norm(dim=-1, keepdim=True) + 1e-12)
+
+
+@_named("bcosifyconv2d", "BcosifyConv2d")
+class PeerRawConv(_Transform):
+    """A B-cosified convolution: the weight as it is, a bias inside the cosine; ``b_loss`` learns B."""
+
+    def __init__(
+        self, inside: int, outside: int, size: int = 3, *, b: float = 2, bias: bool = False, learned: bool = False
+    ) -> None:
+        super().__init__(b, 1)
+        self.linear = nn.Conv2d(inside, outside, size, padding=size // 2, bias=bias)
+        self.padding_mode, self.clamping, self.b_loss = "zeros", False, learned
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.linear(x)
+        energy = F.conv2d(x.square(), torch.ones_like(self.linear.weight[:1]), padding=self.linear.padding)
+        return self.scaled(out, (energy + 1e-6).sqrt())
+
+
+@_named("bcosifylinear", "BcosifyLinear")
+class PeerRawLinear(_Transform):
+    def __init__(self, inside: int, outside: int, *, b: float = 2, bias: bool = False) -> None:
+        super().__init__(b, 1)
+        self.linear = nn.Linear(inside, outside, bias=bias)
+        self.clamping = self.b_loss = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scaled(self.linear(x), x.norm(dim=-1, keepdim=True) + 1e-12)
 
 
 def _channels(values: Tensor) -> Tensor:
