@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from bcos_fx.errors import TraceError, UsageError
 from bcos_fx.proofs.equivalence import Verification
-from bcos_fx.rewriting.network import BcosNetwork, InputSpec
+from bcos_fx.rewriting.network import InputSpec, reserved_names
 
 _MOST_NAMED = 5
 
@@ -23,7 +23,7 @@ def check_module(module: object) -> None:
     """
     if not isinstance(module, nn.Module):
         raise UsageError(f"{_described(module)} is not a network", hint="give an instance of torch.nn.Module")
-    taken = {*dir(fx.GraphModule), *dir(BcosNetwork), "graph", "meta", "record"} - set(dir(nn.Module))
+    taken = reserved_names() - set(dir(nn.Module))
     tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     for name, _ in (*module.named_children(), *tensors):
         if name in taken:

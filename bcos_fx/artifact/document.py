@@ -7,19 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from bcos_fx.artifact.container import Container, Digest, content_of, laid_out, parse
 from bcos_fx.artifact.fields import Fields
 from bcos_fx.artifact.graph import GraphReader, write_graph
 from bcos_fx.artifact.modules import ModuleReader, ModuleWriter
+from bcos_fx.artifact.record import read_record
+from bcos_fx.artifact.trial import check_runs
 from bcos_fx.artifact.values import decode, encode
 from bcos_fx.errors import ArtifactError, BcosFxError
 from bcos_fx.rewriting.network import BcosNetwork, Record
 from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 """Number of the format that is written; files of it and of lower ones are read."""
 
 # What torch's constructors, fx and Python's compiler raise about descriptions that make no sense.
@@ -107,7 +110,7 @@ class Document:
 
     def record(self) -> Record:
         """Return the record of the network."""
-        return _record(self.fields)
+        return read_record(self.fields.value("record"))
 
 
 def _pairs(versions: Any) -> list[list[Any]]:
@@ -149,24 +152,19 @@ def restored(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
 
 
 def _built(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
-    ops = vocabulary()
+    ops, record = vocabulary(), read_record(fields.value("record"))
     modules = ModuleReader(ops, tensors)
     root = modules.read(fields.items("modules"))
-    graph = GraphReader(root, ops).read(fields.items("nodes"))
-    graph_module = fx.GraphModule(root, graph)
+    graph = GraphReader(root, ops).read(fields.items("nodes"), [spec.name for spec in record.inputs])
+    graph_module = GraphModule(root, graph)
     graph.lint()
     # fx takes the parts in the order in which the graph uses them, and drops the unused ones.
     for parts in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         setattr(graph_module, parts, getattr(root, parts))
-    network = BcosNetwork(graph_module, _record(fields))
+    graph_module.train(False)
+    network = BcosNetwork(graph_module, record)
+    check_runs(network)
     for module, training in modules.training:
         module.training = training
     network.training = root.training
     return network
-
-
-def _record(fields: Fields) -> Record:
-    record = decode(fields.value("record"), "record")
-    if not isinstance(record, Record):
-        raise ArtifactError("the file's record of the conversion is none")
-    return record

@@ -1,13 +1,14 @@
 """The graph as data: its nodes in order, each with the canonical op that it means and the spelling that it calls.
 
-fx makes Python source of a graph. Every name that goes into that source as it is - of nodes, placeholders, keywords,
-methods, attributes and paths - is therefore checked here; functions are looked up in the op vocabulary, and constants
-are of types whose ``repr`` is harmless.
+Functions and methods are looked up in the op vocabulary, attributes in a table, paths among what is registered. The
+names of nodes, inputs and keywords stay data too (:mod:`bcos_fx.tracing.program`); they are plain identifiers all the
+same, because other tools that take a graph write them into source.
 """
 
 from __future__ import annotations
 
 import keyword
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from bcos_fx.artifact.modules import is_path
 from bcos_fx.artifact.values import decode, encode, fits
 from bcos_fx.errors import ArtifactError, nearest
 from bcos_fx.rewriting.ops import Op, Vocabulary, resolve
+from bcos_fx.tracing.program import ARITHMETIC, ATTRIBUTES
 
 _META: dict[str, Any] = {
     "was": str | None,
@@ -35,11 +37,6 @@ _META: dict[str, Any] = {
     "training_value": Any,
 }
 """What is kept of a node's ``meta``: only what bcos_fx wrote itself, and its type."""
-
-ATTRIBUTES = frozenset(
-    "shape dtype device layout ndim T mT H mH real imag is_cuda requires_grad values indices".split()
-)
-"""What ``getattr`` may read. Attributes are data only: through others a file could reach any function of Python."""
 
 _KINDS = ("placeholder", "get_attr", "call_module", "call_function", "call_method", "output")
 
@@ -95,11 +92,15 @@ class GraphReader:
         self._nodes: dict[str, fx.Node] = {}
         self._graph = fx.Graph()
 
-    def read(self, entries: list[Any]) -> fx.Graph:
+    def read(self, entries: list[Any], inputs: Sequence[str]) -> fx.Graph:
         """Return the graph.
 
+        Args:
+            entries: its nodes.
+            inputs: names of the network's inputs, in order.
+
         Raises:
-            ArtifactError: a name, a target or an argument that no graph of bcos_fx has.
+            ArtifactError: a name, a target or an argument that no graph of bcos_fx has, or other inputs.
         """
         for number, item in enumerate(entries):
             fields = Fields(item, f"node {number}")
@@ -107,6 +108,9 @@ class GraphReader:
         kinds = [node.op for node in self._graph.nodes]
         if kinds.count("output") != 1 or kinds[-1] != "output":
             raise ArtifactError("the graph does not end in one output")
+        given = [str(node.target) for node in self._graph.nodes if node.op == "placeholder"]
+        if given != list(inputs) or kinds[: len(given)] != ["placeholder"] * len(given) or not given:
+            raise ArtifactError("the graph does not begin with the inputs that the record names")
         return self._graph
 
     def _add(self, fields: Fields) -> None:
@@ -135,6 +139,8 @@ class GraphReader:
             return resolve(target) if target in self._op(fields).functions else self._refuse(target, fields)
         if kind == "placeholder":
             _identifier(target, fields.where)
+            if fields.items("args") or fields.items("kwargs"):
+                raise ArtifactError("an input has no default", where=fields.where)
         known = {
             "placeholder": True,
             "output": target == "output",
@@ -161,8 +167,12 @@ class GraphReader:
         attribute = args[1] if target is getattr and len(args) == 2 and not kwargs else None
         if target is getattr and not (isinstance(args[0] if args else None, fx.Node) and attribute in ATTRIBUTES):
             raise ArtifactError(f"the attribute {attribute!r} may not be read", where=where)
+        if target in ARITHMETIC and not any(isinstance(value, fx.Node) for value in args):
+            raise ArtifactError("arithmetic on numbers alone has no place in a graph", where=where)
         if kind == "output" and (len(args) != 1 or kwargs):
             raise ArtifactError("an output has one value", where=where)
+        if kind == "get_attr" and (args or kwargs):
+            raise ArtifactError("a stored tensor takes no arguments", where=where)
 
     def _check_op(self, node: fx.Node, fields: Fields) -> None:
         op = self._vocabulary.of(node, self._root)

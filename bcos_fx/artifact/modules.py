@@ -7,6 +7,7 @@ in two places is written once: a module as ``same``, a tensor by the key of its 
 from __future__ import annotations
 
 import inspect
+import unicodedata
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,15 +19,32 @@ from bcos_fx.artifact.fields import Fields
 from bcos_fx.artifact.values import decode, encode
 from bcos_fx.errors import ArtifactError, BcosFxError, nearest
 from bcos_fx.nn.construction import construct, constructor_options
+from bcos_fx.rewriting.network import reserved_names
 from bcos_fx.rewriting.ops import Vocabulary, resolve
 
 _RESERVED = "__metadata__"
 _MOST_PLACES = 100_000
+_DEEPEST_PATH = 64
 
 
 def is_path(path: str) -> bool:
-    """Say whether a dotted path is safe: fx writes its parts into source code, between double quotes at the most."""
-    return all(part and part.isprintable() and not set(part) & set('"\\') for part in path.split("."))
+    """Return whether a file may hold a dotted path.
+
+    A path only ever leads to what is registered under its parts. What torch's own tools make of a name is not ours, so
+    names that mean something to Python stay out, in any spelling that its compiler folds into them (NFKC).
+    """
+    parts = path.split(".")
+    return len(parts) <= _DEEPEST_PATH and all(map(_is_name, parts)) and _is_free_at_root(parts[0])
+
+
+def _is_name(part: str) -> bool:
+    folded = unicodedata.normalize("NFKC", part)
+    plain = part.isprintable() and not set(part + folded) & set('"\\')
+    return bool(part) and plain and not folded.startswith("__")
+
+
+def _is_free_at_root(name: str) -> bool:
+    return unicodedata.normalize("NFKC", name) not in reserved_names()
 
 
 class ModuleWriter:
@@ -56,7 +74,11 @@ class ModuleWriter:
         """
         where = f"module {path!r} ({type(module).__name__})"
         if path and not is_path(path):
-            raise ArtifactError("the module's name holds a quote, a backslash or an unprintable sign", where=where)
+            raise ArtifactError(
+                "no file can hold a module of that name",
+                where=where,
+                hint="rename it: no quotes, backslashes, unprintable signs, leading __ or attributes of a network",
+            )
         if id(module) in self._paths:
             self.entries.append({"path": path, "same": self._paths[id(module)]})
             return
@@ -216,10 +238,9 @@ class ModuleReader:
             raise ArtifactError("a module has no name")
         module = self._same(fields, where) if "same" in fields else self._module(fields.within(where), where)
         self._last = path
-        if "same" in fields:
-            self._placed[path] = self._places(fields.text("same"), where)
-        else:
-            self._placed[path], self._made[path] = 1, module
+        self._count(path, self._placed.get(fields.text("same"), 1) if "same" in fields else 1, where)
+        if "same" not in fields:
+            self._made[path] = module
         if path:
             self._made[parent]._modules[name] = module
 
@@ -230,23 +251,29 @@ class ModuleReader:
         fields.finish("path", "same")
         return self._made[first]
 
-    def _places(self, path: str, where: str) -> int:
-        """Count the places in a tree, and refuse one that shared modules in shared modules make endless."""
-        places = sum(count for p, count in self._placed.items() if f"{p}.".startswith(f"{path}."))
+    def _count(self, path: str, places: int, where: str) -> None:
+        """Count the places of every tree, and refuse one that shared modules in shared modules make endless."""
+        parts = path.split(".") if path else []
+        for length in range(len(parts) + 1):
+            above = ".".join(parts[:length])
+            self._placed[above] = self._placed.get(above, 0) + places
         if places > _MOST_PLACES:
             raise ArtifactError(f"shared modules make more than {_MOST_PLACES} places", where=where)
-        return places
 
     def _module(self, fields: Fields, where: str) -> nn.Module:
         module = self._constructed(fields, where)
         parameters = {f.text("name"): self._parameter(f) for f in fields.below("parameters")}
         buffers = {f.text("name"): self._buffer(f) for f in fields.below("buffers")}
+        path = fields.text("path")
+        odd = [name for name in (*parameters, *buffers) if not is_path(f"{path}.{name}" if path else name)]
+        if odd or set(parameters) & set(buffers):
+            raise ArtifactError(f"no tensor can be named {(odd or sorted(buffers))[0]!r}", where=where)
         fixed = {f.text("name") for f in fields.below("buffers") if not f.truth("persistent")}
         if type(module) is not nn.Module:
             check_parts(module._parameters, parameters, where)
             check_parts(module._buffers, buffers, where)
         for name in (*parameters, *buffers) if type(module) is nn.Module else ():
-            if not is_path(name) or "." in name or hasattr(module, name):
+            if "." in name or hasattr(module, unicodedata.normalize("NFKC", name)):
                 raise ArtifactError(f"no tensor can be named {name!r}", where=where)
         module._parameters, module._buffers = parameters, buffers
         module._non_persistent_buffers_set = fixed
@@ -295,4 +322,6 @@ class ModuleReader:
 
 def _is_free(parent: nn.Module, name: str) -> bool:
     """Say whether a child may have the name: a new one in a plain module, or one that the constructor made."""
-    return name in parent._modules if type(parent) is not nn.Module else not hasattr(parent, name)
+    if type(parent) is not nn.Module:
+        return name in parent._modules
+    return not hasattr(parent, name) and not hasattr(parent, unicodedata.normalize("NFKC", name))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from bcos_fx.rewriting.reader import attribute, run_node
+from bcos_fx.tracing.program import attribute, run_node
 
 Values = dict[str, Any]
 

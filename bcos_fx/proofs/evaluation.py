@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from bcos_fx.rewriting.reader import run_node
+from bcos_fx.tracing.program import run_node
 
 Observer = Callable[[fx.Node, Any], None]
 

@@ -33,6 +33,7 @@ from bcos_fx.rewriting.passes import Engine
 from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.rewriting.rewrite import add_ledger
 from bcos_fx.tracing.functional import require
+from bcos_fx.tracing.graph_module import GraphModule
 
 Select = Callable[[Tensor], Tensor]
 """From the explained value (N, ...) to the numbers to be explained (N, K)."""
@@ -87,7 +88,7 @@ class ExplanationView:
         prepared = prepare(network, output=output, source=source)
         self.certificate: Certificate = certificate(prepared)
         # The same layers, nothing frozen: what sums are compared with must not come from the view's own arithmetic.
-        self._unfrozen = fx.GraphModule(prepared.graph_module, copy.deepcopy(prepared.graph_module.graph))
+        self._unfrozen = GraphModule(prepared.graph_module, copy.deepcopy(prepared.graph_module.graph))
         self._freeze(prepared)
         self._network = weakref.ref(network) if isinstance(network, BcosNetwork) else None
         self._separable: bool | None = None

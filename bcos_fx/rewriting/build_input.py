@@ -14,7 +14,7 @@ from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import rebuilt
 from bcos_fx.rewriting.build import Build, Refused, builder, new_parameter
 from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.reader import attribute
+from bcos_fx.tracing.program import attribute
 
 WIDENING = {nn.Linear: "in_features", nn.Conv1d: "in_channels", nn.Conv2d: "in_channels", nn.Conv3d: "in_channels"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from torch import Tensor, fx, nn
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.rewriting.other_sizes import OtherSizes
 from bcos_fx.rewriting.report import Report
+from bcos_fx.tracing.graph_module import GraphModule
+from bcos_fx.tracing.program import compiled, module_at
 
 
 @dataclass(frozen=True)
@@ -104,19 +107,19 @@ class BcosNetwork(nn.Module):
             self._take(name)
             self.register_buffer(name, buffer, persistent=name not in graph_module._non_persistent_buffers_set)
         self._other_sizes: OtherSizes | None = None
-        self._compile()
+        self._program = compiled(self.graph)
         nn.Module.train(self, graph_module.training)
 
     def _take(self, name: str) -> None:
-        if hasattr(self, name):
+        if name in reserved_names() or hasattr(self, name):
             raise UsageError(
                 f"the module has a part named {name!r}, which is an attribute of every converted network",
                 hint="rename that attribute of the module",
             )
 
-    def _compile(self) -> None:
-        # fx makes a function of the graph; it only ever asks `self` for submodules, so it serves this class too.
-        self._program = type(fx.GraphModule(self, self.graph)).forward
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return the registered submodule at a dotted path; the network itself for an empty one."""
+        return module_at(self, target)
 
     @property
     def report(self) -> Report:
@@ -134,7 +137,7 @@ class BcosNetwork(nn.Module):
 
     def graph_module(self) -> fx.GraphModule:
         """Return a graph module over the same parts; parameters are shared, the graph is a copy."""
-        return fx.GraphModule(self, copy.deepcopy(self.graph), class_name="BcosGraph")
+        return GraphModule(self, copy.deepcopy(self.graph), class_name="BcosGraph")
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Run the network.
@@ -274,7 +277,6 @@ class BcosNetwork(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BcosNetwork:
-        parts = fx.GraphModule(self, self.graph)
         state: Mapping[str, Any] = {
             name: copy.deepcopy(value, memo)
             for name, value in self.__dict__.items()
@@ -283,7 +285,7 @@ class BcosNetwork(nn.Module):
         new = type(self).__new__(type(self))
         nn.Module.__init__(new)
         new.__dict__.update(state)
-        new.record, new.graph, new._program = self.record, copy.deepcopy(parts.graph), self._program
+        new.record, new.graph, new._program = self.record, copy.deepcopy(self.graph), self._program
         new._other_sizes = None if self._other_sizes is None else self._other_sizes.empty()
         return new
 
@@ -291,3 +293,11 @@ class BcosNetwork(nn.Module):
         """One line on what the network is."""
         share = self.report.coverage.share
         return f"recipe={self.report.recipe}, B-cos coverage={share:.1%}"
+
+
+@functools.cache
+def reserved_names() -> frozenset[str]:
+    """Return the names that no part of a network's root may have: attributes of networks and of graph modules."""
+    made = vars(GraphModule(nn.Module(), fx.Graph()))
+    own = {"graph", "record", "_program", "_other_sizes"}
+    return frozenset({*dir(BcosNetwork), *dir(GraphModule), *made, *own})

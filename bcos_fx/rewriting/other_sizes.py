@@ -17,7 +17,8 @@ from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError
 from bcos_fx.nn.construction import constructor_options
-from bcos_fx.rewriting.reader import attribute
+from bcos_fx.tracing.graph_module import GraphModule
+from bcos_fx.tracing.program import attribute
 
 if TYPE_CHECKING:
     from bcos_fx.rewriting.network import BcosNetwork
@@ -80,7 +81,7 @@ def _over(main: BcosNetwork, new: BcosNetwork, buffers: frozenset[str]) -> BcosN
         if isinstance(part, Tensor):
             own.register_buffer(name, part, persistent=False)
         else:
-            own.add_module(name, part)  # type: ignore[arg-type]
+            own.add_module(name, part)
     graph = copy.deepcopy(new.graph)
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
@@ -90,7 +91,7 @@ def _over(main: BcosNetwork, new: BcosNetwork, buffers: frozenset[str]) -> BcosN
         getattr(holder, store).update(getattr(main, store))
     holder.add_module(_OWN, own)
     modes = {part: part.training for part in main.modules()}
-    made = type(main)(fx.GraphModule(holder, graph), new.record)
+    made = type(main)(GraphModule(holder, graph), new.record)
     for part, mode in modes.items():  # a new network sets the mode of its parts, and these are the main one's
         part.training = mode
     return made

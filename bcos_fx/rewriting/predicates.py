@@ -14,7 +14,8 @@ from torch import fx, nn
 from bcos_fx.nn.bcos import BcosLayer
 from bcos_fx.rewriting.match import Predicate, Verdict
 from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.reader import GraphReader, attribute
+from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.tracing.program import attribute
 
 PREDICATES: dict[str, Predicate] = {}
 

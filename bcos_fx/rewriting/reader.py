@@ -11,6 +11,7 @@ from torch import fx, nn
 from bcos_fx.rewriting.flow import Flow, analyse
 from bcos_fx.rewriting.ops import BOUNDARY, Call, Vocabulary
 from bcos_fx.rewriting.options import Options
+from bcos_fx.tracing.program import attribute, run_node
 
 
 class GraphReader:
@@ -131,24 +132,6 @@ def sources_of(node: fx.Node) -> list[fx.Node]:
                 found.add(source)
                 pending.append(source)
     return sorted(found)
-
-
-def attribute(root: nn.Module, path: str) -> object:
-    """Return the parameter, buffer or attribute at a dotted path."""
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)
-
-
-def run_node(node: fx.Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Compute what a node that calls or reads something gives, from the values of its arguments."""
-    if node.op == "call_module":
-        return root.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "get_attr":
-        return attribute(root, str(node.target))
-    function: Any = node.target
-    return function(*args, **kwargs)
 
 
 def is_boundary(op: str) -> bool:

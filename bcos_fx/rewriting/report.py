@@ -19,8 +19,9 @@ from torch import fx, nn
 from bcos_fx.nn import BcosLayer
 from bcos_fx.rewriting.flow import VALUE
 from bcos_fx.rewriting.match import NearMiss
-from bcos_fx.rewriting.reader import GraphReader, attribute, is_boundary
+from bcos_fx.rewriting.reader import GraphReader, is_boundary
 from bcos_fx.rewriting.rewrite import Step
+from bcos_fx.tracing.program import attribute
 
 _WEIGHTED = ("linear", "conv", "bcos_linear", "bcos_conv", "bilinear", "peer_bcos")
 

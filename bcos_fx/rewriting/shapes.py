@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bcos_fx.rewriting.reader import run_node
+from bcos_fx.tracing.program import run_node
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 
 from bcos_fx.errors import BcosFxError, TraceError, UsageError
 from bcos_fx.tracing.arguments import LEAVE_WHOLE
 from bcos_fx.tracing.caches import passed_by
+from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.inputs import ExampleError, Inputs, advice, bind, check_state, select_output
 from bcos_fx.tracing.modes import TRANSFORMED, gradients_told, is_transforming, own_modes

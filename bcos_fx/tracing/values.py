@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing.functional import require
+from bcos_fx.tracing.graph_module import GraphModule
 
 Run = Callable[[list[Tensor]], Tensor]
 Agree = Callable[[Tensor, Tensor], bool]

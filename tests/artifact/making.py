@@ -20,6 +20,15 @@ from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.rewriting.report import Coverage, Drift, Figures, Report, mark_origins, read_rows
 from bcos_fx.tracing import trace
 
+VERIFICATION = {
+    "ok": True,
+    "error": 0.0,
+    "tolerance": float("inf"),
+    "dtype": "float64",
+    "detail": "",
+    "comparisons": [{"name": "eval", "relative": None, "spread": 1.0, "verdict": "equal", "sizes": (1, 2)}],
+}
+
 
 def network(module: nn.Module, *inputs: Tensor, **changes: Any) -> BcosNetwork:
     """The module as a network, nothing rewritten; ``changes`` are of the record."""
@@ -32,7 +41,7 @@ def wrapped(graph_module: fx.GraphModule, **changes: Any) -> BcosNetwork:
     rows = read_rows(reader)
     report = Report(
         recipe="equivalent",
-        options={"b": {"layer*": 1.5}, "mean": (0.5, 0.25), "std": [1.0, 2], "eps": None, "limit": float("-inf")},
+        options=Options().to_dict() | {"b": {"layer*": 1.5}, "mean": (0.5, 0.25), "std": [1.0, 2], "eps": None},
         rule_hashes={"norm.toml": "0" * 64},
         rules={},
         before=rows,
@@ -46,7 +55,7 @@ def wrapped(graph_module: fx.GraphModule, **changes: Any) -> BcosNetwork:
         inputs={"x": "anything"},
         coverage=Coverage(3, 4),
         notes=('a "note"\nof two lines, ‖w‖',),
-        figures=Figures({"ok": True, "comparisons": [{"sizes": (1, 2)}]}, (Drift("r", 1, 0.5, None),), None),
+        figures=Figures(VERIFICATION, (Drift("r", 1, 0.5, None),), None),
     )
     specs = tuple(
         InputSpec(str(node.target), tuple(node.meta.get("shape") or ()), False, ((1.0, 0.0),), (0.5,))

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from bcos_fx.artifact import from_bytes, load, read_header, save, to_bytes
+from bcos_fx.artifact.document import FORMAT
 from bcos_fx.errors import ArtifactError, UsageError
 from bcos_fx.rewriting.network import BcosNetwork
 from tests.artifact.making import Document, closed, everything, network, opened, tampered, wrapped
@@ -258,7 +259,7 @@ def test_altered_metadata_is_noticed(change: Callable[[Document], Any], data: by
 
 def test_a_newer_format_asks_for_an_upgrade(data: bytes) -> None:
     def newer(document: Document) -> None:
-        document.update(format=2, versions={"bcos_fx": "9.1"}, unheard_of=[1])
+        document.update(format=FORMAT + 1, versions={"bcos_fx": "9.1"}, unheard_of=[1])
 
     for sealed in (True, False):
         with pytest.raises(ArtifactError, match=r"9\.1") as caught:

@@ -1,0 +1,70 @@
+"""The record of a network that was read from a file: whether everything that reads it finds what it expects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from bcos_fx.artifact.values import decode, fits
+from bcos_fx.errors import ArtifactError, UsageError
+from bcos_fx.rewriting.network import Record
+from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.rule import PHASES, PRESERVES
+
+_TRAIN = ("refuse", "eval-graph")
+_COMPARISON = {"name": str, "relative": float | None, "spread": float | None, "verdict": str}
+_VERIFICATION = {
+    "ok": bool,
+    "error": float | None,
+    "tolerance": float | None,
+    "dtype": str,
+    "detail": str,
+    "comparisons": Any,
+}
+
+
+def read_record(value: Any) -> Record:
+    """Return the record that a file holds; options that its version did not have take their defaults.
+
+    Raises:
+        ArtifactError: it is none, or holds what no conversion writes.
+    """
+    record = decode(value, "record")
+    if not isinstance(record, Record):
+        raise ArtifactError("the file's record of the conversion is none")
+    if record.train not in _TRAIN:
+        raise ArtifactError(f"the record's mode of training is {record.train!r}", hint=f"known: {', '.join(_TRAIN)}")
+    report = record.report
+    for rule, use in report.rules.items():
+        if use.phase not in PHASES or use.preserves not in PRESERVES:
+            raise ArtifactError("the report holds a phase that there is none of", where=f"rule {rule!r}")
+    if report.figures.verification is not None:
+        _check_verification(report.figures.verification)
+    options = _options(report.options)
+    return dataclasses.replace(record, report=dataclasses.replace(report, options=options))
+
+
+def _options(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        plain = {name: tuple(item) if isinstance(item, list) else item for name, item in found.items()}
+        options = Options().with_changes(plain)
+    except UsageError as error:
+        raise ArtifactError(f"the report's options make no sense: {error.what}", hint=error.hint) from error
+    if not all(isinstance(pattern, str) for pattern in options.leaf_modules):
+        raise ArtifactError("the report's options make no sense: leaf_modules holds texts")
+    return {**{name: item for name, item in options.to_dict().items() if name not in found}, **found}
+
+
+def _check_verification(found: Mapping[str, Any]) -> None:
+    _check_fields(found, _VERIFICATION, "verification")
+    if not isinstance(found["comparisons"], list | tuple):
+        raise ArtifactError("the report's verification lists no comparisons")
+    for row in found["comparisons"]:
+        _check_fields(row, _COMPARISON, "a comparison")
+
+
+def _check_fields(found: Any, wanted: Mapping[str, Any], where: str) -> None:
+    for name, kind in wanted.items():
+        if not isinstance(found, dict) or name not in found or not fits(found[name], kind):
+            raise ArtifactError(f"the report's {name!r} is not what a conversion writes", where=where)

@@ -1,0 +1,127 @@
+"""One run of a network that was read from a file, before anyone else runs it.
+
+The run computes shapes and dtypes alone, on torch's meta device, so that it costs no memory however large the values
+are. What does not run, or makes values out of all proportion, is refused as a whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx.errors import ArtifactError
+from bcos_fx.rewriting.network import BcosNetwork, InputSpec
+from bcos_fx.tracing.functional import require
+from bcos_fx.tracing.program import run_node
+
+MOST_INPUT = 2**28
+"""So many numbers may the example of an input hold."""
+
+MOST_VALUE = 2**26
+"""So many numbers may any value hold, or :data:`GROWTH` times the largest input or all parameters, if that is more."""
+
+GROWTH = 64
+
+_META = torch.device("meta")
+
+
+def check_runs(network: BcosNetwork) -> None:
+    """Run a network on inputs of its recorded shapes, for shapes alone; its tensors are away meanwhile.
+
+    Raises:
+        ArtifactError: it does not run, or a value is out of all proportion or of another shape than recorded.
+    """
+    inputs = network.record.inputs
+    for spec in inputs:
+        _check_shape(spec)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    limit = max(MOST_VALUE, GROWTH * max(parameters, *(math.prod(spec.shape) for spec in inputs)))
+    with _on_meta(network), torch.no_grad():
+        _Run(network, limit).run()
+
+
+def _check_shape(spec: InputSpec) -> None:
+    if not spec.shape or any(side < 1 for side in spec.shape) or math.prod(spec.shape) > MOST_INPUT:
+        raise ArtifactError(f"the input {spec.name!r} has the shape {spec.shape}, which no example has")
+
+
+@contextmanager
+def _on_meta(network: nn.Module) -> Iterator[None]:
+    """Put tensors without values in the place of a network's own."""
+    kept = [(module, module._parameters, module._buffers) for module in network.modules()]
+    try:
+        for module, parameters, buffers in kept:
+            module._parameters = {name: _formless(parameter) for name, parameter in parameters.items()}
+            module._buffers = {name: _formless(buffer) for name, buffer in buffers.items()}
+        yield
+    finally:
+        for module, parameters, buffers in kept:
+            module._parameters, module._buffers = parameters, buffers
+
+
+def _formless(tensor: Any) -> Any:
+    if tensor is None:
+        return None
+    made = torch.empty_like(tensor, device=_META)
+    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+
+
+class _Run:
+    def __init__(self, network: BcosNetwork, limit: int) -> None:
+        self._network, self._limit = network, limit
+        self._like = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+        self._values: dict[fx.Node, Any] = {}
+
+    def run(self) -> None:
+        nodes = list(self._network.graph.nodes)
+        given = [node for node in nodes if node.op == "placeholder"]
+        for node, spec in zip(given, self._network.record.inputs, strict=True):
+            self._values[node] = self._input(node, spec)
+        self._network.check_inputs(tuple(self._values.values()))
+        for node in nodes:
+            if node.op not in ("placeholder", "output") and node.target is not require:
+                self._values[node] = self._value(node)
+
+    def _input(self, node: fx.Node, spec: InputSpec) -> Tensor:
+        dtype = node.meta.get("dtype") or self._like
+        value = torch.empty(spec.shape, dtype=self._like if dtype.is_floating_point else dtype, device=_META)
+        spec.original(value)
+        return value
+
+    def _value(self, node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self._values.__getitem__)
+        where = f"node {node.name!r}"
+        try:
+            value = run_node(node, self._network, _placed(args), _placed(kwargs))
+        except Exception as error:  # whatever torch raises about arguments that make no sense
+            reason = str(error).partition("\n")[0]
+            raise ArtifactError(f"the network does not run: {reason}", where=where) from error
+        largest = max((tensor.numel() for tensor in _tensors(value)), default=0)
+        if largest > self._limit:
+            raise ArtifactError(f"a value of {largest:,} numbers is out of proportion to the network", where=where)
+        shape = node.meta.get("shape")
+        if isinstance(value, Tensor) and shape is not None and tuple(value.shape) != tuple(shape):
+            raise ArtifactError(f"the value has the shape {tuple(value.shape)}, not {shape} as recorded", where=where)
+        return value
+
+
+def _placed(value: Any) -> Any:
+    """An argument with every device replaced by the one on which the trial runs."""
+    if isinstance(value, torch.device):
+        return _META
+    if isinstance(value, Mapping):
+        return {key: _META if key == "device" else _placed(item) for key, item in value.items()}
+    return type(value)(map(_placed, value)) if type(value) in (list, tuple) else value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,31 @@
+"""fx's graph module without fx's generated source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+
+from bcos_fx.tracing.program import compiled, module_at
+
+
+class GraphModule(fx.GraphModule):
+    """A graph over modules and tensors, run by :func:`bcos_fx.tracing.program.compiled`.
+
+    fx's own class writes the graph's names into source, keeps that source for ever, and prints a traceback to stderr
+    when a call fails. As with fx, :meth:`recompile` must follow an edit of the graph.
+    """
+
+    def recompile(self) -> Any:
+        """Bring ``forward`` up to date with the graph."""
+        # fx makes a class for each graph module, which holds its forward.
+        type(self).forward = compiled(self._graph)
+
+    @property
+    def code(self) -> str:
+        """The graph as text for people; it is not what runs."""
+        return str(self._graph)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return the registered submodule at a dotted path; the module itself for an empty one."""
+        return module_at(self, target)
