@@ -94,13 +94,14 @@ def explain(
 
 
 def _explained(view: ExplanationView, inputs: list[Tensor], target: Any) -> tuple[DynamicWeights, Chosen]:
-    found: list[Chosen] = []
-
-    def select(value: Tensor) -> Tensor:
-        found.append(chosen(target, value))
-        return found[0].select(value)
-
-    return view.dynamic_weights(inputs, select), found[0]
+    # What sums are compared with is what the network itself returns, and never what the view computed.
+    own = view.own_value(inputs)
+    with torch.inference_mode(False), torch.enable_grad():
+        value = own.clone().requires_grad_()  # a target function is checked for whether it depends on its argument
+        choice = chosen(target, value)
+        numbers = choice.select(value).detach()
+    found = view.dynamic_weights(inputs, choice.select)
+    return replace(found, value=own, output=numbers), choice
 
 
 def _result(

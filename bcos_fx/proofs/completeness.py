@@ -25,6 +25,9 @@ from bcos_fx.proofs.view import DynamicWeights, ExplanationView, Select
 LEAST_SHARE = 0.01
 """Below this share of the input's contributions in all contributions a sum says nothing about W(x)."""
 
+ROUNDING = 64
+"""So many units in the last place, of the sum of all absolute terms, is what rounding leaves of terms that cancel."""
+
 
 @dataclass(frozen=True)
 class Completeness:
@@ -36,6 +39,7 @@ class Completeness:
         constants: source -> contribution of that constant.
         tolerance: largest relative gap that passes.
         vanished: node in which the value underflowed to nothing, or None.
+        rounding: the gap that rounding alone can leave where contributions cancel, as on a constant image; None: 0.
     """
 
     output: Tensor
@@ -43,6 +47,7 @@ class Completeness:
     constants: dict[str, Tensor]
     tolerance: float
     vanished: str | None = None
+    rounding: Tensor | None = None
 
     @property
     def total_of_constants(self) -> Tensor:
@@ -77,7 +82,17 @@ class Completeness:
     def tested(self) -> Tensor:
         """Where the input contributes enough for the sum to say something: an error of 1 % of it would show."""
         shows = self.contributions.abs() * LEAST_SHARE >= self.tolerance * self.terms
-        return (self.share >= LEAST_SHARE) & shows
+        return (self.share >= LEAST_SHARE) & shows & ~(self._exceeds & self._cancels)
+
+    @property
+    def _exceeds(self) -> Tensor:
+        """Where the gap is larger than the tolerance allows, or no number."""
+        return ~(self.relative_gap <= self.tolerance)
+
+    @property
+    def _cancels(self) -> Tensor:
+        """Where the terms cancel to what rounding leaves of them, so that a sum says nothing."""
+        return torch.zeros_like(self._exceeds) if self.rounding is None else self.gap <= self.rounding
 
     @property
     def worst(self) -> float:
@@ -87,7 +102,7 @@ class Completeness:
     @property
     def verdict(self) -> str:
         """``incomplete`` if a gap is too large, ``not tested`` if all shares are too small, else ``complete``."""
-        if not self.worst <= self.tolerance:
+        if bool((self._exceeds & ~self._cancels).any()):
             return "incomplete"
         return "complete" if bool(self.tested.any()) else "not tested"
 
@@ -121,6 +136,8 @@ class Completeness:
     @property
     def _why_not_tested(self) -> str:
         share = float(self.share.max())
+        if bool((self._exceeds & self._cancels).all()):
+            return "the contributions cancel to rounding"
         if share < LEAST_SHARE:
             return f"the input contributes {share:.2%} at the most, the rest is constants"
         least = float((self.terms / self.contributions.abs()).min())
@@ -153,9 +170,10 @@ def check_completeness(
     found = _found(view, inputs, select)
     # The network's own output: a frozen layer that computes something else must not vouch for itself.
     coarsest = _Coarsest(view, found.output.dtype)
-    found = replace(found, output=select(view.network_value(inputs, coarsest)))
-    tolerance = default_tolerance(coarsest.dtype) if tolerance is None else tolerance
-    return judged(found, tolerance, _vanishing(view, inputs) if _is_nothing(found) else None)
+    view.network_value(inputs, coarsest)
+    found = replace(found, output=select(view.own_value(inputs)))
+    vanished = _vanishing(view, inputs) if _is_nothing(found) else None
+    return judged(found, tolerance, vanished, dtype=coarsest.dtype)
 
 
 class _Coarsest:
@@ -178,12 +196,32 @@ def _found(view: ExplanationView, inputs: Sequence[Tensor], select: Select) -> D
     return DynamicWeights.joined([view.dynamic_weights([x[n : n + 1] for x in inputs], select) for n in samples])
 
 
-def judged(found: DynamicWeights, tolerance: float | None = None, vanished: str | None = None) -> Completeness:
-    """Judge weights and constants that were computed already."""
-    start = found.start.unsqueeze(1)
-    contributions = (found.weights * start).flatten(2).sum(2)
-    limit = default_tolerance(found.output.dtype) if tolerance is None else tolerance
-    return Completeness(found.output, contributions, dict(found.constants), limit, vanished)
+def judged(
+    found: DynamicWeights,
+    tolerance: float | None = None,
+    vanished: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Completeness:
+    """Judge weights and constants that were computed already.
+
+    Args:
+        found: the weights, the constants, and as ``output`` what they are compared with.
+        tolerance: largest relative gap; None: see :func:`default_tolerance`.
+        vanished: node in which the value underflowed, if any.
+        dtype: the coarsest precision on the way to the output; None: that of the output.
+    """
+    dtype = found.output.dtype if dtype is None else dtype
+    parts = (found.weights * found.start.unsqueeze(1)).flatten(2)
+    added = sum((values.abs() for values in found.constants.values()), parts.abs().sum(2))
+    return Completeness(
+        found.output,
+        parts.sum(2),
+        dict(found.constants),
+        default_tolerance(dtype) if tolerance is None else tolerance,
+        vanished,
+        rounding=ROUNDING * torch.finfo(dtype).eps * added,
+    )
 
 
 def _is_nothing(found: DynamicWeights) -> bool:

@@ -8,13 +8,17 @@ from typing import Any
 
 from torch import fx
 
+from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.tracing.program import run_node
 
 Observer = Callable[[fx.Node, Any], None]
 
 
 def evaluate(
-    graph_module: fx.GraphModule, known: Mapping[fx.Node, Any], end: fx.Node, observe: Observer | None = None
+    graph_module: fx.GraphModule | BcosNetwork,
+    known: Mapping[fx.Node, Any],
+    end: fx.Node,
+    observe: Observer | None = None,
 ) -> Any:
     """Return the value of a node, computed from nodes whose values are known.
 

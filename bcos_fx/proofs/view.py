@@ -86,6 +86,7 @@ class ExplanationView:
         self, network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: str | None = None
     ) -> None:
         prepared = prepare(network, output=output, source=source)
+        self.end_name = None if output is None else _output(prepared.graph_module).name
         self.certificate: Certificate = certificate(prepared)
         # The same layers, nothing frozen: what sums are compared with must not come from the view's own arithmetic.
         self._unfrozen = GraphModule(prepared.graph_module, copy.deepcopy(prepared.graph_module.graph))
@@ -99,7 +100,7 @@ class ExplanationView:
         self.inputs: list[fx.Node] = [node for node in graph.nodes if node.op == "placeholder"]
         self._ledger = add_ledger(graph)
         Engine(recipe()).run(self.graph_module, ("freeze",))
-        self.end: fx.Node = next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
+        self.end: fx.Node = _output(self.graph_module)
         counted = [m for m in map(self._module, graph.nodes) if isinstance(m, Counted)]
         self.sources = tuple(dict.fromkeys(module.source for module in counted))
         for module in counted:
@@ -129,8 +130,27 @@ class ExplanationView:
 
     def network_value(self, inputs: Sequence[Any], observe: Observer | None = None) -> Tensor:
         """Run the network itself to what is explained, under no_grad; nothing of the view has a hand in it."""
-        end = next(node for node in self._unfrozen.graph.nodes if node.op == "output").all_input_nodes[0]
-        value: Tensor = self._run_network(inputs, end, observe)
+        value: Tensor = self._run_network(inputs, _output(self._unfrozen), observe)
+        return value
+
+    def own_value(self, inputs: Sequence[Any]) -> Tensor:
+        """Return what is explained as the network's own forward gives it, in this very call, under no_grad.
+
+        Of a converted network that is what ``network(*inputs)`` returns; of an inner layer, and of a module that was
+        traced for this view, the value in the graph that its forward runs.
+        """
+        network = None if self._network is None else self._network()
+        if network is None:
+            return self.network_value(inputs)
+        with torch.no_grad():
+            if self.end_name is None:
+                value: Tensor = network(*inputs)
+                return value
+            given = [node for node in network.graph.nodes if node.op == "placeholder"]
+            inner = next((node for node in network.graph.nodes if node.name == self.end_name), None)
+            if inner is None:
+                return self.network_value(inputs)
+            value = evaluate(network, dict(zip(given, inputs, strict=True)), inner)
         return value
 
     def check_values(self, inputs: Sequence[Any]) -> None:
@@ -266,6 +286,12 @@ class _Seen:
 def _grows(two: tuple[int, ...], three: tuple[int, ...]) -> bool:
     """Whether the shapes for two and three samples differ in the first dimension alone, by that ratio."""
     return len(two) > 0 and two[1:] == three[1:] and two[0] % 2 == 0 and three[0] == two[0] // 2 * 3
+
+
+def _output(graph_module: fx.GraphModule) -> fx.Node:
+    """The node whose value the graph returns."""
+    node: fx.Node = next(node for node in graph_module.graph.nodes if node.op == "output").all_input_nodes[0]
+    return node
 
 
 def _input(node: fx.Node) -> fx.Node:
