@@ -27,6 +27,10 @@ from bcos_fx.nn.functional import alignment, bcos_scale, bcos_scale_by, default_
 Scale = Literal["cosine", "raw", "unit"]
 EpsAt = Literal["square", "norm"]
 _SCALES = ("cosine", "raw", "unit")
+PUBLISHED_CONVOLUTION_EPS = 1e-6
+"""Added to |x|^2 by the convolutions of B-cos v2 and of B-cosification, as published."""
+PUBLISHED_LINEAR_EPS = 1e-12
+"""Added to |x| by their linear layers."""
 _PLACES = ("square", "norm")
 
 
@@ -92,8 +96,21 @@ class BcosLayer(DynamicLayer):
         self.__dict__["pressure"] = pressure
 
     @classmethod
+    def published_eps(cls) -> dict[str, Any]:
+        """Return ``eps`` and ``eps_at`` of such a layer as published: sqrt(sum x^2 + 1e-6), or |x| + 1e-12."""
+        if cls.spatial:
+            return {"eps": PUBLISHED_CONVOLUTION_EPS, "eps_at": "square"}
+        return {"eps": PUBLISHED_LINEAR_EPS, "eps_at": "norm"}
+
+    @classmethod
     def from_plain(
-        cls, module: nn.Module, *, b: float = 1.0, scale: Scale = "cosine", eps: float | None = None
+        cls,
+        module: nn.Module,
+        *,
+        b: float = 1.0,
+        scale: Scale = "cosine",
+        eps: float | None = None,
+        eps_at: EpsAt = "square",
     ) -> Self:
         """Build the B-cos layer of a plain one, which stays as it is.
 
@@ -102,6 +119,7 @@ class BcosLayer(DynamicLayer):
             b: alignment pressure; at 1 the result computes what ``module`` does.
             scale: how the weight's norm enters.
             eps: see the class.
+            eps_at: see the class.
 
         Returns:
             A layer with every option of ``module`` and **the same Parameter objects**, training flag, dtype, device.
@@ -119,7 +137,7 @@ class BcosLayer(DynamicLayer):
         # On the meta device nothing is allocated and no random numbers are drawn for weights that are replaced.
         layer = cls(**options, bias=module.bias is not None, device="meta", b=b, eps=eps)
         layer.weight, layer.bias = module.weight, module.bias
-        layer._set_transform(b, scale, eps)
+        layer._set_transform(b, scale, eps, eps_at=eps_at)
         return layer.train(module.training)
 
     def forward(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:

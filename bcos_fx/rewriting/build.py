@@ -10,6 +10,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -17,7 +18,7 @@ from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import adopt_tensors, construct, constructor_options, rebuilt
 from bcos_fx.rewriting.match import Hit
 from bcos_fx.rewriting.ops import Call, resolve
-from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.options import PUBLISHED, Options
 from bcos_fx.rewriting.reader import GraphReader, sources_of
 from bcos_fx.tracing.program import attribute
 
@@ -299,7 +300,9 @@ def bcos_layer(build: Build) -> nn.Module:
         cls, own = bnn.BcosLinear, plain
         plain = construct(nn.Linear, constructor_options(own))
         adopt_tensors(plain, own)
-    return cls.from_plain(plain, b=1.0, scale=build.options.scale, eps=build.options.eps)
+    eps = build.options.eps
+    stabiliser: dict[str, Any] = cls.published_eps() if eps == PUBLISHED else {"eps": eps}
+    return cls.from_plain(plain, b=1.0, scale=build.options.scale, **stabiliser)
 
 
 @builder("in-place-relu")

@@ -65,7 +65,7 @@ def packs_values_with_gates(reader: GraphReader, call: Call) -> Verdict:
     Also the last piece that is left, where the others have layers of their own by now. A network that came as a B-cos
     network keeps its layers, whose weights go back to where they came from.
     """
-    if reader.has_peer_layers:
+    if reader.has_peer_layers or reader.options.projections == "output":  # then the values stay plain, as the gates do
         return False
     fork = call.inputs[0]
     pieces = _pieces(reader, fork)

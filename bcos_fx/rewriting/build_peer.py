@@ -23,11 +23,6 @@ from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.predicates import predicate
 from bcos_fx.rewriting.reader import GraphReader
 
-CONVOLUTION_EPS = 1e-6
-"""Added to |x|^2 by the peer's convolutions."""
-LINEAR_EPS = 1e-12
-"""Added to |x| by the peer's linear layers."""
-
 
 @predicate("is-a-plain-bcos-transform")
 def is_a_plain_bcos_transform(reader: GraphReader, call: Call) -> Verdict:
@@ -52,14 +47,12 @@ def peer_bcos_layer(build: Build) -> nn.Module:
     """Our B-cos layer around the weight of a peer's, of unit norm or as it is, without a gain; its B and its eps."""
     peer: Any = build.layer
     inner = peer.linear
-    convolution = isinstance(inner, nn.Conv2d)
-    cls = bnn.BcosConv2d if convolution else bnn.BcosLinear
+    cls = bnn.BcosConv2d if isinstance(inner, nn.Conv2d) else bnn.BcosLinear
     scale = getattr(peer, "scale", None)
     options: dict[str, Any] = {name: getattr(inner, name) for name in cls.plain_options}
     options |= {"bias": inner.bias is not None, "b": float(peer.b), "gain": scale is not None}
     options |= {"scale": "raw" if build.call.op.name.startswith("peer_bcos_raw_") else "unit"}
-    options |= {"eps": CONVOLUTION_EPS} if convolution else {"eps": LINEAR_EPS, "eps_at": "norm"}
-    layer = construct(cls, options)
+    layer = construct(cls, options | cls.published_eps())
     layer.weight, layer.bias = inner.weight, inner.bias
     if scale is not None:  # a fixed number in the peer
         gain = torch.full_like(inner.weight[:, 0].flatten(1)[:, 0], 1 / float(scale))

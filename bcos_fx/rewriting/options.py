@@ -17,10 +17,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "channels": ("rgb", "bgr"),
     "scale": ("cosine", "raw", "unit"),
     "pool": ("keep", "average"),
-    "bias": ("keep", "strip"),
+    "bias": ("keep", "strip", "strip-all"),
+    "projections": ("value-and-output", "output"),
     "head": ("keep", "logit"),
     "positions": ("keep", "strip", "strip-in-pool"),
 }
+
+PUBLISHED = "published"
+"""The eps of each layer as published."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Options:
         b: alignment pressure B >= 1 of every B-cos layer, or module-name pattern -> B (first match wins;
             layers that no pattern names stay at 1).
         scale: how the weight norm enters the B-cos transform: ``cosine``, ``raw`` or ``unit``.
-        eps: eps of the B-cos transform's norm; None takes the layer's own, by dtype.
+        eps: eps of the B-cos transform's norm: a number, under the root of every layer; ``published`` (convolutions
+            sqrt(sum x^2 + 1e-6), linear layers |x| + 1e-12); None takes the layer's own, by dtype.
         input: ``normalised`` (encoding, then a fixed map), ``folded`` (the map inside the first kernel) or
             ``none`` (the input is taken as it is).
         channels: order of the colour channels that the original expects.
@@ -39,7 +44,10 @@ class Options:
             order of its own channels.
         pixel_max: the value of a white pixel in the units of mean and std: 1, or 255.
         pool: ``average`` replaces max pooling.
-        bias: ``strip`` removes the biases of layers and the shifts of norms.
+        bias: ``strip`` removes the biases of layers and the shifts of norms on value paths, where they are constant
+            contributors; ``strip-all`` those that feed gates alone too (queries, keys), as published.
+        projections: which layers of attention become B-cos: ``value-and-output``, or the ``output`` alone and, of an
+            attention pool, none, as published. Queries and keys stay plain either way.
         head: ``logit`` adds a logit layer at the output.
         positions: ``strip`` removes positional embeddings, ``strip-in-pool`` those of attention pools.
         logit_bias: its bias; None takes log(1 / (C - 1)) for C classes.
@@ -50,7 +58,7 @@ class Options:
 
     b: float | Mapping[str, float] = 1.0
     scale: Scale = "cosine"
-    eps: float | None = None
+    eps: float | str | None = None
     input: str = "normalised"
     channels: str = "rgb"
     mean: tuple[float, ...] = ()
@@ -58,6 +66,7 @@ class Options:
     pixel_max: float = 1.0
     pool: str = "keep"
     bias: str = "keep"
+    projections: str = "value-and-output"
     head: str = "keep"
     positions: str = "keep"
     logit_bias: float | None = None
@@ -74,8 +83,9 @@ class Options:
             raise UsageError(f"leaf_modules is {self.leaf_modules!r}", hint=f"give a list: [{self.leaf_modules!r}]")
         for name in ("temperature", "pixel_max", "eps"):
             value = getattr(self, name)
-            if not (_is_number(value) and value > 0) and not (name == "eps" and value is None):
-                raise UsageError(f"{name} is {value!r}", hint="give a positive number, or leave it out")
+            if not (_is_number(value) and value > 0) and not (name == "eps" and value in (None, PUBLISHED)):
+                other = f", {PUBLISHED!r}" if name == "eps" else ""
+                raise UsageError(f"{name} is {value!r}", hint=f"give a positive number{other}, or leave it out")
         if self.logit_bias is not None and not _is_number(self.logit_bias):
             raise UsageError(f"logit_bias is {self.logit_bias!r}", hint="give a number, or leave it out")
         if len(self.mean) != len(self.std):

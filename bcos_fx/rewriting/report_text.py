@@ -102,7 +102,7 @@ def next_step(report: Report) -> str | None:
             "and before you believe what it explains."
         )
     total = report.figures.total_drift
-    at_risk = _raised(report.options["b"]) or report.options["bias"] == "strip"
+    at_risk = _raised(report.options["b"]) or report.options["bias"] != "keep"
     if total is None and report.figures.verification is None and at_risk:
         return (
             "Raising B and removing biases change the function: expect a network at chance until it is fine-tuned on "

@@ -54,9 +54,13 @@ def rate(step: int, options: Optimiser, steps: int, steps_per_epoch: int) -> flo
 
 
 def _norms_by_unit(values: Tensor) -> Tensor:
-    """The norm of each unit, kept broadcastable: of a weight (units, ...) its slices, of a vector its numbers."""
-    if values.dim() <= 1:
-        return values.abs()
+    """The norm of each unit, kept broadcastable: of a weight (units, ...) its slices; a vector is one unit.
+
+    A vector has one dimension at most that is longer than 1, as in the published code: also a weight (1, n) or (n, 1).
+    """
+    if values.squeeze().dim() <= 1:
+        norm: Tensor = torch.linalg.vector_norm(values)
+        return norm
     norms: Tensor = torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())), keepdim=True)
     return norms
 
@@ -66,7 +70,8 @@ def clip_adaptively_(parameters: Iterable[nn.Parameter], clipping: float) -> Non
     """Scale gradients, in place, so that no unit's is longer than ``clipping`` times its weight.
 
     Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", ICML 2021, section 4.1: unit
-    by unit, |g| <= clipping * max(|w|, 1e-3). Applied to all parameters, as the B-cosification recipe does.
+    by unit, |g| <= clipping * max(|w|, 1e-3). Applied to all parameters, as the B-cosification recipe does: a unit is
+    what one output reads, and a whole vector (the scale of a norm, a bias) is one unit.
 
     Args:
         parameters: those without a gradient are passed over.

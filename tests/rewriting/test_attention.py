@@ -292,7 +292,7 @@ def channel_attention(net: Any, x: Tensor) -> Tensor:
     return net.head(mixed.mean(-1))
 
 
-@pytest.mark.parametrize("recipe", ["equivalent", "bcosification"])
+@pytest.mark.parametrize("recipe", ["equivalent", "gradual"])
 def test_a_part_stands_beside_a_projection_that_stays(recipe: str, tmp_path: Path) -> None:
     """Inside it, the projection would be a layer with a layer of its own, which no file can hold."""
     net = Net(channel_attention, embed=nn.Linear(6, 8), qkv=nn.Linear(8, 24), head=nn.Linear(8, 3))

@@ -16,9 +16,10 @@ from bcos_fx.training.recipe import Optimiser
 
 
 def slow_clipped(weight: Tensor, gradient: Tensor, clipping: float) -> Tensor:
-    """Unit by unit: a unit is a slice along the first axis, or a single number of a vector."""
+    """Unit by unit: a unit is a slice along the first axis, or a whole vector."""
     clipped = gradient.clone()
-    for unit in range(len(weight)):
+    longer = [size for size in weight.shape if size > 1]
+    for unit in [...] if len(longer) <= 1 else range(len(weight)):
         norm = math.sqrt(sum(v * v for v in gradient[unit].flatten().tolist()))
         most = clipping * max(math.sqrt(sum(v * v for v in weight[unit].flatten().tolist())), 1e-3)
         if norm > most:
@@ -26,16 +27,35 @@ def slow_clipped(weight: Tensor, gradient: Tensor, clipping: float) -> Tensor:
     return clipped
 
 
-@given(st.sampled_from([(4,), (3, 5), (4, 2, 3, 3)]), st.sampled_from([0.01, 0.3, 10.0]), st.integers(0, 99))
+@given(
+    st.sampled_from([(), (1,), (4,), (1, 5), (4, 1), (3, 5), (4, 2, 3, 3), (4, 1, 1, 1), (3, 4, 2)]),
+    st.sampled_from([0.01, 0.3, 10.0]),
+    st.integers(0, 99),
+)
 def test_clipping_is_that_of_a_loop_over_units(shape: tuple[int, ...], clipping: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     parameter = nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
-    parameter.data[0] = 0  # a unit of norm 0 can be moved nevertheless
+    if len(shape) > 1:
+        parameter.data[0] = 0  # a unit of norm 0 can be moved nevertheless
     gradient = torch.randn(shape, generator=generator, dtype=torch.float64)
-    gradient[-1] = 0
+    if shape:
+        gradient[-1] = 0
     parameter.grad = gradient.clone()
     clip_adaptively_([parameter, nn.Parameter(torch.ones(2))], clipping)
     assert torch.allclose(parameter.grad, slow_clipped(parameter.detach(), gradient, clipping), rtol=1e-12)
+
+
+def test_a_small_entry_of_a_vector_is_not_clipped_by_itself() -> None:
+    """A norm's weight with one entry near 0: its gradient is held against the whole vector, as published."""
+    parameter = nn.Parameter(torch.ones(16, dtype=torch.float64))
+    parameter.data[0] = 1e-4
+    parameter.grad = torch.zeros(16, dtype=torch.float64)
+    parameter.grad[0] = 5e-3
+    clip_adaptively_([parameter], 0.01)
+    assert float(parameter.grad[0]) == 5e-3
+    parameter.grad[0] = 1.0
+    clip_adaptively_([parameter], 0.01)
+    assert float(parameter.grad[0]) == pytest.approx(0.01 * float(parameter.detach().norm()), rel=1e-12)
 
 
 def test_clipping_changes_no_short_gradient_and_no_direction() -> None:

@@ -1,0 +1,132 @@
+"""Which layers belong to attention, and which constants go: what B-cosification, as published, does not treat alike.
+
+Attention weights values by what it computes from queries and keys. As published (Arya et al., "B-cosification", NeurIPS
+2024, section 5, and its code) the layer that makes the values stays linear as those of queries and keys do, the layer
+behind the attention becomes B-cos, and in an attention pool neither does. Layers are told by where they stand in the
+graph, never by their names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import networkx as nx
+from torch import fx
+
+from bcos_fx.rewriting.flow import CONSTANT, VALUE
+from bcos_fx.rewriting.match import Verdict
+from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.predicates import on_value_path, predicate
+from bcos_fx.rewriting.reader import GraphReader
+
+# Products of matrices: one number by number (mul) weights a map, as a gate does, and mixes nothing.
+_MIXING = ("matmul", "einsum")
+# Ops of the class linear that give other numbers than they read.
+_COMPUTING = (
+    "linear",
+    "conv",
+    "bcos_",
+    "mean",
+    "sum",
+    "cumsum",
+    "avg_pool",
+    "adaptive_avg_pool",
+    "interpolate",
+    "upsample",
+)
+
+
+@predicate("is-stripped-here")
+def is_stripped_here(reader: GraphReader, call: Call) -> Verdict:
+    """The option ``bias`` asks for all constants, or for those on value paths and the node is on one."""
+    return True if reader.options.bias == "strip-all" else on_value_path(reader, call)
+
+
+@predicate("is-to-be-raised")
+def is_to_be_raised(reader: GraphReader, call: Call) -> Verdict:
+    """Where ``projections`` is output: it makes no values of an attention and stands behind no attention pool."""
+    if reader.options.projections != "output":
+        return True
+    past = _past_moves(reader, call.node, forwards=True)
+    readers = [(source, other) for source, other in past if reader.flow.on_value_path(other)]
+    in_attention = all(_mixes(reader, mixer) for _, mixer in readers)
+    # Queries and keys may come out of the same layer, in pieces of its result.
+    if in_attention and any(_reads_values(reader, mixer, source) for source, mixer in readers):
+        return "it makes the values of an attention, which stay linear as published (projections = 'output')"
+    for _, mixer in _past_moves(reader, call.node, forwards=False):
+        if _mixes(reader, mixer) and _is_pool(reader, mixer, call.node):
+            return "it stands behind an attention pool, which is linear as published (projections = 'output')"
+    return True
+
+
+def _past_moves(reader: GraphReader, node: fx.Node, *, forwards: bool) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yield what reads a node's numbers, or made them, past what only moves them; each after its neighbour."""
+    for other in list(node.users) if forwards else _values(reader, node):
+        if other.meta.get("type") in ("size", "other"):
+            continue
+        if _moves(reader, other):
+            yield from _past_moves(reader, other, forwards=forwards)
+        else:
+            yield node, other
+
+
+def _values(reader: GraphReader, node: fx.Node) -> list[fx.Node]:
+    return [source for source in node.all_input_nodes if reader.flow.kinds.get(source.name) == VALUE]
+
+
+def _moves(reader: GraphReader, node: fx.Node) -> bool:
+    """Whether a node gives its one input's numbers in another order, or some of them."""
+    call = reader.call(node)
+    if call is None or call.op.linearity != "linear" or node.op == "output" or call.op.name.startswith(_COMPUTING):
+        return False
+    if call.module is not None and next(call.module.parameters(), None) is not None:
+        return False
+    return len([n for n in node.all_input_nodes if n.meta.get("type") not in ("size", "other")]) == 1
+
+
+def _numel(reader: GraphReader, node: fx.Node) -> int | None:
+    shape = reader.shape(node)
+    return None if shape is None else math.prod(shape)
+
+
+def _mixes(reader: GraphReader, node: fx.Node) -> bool:
+    """Whether a node is an attention, or a product of values with a matrix of weights computed from the input."""
+    call = reader.call(node)
+    if call is None:
+        return False
+    if call.op.linearity == "attention":
+        return True
+    kinds = [reader.flow.kinds[n.name] for name in call.op.value for n in call.nodes(name)]
+    return call.op.name in _MIXING and VALUE in kinds and CONSTANT not in kinds and len(kinds) == 2
+
+
+def _reads_values(reader: GraphReader, mixer: fx.Node, source: fx.Node) -> bool:
+    call = reader.call(mixer)
+    if call is None or not _mixes(reader, mixer):
+        return False
+    parameters = [name for name in call.arguments if source in call.nodes(name)]
+    return any(not reader.flow.is_gate(call, name, source) for name in parameters)
+
+
+def _is_pool(reader: GraphReader, attention: fx.Node, layer: fx.Node) -> bool:
+    """Whether everything passes the attention, with no residual around it, and of its places one is left behind it."""
+    carrying: nx.DiGraph[fx.Node] = nx.DiGraph()
+    for node in reader.graph_module.graph.nodes:
+        if node is not attention:
+            carrying.add_edges_from((source, node) for source in _values(reader, node) if source is not attention)
+    inputs = [n for n in carrying if n.op == "placeholder"]
+    outputs = [n for n in carrying if n.op == "output"]
+    around = any(nx.has_path(carrying, start, end) for start in inputs for end in outputs)
+    return not around and _one_place_is_left(reader, attention, layer)
+
+
+def _one_place_is_left(reader: GraphReader, attention: fx.Node, layer: fx.Node) -> bool:
+    """Whether the layer's result, or what is picked out of it before anything is computed, is one vector per sample."""
+    shape, sample = reader.shape(layer), next(n for n in reader.graph_module.graph.nodes if n.op == "placeholder")
+    batch = (reader.shape(sample) or (0,))[0]
+    if shape is None:
+        return False
+    vector = batch * shape[-1] if reader.op(layer) != "conv2d" else batch * shape[1]
+    left = [layer, *(source for source, _ in _past_moves(reader, layer, forwards=True))]
+    return any(_numel(reader, node) == vector for node in left)
