@@ -11,10 +11,9 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 
 from bcos_fx.errors import TraceError
+from bcos_fx.tracing.scalars import ForeignScalarError, plain_scalar
 from bcos_fx.tracing.sizes import Symbolic
 from bcos_fx.tracing.source import Source, current_source
-
-_PLAIN = (bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.layout, torch.memory_format)
 
 LEAVE_WHOLE = "leave its module as one operation: leaf_modules=[its name], --leaf-module"
 """What to do about a line that cannot be traced, nor written in another way."""
@@ -87,19 +86,27 @@ def graph_argument(value: Any, node_of: Callable[[Tensor], Node], device: Callab
             return node_of(item)
         if isinstance(item, Symbolic):
             return item.as_node()
-        if isinstance(item, (*_PLAIN, Node)):
+        if isinstance(item, Node):
             return item
         if isinstance(item, torch.device):
             return device(item)
-        if type(item).__module__ == "numpy" and getattr(item, "ndim", None) == 0:
-            return item.item()
-        raise TraceError(
-            f"an argument of type {type(item).__name__} cannot be put into a graph",
-            where=str(current_source()),
-            hint=f"pass tensors and plain Python values, or {LEAVE_WHOLE}",
-        )
+        if _is_array(item):
+            return node_of(torch.tensor(item))
+        try:
+            return plain_scalar(item)
+        except ForeignScalarError as error:
+            raise TraceError(
+                f"an argument of type {type(item).__name__} cannot be put into a graph",
+                where=str(current_source()),
+                hint=f"{error}, or {LEAVE_WHOLE}",
+            ) from error
 
     return _rebuilt(value, leaf)
+
+
+def _is_array(value: Any) -> bool:
+    """Whether this is a NumPy array of numbers, as an index may be."""
+    return type(value).__module__ == "numpy" and getattr(value, "ndim", 0) > 0 and value.dtype.kind in "biuf"
 
 
 def _rebuilt(value: Any, leaf: Callable[[Any], Any]) -> Any:

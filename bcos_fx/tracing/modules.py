@@ -6,17 +6,20 @@ import copy
 import random
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.overrides import TorchFunctionMode
 
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing.arguments import oddity
 from bcos_fx.tracing.recorder import Recorder
+from bcos_fx.tracing.scalars import ForeignScalarError, plain_scalar
 
 _CONTAINERS = ("torch.nn.modules.container", "torch.nn.modules.transformer")
 _COMPOSITES = (nn.GLU, nn.MultiheadAttention)
@@ -41,16 +44,52 @@ def own_copy(module: nn.Module) -> nn.Module:
         raise TraceError(
             f"the module cannot be copied: {error}", hint="remove what cannot be deep-copied from its attributes"
         ) from error
+    _settle_options(copied)
     copied.train()  # levit, tiny_vit and others drop the tensors they cached for eval here
     return copied.eval()
 
 
+def _settle_options(module: nn.Module) -> None:
+    """Turn NumPy's numbers among the options of PyTorch's layers into plain ones, in place."""
+    for part in module.modules():
+        if type(part).__module__.startswith("torch.nn.modules."):
+            for name, value in vars(part).items():
+                if type(value).__module__ == "numpy":
+                    with suppress(ForeignScalarError):
+                        part.__dict__[name] = plain_scalar(value)
+
+
 def deep_copy(module: M) -> M:
-    """Return a deep copy; what weight_norm and pruning compute and leave in a module is copied as it is now."""
-    memo: dict[int, Any] = {}
-    for part in module.modules():  # tensors with a gradient history cannot be deep-copied
-        memo |= {id(t): t.detach().clone() for t in vars(part).values() if isinstance(t, Tensor) and not t.is_leaf}
-    return copy.deepcopy(module, memo)
+    """Return a deep copy of a module, of which running it leaves no trace in the original.
+
+    Tensors that were computed are copied detached, as they are now, wherever the module keeps them: what weight_norm
+    and pruning leave in it, or what a forward cached. PyTorch itself copies none that has a gradient history.
+    """
+    with _Detached():
+        return silent(copy.deepcopy(module))
+
+
+class _Detached(TorchFunctionMode):
+    """While this lasts, deep copies of tensors with a gradient history are made without the history."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__ or args[0].is_leaf:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        return memo.setdefault(id(tensor), tensor.detach().clone())
+
+
+def silent(module: M) -> M:
+    """Keep graph modules from printing their code to stderr where they fail, in place, and return the module.
+
+    Whether an input suits a network is found by trying, so that failing is no error. Recompiling a graph undoes this.
+    """
+    for part in module.modules():
+        if isinstance(part, GraphModule):
+            type(part).__call__ = nn.Module.__call__  # type: ignore[method-assign]  # a class of this instance alone
+    return module
 
 
 class Alone(nn.Module):

@@ -8,12 +8,16 @@ They derive from ``torch.SymInt`` and its siblings because PyTorch's argument pa
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
 from torch.fx import Node
+
+from bcos_fx.tracing.scalars import ForeignScalarError, plain_scalar
 
 
 class SizeRecorder(Protocol):
@@ -72,8 +76,29 @@ class Symbolic:
     def __format__(self, specification: str) -> str:
         return format(self.value, specification)
 
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Compute what NumPy was asked for: arithmetic as the operator does, anything else on the value."""
+        operation = _UFUNCS.get(function.__name__) if method == "__call__" and not options else None
+        if operation is not None and not any(getattr(item, "ndim", 0) for item in inputs):
+            with suppress(ForeignScalarError):
+                return operation(*(item if isinstance(item, Symbolic) else plain_scalar(item) for item in inputs))
+        read = [item.read("float") if isinstance(item, Symbolic) else item for item in inputs]
+        return getattr(function, method)(*read, **options)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Symbolic:
         return self
+
+
+_UFUNCS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "floor_divide": operator.floordiv,
+    "remainder": operator.mod,
+    "power": operator.pow,
+    "negative": operator.neg,
+}
 
 
 class SymbolicInt(Symbolic, torch.SymInt):
@@ -109,13 +134,22 @@ def concrete(value: Any) -> Any:
     return value
 
 
-_NUMBERS = (Symbolic, bool, int, float)
+def _with_foreign(function: Callable[[Any, Any], Any], size: Symbolic, other: Any, *, swapped: bool) -> Any:
+    """Compute with a number of another kind: NumPy's follow the input; for a fraction or decimal the size is read."""
+    if not isinstance(other, numbers.Number):
+        return NotImplemented
+    try:
+        plain = plain_scalar(other)
+    except ForeignScalarError:
+        value = size.read("int" if isinstance(size.value, int) else "float")
+        return function(other, value) if swapped else function(value, other)
+    return function(plain, size) if swapped else function(size, plain)
 
 
 def _binary(function: Callable[[Any, Any], Any], *, swapped: bool = False) -> Callable[[Symbolic, Any], Any]:
     def method(self: Symbolic, other: Any) -> Any:
-        if not isinstance(other, _NUMBERS):
-            return NotImplemented
+        if not isinstance(other, Symbolic) and type(other) not in (bool, int, float):
+            return _with_foreign(function, self, other, swapped=swapped)
         args = (other, self) if swapped else (self, other)
         value = function(*concrete(args))
         return symbolic(self.recorder, value, "call_function", function, args)

@@ -7,7 +7,6 @@ graph is run once to see that it repeats the recorded output.
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from bcos_fx.tracing.modules import (
     buffers_kept,
     chance_kept,
     check_parts,
+    deep_copy,
     hooked_backward,
     instrumented,
     own_copy,
@@ -307,7 +307,7 @@ def _follow_precision(
         return
     torch.manual_seed(0)
     try:
-        twin = copy.deepcopy(root).to(precision)
+        twin = deep_copy(root).to(precision)
         recorder = _recorder(twin)
         _record(twin, inputs.cast(precision), output, leaf_modules, recorder)
     except (BcosFxError, *_FORWARD_ERRORS):

@@ -89,7 +89,7 @@ def _require_same(value: Any, trained: Any, same: Mapping[Node, Node]) -> None:
         _require_same(list(value.items()), list(trained.items()) if isinstance(trained, dict) else trained, same)
     elif isinstance(value, slice) and isinstance(trained, slice):
         _require_same((value.start, value.stop, value.step), (trained.start, trained.stop, trained.step), same)
-    elif type(value) is not type(trained) or value != trained:
+    elif type(value) is not type(trained) or not (value == trained or value != value):
         raise _Difference
 
 
