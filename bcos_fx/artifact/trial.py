@@ -41,7 +41,7 @@ def check_runs(network: BcosNetwork) -> None:
         _check_shape(spec)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     limit = max(MOST_VALUE, GROWTH * max(parameters, *(math.prod(spec.shape) for spec in inputs)))
-    with _on_meta(network), torch.no_grad():
+    with _on_meta(network), torch.no_grad(), _META:  # tensors that the graph makes are made there too
         _Run(network, limit).run()
 
 
@@ -98,6 +98,10 @@ class _Run:
         where = f"node {node.name!r}"
         try:
             value = run_node(node, self._network, _placed(args), _placed(kwargs))
+        except NotImplementedError as error:  # how many entries a mask selects depends on its values
+            if node.meta.get("shape") is None:
+                raise ArtifactError("the shape of a value depends on other values", where=where) from error
+            value = torch.empty(node.meta["shape"], dtype=node.meta.get("dtype") or self._like, device=_META)
         except Exception as error:  # whatever torch raises about arguments that make no sense
             reason = str(error).partition("\n")[0]
             raise ArtifactError(f"the network does not run: {reason}", where=where) from error
