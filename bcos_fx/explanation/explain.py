@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bcos_fx.certification import in_order, view_of
 from bcos_fx.errors import UsageError, VerificationError
+from bcos_fx.explanation.axes import Axes, axes_of
 from bcos_fx.explanation.result import Constants, Explanation
 from bcos_fx.explanation.targets import Chosen, Target, chosen, named
 from bcos_fx.proofs.completeness import judged
@@ -37,6 +38,7 @@ def explain(
     others: Sequence[Tensor] = (),
     names: Sequence[str] | None = None,
     batch_size: int | None = None,
+    channel_axis: int | None = None,
     allow_incomplete: bool = False,
 ) -> Explanation:
     """Explain outputs of a dynamic linear network by what it computed: f(x) = W(x)·x + Σ_c W_c(x)·c.
@@ -61,6 +63,8 @@ def explain(
         others: the network's further inputs, in order, where ``images`` is the first.
         names: class names, for targets and pictures.
         batch_size: samples that are computed at once; None: as many as fit into memory.
+        channel_axis: the dimension of what outputs are explained by that holds its channels, over which
+            ``contributions`` are summed, as counted in (N, ...); None: the one that the first layer sums over.
         allow_incomplete: explain a network that is not dynamic linear too; the result then says what is missing.
 
     Returns:
@@ -89,7 +93,8 @@ def explain(
             part, choice = _explained(view, inputs, _of_samples(wanted, place, len(images)))
         parts.append(part)
         choices.append(choice)
-    found = _result(view, images, parts, choices, _notes(model, images), names)
+    axes = axes_of(view.unfrozen, view.start.name, tuple(parts[0].start.shape), channel_axis)
+    found = _result(view, images, parts, choices, _notes(model, images), names, axes)
     return found if getattr(wanted, "names", None) is None else _scored(found, wanted.names)
 
 
@@ -111,6 +116,7 @@ def _result(
     choices: list[Chosen],
     notes: list[str],
     names: Sequence[str] | None,
+    axes: Axes,
 ) -> Explanation:
     single = choices[0].single
     found = DynamicWeights.joined(parts)
@@ -120,6 +126,7 @@ def _result(
         notes.append(f"the network is not dynamic linear: {view.certificate.breaks[0]}")
     elif not complete:
         notes.append(f"contributions do not add up: {judgement}")
+    notes += [axes.note] if axes.note else []
     indices = None if choices[0].indices is None else torch.cat([c.indices for c in choices if c.indices is not None])
     scores = found.value if found.value.dim() == 2 else None
 
@@ -140,6 +147,8 @@ def _result(
         colours=_has_colours(found.start, found.weights),
         notes=tuple(notes),
         complete=complete,
+        channel_axis=axes.channel,
+        axes=axes.places,
     )
 
 

@@ -88,6 +88,9 @@ class Explanation:
         notes: what is odd about this explanation.
         tokens: of each sample, in the order of its positions, where they are known.
         complete: contributions add up to the output, and the network is certified.
+        channel_axis: the dimension of ``encoded`` that holds its channels, the samples' own being 0; None where every
+            number stands for itself.
+        axes: names of the other dimensions, in order: those of ``contributions`` after N (and K).
     """
 
     inputs: Tensor
@@ -104,6 +107,8 @@ class Explanation:
     notes: tuple[str, ...] = field(default=())
     complete: bool = True
     tokens: tuple[tuple[str, ...], ...] | None = None
+    channel_axis: int | None = 1
+    axes: tuple[str, ...] = ("row", "column")
 
     @property
     def several(self) -> bool:
@@ -117,10 +122,13 @@ class Explanation:
 
     @property
     def contributions(self) -> Tensor:
-        """Contribution of each place: (N[, K], H, W) of images, (N[, K], L) of sequences, (N[, K], F) of features."""
-        axis = _channel_axis(self.encoded.dim())
+        """Return what each place contributes, summed over its channels.
+
+        Returns:
+            (N[, K], H, W) of images, (N[, K], L) of sequences, (N[, K], T, H, W) of clips, (N[, K], F) of features.
+        """
         parts = self.channel_contributions
-        return parts if axis is None else parts.sum(axis + 1 if self.several and axis > 0 else axis)
+        return parts if self.channel_axis is None else parts.sum(self.channel_axis + self.several)
 
     @property
     def residual(self) -> Tensor:
@@ -294,10 +302,3 @@ class Explanation:
         from bcos_fx.explanation.saving import save
 
         return save(self, Path(path))
-
-
-def _channel_axis(rank: int) -> int | None:
-    """The dimension of the channels: 1 of images and volumes, the last of sequences, none of plain features."""
-    if rank >= 4:
-        return 1
-    return -1 if rank == 3 else None

@@ -17,7 +17,7 @@ def checked(explanation: Explanation, tokens: Sequence[str] | Sequence[Sequence[
     Raises:
         UsageError: what is explained by is no sequence, or the tokens do not fit its samples and positions.
     """
-    if explanation.encoded.dim() != 3:
+    if len(explanation.axes) != 1:
         raise UsageError(
             f"what is explained by has shape {tuple(explanation.encoded.shape)}, which is no sequence of tokens",
             hint="give the embeddings (N, L, E) as input, or an embedding layer as source=",
@@ -26,7 +26,7 @@ def checked(explanation: Explanation, tokens: Sequence[str] | Sequence[Sequence[
     rows: Tokens = tuple(tuple(row) for row in ([tokens] if single else tokens))  # type: ignore[arg-type]
     if len(rows) != len(explanation):
         raise UsageError(f"there are tokens of {len(rows)} samples, and {len(explanation)} were explained")
-    positions = explanation.encoded.shape[1]
+    positions = explanation.contributions.shape[-1]
     for number, row in enumerate(rows):
         if len(row) > positions or not all(isinstance(token, str) for token in row):
             raise UsageError(
@@ -48,7 +48,7 @@ def text(explanation: Explanation) -> str:
 
 
 def _check_listed(explanation: Explanation) -> None:
-    if explanation.encoded.dim() > 3:
+    if len(explanation.axes) > 1:
         raise UsageError("an image has no tokens", hint="look at it: explanation.plot(), explanation.image()")
 
 
@@ -65,15 +65,15 @@ def _sample(sample: Explanation, number: int) -> list[str]:
 def contributions(sample: Explanation, place: int = 0) -> list[tuple[str, float]]:
     """Return what each token of the first sample contributed to one of its explained numbers.
 
-    Positions past the last token are named by their number, as all are where no tokens are known; there each counts
-    only where it contributes.
+    Positions (of a table: features) past the last token are named by their number, as all are where no tokens are
+    known; there each counts only where it contributes.
     """
     values = sample.contributions[0]
     numbers = (values[place] if sample.several else values).tolist()
     tokens = sample.tokens[0] if sample.tokens else ()
     rows = list(zip(tokens, numbers, strict=False))
     later = list(enumerate(numbers))[len(tokens) :]
-    return rows + [(f"position {at}", value) for at, value in later if value or not tokens]
+    return rows + [(f"{sample.axes[0]} {at}", value) for at, value in later if value or not tokens]
 
 
 def spans(sample: Explanation) -> str:

@@ -115,6 +115,11 @@ class ExplanationView:
             missed = unfinished(reader) or uncounted(self.certificate, self.sources)
             self.certificate = with_breaks(self.certificate, missed)
 
+    @property
+    def unfrozen(self) -> fx.GraphModule:
+        """The network's graph up to what is explained, as it runs: nothing frozen, nothing counted."""
+        return self._unfrozen
+
     def _module(self, node: fx.Node) -> object:
         return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
 
