@@ -297,23 +297,23 @@ UNCERTIFIED: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "an LSTM": (
         lambda: Rows(lambda part, x: part(x[None])[0][0], nn.LSTM(6, 6)),
         rows(),
-        "part (LSTM): the op vocabulary does not know this operation",
+        "part (LSTM): it runs over a sequence inside one call",
     ),
     "a GRU": (
         lambda: Rows(lambda part, x: part(x[None])[0][0], nn.GRU(6, 6)),
         rows(),
-        "part (GRU): the op vocabulary does not know this operation",
+        "part (GRU): it runs over a sequence inside one call",
     ),
-    "a GRU cell": (lambda: Rows(lambda part, x: part(x), nn.GRUCell(6, 6)), rows(), "part (GRUCell): the op"),
+    "a GRU cell": (lambda: Rows(lambda part, x: part(x), nn.GRUCell(6, 6)), rows(), "part (GRUCell): it runs"),
     "a Fourier transform": (
         lambda: Net(lambda net, y: torch.fft.fft2(y).abs()),
         images(),
-        "does not know this operation [test_odd_modules.py",
+        "abs of complex numbers is no dynamic linear function of their real and imaginary parts [test_odd_modules.py",
     ),
     "rounding for quantisation": (
         lambda: Net(lambda net, y: torch.fake_quantize_per_tensor_affine(y, 0.1, 0, -128, 127)),
         images(),
-        "does not know this operation [test_odd_modules.py",
+        "instead: the network in floating point, before it was quantised [test_odd_modules.py",
     ),
     "a mask that picks": (
         lambda: Net(lambda net, y: y[y > 0].mean() + y),

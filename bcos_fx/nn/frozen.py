@@ -48,30 +48,31 @@ class FrozenRatio(nn.Module):
     At x = 0 the ratio is phi'(0) where that is finite, else 0; that of a phi that stops gradients is taken near 0.
 
     Args:
-        function: phi.
+        function: phi, of x and the tensors that it reads besides, such as a learnt power.
     """
 
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *options: Tensor) -> Tensor:
         """Apply phi elementwise; any shape."""
         with torch.no_grad():
             # Below the smallest normal number a quotient is rounding and no ratio.
             zero = x.abs() < torch.finfo(x.dtype).tiny
-            ratio = torch.where(zero, self._slope(x), self.function(x) / torch.where(zero, 1, x))
+            ratio = torch.where(zero, self._slope(x, options), self.function(x, *options) / torch.where(zero, 1, x))
         return x * ratio
 
-    def _slope(self, x: Tensor) -> Tensor:
-        """phi'(0), a 0-dimensional tensor."""
+    def _slope(self, x: Tensor, options: tuple[Tensor, ...]) -> Tensor:
+        """phi'(0): a tensor without dimensions, or one like x where phi may differ from number to number."""
         with torch.inference_mode(False), torch.enable_grad():
-            origin = torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
-            value = self.function(origin)
+            form: list[int] | torch.Size = x.shape if options else []
+            origin = torch.zeros(form, dtype=x.dtype, device=x.device, requires_grad=True)
+            value = self.function(origin, *options)
             if not value.requires_grad:
                 near = torch.full_like(origin, torch.finfo(x.dtype).tiny)
-                return self.function(near) / near
-            (slope,) = torch.autograd.grad(value, origin)
+                return self.function(near, *options) / near
+            (slope,) = torch.autograd.grad(value.sum(), origin)
         return torch.where(slope.isfinite(), slope, 0)
 
 

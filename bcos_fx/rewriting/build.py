@@ -19,7 +19,8 @@ from bcos_fx.nn.construction import adopt_tensors, construct, constructor_option
 from bcos_fx.rewriting.match import Hit
 from bcos_fx.rewriting.ops import Call, resolve
 from bcos_fx.rewriting.options import PUBLISHED, Options
-from bcos_fx.rewriting.reader import GraphReader, sources_of
+from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.stored import sources_of
 from bcos_fx.tracing.program import attribute
 
 

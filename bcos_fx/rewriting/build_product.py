@@ -13,7 +13,8 @@ from bcos_fx.rewriting.build import Build, Refused, builder, computed_parameter
 from bcos_fx.rewriting.match import Verdict
 from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.predicates import predicate
-from bcos_fx.rewriting.reader import GraphReader, sources_of
+from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.stored import sources_of
 from bcos_fx.tracing.program import attribute
 
 

@@ -176,7 +176,7 @@ def _slot(build: Build, name: str) -> Slot:
 
 def _broadcasts(build: Build) -> bool:
     """Whether the operands of a call are broadcast to each other: not where they are joined or written into one."""
-    return build.call.op.name not in ("cat", "stack", "set_item")
+    return not build.call.op.joined
 
 
 @builder("frozen-layer")
@@ -188,6 +188,8 @@ def frozen_layer(build: Build) -> nn.Module:
 @builder("frozen-ratio")
 def frozen_ratio(build: Build) -> nn.Module:
     """An activation as its input times a ratio that is held fixed."""
+    if build.call.nodes(build.call.op.value[0]) != build.call.node.all_input_nodes[:1]:
+        raise Refused("the value does not stand first among what it reads")
     return bnn.FrozenRatio(elementwise(build.call))
 
 

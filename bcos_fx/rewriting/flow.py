@@ -73,6 +73,7 @@ def _chosen(choice: Choice | None, source: fx.Node) -> bool:
 class _Analysis:
     def __init__(self, graph_module: fx.GraphModule, vocabulary: Vocabulary) -> None:
         self.nodes = list(graph_module.graph.nodes)
+        self.vocabulary, self.root = vocabulary, graph_module
         self.calls = {node: vocabulary.call(node, graph_module) for node in self.nodes}
         self.kinds: dict[fx.Node, str] = {}
         self.choices: dict[fx.Node, Choice] = {}
@@ -92,20 +93,30 @@ class _Analysis:
             return GATE if whole_numbers else VALUE
         inputs = {self.kinds[source] for source in node.all_input_nodes}
         call = self.calls[node]
-        if not inputs - {CONSTANT} or (call is not None and call.op.linearity == "constant"):
+        if not inputs - {CONSTANT}:
             return CONSTANT
+        if call is not None and call.op.linearity == "constant":
+            return self._made(call)
         kind = self._of_call(node, call)
         # Indices, comparisons, rounded numbers: any function of the input, and nothing that could add up to it.
         return GATE if whole_numbers and kind != UNKNOWN else kind
 
+    def _made(self, call: Call) -> str:
+        """Kind of a new tensor: of its form other tensors may tell, of its numbers they must not."""
+        computed = next((n for n in call.read if self.kinds[n] != CONSTANT), None)
+        if computed is None:
+            return CONSTANT
+        return self._unknown(call.node, f"it is filled with {computed.name}, which depends on the input")
+
     def _of_call(self, node: fx.Node, call: Call | None) -> str:
         if call is None:
-            return self._unknown(node, "the op vocabulary does not know this operation")
+            return self._unknown(node, self.vocabulary.refusal(node, self.root))
         linearity = call.op.linearity
         if linearity == "gate":
             return GATE
         if linearity == "opaque":
-            return self._unknown(node, f"{call.op.name} is not dynamic linear in its input")
+            instead = f"; instead: {call.op.instead}" if call.op.instead else ""
+            return self._unknown(node, f"{call.name} is not dynamic linear in its input{instead}")
         wrong = objection(call)
         if wrong is not None:
             return self._unknown(node, wrong)

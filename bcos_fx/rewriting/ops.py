@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from bcos_fx.errors import RuleError, nearest
 from bcos_fx.rewriting.location import rules_directory
+from bcos_fx.rewriting.refused import refused_names
 from bcos_fx.rewriting.toml import Table, read_toml
 from bcos_fx.tracing.modules import qualified_name
 
@@ -52,6 +53,10 @@ class Op:
         view: it stands in explanation views only, so no file can hold it.
         peers: qualified names of other packages' module classes. They are compared, never imported, and no file can
             hold such a module.
+        joined: the operands lie beside each other in the result (joined, written into one another): they are not
+            broadcast to each other.
+        family: its spellings are many functions of one kind, so that a message names the function.
+        instead: of an op that carries no value: what a network can use in its place.
     """
 
     name: str
@@ -72,6 +77,9 @@ class Op:
     rectifier: bool = False
     view: bool = False
     peers: tuple[str, ...] = ()
+    joined: bool = False
+    family: bool = False
+    instead: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,12 +91,22 @@ class Call:
         node: the node itself.
         module: the module that the node calls, or None for a function or method.
         arguments: parameter name -> argument; data are nodes (or lists of them).
+        root: holds the tensors that the graph reads.
     """
 
     op: Op
     node: fx.Node
     module: nn.Module | None
     arguments: Mapping[str, Any]
+    root: nn.Module
+
+    @property
+    def name(self) -> str:
+        """What is called: the op's name, or of a family of functions the function's own."""
+        if not self.op.family:
+            return self.op.name
+        called = self.node.target if self.module is None else type(self.module)
+        return str(getattr(called, "__name__", called))
 
     def nodes(self, parameter: str) -> list[fx.Node]:
         """Return the nodes that one argument holds (several for a list of tensors, none for a literal)."""
@@ -156,6 +174,12 @@ class Vocabulary:
             return self._methods.get(str(node.target))
         return BOUNDARY[node.op]
 
+    def refusal(self, node: fx.Node, root: nn.Module) -> str:
+        """Return why no entry knows a node, and what could stand in its place, as far as that is known."""
+        called = type(root.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+        refused = refused_names().get(getattr(called, "__name__", str(called)))
+        return "the op vocabulary does not know this operation" if refused is None else str(refused)
+
     def call(self, node: fx.Node, root: nn.Module) -> Call | None:
         """Read a node as a :class:`Call`, or None where no entry knows it."""
         op = self.of(node, root)
@@ -166,8 +190,8 @@ class Vocabulary:
             given = arguments_of(op, node, node.args, node.kwargs)
             missing = [p for p in op.parameters if p not in given]
             options = {p: getattr(module, op.attributes.get(p, p), op.defaults.get(p)) for p in missing}
-            return Call(op, node, module, given | options)
-        return Call(op, node, None, arguments_of(op, node, node.args, node.kwargs))
+            return Call(op, node, module, given | options, root)
+        return Call(op, node, None, arguments_of(op, node, node.args, node.kwargs), root)
 
 
 def arguments_of(op: Op, node: fx.Node, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -248,6 +272,9 @@ def _read_op(name: str, table: Table) -> Op:
         rectifier=table.flag("rectifier"),
         view=table.flag("view"),
         peers=table.strings("peers"),
+        joined=table.flag("joined"),
+        family=table.flag("family"),
+        instead=table.text("instead", default=None),
     )
     table.finish()
     return op

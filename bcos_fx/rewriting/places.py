@@ -7,8 +7,9 @@ from torch import fx, nn
 from bcos_fx.rewriting.build import Part
 from bcos_fx.rewriting.match import Hit
 from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.reader import GraphReader, sources_of
+from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.rewriting.rule import Replacement
+from bcos_fx.rewriting.stored import sources_of
 
 
 class Places:

@@ -11,7 +11,8 @@ from torch import fx, nn
 from bcos_fx.rewriting.flow import Flow, analyse
 from bcos_fx.rewriting.ops import BOUNDARY, Call, Vocabulary
 from bcos_fx.rewriting.options import Options
-from bcos_fx.tracing.program import attribute, run_node
+from bcos_fx.rewriting.stored import follows_from_stored, stored_value
+from bcos_fx.tracing.program import attribute
 
 
 class GraphReader:
@@ -89,20 +90,11 @@ class GraphReader:
 
     def follows_from_stored(self, node: fx.Node) -> bool:
         """Whether a node's value is computed from stored tensors alone, and not at random."""
-        return all(self._is_fixed(source) for source in sources_of(node))
-
-    def _is_fixed(self, node: fx.Node) -> bool:
-        if node.op == "call_module":  # it may hold state, or act in train mode only
-            return False
-        return node.op == "get_attr" or (bool(node.all_input_nodes) and node.op != "placeholder")
+        return follows_from_stored(node)
 
     def stored_value(self, node: fx.Node) -> Any:
         """Compute the value of a node that follows from stored tensors."""
-        values: dict[fx.Node, Any] = {}
-        for source in sources_of(node):
-            args, kwargs = fx.node.map_arg((source.args, dict(source.kwargs)), values.__getitem__)
-            values[source] = run_node(source, self.graph_module, args, kwargs)
-        return values[node]
+        return stored_value(node, self.graph_module)
 
     def was_peer(self, node: fx.Node) -> bool:
         """Whether the node called another package's layer when the network was traced."""
@@ -121,17 +113,6 @@ class GraphReader:
         """Return the shape that a node's value had in the example run, if known."""
         shape = node.meta.get("shape")
         return tuple(shape) if shape is not None else None
-
-
-def sources_of(node: fx.Node) -> list[fx.Node]:
-    """Return a node and everything that it is computed from, in the order of the graph."""
-    found, pending = {node}, [node]
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                pending.append(source)
-    return sorted(found)
 
 
 def is_boundary(op: str) -> bool:

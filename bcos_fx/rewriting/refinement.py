@@ -14,38 +14,52 @@ import torch
 from torch import Tensor, fx
 
 from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.stored import follows_from_stored, stored_value
 
 
 def objection(call: Call) -> str | None:
     """Return why this call is not what its op's linearity class says, or None where it is."""
+    if call.op.linearity in ("ratio", "selection") and _reads_complex_numbers(call):
+        return f"{call.name} of complex numbers is no dynamic linear function of their real and imaginary parts"
     if call.op.linearity == "ratio":
         return _ratio(call)
     check = _CHECKS.get(call.op.name)
     return None if check is None else check(call)
 
 
+def _reads_complex_numbers(call: Call) -> bool:
+    dtypes = (node.meta.get("dtype") for name in call.op.value for node in call.nodes(name))
+    return any(dtype is not None and dtype.is_complex for dtype in dtypes)
+
+
 def _ratio(call: Call) -> str | None:
     """Try whether phi(0) = 0, for only then is phi(x) the weight phi(x)/x times x."""
     for name in call.arguments:
-        if name not in call.op.value and call.nodes(name):
-            return f"its {name} is no plain number, so nothing is known of it at 0"
-    at_zero = applied(call, torch.zeros(1))
-    if float(at_zero) != 0:
-        return f"{call.op.name} is {float(at_zero):.3g} at 0, so it is no weight times its input"
+        if name not in call.op.value and not all(follows_from_stored(node) for node in call.nodes(name)):
+            return f"its {name} is neither a plain number nor a stored one, so nothing is known of it at 0"
+    with torch.no_grad():
+        options = [stored_value(node, call.root) for node in _options(call)]
+        at_zero = elementwise(call)(torch.zeros(1), *options)
+    if torch.count_nonzero(at_zero):
+        worst = float(at_zero.abs().max())
+        return f"{call.name} is {worst:.3g} at 0, so it is no weight times its input"
     return None
 
 
-def applied(call: Call, value: Tensor) -> Tensor:
-    """Apply an elementwise call of one tensor to another tensor; options as in the call."""
-    return elementwise(call)(value)
+def _options(call: Call) -> list[fx.Node]:
+    """What an elementwise call reads besides its value: a learnt power, a slope for each channel."""
+    value = call.nodes(call.op.value[0])
+    return [node for node in call.node.all_input_nodes if node not in value]
 
 
-def elementwise(call: Call) -> Callable[[Tensor], Tensor]:
-    """Return an elementwise call of one tensor as a function of it; it outlives a change of the node."""
+def elementwise(call: Call) -> Callable[..., Tensor]:
+    """Return an elementwise call as a function of its value and of its options; it outlives a change of the node."""
     function, given = as_function(call), (call.node.args, dict(call.node.kwargs))
+    places = dict.fromkeys(call.nodes(call.op.value[0]), 0)
+    places |= {node: place for place, node in enumerate(_options(call), start=1)}
 
-    def apply(value: Tensor) -> Tensor:
-        args, kwargs = fx.node.map_arg(given, lambda _: value)
+    def apply(*read: Tensor) -> Tensor:
+        args, kwargs = fx.node.map_arg(given, lambda node: read[places[node]])
         result: Tensor = function(*args, **kwargs)
         return result
 
@@ -98,15 +112,29 @@ def _rounded(call: Call) -> str | None:
     return None if call.arguments.get("rounding_mode") is None else "it rounds, and a rounded number is no weighted sum"
 
 
-def _picked(call: Call) -> str | None:
-    if any(node.meta.get("dtype") is torch.bool for node in call.nodes("index")):
+def _picked(call: Call, parameter: str = "index") -> str | None:
+    if any(node.meta.get("dtype") is torch.bool for node in call.nodes(parameter)):
         return "what is picked by truth values loses its place, and samples are mixed"
     return None
 
 
+def _reduced(call: Call) -> str | None:
+    """Sums, means, maxima and minima of what is scattered to one place are dynamic linear; products are not."""
+    reduce = call.arguments.get("reduce")
+    if reduce in (None, "add", "sum", "mean", "amax", "amin"):
+        return None
+    return f"what meets in one place is multiplied with each other (reduce={reduce!r})"
+
+
+def _reinterpreted(call: Call) -> str | None:
+    shape = call.arguments.get("shape")
+    kind = shape[0] if isinstance(shape, tuple) and len(shape) == 1 else call.node.kwargs.get("dtype")
+    return f"it reads the bits of its input as {kind}" if isinstance(kind, torch.dtype) else None
+
+
 def _attribute(call: Call) -> str | None:
     name = call.arguments.get("name")
-    return None if name in ("T", "mT", "H", "mH", "real") else f"nothing is known of a tensor's {name!r}"
+    return None if name in ("T", "mT", "H", "mH", "real", "imag") else f"nothing is known of a tensor's {name!r}"
 
 
 _CHECKS: dict[str, Callable[[Call], str | None]] = {
@@ -122,4 +150,7 @@ _CHECKS: dict[str, Callable[[Call], str | None]] = {
     "div": _rounded,
     "getattr": _attribute,
     "getitem": _picked,
+    "index": functools.partial(_picked, parameter="indices"),
+    **dict.fromkeys(("scatter", "scatter_reduce", "index_reduce"), _reduced),
+    "reshape": _reinterpreted,
 }

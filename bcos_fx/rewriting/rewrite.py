@@ -17,10 +17,11 @@ from bcos_fx.rewriting.build import Build, Builder, Part, Refused
 from bcos_fx.rewriting.match import Hit, NearMiss
 from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.places import Places, set_module, source_of
-from bcos_fx.rewriting.reader import GraphReader, sources_of
+from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.rewriting.rule import ARGUMENTS, LEDGER, Replacement
 from bcos_fx.rewriting.shapes import note_shape
 from bcos_fx.rewriting.slots import SLOTS, Slot
+from bcos_fx.rewriting.stored import sources_of
 from bcos_fx.tracing.arguments import exchange
 
 LEDGER_INPUT = "_ledger"

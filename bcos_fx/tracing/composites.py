@@ -11,10 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from bcos_fx.tracing.attention import Part, multi_head_attention
+from bcos_fx.tracing.joining import JOINING
+
+Composite = Callable[..., Any]
 
 
-def find(function: Callable[..., Any], part: Part) -> Callable[..., Any] | None:
+def find(function: Callable[..., Any], part: Part) -> Composite | None:
     """Return the function that computes what a PyTorch function or method does by several calls; None for others.
+
+    The result of that function is NotImplemented where these arguments are better recorded as the call that they are.
 
     Args:
         function: as it was called.
@@ -22,7 +27,20 @@ def find(function: Callable[..., Any], part: Part) -> Callable[..., Any] | None:
     """
     if function is functional.multi_head_attention_forward:
         return functools.partial(multi_head_attention, part)
-    return _COMPOSITES.get(function)
+    return _composites().get(function)
+
+
+@functools.cache
+def _composites() -> dict[Callable[..., Any], Composite]:
+    """Every function and method of these names: PyTorch has most of them in several places, or as a method too."""
+    homes = (torch, torch.Tensor, functional, torch.linalg, torch.special, torch._C._nn)
+    found: dict[Callable[..., Any], Composite] = {torch._nested_tensor_from_mask_left_aligned: _not_aligned}
+    for name, composite in {**_ARITHMETIC, **JOINING}.items():
+        found |= {getattr(home, name): composite for home in homes if hasattr(home, name)}
+    return found
+
+
+# ---------------------------------------------------------------- sums and products
 
 
 def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
@@ -33,18 +51,111 @@ def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 
     return input + _scaled(tensor1 / tensor2, value)
 
 
-def _addmm(input: Tensor, first: Tensor, second: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    product = _scaled(torch.matmul(first, second), alpha)
-    return product if beta == 0 else _scaled(input, beta) + product  # with 0 the input may hold anything
+def _added_to(product: Callable[[Tensor, Tensor], Tensor]) -> Composite:
+    """Make the function beta * input + alpha * product(first, second)."""
+
+    def add(input: Tensor, first: Tensor, second: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+        scaled = _scaled(product(first, second), alpha)
+        if isinstance(beta, int | float) and beta == 0:  # the input may hold anything then, NaN too
+            return scaled
+        return _scaled(input, beta) + scaled
+
+    def call(input: Tensor, *args: Tensor, **kwargs: Any) -> Tensor:
+        named = [kwargs.pop(name) for name in _FACTORS if name in kwargs]
+        return add(input, *args, *named, **kwargs)
+
+    return call
+
+
+_FACTORS = ("mat1", "mat", "batch1", "vec1", "mat2", "vec", "batch2", "vec2")
+
+
+def _sum_of_products(first: Tensor, second: Tensor) -> Tensor:
+    return torch.bmm(first, second).sum(0)
 
 
 def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
     return input + weight * (end - input)
 
 
+def _ldexp(input: Tensor, other: Tensor) -> Tensor:
+    return input * torch.exp2(other)
+
+
+def _multi_dot(tensors: Any, *more: Tensor) -> Tensor:
+    factors = (tensors, *more) if isinstance(tensors, Tensor) else tuple(tensors)
+    return functools.reduce(torch.matmul, factors)
+
+
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    return (functional.normalize(x1, dim=dim, eps=eps) * functional.normalize(x2, dim=dim, eps=eps)).sum(dim)
+
+
+# ---------------------------------------------------------------- activations
+
+
 def _glu(input: Tensor, dim: int = -1) -> Tensor:
     value, gate = input.chunk(2, dim)
     return value * torch.sigmoid(gate)
+
+
+def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Any:
+    """Leave a clamp that lets 0 pass; of others, such as ``x.clamp(min=1e-6)``, the bounds are constants."""
+    if _is_number_or_none(min) and _is_number_or_none(max) and (min or 0) <= 0 <= (max or 0):
+        return NotImplemented
+    bounded = input if min is None else torch.where(input < min, min, input)
+    return bounded if max is None else torch.where(bounded > max, max, bounded)
+
+
+def _is_number_or_none(bound: Any) -> bool:
+    return bound is None or type(bound) in (int, float)
+
+
+def _clamp_min(input: Tensor, min: Any) -> Tensor:
+    return torch.clamp(input, min=min)
+
+
+def _clamp_max(input: Tensor, max: Any) -> Tensor:
+    return torch.clamp(input, max=max)
+
+
+def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    return torch.where(input <= threshold, value, input)
+
+
+# ---------------------------------------------------------------- statistics and pooling
+
+
+def _with_mean(name: str) -> Composite:
+    """Make the function that gives a statistic of a tensor and its mean."""
+
+    def both(input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        statistic: Tensor = getattr(input, name)(*args, **kwargs)
+        dim = kwargs.get("dim", args[0] if args and not isinstance(args[0], bool) else None)
+        return statistic, input.mean(dim, keepdim=kwargs.get("keepdim", False))
+
+    return both
+
+
+def _lp_pool(pool: Composite, dimensions: int) -> Composite:
+    """Make the function (sum over a window of x^p)^(1/p)."""
+
+    def lp_pool(
+        input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+    ) -> Tensor:
+        sizes = (kernel_size,) * dimensions if isinstance(kernel_size, int) else tuple(kernel_size)
+        averaged = pool(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
+        scaled = functional.relu(averaged.abs() * averaged.sign()) * functools.reduce(lambda a, b: a * b, sizes)
+        return scaled.pow(1.0 / norm_type)
+
+    return lp_pool
+
+
+def _upsample(mode: str, align_corners: bool | None) -> Composite:
+    def upsample(input: Tensor, size: Any = None, scale_factor: Any = None) -> Tensor:
+        return functional.interpolate(input, size, scale_factor, mode=mode, align_corners=align_corners)
+
+    return upsample
 
 
 def _not_aligned(input: Tensor, mask: Tensor) -> bool:
@@ -56,17 +167,30 @@ def _scaled(value: Tensor, factor: Any) -> Tensor:
     return value if isinstance(factor, int | float) and factor == 1 else value * factor
 
 
-_COMPOSITES: dict[Callable[..., Any], Callable[..., Any]] = {
-    torch.addcmul: _addcmul,
-    torch.Tensor.addcmul: _addcmul,
-    torch.addcdiv: _addcdiv,
-    torch.Tensor.addcdiv: _addcdiv,
-    torch.addmm: _addmm,
-    torch.Tensor.addmm: _addmm,
-    torch.baddbmm: _addmm,
-    torch.Tensor.baddbmm: _addmm,
-    torch.lerp: _lerp,
-    torch.Tensor.lerp: _lerp,
-    functional.glu: _glu,
-    torch._nested_tensor_from_mask_left_aligned: _not_aligned,
+_ARITHMETIC: dict[str, Composite] = {
+    "addcmul": _addcmul,
+    "addcdiv": _addcdiv,
+    "addmm": _added_to(torch.matmul),
+    "addmv": _added_to(torch.matmul),
+    "baddbmm": _added_to(torch.matmul),
+    "addbmm": _added_to(_sum_of_products),
+    "addr": _added_to(torch.outer),
+    "lerp": _lerp,
+    "ldexp": _ldexp,
+    "chain_matmul": _multi_dot,
+    "multi_dot": _multi_dot,
+    "cosine_similarity": _cosine_similarity,
+    "glu": _glu,
+    "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_min": _clamp_min,
+    "clamp_max": _clamp_max,
+    "threshold": _threshold,
+    "var_mean": _with_mean("var"),
+    "std_mean": _with_mean("std"),
+    "lp_pool1d": _lp_pool(functional.avg_pool1d, 1),
+    "lp_pool2d": _lp_pool(functional.avg_pool2d, 2),
+    "lp_pool3d": _lp_pool(functional.avg_pool3d, 3),
+    "upsample_nearest": _upsample("nearest", None),
+    "upsample_bilinear": _upsample("bilinear", True),
 }

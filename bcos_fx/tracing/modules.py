@@ -22,7 +22,10 @@ from bcos_fx.tracing.recorder import Recorder
 from bcos_fx.tracing.scalars import ForeignScalarError, plain_scalar
 
 _CONTAINERS = ("torch.nn.modules.container", "torch.nn.modules.transformer")
-_COMPOSITES = (nn.GLU, nn.MultiheadAttention)
+_COMPOSITES = (
+    *(nn.GLU, nn.MultiheadAttention, nn.Threshold, nn.CosineSimilarity, nn.PairwiseDistance),
+    *(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d),
+)
 M = TypeVar("M", bound=nn.Module)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")

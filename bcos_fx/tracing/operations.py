@@ -141,10 +141,16 @@ def out_of_place(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
         return "call_function", _REPLACED[name], args, _without_hints(kwargs)
     if name == "zero_":
         return "call_function", torch.zeros_like, args, kwargs
-    bare = f"__{name[3:-2]}__" if name.startswith("__i") else name[:-1]
-    homes = (torch.Tensor,) if is_method(function) else (torch, functional, torch._C._nn)
-    plain = next((getattr(home, bare) for home in homes if callable(getattr(home, bare, None))), None)
+    plain = plain_form(function)
     return None if plain is None else graph_call(plain, args, kwargs)
+
+
+def plain_form(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """Return the out-of-place form of an in-place function or method by their names: ``add`` of ``add_``."""
+    name = function.__name__
+    bare = f"__{name[3:-2]}__" if name.startswith("__i") else name.removesuffix("_")
+    homes = (torch.Tensor,) if is_method(function) else (torch, functional, torch._C._nn)
+    return next((getattr(home, bare) for home in homes if callable(getattr(home, bare, None))), None)
 
 
 def writes_itself(tensor: Tensor, index: Any, value: object) -> bool:

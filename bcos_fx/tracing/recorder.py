@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing import composites, operations
@@ -124,13 +123,13 @@ class Recorder(TorchFunctionMode):
             return self._size_read(func, args, kwargs)
         if name in operations.FORM_READS or (name == "__setitem__" and self._run(operations.writes_itself, args, {})):
             return self._run(func, args, kwargs)
-        composite = composites.find(func, self.part)
-        if composite is not None:
-            with self:  # PyTorch puts a mode aside while it handles a call
-                return composite(*args, **kwargs)
+        in_place = operations.asks_in_place(func, kwargs)
+        result = self._composed(operations.plain_form(func) if in_place else func, args, kwargs)
+        if result is not NotImplemented:
+            return self._written(func, args, kwargs, result) if in_place else result
         if name == "__set__":
             raise self._refusal(f"assigning to a tensor's {func.__self__.__name__!r} cannot be traced")  # type: ignore[attr-defined]
-        if operations.asks_in_place(func, kwargs):
+        if in_place:
             call = operations.out_of_place(func, args, kwargs)
             if call is None:
                 raise self._refusal(f"the in-place call {name!r} has no known out-of-place form")
@@ -253,6 +252,20 @@ class Recorder(TorchFunctionMode):
         if func.__name__ in operations.PIECES and isinstance(result, (tuple, list)) and self._depends(args[0]):
             self.guard("iter", node, len(result))
         return self._adopt(result, node)
+
+    def _composed(self, func: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
+        """Record a call as those that it is short for, and return its result; NotImplemented for other calls."""
+        composite = None if func is None else composites.find(func, self.part)
+        if composite is None:
+            return NotImplemented
+        with self:  # PyTorch puts a mode aside while it handles a call
+            return composite(*args, **kwargs)
+
+    def _written(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Tensor) -> Any:
+        """Run an in-place call whose result was recorded out of place."""
+        with self:
+            node = self.node_of(result.to(args[0].dtype))
+        return self._overwritten(args[0], node, self._run(func, args, kwargs), func.__name__)
 
     def _overwritten(self, tensor: Tensor, node: Node, result: Any, name: str) -> Any:
         old = self.node_of(tensor)
@@ -385,16 +398,3 @@ class Recorder(TorchFunctionMode):
 
     def _refusal(self, what: str) -> TraceError:
         return TraceError(what, where=self._where(), hint=f"rewrite that line, or {LEAVE_WHOLE}")
-
-
-class KernelWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Hands kernel calls to the recorder; it ignores those that a recorded call makes itself."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._recorder = recorder
-
-    def __torch_dispatch__(
-        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self._recorder.unseen(func, tuple(args), kwargs or {})

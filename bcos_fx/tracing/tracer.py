@@ -21,6 +21,7 @@ from bcos_fx.tracing.caches import passed_by
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.inputs import ExampleError, Inputs, advice, bind, check_state, select_output
+from bcos_fx.tracing.kernels import KernelWatch
 from bcos_fx.tracing.modes import TRANSFORMED, gradients_told, is_transforming, own_modes
 from bcos_fx.tracing.modules import (
     Leaves,
@@ -34,7 +35,7 @@ from bcos_fx.tracing.modules import (
     own_copy,
 )
 from bcos_fx.tracing.precision import follow, other_precision, reads_precision
-from bcos_fx.tracing.recorder import KernelWatch, Recorder
+from bcos_fx.tracing.recorder import Recorder
 from bcos_fx.tracing.state import (
     Attributes,
     attributes,

@@ -37,7 +37,7 @@ def small() -> BcosNetwork:
 
 class Strange(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.special.bessel_j0(x)
+        return torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 9)
 
 
 class MyLinear(nn.Linear):
@@ -46,9 +46,9 @@ class MyLinear(nn.Linear):
 
 def test_an_unknown_operation_is_named_with_its_line() -> None:
     model = network(nn.Sequential(Strange()), torch.rand(2, 4))
-    with pytest.raises(ArtifactError, match="bessel_j0") as caught:
+    with pytest.raises(ArtifactError, match="fake_quantize") as caught:
         to_bytes(model)
-    assert "return torch.special.bessel_j0(x)" in str(caught.value.where)
+    assert "return torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 9)" in str(caught.value.where)
     assert "node " in str(caught.value.where)
     assert "vocabulary" in str(caught.value.hint)
 
@@ -57,9 +57,9 @@ def test_an_unknown_method_is_named() -> None:
     graph_module = fx.symbolic_trace(nn.ReLU())
     output = next(iter(reversed(graph_module.graph.nodes)))
     with graph_module.graph.inserting_before(output):
-        output.args = (graph_module.graph.call_method("erfinv", (output.args[0],)),)
+        output.args = (graph_module.graph.call_method("geqrf", (output.args[0],)),)
     graph_module.recompile()
-    with pytest.raises(ArtifactError, match="erfinv"):
+    with pytest.raises(ArtifactError, match="geqrf"):
         to_bytes(wrapped(graph_module))
 
 

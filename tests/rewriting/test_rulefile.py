@@ -199,7 +199,7 @@ def test_a_rule_made_in_python_goes_through_the_same_validator() -> None:
 def test_no_rule_file_names_python() -> None:
     """A rule file names ops, predicates and builders; nothing in it could be imported or run."""
     for path in rules_directory().glob("*.toml"):
-        if path.stem != "ops":
+        if path.stem not in ("ops", "refused"):  # these two are the lists of names
             assert "torch" not in path.read_text(encoding="utf-8")
 
 
