@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_COMPARED = 200
+
 
 class BcosFxError(Exception):
     """Something that the user can understand and mend.
@@ -79,7 +81,9 @@ class MissingExtraError(BcosFxError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """Name the known word nearest to a mistyped one, as a hint; the known words when none is near."""
     words = sorted(known)
-    close = difflib.get_close_matches(name, words, n=1, cutoff=0.6)
+    # Comparing takes the product of the lengths, and a name from a file can have millions of characters.
+    short = [word for word in words if len(word) <= _COMPARED] if len(name) <= _COMPARED else []
+    close = difflib.get_close_matches(name, short, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
     return "known: " + ", ".join(words)

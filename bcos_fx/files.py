@@ -136,9 +136,8 @@ def _resolved(path: Path, overwrite: bool) -> Path:
     special = kind_of_special(status)
     link = "a link to " if path.is_symlink() else ""
     if special is not None:
-        hint = (
-            "name a file in that folder" if stat.S_ISDIR(status.st_mode) else "name a regular file; nothing was changed"
-        )
+        folder = stat.S_ISDIR(status.st_mode)
+        hint = "name a file in that folder" if folder else "name a regular file; nothing was changed"
         raise _Refused(f"{path} is {link}{special}, not a file", where=str(path), hint=hint)
     if not final.exists():  # a descriptor's link below /proc, to a file that was removed
         raise _Refused(f"{path} is an open file without a name", where=str(path), hint=PLACE)

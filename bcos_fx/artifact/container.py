@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from bcos_fx.budgets import ENTRIES, JSON_BYTES, parse_json
 from bcos_fx.errors import ArtifactError
 
 KEY = "bcos_fx"
@@ -135,6 +136,7 @@ class Container:
                 hint="if it holds a model's weights, convert it first: bcos-fx convert FILE --arch ...",
             )
         self.text = text
+        ENTRIES.check(len(header), "the file's header", ArtifactError)
         entries = [_entry(name, value) for name, value in header.items()]
         self.entries = tuple(sorted(entries, key=lambda entry: (entry.begin, entry.end, entry.name)))
         self._check_layout()
@@ -145,6 +147,7 @@ class Container:
         length = int.from_bytes(start, "little")
         if not start:
             raise ArtifactError("the file is empty", hint="copy or save it again")
+        # The format's own limit on headers: what begins with a larger number is something else.
         if len(start) < 8 or length > _HEADER_LIMIT or self._stream.read(1) != b"{":
             raise ArtifactError(
                 "this is not a safetensors file", hint="if it is a checkpoint, convert it first with bcos_fx.bcosify"
@@ -152,6 +155,7 @@ class Container:
         self._data = 8 + length
         if self._data > self.size:
             raise cut_off(self._data, self.size)
+        JSON_BYTES.check(length, "the file's header", ArtifactError)
         self._stream.seek(8)
         header = parse(self._stream.read(length))
         if not isinstance(header, dict):
@@ -193,10 +197,11 @@ def parse(text: str | bytes) -> Any:
     """Read strict JSON: no NaN, no key twice, no nesting or number beyond reason.
 
     Raises:
-        ArtifactError: it is none.
+        ArtifactError: it is none, or exceeds a budget.
     """
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse_constant)
+        options: dict[str, Any] = {"object_pairs_hook": _once, "parse_constant": _refuse_constant}
+        return parse_json(text, "the file's header", ArtifactError, **options)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the file's header is damaged: {error}", hint="copy or save it again") from error
 

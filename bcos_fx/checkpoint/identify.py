@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import pickle
 import re
@@ -15,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from bcos_fx.budgets import ARCHIVE_MEMBERS, ENTRIES, JSON_BYTES, held, parse_json
 from bcos_fx.checkpoint.pickle_scan import PickleScan, scan_pickle
 from bcos_fx.errors import CheckpointError, nearest
+from bcos_fx.files import kind_of_special
 
 # torch.save's old format begins with this integer as a pickle of its own (torch.serialization).
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]  # less the protocol's own two bytes
 _LEGACY_HEADERS = 3  # magic number, protocol version, machine facts; then the object itself
-_PICKLE_LIMIT = 256 * 2**20
-_SAFETENSORS_HEADER_LIMIT = 100 * 2**20
 _TENSOR_MAKERS = ("torch._utils._rebuild_", "torch.Tensor", "torch.nn.parameter.Parameter")
 _DICTS = ("dict", "collections.OrderedDict", "collections.defaultdict")
 # A protobuf that begins with a small ir_version and then a producer name, version or graph.
@@ -58,9 +57,16 @@ def identify(path: str | os.PathLike[str]) -> FileKind:
     """Say what the file at ``path`` is, executing nothing from it.
 
     Raises:
-        CheckpointError: there is no such file, it is a directory, or it cannot be opened.
+        CheckpointError: there is no such file, it is a directory, it cannot be opened, or exceeds a budget.
     """
     file = _existing_file(Path(path))
+    try:
+        return _identified(file)
+    except CheckpointError as error:
+        raise CheckpointError(error.what, where=error.where or str(file), hint=error.hint) from error
+
+
+def _identified(file: Path) -> FileKind:
     with readable(file), file.open("rb") as stream:
         head = stream.read(512)
         stream.seek(0)
@@ -97,6 +103,8 @@ def _existing_file(path: Path) -> Path:
             inside = sorted(item.name for item in path.iterdir() if item.is_file())
             hint = "name one file in it: " + ", ".join(inside[:5]) if inside else "name a file"
             raise CheckpointError("this is a directory, not a checkpoint file", where=str(path), hint=hint)
+        if path.exists() and (special := kind_of_special(path.stat())) is not None:
+            raise CheckpointError(f"this is {special}, not a file", where=str(path), hint="copy it to a file first")
         names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = nearest(path.name, names[:50]) if names else f"the folder {path.parent} has no files or does not exist"
     raise CheckpointError("there is no such file", where=str(path), hint=hint)
@@ -120,6 +128,7 @@ def _damaged(error: Exception) -> FileKind:
 
 def _identify_archive(archive: zipfile.ZipFile) -> FileKind:
     members = tuple(archive.namelist())
+    ARCHIVE_MEMBERS.check(len(members), "the archive", CheckpointError)
     inner = {name.partition("/")[2] for name in members}
     found: dict[str, Any] = {"members": members}
     if "archive_format" in inner or "serialized_exported_program.json" in members or "models/model.json" in inner:
@@ -131,8 +140,8 @@ def _identify_archive(archive: zipfile.ZipFile) -> FileKind:
     pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         return FileKind("zip", "a zip archive that torch.save did not write", found)
-    if archive.getinfo(pickles[0]).file_size > _PICKLE_LIMIT:
-        return FileKind("damaged", f"an archive whose pickle claims more than {_PICKLE_LIMIT >> 20} MiB", found)
+    size = Path(archive.filename or "").stat().st_size
+    held(size).check(sum(info.file_size for info in archive.infolist()), "the archive", CheckpointError)
     with archive.open(pickles[0]) as stream:
         return _classify(scan_pickle(stream), {**found, "format": "torch.save zip"})
 
@@ -171,7 +180,7 @@ def _classify(scan: PickleScan, found: dict[str, Any]) -> FileKind:
 
 def _identify_rest(stream: IO[bytes], head: bytes, path: Path) -> FileKind:
     length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and length <= _SAFETENSORS_HEADER_LIMIT:
+    if head[8:9] == b"{" and length <= 2**40:
         return _identify_safetensors(stream, length)
     if path.suffix.lower() == ".onnx" or _ONNX_START.match(head):
         return FileKind("onnx", "an ONNX model")
@@ -183,11 +192,15 @@ def _identify_rest(stream: IO[bytes], head: bytes, path: Path) -> FileKind:
 
 
 def _identify_safetensors(stream: IO[bytes], length: int) -> FileKind:
+    size = stream.seek(0, os.SEEK_END)
+    if 8 + length > size:
+        return FileKind("damaged", "a safetensors file that is cut off", {"keys": (), "metadata": []})
+    JSON_BYTES.check(length, "the safetensors header", CheckpointError)
     stream.seek(8)
     text = stream.read(length)
-    size = stream.seek(0, os.SEEK_END)
     try:
-        header = json.loads(text)
+        header = parse_json(text, "the safetensors header", CheckpointError)
+        ENTRIES.check(len(header), "the safetensors header", CheckpointError)
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         metadata = header.get("__metadata__", {})
         whole = 8 + length + max(ends, default=0) <= size

@@ -106,7 +106,8 @@ def inspect(path: str | os.PathLike[str], *, key: str | None = None) -> Inspecti
     rows: tuple[TensorRow, ...] = ()
     if state is not None:
         try:
-            rows = tuple(_row(name, tensor, state.source) for name, tensor in state.tensors.items())
+            counts = nonfinite(state)
+            rows = tuple(_row(name, tensor, counts[name]) for name, tensor in state.tensors.items())
         except CheckpointError as error:
             state, problem = None, error.what
     return Inspection(
@@ -134,9 +135,9 @@ def _state(path: str | os.PathLike[str], kind: FileKind, key: str | None) -> tup
     return None, None
 
 
-def _row(name: str, tensor: Tensor, source: str) -> TensorRow:
+def _row(name: str, tensor: Tensor, nonfinite: int) -> TensorRow:
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return TensorRow(name, tuple(tensor.shape), dtype, tensor.numel(), nonfinite(tensor, name, source))
+    return TensorRow(name, tuple(tensor.shape), dtype, tensor.numel(), nonfinite)
 
 
 def _facts(kind: FileKind) -> Iterator[tuple[str, str]]:

@@ -4,19 +4,29 @@ A pickle is a program for a small stack machine. This file walks that program sy
 of importing a class and calling it, it pushes a :class:`Built` that carries only the class's name.
 That is enough to name the root object, the keys of the outermost dict and every class that opening
 the file would import, and nothing in the file gets a chance to run.
+
+It also counts what unpickling would take, and refuses what exceeds a budget: a pickle of 146 bytes can nest a tuple of
+itself so deep that hashing it as a key takes minutes, and one of 60 bytes can ask for a terabyte of zeros.
 """
 
 from __future__ import annotations
 
+import math
 import pickletools
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, cast
+
+from bcos_fx.budgets import PICKLE_ALLOCATED, PICKLE_BYTES, PICKLE_HASHING, PICKLE_STEPS
+from bcos_fx.errors import CheckpointError
 
 _MARK = object()
 _CALLS = frozenset({"REDUCE", "NEWOBJ", "NEWOBJ_EX"})
 _MEMO_WRITES = frozenset({"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"})
 _MEMO_READS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 _COLLECTIONS = {"EMPTY_LIST": "list", "LIST": "list", "EMPTY_SET": "set", "FROZENSET": "frozenset"}
+_SHOWN = 200
+# The largest integer whose hash is its value. Larger ones can be chosen to collide, which makes a dict quadratic.
+_LARGEST_KEY = 2**61 - 2
 _TUPLE_SIZES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
@@ -26,6 +36,24 @@ class Built:
 
     label: str
     items: list[tuple[Any, Any]] = field(default_factory=list)
+    weight: int = 1
+
+
+class _Tuple(tuple[Any, ...]):
+    """A tuple with its weight: how many parts hashing it visits, those that repeat counted each time."""
+
+    weight: int
+
+    @classmethod
+    def of(cls, parts: list[Any]) -> _Tuple:
+        made = cls(parts)
+        # Beyond the budget the exact number does not matter, and it can have millions of digits.
+        made.weight = min(1 + sum(map(_weight, parts)), PICKLE_HASHING.limit + 1)
+        return made
+
+
+def _weight(value: Any) -> int:
+    return value.weight if isinstance(value, Built | _Tuple) else 1
 
 
 @dataclass(frozen=True)
@@ -48,26 +76,45 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.names: dict[str, None] = {}
+        self._hashed = self._allocated = 0
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         name = opcode.name
         if name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ"):
             self._name(name, argument)
         elif name in _CALLS:
-            callee = self._pop(2 if name != "NEWOBJ_EX" else 3)[0]
-            self.stack.append(Built(_label(callee)))
+            callee, *arguments = self._pop(2 if name != "NEWOBJ_EX" else 3)
+            self._call(_label(callee), arguments)
         elif name in _MEMO_WRITES:
             self.memo[len(self.memo) if name == "MEMOIZE" else int(argument)] = self.stack[-1]
         elif name in _MEMO_READS:
             self.stack.append(self.memo[int(argument)])
         elif name == "BINPERSID":
-            self.stack.append(_persistent(self._pop(1)[0]))
+            self._hash(identity := self._pop(1)[0])
+            self.stack.append(_persistent(identity))
         elif name == "TUPLE" or name in _TUPLE_SIZES:
-            self.stack.append(tuple(self._pop_to_mark() if name == "TUPLE" else self._pop(_TUPLE_SIZES[name])))
+            self.stack.append(_Tuple.of(self._pop_to_mark() if name == "TUPLE" else self._pop(_TUPLE_SIZES[name])))
         elif "DICT" in name or name.startswith("SETITEM"):
             self._dict(name)
         else:
             self._generic(opcode, argument)
+
+    def _hash(self, *values: Any) -> None:
+        """Count what hashing these values takes."""
+        self._hashed += sum(map(_weight, values))
+        PICKLE_HASHING.check(self._hashed, "the pickle", CheckpointError)
+        if any(type(value) is int and abs(value) > _LARGEST_KEY for value in values):
+            raise CheckpointError("a key in the pickle is an integer beyond 2^61", hint=PICKLE_HASHING.hint)
+
+    def _call(self, label: str, arguments: list[Any]) -> None:
+        """Stand for the result of a call, which may hash its arguments, or allocate as many numbers as they say."""
+        self._hashed += sum(map(_weight, arguments))
+        PICKLE_HASHING.check(self._hashed, "the pickle", CheckpointError)
+        if label == "builtins.bytearray" or (label.startswith("torch.") and label.endswith(("Tensor", "Storage"))):
+            sizes = [size for given in arguments if isinstance(given, tuple) for size in _integers(given)]
+            self._allocated += math.prod(sizes) if sizes else 0
+            PICKLE_ALLOCATED.check(self._allocated, "the pickle", CheckpointError)
+        self.stack.append(Built(label))
 
     def _dict(self, name: str) -> None:
         """Make a dict (``EMPTY_DICT``, ``DICT``) or store into the one on the stack."""
@@ -75,12 +122,14 @@ class _Machine:
         if name in ("EMPTY_DICT", "DICT"):
             self.stack.append(Built("dict"))
         target = self.stack[-1]
+        self._hash(*above[::2])
         if isinstance(target, Built):
             target.items += zip(above[::2], above[1::2], strict=True)
+            _grow(target, above)
 
     def _name(self, name: str, argument: Any) -> None:
         if name == "STACK_GLOBAL":
-            dotted = ".".join(str(part) for part in self._pop(2))
+            dotted = ".".join(_shown(part) for part in self._pop(2))
         elif name == "OBJ":
             dotted = _label(self._pop_to_mark()[0])
         else:
@@ -96,11 +145,15 @@ class _Machine:
             self.stack.append(_MARK)
             return
         if pickletools.markobject in opcode.stack_before:
-            self._pop_to_mark()
+            above = self._pop_to_mark()
             pops = opcode.stack_before.index(pickletools.markobject)
         else:
-            pops = len(opcode.stack_before)
+            above, pops = [], len(opcode.stack_before)
         popped = self._pop(pops)
+        if opcode.name in ("ADDITEMS", "FROZENSET"):
+            self._hash(*above)
+        if opcode.name in ("APPEND", "APPENDS", "ADDITEMS", "BUILD") and isinstance(popped[0], Built):
+            _grow(popped[0], [*above, *popped[1:]])
         keeps_object = opcode.name in ("BUILD", "APPEND", "APPENDS", "ADDITEMS")
         pushed = Built(_COLLECTIONS[opcode.name]) if opcode.name in _COLLECTIONS else argument
         for _ in opcode.stack_after:
@@ -125,11 +178,13 @@ def scan_pickle(stream: IO[bytes]) -> PickleScan:
 
     Raises:
         ValueError: the bytes are not a whole, well-formed pickle.
+        CheckpointError: opening it would take too much.
     """
     machine = _Machine()
     root: Any = None
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        for steps, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", _Bounded(stream)))):
+            PICKLE_STEPS.check(steps, "the pickle", CheckpointError)
             if opcode.name == "STOP":
                 root = machine.stack[-1]
             else:
@@ -139,9 +194,48 @@ def scan_pickle(stream: IO[bytes]) -> PickleScan:
     items = root.items if isinstance(root, Built) else []
     return PickleScan(
         root=_label(root),
-        items=tuple((str(key), _label(value)) for key, value in items),
+        items=tuple((_shown(key), _label(value)) for key, value in items),
         names=tuple(machine.names),
     )
+
+
+class _Bounded:
+    """A stream from which no more is read than a pickle may have."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._left = stream, PICKLE_BYTES.limit
+
+    def _count(self, size: int) -> None:
+        self._left -= size
+        PICKLE_BYTES.check(PICKLE_BYTES.limit - self._left, "the pickle", CheckpointError)
+
+    def read(self, size: int) -> bytes:
+        self._count(size)
+        return self._stream.read(size)
+
+    def readline(self) -> bytes:
+        line = self._stream.readline(self._left + 1)
+        self._count(len(line))
+        return line
+
+
+def _grow(target: Built, parts: list[Any]) -> None:
+    target.weight = min(target.weight + sum(map(_weight, parts)), PICKLE_HASHING.limit + 1)
+
+
+def _integers(sizes: tuple[Any, ...]) -> list[int]:
+    """The integers among arguments, and in tuples among them; booleans are flags."""
+    flat = [part for size in sizes for part in (size if isinstance(size, tuple) else (size,))]
+    return [size for size in flat if type(size) is int]
+
+
+def _shown(key: Any) -> str:
+    """A key as text; of what is not a short text or number only its type."""
+    if isinstance(key, str):
+        return key if len(key) <= _SHOWN else f"{key[:_SHOWN]}…"
+    if isinstance(key, bool | float | None) or (isinstance(key, int) and abs(key) <= _LARGEST_KEY):
+        return str(key)
+    return f"<{_label(key)}>"
 
 
 def _persistent(identity: Any) -> Any:
@@ -153,4 +247,6 @@ def _persistent(identity: Any) -> Any:
 
 def _label(value: Any) -> str:
     """The type name of a symbolic value; plain numbers and strings are their own type's."""
-    return value.label if isinstance(value, Built) else type(value).__name__
+    if isinstance(value, Built):
+        return value.label
+    return "tuple" if isinstance(value, _Tuple) else type(value).__name__

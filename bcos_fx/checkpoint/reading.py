@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bcos_fx.budgets import held
 from bcos_fx.checkpoint.identify import FileKind, identify, readable
 from bcos_fx.errors import CheckpointError, nearest
 
@@ -125,7 +126,7 @@ def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, tru
             weights that are NaN or infinite.
     """
     state = load_tensors(path, key=key, trust_pickle=trust_pickle)
-    bad = {name: count for name, tensor in state.tensors.items() if (count := nonfinite(tensor, name, state.source))}
+    bad = {name: count for name, count in nonfinite(state).items() if count}
     if bad:
         raise CheckpointError(
             f"{len(bad)} tensors hold NaN or infinite values: "
@@ -139,7 +140,23 @@ def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, tru
 def load_tensors(path: str | os.PathLike[str], *, key: str | None = None, trust_pickle: bool = False) -> StateDict:
     """Like :func:`read_state_dict`, but without looking at the values."""
     content = load_object(path, identify(path), trust_pickle=trust_pickle)
-    return _unwrap(content, str(path), key)
+    state = _unwrap(content, str(path), key)
+    _check_sizes(state.tensors, Path(path))
+    return state
+
+
+def _check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are views of few numbers as many, before anything visits each element.
+
+    Raises:
+        CheckpointError: they hold more than the file's size explains.
+    """
+    # Tied weights stand under several names, and count once.
+    different = {
+        (t.data_ptr() if t.layout is torch.strided else name, t.dtype, tuple(t.shape)): t.numel() * t.element_size()
+        for name, t in tensors.items()
+    }
+    held(path.stat().st_size).check(sum(different.values()), "the file", CheckpointError, str(path))
 
 
 def load_object(path: str | os.PathLike[str], kind: FileKind, *, trust_pickle: bool) -> Any:
@@ -229,7 +246,7 @@ def _unwrap(content: Any, source: str, key: str | None) -> StateDict:
         content, nesting = _follow(content, key, source), tuple(key.split("."))
     alternatives: tuple[str, ...] = ()
     ignored: list[str] = []
-    while (inner := _candidates(content)) and len(nesting) < _MAX_DEPTH:
+    while (inner := _candidates(content, _MAX_DEPTH)) and len(nesting) < _MAX_DEPTH:
         known = [name for name in NESTING_KEYS if name in inner]
         if len(inner) > 1 and not known:
             raise CheckpointError(
@@ -267,13 +284,14 @@ def _follow(content: Any, key: str, source: str) -> Any:
     return content
 
 
-def _candidates(content: Any) -> list[str]:
-    """Keys whose values are weights or, under the usual names, hold some; those names come first."""
-    if not isinstance(content, Mapping):
+def _candidates(content: Any, depth: int) -> list[str]:
+    """Keys whose values are weights or, under the usual names, hold some ``depth`` levels down; those come first."""
+    if not isinstance(content, Mapping) or depth == 0:
         return []
-    named = [name for name in content if isinstance(name, str) and "." not in name]
-    inner = [name for name in named if isinstance(content[name], nn.Module) or _looks_like_weights(name, content[name])]
-    deeper = [name for name in named if name not in inner and name in NESTING_KEYS and _candidates(content[name])]
+    named = {name: below for name, below in content.items() if isinstance(name, str) and "." not in name}
+    inner = [n for n, below in named.items() if isinstance(below, nn.Module) or _looks_like_weights(n, below)]
+    usual = [name for name in named if name in NESTING_KEYS and name not in inner]
+    deeper = [name for name in usual if _candidates(named[name], depth - 1)]
     order = {name: place for place, name in enumerate(NESTING_KEYS)}
     return sorted(inner + deeper, key=lambda name: order.get(name, len(order)))
 
@@ -313,18 +331,33 @@ def _no_weights(content: Any, source: str) -> CheckpointError:
     )
 
 
-def nonfinite(tensor: Tensor, name: str, source: str) -> int:
-    """How many values of a tensor are NaN or infinite.
+def nonfinite(state: StateDict) -> dict[str, int]:
+    """How many values of each tensor are NaN or infinite.
 
     Raises:
-        CheckpointError: the tensor holds no plain values (quantised, sparse, or without data).
+        CheckpointError: a tensor holds no plain values (quantised, sparse, or without data).
     """
+    counts: dict[Any, int] = {}  # the same tensor can stand under many names, and is looked at once
+    found = {}
+    for name, tensor in state.tensors.items():
+        _check_plain(tensor, name, state.source)
+        same = tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+        if same not in counts:
+            counts[same] = _nonfinite(tensor)
+        found[name] = counts[same]
+    return found
+
+
+def _check_plain(tensor: Tensor, name: str, source: str) -> None:
     if tensor.is_quantized or tensor.is_meta or tensor.layout is not torch.strided:
         raise CheckpointError(
             f"the tensor {name!r} is quantised, sparse or without data",
             where=source,
             hint="save the plain float weights",
         )
+
+
+def _nonfinite(tensor: Tensor) -> int:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return 0
     plain = tensor.float() if tensor.element_size() == 1 else tensor

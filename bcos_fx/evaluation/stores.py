@@ -6,7 +6,7 @@ grid are wanted in any order. A list of where each image begins is enough for th
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import tarfile
 import zipfile
@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bcos_fx.budgets import ARRAY_BYTES, JSON_BYTES, parse_json
 from bcos_fx.errors import BcosFxError, UsageError, nearest
 from bcos_fx.evaluation.decoding import SUFFIXES
 from bcos_fx.evaluation.sources import Files, Place
@@ -157,6 +158,12 @@ def _header(member: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
+def _check_array(member: Any, name: str, path: Path) -> None:
+    """Check that an array is no larger than its header may claim: numpy allocates it before it reads."""
+    shape, dtype = _header(member)
+    ARRAY_BYTES.check(math.prod(shape) * dtype.itemsize, f"the array {name!r}", UsageError, str(path))
+
+
 def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
     try:
         return archive.getinfo(f"{name}.npy")
@@ -166,7 +173,11 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path) -> zipfile.ZipInfo:
 
 
 def _array(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray[Any, Any]:
-    with archive.open(_member(archive, name, path)) as member:
+    info = _member(archive, name, path)
+    ARRAY_BYTES.check(info.file_size, f"the array {name!r}", UsageError, str(path))
+    with archive.open(info) as member:
+        _check_array(member, name, path)
+    with archive.open(info) as member:
         found: np.ndarray[Any, Any] = np.lib.format.read_array(member, allow_pickle=False)
     return found
 
@@ -223,7 +234,7 @@ def _label(path: Path, key: str, parts: dict[str, tarfile.TarInfo], stream: Bina
         if "cls" in parts:
             label = int(_content(parts["cls"], stream))
         else:
-            label = json.loads(_content(parts["json"], stream))["label"]
+            label = parse_json(_content(parts["json"], stream), f"the label of {key!r}", UsageError, str(path))["label"]
         if isinstance(label, bool) or not isinstance(label, int) or abs(label) > _LARGEST_LABEL:
             raise ValueError(f"{label!r} is no class index")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
@@ -236,5 +247,6 @@ def _label(path: Path, key: str, parts: dict[str, tarfile.TarInfo], stream: Bina
 
 
 def _content(member: tarfile.TarInfo, stream: BinaryIO) -> bytes:
+    JSON_BYTES.check(member.size, f"the label {member.name!r}", UsageError)
     stream.seek(member.offset_data)
     return stream.read(member.size)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bcos_fx.budgets import TEXT_BYTES, parse_json, read_text
 from bcos_fx.errors import UsageError, nearest
 
 _FORMS = 'one name a line, a JSON list of names, or a JSON object {"index": "name"}'
@@ -21,7 +22,8 @@ def read_classes(path: Path) -> tuple[str, ...]:
         UsageError: the file cannot be read, holds something else, or leaves a class without a name.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+        # some editors begin a file with a byte order mark
+        text = read_text(path, TEXT_BYTES, "the file of class names", UsageError, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         hint = _near(path) if isinstance(error, FileNotFoundError) else f"give {_FORMS}"
@@ -49,7 +51,7 @@ def _from_lines(text: str, path: Path) -> list[str]:
 
 def _from_json(text: str, path: Path) -> list[str]:
     try:
-        found: Any = json.loads(text)
+        found: Any = parse_json(text, "the file of class names", UsageError, str(path))
     except json.JSONDecodeError as error:
         raise UsageError(
             f"the class names are no JSON: {error.msg}", where=f"{path}:{error.lineno}", hint=f"give {_FORMS}"

@@ -12,12 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bcos_fx.budgets import TOML_BYTES, TOML_DOTS, read_text
 from bcos_fx.errors import RuleError, nearest
 
 Key = tuple[str | int, ...]
 T = TypeVar("T")
 _MISSING = object()
 _HEADER = re.compile(r"^\s*(\[\[|\[)\s*([^\]]+?)\s*\]\]?\s*(#.*)?$")
+_QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'[^']*'")
+_BETWEEN_KEYS = re.compile(r"[=,{}\[\]]")
 _ASSIGNMENT = re.compile(r"^\s*([A-Za-z0-9_\-.\"']+)\s*=")
 _NAMES = {
     str: "a text",
@@ -166,6 +169,15 @@ class Table:
                 raise self.error(f"unknown key {name!r}", name, nearest(name, self._asked))
 
 
+def _check_dots(text: str, path: Path) -> None:
+    """Refuse keys of very many parts: tomllib takes the square of their number, and no rule needs them."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.count(".") > TOML_DOTS.limit:
+            bare = _QUOTED.sub("", line).partition("#")[0]
+            most = max((part.count(".") for part in _BETWEEN_KEYS.split(bare)), default=0)
+            TOML_DOTS.check(most, "the rule file", RuleError, f"{path}:{number}")
+
+
 def read_toml(path: Path) -> Table:
     """Read a TOML file.
 
@@ -173,12 +185,13 @@ def read_toml(path: Path) -> Table:
         RuleError: the file is missing, unreadable or no TOML.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, TOML_BYTES, "the rule file", RuleError)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise RuleError(f"the rule file cannot be read: {reason}", where=str(path)) from error
     try:
+        _check_dots(text, path)
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise RuleError(f"the rule file is not valid TOML: {error}", where=str(path)) from error
     return Table(data, path=path, lines=_key_lines(text))

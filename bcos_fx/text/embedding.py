@@ -13,6 +13,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from torch.nn import functional
 
+from bcos_fx.budgets import check_safetensors_header, parse_json
 from bcos_fx.errors import ArtifactError, UsageError
 from bcos_fx.files import replacing
 from bcos_fx.text.cache import TextCache
@@ -75,8 +76,9 @@ class TextEmbeddings:
             ArtifactError: there is no such file, or it holds something else.
         """
         try:
+            check_safetensors_header(Path(path), ArtifactError)
             with safe_open(path, framework="pt") as opened:
-                facts = json.loads((opened.metadata() or {})[_KEY])
+                facts = parse_json((opened.metadata() or {})[_KEY], "the header", ArtifactError, str(path))
                 vectors = opened.get_tensor("vectors")
             names, templates = (tuple(str(text) for text in facts[key]) for key in ("names", "templates"))
             return cls(names, vectors, str(facts["tower"]), templates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from bcos_fx.budgets import TEXT_BYTES, read_text
 from bcos_fx.errors import UsageError
 
 PLACE = "{}"
@@ -28,7 +29,7 @@ def read_templates(path: Path | str) -> tuple[str, ...]:
     if str(path) == "imagenet":
         return imagenet_templates()
     try:
-        found = _lines(Path(path).read_text(encoding="utf-8-sig"))
+        found = _lines(read_text(Path(path), TEXT_BYTES, "the file of templates", UsageError, encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(

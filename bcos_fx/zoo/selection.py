@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bcos_fx.budgets import TEXT_BYTES, read_text
 from bcos_fx.checkpoint import architecture_names
 from bcos_fx.errors import UsageError
 
@@ -27,17 +28,19 @@ def select(asked: Sequence[str]) -> list[str]:
     return names
 
 
-def _expanded(item: str) -> Iterator[str]:
+def _expanded(item: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     path = Path(item)
+    if item in above:
+        raise UsageError(f"the list {item} contains itself", where=above[-1], hint="take that line out")
     if path.suffix == ".txt":
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_text(path, TEXT_BYTES, "the file of names", UsageError).splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"the list cannot be read: {error}", where=item) from error
         for line in lines:
             name = line.partition("#")[0].strip()
             if name:
-                yield from _expanded(name)
+                yield from _expanded(name, (*above, item))
         return
     source, _, pattern = item.partition(":")
     if not set(pattern) & set("*?["):
