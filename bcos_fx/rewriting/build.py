@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,22 @@ class Part:
     module: nn.Module
 
 
-Builder = Callable[[Build], nn.Module | Part]
+@dataclass(frozen=True)
+class Rewired:
+    """A new module, and calls elsewhere in the graph that read something else because of it.
+
+    Attributes:
+        module: the new module.
+        calls: node -> its positional and named arguments from now on.
+        values: node between -> what it gives then in the example run, a tensor (for its shape) or a size.
+    """
+
+    module: nn.Module
+    calls: Mapping[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]]
+    values: Mapping[fx.Node, Any]
+
+
+Builder = Callable[[Build], nn.Module | Part | Rewired]
 BUILDERS: dict[str, Builder] = {}
 
 

@@ -7,13 +7,17 @@ move the decoding towards the first layers and absorb it into their kernels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import rebuilt
-from bcos_fx.rewriting.build import Build, Refused, builder, new_parameter
+from bcos_fx.rewriting.build import Build, Refused, Rewired, builder, new_parameter
 from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.tracing.program import attribute
 
 WIDENING = {nn.Linear: "in_features", nn.Conv1d: "in_channels", nn.Conv2d: "in_channels", nn.Conv3d: "in_channels"}
@@ -90,8 +94,8 @@ def _constant(build: Build, value: object) -> Tensor:
 
 
 @builder("widened-layer")
-def widened_layer(build: Build) -> nn.Module:
-    """The layer on [x', -x'] with weights [w/2, -w/2]: exact, and at every B the function of w on x'."""
+def widened_layer(build: Build) -> Rewired:
+    """The layer on [x', -x'] with weights [w/2, -w/2]: exact at B = 1, and above it by the angle of w to x'."""
     layer = build.layer
     name = WIDENING.get(type(layer))
     if name is None:
@@ -101,7 +105,26 @@ def widened_layer(build: Build) -> nn.Module:
     if weight is None:
         raise Refused("it has no weight")
     wide._parameters["weight"] = new_parameter(bnn.widen(weight.detach()), weight)
-    return wide
+    return Rewired(wide, metadata_moved(build.reader, build.hit.nodes["decoding"]), {})
+
+
+def metadata_moved(
+    reader: GraphReader, decoding: fx.Node, without: Sequence[fx.Node] = ()
+) -> dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Return new arguments for what reads of a decoding only what its input has too: type, device, or another size.
+
+    So no decoding stays behind for the sake of its metadata. Reads of the number of channels stay.
+    """
+    source = decoding.all_input_nodes[0]
+    found = {}
+    for user in decoding.users:
+        if user.meta.get("type") not in ("size", "other") or user in without:
+            continue
+        name = user.args[1] if len(user.args) > 1 else None
+        size = user.target == "size" and isinstance(name, int) and name % len(reader.shape(decoding) or (0,)) != 1
+        if size or name in ("dtype", "device"):
+            found[user] = ((source, *user.args[1:]), dict(user.kwargs))
+    return found
 
 
 @builder("folded-layer")

@@ -11,9 +11,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from bcos_fx.rewriting.build import Build, Builder, Part, Refused
+from bcos_fx.rewriting.build import Build, Builder, Part, Refused, Rewired
 from bcos_fx.rewriting.match import Hit, NearMiss
 from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.places import Places, set_module, source_of
@@ -101,6 +101,9 @@ class Rewriter:
         before, name = hit.calls[hit.rule.anchor].op.name, hit.anchor.name
         edit = _Edit(self.graph_module, hit, targets, self._slots(hit))
         after = edit.carry_out()
+        for part in built.values():
+            if isinstance(part, Rewired):
+                _rewire(part)
         self.erased |= edit.erased
         label = "removed" if after is None else self._reader.op(after) or str(after.target)
         return Step(hit.rule.name, hit.rule.phase, name, before, label)
@@ -150,7 +153,7 @@ class Rewriter:
             raise Refused(f"{source} is absent here")
         return source
 
-    def _build(self, hit: Hit, name: str, entry: Replacement) -> nn.Module | Part | str | None:
+    def _build(self, hit: Hit, name: str, entry: Replacement) -> nn.Module | Part | Rewired | str | None:
         """Build an entry's module, or find the path of one built before; None for a reused node."""
         if entry.build is None:
             return None
@@ -158,8 +161,9 @@ class Rewriter:
         made = self._made.get(_identity(entry.build, call))
         return self._builders[entry.build](Build(hit, call, self._reader)) if made is None else made[0]
 
-    def _target(self, hit: Hit, name: str, built: nn.Module | Part | str | None) -> str | None:
+    def _target(self, hit: Hit, name: str, built: nn.Module | Part | Rewired | str | None) -> str | None:
         """Place a built module in the module tree and return its path."""
+        built = built.module if isinstance(built, Rewired) else built
         if built is None or isinstance(built, str):
             return built
         entry = hit.rule.replace[name]
@@ -171,6 +175,17 @@ class Rewriter:
         if identity is not None:
             self._made[identity] = (path, call.module)
         return path
+
+
+def _rewire(part: Rewired) -> None:
+    """Give nodes, in place, the arguments that a builder asks for, and note what they come to in the example run."""
+    for node, (args, kwargs) in part.calls.items():
+        node.args, node.kwargs = args, kwargs
+    for node, value in part.values.items():
+        if isinstance(value, Tensor):
+            node.meta["shape"] = tuple(value.shape)
+        elif "value" in node.meta:
+            node.meta["value"] = value
 
 
 def _bare(module: nn.Module) -> nn.Module:

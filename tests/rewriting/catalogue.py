@@ -701,6 +701,25 @@ CASES: dict[str, Case] = {
         mutant="widened-layer",
         options={"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)},
     ),
+    "first-layer-widened-past-rearrangement": Case(
+        hits={
+            "patches": maps(
+                lambda net, x: net.fc(x.reshape(x.size(0), 3, 2, 4, 2, 4).permute(0, 2, 4, 3, 5, 1).flatten(3)).mean(
+                    (1, 2)
+                ),
+                fc=lambda: nn.Linear(48, 5),
+            ),
+            "unfolded": maps(lambda net, x: net.fc(F.unfold(x, 4, stride=4).mT).mean(1), fc=lambda: nn.Linear(48, 5)),
+            "unshuffled": maps(lambda net, x: net.stem(F.pixel_unshuffle(x, 2)), stem=lambda: conv(12, 4, 3)),
+        },
+        near=(
+            maps(lambda net, x: net.fc(F.unfold(x.mean(1, True), 4, stride=4).mT).mean(1), fc=lambda: nn.Linear(16, 5)),
+            "in another order",
+        ),
+        untouched=maps(lambda net, x: net.stem(x), stem=conv),
+        mutant="widened-layer-of-rearranged",
+        options={"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)},
+    ),
     "normalisation-folded-into-first-layer": Case(
         hits={
             "conv": headed(lambda net, x: x),
@@ -817,6 +836,7 @@ CASES: dict[str, Case] = {
         hits={"conv and linear": headed(lambda net, x: x)},
         near=(gated, "feeds gates only"),
         recipe="bcosification",
+        options={"bias": "strip"},
     ),
     "norm-shift-stripped": Case(
         hits={

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 import bcos_fx
 from bcos_fx.proofs import verify
 from bcos_fx.proofs.blame import find_culprit, is_encoded
-from bcos_fx.rewriting.build import BUILDERS, Build
+from bcos_fx.rewriting.build import BUILDERS, Build, Rewired
 from bcos_fx.rewriting.build_input import input_affine
 from bcos_fx.rewriting.location import rules_directory
 from bcos_fx.rewriting.ops import vocabulary
@@ -165,6 +165,8 @@ def _broken(name: str) -> Callable[[Build], nn.Module]:
         module = BUILDERS[name](build)
         if build.hit.rule.name != builder.only:  # type: ignore[attr-defined]
             return module
+        if isinstance(module, Rewired):
+            return dataclasses.replace(module, module=Broken(module.module))
         return Broken(module)
 
     return builder
