@@ -299,7 +299,7 @@ def _measured(request: Request, plan: Plan, team: Team) -> tuple[Evaluation, lis
     subject = subject_of(
         classifier(network, request, plan, names), open_source(request.data, classes=names), original=original
     )
-    _make_folder(request, team)
+    _check_folder(request)
     quiet = request.json or not team.leads
     runner = Runner(
         team,
@@ -307,8 +307,10 @@ def _measured(request: Request, plan: Plan, team: Team) -> tuple[Evaluation, lis
         track=functools.partial(counted, quiet=quiet),
         say=lambda text: typer.echo(f"note: {text}", err=True),
     )
-    evaluation = evaluate(subject, plan, runner)
-    return evaluation, write_report(evaluation, request.out) if team.leads else []
+    with runner.alone():
+        _make_folder(request, team)
+        evaluation = evaluate(subject, plan, runner)
+        return evaluation, write_report(evaluation, request.out) if team.leads else []
 
 
 def _networks(request: Request) -> tuple[BcosNetwork, OnImages | None]:
@@ -332,12 +334,15 @@ def _networks(request: Request) -> tuple[BcosNetwork, OnImages | None]:
     return network.to(device), OnImages(given, network).to(device)
 
 
+def _check_folder(request: Request) -> None:
+    if request.out.exists() and not request.out.is_dir():
+        raise UsageError(f"{request.out} is a file", hint="name a folder with --out")
+
+
 def _make_folder(request: Request, team: Team) -> None:
     """Make the folder; with --force remove what an evaluation wrote there, and nothing else."""
     from bcos_fx.evaluation.journal import is_journal
 
-    if request.out.exists() and not request.out.is_dir():
-        raise UsageError(f"{request.out} is a file", hint="name a folder with --out")
     request.out.mkdir(parents=True, exist_ok=True)
     if request.force and team.leads:
         for path in filter(is_journal, request.out.glob("*.jsonl")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import tempfile
 import weakref
@@ -14,9 +16,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.decoding import BROKEN, Frame, Unreadable, to_tensor
+from bcos_fx.evaluation.identity import digest_of_items, few
 from bcos_fx.evaluation.sources import Sample, Source
 from bcos_fx.evaluation.stores import open_source
 
+_FIRST = 16  # items of a stream that are digested
 _PAIRS = "a data set gives pairs of (tensor or picture, label), or dicts with image and label"
 
 
@@ -93,8 +97,9 @@ def _sample(item: Any, frame: Frame, name: str) -> Sample:
     return Sample(to_tensor(image, frame, name), number)
 
 
-def _identity(data: Any, images: int) -> dict[str, Any]:
-    return {"kind": type(data).__name__, "images": images}
+def _description(data: Any, images: int, classes: tuple[str, ...] | None, contents: str | None) -> dict[str, Any]:
+    named = None if classes is None else list(classes)
+    return {"kind": type(data).__name__, "images": images, "classes": named, "contents": contents}
 
 
 class Items(Source):
@@ -127,8 +132,21 @@ class Items(Source):
         return _shape(self._one(self.dataset[index]) for index in range(min(1, len(self))))
 
     def identity(self) -> dict[str, Any]:
-        """Return the data set's type and length: what it holds cannot be told without reading it."""
-        return _identity(self.dataset, len(self))
+        """Return the data set's type, length and classes, and a digest of some items."""
+        return self._identity
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        return _description(self.dataset, len(self), self.classes, self._contents())
+
+    def _contents(self) -> str | None:
+        return digest_of_items(lambda: map(self._item, few(len(self))))
+
+    def _item(self, index: int) -> Any:
+        try:
+            return self._one(self.dataset[index])
+        except BROKEN:  # it is listed when all are read
+            return "unreadable"
 
 
 class Streamed(Source):
@@ -209,5 +227,10 @@ class Streamed(Source):
         return _shape(self._items())
 
     def identity(self) -> dict[str, Any]:
-        """Return the data set's type and length: what it holds cannot be told without reading it."""
-        return _identity(getattr(self.data, "dataset", self.data), len(self))
+        """Return the data set's type and length, and a digest of the first items: others cost a walk to them."""
+        return self._identity
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        contents = digest_of_items(lambda: itertools.islice(self._items(), _FIRST))
+        return _description(getattr(self.data, "dataset", self.data), len(self), self.classes, contents)

@@ -1,6 +1,7 @@
 """Results in a file that grows line by line, so that a run which was cut off goes on where it was.
 
-The first line says what the results are of; each further line is one result under its number. Numbers are written so
+The first line says what the results are of; each further line is one result under its number, with a checksum of it and
+of the first line, so that a result which was altered, or written for something else, is refused. Numbers are written so
 that they read back as the same ones, so a run in two parts gives what one run gives.
 """
 
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bcos_fx.errors import UsageError
+from bcos_fx.evaluation.identity import differences, digest_of_data
 from bcos_fx.files import appending, check_target
 
-_LONGEST = 60
+_LISTED = 6
 
 
 class Journal:
@@ -34,6 +36,7 @@ class Journal:
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
         self.path, self.header = path, json.loads(json.dumps(header))
+        self._seal = digest_of_data(self.header)
         self.rows: dict[int, Any] = {}
         self.notes: list[str] = []
         if path is not None:
@@ -43,17 +46,18 @@ class Journal:
         """Add a result; when this returns it is on the disk."""
         self.rows[number] = row
         if self.path is not None:
-            self._write(self.path, {"n": number, "row": row})
+            plain = json.loads(json.dumps(row, allow_nan=False))
+            self._write(self.path, {"n": number, "row": plain, "sum": _checksum(self._seal, number, plain)})
 
     def _open(self, path: Path) -> None:
         check_target(path)
         if path.exists():
-            self._mend(path)
             self.rows = read_rows(path, self.header)
+            self._drop_half_a_line(path)
         if not path.exists() or not path.stat().st_size:
             self._write(path, self.header)
 
-    def _mend(self, path: Path) -> None:
+    def _drop_half_a_line(self, path: Path) -> None:
         """Cut off the line that was being written when the last run ended."""
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
@@ -75,27 +79,41 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
     Raises:
         UsageError: it holds results of something else than the header says, or a line is none of a journal.
     """
-    *lines, _ = path.read_bytes().split(b"\n")
-    if not lines:
+    *lines, rest = _content(path).split(b"\n")
+    if not lines and json.dumps(header).encode().startswith(rest):
         return {}
-    found = _parsed(lines[0], path, 1)
+    found = _parsed(lines[0] if lines else rest, path, 1)
     if found != header:
         raise UsageError(
             "the file holds results of something else, and going on would mix them",
-            where=f"{path}: {'; '.join(_differences(found, header))}",
+            where=f"{path}: {'; '.join(differences(found, header)[:_LISTED])}",
             hint="write to another place, or remove the file to begin anew",
         )
-    rows: dict[int, Any] = {}
+    seal, rows = digest_of_data(header), dict[int, Any]()
     for number, line in enumerate(lines[1:], start=2):
         row = _parsed(line, path, number)
-        if not isinstance(row, dict) or not isinstance(row.get("n"), int) or "row" not in row:
+        if not isinstance(row, dict) or row.keys() != {"n", "row", "sum"} or type(row["n"]) is not int:
             raise _damaged(path, number)
+        if row["sum"] != _checksum(seal, row["n"], row["row"]):
+            raise _damaged(path, number, "the line is not as it was written: its checksum is another")
         rows[row["n"]] = row["row"]
     return rows
 
 
+def _content(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            return path.read_bytes()
+        reason = "it is no regular file"
+    except OSError as error:
+        reason = error.strerror
+    raise UsageError(f"the results cannot be read: {reason}", where=str(path), hint="write to another place")
+
+
 def is_journal(path: Path) -> bool:
     """Whether a file begins as the journals of an evaluation do."""
+    if not path.is_file():
+        return False
     with path.open("rb") as stream:
         return stream.readline().startswith(b'{"bcos-fx": ')
 
@@ -107,30 +125,13 @@ def _parsed(line: bytes, path: Path, number: int) -> Any:
         raise _damaged(path, number) from error
 
 
-def _damaged(path: Path, number: int) -> UsageError:
+def _checksum(seal: str, number: int, row: Any) -> str:
+    return digest_of_data([seal, number, row])
+
+
+def _damaged(path: Path, number: int, what: str = "") -> UsageError:
     return UsageError(
-        "the line holds no result: something else wrote into this file",
+        what or "the line holds no result: something else wrote into this file",
         where=f"{path}:{number}",
         hint="remove the line, and its result is computed again",
     )
-
-
-def _differences(found: Any, wanted: Mapping[str, Any]) -> list[str]:
-    """What the two headers say differently, by name."""
-    if not isinstance(found, dict):
-        return ["no journal of bcos-fx"]
-    first, second = _flat(found), _flat(wanted)
-    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
-    return [f"{name} is {_short(first.get(name))} there and {_short(second.get(name))} now" for name in names]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _LONGEST else text[:12] + "…"

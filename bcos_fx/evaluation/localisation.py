@@ -143,9 +143,10 @@ def gridpg(
     played = _protocol(protocol, side, grids)
     subject = subject_of(model, dataset, shape=shape)
     runner = Runner(folder=folder, track=track)
-    found = predict(subject, runner, batch_size=batch_size)
-    chosen = select(found.predictions, played)
-    result = play(subject, method or dynamic_linear(model), chosen, played, runner)
+    with runner.alone():
+        found = predict(subject, runner, batch_size=batch_size)
+        chosen = select(found.predictions, played)
+        result = play(subject, method or dynamic_linear(model), chosen, played, runner)
     return dataclasses.replace(result, unreadable=found.unreadable)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bcos_fx import artifact
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.decoding import Frame, Unreadable
+from bcos_fx.evaluation.identity import digest_of_data, structure_of, values_of
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.evaluation.sources import Source
@@ -86,11 +87,7 @@ def fingerprint(model: nn.Module) -> str:
     if isinstance(model, ZeroShot):
         texts = (model.texts.names, model.texts.vectors.tolist(), model.scale, model.likeness.location)
         return hashlib.sha256(f"{fingerprint(model.tower)} {texts}".encode()).hexdigest()
-    digest = hashlib.sha256(repr(model).encode())
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return digest_of_data([structure_of(model), values_of(model)])
 
 
 def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Outcome:

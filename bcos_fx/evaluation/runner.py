@@ -7,12 +7,14 @@ processes there are and however often they were cut off.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bcos_fx.evaluation.journal import Journal, read_rows
 from bcos_fx.evaluation.team import Team
+from bcos_fx.locking import holding
 
 Track = Callable[[Sequence[int], Sequence[int], str], Iterator[int]]
 """From pieces of work, their sizes and a label: yields the pieces, and shows how far the work has come."""
@@ -39,6 +41,14 @@ class Runner:
     track: Track = untracked
     say: Callable[[str], None] = lambda text: None
 
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the folder against other runs while the context lasts; the leading process does so for its team.
+
+        Raises:
+            UsageError: another run holds it.
+        """
+        return nullcontext() if self.folder is None or not self.team.leads else holding(self.folder)
+
     def run(
         self,
         name: str,
@@ -57,8 +67,14 @@ class Runner:
             label: what is shown while it runs.
 
         Raises:
-            UsageError: there are results of something else under that name.
+            UsageError: there are results of something else under that name, or another run works in the folder.
         """
+        with self.alone():
+            return self._run(name, header, sizes, compute, label)
+
+    def _run(
+        self, name: str, header: Mapping[str, Any], sizes: Sequence[int], compute: Callable[[int], Any], label: str
+    ) -> list[Any]:
         path = self._path(name, self.team.rank)
         journal = Journal(path, header)
         for note in journal.notes:

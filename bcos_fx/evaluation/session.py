@@ -75,8 +75,13 @@ def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
         runner: how the work is done.
 
     Raises:
-        UsageError: baselines without an original network, or data that do not fit.
+        UsageError: baselines without an original network, data that do not fit, or a folder that is in use.
     """
+    with runner.alone():
+        return _evaluated(subject, plan, runner)
+
+
+def _evaluated(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
     methods, refused = _methods(subject, plan.baselines)
     enlarged = _enlarged(subject)
     if enlarged is not None and runner.team.leads:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import abc
-import hashlib
+import functools
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.decoding import Frame, Unreadable, decoded, picture
+from bcos_fx.evaluation.identity import counts, digest_of, digest_of_data, sampled
 
 
 class Sample(NamedTuple):
@@ -140,11 +140,27 @@ class Files(Source):
             raise Unreadable(f"the file cannot be read: {error.strerror}", where=place.name) from error
 
     def identity(self) -> dict[str, Any]:
-        """Return kind and number, and a digest of names, labels and sizes."""
-        digest = hashlib.sha256()
-        for place in self.places:
-            digest.update(json.dumps([place.name, place.label, place.size]).encode())
-        return {"kind": self.kind, "images": len(self), "digest": digest.hexdigest()}
+        """Return kind, classes and numbers, and digests of names, labels, sizes and contents."""
+        return self._identity
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        sizes, labels = [place.size for place in self.places], [place.label for place in self.places]
+        return {
+            "kind": self.kind,
+            "images": len(self),
+            "classes": counts(labels, self.classes),
+            "names": digest_of_data([place.name for place in self.places]),
+            "labels": digest_of_data(labels),
+            "sizes": digest_of_data(sizes),
+            "contents": digest_of(self._bytes(index) for index in sampled(sizes, labels)),
+        }
+
+    def _bytes(self, index: int) -> bytes:
+        try:
+            return self._content(index).getvalue()
+        except Unreadable:  # it is listed when all are read
+            return b"unreadable"
 
     def check_classes(self, outputs: int) -> None:
         """Refuse folders that are fewer or more than the network's classes: counting them would give wrong labels."""

@@ -1,28 +1,32 @@
-"""Checkpoints of a run: whole or not there, of this run or refused, and opened without running anything."""
+"""Checkpoints of a run: whole or not there, unaltered, of this run or refused, and opened without running anything."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torch import nn
+from torch import Tensor
 
 from bcos_fx.errors import TrainingError, UsageError
+from bcos_fx.evaluation.identity import differences
 from bcos_fx.files import replacing
-from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.training.recipe import Training
 
 NAME = "last.ckpt"
 KEY = "bcos_fx"
+# A checkpoint is what torch.save() writes, and after it this line with the SHA-256 of all bytes before it.
+_SEAL = b"\nbcos-fx sha256 %s\n"
+_SEAL_LENGTH = len(_SEAL % (b"0" * 64))
+_CHUNK = 2**20
+_LISTED = 4
+_BEGIN_AGAIN = "delete it to begin again; a checkpoint of this version is complete and unaltered, or not there"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside the last one and renames it; reads tensors and plain data only."""
+    """Writes a checkpoint with its checksum beside the last one and renames it; reads tensors and plain data only."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint.
@@ -33,7 +37,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         hint = ("the last one is whole: " if Path(path).is_file() else "") + "make room, and go on with resume"
         try:
             with replacing(Path(path), "the checkpoint", error=TrainingError, hint=hint) as stream:
-                torch.save(checkpoint, stream)
+                summed = _Summed(stream)
+                torch.save(checkpoint, summed)
+                stream.write(_SEAL % summed.digest.hexdigest().encode())
         except RuntimeError as error:  # torch's own, where a write of its archive fails
             reason = str(error).partition("\n")[0]
             raise TrainingError(f"the checkpoint cannot be written: {reason}", where=str(path), hint=hint) from error
@@ -43,40 +49,93 @@ class WholeCheckpoints(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
+class _Summed:
+    """A file that is written from its beginning to its end, and the checksum of what was written."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.digest = stream, hashlib.sha256()
+
+    def write(self, part: Any) -> int:
+        self.digest.update(part)
+        return self._stream.write(part)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU; nothing in it is run.
 
     Raises:
-        UsageError: it is damaged, or something else.
+        UsageError: it is damaged, altered, of another version, or something else.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as stream:
+            _check_seal(stream, path)
+            stream.seek(0)
+            found = torch.load(stream, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except Exception as error:  # what torch raises for a file that is none of its own is anything
-        raise UsageError(
-            f"the checkpoint cannot be read: {str(error).partition(chr(10))[0]}",
-            where=str(path),
-            hint="delete it to begin anew; a checkpoint that this writes is whole or not there",
-        ) from error
-    if not isinstance(found, dict) or KEY not in found:
+        raise _unreadable(str(error).partition("\n")[0], path) from error
+    if not isinstance(found, dict) or not isinstance(found.get(KEY), dict):
         raise UsageError(
             "this is no checkpoint of a fine-tuning", where=str(path), hint="delete it, or use another folder"
         )
+    _check_complete(found, path)
     return found
 
 
-def identity(network: nn.Module, training: Training, images: int) -> dict[str, Any]:
-    """Return what a checkpoint must have in common with the run that goes on from it, as plain data."""
-    shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    nodes = [f"{n.op} {_named(n.target)}" for n in network.graph.nodes] if isinstance(network, BcosNetwork) else []
-    digest = hashlib.sha256(json.dumps([shapes, nodes], sort_keys=True).encode()).hexdigest()
-    return {"network": digest, "recipe": json.loads(json.dumps(training.to_dict())), "images": images}
+def _check_seal(stream: BinaryIO, path: Path) -> None:
+    """Check that every byte is as it was written."""
+    size = path.stat().st_size - _SEAL_LENGTH
+    digest = hashlib.sha256()
+    while part := stream.read(min(_CHUNK, max(0, size - stream.tell()))):
+        digest.update(part)
+    seal = stream.read()
+    if seal == _SEAL % digest.hexdigest().encode():
+        return
+    if seal.startswith(_SEAL.partition(b"%")[0]) and len(seal) == _SEAL_LENGTH:
+        raise _unreadable("it was altered after it was written, for its checksum is another", path)
+    raise _unreadable("it does not end in a checksum: it is cut off, or of another version", path)
 
 
-def _named(target: Any) -> str:
-    """A graph's target by its names: what a function is printed as holds its address, another in every process."""
-    if isinstance(target, str):
-        return target
-    return f"{getattr(target, '__module__', None)}.{getattr(target, '__qualname__', target)}"
+def _unreadable(reason: str, path: Path) -> UsageError:
+    return UsageError(f"the checkpoint cannot be read: {reason}", where=str(path), hint=_BEGIN_AGAIN)
+
+
+# ---------------------------------------------------------------- what it is of, and all of it
+
+
+def noted(checkpoint: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint holds under :data:`KEY`: what it is of, and the list of all that belongs to it."""
+    return {"identity": dict(identity), "outline": list(_outline(checkpoint))}
+
+
+def _outline(value: Any, path: str = "") -> Iterator[str]:
+    """Name every value of nested data, with the type and shape of tensors."""
+    if isinstance(value, Mapping):
+        parts = [(str(key), part) for key, part in value.items() if path or key != KEY]
+    elif isinstance(value, list | tuple):
+        parts = [(str(index), part) for index, part in enumerate(value)]
+    else:
+        kind = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        yield f"{path} ({kind})"
+        return
+    yield f"{path} ({len(parts)})"
+    for name, part in parts:
+        yield from _outline(part, f"{path}.{name}".strip("."))
+
+
+def _check_complete(found: Mapping[str, Any], path: Path) -> None:
+    recorded = found[KEY].get("outline")
+    if not isinstance(recorded, list) or not isinstance(found[KEY].get("identity"), dict):
+        raise _unreadable("it does not say what it is of", path)
+    present = set(_outline(found))
+    lacking = [str(name) for name in recorded if name not in present]
+    if lacking or not recorded:
+        # The containers of what is missing are changed too; the longest name is the missing value itself.
+        raise _unreadable(f"it lacks {max(lacking, key=len, default='everything')}", path)
 
 
 def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
@@ -85,22 +144,11 @@ def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Pa
     Raises:
         UsageError: it is of another; says in what.
     """
-    theirs = found.get(KEY, {})
-    hint = "use another folder, or delete it to begin anew"
-    if theirs.get("network") != wanted["network"]:
-        raise UsageError("the checkpoint is of another network", where=str(path), hint=hint)
-    if theirs.get("images") != wanted["images"]:
-        counts = f"{theirs.get('images')} images, and now there are {wanted['images']}"
-        raise UsageError(f"the checkpoint is of a run on {counts}", where=str(path), hint=hint)
-    differences = _differences(theirs.get("recipe", {}), wanted["recipe"])
-    if differences:
+    different = differences(found[KEY]["identity"], wanted)
+    if different:
+        more = f"; and {len(different) - _LISTED} more" if len(different) > _LISTED else ""
         raise UsageError(
-            f"the checkpoint is of another recipe: {'; '.join(differences[:3])}", where=str(path), hint=hint
+            f"the checkpoint is of another run: {'; '.join(different[:_LISTED])}{more}",
+            where=str(path),
+            hint="give what it was begun with, use another folder, or delete it to begin again",
         )
-
-
-def _differences(theirs: Any, ours: Any, name: str = "") -> list[str]:
-    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        names = dict.fromkeys([*theirs, *ours])
-        return [d for key in names for d in _differences(theirs.get(key), ours.get(key), f"{name}.{key}".strip("."))]
-    return [] if theirs == ours else [f"{name} was {theirs!r} and is {ours!r}"]

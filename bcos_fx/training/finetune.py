@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.locking import holding
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.subject import check_module
 from bcos_fx.training.calibrating import Calibration, usual_calibration
 from bcos_fx.training.data import Replayable, Samples, testing_loader, training_loader
+from bcos_fx.training.identity import identity, name_of, of_images
 from bcos_fx.training.places import made_up_images, places_of_phase, without_zero_constants
 from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.renewal import reinitialised, with_new_head
 from bcos_fx.training.seeding import preserved
-from bcos_fx.training.sources import DatasetSource, Source, source_of
+from bcos_fx.training.sources import DatasetSource, Source, identity_of, source_of
 
 _SHOWN, _CALIBRATED = 6, 1024
 Loader = Any
@@ -88,7 +91,8 @@ def finetune(
             :func:`bcos_fx.calibration.calibrate_`, matching the original before the first step alone.
         folder: for checkpoint, history, gallery and logs; None writes nothing. With several epochs, name one.
         resume: go on from the checkpoint in ``folder``, if there is one; the result is the same to the last bit as
-            that of a run that was never stopped, on the same machine.
+            that of a run that was never stopped, on the same machine. A checkpoint that was altered, or that is of
+            other weights, data, recipe or settings, is refused.
         from_scratch: begin with random weights.
         new_head: exchange the last layer for one with as many classes as the data has.
         loggers: names of Lightning's loggers, such as ``csv``, ``tensorboard``, ``wandb``.
@@ -109,7 +113,7 @@ def finetune(
         The trained network, and its history.
 
     Raises:
-        UsageError: an argument or the data does not fit.
+        UsageError: an argument, the data or the checkpoint does not fit, or another run uses the folder.
         TrainingError: the loss is not finite any more, or nothing can be written; the last checkpoint is kept.
         MissingExtraError: Lightning is not installed.
         KeyboardInterrupt: the user stopped it; the last checkpoint is kept.
@@ -126,11 +130,28 @@ def finetune(
             hint="give reference= (--reference, a file converted with --recipe equivalent)",
         )
     where = None if folder is None else Path(folder)
-    with preserved():
+
+    def own(network: nn.Module, source: Source | None) -> dict[str, Any]:
+        return identity(
+            network,
+            training,
+            reference=reference,
+            data={
+                "training images": identity_of(data) if source is None else source.identity(),
+                "test images": identity_of(validation),
+            },
+            settings={
+                "gallery": of_images(gallery),
+                "calibration": None if calibration is None else name_of(calibration),
+                "processes": devices * nodes,
+            },
+        )
+
+    with preserved(), _alone(where):
         source = None if isinstance(data, DataLoader) else source_of(data)
         network = _network(model, source, training, from_scratch=from_scratch, new_head=new_head)
         shape = _shape(network, source)
-        train, images = _training_loader(source, data, shape, training, workers)
+        train = _training_loader(source, data, shape, training, workers)
         test = _testing_loader(validation, source, shape, training, workers)
         shown = gallery if gallery is not None else _first_images(test)
         prepared = _calibration(calibration, source, shape, training, reference)
@@ -140,7 +161,7 @@ def finetune(
             reference=reference,
             calibration=prepared,
             folder=where,
-            images=images,
+            identity={} if where is None else own(network, source),
             classes=() if source is None else source.classes,
         )
         history, checkpoint = run.fit(
@@ -166,6 +187,13 @@ def finetune(
     return FineTuned(trained, tuple(history), checkpoint, run.classes)
 
 
+def _alone(folder: Path | None) -> AbstractContextManager[None]:
+    """Hold the run's folder against other runs; of several processes the first does so for all."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    return nullcontext() if folder is None or rank_zero_only.rank else holding(folder)
+
+
 def _training(model: nn.Module, recipe: str | Path | Training | None, changes: Mapping[str, Any]) -> Training:
     if recipe is None:
         if not isinstance(model, BcosNetwork):
@@ -187,7 +215,9 @@ def _network(
     network = copy.deepcopy(model)
     if isinstance(network, BcosNetwork):
         if source is not None and training.needs_labels:
-            network = _fitting_head(network, _classes(source), named=bool(source.classes), new_head=new_head)
+            network = _fitting_head(
+                network, _classes(source), named=bool(source.classes), seed=training.seed if new_head else None
+            )
         if from_scratch:
             network = reinitialised(network, training.seed)
         network = _without_early_constants(network, training)
@@ -221,13 +251,13 @@ def _classes(source: Source) -> int:
     return count
 
 
-def _fitting_head(network: BcosNetwork, classes: int, *, named: bool, new_head: bool) -> BcosNetwork:
-    """Where classes have no names, bare labels may leave out some of the network's."""
+def _fitting_head(network: BcosNetwork, classes: int, *, named: bool, seed: int | None) -> BcosNetwork:
+    """Where classes have no names, bare labels may leave out some of the network's; a seed asks for a new head."""
     outputs = network.class_count()
-    if not classes or classes == outputs or (classes < outputs and not named and not new_head):
+    if not classes or classes == outputs or (classes < outputs and not named and seed is None):
         return network
-    if new_head:
-        return with_new_head(network, classes)
+    if seed is not None:
+        return with_new_head(network, classes, seed)
     raise UsageError(
         f"the data has {classes} classes, and the network {outputs}",
         hint="new_head=True (--new-head) gives it a new last layer for them; or take the data that it was made for",
@@ -245,13 +275,13 @@ def _shape(network: nn.Module, source: Source | None) -> tuple[int, ...]:
 
 def _training_loader(
     source: Source | None, data: Any, shape: tuple[int, ...], training: Training, workers: int
-) -> tuple[Loader, int]:
+) -> Loader:
     if source is None:
         if not len(data):
             raise UsageError("the DataLoader has no batches")
-        return Replayable(data, training.seed), len(data.dataset)
+        return Replayable(data, training.seed)
     samples = Samples(source, shape, training.augment, training.seed)
-    return training_loader(samples, training.batch_size, training.seed, workers), len(samples)
+    return training_loader(samples, training.batch_size, training.seed, workers)
 
 
 def _testing_loader(

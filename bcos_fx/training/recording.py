@@ -21,7 +21,7 @@ from bcos_fx.explanation.explain import explain
 from bcos_fx.files import replacing
 from bcos_fx.nn import LogitLayer
 from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.training.checkpoints import KEY, NAME
+from bcos_fx.training.checkpoints import KEY, NAME, noted
 from bcos_fx.training.data import Replayable
 from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.finite import broken_tensor
@@ -126,11 +126,16 @@ class Recorder(Callback):
         self._loader.go_to(state_dict["loader"])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Say what the checkpoint is of."""
-        checkpoint[KEY] = dict(self._identity)
+        """Note what the checkpoint is of, and what belongs to it; Lightning has put all of that in by now."""
+        checkpoint[KEY] = noted(checkpoint, self._identity)
 
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._since
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the history of a checkpoint that was taken up: what the file holds by now is not trusted."""
+        if self.history and self._folder is not None and trainer.is_global_zero:
+            write_history(self.history, self._folder / "history.csv")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the network as it came, unless the run goes on from a checkpoint."""

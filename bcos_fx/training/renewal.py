@@ -59,12 +59,13 @@ def _reset_loose(owner: nn.Module, name: str, parameter: nn.Parameter) -> None:
         parameter.fill_(1.0 if name == "weight" else 0.0)
 
 
-def with_new_head(network: BcosNetwork, classes: int) -> BcosNetwork:
+def with_new_head(network: BcosNetwork, classes: int, seed: int) -> BcosNetwork:
     """Return the network with a new last layer, of random weights, for another number of classes.
 
     Args:
         network: a classifier; it is not changed.
         classes: C >= 2.
+        seed: of the weights: a run that goes on begins with those that it began with.
 
     Raises:
         UsageError: the output does not come from one layer with a class per channel.
@@ -75,7 +76,9 @@ def with_new_head(network: BcosNetwork, classes: int) -> BcosNetwork:
         if isinstance(module, LogitLayer):
             new.set_submodule(str(node.target), _logit_layer(module, _outputs(new), classes))
         elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            new.set_submodule(str(node.target), _widened(module, classes))
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                new.set_submodule(str(node.target), _widened(module, classes))
             return _with_shapes(new)
     raise UsageError("the network does not end in one layer that could be exchanged for a new head")
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from bcos_fx.errors import MissingExtraError, TrainingError, UsageError, nearest
-from bcos_fx.training.checkpoints import NAME, WholeCheckpoints, check_identity, identity, read_checkpoint
+from bcos_fx.training.checkpoints import NAME, WholeCheckpoints, check_identity, read_checkpoint
 from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.recording import Epoch, Measure, Recorder
@@ -40,7 +40,7 @@ class Run:
         training: how.
         reference, calibration: see :class:`FineTuning`.
         folder: of the files, or None.
-        images: how many there are to train on.
+        identity: what its checkpoints are of, and what one must be of for the run to go on from it.
         classes: names.
     """
 
@@ -49,7 +49,7 @@ class Run:
     reference: nn.Module | None
     calibration: Any
     folder: Path | None
-    images: int
+    identity: Mapping[str, Any]
     classes: tuple[str, ...]
 
     def fit(
@@ -68,15 +68,14 @@ class Run:
         told: Callable[[Epoch], None] | None,
     ) -> tuple[list[Epoch], Path | None]:
         """Train; return the history and the checkpoint's path. See :func:`bcos_fx.training.finetune.finetune`."""
-        own = identity(self.network, self.training, self.images)
-        checkpoint = self._checkpoint(own, resume=resume)
+        checkpoint = self._checkpoint(resume=resume)
         self.module = FineTuning(self.network, self.training, lambda: len(train), self.reference, self.calibration)
         if self.training.channels_last:
             self.network.to(memory_format=torch.channels_last)
         recorder = Recorder(
             train,
             self.folder,
-            identity=own,
+            identity=self.identity,
             gallery=gallery,
             names=self.classes,
             measures=measures,
@@ -86,7 +85,7 @@ class Run:
         )
         bar = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
         several = trainer["devices"] * trainer["num_nodes"] > 1
-        with self._own_folder(), self._quiet():
+        with self._quiet():
             made = self._trainer(
                 **trainer,
                 strategy=self._processes() if several else "auto",
@@ -123,7 +122,7 @@ class Run:
                 hint="another accelerator, number of devices or precision (fp16 needs a GPU)",
             ) from error
 
-    def _checkpoint(self, own: Mapping[str, Any], *, resume: bool) -> Path | None:
+    def _checkpoint(self, *, resume: bool) -> Path | None:
         """Return the checkpoint to go on from, which fits; see that there is none to overwrite."""
         if self.folder is None:
             if resume:
@@ -131,7 +130,7 @@ class Run:
             return None
         found = self.folder / NAME
         if resume and found.is_file():
-            check_identity(read_checkpoint(found), own, found)
+            check_identity(read_checkpoint(found), self.identity, found)
             return found
         if found.is_file():
             raise UsageError(
@@ -139,19 +138,6 @@ class Run:
                 hint="go on with resume=True (--resume), or use another folder",
             )
         return None
-
-    @contextmanager
-    def _own_folder(self) -> Iterator[None]:
-        """Make the run's folder; a run that was refused before it wrote anything leaves none behind."""
-        if self.folder is None:
-            yield
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # which it is if there is anything in it
-                self.folder.rmdir()
 
     def _logger(self, name: str) -> Logger:
         if self.folder is None:

@@ -7,13 +7,17 @@ from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from bcos_fx.errors import UsageError
+from bcos_fx.evaluation import decoding
+from bcos_fx.evaluation.identity import counts, digest_of_data, digest_of_items, digest_of_tensors, few, sampled
 from bcos_fx.evaluation.sources import Files, Place
 from bcos_fx.evaluation.stores import open_source, unlabelled
+from bcos_fx.training.seeding import derived, seed_host
 
 
 class Source(ABC):
@@ -41,6 +45,10 @@ class Source(ABC):
     def name(self, index: int) -> str:
         """Say which image it is."""
 
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what tells these images from others, as plain data."""
+
 
 class StoredSource(Source):
     """Image files: a folder per class, an .npz of JPEG bytes, or webdataset shards; or a folder of them, unlabelled."""
@@ -61,6 +69,10 @@ class StoredSource(Source):
         """Say which image it is."""
         place = self._files.places[index]
         return str(place.path) if self._files.kind == "folder" else f"{place.name} in {place.path}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return kind, classes and numbers, and digests of names, labels, sizes and contents."""
+        return self._files.identity()
 
 
 class TensorSource(Source):
@@ -89,6 +101,19 @@ class TensorSource(Source):
         """Say which image it is."""
         return f"image {index}"
 
+    def identity(self) -> dict[str, Any]:
+        """Return number, classes and shape, and digests of labels and contents."""
+        size = self._images[0].numel() * self._images.element_size()
+        chosen = sampled([size] * len(self._images), self.labels)
+        return {
+            "kind": "tensors",
+            "images": len(self._images),
+            "shape": list(self._images.shape[1:]),
+            "classes": counts(self.labels, None) if self.labelled else None,
+            "labels": digest_of_data(list(self.labels)),
+            "contents": digest_of_tensors([("images", self._images[torch.tensor(chosen)])]),
+        }
+
 
 class DatasetSource(Source):
     """A torch Dataset of (image, label), which does what it does to its images itself."""
@@ -111,6 +136,36 @@ class DatasetSource(Source):
     def name(self, index: int) -> str:
         """Say which image it is."""
         return f"item {index} of {type(self._dataset).__name__}"
+
+    def identity(self) -> dict[str, Any]:
+        """Return type, number and classes, and digests of labels and of some items as the same draws make them."""
+        labels = list(self.labels)
+        return {
+            "kind": type(self._dataset).__name__,
+            "images": len(labels),
+            "classes": counts(labels, self.classes) if self.labelled else list(self.classes),
+            "labels": digest_of_data(labels),
+            "contents": digest_of_items(lambda: map(self._drawn, few(len(labels)))),
+        }
+
+    def _drawn(self, index: int) -> Any:
+        seed_host(derived(0, "identity", index))
+        try:
+            return self._dataset[index]
+        except decoding.BROKEN:  # it is named when it is trained on
+            return "unreadable"
+
+
+def identity_of(data: Any) -> dict[str, Any] | None:
+    """Return what tells images from others, in any form that training takes; None for no images."""
+    if data is None:
+        return None
+    if not isinstance(data, DataLoader):
+        return source_of(data).identity()
+    batches = {"batches": len(data), "batch size": data.batch_size}
+    if isinstance(data.dataset, Sized) and hasattr(data.dataset, "__getitem__"):
+        return DatasetSource(data.dataset).identity() | batches
+    return {"kind": type(data.dataset).__name__, **batches}
 
 
 def source_of(data: Any) -> Source:

@@ -59,8 +59,8 @@ def test_results_of_something_else_are_refused_by_what_differs(tmp_path: Path) -
     other = {**HEADER, "model": "b" * 64, "settings": {"side": 2, "grids": 10}}
     with pytest.raises(UsageError, match="results of something else") as caught:
         Journal(path, other)
-    assert "settings.side is 3 there and 2 now" in str(caught.value)
-    assert 'model is "aaaaaaaaaaa…' in str(caught.value)
+    assert "settings.side was 3 and is 2" in str(caught.value)
+    assert 'model was "aaaaaaaaaaa…' in str(caught.value)
     assert "grids" not in str(caught.value)
     assert path.read_bytes() == before
 

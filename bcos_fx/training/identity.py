@@ -1,0 +1,54 @@
+"""What a run must have in common with the checkpoint that it goes on from, as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from bcos_fx.evaluation.identity import digest_of_tensors, structure_of, values_of
+from bcos_fx.training.recipe import Training
+
+
+def identity(
+    network: nn.Module,
+    training: Training,
+    *,
+    reference: nn.Module | None,
+    data: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return names -> plain data: the network as training begins, its original, recipe, data and settings.
+
+    Args:
+        network: with its start weights.
+        training: its recipe.
+        reference: the original network, or None.
+        data: what images there are, by their use.
+        settings: what else decides about the result or the history.
+    """
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    original = None if reference is None else {"structure": structure_of(reference), "values": values_of(reference)}
+    found = {
+        "network": structure_of(network),
+        "start weights": values_of(network),
+        "frozen parameters": frozen,
+        "original": original,
+        "recipe": training.to_dict(),
+        **data,
+        "settings": dict(settings),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain
+
+
+def of_images(images: Tensor | None) -> str | None:
+    """Return a digest of images that were given as a tensor."""
+    return None if images is None else digest_of_tensors([("images", images)])
+
+
+def name_of(function: object) -> str:
+    """Return what a function is called, which is the same in every process."""
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
