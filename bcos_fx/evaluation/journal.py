@@ -106,7 +106,7 @@ def _content(path: Path) -> bytes:
             return path.read_bytes()
         reason = "it is no regular file"
     except OSError as error:
-        reason = error.strerror
+        reason = str(error.strerror)
     raise UsageError(f"the results cannot be read: {reason}", where=str(path), hint="write to another place")
 
 

@@ -37,7 +37,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         hint = ("the last one is whole: " if Path(path).is_file() else "") + "make room, and go on with resume"
         try:
             with replacing(Path(path), "the checkpoint", error=TrainingError, hint=hint) as stream:
-                summed = _Summed(stream)
+                summed: Any = _Summed(stream)
                 torch.save(checkpoint, summed)
                 stream.write(_SEAL % summed.digest.hexdigest().encode())
         except RuntimeError as error:  # torch's own, where a write of its archive fails

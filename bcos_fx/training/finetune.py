@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -189,9 +190,8 @@ def finetune(
 
 def _alone(folder: Path | None) -> AbstractContextManager[None]:
     """Hold the run's folder against other runs; of several processes the first does so for all."""
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
-    return nullcontext() if folder is None or rank_zero_only.rank else holding(folder)
+    rank_zero: Any = importlib.import_module("lightning.pytorch.utilities.rank_zero")
+    return nullcontext() if folder is None or rank_zero.rank_zero_only.rank else holding(folder)
 
 
 def _training(model: nn.Module, recipe: str | Path | Training | None, changes: Mapping[str, Any]) -> Training:
