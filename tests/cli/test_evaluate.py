@@ -163,7 +163,7 @@ def test_results_of_other_settings_are_refused_unless_forced(run: Run, data: Pat
     (data / "evaluation" / "notes.jsonl").write_text("mine\n", encoding="utf-8")
     done = run(*WORDS, "--seed", "7")
     assert done.exit_code == 2
-    assert "settings.seed is 42 there and 7 now" in done.stderr
+    assert "settings.seed was 42 and is 7" in done.stderr
     assert run(*WORDS, "--seed", "7", "--force").exit_code == 0
     assert (data / "evaluation" / "notes.jsonl").exists()
 
