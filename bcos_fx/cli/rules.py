@@ -75,12 +75,11 @@ def _active(recipe: Recipe) -> list[Rule]:
 
 def _every(own: Sequence[Path]) -> list[Rule]:
     """Return all shipped rules, whatever recipe uses them, and the user's; in the order of the phases."""
-    from bcos_fx.rewriting.location import rules_directory
+    from bcos_fx.rewriting.location import rule_files
     from bcos_fx.rewriting.rule import PHASES
     from bcos_fx.rewriting.rulefile import load_rules
 
-    files = [path for path in sorted(rules_directory().glob("*.toml")) if path.name != "ops.toml"]
-    return sorted(load_rules([*files, *own]), key=lambda rule: PHASES.index(rule.phase))
+    return sorted(load_rules([*rule_files(), *own]), key=lambda rule: PHASES.index(rule.phase))
 
 
 def _named(name: str, rules: Sequence[Rule]) -> Rule:

@@ -6,6 +6,14 @@ from pathlib import Path
 
 from bcos_fx.errors import RuleError
 
+VOCABULARY = ("ops.toml", "refused.toml")
+"""Files beside the rules that say what operations there are, and hold no rules."""
+
+
+def rule_files() -> list[Path]:
+    """Return the shipped rule files, sorted by name."""
+    return [path for path in sorted(rules_directory().glob("*.toml")) if path.name not in VOCABULARY]
+
 
 def rules_directory() -> Path:
     """Return the directory of the shipped rule files.

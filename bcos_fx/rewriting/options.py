@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "bias": ("keep", "strip", "strip-all"),
     "projections": ("value-and-output", "output"),
     "head": ("keep", "logit"),
+    "classifier": ("pooled", "per-token"),
     "positions": ("keep", "strip", "strip-in-pool"),
 }
 
@@ -48,6 +49,7 @@ class Options:
             contributors; ``strip-all`` those that feed gates alone too (queries, keys), as published.
         projections: which layers of attention become B-cos: ``value-and-output``, or the ``output`` alone and, of an
             attention pool, none, as published. Queries and keys stay plain either way.
+        classifier: ``per-token`` puts norm and classifier of a vision transformer before the mean over its tokens.
         head: ``logit`` adds a logit layer at the output.
         positions: ``strip`` removes positional embeddings, ``strip-in-pool`` those of attention pools.
         logit_bias: its bias; None takes log(1 / (C - 1)) for C classes.
@@ -67,6 +69,7 @@ class Options:
     pool: str = "keep"
     bias: str = "keep"
     projections: str = "value-and-output"
+    classifier: str = "pooled"
     head: str = "keep"
     positions: str = "keep"
     logit_bias: float | None = None

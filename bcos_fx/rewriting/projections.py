@@ -60,6 +60,37 @@ def is_to_be_raised(reader: GraphReader, call: Call) -> Verdict:
     return True
 
 
+@predicate("means-over-tokens")
+def means_over_tokens(reader: GraphReader, call: Call) -> Verdict:
+    """A mean over everything but samples and features, of tokens (N, L, C) or a map of them (N, H, W, C)."""
+    shape, dims = reader.shape(call.inputs[0]), call.arguments["dim"]
+    dims = (dims,) if isinstance(dims, int) else dims
+    if shape is None or len(shape) < 3 or not isinstance(dims, tuple | list) or call.arguments.get("dtype") is not None:
+        return False
+    if not all(isinstance(dim, int) for dim in dims):
+        return False
+    return sorted(dim % len(shape) for dim in dims) == [*range(1, len(shape) - 1)]
+
+
+@predicate("is-last-layer")
+def is_last_layer(reader: GraphReader, call: Call) -> Verdict:
+    """What the layer gives is the network's output, or becomes it by a softmax or sigmoid alone."""
+    users, seen = list(call.node.users), call.node
+    while len(users) == 1 and users[0].op != "output" and _is_end(reader, users[0]):
+        seen, users = users[0], list(users[0].users)
+    if len(users) == 1 and users[0].op == "output":
+        return True
+    other = next((user.name for user in users if user.op != "output"), seen.name)
+    return f"{other} reads its result, so it is not the classifier at the end"
+
+
+def _is_end(reader: GraphReader, node: fx.Node) -> bool:
+    call = reader.call(node)
+    return call is not None and (
+        call.op.linearity == "gate" or call.op.name in ("identity", "logit_layer", "log_softmax")
+    )
+
+
 def _past_moves(reader: GraphReader, node: fx.Node, *, forwards: bool) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Yield what reads a node's numbers, or made them, past what only moves them; each after its neighbour."""
     for other in list(node.users) if forwards else _values(reader, node):

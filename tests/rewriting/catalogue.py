@@ -94,6 +94,17 @@ def maps(forward: Forward, **parts: Callable[[], nn.Module]) -> Callable[[], nn.
     return lambda: Net(forward, **{name: part() for name, part in parts.items()})
 
 
+def tokens(forward: Forward) -> Callable[[], nn.Module]:
+    """Tokens (N, 16, 4) from patches, then ``forward``, with a norm, a dropout and a head at hand."""
+    return lambda: Net(
+        lambda net, x: forward(net, net.stem(x).flatten(2).transpose(1, 2)),
+        stem=conv(3, 4, 2, stride=2, padding=0),
+        norm=normalised(4),
+        drop=nn.Dropout(0.5),
+        fc=nn.Linear(4, 5),
+    )
+
+
 def attending(attention: nn.MultiheadAttention) -> Callable[[], nn.Module]:
     """Tokens from patches, then attention."""
 
@@ -728,6 +739,19 @@ CASES: dict[str, Case] = {
         untouched=maps(lambda net, x: net.stem(F.max_pool2d(x, 2)), stem=conv),
         mutant="folded-layer",
         options={"input": "folded", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)},
+    ),
+    "classifier-before-token-mean": Case(
+        hits={
+            "norm and head": tokens(lambda net, x: net.fc(net.norm(x.mean(1)))),
+            "called": tokens(lambda net, x: net.fc(net.norm(torch.mean(x, dim=-2)))),
+            "dropout between": tokens(lambda net, x: net.fc(net.drop(net.norm(x.mean(dim=(1,)))))),
+            "head alone": tokens(lambda net, x: net.fc(x.mean(axis=1)).softmax(-1)),
+            "a map of tokens": tokens(lambda net, x: net.fc(net.norm(x.unflatten(1, (4, 4)).mean((1, 2))))),
+        },
+        near=(tokens(lambda net, x: torch.relu(net.fc(net.norm(x.mean(1))))), "not the classifier at the end"),
+        untouched=tokens(lambda net, x: net.fc(net.norm(x[:, 0]))),
+        recipe="bcosification",
+        options={"head": "keep"},
     ),
     # ------------------------------------------------------------ norm
     "batch-norm-uncentred": Case(

@@ -18,7 +18,7 @@ from bcos_fx.proofs import verify
 from bcos_fx.proofs.blame import find_culprit, is_encoded
 from bcos_fx.rewriting.build import BUILDERS, Build, Rewired
 from bcos_fx.rewriting.build_input import input_affine
-from bcos_fx.rewriting.location import rules_directory
+from bcos_fx.rewriting.location import rule_files
 from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.rewriting.passes import Engine
 from bcos_fx.rewriting.reader import GraphReader
@@ -35,9 +35,8 @@ CHANGELOG = Path(__file__).resolve().parents[2] / "CHANGELOG.md"
 
 @functools.cache
 def shipped() -> dict[str, Rule]:
-    files = [path for path in sorted(rules_directory().glob("*.toml")) if path.stem != "ops"]
     # Rules of views are shown in tests/proofs/test_every_view_rule.py.
-    return {rule.name: rule for rule in load_rules(files) if rule.phase != "freeze"}
+    return {rule.name: rule for rule in load_rules(rule_files()) if rule.phase != "freeze"}
 
 
 def images(case: Case, count: int = 6, channels: int | None = None) -> Tensor:
