@@ -30,6 +30,8 @@ bcos-fx explain model.safetensors photos/ more/*.jpg --target top3 -o gallery.ht
 
 bcos-fx explain model.safetensors cat.jpg --target 281 --against 285 -o why_tabby.png
 
+bcos-fx explain segmentation.safetensors street.jpg --target 3,120,88
+
 bcos-fx explain clip.safetensors bird.jpg --text "a green bird" --text sky --text-tower open_clip:RN50-quickgelu@openai
 
 Exit code 0: all explained. 1: an image could not be read, or contributions do not add up. 2: bad input.
@@ -60,7 +62,10 @@ def run(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs, or folders of them.")],
     target: Annotated[
         str | None,
-        typer.Option(help="What is explained: a class name, its index, or topK. Left out: the predicted class."),
+        typer.Option(
+            help="What is explained: a class name, its index, topK, all, or one pixel of a segmentation as "
+            "class,row,column. Left out: the predicted class."
+        ),
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="Explain why the target's output is larger than this class's, by name or index.")
@@ -182,7 +187,11 @@ def _asked_by_text(
     return network, Question(text_target(texts, power=power, location=location), output, None, allow_incomplete)
 
 
-def _number(text: str) -> int | str:
+def _number(text: str) -> int | str | tuple[int, ...]:
+    """An index, the place of one unit such as 3,120,88 (class, row, column), or a name."""
+    parts = text.split(",")
+    if len(parts) > 1 and all(part.strip().isdecimal() for part in parts):
+        return tuple(int(part) for part in parts)
     return int(text) if text.isdecimal() else text
 
 
@@ -245,7 +254,7 @@ def _row(sample: Explanation, path: Path) -> tuple[dict[str, Any], bool]:
         "file": str(path),
         "prediction": None if sample.prediction is None else int(sample.prediction[0]),
         "target": indices,
-        "names": [sample.name(index) for index in indices],
+        "names": [sample.target_name(place) for place in range(len(output))],
         "output": output,
         "input": own,
         "constants": constants,
@@ -257,7 +266,7 @@ def _row(sample: Explanation, path: Path) -> tuple[dict[str, Any], bool]:
 def _tell(found: list[tuple[dict[str, Any], bool]], place: Path, files: int) -> None:
     for row, complete in found[:_NAMED]:
         for index, value in enumerate(row["output"]):
-            name = row["names"][index] if row["names"] else "target"
+            name = row["names"][index]
             sums = f"{row['input'][index]:.4g} input {row['constants'][index]:+.4g} constants"
             left = f"residual {row['residual'][index]:+.1e}" + ("" if complete else "  INCOMPLETE")
             typer.echo(f"{Path(row['file']).name}: {name} {value:.4g} = {sums} ({left})")

@@ -22,7 +22,7 @@ from bcos_fx.errors import UsageError
 if TYPE_CHECKING:
     from bcos_fx.explanation.result import Explanation
 
-_SMOOTH, _SIDE = 15, 224
+_SMOOTH, _SIDE, _FRAMES = 15, 224, 8
 _AGAINST, _FOR = torch.tensor([0.13, 0.33, 0.68]), torch.tensor([0.76, 0.13, 0.16])
 
 
@@ -49,7 +49,7 @@ def coloured(weights: Tensor, contributions: Tensor, *, smooth: int | None = Non
     width = _box(weights, smooth)
     length = weights.norm(dim=1, keepdim=True)
     opacity = torch.where(contributions.unsqueeze(1) > 0, length, 0)
-    opacity = F.avg_pool2d(opacity, width, stride=1, padding=width // 2, count_include_pad=False)
+    opacity = _boxed(_boxed(opacity, (1, width)), (width, 1))
     full = _full(opacity, percentile).view(-1, 1, 1, 1)
     opacity = (opacity / torch.where(full > 0, full, 1)).clamp(0, 1)
     return torch.cat([_hue(weights), opacity], dim=1)
@@ -59,9 +59,15 @@ def _full(values: Tensor, percentile: float) -> Tensor:
     """(N,) the values from which on a picture is full: the percentile, or the largest where that is 0."""
     if not 0 < percentile <= 100:
         raise UsageError(f"percentile is {percentile!r}", hint="give a number above 0, at most 100")
-    flat = values.flatten(1).double()
-    found = torch.quantile(flat, percentile / 100, dim=1)
+    flat = values.detach().flatten(1).double().cpu()
+    # numpy's selection takes a time in proportion to the pixels, and torch.quantile takes 16 million at the most.
+    found = torch.from_numpy(np.quantile(flat.numpy(), percentile / 100, axis=1))
     return torch.where(found > 0, found, flat.amax(1)).to(values)
+
+
+def _boxed(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """The mean of (N, 1, H, W) over a box, cut at the border; of a square: over its rows, then over its columns."""
+    return F.avg_pool2d(values, size, stride=1, padding=(size[0] // 2, size[1] // 2), count_include_pad=False)
 
 
 def _box(weights: Tensor, smooth: int | None) -> int:
@@ -104,22 +110,45 @@ def signed(contributions: Tensor, *, percentile: float = 99.5) -> Tensor:
 def pictures(explanation: Explanation, *, smooth: int | None = None, percentile: float = 99.5) -> Tensor:
     """Return the picture of each sample and target: coloured where W(x) has colours, signed elsewhere.
 
+    Of clips and volumes at most 8 frames or slices stand beside each other.
+
     Returns:
         (N * K, 4, H, W) in [0, 1], on the CPU, a sample's targets beside each other.
 
     Raises:
-        UsageError: what is explained by is no image.
+        UsageError: what is explained by is no image, clip or volume.
     """
-    if explanation.encoded.dim() != 4:
+    if len(explanation.axes) not in (2, 3):
         raise UsageError(
             f"an explanation by {tuple(explanation.encoded.shape[1:])} is no picture",
             hint="its numbers are in .contributions; .plot() draws them",
         )
-    contributions = explanation.contributions.flatten(0, -3).float().cpu()
+    values = planes(explanation)
     if not explanation.colours:
-        return signed(contributions, percentile=percentile)
+        return signed(values, percentile=percentile)
     weights = explanation.weights.flatten(0, -4).float().cpu()
-    return coloured(weights, contributions, smooth=smooth, percentile=percentile)
+    return coloured(weights, values, smooth=smooth, percentile=percentile)
+
+
+def planes(explanation: Explanation) -> Tensor:
+    """Return the contributions of each sample and target as a plane (N * K, H, W), frames beside each other."""
+    values = explanation.contributions
+    rank = len(explanation.axes)
+    values = values.reshape(-1, *values.shape[-rank:]).float().cpu()
+    return strip(values) if rank == 3 else values
+
+
+def frames(count: int) -> list[int]:
+    """Return which of some frames or slices are shown: at most 8, evenly spaced, the first and the last among them."""
+    shown = min(count, _FRAMES)
+    return [round(place * (count - 1) / max(1, shown - 1)) for place in range(shown)]
+
+
+def strip(values: Tensor) -> Tensor:
+    """Put frames (..., T, H, W) beside each other, (..., H, W'), with a gap of zeros between them."""
+    gap = values.new_zeros(*values.shape[:-3], values.shape[-2], max(1, values.shape[-1] // 32))
+    parts = [part for frame in frames(values.shape[-3]) for part in (gap, values[..., frame, :, :])]
+    return torch.cat(parts[1:], dim=-1)
 
 
 def images(explanation: Explanation, *, smooth: int | None = None, percentile: float = 99.5) -> list[Image.Image]:
@@ -134,8 +163,35 @@ def to_image(picture: Tensor) -> Image.Image:
 
 
 def photograph(explanation: Explanation, sample: int) -> Image.Image | None:
-    """Return a sample's input as an image, as far as it is one; values are cut at 0 and 1."""
-    given = explanation.inputs[sample]
-    if given.dim() != 3 or given.shape[0] not in (1, 2, 3, 6):
-        return None
-    return to_image(given.chunk(2)[0] if given.shape[0] in (2, 6) else given)
+    """Return a sample's input as an image, as far as it is one; see :func:`portrait`."""
+    return portrait(explanation, sample)[0]
+
+
+def portrait(explanation: Explanation, sample: int) -> tuple[Image.Image | None, str]:
+    """Return a sample's input as an image, and what is to be read above it.
+
+    Of other than one or three channels the mean is shown, in grey. Values of an encoded image are cut at 0 and 1;
+    those of another input are scaled where they leave that range.
+    """
+    given = explanation.inputs[sample].detach().float().cpu()
+    places = given.unsqueeze(0) if (axis := _channels(explanation)) is None else given.movedim(axis - 1, 0)
+    if places.dim() not in (3, 4):
+        return None, "input"
+    title, encoded = "input", explanation.encoded.shape != explanation.inputs.shape
+    if places.shape[0] in (2, 6) and torch.allclose(sum(places.chunk(2)), torch.ones(()), atol=1e-5):  # type: ignore[arg-type]
+        places = places.chunk(2)[0]
+    if places.shape[0] not in (1, 3):
+        title += f", mean of {places.shape[0]} channels"
+        places = places.mean(0, keepdim=True)
+    low, high = float(places.min()), float(places.max())
+    if not encoded and (low < 0 or high > 1):
+        title += f", {low:.3g} to {high:.3g}"
+        places = (places - low) / (high - low or 1)
+    return to_image(strip(places) if places.dim() == 4 else places), title
+
+
+def _channels(explanation: Explanation) -> int | None:
+    """The dimension of the inputs that holds their channels; of an inner layer's explanation by convention."""
+    if explanation.inputs.dim() == explanation.encoded.dim():
+        return explanation.channel_axis
+    return 1 if explanation.inputs.dim() > 3 else None

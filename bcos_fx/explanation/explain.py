@@ -16,7 +16,7 @@ from bcos_fx.certification import in_order, view_of
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.explanation.axes import Axes, axes_of
 from bcos_fx.explanation.result import Constants, Explanation
-from bcos_fx.explanation.targets import Chosen, Target, chosen, named
+from bcos_fx.explanation.targets import Chosen, Target, chosen, label_of, named
 from bcos_fx.proofs.completeness import judged
 from bcos_fx.proofs.view import DynamicWeights, ExplanationView
 from bcos_fx.rewriting.network import BcosNetwork
@@ -51,9 +51,9 @@ def explain(
         images: (N, C, H, W), in [0, 1] for a converted image network; or whatever its first input is, such as
             embeddings (N, L, E) or features (N, F). On the model's device; not changed. Or all inputs by name, in any
             order: outputs are explained by the first of them that holds no whole numbers, so not by a mask.
-        target: None (the predicted class), ``top3`` and the like, an index, a class name, (N,) or a flat list (one per
-            sample), (N, K) or a list of lists (several per sample), or a linear function from the outputs to (N,) or
-            (N, K); if that has ``names``, such as :func:`bcos_fx.explanation.cosine` gives, its numbers are scores of
+        target: None (the predicted class), ``top3`` and the like, ``all``, an index, a class name, (N,) or a flat list
+            (one per sample), (N, K) or a list of lists (several per sample), or a linear function from the outputs to
+            (N,) or (N, K); if that has ``names``, as that of :func:`bcos_fx.explanation.cosine` has, they are scores of
             those names. For an inner layer an index is a channel, summed over its positions, and a tuple of indices is
             one unit.
         output: what is explained: None for the output, ``logits`` for the value before a final softmax or sigmoid, or
@@ -95,6 +95,7 @@ def explain(
         choices.append(choice)
     axes = axes_of(view.unfrozen, view.start.name, tuple(parts[0].start.shape), channel_axis)
     found = _result(view, images, parts, choices, _notes(model, images), names, axes)
+    found = replace(found, labels=label_of(wanted, found.name, names, parts[0].value.shape))
     return found if getattr(wanted, "names", None) is None else _scored(found, wanted.names)
 
 

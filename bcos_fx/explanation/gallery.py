@@ -10,11 +10,11 @@ from importlib import resources
 
 from PIL import Image
 
-from bcos_fx.explanation.colour import images, photograph, signed, to_image
+from bcos_fx.explanation.colour import images, planes, portrait, signed, to_image
 from bcos_fx.explanation.result import Explanation
 from bcos_fx.explanation.tokens import spans
 
-_TOP, _LARGEST, _SIDE = 5, 5, 224
+_TOP, _LARGEST, _SIDE, _SPANS = 5, 5, 224, 256
 
 
 def page(cards: Sequence[str], *, title: str = "Explanations", above: str = "") -> str:
@@ -43,48 +43,64 @@ def fragment(explanation: Explanation) -> str:
 
 
 def cards(explanation: Explanation, labels: Sequence[str] = ()) -> list[str]:
-    """Return a card for each sample.
+    """Return a card for each sample and each of its targets.
 
     Args:
         explanation: of images, or of anything else, which is then told in numbers.
         labels: what each sample is called, a file's name say.
     """
+    targets = explanation.output.shape[1] if explanation.several else 1
     return [
-        _card(explanation[sample], labels[sample] if sample < len(labels) else f"sample {sample}")
+        _card(explanation[sample].of_target(place), _label(sample, labels, len(explanation)))
         for sample in range(len(explanation))
+        for place in range(targets)
     ]
 
 
+def _label(sample: int, labels: Sequence[str], samples: int) -> str:
+    """What a sample is called; one that stands alone needs no number."""
+    return labels[sample] if sample < len(labels) else f"sample {sample}" if samples > 1 else ""
+
+
 def _card(sample: Explanation, label: str) -> str:
-    target = sample.target_name(0)
-    pieces = [f"<figcaption><b>{html.escape(label)}</b></figcaption>", _views(sample, label)]
+    target = sample.target_name()
+    heading = f"<b>{html.escape(label)}</b> {html.escape(target)}" if label else f"<b>{html.escape(target)}</b>"
+    pieces = [f"<figcaption>{heading}</figcaption>", _views(sample, label)]
     if not sample.complete:
         pieces.append('<p class="wrong">INCOMPLETE: contributions do not add up to the output</p>')
     pieces += [_sums(sample), _constants(sample), _scores(sample)]
     pieces += [f'<p class="note">{html.escape(note)}</p>' for note in sample.notes]
-    words = html.escape(f"{label} {target}".lower(), quote=True)
+    words = html.escape(f"{label} {target}".strip().lower(), quote=True)
     confidence = float(sample.output.flatten()[0])
     data = f'data-words="{words}" data-target="{html.escape(target, quote=True)}" data-output="{confidence:.6g}"'
     return f'<figure class="card" {data}>{"".join(pieces)}</figure>'
 
 
 def _views(sample: Explanation, label: str) -> str:
-    """The input, and each target's picture; or its tokens."""
-    if sample.tokens is not None:
+    """The input, the target's picture and its contributions, in one row; or its tokens."""
+    if sample.tokens is not None or (len(sample.axes) == 1 and sample.contributions.shape[-1] <= _SPANS):
         return spans(sample)
-    if sample.encoded.dim() != 4:
-        return ""
-    given = photograph(sample, 0)
-    shown = [("input", given)] if given is not None else []
-    shown += [(sample.target_name(place), picture) for place, picture in enumerate(images(sample))]
-    if sample.colours and not sample.several:
-        shown.append(("contributions", to_image(signed(sample.contributions.float().cpu())[0])))
     tags = [
-        f'<div class="view"><img src="{data_uri(picture)}" alt="{html.escape(f"{name}: {label}", quote=True)}" '
-        f'width="{_SIDE}"><span>{html.escape(name)}</span></div>'
-        for name, picture in shown
+        f'<div class="view" style="flex:0 1 {_SIDE}px;min-width:0"><img src="{data_uri(picture)}" '
+        f'alt="{html.escape(f"{name}: {label}", quote=True)}" width="{_SIDE}" style="max-width:100%;height:auto">'
+        f"<span>{html.escape(name)}</span></div>"
+        for name, picture in _pictures(sample)
     ]
-    return f'<div class="views">{"".join(tags)}</div>'
+    return f'<div class="views" style="display:flex;gap:.6rem">{"".join(tags)}</div>'
+
+
+def _pictures(sample: Explanation) -> list[tuple[str, Image.Image]]:
+    if len(sample.axes) == 1:  # a strip as high as an eighth of its length
+        values = sample.contributions[0].flatten().float().cpu()
+        return [("contributions", to_image(signed(values.expand(1, max(1, len(values) // 8), -1))[0]))]
+    if len(sample.axes) not in (2, 3):
+        return []
+    given, title = portrait(sample, 0)
+    shown = [(title, given)] if given is not None else []
+    shown += [(sample.target_name(), images(sample)[0])]
+    if sample.colours:
+        shown.append(("contributions", to_image(signed(planes(sample))[0])))
+    return shown
 
 
 def data_uri(picture: Image.Image) -> str:

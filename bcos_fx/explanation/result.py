@@ -91,6 +91,7 @@ class Explanation:
         channel_axis: the dimension of ``encoded`` that holds its channels, the samples' own being 0; None where every
             number stands for itself.
         axes: names of the other dimensions, in order: those of ``contributions`` after N (and K).
+        labels: what each of the K numbers is called where it is not one output by its index.
     """
 
     inputs: Tensor
@@ -109,6 +110,7 @@ class Explanation:
     tokens: tuple[tuple[str, ...], ...] | None = None
     channel_axis: int | None = 1
     axes: tuple[str, ...] = ("row", "column")
+    labels: tuple[str, ...] | None = None
 
     @property
     def several(self) -> bool:
@@ -161,6 +163,8 @@ class Explanation:
 
     def target_name(self, place: int = 0) -> str:
         """Return what the first sample's target at a place of K is called: a class, or what a function is given."""
+        if self.labels is not None:
+            return self.labels[place]
         if self.target is None:
             return self.where if self.where != "output" else "the target"
         return self.name(int(self.target.flatten()[place]))
@@ -176,6 +180,25 @@ class Explanation:
 
         tokens = None if self.tokens is None else self.tokens[samples]
         return replace(self._changed(lambda values: values[samples]), tokens=tokens)
+
+    def of_target(self, place: int) -> Explanation:
+        """Return the explanation of one of the K numbers of each sample, without the dimension K.
+
+        Raises:
+            IndexError: there is no such number.
+        """
+        if not self.several:
+            if place not in (0, -1):
+                raise IndexError(f"there is no explained number {place}: each sample has one")
+            return self
+        return replace(
+            self,
+            weights=self.weights[:, place],
+            output=self.output[:, place],
+            target=None if self.target is None else self.target[:, place],
+            constants=self.constants.map(lambda values: values[:, place]),
+            labels=None if self.labels is None else (self.labels[place],),
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Explanation]) -> Explanation:

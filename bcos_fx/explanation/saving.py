@@ -20,6 +20,11 @@ MOST_ROWS = 8
 """Samples that a figure shows."""
 
 _FIGURES = (".png", ".pdf", ".svg")
+_DATELESS: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
 
 
 def save(explanation: Explanation, path: Path) -> Path:
@@ -100,8 +105,12 @@ def write_whole(path: Path, contents: bytes) -> None:
 
 
 def _figure(explanation: Explanation, form: str) -> bytes:
+    """The same explanation gives the same bytes, and text that editors can change: TrueType, not Type 3."""
+    import matplotlib as mpl  # an extra
+
     buffer = io.BytesIO()
-    explanation.plot().savefig(buffer, format=form, dpi=110)
+    with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "bcos_fx"}):
+        explanation.plot().savefig(buffer, format=form, dpi=110, metadata=_DATELESS[form])
     return buffer.getvalue()
 
 
@@ -125,7 +134,7 @@ def _tensors(explanation: Explanation) -> dict[str, Tensor]:
 
 def _facts(explanation: Explanation) -> str:
     names = ("where", "names", "notes") if explanation.tokens is None else ("where", "names", "notes", "tokens")
-    facts = {name: getattr(explanation, name) for name in names}
+    facts = {name: getattr(explanation, name) for name in (*names, "channel_axis", "axes", "labels")}
     return json.dumps(facts | {"complete": explanation.complete, "colours": explanation.colours}, sort_keys=True)
 
 

@@ -14,11 +14,13 @@ from torch import Tensor
 from bcos_fx.errors import UsageError
 from bcos_fx.proofs.view import Select
 
-_TOP = re.compile(r"top[1-9][0-9]*")
+_TOP = re.compile(r"top[1-9][0-9]*|all")
 
 Target = None | int | str | Tensor | Sequence[Any] | Callable[[Tensor], Tensor]
 
-_FORMS = "give None, topK, an index, a name, one index or a list of indices per sample, or a function of the outputs"
+_FORMS = (
+    "give None, topK, all, an index, a name, one index or a list of indices per sample, or a function of the outputs"
+)
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,59 @@ class Chosen:
     single: bool
 
 
-def difference(target: int, other: int) -> Callable[[Tensor], Tensor]:
-    """Return the target that explains why an output is larger than another: y[target] - y[other].
+@dataclass(frozen=True)
+class Difference:
+    """Why one output is larger than another: y[target] - y[other], as a function of the outputs.
 
-    Raises:
-        UsageError: when it is used, for outputs that are no rows of scores, or that have no such index.
+    Attributes:
+        target, other: indices of the two outputs.
     """
 
-    def subtract(outputs: Tensor) -> Tensor:
+    target: int
+    other: int
+
+    def __call__(self, outputs: Tensor) -> Tensor:
+        """Return the difference (N,) of outputs (N, C).
+
+        Raises:
+            UsageError: the outputs are no rows of scores, or have no such index.
+        """
         if outputs.dim() != 2:
             raise UsageError(
                 f"outputs of shape {tuple(outputs.shape[1:])} have no classes to compare",
                 hint="give a function of the outputs that returns one number per sample",
             )
-        _check_range(torch.tensor([target, other]), outputs.shape[1])
-        return outputs[:, target] - outputs[:, other]
+        _check_range(torch.tensor([self.target, self.other]), outputs.shape[1])
+        return outputs[:, self.target] - outputs[:, self.other]
 
-    return subtract
+    def label(self, name: Callable[[int], str]) -> str:
+        """Return what the difference is called, where ``name`` gives the name of a class."""
+        return f"{name(self.target)} - {name(self.other)}"
+
+
+def difference(target: int, other: int) -> Difference:
+    """Return the target that explains why an output is larger than another: y[target] - y[other]."""
+    return Difference(target, other)
+
+
+def label_of(
+    target: Any, name: Callable[[int], str], names: Sequence[str] | None, shape: Sequence[int]
+) -> tuple[str, ...] | None:
+    """Return what a target is called that is no output by its index, or None of every other one.
+
+    Args:
+        target: as for :func:`chosen`.
+        name: gives the name of a class.
+        names: of the classes, or None.
+        shape: of the value that the target is chosen from, (N, C, ...).
+    """
+    if isinstance(target, Difference):
+        return (target.label(name),)
+    if not isinstance(target, tuple) or not target:
+        return None
+    if names is None or len(names) != shape[1]:  # the first index need not be a class
+        return (f"output {target if len(target) > 1 else target[0]}",)
+    return (f"{name(target[0])} at {', '.join(map(str, target[1:]))}" if len(target) > 1 else name(target[0]),)
 
 
 def named(target: Any, names: Sequence[str] | None) -> Any:
@@ -97,9 +135,9 @@ def chosen(target: Any, value: Tensor) -> Chosen:
     """Read a target.
 
     Args:
-        target: None (the largest output), ``topK`` such as ``top3`` (the K largest), an index (all samples), (N,) or a
-            flat list (one per sample), (N, K) or a list of lists (several per sample), or a function from the value to
-            (N,) or (N, K). For the value of an inner layer (N, C, ...): an index is a channel, summed over its
+        target: None (the largest output), ``top3`` or another K (the K largest), ``all``, an index (of all samples),
+            (N,) or a flat list (one per sample), (N, K) or a list of lists (several per sample), or a function from the
+            value to (N,) or (N, K). For the value of an inner layer (N, C, ...): an index is a channel, summed over its
             positions. A tuple of indices is one unit of any value.
         value: (N, C), (N,) or (N, C, ...), what the target is chosen from.
 
@@ -176,6 +214,8 @@ def _indices(target: Any, outputs: Tensor) -> tuple[Tensor, bool]:
     if target is None:
         return outputs.detach().argmax(1, keepdim=True), True
     if isinstance(target, str):
+        if target == "all":
+            return torch.arange(outputs.shape[1], device=outputs.device).expand_as(outputs), False
         return outputs.detach().topk(min(int(target.removeprefix("top")), outputs.shape[1]), dim=1).indices, False
     if isinstance(target, int) and not isinstance(target, bool):
         return torch.full((samples, 1), target), True

@@ -52,7 +52,7 @@ def test_json_has_sums_that_add_up(run: Run, artifact: Path, photographs: Path) 
             assert abs(residual) < 1e-3
         assert len(row["target"]) == 2
         assert row["target"][0] == row["prediction"]
-    assert Path("all.html").read_text(encoding="utf-8").count('class="card"') == 3
+    assert Path("all.html").read_text(encoding="utf-8").count('class="card"') == 6
 
 
 def test_a_corrupt_image_is_skipped_and_listed(run: Run, artifact: Path, spoilt: Path) -> None:
