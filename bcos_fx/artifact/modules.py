@@ -163,6 +163,8 @@ def check_parts(made: Mapping[str, Any], wanted: Mapping[str, Any], where: str) 
         odd = ", ".join(sorted(set(made) ^ set(wanted)))
         raise ArtifactError(f"the layer's parts are not those that its options make: {odd}", where=where)
     for name, part in wanted.items():
+        if (part is None) != (made[name] is None):
+            raise ArtifactError(f"{name!r} is there, and the layer's options make none, or the other way", where=where)
         if isinstance(part, Tensor) and made[name] is not None and part.shape != made[name].shape:
             raise ArtifactError(
                 f"{name!r} has shape {tuple(part.shape)}, but the layer's options make {tuple(made[name].shape)}",

@@ -1,7 +1,8 @@
 """One run of a network that was read from a file, before anyone else runs it.
 
-The run computes shapes and dtypes alone, on torch's meta device, so that it costs no memory however large the values
-are. What does not run, or makes values out of all proportion, is refused as a whole.
+The first run computes shapes and dtypes alone, on torch's meta device, so that it costs no memory however large the
+values are; it refuses values out of all proportion. The second one is an ordinary forward: kernels check more of their
+arguments than shapes depend on.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bcos_fx.errors import ArtifactError
+from bcos_fx.errors import ArtifactError, TraceError
 from bcos_fx.rewriting.network import BcosNetwork, InputSpec
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.program import run_node
@@ -27,11 +28,14 @@ MOST_VALUE = 2**26
 
 GROWTH = 64
 
+_NO_KERNEL = "not implemented for"
+"""What torch says of a dtype that this device does not compute in: half precision on a CPU, mostly."""
+
 _META = torch.device("meta")
 
 
 def check_runs(network: BcosNetwork) -> None:
-    """Run a network on inputs of its recorded shapes, for shapes alone; its tensors are away meanwhile.
+    """Run a network, which is in eval mode, on inputs of its recorded shapes; its tensors are away meanwhile.
 
     Raises:
         ArtifactError: it does not run, or a value is out of all proportion or of another shape than recorded.
@@ -41,8 +45,31 @@ def check_runs(network: BcosNetwork) -> None:
         _check_shape(spec)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     limit = max(MOST_VALUE, GROWTH * max(parameters, *(math.prod(spec.shape) for spec in inputs)))
-    with _on_meta(network), torch.no_grad(), _META:  # tensors that the graph makes are made there too
-        _Run(network, limit).run()
+    with torch.no_grad():
+        with _on_meta(network), _META:  # tensors that the graph makes are made there too
+            _Run(network, limit).run()
+        _run_once(network)
+
+
+def _run_once(network: BcosNetwork) -> None:
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    given = [node for node in network.graph.nodes if node.op == "placeholder"]
+    inputs = [
+        torch.zeros(spec.shape, dtype=_dtype(node, like.dtype), device=like.device)
+        for node, spec in zip(given, network.record.inputs, strict=True)
+    ]
+    try:
+        network(*inputs)
+    except TraceError:
+        return  # the graph holds for other values than zeros
+    except Exception as error:
+        if _NO_KERNEL not in str(error):
+            raise ArtifactError(f"the network does not run: {str(error).partition(chr(10))[0]}") from error
+
+
+def _dtype(node: fx.Node, like: torch.dtype) -> torch.dtype:
+    dtype: torch.dtype = node.meta.get("dtype") or like
+    return like if dtype.is_floating_point else dtype
 
 
 def _check_shape(spec: InputSpec) -> None:
@@ -88,8 +115,7 @@ class _Run:
                 self._values[node] = self._value(node)
 
     def _input(self, node: fx.Node, spec: InputSpec) -> Tensor:
-        dtype = node.meta.get("dtype") or self._like
-        value = torch.empty(spec.shape, dtype=self._like if dtype.is_floating_point else dtype, device=_META)
+        value = torch.empty(spec.shape, dtype=_dtype(node, self._like), device=_META)
         spec.original(value)
         return value
 

@@ -167,13 +167,19 @@ def _dataclass(kind: type[Any], content: Any, where: str, depth: int) -> Any:
     if not isinstance(content, dict) or not set(content) <= set(fields):
         raise _malformed({kind.__name__: content}, where)
     values = {name: decode(item, f"{where}.{name}", None, depth + 1) for name, item in content.items()}
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in _hints()[kind.__name__].items():
         # A field that a later version added has a default, so that older files stay readable.
         if name not in values and fields[name].default is fields[name].default_factory is dataclasses.MISSING:
             raise ArtifactError(f"the file lacks {name!r}", where=f"{where} ({kind.__name__})")
         if name in values and not fits(values[name], hint):
             raise ArtifactError(f"{_shortened(values[name])} is not what belongs here", where=f"{where}.{name}")
     return kind(**values)
+
+
+@functools.cache
+def _hints() -> dict[str, dict[str, Any]]:
+    """Dataclass -> field -> type; Python evaluates annotations, so they are read once."""
+    return {name: typing.get_type_hints(kind) for name, kind in _dataclasses().items()}
 
 
 def fits(value: Any, hint: Any) -> bool:

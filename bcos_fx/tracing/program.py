@@ -187,6 +187,7 @@ class _Source:
         self._graph = graph
         self._names = {node: f"n{place}" for place, node in enumerate(graph.nodes)}
         self._inputs = {self._names[n]: str(n.target) for n in graph.nodes if n.op == "placeholder"}
+        self._taken = {"root", *self._names.values()}
         self._texts: dict[str, str] = {}
         self._constants: dict[str, Any] = {}
         self._parameters: list[str] = []
@@ -213,7 +214,7 @@ class _Source:
     def _public_name(self, name: str) -> str:
         """The name by which callers give an input, put where the compiler has been: it is a text like any other."""
         wanted = self._inputs.get(name, name)
-        return name if wanted in {"root", *self._names.values()} else wanted
+        return name if wanted in self._taken else wanted
 
     def _write(self, node: fx.Node) -> None:
         name = self._names[node]
