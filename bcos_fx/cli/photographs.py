@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from bcos_fx.data.decoding import SUFFIXES, Unreadable, read_picture
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.evaluation.decoding import BROKEN, SUFFIXES, Frame, Unreadable, cropped
+from bcos_fx.evaluation.decoding import Frame, cropped
 from bcos_fx.evaluation.sources import Sample, Source
 
 __all__ = ["SUFFIXES", "read_photograph", "read_photographs"]
@@ -160,9 +160,8 @@ def read_photograph(path: Path, shape: Sequence[int]) -> Tensor:
     check_shape(shape)
     channels, height, width = shape
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-    except BROKEN as error:
-        raise UsageError(f"the image cannot be read: {error}", where=str(path), hint="take it out") from error
+        image = read_picture(path, "L" if channels == 1 else "RGB")
+    except Unreadable as error:
+        raise UsageError(error.what, where=str(path), hint=error.hint or "take it out") from error
     pixels = np.asarray(cropped(image, height, width), dtype=np.float32).reshape(height, width, channels) / 255
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
+from bcos_fx.data.decoding import BROKEN, Unreadable
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.decoding import BROKEN, Frame, Unreadable, to_tensor
+from bcos_fx.evaluation.decoding import Frame, to_tensor
 from bcos_fx.evaluation.identity import digest_of_items, few
 from bcos_fx.evaluation.sources import Sample, Source
 from bcos_fx.evaluation.stores import open_source

@@ -8,21 +8,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from bcos_fx.errors import BcosFxError, UsageError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
-BROKEN = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What PIL raises for files that are no image that it can read."""
+from bcos_fx.data.decoding import decoded_picture, in_mode
+from bcos_fx.errors import UsageError
 
 # The share of the short side that the usual ImageNet evaluation keeps: resize to 256, keep 224.
 _KEPT = 224 / 256
-
-
-class Unreadable(BcosFxError):
-    """One image of many cannot be read; the others can."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,11 @@ class Frame:
         return cls(*shape, shrunk)
 
     @property
+    def mode(self) -> str:
+        """Pillow's mode of the images that come."""
+        return "L" if self.channels == 1 else "RGB"
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images that come."""
         return self.height // self.shrunk, self.width // self.shrunk
@@ -73,27 +71,16 @@ def decoded(stream: BinaryIO, frame: Frame) -> Tensor:
     Raises:
         Unreadable: the stream holds no image.
     """
-    return from_picture(picture(stream, "L" if frame.channels == 1 else "RGB"), frame)
-
-
-def picture(stream: BinaryIO, mode: str) -> Image.Image:
-    """Decode one image file in PIL's mode ``L`` or ``RGB``.
-
-    Raises:
-        Unreadable: the stream holds no image.
-    """
-    try:
-        with Image.open(stream) as opened:
-            return opened.convert(mode)
-    except BROKEN as error:
-        # PIL names the stream by its place in memory, and the same run has to give the same results.
-        reason = "no image of a known kind" if isinstance(error, UnidentifiedImageError) else error
-        raise Unreadable(f"the image cannot be read: {reason}") from error
+    return from_picture(decoded_picture(stream, frame.mode), frame)
 
 
 def from_picture(image: Image.Image, frame: Frame) -> Tensor:
-    """Turn a picture into a tensor, as :func:`decoded` says."""
-    image = image.convert("L" if frame.channels == 1 else "RGB")
+    """Turn a picture into a tensor, as :func:`decoded` says.
+
+    Raises:
+        Unreadable: its values have no known range.
+    """
+    image = in_mode(image, frame.mode)
     height, width = frame.size
     if image.size != (frame.width, frame.height):
         image = cropped(image, height, width)

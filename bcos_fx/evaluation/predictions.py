@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx import artifact
+from bcos_fx.data.decoding import Unreadable
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.decoding import Frame, Unreadable
+from bcos_fx.evaluation.decoding import Frame
 from bcos_fx.evaluation.identity import digest_of_data, structure_of, values_of
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bcos_fx.data.decoding import Unreadable
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.evaluation.clip_benchmark import rates
-from bcos_fx.evaluation.decoding import Frame, Unreadable
+from bcos_fx.evaluation.decoding import Frame
 from bcos_fx.evaluation.sources import Source
 
 DECADES = tuple(10.0**k for k in range(-7, 2))

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bcos_fx.data.decoding import Unreadable
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
 from bcos_fx.evaluation.curve_measures import CurveSet
-from bcos_fx.evaluation.decoding import Unreadable
 from bcos_fx.evaluation.localisation import Localisation, play
 from bcos_fx.evaluation.predictions import Outcome, Subject, predict
 from bcos_fx.evaluation.registry import BASELINES, MEASURES

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from bcos_fx.data.decoding import Unreadable, decoded_picture, read_content
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.decoding import Frame, Unreadable, decoded, picture
+from bcos_fx.evaluation.decoding import Frame, decoded
 from bcos_fx.evaluation.identity import counts, digest_of, digest_of_data, sampled
 
 
@@ -128,16 +129,14 @@ class Files(Source):
         Raises:
             Unreadable: this one cannot be read.
         """
-        return picture(self._content(index), "RGB")
+        return decoded_picture(self._content(index), "RGB")
 
     def _content(self, index: int) -> io.BytesIO:
         place = self.places[index]
         try:
-            with place.path.open("rb") as stream:
-                stream.seek(place.offset)
-                return io.BytesIO(stream.read(place.size))
-        except OSError as error:
-            raise Unreadable(f"the file cannot be read: {error.strerror}", where=place.name) from error
+            return io.BytesIO(read_content(place.path, place.offset, place.size))
+        except Unreadable as error:
+            raise Unreadable(error.what, where=place.name, hint=error.hint) from error
 
     def identity(self) -> dict[str, Any]:
         """Return kind, classes and numbers, and digests of names, labels, sizes and contents."""

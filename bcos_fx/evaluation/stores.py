@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from bcos_fx.budgets import ARRAY_BYTES, JSON_BYTES, parse_json
+from bcos_fx.data.decoding import SUFFIXES
 from bcos_fx.errors import BcosFxError, UsageError, nearest
-from bcos_fx.evaluation.decoding import SUFFIXES
 from bcos_fx.evaluation.sources import Files, Place
 from bcos_fx.explanation.targets import named
 

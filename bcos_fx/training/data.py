@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from bcos_fx.data import decoding
 from bcos_fx.errors import MissingExtraError, UsageError
-from bcos_fx.evaluation import decoding
 from bcos_fx.training.seeding import derived, seed_host
 from bcos_fx.training.sources import DatasetSource, Source
 
@@ -75,7 +75,7 @@ def as_tensor(image: Any, shape: Sequence[int]) -> Tensor:
     if isinstance(image, Tensor):
         return image.float()
     channels, height, width = shape
-    image = image.convert("L" if channels == 1 else "RGB")
+    image = decoding.in_mode(image, "L" if channels == 1 else "RGB")
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC, _BLEED)
     pixels = np.array(image, dtype=np.uint8).reshape(height, width, channels)

@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler
 
+from bcos_fx.data.decoding import Unreadable
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import open_source
 from bcos_fx.evaluation.datasets import source_of
-from bcos_fx.evaluation.decoding import Frame, Unreadable
+from bcos_fx.evaluation.decoding import Frame
 from bcos_fx.evaluation.sources import Source
 from bcos_fx.evaluation.stores import unlabelled
 

@@ -1,0 +1,1 @@
+"""Images: the one room that opens files of images and decodes them."""

@@ -1,0 +1,243 @@
+"""The one decoder of photographs: any stored image to 8 bits per channel, RGB or grey.
+
+Every mode has one stated range, and an image whose range is not known is refused: Pillow's own conversion shows 16-bit
+grey as white and floating point as black. Transparent images are seen on white, the orientation of a camera is
+applied, CMYK goes through its own colour profile, and Lab through lcms's. The colour profiles of RGB images are not
+applied, as training pipelines do not.
+
+Only the formats named here are opened. Pillow decides by content and not by name, and one of its formats starts another
+program (Ghostscript, for EPS).
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import logging
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from bcos_fx.budgets import IMAGE_BYTES, PIXELS
+from bcos_fx.errors import BcosFxError
+from bcos_fx.files import kind_of_special
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+"""Pillow's names of the formats that are opened."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+"""How the names of images end; what a file is, its content says."""
+
+BROKEN = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises on purpose for files that are not an image that it can read."""
+
+# What its plugins also raise where a file is damaged in a way that they did not foresee.
+_DAMAGED = (*BROKEN, ArithmeticError, EOFError, LookupError, RuntimeError, TypeError, struct.error, zlib.error)
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+_SINGLE_HINT = "store it with 8 or 16 bits per channel"
+
+
+class Unreadable(BcosFxError):
+    """One image of many cannot be read; the others can."""
+
+
+def read_picture(path: Path, mode: str) -> Image.Image:
+    """Read an image file in mode ``L`` or ``RGB``, upright.
+
+    Raises:
+        Unreadable: it is not an image, or its values have no known range.
+    """
+    return decoded_picture(io.BytesIO(read_content(path)), mode)
+
+
+def read_content(path: Path, offset: int = 0, size: int | None = None) -> bytes:
+    """Read the bytes of one image.
+
+    Args:
+        path: of a regular file.
+        offset: of the first byte, where the file holds several images.
+        size: in bytes; None: up to the end of the file.
+
+    Raises:
+        Unreadable: it is not a regular file, too large, or cannot be read.
+    """
+    try:
+        status = path.stat()
+        special = kind_of_special(status)
+        if special is not None:
+            raise Unreadable(f"this is {special}, not an image", where=str(path), hint="name a file")
+        length = status.st_size - offset if size is None else size
+        IMAGE_BYTES.check(length, "the image", Unreadable, str(path))
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(length)
+    except OSError as error:
+        raise Unreadable(f"the file cannot be read: {error.strerror}", where=str(path)) from error
+
+
+def decoded_picture(stream: BinaryIO, mode: str) -> Image.Image:
+    """Decode one image file in mode ``L`` or ``RGB``, upright.
+
+    Raises:
+        Unreadable: the stream holds no image of a known format, or its values have no known range.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of sizes that the budget below decides about, and of metadata that nobody reads here.
+            warnings.simplefilter("ignore")
+            with Image.open(stream, formats=FORMATS) as opened:
+                PIXELS.check(opened.width * opened.height, "the image", Unreadable)
+                opened.load()
+                return _upright(in_mode(opened, mode), opened)
+    except Unreadable:
+        raise
+    except _DAMAGED as error:
+        # Pillow names the stream by its place in memory, and the same run has to give the same results.
+        known = ", ".join(FORMATS)
+        reason = f"no image of a known kind ({known})" if isinstance(error, UnidentifiedImageError) else error
+        raise Unreadable(f"the image cannot be read: {reason}") from error
+
+
+def in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Return a picture in mode ``L`` or ``RGB``: its values scaled from their range, seen on white.
+
+    Raises:
+        Unreadable: its values have no known range.
+    """
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image if image.mode == mode else image.convert(mode)
+    return _plain(image).convert(mode)
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """Return a picture in ``L`` or ``RGB``."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _scaled(image)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return _on_white(image)
+    if image.mode == "CMYK":
+        return _from_cmyk(image)
+    if image.mode == "LAB":
+        return _through_profiles(image, "LAB", None)
+    if image.mode not in ("1", "L", "P", "RGB", "RGBX", "YCbCr", "HSV"):
+        raise Unreadable(f"the image has the mode {image.mode}, which is not known", hint="store it as RGB")
+    return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    whole = image.convert("RGBA")
+    if whole.getchannel("A").getextrema() != (255, 255):
+        _note("images with transparent parts are seen on white")
+    return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Return single-channel pictures of more than 8 bits in ``L``."""
+    values = np.asarray(image)
+    shares = _shares_of_float(values) if image.mode == "F" else _shares_of_integers(image, values)
+    if _tag(image, _TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        shares = 1 - shares
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        shares = np.where(values == key, 1.0, shares)
+    return Image.fromarray((shares * 255 + 0.5).astype(np.uint8))
+
+
+def _shares_of_float(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if not np.isfinite(values).all():
+        raise Unreadable("the image holds NaN or infinity", hint=_SINGLE_HINT)
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 1:
+        raise Unreadable(
+            f"the image holds floating-point values from {low:.4g} to {high:.4g}, and they are taken in [0, 1]",
+            hint=f"scale it to [0, 1], or {_SINGLE_HINT}",
+        )
+    return values.astype(np.float64)
+
+
+def _shares_of_integers(image: Image.Image, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return integers as shares of the largest that their format can hold."""
+    bits = _bits(image)
+    signed = _tag(image, _TIFF_SAMPLES) == _SIGNED
+    if bits == 32 and not signed:
+        values = values.astype(np.int64) & 0xFFFFFFFF
+    elif int(values.min()) < 0:
+        raise Unreadable("the image holds negative values, which have no known range", hint=_SINGLE_HINT)
+    largest = 2 ** (bits - signed) - 1
+    high = int(values.max())
+    # Few programs use all of 32 bits: values that leave the upper byte empty are of another, unknown range.
+    if bits == 32 and 0 < high < largest >> 8:
+        raise Unreadable(
+            f"the image holds 32-bit integers, and none is above {high:,} of {largest:,}: their range is not known",
+            hint=_SINGLE_HINT,
+        )
+    shares: np.ndarray[Any, Any] = values.astype(np.float64) / largest
+    return shares
+
+
+def _bits(image: Image.Image) -> int:
+    tag = _tag(image, _TIFF_BITS)
+    if tag is not None:
+        return int(tag)
+    # PNG and PPM hold at most 16 bits, whichever of its modes Pillow shows them in.
+    return 16 if image.mode.startswith("I;16") or image.format in ("PNG", "PPM") else 32
+
+
+def _tag(image: Image.Image, number: int) -> Any:
+    """A TIFF tag's first value; None where there is none."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return image.convert("RGB")
+    return _through_profiles(image, "CMYK", profile)
+
+
+def _through_profiles(image: Image.Image, mode: str, profile: bytes | None) -> Image.Image:
+    try:
+        from PIL import ImageCms
+
+        source = ImageCms.createProfile("LAB") if profile is None else ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+        made = ImageCms.applyTransform(image, transform)
+    except (ImportError, OSError, ValueError, TypeError, ImageCms.PyCMSError) as error:
+        raise Unreadable(
+            f"the colours of the image ({mode}) cannot be converted: {error}", hint="store it as RGB"
+        ) from error
+    assert made is not None  # which only a transform in place returns
+    return made
+
+
+def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """Turn a picture as its camera was held."""
+    try:
+        turned = _UPRIGHT.get(opened.getexif().get(_ORIENTATION, 1))
+    except _DAMAGED:  # what is wrong with the metadata of a sound image is no reason to leave it out
+        return image
+    return image if turned is None else image.transpose(turned)
+
+
+@functools.cache
+def _note(text: str) -> None:
+    """Say something once."""
+    logging.getLogger("bcos_fx").warning("note: %s", text)
