@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import fx, nn
 
 from bcos_fx.rewriting.build import Part
@@ -37,6 +39,8 @@ class Places:
 
     def put_part(self, part: Part, call: Call) -> str:
         """Place a module for a part of the one that is called inside that one, and return its path."""
+        if str(call.node.target) not in self._divided:  # a graph may share its layers with another's
+            set_module(self._root, str(call.node.target), _twin(self._root.get_submodule(str(call.node.target))))
         inside = self._unused(f"{call.node.target}.{part.name}")
         set_module(self._root, inside, part.module)
         self._divided.add(str(call.node.target))
@@ -180,6 +184,14 @@ def _exists(root: nn.Module, path: str) -> bool:
             return False
         root = getattr(root, part)
     return True
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A module of the same class, tensors and parts, whose own can be changed without changing the other's."""
+    twin = copy.copy(module)
+    for store in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        setattr(twin, store, copy.copy(getattr(module, store)))
+    return twin
 
 
 def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
