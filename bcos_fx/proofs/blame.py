@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,15 @@ from torch import Tensor, fx
 
 from bcos_fx.nn import InputEncoding
 from bcos_fx.proofs.divergence import first_divergence
+from bcos_fx.proofs.judging import ROUNDINGS
+from bcos_fx.proofs.samples import rounded_otherwise
+from bcos_fx.proofs.sensitivity import nudge_weights_
 from bcos_fx.rewriting.passes import Engine
 from bcos_fx.rewriting.rewrite import Step
 from bcos_fx.rewriting.rule import PRESERVING_PHASES, Rule
+from bcos_fx.tracing.modules import deep_copy
+
+_DRAWS = 3
 
 _STRIDE = 32
 """Applications between two checks of the first run: of a thousand then some sixty are checked, not all."""
@@ -61,9 +68,20 @@ class _Check:
         self.traced, self.original, self.encoded, self.bound = traced, original, encoded, bound
         with torch.no_grad():
             self.expected = traced(*original)
+            self.bound = max(bound, ROUNDINGS * self._own_movement())
         self.checked = range(0)
         self._step = 0
         self._last: tuple[Rule, Step, fx.GraphModule] | None = None
+
+    def _own_movement(self) -> float:
+        """How far the graph as traced moves by rounding, relative to its scale: no rule is to blame for that."""
+        moved = []
+        for draw in range(_DRAWS):
+            twin, generator = deep_copy(self.traced), torch.Generator().manual_seed(draw)
+            nudge_weights_(twin, seed=draw)
+            given = [rounded_otherwise(x, generator) if x.is_floating_point() else x for x in self.original]
+            moved.append(_distance(self.expected, twin, given))
+        return max(error for error in (0.0, *moved) if math.isfinite(error))
 
     def begin(self, checked: range) -> None:
         """Count applications from 1 again, and check those whose number is in ``checked``."""
@@ -91,14 +109,19 @@ class _Check:
         raise _Found(blame, self._step)
 
     def _error(self, graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> float:
-        try:
-            with torch.no_grad():
-                found = graph_module(*inputs)
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            return float("inf")
-        if found.shape != self.expected.shape or not bool(torch.isfinite(found).all()):
-            return float("inf")
-        return float((found - self.expected).abs().max() / self.expected.abs().max().clamp_min(1e-300))
+        return _distance(self.expected, graph_module, inputs)
+
+
+def _distance(expected: Tensor, graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> float:
+    """Largest difference from an expected output relative to its scale; infinite where the graph does not run."""
+    try:
+        with torch.no_grad():
+            found = graph_module(*inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return float("inf")
+    if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
+        return float("inf")
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
 
 
 def is_encoded(graph_module: fx.GraphModule) -> bool:

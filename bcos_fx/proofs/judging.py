@@ -15,7 +15,7 @@ Verdict = Literal["equal", "different", "not tested"]
 # Below this share of its scale an output is a constant with noise, and comparing it proves nothing.
 LEAST_SPREAD = 1e-5
 # Every operation rounds, not the input alone: an error up to this many times what rounding the input does is noise.
-_ROUNDINGS = 10.0
+ROUNDINGS = 10.0
 ORDER: Mapping[str, int] = {"equal": 0, "not tested": 1, "different": 2}
 
 
@@ -36,7 +36,7 @@ class Comparison:
             minus minimum over samples. Of a gradient it is the scale, for gradients need not vary.
         relative: ``error`` over the smaller of ``scale`` and ``spread``.
         verdict: "equal", "different" or "not tested".
-        sensitivity: how far the original's own output moves when its inputs are rounded the other way; measured only
+        sensitivity: how far the original's own output moves by rounding, the largest of several draws; measured only
             where the networks differ, else 0.
     """
 
@@ -49,23 +49,23 @@ class Comparison:
     sensitivity: float = 0.0
 
 
-def unsettled(row: Comparison, original: Mapping[str, Tensor], nudged: Mapping[str, Tensor]) -> Comparison:
+def unsettled(row: Comparison, original: Mapping[str, Tensor], moved: Sequence[Mapping[str, Tensor]]) -> Comparison:
     """Take a difference back that rounding alone explains: the original differs from itself as much.
 
     A chaotic network (attention with saturated scores, say) turns the last bit of its input into a visible change of
-    its output or gradient. Another order of the same sums does so too, so such a difference accuses nobody, and proves
-    nothing either.
+    its output or gradient. Another order of the same sums does so too, so such a difference is no error of a rewrite,
+    and proves nothing either.
 
     Args:
         row: of two networks that differ.
         original: the reference's tensors by place.
-        nudged: the same, of inputs rounded the other way.
+        moved: the same, of runs that only rounding tells from the first: each of other inputs or weights.
     """
-    if list(original) != list(nudged):
-        return row
-    moved = max((_error(value, nudged[place]) for place, value in original.items()), default=0.0)
-    explained = math.isfinite(moved) and row.error <= _ROUNDINGS * moved
-    return replace(row, sensitivity=moved, verdict="not tested" if explained else row.verdict)
+    runs = [run for run in moved if list(run) == list(original)]
+    errors = (_error(value, run[place]) for run in runs for place, value in original.items())
+    largest = max((error for error in errors if math.isfinite(error)), default=0.0)
+    explained = row.error <= ROUNDINGS * largest
+    return replace(row, sensitivity=largest, verdict="not tested" if explained else row.verdict)
 
 
 def not_tested(name: str) -> Comparison:

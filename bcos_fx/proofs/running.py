@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.proofs.samples import Batch
+from bcos_fx.proofs.widening import Widened
 from bcos_fx.tracing import own_modes
 from bcos_fx.tracing.modules import deep_copy
 
@@ -136,6 +137,8 @@ def run_cases(
     role: str,
     seed: int,
     transform: Callable[[Tensor], Tensor] | None,
+    widened: bool = False,
+    prepare: Callable[[nn.Module], object] | None = None,
 ) -> list[Outcome]:
     """Run all cases, in order, on one copy of the module that is dropped afterwards.
 
@@ -147,15 +150,20 @@ def run_cases(
         role: what the module is, for messages.
         seed: of every random generator, before each case; also of the projection of gradient cases.
         transform: applied to the first tensor of each case, inside the gradient; None for none.
+        widened: compute in float64 where the module says float32.
+        prepare: changes the copy first, in place; None for nothing.
     """
     with own_modes(), torch.enable_grad():
         twin = isolated_copy(module, dtype=dtype, apart_from=apart_from, role=role)
+        if prepare is not None:
+            prepare(twin)
         outcomes = []
         for case in cases:
             twin.train(case.training)
             try:
                 with seeded(seed):
-                    outcomes.append(_run(twin, case, dtype=dtype, seed=seed, transform=transform))
+                    run = _run(twin, case, dtype=dtype, seed=seed, transform=transform, widened=widened)
+                    outcomes.append(run)
             except FAILURES as failure:
                 outcomes.append(Outcome({}, failure))
         return outcomes
@@ -208,13 +216,15 @@ def _run(
     dtype: torch.dtype,
     seed: int,
     transform: Callable[[Tensor], Tensor] | None,
+    widened: bool = False,
 ) -> Outcome:
     leaves = placed(case.batch, module, dtype=dtype)
     for tensor in leaves.tensors:
         tensor.requires_grad_(bool(case.gradient) and tensor.is_floating_point())
     # A network may work in place on what it is given, which a leaf with a gradient would forbid.
     arguments = transformed(leaves.map(torch.clone), transform)
-    with torch.set_grad_enabled(bool(case.gradient)):
+    reading = Widened(arguments.tensors) if widened else nullcontext()
+    with torch.set_grad_enabled(bool(case.gradient)), reading:
         outputs = dict(_flat(arguments.call(module)))
     return Outcome(_at_rest(outputs), gradient=_way_back(outputs, leaves, seed=seed) if case.gradient else None)
 

@@ -220,13 +220,13 @@ def nudge(batch: Batch, *, seed: int) -> Batch:
     """Round every floating-point value the other way: each moves up or down by one unit in its last place."""
     generator = torch.Generator().manual_seed(seed)
 
-    def move(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        up = torch.rand(tensor.shape, generator=generator).to(tensor.device) < 0.5
-        return torch.nextafter(tensor, torch.where(up, math.inf, -math.inf).to(tensor))
+    return batch.map(lambda tensor: rounded_otherwise(tensor, generator) if tensor.is_floating_point() else tensor)
 
-    return batch.map(move)
+
+def rounded_otherwise(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Move each value of a floating-point tensor up or down by one unit in its last place."""
+    up = torch.rand(tensor.shape, generator=generator).to(tensor.device) < 0.5
+    return torch.nextafter(tensor, torch.where(up, math.inf, -math.inf).to(tensor))
 
 
 def resize(batch: Batch, size: Sequence[int]) -> Batch:

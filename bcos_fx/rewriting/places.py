@@ -137,8 +137,9 @@ class Places:
         return reused or (name == hit.rule.anchor and any(name in entry.inputs for entry in entries.values()))
 
     def _is_free(self, path: str, hit: Hit) -> bool:
-        """Say whether no module below the path is called and no tensor below it is read by another call."""
-        return not self._reader.called_below[path] and self._is_unread(path, hit)
+        """Say whether no module at or below the path is called and no tensor below it is read by another call."""
+        called = self._reader.called_below[path] or self._reader.callers[id(self._root.get_submodule(path))]
+        return not called and self._is_unread(path, hit)
 
     def _is_unread(self, path: str, hit: Hit) -> bool:
         """Say whether no tensor below the path is read by another call."""

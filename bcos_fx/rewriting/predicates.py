@@ -297,6 +297,9 @@ def is_image_input(reader: GraphReader, call: Call) -> Verdict:
         return False
     if any(reader.op(user) == "input_encoding" for user in call.node.users):
         return False
+    dtype = call.node.meta.get("dtype")
+    if dtype is not None and not dtype.is_floating_point:
+        return "it holds integers; give floating-point images as the example to encode it"
     given = len(reader.options.mean)
     if given and given != shape[1]:
         return f"mean and std have {given} values and the input has {shape[1]} channels"

@@ -8,7 +8,7 @@ is with tensors that are made in forward: computed in float64, they are more tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,33 +21,44 @@ _CLOSE = 1e-3  # of a constant's scale: the same constant in another precision, 
 
 
 def reads_precision(graph_module: GraphModule, constants: Mapping[str, Tensor]) -> bool:
-    """Whether a graph holds anything that might follow the precision: a floating dtype or a constant of one."""
-    literals = any(_is_floating(leaf) for node in graph_module.graph.nodes for leaf in leaves_of(node))
-    return literals or any(constant.is_floating_point() for constant in constants.values())
+    """Whether a graph holds anything of a precision of its own: a dtype, a constant, or a call that makes numbers."""
+    nodes = graph_module.graph.nodes
+    literals = any(_is_floating(leaf) for node in nodes for leaf in leaves_of(node))
+    return literals or any(constant.is_floating_point() for constant in constants.values()) or any(map(_makes, nodes))
 
 
-def other_precision(inputs: Mapping[str, Tensor]) -> torch.dtype | None:
-    """The precision to record in besides that of the inputs; None where these have none, or several."""
+def _makes(node: Node) -> bool:
+    """Whether a call gives floating-point numbers and reads none."""
+    if node.op not in ("call_function", "call_method") or not _is_floating(node.meta.get("dtype")):
+        return False
+    return node.target in ("float", "type") or not any(_is_floating(n.meta.get("dtype")) for n in node.all_input_nodes)
+
+
+def other_precision(inputs: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> torch.dtype | None:
+    """The precision to record in besides that of the inputs, or of the parameters; None where there are several."""
     own = {tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()}
+    own = own or {tensor.dtype for tensor in parameters if tensor.is_floating_point()}
     if len(own) != 1:
         return None
     return torch.float32 if own == {torch.float64} else torch.float64
 
 
 def follow(
-    graph_module: GraphModule, other: GraphModule, constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+    graph_module: GraphModule,
+    other: GraphModule,
+    constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
+    own: torch.dtype,
 ) -> None:
-    """Let dtypes and constants of a graph follow the precision of its input, in place.
+    """Let dtypes and constants of a graph follow the precision of its input, or of a tensor of its own, in place.
 
     Args:
         graph_module: the graph.
         other: the same recorded in another precision. If it is another graph, nothing is changed.
         constants: the tensors made in forward, of either graph.
+        own: precision of the graph.
     """
     literals = _changed_literals(graph_module, other)
-    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    reference = next((node for node in placeholders if _is_floating(node.meta["dtype"])), None)
-    if literals is None or reference is None:
+    if literals is None:
         return
     stored = [node for node in graph_module.graph.nodes if str(node.target) in constants[0] and node.op == "get_attr"]
     finer = [node for node in stored if _is_rounded(*_both(node, constants))]
@@ -55,10 +66,7 @@ def follow(
         if _is_fixed(*_both(node, constants)):
             _cast(node, constants[0][str(node.target)].dtype)  # .double() moves what is stored, not what is made
     if literals or finer:
-        with graph_module.graph.inserting_after(placeholders[-1]):
-            dtype = graph_module.graph.call_function(getattr, (reference, "dtype"))
-        unknown = {"shape": None, "dtype": None, "value": None, "type": "other"}
-        dtype.meta = dict(reference.meta) | unknown | {"origin": dtype.name}
+        dtype = _input_precision(graph_module) or precision_node(graph_module, own)
         for node, index in literals:
             exchange(node, index, dtype)
         for node in finer:
@@ -66,6 +74,32 @@ def follow(
             _cast(node, dtype)
     graph_module.graph.lint()
     graph_module.recompile()
+
+
+def _input_precision(graph_module: GraphModule) -> Node | None:
+    """Add a node that reads the dtype of the first floating-point input, if there is one, and return it."""
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    reference = next((node for node in placeholders if _is_floating(node.meta["dtype"])), None)
+    return None if reference is None else _dtype_of(reference, placeholders[-1])
+
+
+def precision_node(graph_module: GraphModule, own: torch.dtype) -> Node:
+    """Add a tensor that moves with the network, and return the node that reads its dtype."""
+    name = next(n for i in range(10**9) if not hasattr(graph_module, n := f"precision_{i}" if i else "precision"))
+    graph_module.register_buffer(name, torch.zeros((), dtype=own))
+    last = [node for node in graph_module.graph.nodes if node.op == "placeholder"][-1]
+    with graph_module.graph.inserting_after(last):
+        stored = graph_module.graph.get_attr(name)
+    stored.meta = dict(last.meta) | {"shape": (), "dtype": own, "value": None, "type": "tensor", "origin": stored.name}
+    return _dtype_of(stored, stored)
+
+
+def _dtype_of(node: Node, after: Node) -> Node:
+    with node.graph.inserting_after(after):
+        dtype = node.graph.call_function(getattr, (node, "dtype"))
+    unknown = {"shape": None, "dtype": None, "value": None, "type": "other"}
+    dtype.meta = dict(node.meta) | unknown | {"origin": dtype.name}
+    return dtype
 
 
 def _both(node: Node, constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]]) -> tuple[Tensor, Tensor | None]:

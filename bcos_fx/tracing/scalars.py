@@ -51,6 +51,8 @@ def plain_scalar(value: Any) -> Any:
         return _from_numpy(value)
     if isinstance(value, type) and value in _DTYPES:
         return _DTYPES[value]
+    if isinstance(value, type(torch.FloatTensor)) and value.layout is torch.strided and not value.is_cuda:
+        return value.dtype  # x.type(torch.FloatTensor) is x.type(torch.float32)
     for kind, held in _HELD.items():
         if isinstance(value, kind):
             return held(value)

@@ -34,6 +34,7 @@ from bcos_fx.tracing.modules import (
     instrumented,
     own_copy,
 )
+from bcos_fx.tracing.named import follow_named
 from bcos_fx.tracing.precision import follow, other_precision, reads_precision
 from bcos_fx.tracing.recorder import Recorder
 from bcos_fx.tracing.state import (
@@ -129,16 +130,16 @@ def trace(
             restore_attributes(root, kept)
             difference = _train_difference(root, recorder, graph_module, example_inputs, output, leaf_modules)
             restore_attributes(root, kept)
-            _follow_precision(root, recorder, graph_module, inputs, output, leaf_modules)
+            named = _follow_precision(root, recorder, graph_module, inputs, output, leaf_modules)
             graph_module.eval()
             torch.manual_seed(0)
-            _confirm(graph_module, bind(root, example_inputs), result)
+            error = _confirm(graph_module, bind(root, example_inputs), result)
             read = drop_needless_checks(
                 graph_module, list(inputs.named.values()), _runner(root, inputs, output), _agree
             )
         unused = _unused(root, graph_module)
     own_backward = (*recorder.own_backward, *hooked_backward(module))
-    guards, notes = tuple(recorder.guards), (*read, *recorder.stops.notes)
+    guards, notes = tuple(recorder.guards), (*read, *recorder.stops.notes, *_on_precision(named, error))
     return Trace(graph_module, guards, notes, own_backward, unused, difference, tuple(inputs.named))
 
 
@@ -301,23 +302,30 @@ def _follow_precision(
     inputs: Inputs,
     output: int | str | None,
     leaf_modules: Leaves,
-) -> None:
-    """Record a copy of `root` in another precision, where something in the graph might follow it."""
-    precision = other_precision(inputs.named)
+) -> tuple[str, ...]:
+    """Let the graph follow the network's precision, as a copy of `root` does in another one; return lines that do not.
+
+    A copy that does not run in float64 names float32, and the graph follows where it does.
+    """
+    precision = other_precision(inputs.named, root.parameters())
     if precision is None or not reads_precision(graph_module, evaluated.constants):
-        return
+        return ()
     torch.manual_seed(0)
     try:
         twin = deep_copy(root).to(precision)
         recorder = _recorder(twin)
         _record(twin, inputs.cast(precision), output, leaf_modules, recorder)
     except (BcosFxError, *_FORWARD_ERRORS):
-        return  # the module or its device has one precision, and the graph is right in that
-    follow(graph_module, _build(twin, recorder), (evaluated.constants, recorder.constants))
+        if precision != torch.float64:
+            return ()  # the module or its device has one precision, and the graph is right in that
+        return follow_named(graph_module, inputs.named, torch.float32, precision)
+    own = torch.float32 if precision == torch.float64 else torch.float64
+    follow(graph_module, _build(twin, recorder), (evaluated.constants, recorder.constants), own)
+    return ()
 
 
-def _confirm(graph_module: GraphModule, inputs: Inputs, expected: Tensor) -> None:
-    """Run the graph on the example: a difference means that something was not seen."""
+def _confirm(graph_module: GraphModule, inputs: Inputs, expected: Tensor) -> float:
+    """Run the graph on the example: a difference means that something was not seen. Return the largest."""
     with buffers_kept(graph_module):
         actual = graph_module(*inputs.named.values())
     if not _agree(actual, expected):
@@ -325,6 +333,18 @@ def _confirm(graph_module: GraphModule, inputs: Inputs, expected: Tensor) -> Non
             "the graph does not repeat the module's output on the example inputs",
             hint="look for state that changes between calls, or name the module concerned in leaf_modules=[...]",
         )
+    return 0.0 if torch.equal(actual, expected) else float((actual - expected).abs().max())
+
+
+def _on_precision(lines: tuple[str, ...], error: float) -> tuple[str, ...]:
+    """Say which lines name float32, and how well the graph repeats the module in float32."""
+    if not lines:
+        return ()
+    repeats = f"to within {error:.1g}" if error else "bit by bit"
+    return (
+        f"float32 is named in forward, so the module runs in no other precision: {'; '.join(lines)}. The graph follows "
+        f"its parameters' precision there; in float32 it repeats the module on the example {repeats}",
+    )
 
 
 def _runner(root: nn.Module, inputs: Inputs, output: int | str | None) -> Callable[[list[Tensor]], Tensor]:

@@ -1,0 +1,147 @@
+"""float32 named in a forward: the graph's own dtypes follow the network's precision, the original cannot.
+
+``x.float()`` before layers in float64 raises, as ``torch.eye(6)`` or a state of zeros beside values in float64 does.
+Such a network has one precision, and nothing about it can be proved in another. Its graph can do better: what depends
+on the input or on parameters is computed in their precision, and what does not (a table, a state of zeros) stays the
+float32 number that it is until it meets such a value. In float32 that is the original, operation by operation.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import map_arg
+
+from bcos_fx.tracing.arguments import exchange, leaves_of, tensors
+from bcos_fx.tracing.precision import precision_node
+from bcos_fx.tracing.program import attribute, run_node
+
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+@dataclass
+class _Named:
+    """What has to change where a node is run in another precision."""
+
+    literals: list[int] = field(default_factory=list)
+    sources: list[Node] = field(default_factory=list)
+    after: bool = False
+
+
+def follow_named(
+    graph_module: GraphModule, inputs: Mapping[str, Tensor], own: torch.dtype, other: torch.dtype
+) -> tuple[str, ...]:
+    """Let the dtypes that a graph names follow the precision of its tensors, in place.
+
+    Args:
+        graph_module: recorded in the precision `own`.
+        inputs: of the example run.
+        own: a floating-point dtype.
+        other: the one in which the graph is run to find where `own` is named.
+
+    Returns:
+        The lines that name it; none, and nothing is changed, where the graph does not run in `other` even then.
+    """
+    found = _Walk(graph_module, own, other).run(inputs)
+    if not found:
+        return ()
+    dtype = precision_node(graph_module, own)
+    for node, named in found.items():
+        _edit(node, named, dtype)
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return tuple(dict.fromkeys(node.meta["source"] for node in found))
+
+
+class _Walk:
+    def __init__(self, graph_module: GraphModule, own: torch.dtype, other: torch.dtype) -> None:
+        self._graph, self._own, self._other = graph_module.graph, own, other
+        self._twin = copy.deepcopy(graph_module).to(other)
+        self._values: dict[Node, Any] = {}
+        self._dependent: set[Node] = set()
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[Node, _Named]:
+        found: dict[Node, _Named] = {}
+        try:
+            for node in self._graph.nodes:
+                if node.op == "placeholder":
+                    value = inputs[str(node.target)]
+                    self._values[node] = value.to(self._other) if value.is_floating_point() else value
+                    self._dependent.add(node)
+                elif node.op == "get_attr":
+                    self._values[node] = attribute(self._twin, str(node.target))
+                elif node.op != "output" and (named := self._step(node)) is not None:
+                    found[node] = named
+        except _FAILURES:  # something in it has one precision after all
+            return {}
+        return found
+
+    def _step(self, node: Node) -> _Named | None:
+        sources = node.all_input_nodes
+        read = {source: tensors(self._values[source]) for source in sources}
+        if not any(node in self._dependent for node in sources if read[node]) and not any(
+            tensor.dtype == self._other for found in read.values() for tensor in found
+        ):
+            self._values[node] = self._run(node, _Named())
+            return None
+        self._dependent.add(node)
+        try:
+            value = self._run(node, _Named())
+        except _FAILURES:
+            value = None
+        if value is not None and not self._is_own(value):
+            self._values[node] = value
+            return None
+        literals = [i for i, leaf in enumerate(leaves_of(node)) if leaf == self._own and isinstance(leaf, torch.dtype)]
+        named = _Named(literals, [source for source in sources if self._is_own(self._values[source])])
+        value = self._run(node, named)
+        named.after = self._is_own(value)
+        self._values[node] = value.to(self._other) if isinstance(value, Tensor) and named.after else value
+        return named
+
+    def _run(self, node: Node, named: _Named) -> Any:
+        def value_of(source: Node) -> Any:
+            value = self._values[source]
+            return value.to(self._other) if source in named.sources and isinstance(value, Tensor) else value
+
+        def literal(leaf: Any) -> Any:
+            return self._other if named.literals and isinstance(leaf, torch.dtype) and leaf == self._own else leaf
+
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), value_of)
+        args, kwargs = _mapped(args, literal), _mapped(kwargs, literal)
+        return run_node(node, self._twin, args, kwargs)
+
+    def _is_own(self, value: Any) -> bool:
+        return any(tensor.dtype == self._own for tensor in tensors(value))
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_mapped(item, change) for item in value) if type(value) in (tuple, list) else value
+    return {key: _mapped(item, change) for key, item in value.items()} if isinstance(value, dict) else change(value)
+
+
+def _edit(node: Node, named: _Named, dtype: Node) -> None:
+    graph = node.graph
+    for index in named.literals:
+        exchange(node, index, dtype)
+    for source in named.sources:
+        with graph.inserting_before(node):
+            cast = graph.call_method("to", (source, dtype))
+        cast.meta = dict(source.meta) | {"origin": cast.name}
+        node.replace_input_with(source, cast)
+    if not named.after:
+        return
+    if node.op == "call_method" and node.target == "float":
+        node.target, node.args, node.kwargs = "to", (node.args[0], dtype), {}
+        return
+    with graph.inserting_after(node):
+        cast = graph.call_method("to", (node, dtype))
+    cast.meta = dict(node.meta) | {"origin": cast.name}
+    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
