@@ -138,7 +138,9 @@ class Places:
 
     def _is_free(self, path: str, hit: Hit) -> bool:
         """Say whether no module at or below the path is called and no tensor below it is read by another call."""
-        called = self._reader.called_below[path] or self._reader.callers[id(self._root.get_submodule(path))]
+        called = self._reader.called_below[path] or (
+            _exists(self._root, path) and self._reader.callers[id(self._root.get_submodule(path))]
+        )
         return not called and self._is_unread(path, hit)
 
     def _is_unread(self, path: str, hit: Hit) -> bool:

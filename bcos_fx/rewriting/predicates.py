@@ -293,12 +293,9 @@ def padded_with_numbers(reader: GraphReader, call: Call) -> Verdict:
 def is_image_input(reader: GraphReader, call: Call) -> Verdict:
     """An input (N, C, H, W) with as many channels as mean and std have, or one or three where they are not given."""
     shape = reader.shape(call.node)
-    if shape is None or len(shape) != 4:
+    if shape is None or len(shape) != 4 or any(reader.op(user) == "input_encoding" for user in call.node.users):
         return False
-    if any(reader.op(user) == "input_encoding" for user in call.node.users):
-        return False
-    dtype = call.node.meta.get("dtype")
-    if dtype is not None and not dtype.is_floating_point:
+    if not getattr(call.node.meta.get("dtype"), "is_floating_point", True):
         return "it holds integers; give floating-point images as the example to encode it"
     given = len(reader.options.mean)
     if given and given != shape[1]:
