@@ -115,6 +115,8 @@ class _Run:
                 self._values[node] = self._value(node)
 
     def _input(self, node: fx.Node, spec: InputSpec) -> Tensor:
+        if tuple(node.meta.get("shape") or ()) != spec.shape:
+            raise ArtifactError(f"the graph's input {spec.name!r} has another shape than the record's")
         value = torch.empty(spec.shape, dtype=_dtype(node, self._like), device=_META)
         spec.original(value)
         return value
