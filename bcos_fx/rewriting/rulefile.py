@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bcos_fx.errors import BcosFxError, RuleError, nearest
 from bcos_fx.rewriting import build_attention as build_attention  # registers what brings attention to one form
+from bcos_fx.rewriting import build_instance_norm as build_instance_norm  # registers what makes instance norms
 from bcos_fx.rewriting import build_patches as build_patches  # registers what widens first layers behind patches
 from bcos_fx.rewriting import build_product as build_product  # registers what makes layers of matrix products
 from bcos_fx.rewriting.build import BUILDERS

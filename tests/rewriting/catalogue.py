@@ -406,6 +406,64 @@ CASES: dict[str, Case] = {
         near=(headed(lambda net, x: net.norm(x.mean((2, 3))), norm=ComputedLayerNorm(4)), "is computed"),
         mutant="norm-from-parameters",
     ),
+    "instance-norm-call-to-module": Case(
+        hits={
+            "plain": headed(lambda net, x: F.instance_norm(x).relu()),
+            "scaled": headed(
+                lambda net, x: F.instance_norm(x, weight=net.norm.weight, bias=net.norm.bias, eps=1e-3).relu(),
+                norm=nn.InstanceNorm2d(4, affine=True),
+            ),
+            "signals": headed(lambda net, x: F.instance_norm(x.flatten(2)).relu().mean(2)),
+        },
+        near=(
+            headed(lambda net, x: F.instance_norm(x, weight=net.norm.weight * 2), norm=batch_norm()),
+            "is computed",
+        ),
+        untouched=headed(lambda net, x: net.norm(x), norm=nn.InstanceNorm2d(4)),
+        mutant="instance-norm-from-parameters",
+    ),
+    "tracked-instance-norm-to-batch-norm": Case(
+        hits={
+            "scaled": headed(
+                lambda net, x: net.norm(x), norm=batch_norm(4, nn.InstanceNorm2d, affine=True, track_running_stats=True)
+            ),
+            "plain": headed(
+                lambda net, x: net.norm(x), norm=batch_norm(4, nn.InstanceNorm2d, track_running_stats=True)
+            ),
+            "signals": headed(
+                lambda net, x: net.norm(x.flatten(2)).mean(2),
+                norm=batch_norm(4, nn.InstanceNorm1d, track_running_stats=True),
+            ),
+        },
+        untouched=headed(lambda net, x: net.norm(x), norm=nn.InstanceNorm2d(4)),
+        mutant="batch-norm-from-instance-norm",
+    ),
+    "frozen-instance-norm-call-to-batch-norm": Case(
+        hits={
+            "scaled": headed(
+                lambda net, x: F.instance_norm(
+                    x, net.norm.running_mean, net.norm.running_var, net.norm.weight, net.norm.bias, False
+                ),
+                norm=batch_norm(),
+            ),
+            "keywords": headed(
+                lambda net, x: F.instance_norm(
+                    x, running_mean=net.norm.running_mean, running_var=net.norm.running_var, use_input_stats=False
+                ),
+                norm=batch_norm(),
+            ),
+        },
+        near=(
+            headed(
+                lambda net, x: F.instance_norm(
+                    x, net.norm.running_mean, net.norm.running_var * 1, use_input_stats=False
+                ),
+                norm=batch_norm(),
+            ),
+            "is computed",
+        ),
+        mutant="batch-norm-from-parameters",
+    ),
     "pool-call-to-module": Case(
         hits={
             "max": headed(lambda net, x: F.max_pool2d(x, 2)),
@@ -784,7 +842,8 @@ CASES: dict[str, Case] = {
         },
         near=(
             headed(
-                lambda net, x: torch.relu(net.norm(x)), norm=batch_norm(cls=nn.InstanceNorm2d, track_running_stats=True)
+                lambda net, x: torch.relu(net.norm(x[0]) + x),
+                norm=batch_norm(cls=nn.InstanceNorm2d, track_running_stats=True),
             ),
             "with running statistics",
         ),
