@@ -37,7 +37,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x)
-        hidden = hidden.relu() + 0.1 if self.positive else hidden
+        hidden = nn.functional.softsign(hidden.relu()) * 0.9 + 0.05 if self.positive else hidden  # within (0, 1)
         parts = hidden.split(self.sizes, 1)
         values = [part.reshape(value.shape) for part, value in zip(parts, self.spelled.values, strict=True)]
         for name, place in zip(self.names, self.places, strict=True):
