@@ -15,6 +15,7 @@ from bcos_fx import example
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.proofs.completeness import Completeness, check_completeness
 from bcos_fx.proofs.linearity import Certificate
+from bcos_fx.proofs.preparation import Source
 from bcos_fx.proofs.view import ExplanationView
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.ops import vocabulary
@@ -47,7 +48,7 @@ class Certification(Certificate):
 
 
 def certify(
-    module: nn.Module, inputs: Inputs | None = None, *, output: str | None = None, source: str | None = None
+    module: nn.Module, inputs: Inputs | None = None, *, output: str | None = None, source: Source = None
 ) -> Certification:
     """Say whether a network is dynamic linear: f(x) = W(x)·x + constants.
 
@@ -60,7 +61,9 @@ def certify(
             converted needs them where its first layer does not tell.
         output: what is explained: None for the output, ``logits`` for the value before a final softmax or sigmoid, or
             the name of a layer.
-        source: what it is explained by: None for the input, or the name of a layer.
+        source: what it is explained by: None for the main input, which is the first that a layer with weights reads by
+            itself; or the name of an input or a layer, or several names. The certificate is for this source alone:
+            what does not depend on it is a constant or a weight.
 
     Returns:
         The certificate: ``ok``, ``breaks``, ``constants``, ``choices``, and ``completeness`` with inputs.
@@ -79,7 +82,7 @@ def certify(
 
 
 def view_of(
-    module: nn.Module, inputs: Inputs | None = None, *, output: str | None = None, source: str | None = None
+    module: nn.Module, inputs: Inputs | None = None, *, output: str | None = None, source: Source = None
 ) -> ExplanationView:
     """Build the explanation view of a network; see :func:`certify` for the arguments.
 
@@ -99,6 +102,7 @@ def view_of(
         if not isinstance(module, BcosNetwork):
             return ExplanationView(_traced(module, inputs), output=output, source=source)
         kept, made_of = _VIEWS.setdefault(module, {}), _made_of(module)
+        source = source if source is None or isinstance(source, str) else tuple(source)
         view, parts = kept.get((output, source), (None, None))
         if view is None or parts != made_of:
             view = ExplanationView(module, output=output, source=source)

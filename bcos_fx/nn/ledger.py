@@ -140,6 +140,8 @@ class CountedConstant(Counted):
         """
         if not isinstance(constant, Tensor):
             constant = torch.as_tensor(constant, dtype=carrier.dtype, device=carrier.device)
+        elif carrier.is_floating_point() and not constant.is_floating_point():
+            constant = constant.to(carrier.dtype)  # as the call itself would; integers have no gradient
         if self.broadcast and carrier.dim() >= max(constant.dim(), 1):
             constant = constant.reshape([1] * (carrier.dim() - constant.dim()) + list(constant.shape))
             if constant.shape[0] == 1:

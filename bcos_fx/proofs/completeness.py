@@ -40,6 +40,7 @@ class Completeness:
         tolerance: largest relative gap that passes.
         vanished: node in which the value underflowed to nothing, or None.
         rounding: the gap that rounding alone can leave where contributions cancel, as on a constant image; None: 0.
+        no_weight: W(x) is 0 everywhere.
     """
 
     output: Tensor
@@ -48,6 +49,7 @@ class Completeness:
     tolerance: float
     vanished: str | None = None
     rounding: Tensor | None = None
+    no_weight: bool = False
 
     @property
     def total_of_constants(self) -> Tensor:
@@ -125,16 +127,20 @@ class Completeness:
             "tested": f"{int(self.tested.sum())} of {self.tested.numel()}",
             "constants": {name: float(values.mean()) for name, values in self.constants.items()},
             "vanished": self.vanished,
+            "no_weight": self.no_weight,
         }
 
     def __str__(self) -> str:
         said = f"{self.verdict}: largest gap {self.worst:.1e} of the terms (tolerance {self.tolerance:.0e})"
         if self.verdict == "not tested":
-            said += f"; {self._why_not_tested}"
+            said += f"; {self.why_not_tested}"
         return said + (f"; the output vanished at node {self.vanished}" if self.vanished else "")
 
     @property
-    def _why_not_tested(self) -> str:
+    def why_not_tested(self) -> str:
+        """Why the sum says nothing about W(x)."""
+        if self.no_weight:
+            return "W(x) = 0 everywhere, so nothing of these outputs is explained"
         share = float(self.share.max())
         if bool((self._exceeds & self._cancels).all()):
             return "the contributions cancel to rounding"
@@ -212,7 +218,7 @@ def judged(
         dtype: the coarsest precision on the way to the output; None: that of the output.
     """
     dtype = found.output.dtype if dtype is None else dtype
-    parts = (found.weights * found.start.unsqueeze(1)).flatten(2)
+    parts = torch.cat([(part.weights * part.start.unsqueeze(1)).flatten(2) for part in found.parts], dim=2)
     added = sum((values.abs() for values in found.constants.values()), parts.abs().sum(2))
     return Completeness(
         found.output,
@@ -221,12 +227,13 @@ def judged(
         default_tolerance(dtype) if tolerance is None else tolerance,
         vanished,
         rounding=ROUNDING * torch.finfo(dtype).eps * added,
+        no_weight=_is_nothing(found),
     )
 
 
 def _is_nothing(found: DynamicWeights) -> bool:
     """Whether the inputs' contributions underflowed in every sample."""
-    return not bool((found.weights != 0).any())
+    return not any(bool((part.weights != 0).any()) for part in found.parts)
 
 
 def _vanishing(view: ExplanationView, inputs: Sequence[Tensor]) -> str | None:

@@ -17,12 +17,14 @@ from torch import fx
 from bcos_fx.nn.dynamic import DynamicLayer
 from bcos_fx.proofs.preparation import Prepared
 from bcos_fx.rewriting.build_view import adds_a_constant, adds_an_uncounted_constant, operand_source, shift_source
+from bcos_fx.rewriting.chance import draws_at_random
 from bcos_fx.rewriting.flow import CONSTANT, EXPLAINED, GATE, UNKNOWN, VALUE
 from bcos_fx.rewriting.ops import Call, vocabulary
 from bcos_fx.rewriting.options import Options
 from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.rewriting.report import op_name
 from bcos_fx.rewriting.slots import SLOTS, constant_operands
+from bcos_fx.rewriting.stored import sources_of
 
 _SHOWN = 20
 
@@ -88,7 +90,8 @@ class Certificate:
         constants: the constants that contribute, in graph order.
         choices: the products in which a gate had to be chosen.
         explained: what is explained, ``output`` or a layer's name.
-        source: the node that it is explained by.
+        source: what it is explained by: an input or a layer; several are joined by commas. All terms are for this
+            source: what does not depend on it is a constant, and what weights it is a gate.
     """
 
     ok: bool
@@ -115,10 +118,11 @@ class Certificate:
 
     def _lines(self) -> Iterator[str]:
         sources = list(dict.fromkeys(constant.source for constant in self.constants))
+        terms = " + ".join(f"W(x)·{source}" for source in self.source.split(", "))
         if self.ok:
-            yield f"dynamic linear: {self.explained} = W(x)·{self.source}" + (" + constants" if sources else "")
+            yield f"dynamic linear: {self.explained} = {terms}" + (" + constants" if sources else "")
         else:
-            yield f"not dynamic linear: {self.explained} is no W(x)·{self.source} + constants"
+            yield f"not dynamic linear: {self.explained} is no {terms} + constants"
             yield from _listed("breaks at", [str(found) for found in self.breaks])
         yield from _listed(f"{len(sources)} constants contribute", sources)
         yield from _listed("gates chosen", [f"{c.gate} in {c.node}: {c.why}" for c in self.choices])
@@ -141,9 +145,10 @@ def certificate(prepared: Prepared) -> Certificate:
     output = next(node for node in prepared.graph_module.graph.nodes if node.op == "output")
     kind = reader.flow.kinds[output.name]
     on_path = [n for n in prepared.graph_module.graph.nodes if reader.flow.on_value_path(n)]
+    breaks = tuple(_drawn(reader, output)) + (() if kind == VALUE else tuple(_breaks(reader, output, kind, prepared)))
     return Certificate(
-        ok=kind == VALUE,
-        breaks=() if kind == VALUE else tuple(_breaks(reader, output, kind)),
+        ok=not breaks,
+        breaks=breaks,
         constants=tuple(found for node in on_path for found in _constants(reader, node)),
         choices=tuple(
             GateChoice(node.name, choice.gate, choice.why)
@@ -151,8 +156,15 @@ def certificate(prepared: Prepared) -> Certificate:
             if (choice := reader.flow.choices.get(node.name)) is not None
         ),
         explained=prepared.end,
-        source=prepared.start.name,
+        source=", ".join(prepared.starts),
     )
+
+
+def _drawn(reader: GraphReader, output: fx.Node) -> Iterator[Break]:
+    """What the output depends on that is drawn at random, be it a value, a gate or a constant."""
+    for node in sources_of(output):
+        if draws_at_random(node, reader.call(node)):
+            yield _break(reader, node, "it draws random numbers in eval mode, so no two runs are the same function")
 
 
 def unfinished(reader: GraphReader) -> tuple[Break, ...]:
@@ -199,13 +211,13 @@ def _constants(reader: GraphReader, node: fx.Node) -> Iterator[ConstantSource]:
     if adds_a_constant(call):
         yield ConstantSource(shift_source(call), node.name)
     for slot in constant_operands(reader, call):
-        yield ConstantSource(operand_source(slot, call), node.name)
+        yield ConstantSource(operand_source(reader, slot, call), node.name)
 
 
-def _breaks(reader: GraphReader, output: fx.Node, kind: str) -> Iterator[Break]:
+def _breaks(reader: GraphReader, output: fx.Node, kind: str, prepared: Prepared) -> Iterator[Break]:
     """Walk back from the output to where each unknown begins, or to the gates that arrive there as values."""
     if kind == CONSTANT:
-        yield _break(reader, output, "the output does not depend on what it is to be explained by")
+        yield _break(reader, output, f"{prepared.end} does not depend on {', '.join(prepared.starts)}")
         return
     seen, pending = {output}, [output]
     while pending:
@@ -220,7 +232,7 @@ def _breaks(reader: GraphReader, output: fx.Node, kind: str) -> Iterator[Break]:
                 reader, node, "it makes a gate, which may only weight something else, and that reaches the output"
             )
             continue
-        carried = [] if call is None else [n for name in call.op.value for n in call.nodes(name)]
+        carried = [] if call is None else [n for name in reader.flow.value_parameters(call) for n in call.nodes(name)]
         fresh = [n for n in carried if n not in seen and reader.flow.kinds[n.name] in (kind, UNKNOWN)]
         seen.update(fresh)
         pending += fresh
@@ -228,7 +240,7 @@ def _breaks(reader: GraphReader, output: fx.Node, kind: str) -> Iterator[Break]:
 
 def _makes_a_gate(reader: GraphReader, call: Call) -> bool:
     """Whether a gate begins here: no gate comes in through what the call carries."""
-    carried = [n for name in call.op.value for n in call.nodes(name)]
+    carried = [n for name in reader.flow.value_parameters(call) for n in call.nodes(name)]
     begins = not any(reader.flow.kinds[n.name] == GATE for n in carried)
     return call.node.op != "output" and (call.op.linearity == "gate" or begins)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.rewriting.flow import EXPLAINED, before_last_gate
+from bcos_fx.rewriting.ending import before_last_gate
+from bcos_fx.rewriting.flow import EXPLAINED, main_input
 from bcos_fx.rewriting.location import rules_directory
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.ops import vocabulary
@@ -26,6 +28,9 @@ from bcos_fx.rewriting.rulefile import load_rules
 _FILES = ("canonical", "interop-bcos", "norm", "linear", "explain")
 _LIKE = 5
 
+Source = str | Sequence[str] | None
+"""What outputs are explained by: the main input, an input or a layer by name, or several of them."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -33,12 +38,13 @@ class Prepared:
 
     Attributes:
         graph_module: the graph, over the network's own parameters.
-        start: the node that outputs are explained by: the encoded input, the input, or an inner layer's result.
+        starts: what outputs are explained by: name of an input or a layer -> the encoded input, the input, or the
+            layer's result.
         end: what is explained, for people: ``output``, ``logits`` or a layer's name.
     """
 
     graph_module: fx.GraphModule
-    start: fx.Node
+    starts: Mapping[str, fx.Node]
     end: str
 
 
@@ -57,26 +63,55 @@ def recipe() -> Recipe:
     )
 
 
-def prepare(network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: str | None = None) -> Prepared:
+def prepare(network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: Source = None) -> Prepared:
     """Prepare a network for analysis; it is not changed.
 
     Args:
         network: a converted network, or a freshly traced graph, which becomes part of the result.
         output: what is explained: None for the network's output, ``logits`` for the value before a final softmax or
             sigmoid, or the name of a layer or node.
-        source: what it is explained by: None for the input, or the name of a layer or node.
+        source: what it is explained by: None for the main input, or the name of an input, a layer or a node; or
+            several of these names.
 
     Raises:
-        UsageError: no layer has that name, or the source does not lead to the output.
+        UsageError: nothing has that name, it holds integers, or the source does not lead to the output.
     """
     graph_module = network.graph_module() if isinstance(network, BcosNetwork) else network
     if output is not None:
         end_at(graph_module, _before_gates(graph_module) if output == "logits" else find_layer(graph_module, output))
     Engine(recipe()).run(graph_module, ("canonical", "norm", "linear"))
-    start = _first_entry(graph_module) if source is None else find_layer(graph_module, source)
-    start.meta[EXPLAINED] = True
-    _check_leads_somewhere(graph_module, start)
-    return Prepared(graph_module, start, output or "output")
+    starts = _starts(graph_module, source)
+    for start in starts.values():
+        start.meta[EXPLAINED] = True
+    return Prepared(graph_module, starts, output or "output")
+
+
+def _starts(graph_module: fx.GraphModule, source: Source) -> dict[str, fx.Node]:
+    if source is None:
+        start = _main_entry(graph_module)
+        _check_leads_somewhere(graph_module, start, str(input_of(start).target))
+        return {str(input_of(start).target): start}
+    names = [source] if isinstance(source, str) else list(source)
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"the sources are {names}", hint="name at least one input or layer, and none twice")
+    starts = {name: _find_source(graph_module, name) for name in names}
+    for name, start in starts.items():
+        _check_leads_somewhere(graph_module, start, name)
+    if len(set(starts.values())) < len(starts):
+        raise UsageError(f"two of the sources {names} are the same value", hint="name each of them once")
+    return starts
+
+
+def _find_source(graph_module: fx.GraphModule, name: str) -> fx.Node:
+    """An input, encoded where it is, or a layer's result."""
+    inputs = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
+    found = entry(inputs[name], graph_module) if name in inputs else find_layer(graph_module, name)
+    if not _is_floating(found):
+        raise UsageError(
+            f"{name!r} holds integers (token indices, a mask), which no weight multiplies",
+            hint='explain by what is made of them: source="the embedding layer\'s name"',
+        )
+    return found
 
 
 def find_layer(graph_module: fx.GraphModule, name: str) -> fx.Node:
@@ -123,23 +158,33 @@ def entry(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
     return node
 
 
-def _first_entry(graph_module: fx.GraphModule) -> fx.Node:
-    """The first input that holds numbers, encoded where it is."""
-    inputs: list[fx.Node] = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    floating = [n for n in inputs if n.meta.get("dtype") is None or n.meta["dtype"].is_floating_point]
-    if not floating:
+def input_of(start: fx.Node) -> fx.Node:
+    """Return the input that an entry belongs to."""
+    return start if start.op == "placeholder" else start.all_input_nodes[0]
+
+
+def _main_entry(graph_module: fx.GraphModule) -> fx.Node:
+    """The main input, encoded where it is."""
+    nodes = list(graph_module.graph.nodes)
+    found = main_input(nodes, {node: vocabulary().call(node, graph_module) for node in nodes})
+    if not found:
         raise UsageError(
             "the network reads whole numbers (token indices), which no weight multiplies",
             hint='explain it by the embeddings: source="the embedding layer\'s name"',
         )
-    return entry(floating[0], graph_module)
+    return entry(found[0], graph_module)
 
 
-def _check_leads_somewhere(graph_module: fx.GraphModule, start: fx.Node) -> None:
+def _is_floating(node: fx.Node) -> bool:
+    dtype = node.meta.get("dtype")
+    return dtype is None or bool(dtype.is_floating_point or dtype.is_complex)
+
+
+def _check_leads_somewhere(graph_module: fx.GraphModule, start: fx.Node, name: str) -> None:
     reached, pending = {start}, [start]
     while pending:
         fresh = [user for user in pending.pop().users if user not in reached]
         reached.update(fresh)
         pending += fresh
     if not any(node.op == "output" for node in reached):
-        raise UsageError(f"{start.name!r} does not lead to what is to be explained", hint="name an earlier layer")
+        raise UsageError(f"{name!r} does not lead to what is to be explained", hint="name an earlier layer")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,10 +22,9 @@ from torch import Tensor, fx
 
 from bcos_fx.errors import UsageError
 from bcos_fx.nn import Counted, CountedConstant
-from bcos_fx.nn.ledger import count
 from bcos_fx.proofs.evaluation import Observer, evaluate
 from bcos_fx.proofs.linearity import Certificate, certificate, uncounted, unfinished, with_breaks
-from bcos_fx.proofs.preparation import Prepared, entry, prepare, recipe
+from bcos_fx.proofs.preparation import Prepared, Source, prepare, recipe
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.rewriting.options import Options
@@ -40,15 +39,34 @@ Select = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class SourceWeights:
+    """W(x) with respect to one of the sources; tensors detached.
+
+    Attributes:
+        start: (N, ...) what the weights act on: the encoded images, say.
+        weights: (N, K, ...) W(x), in start's shape for each number.
+    """
+
+    start: Tensor
+    weights: Tensor
+
+    @property
+    def contributions(self) -> Tensor:
+        """(N, K) Σ W(x)·x."""
+        return (self.weights * self.start.unsqueeze(1)).flatten(2).sum(2)
+
+
+@dataclass(frozen=True)
 class DynamicWeights:
     """What a view says of some numbers; all tensors detached.
 
     Attributes:
-        start: (N, ...) what the weights act on: the encoded images, say.
+        start: (N, ...) what the weights of the first source act on: the encoded images, say.
         value: (N, ...) the whole explained value.
         output: (N, K) the explained numbers.
-        weights: (N, K, ...) W(x), in start's shape for each number.
+        weights: (N, K, ...) W(x) of the first source, in start's shape for each number.
         constants: source -> (N, K), the contribution of each constant that the numbers depend on.
+        further: the weights of the other sources, by name, where outputs are explained by several.
     """
 
     start: Tensor
@@ -56,6 +74,12 @@ class DynamicWeights:
     output: Tensor
     weights: Tensor
     constants: Mapping[str, Tensor]
+    further: Mapping[str, SourceWeights] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> list[SourceWeights]:
+        """The weights of all sources, in order."""
+        return [SourceWeights(self.start, self.weights), *self.further.values()]
 
     @classmethod
     def joined(cls, parts: Sequence[DynamicWeights]) -> DynamicWeights:
@@ -65,7 +89,14 @@ class DynamicWeights:
             return torch.cat([getattr(part, name) for part in parts])
 
         constants = {name: torch.cat([part.constants[name] for part in parts]) for name in parts[0].constants}
-        return cls(cat("start"), cat("value"), cat("output"), cat("weights"), constants)
+        further = {
+            name: SourceWeights(
+                torch.cat([part.further[name].start for part in parts]),
+                torch.cat([part.further[name].weights for part in parts]),
+            )
+            for name in parts[0].further
+        }
+        return cls(cat("start"), cat("value"), cat("output"), cat("weights"), constants, further)
 
 
 class ExplanationView:
@@ -74,16 +105,18 @@ class ExplanationView:
     Args:
         network: a converted network, which is not changed; or a freshly traced graph, which becomes part of the view.
         output: what is explained: None, ``logits``, or a layer's name.
-        source: what it is explained by: None for the (encoded) input, or a layer's name.
+        source: what it is explained by: None for the main (encoded) input, the name of an input or a layer, or several
+            of these.
 
     Attributes:
-        certificate: whether the network is dynamic linear.
-        sources: names of the constants, in graph order. What other inputs than the explained one contribute, or the
-            input itself past an inner layer that outputs are explained by, is counted beside them.
+        certificate: whether the network is dynamic linear in these.
+        starts: name -> node of what outputs are explained by, in the order that was asked for.
+        sources: names of the constants, in graph order. What other inputs contribute, or the input itself past an inner
+            layer that outputs are explained by, is among them.
     """
 
     def __init__(
-        self, network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: str | None = None
+        self, network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: Source = None
     ) -> None:
         prepared = prepare(network, output=output, source=source)
         self.end_name = None if output is None else _output(prepared.graph_module).name
@@ -95,7 +128,7 @@ class ExplanationView:
         self._separable: bool | None = None
 
     def _freeze(self, prepared: Prepared) -> None:
-        self.graph_module, self.start = prepared.graph_module, prepared.start
+        self.graph_module, self.starts = prepared.graph_module, dict(prepared.starts)
         graph = self.graph_module.graph
         self.inputs: list[fx.Node] = [node for node in graph.nodes if node.op == "placeholder"]
         self._ledger = add_ledger(graph)
@@ -105,12 +138,8 @@ class ExplanationView:
         self.sources = tuple(dict.fromkeys(module.source for module in counted))
         for module in counted:
             module.column = self.sources.index(module.source)
-        entries = [entry(node, self.graph_module) for node in self.inputs if _is_floating(node)]
-        others = [node for node in entries if node is not self.start]
-        self._others = {node: len(self.sources) + place for place, node in enumerate(others)}
         reader = GraphReader(self.graph_module, vocabulary(), Options())
         self._value_path = reader.flow.value_path
-        self._names = (*self.sources, *(f"the input {_input(node).target}" for node in others))
         if self.certificate.ok:
             missed = unfinished(reader) or uncounted(self.certificate, self.sources)
             self.certificate = with_breaks(self.certificate, missed)
@@ -203,20 +232,24 @@ class ExplanationView:
             ledger = self._ones(given[0], requires_grad=True)
             environment = self._environment(given, ledger)
             with torch.no_grad():
-                leaf = evaluate(self.graph_module, environment, self.start)
-            leaf = leaf.detach().requires_grad_()
-            value = evaluate(self.graph_module, environment | {self.start: leaf}, self.end)
+                leaves = {node: evaluate(self.graph_module, environment, node) for node in self.starts.values()}
+            leaves = {node: leaf.detach().requires_grad_() for node, leaf in leaves.items()}
+            value = evaluate(self.graph_module, environment | leaves, self.end)
             numbers = select(value)
-            found = _gradients(numbers, (leaf, *ledger))
-        used = {name: column for name, column in zip(self._names, found[1:], strict=True) if column is not None}
-        weights = found[0] if found[0] is not None else leaf.new_zeros(len(leaf), numbers.shape[1], *leaf.shape[1:])
-        return DynamicWeights(leaf.detach(), value.detach(), numbers.detach(), weights, used)
+            found = _gradients(numbers, (*leaves.values(), *ledger))
+        used = zip(self.sources, found[len(leaves) :], strict=True)
+        constants = {name: column for name, column in used if column is not None}
+        weights = [_or_zeros(each, leaf, numbers) for each, leaf in zip(found, leaves.values(), strict=False)]
+        parts = [SourceWeights(leaf.detach(), each) for leaf, each in zip(leaves.values(), weights, strict=True)]
+        first, *further = parts
+        named = dict(zip([*self.starts][1:], further, strict=True))
+        return DynamicWeights(first.start, value.detach(), numbers.detach(), first.weights, constants, named)
 
     def _ones(self, like: Any, *, requires_grad: bool) -> list[Tensor]:
         """The ledger for a batch like this, in the network's precision: the first input may hold whole numbers."""
         dtype = like.dtype if like.is_floating_point() else self._like().dtype
         return [
-            torch.ones(len(like), dtype=dtype, device=like.device, requires_grad=requires_grad) for _ in self._names
+            torch.ones(len(like), dtype=dtype, device=like.device, requires_grad=requires_grad) for _ in self.sources
         ]
 
     def _like(self) -> Tensor:
@@ -224,10 +257,6 @@ class ExplanationView:
 
     def _environment(self, inputs: Sequence[Any], ledger: list[Tensor]) -> dict[fx.Node, Any]:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, inputs, strict=True))
-        for node, column in self._others.items():
-            # An image contributes as it is encoded: 1 - x counts as much as x.
-            value = evaluate(self.graph_module, known, node)
-            known[node] = count(value, value, ledger[column])
         return known | {self._ledger: ledger}
 
     def _check_mode(self) -> None:
@@ -299,10 +328,6 @@ def _output(graph_module: fx.GraphModule) -> fx.Node:
     return node
 
 
-def _input(node: fx.Node) -> fx.Node:
-    return node if node.op == "placeholder" else node.all_input_nodes[0]
-
-
 def _is_floating(node: fx.Node) -> bool:
     dtype = node.meta.get("dtype")
     return dtype is None or bool(dtype.is_floating_point)
@@ -323,6 +348,11 @@ def _own(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.clone() if value.is_inference() else value.detach()
+
+
+def _or_zeros(weights: Tensor | None, leaf: Tensor, numbers: Tensor) -> Tensor:
+    """The weights of a leaf, 0 where nothing carries its value to the numbers."""
+    return leaf.new_zeros(len(leaf), numbers.shape[1], *leaf.shape[1:]) if weights is None else weights
 
 
 def _gradients(numbers: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor | None]:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import rebuilt
 from bcos_fx.rewriting.build import Build, Refused, builder
-from bcos_fx.rewriting.flow import EXPLAINED, UNKNOWN, VALUE
+from bcos_fx.rewriting.flow import EXPLAINED, GATE, UNKNOWN, VALUE
 from bcos_fx.rewriting.match import Verdict
 from bcos_fx.rewriting.ops import Call
 from bcos_fx.rewriting.predicates import predicate
@@ -90,20 +90,20 @@ def shift_source(call: Call) -> str:
     return f"{path}.{call.op.constants[0]}" if call.op.constants[0] == "bias" else f"{path} ({call.op.name})"
 
 
-def operand_source(slot: Slot, call: Call) -> str:
-    """Name a constant operand: the stored tensor that it is or is made of, or the number and where it stands."""
+def operand_source(reader: GraphReader, slot: Slot, call: Call) -> str:
+    """Name a constant operand: the stored tensor or the inputs that it is made of, or the number and where it stands.
+
+    A gate that is added to a value has a name of its own: it is computed from what is explained.
+    """
     if not isinstance(slot.content, fx.Node):
         return f"{slot.content:g} at {call.node.name}"
-    stored: dict[str, None] = {}
-    pending, seen = [slot.content], {slot.content}
-    while pending:
-        node = pending.pop()
-        if node.op == "get_attr":
-            stored[str(node.target)] = None
-        fresh = [source for source in node.all_input_nodes if source not in seen]
-        seen.update(fresh)
-        pending += fresh
-    return next(iter(stored)) if len(stored) == 1 else slot.content.name
+    if reader.flow.kinds[slot.content.name] == GATE:
+        return f"the gate {slot.content.name}"
+    origins = reader.origins(slot.content)
+    inputs = [str(node.target) for node in origins if node.op == "placeholder"]
+    if inputs:
+        return f"the input{'s' if inputs[1:] else ''} {' and '.join(inputs)}"
+    return str(origins[0].target) if len(origins) == 1 else slot.content.name
 
 
 # ---------------------------------------------------------------- builders
@@ -156,14 +156,14 @@ def _as_function_of(call: Call, read: list[fx.Node]) -> Callable[..., Tensor]:
 def counted_constant(build: Build) -> nn.Module:
     """Counts a constant operand."""
     slot = _slot(build, "constant")
-    return bnn.CountedConstant(operand_source(slot, build.call), broadcast=_broadcasts(build))
+    return bnn.CountedConstant(operand_source(build.reader, slot, build.call), broadcast=_broadcasts(build))
 
 
 @builder("counted-literal")
 def counted_literal(build: Build) -> nn.Module:
     """Counts a number that is an operand."""
     slot = _slot(build, "literal")
-    source = operand_source(slot, build.call)
+    source = operand_source(build.reader, slot, build.call)
     return bnn.CountedLiteral(float(slot.content), source, broadcast=_broadcasts(build))
 
 

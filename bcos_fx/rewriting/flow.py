@@ -4,16 +4,21 @@ Every node is one of ``constant`` (does not depend on the input), ``value`` (dyn
 ``gate`` (any function of the input that may only be used as a weight) or ``unknown``. Kinds are found
 forwards, from each op's linearity class; demand is found backwards, from the output. A layer whose result
 only ever feeds gates (the layers of a squeeze-and-excitation block, queries and keys) is on no value path.
+
+Of several inputs, kinds are those *for what is explained*. Where a view has marked its sources, whatever does not
+depend on them is a constant, however it was computed. In a graph without such marks the main input is what decides
+which factor of a product carries the value; what other inputs add to it are values too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
 from torch import fx
 
+from bcos_fx.rewriting.ending import before_last_gate
 from bcos_fx.rewriting.ops import Call, Vocabulary
 from bcos_fx.rewriting.refinement import objection
 
@@ -23,6 +28,7 @@ EXPLAINED = "explained"
 """Key of a node's meta: its value is what outputs are explained by, in place of the graph's input."""
 
 _ACTIVATIONS = frozenset({"selection", "ratio"})
+_WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,20 @@ class Flow:
         value_path: nodes through which a value reaches the output.
         choices: product node -> the factor that was taken as its gate, where more than one could carry the value.
         reasons: node -> why it is unknown, for the nodes where that begins.
+        main: names of the nodes that values are values of: the marked sources, or else the main input.
+        by_weight: layer calls that carry a value by their weight, because their input does not depend on ``main``.
     """
 
     kinds: dict[str, str]
     value_path: frozenset[str]
     choices: dict[str, Choice]
     reasons: dict[str, str]
+    main: tuple[str, ...] = ()
+    by_weight: frozenset[str] = frozenset()
+
+    def value_parameters(self, call: Call) -> tuple[str, ...]:
+        """Return the parameters through which a value flows in this call."""
+        return (_WEIGHT,) if call.node.name in self.by_weight else call.op.value
 
     def on_value_path(self, node: fx.Node) -> bool:
         """Say whether the node carries a value that reaches the output."""
@@ -63,7 +77,7 @@ class Flow:
         if self.kinds[source.name] == CONSTANT:
             return False
         choice = self.choices.get(call.node.name)
-        return parameter not in call.op.value or self.kinds[source.name] == GATE or _chosen(choice, source)
+        return parameter not in self.value_parameters(call) or self.kinds[source.name] == GATE or _chosen(choice, source)
 
 
 def _chosen(choice: Choice | None, source: fx.Node) -> bool:
@@ -78,21 +92,40 @@ class _Analysis:
         self.kinds: dict[fx.Node, str] = {}
         self.choices: dict[fx.Node, Choice] = {}
         self.reasons: dict[fx.Node, str] = {}
+        self.by_weight: set[fx.Node] = set()
+        self.marked = [node for node in self.nodes if node.meta.get(EXPLAINED)]
+        self.main = self.marked or main_input(self.nodes, self.calls)
+        self._from_main: set[fx.Node] = set()  # what depends on it
+        self._from_inputs: set[fx.Node] = set()  # what depends on any input
 
     def forwards(self) -> None:
         for node in self.nodes:
+            self._follow(node)
             self.kinds[node] = self._kind(node)
 
+    def _follow(self, node: fx.Node) -> None:
+        """Note whether a node's numbers depend on the main input, or on any."""
+        read = [] if _is_form(node) else _read(node, self.calls[node])
+        if node in self.main or any(source in self._from_main for source in read):
+            self._from_main.add(node)
+        if node.op == "placeholder" or any(source in self._from_inputs for source in read):
+            self._from_inputs.add(node)
+
+    def _relevant(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """Those of some operands that depend on the main input, where any does; beside it the others are constants."""
+        own = [node for node in nodes if node in self._from_main]
+        return own or list(nodes)
+
     def _kind(self, node: fx.Node) -> str:
-        if node.meta.get(EXPLAINED):
+        if node in self.marked:
             return VALUE
-        if node.op == "get_attr" or node.meta.get("type") in ("size", "other"):
+        if node.op == "get_attr" or _is_form(node) or (self.marked and node not in self._from_main):
             return CONSTANT
         whole_numbers = _holds_whole_numbers(node)
         if node.op == "placeholder":
             return GATE if whole_numbers else VALUE
-        inputs = {self.kinds[source] for source in node.all_input_nodes}
         call = self.calls[node]
+        inputs = {self.kinds[source] for source in _read(node, call)}
         if not inputs - {CONSTANT}:
             return CONSTANT
         if call is not None and call.op.linearity == "constant":
@@ -121,41 +154,58 @@ class _Analysis:
         if wrong is not None:
             return self._unknown(node, wrong)
         if node.op == "output":
-            return self._joined(node, [self.kinds[source] for source in node.all_input_nodes])
+            return self._joined([self.kinds[source] for source in node.all_input_nodes])
         return self._product(call) if linearity == "product" else self._carried(call)
 
     def _unknown(self, node: fx.Node, why: str) -> str:
         self.reasons[node] = why
         return UNKNOWN
 
-    def _joined(self, node: fx.Node, kinds: list[str]) -> str:
-        """Kind of a sum of values: a gate and a value do not add up to anything dynamic linear."""
-        present = set(kinds) - {CONSTANT}
-        if UNKNOWN in present:
-            return UNKNOWN
-        if len(present) > 1:
-            return self._unknown(node, "a gate is added to a value, and nothing says how much of it the input explains")
-        return present.pop() if present else CONSTANT
+    def _joined(self, kinds: Sequence[str]) -> str:
+        """Kind of a sum of operands. A gate that is added to a value is held fixed, and counted as a constant."""
+        return next((kind for kind in (UNKNOWN, VALUE, GATE) if kind in kinds), CONSTANT)
 
     def _carried(self, call: Call) -> str:
         """Linear ops, selections, ratios, norms, quotients, attention: what the value operands say."""
-        carried = [self.kinds[n] for name in call.op.value for n in call.nodes(name)]
-        added = [n for name in call.op.constants for n in call.nodes(name) if self.kinds[n] != CONSTANT]
-        kind = self._joined(call.node, carried)
-        if added and kind == VALUE:
+        operands = [n for name in call.op.value for n in call.nodes(name)]
+        if self._is_carried_by_weight(call, operands):
+            self.by_weight.add(call.node)
+            operands = call.nodes(_WEIGHT)
+        operands = self._relevant(operands)
+        kind = self._joined([self.kinds[n] for n in operands])
+        added = [n for name in call.op.constants for n in call.nodes(name) if n in self._relevant([*operands, n])]
+        added = [n for n in added if self.kinds[n] != CONSTANT]
+        if added and kind in (VALUE, CONSTANT):
             return self._unknown(call.node, f"what it adds ({added[0].name}) is computed from the input")
+        self._note_added_gate(call, kind, operands)
         return GATE if kind == CONSTANT else kind
 
+    def _is_carried_by_weight(self, call: Call, operands: Sequence[fx.Node]) -> bool:
+        """Whether a linear layer's kernel depends on the main input and what it is applied to does not."""
+        weights = call.nodes(_WEIGHT) if call.op.linearity == "linear" and call.module is None else []
+        return any(n in self._from_main for n in weights) and not any(n in self._from_main for n in operands)
+
+    def _note_added_gate(self, call: Call, kind: str, operands: Sequence[fx.Node]) -> None:
+        gates = [n for n in operands if self.kinds[n] == GATE]
+        if kind == VALUE and gates and call.op.linearity in ("linear", "selection"):
+            why = "a gate that is added to a value is held fixed, and its share is counted as a constant"
+            self.choices[call.node] = Choice(gates[0].name, why)
+
     def _product(self, call: Call) -> str:
-        operands = [n for name in call.op.value for n in call.nodes(name)]
+        given = [n for name in call.op.value for n in call.nodes(name)]
+        operands = self._relevant(given)
         values = [n for n in operands if self.kinds[n] == VALUE]
         unknown = [n for n in operands if self.kinds[n] == UNKNOWN]
         if not values:
             return UNKNOWN if unknown else GATE
         if len(values) == 1:
+            independent = [n for n in given if n not in operands and n in self._from_inputs]
             if unknown:
                 why = f"{unknown[0].name} is not dynamic linear, so it can only be a weight"
                 self.choices[call.node] = Choice(unknown[0].name, why)
+            elif independent:
+                why = f"it does not depend on {' or '.join(n.name for n in self.main)}"
+                self.choices[call.node] = Choice(independent[0].name, why)
             return VALUE
         return self._chosen_gate(call, values)
 
@@ -193,25 +243,57 @@ class _Analysis:
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         call = self.calls[node]
-        if node.meta.get(EXPLAINED):
+        if node in self.marked:
             return []
         if call is None:
             candidates = list(node.all_input_nodes)
         elif call.op.linearity == "gate":
             candidates = []
         else:
-            candidates = [n for name in call.op.value for n in call.nodes(name)]
+            parameters = (_WEIGHT,) if node in self.by_weight else call.op.value
+            candidates = [n for name in parameters for n in call.nodes(name)]
+            candidates = self._relevant(candidates) if call.op.linearity == "product" else candidates
         choice = self.choices.get(node)
         return [n for n in candidates if not _chosen(choice, n) and self.kinds[n] in (VALUE, UNKNOWN)]
 
 
-def before_last_gate(node: fx.Node, read: Callable[[fx.Node], Call | None]) -> fx.Node:
-    """Step back over a softmax or sigmoid at the very end: the value before it is what can be explained."""
-    call = read(node)
-    while call is not None and call.op.linearity == "gate" and len(call.inputs) == 1:
-        node = call.inputs[0]
-        call = read(node)
-    return node
+def main_input(nodes: Sequence[fx.Node], calls: Mapping[fx.Node, Call | None]) -> list[fx.Node]:
+    """Return the input that a network is about, as a list; an empty one where all inputs hold integers.
+
+    That is the first floating-point input that a layer with weights reads by itself. A mask, an adjacency matrix or a
+    scale is multiplied with something else before any layer reads it; where all are, the first one is taken.
+    """
+    floating = [n for n in nodes if n.op == "placeholder" and not _is_form(n) and not _holds_whole_numbers(n)]
+    return ([node for node in floating if _is_read_alone(node, calls)] or floating)[:1]
+
+
+def _is_read_alone(start: fx.Node, calls: Mapping[fx.Node, Call | None]) -> bool:
+    """Whether a layer with weights reads a node, or what was made of that node and stored tensors alone."""
+    seen, pending = {start}, [start]
+    while pending:
+        for user in pending.pop().users:
+            call = calls[user]
+            data = [source for source in user.all_input_nodes if source.op != "get_attr" and not _is_form(source)]
+            if user in seen or any(source not in seen for source in data):
+                continue
+            if call is None or call.op.linearity == "opaque":
+                if user.op == "call_module":
+                    return True
+            elif _WEIGHT in call.op.parameters and call.op.linearity == "linear":
+                return True
+            elif call.op.linearity not in ("gate", "constant"):
+                seen.add(user)
+                pending.append(user)
+    return False
+
+
+def _read(node: fx.Node, call: Call | None) -> list[fx.Node]:
+    return node.all_input_nodes if call is None else call.read
+
+
+def _is_form(node: fx.Node) -> bool:
+    """Whether a node gives a size, a dtype or another thing that is no tensor."""
+    return node.meta.get("type") in ("size", "other")
 
 
 def _holds_whole_numbers(node: fx.Node) -> bool:
@@ -229,4 +311,6 @@ def analyse(graph_module: fx.GraphModule, vocabulary: Vocabulary) -> Flow:
         value_path=frozenset(node.name for node in reached),
         choices={node.name: choice for node, choice in analysis.choices.items()},
         reasons={node.name: why for node, why in analysis.reasons.items()},
+        main=tuple(node.name for node in analysis.main),
+        by_weight=frozenset(node.name for node in analysis.by_weight),
     )

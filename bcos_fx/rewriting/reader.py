@@ -96,6 +96,17 @@ class GraphReader:
         """Compute the value of a node that follows from stored tensors."""
         return stored_value(node, self.graph_module)
 
+    def origins(self, node: fx.Node) -> list[fx.Node]:
+        """Return the stored tensors and inputs whose numbers a node's value is computed from, in graph order."""
+        found, pending = {node}, [node]
+        while pending:
+            source = pending.pop()
+            call = self.call(source)
+            read = [] if source.meta.get("type") in ("size", "other") else _numbers_read(source, call)
+            pending += [origin for origin in read if origin not in found]
+            found.update(read)
+        return [n for n in sorted(found) if n.op in ("placeholder", "get_attr") and n.meta.get("type") != "other"]
+
     def was_peer(self, node: fx.Node) -> bool:
         """Whether the node called another package's layer when the network was traced."""
         origin = self.vocabulary.ops.get(str(node.meta.get("was")))
@@ -113,6 +124,10 @@ class GraphReader:
         """Return the shape that a node's value had in the example run, if known."""
         shape = node.meta.get("shape")
         return tuple(shape) if shape is not None else None
+
+
+def _numbers_read(node: fx.Node, call: Call | None) -> list[fx.Node]:
+    return list(node.all_input_nodes) if call is None else call.read
 
 
 def is_boundary(op: str) -> bool:

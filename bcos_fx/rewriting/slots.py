@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from bcos_fx.rewriting.flow import CONSTANT, UNKNOWN, VALUE
+from bcos_fx.rewriting.flow import CONSTANT, GATE, UNKNOWN, VALUE
 from bcos_fx.rewriting.ops import Call, arguments_of
 from bcos_fx.rewriting.reader import GraphReader
 
@@ -80,7 +80,7 @@ def literal_operand(reader: GraphReader, call: Call) -> Slot | None:
 
 
 def constant_operands(reader: GraphReader, call: Call) -> list[Slot]:
-    """All operands that do not depend on the input and contribute beside a value: tensors, sizes, numbers."""
+    """All operands that contribute beside a value and are none: tensors, sizes, numbers, and gates held fixed."""
     return [slot for slot in _operands(reader, call) if _contributes(reader, slot)]
 
 
@@ -97,18 +97,19 @@ def carrier(reader: GraphReader, call: Call) -> Slot | None:
     """The first operand that carries a value: it tells how many samples there are, and how they lie."""
     for slot in slots(call):
         content = slot.content
-        if isinstance(content, fx.Node) and slot.parameter in call.op.value:
+        if isinstance(content, fx.Node) and slot.parameter in reader.flow.value_parameters(call):
             if reader.flow.kinds[content.name] in (VALUE, UNKNOWN):
                 return slot
     return None
 
 
 def _operands(reader: GraphReader, call: Call) -> list[Slot]:
-    """The slots of value parameters that hold constants, where the call carries a value besides."""
+    """The slots of value parameters that hold constants or gates, where the call carries a value besides."""
     if call.op.linearity not in ("linear", "selection") or reader.flow.kinds[call.node.name] not in (VALUE, UNKNOWN):
         return []
-    found = [slot for slot in slots(call) if slot.parameter in call.op.value]
-    return [s for s in found if not isinstance(s.content, fx.Node) or reader.flow.kinds[s.content.name] == CONSTANT]
+    found = [slot for slot in slots(call) if slot.parameter in reader.flow.value_parameters(call)]
+    beside = (CONSTANT, GATE)
+    return [s for s in found if not isinstance(s.content, fx.Node) or reader.flow.kinds[s.content.name] in beside]
 
 
 def _counts_nothing(reader: GraphReader, node: fx.Node) -> bool:

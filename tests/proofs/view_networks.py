@@ -167,7 +167,6 @@ NOT_LINEAR: dict[str, tuple[Callable[[], Net], str]] = {
     "softplus": (between(lambda n, y: F.softplus(y)), "softplus"),
     "cos": (between(lambda n, y: torch.cos(y)), "cos"),
     "softmax": (between(lambda n, y: torch.softmax(y, 1)), "softmax"),
-    "gate + value": (between(lambda n, y: torch.sigmoid(y) + y), "add"),
     "argmax": (between(lambda n, y: y.argmax(1, keepdim=True) * n.c, c=lambda: own(6)), "argmax"),
     "round": (between(lambda n, y: torch.round(y)), "round"),
     "unregistered": (between(lambda n, y: torch.erfinv(y.tanh())), "erfinv"),

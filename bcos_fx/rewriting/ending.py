@@ -1,0 +1,81 @@
+"""How a network ends: what turns scores into probabilities, and the scores before it.
+
+``softmax``, ``log_softmax``, ``log(softmax(x) + eps)``, ``softmax(x).clamp(eps, 1)``, ``x - logsumexp(x)`` and
+``exp(x) / exp(x).sum()`` all say the same of the scores x. A gate and what is done to it, number by number, is stepped
+over; a layer, a pooling or a change of shape never is, for what stands before it has other places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import fx
+
+from bcos_fx.rewriting.ops import Call
+
+Reader = Callable[[fx.Node], Call | None]
+
+_ARITHMETIC = frozenset({"add", "sub", "rsub", "neg", "mul", "div", "identity", "clone", "to", "float", "type_as"})
+_NUMBER_BY_NUMBER = frozenset({"ratio", "selection"})
+_NOT_DYNAMIC_LINEAR = frozenset({"gate", "opaque"})
+
+
+def before_last_gate(node: fx.Node, read: Reader) -> fx.Node:
+    """Step back over what ends a network in probabilities: the value before is what can be explained.
+
+    Args:
+        node: what a graph returns.
+        read: a node as a call of the vocabulary.
+
+    Returns:
+        The value before the first of the gates at the very end; the node itself where there are none.
+    """
+    found, step = node, _step(node, read)
+    while step is not None:
+        node, is_gate = step
+        found = node if is_gate else found
+        step = _step(node, read)
+    return found
+
+
+def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:
+    """The node before, and whether what lies between is a gate; None where a step would leave the ending."""
+    call = read(node)
+    if call is None or node.op in ("placeholder", "get_attr", "output") or _has_parameters(call):
+        return None
+    if call.op.linearity == "gate" and len(call.inputs) == 1:
+        return call.inputs[0], True
+    if call.op.name in ("sub", "div") and len(call.node.all_input_nodes) == 2:
+        return _normalised(call, read)
+    if len(node.all_input_nodes) != 1 or not _same_shape(node, node.all_input_nodes[0]):
+        return None
+    if call.op.name in _ARITHMETIC or call.op.linearity in _NUMBER_BY_NUMBER:
+        return node.all_input_nodes[0], False
+    return (node.all_input_nodes[0], True) if call.op.linearity == "opaque" else None
+
+
+def _normalised(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:
+    """A value from which a number is subtracted, or by which it is divided, that is computed from the value alone."""
+    value, by = call.node.all_input_nodes
+    if call.nodes(call.op.value[0]) != [value] or not _same_shape(call.node, value):
+        return None
+    between, pending = {by}, [by]
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source.op == "placeholder":
+                return None
+            if source is not value and source not in between:
+                between.add(source)
+                pending.append(source)
+    classes = {found.op.linearity for n in between if (found := read(n)) is not None}
+    unknown = any(read(n) is None for n in between)
+    return value, unknown or bool(classes & (_NOT_DYNAMIC_LINEAR | {"selection"}))
+
+
+def _has_parameters(call: Call) -> bool:
+    return call.module is not None and next(call.module.parameters(), None) is not None
+
+
+def _same_shape(one: fx.Node, other: fx.Node) -> bool:
+    shapes = one.meta.get("shape"), other.meta.get("shape")
+    return shapes[0] is not None and shapes[1] is not None and tuple(shapes[0]) == tuple(shapes[1])
