@@ -35,6 +35,7 @@ bcos-fx explain segmentation.safetensors street.jpg --target 3,120,88
 bcos-fx explain clip.safetensors bird.jpg --text "a green bird" --text sky --text-tower open_clip:RN50-quickgelu@openai
 
 Exit code 0: all explained. 1: an image could not be read, or contributions do not add up. 2: bad input.
+NOT TESTED stands where hardly anything of an output comes from the image, so that the sum says nothing.
 """
 _BATCH, _IN_A_FIGURE, _NAMED = 16, 8, 20
 _TEXT = "Texts, of image-text models"
@@ -259,16 +260,18 @@ def _row(sample: Explanation, path: Path) -> tuple[dict[str, Any], bool]:
         "input": own,
         "constants": constants,
         "residual": residual,
+        "verdict": sample.verdict,
     }
-    return row, sample.complete
+    return row, sample.verdict != "incomplete"
 
 
 def _tell(found: list[tuple[dict[str, Any], bool]], place: Path, files: int) -> None:
-    for row, complete in found[:_NAMED]:
+    for row, _ in found[:_NAMED]:
         for index, value in enumerate(row["output"]):
             name = row["names"][index]
             sums = f"{row['input'][index]:.4g} input {row['constants'][index]:+.4g} constants"
-            left = f"residual {row['residual'][index]:+.1e}" + ("" if complete else "  INCOMPLETE")
+            left = f"residual {row['residual'][index]:+.1e}"
+            left += "" if row["verdict"] == "complete" else f"  {row['verdict'].upper()}"
             typer.echo(f"{Path(row['file']).name}: {name} {value:.4g} = {sums} ({left})")
     if len(found) > _NAMED:
         typer.echo(f"and {len(found) - _NAMED} more")

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from bcos_fx.certification import in_order, view_of
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.explanation.axes import Axes, axes_of
+from bcos_fx.explanation.joint import JointExplanation, by_source
 from bcos_fx.explanation.result import Constants, Explanation
 from bcos_fx.explanation.targets import Chosen, Target, chosen, label_of, named
-from bcos_fx.proofs.completeness import judged
+from bcos_fx.proofs.completeness import INCOMPLETE, NOT_TESTED, judged
 from bcos_fx.proofs.view import DynamicWeights, ExplanationView
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.subject import check_module
@@ -27,20 +28,55 @@ from bcos_fx.tracing.inputs import bind
 _SHARE_OF_MEMORY = 0.4
 _NAMED = 3
 
+Images = Tensor | Mapping[str, Tensor]
+"""One tensor, or all inputs by name."""
+
+
+@overload
+def explain(
+    model: nn.Module,
+    images: Images,
+    target: Target = ...,
+    *,
+    output: str | None = ...,
+    source: str | None = ...,
+    others: Sequence[Tensor] = ...,
+    names: Sequence[str] | None = ...,
+    batch_size: int | None = ...,
+    channel_axis: int | None = ...,
+    allow_incomplete: bool = ...,
+) -> Explanation: ...
+
+
+@overload
+def explain(
+    model: nn.Module,
+    images: Images,
+    target: Target = ...,
+    *,
+    output: str | None = ...,
+    source: list[str] | tuple[str, ...],
+    others: Sequence[Tensor] = ...,
+    names: Sequence[str] | None = ...,
+    batch_size: int | None = ...,
+    channel_axis: int | None = ...,
+    allow_incomplete: bool = ...,
+) -> JointExplanation: ...
+
 
 def explain(
     model: nn.Module,
-    images: Tensor | Mapping[str, Tensor],
+    images: Images,
     target: Target = None,
     *,
     output: str | None = None,
-    source: str | None = None,
+    source: str | list[str] | tuple[str, ...] | None = None,
     others: Sequence[Tensor] = (),
     names: Sequence[str] | None = None,
     batch_size: int | None = None,
     channel_axis: int | None = None,
     allow_incomplete: bool = False,
-) -> Explanation:
+) -> Explanation | JointExplanation:
     """Explain outputs of a dynamic linear network by what it computed: f(x) = W(x)·x + Σ_c W_c(x)·c.
 
     Nothing is estimated: W(x) is the linear map that the network applied to x, and the contributions of x and of all
@@ -50,7 +86,7 @@ def explain(
         model: a converted network in eval mode, or any other dynamic linear module, which is traced anew in each call.
         images: (N, C, H, W), in [0, 1] for a converted image network; or whatever its first input is, such as
             embeddings (N, L, E) or features (N, F). On the model's device; not changed. Or all inputs by name, in any
-            order: outputs are explained by the first of them that holds no whole numbers, so not by a mask.
+            order.
         target: None (the predicted class), ``top3`` and the like, ``all``, an index, a class name, (N,) or a flat list
             (one per sample), (N, K) or a list of lists (several per sample), or a linear function from the outputs to
             (N,) or (N, K); if that has ``names``, as that of :func:`bcos_fx.explanation.cosine` has, they are scores of
@@ -58,8 +94,10 @@ def explain(
             one unit.
         output: what is explained: None for the output, ``logits`` for the value before a final softmax or sigmoid, or
             the name of a layer.
-        source: what it is explained by: None for the input, or the name of a layer, whose activations then take the
-            place of the images; what reaches the output past that layer is listed among the constants.
+        source: what it is explained by: None for the main input, which is the first one that a layer with weights
+            reads by itself, so not a mask; or the name of an input; or the name of a layer, whose activations then take
+            the place of the images. What does not depend on the source is listed among the constants where it is added,
+            and is a weight where it multiplies. A list of names explains by all of them at once.
         others: the network's further inputs, in order, where ``images`` is the first.
         names: class names, for targets and pictures.
         batch_size: samples that are computed at once; None: as many as fit into memory.
@@ -68,7 +106,9 @@ def explain(
         allow_incomplete: explain a network that is not dynamic linear too; the result then says what is missing.
 
     Returns:
-        The explanation, on the images' device. The model, its parameters and their gradients stay as they are.
+        The explanation, on the images' device. For a list of sources a mapping from each name to the explanation by it,
+        in which the other sources are among the constants, so that all of them share one sum. The model, its parameters
+        and their gradients stay as they are.
 
     Raises:
         UsageError: images or target do not fit.
@@ -83,7 +123,11 @@ def explain(
     view = view_of(model, example, output=output, source=source)
     _check_count(view, len(given))
     view.check_values(given)
-    if not view.certificate.ok and not allow_incomplete:
+    shown = view.shown(given)
+    for value in shown.values():
+        _check_images(model, value, given)
+    images = next(iter(shown.values()), images)
+    if not view.certificate.ok and not (allow_incomplete and view.certificate.repeatable):
         raise _not_linear(view)
     wanted = named(target, names)
     parts, choices = [], []
@@ -93,10 +137,15 @@ def explain(
             part, choice = _explained(view, inputs, _of_samples(wanted, place, len(images)))
         parts.append(part)
         choices.append(choice)
-    axes = axes_of(view.unfrozen, view.start.name, tuple(parts[0].start.shape), channel_axis)
-    found = _result(view, images, parts, choices, _notes(model, images), names, axes)
-    found = replace(found, labels=label_of(wanted, found.name, names, parts[0].value.shape))
-    return found if getattr(wanted, "names", None) is None else _scored(found, wanted.names)
+    notes = _notes(model, given)
+    joint = DynamicWeights.joined(parts)
+    found = {}
+    for name, own in by_source(joint, list(view.starts)).items():
+        axes = axes_of(view.unfrozen, view.starts[name].name, tuple(own.start.shape), channel_axis)
+        one = _result(view, shown.get(name, images), own, choices, notes, names, axes)
+        one = replace(one, labels=label_of(wanted, one.name, names, parts[0].value.shape))
+        found[name] = one if getattr(wanted, "names", None) is None else _scored(one, wanted.names)
+    return next(iter(found.values())) if source is None or isinstance(source, str) else JointExplanation(found)
 
 
 def _explained(view: ExplanationView, inputs: list[Tensor], target: Any) -> tuple[DynamicWeights, Chosen]:
@@ -113,20 +162,21 @@ def _explained(view: ExplanationView, inputs: list[Tensor], target: Any) -> tupl
 def _result(
     view: ExplanationView,
     images: Tensor,
-    parts: list[DynamicWeights],
+    found: DynamicWeights,
     choices: list[Chosen],
-    notes: list[str],
+    noted: list[str],
     names: Sequence[str] | None,
     axes: Axes,
 ) -> Explanation:
     single = choices[0].single
-    found = DynamicWeights.joined(parts)
     judgement = judged(found)
-    complete = view.certificate.ok and judgement.verdict != "incomplete"
+    verdict, notes = judgement.verdict if view.certificate.ok else INCOMPLETE, list(noted)
     if not view.certificate.ok:
         notes.append(f"the network is not dynamic linear: {view.certificate.breaks[0]}")
-    elif not complete:
+    elif verdict == INCOMPLETE:
         notes.append(f"contributions do not add up: {judgement}")
+    elif verdict == NOT_TESTED:
+        notes.append(f"not tested: {judgement.why_not_tested}")
     notes += [axes.note] if axes.note else []
     indices = None if choices[0].indices is None else torch.cat([c.indices for c in choices if c.indices is not None])
     scores = found.value if found.value.dim() == 2 else None
@@ -147,7 +197,7 @@ def _result(
         names=None if names is None else tuple(names),
         colours=_has_colours(found.start, found.weights),
         notes=tuple(notes),
-        complete=complete,
+        verdict=verdict,
         channel_axis=axes.channel,
         axes=axes.places,
     )
@@ -184,14 +234,20 @@ def _has_colours(start: Tensor, weights: Tensor) -> bool:
 def _not_linear(view: ExplanationView) -> VerificationError:
     breaks = [str(found) for found in view.certificate.breaks]
     more = f" and {len(breaks) - _NAMED} more" if len(breaks) > _NAMED else ""
-    ends_in_gate = any(found.node == view.end.name for found in view.certificate.breaks)
     return VerificationError(
-        f"the network's {view.certificate.explained} is not dynamic linear, so no W(x) explains it",
+        f"the network's {view.certificate.explained} is not dynamic linear, so no W(x) explains it by "
+        f"{view.certificate.source}",
         where="; ".join(breaks[:_NAMED]) + more,
-        hint='explain the value before the last gate with output="logits"'
-        if ends_in_gate
-        else "allow_incomplete=True explains the rest, and labels what is missing",
+        hint=_way_out(view),
     )
+
+
+def _way_out(view: ExplanationView) -> str:
+    if not view.certificate.repeatable:
+        return "leave the random numbers out in eval mode, or draw them outside and give them as an input"
+    if view.ends_in_gate:
+        return 'explain the value before the last gate with output="logits"'
+    return "allow_incomplete=True explains the rest, and labels what is missing"
 
 
 # ---------------------------------------------------------------- samples
@@ -285,13 +341,14 @@ def _check_count(view: ExplanationView, given: int) -> None:
         )
 
 
-def _notes(model: nn.Module, images: Tensor) -> list[str]:
-    """What is odd about the images, said aloud and kept."""
-    if not isinstance(model, BcosNetwork) or not model.record.inputs[0].encoded:
-        return []
-    low, high = float(images.detach().min()), float(images.detach().max())
-    if low >= 0 and high <= 1:
-        return []
-    note = f"the images hold values from {low:.3g} to {high:.3g}, and the network was made for [0, 1]"
-    warnings.warn(note, UserWarning, stacklevel=3)
-    return [note]
+def _notes(model: nn.Module, given: Sequence[Tensor]) -> list[str]:
+    """What is odd about the images: warned of, and kept."""
+    notes = []
+    for spec, images in zip(model.record.inputs, given, strict=False) if isinstance(model, BcosNetwork) else ():
+        if not spec.encoded:
+            continue
+        low, high = float(images.detach().min()), float(images.detach().max())
+        if low < 0 or high > 1:
+            notes.append(f"the images hold values from {low:.3g} to {high:.3g}, and the network was made for [0, 1]")
+            warnings.warn(notes[-1], UserWarning, stacklevel=3)
+    return notes

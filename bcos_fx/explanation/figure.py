@@ -102,8 +102,8 @@ def _caption(drawn: Figure, explanation: Explanation, rows: int, pairs: int) -> 
         said.append(_NO_COLOURS)
     if rows < pairs:
         said.append(f"{rows} of {pairs} rows, one for each sample and target")
-    if not explanation.complete:
-        said.insert(0, "INCOMPLETE: contributions do not add up to the output")
+    if explanation.warning:
+        said.insert(0, explanation.warning)
     if said:
         colour = OWN if explanation.complete else FOR
         drawn.supxlabel(textwrap.fill(". ".join(said), 110), fontsize=8, color=colour, parse_math=False)

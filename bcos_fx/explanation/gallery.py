@@ -66,8 +66,8 @@ def _card(sample: Explanation, label: str) -> str:
     target = sample.target_name()
     heading = f"<b>{html.escape(label)}</b> {html.escape(target)}" if label else f"<b>{html.escape(target)}</b>"
     pieces = [f"<figcaption>{heading}</figcaption>", _views(sample, label)]
-    if not sample.complete:
-        pieces.append('<p class="wrong">INCOMPLETE: contributions do not add up to the output</p>')
+    if sample.warning:
+        pieces.append(f'<p class="wrong">{html.escape(sample.warning)}</p>')
     pieces += [_sums(sample), _constants(sample), _scores(sample)]
     pieces += [f'<p class="note">{html.escape(note)}</p>' for note in sample.notes]
     words = html.escape(f"{label} {target}".strip().lower(), quote=True)

@@ -158,7 +158,8 @@ def sum_of(sample: Explanation) -> str:
     whole = abs(own) + abs(constants)
     share = f" ({abs(constants) / whole:.0%})" if whole else ""
     text = f"{short(sample.target_name(), 40)}\n{output:.4g} = {own:.4g} input {constants:+.4g} constants{share}"
-    return text + (f"\nresidual {residual:+.1e}" if sample.complete else f"\nINCOMPLETE: {residual:+.3g} unexplained")
+    incomplete = sample.verdict == "incomplete"
+    return text + (f"\nINCOMPLETE: {residual:+.3g} unexplained" if incomplete else f"\nresidual {residual:+.1e}")
 
 
 def short(text: str, most: int = _LABEL) -> str:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LISTED = 5
+_VERDICTS = ("incomplete", "complete", "not tested")  # of a whole, that of the first of these that a part has
+_SAID = {
+    "incomplete": "INCOMPLETE: contributions do not add up to the output",
+    "not tested": "NOT TESTED: hardly anything of the output comes from what it is explained by",
+}
 _TENSORS = ("inputs", "encoded", "weights", "output", "prediction", "scores", "target")
 
 
@@ -87,7 +92,8 @@ class Explanation:
         colours: W(x) weights both x and 1 - x, so that it has a colour.
         notes: what is odd about this explanation.
         tokens: of each sample, in the order of its positions, where they are known.
-        complete: contributions add up to the output, and the network is certified.
+        verdict: ``complete``: contributions add up to the output, and the network is certified. ``not tested``: what is
+            explained by contributes too little for that sum to say anything, or nothing at all. ``incomplete``.
         channel_axis: the dimension of ``encoded`` that holds its channels, the samples' own being 0; None where every
             number stands for itself.
         axes: names of the other dimensions, in order: those of ``contributions`` after N (and K).
@@ -106,11 +112,21 @@ class Explanation:
     names: tuple[str, ...] | None = None
     colours: bool = False
     notes: tuple[str, ...] = field(default=())
-    complete: bool = True
+    verdict: str = "complete"
     tokens: tuple[tuple[str, ...], ...] | None = None
     channel_axis: int | None = 1
     axes: tuple[str, ...] = ("row", "column")
     labels: tuple[str, ...] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the contributions add up to the output, which says something, and the network is certified."""
+        return self.verdict == "complete"
+
+    @property
+    def warning(self) -> str:
+        """What every picture and text begins with where the explanation is not complete; empty where it is."""
+        return _SAID.get(self.verdict, "")
 
     @property
     def several(self) -> bool:
@@ -215,7 +231,7 @@ class Explanation:
             **changed,
             constants=Constants(values, changed["output"]),
             notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-            complete=all(part.complete for part in parts),
+            verdict=next(each for each in _VERDICTS if any(part.verdict == each for part in parts)),
             colours=any(part.colours for part in parts),
             tokens=None if first.tokens is None else tuple(row for part in parts for row in part.tokens or ()),
         )
@@ -271,8 +287,7 @@ class Explanation:
         lines = [
             f"Explanation of {len(self)} samples{several}: {self.where} = W(x)·x + {len(self.constants)} constants"
         ]
-        if not self.complete:
-            lines.append("  INCOMPLETE: contributions do not add up to the output, see residual")
+        lines += [f"  {self.warning}"] if self.warning else []
         lines += [f"  {line}" for line in self.summary()]
         if len(self) > _LISTED:
             lines.append(f"  and {len(self) - _LISTED} more")

@@ -135,7 +135,8 @@ def _tensors(explanation: Explanation) -> dict[str, Tensor]:
 def _facts(explanation: Explanation) -> str:
     names = ("where", "names", "notes") if explanation.tokens is None else ("where", "names", "notes", "tokens")
     facts = {name: getattr(explanation, name) for name in (*names, "channel_axis", "axes", "labels")}
-    return json.dumps(facts | {"complete": explanation.complete, "colours": explanation.colours}, sort_keys=True)
+    verdict = {"complete": explanation.complete, "verdict": explanation.verdict}
+    return json.dumps(facts | verdict | {"colours": explanation.colours}, sort_keys=True)
 
 
 def _safetensors(explanation: Explanation) -> bytes:

@@ -25,6 +25,9 @@ from bcos_fx.proofs.view import DynamicWeights, ExplanationView, Select
 LEAST_SHARE = 0.01
 """Below this share of the input's contributions in all contributions a sum says nothing about W(x)."""
 
+COMPLETE, NOT_TESTED, INCOMPLETE = "complete", "not tested", "incomplete"
+"""Verdicts."""
+
 ROUNDING = 64
 """So many units in the last place, of the sum of all absolute terms, is what rounding leaves of terms that cancel."""
 
@@ -105,13 +108,13 @@ class Completeness:
     def verdict(self) -> str:
         """``incomplete`` if a gap is too large, ``not tested`` if all shares are too small, else ``complete``."""
         if bool((self._exceeds & ~self._cancels).any()):
-            return "incomplete"
-        return "complete" if bool(self.tested.any()) else "not tested"
+            return INCOMPLETE
+        return COMPLETE if bool(self.tested.any()) else NOT_TESTED
 
     @property
     def ok(self) -> bool:
         """The contributions add up, and that says something."""
-        return self.verdict == "complete"
+        return self.verdict == COMPLETE
 
     def __bool__(self) -> bool:
         return self.ok
@@ -132,7 +135,7 @@ class Completeness:
 
     def __str__(self) -> str:
         said = f"{self.verdict}: largest gap {self.worst:.1e} of the terms (tolerance {self.tolerance:.0e})"
-        if self.verdict == "not tested":
+        if self.verdict == NOT_TESTED:
             said += f"; {self.why_not_tested}"
         return said + (f"; the output vanished at node {self.vanished}" if self.vanished else "")
 

@@ -27,6 +27,7 @@ from bcos_fx.rewriting.slots import SLOTS, constant_operands
 from bcos_fx.rewriting.stored import sources_of
 
 _SHOWN = 20
+_DRAWN = "it draws random numbers in eval mode, so no two runs are the same function"
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,11 @@ class Certificate:
     def __bool__(self) -> bool:
         return self.ok
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether the network is one function at all: nothing that the output depends on is drawn at random."""
+        return not any(found.reason == _DRAWN for found in self.breaks)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the certificate as plain data."""
         return asdict(self)
@@ -164,7 +170,7 @@ def _drawn(reader: GraphReader, output: fx.Node) -> Iterator[Break]:
     """What the output depends on that is drawn at random, be it a value, a gate or a constant."""
     for node in sources_of(output):
         if draws_at_random(node, reader.call(node)):
-            yield _break(reader, node, "it draws random numbers in eval mode, so no two runs are the same function")
+            yield _break(reader, node, _DRAWN)
 
 
 def unfinished(reader: GraphReader) -> tuple[Break, ...]:

@@ -41,11 +41,13 @@ class Prepared:
         starts: what outputs are explained by: name of an input or a layer -> the encoded input, the input, or the
             layer's result.
         end: what is explained, for people: ``output``, ``logits`` or a layer's name.
+        ends_in_gate: what is explained is a probability, and a value before it is not.
     """
 
     graph_module: fx.GraphModule
     starts: Mapping[str, fx.Node]
     end: str
+    ends_in_gate: bool
 
 
 @functools.cache
@@ -83,7 +85,8 @@ def prepare(network: BcosNetwork | fx.GraphModule, *, output: str | None = None,
     starts = _starts(graph_module, source)
     for start in starts.values():
         start.meta[EXPLAINED] = True
-    return Prepared(graph_module, starts, output or "output")
+    end = next(node for node in graph_module.graph.nodes if node.op == "output").all_input_nodes[0]
+    return Prepared(graph_module, starts, output or "output", _before_gates(graph_module) is not end)
 
 
 def _starts(graph_module: fx.GraphModule, source: Source) -> dict[str, fx.Node]:

@@ -24,7 +24,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.nn import Counted, CountedConstant
 from bcos_fx.proofs.evaluation import Observer, evaluate
 from bcos_fx.proofs.linearity import Certificate, certificate, uncounted, unfinished, with_breaks
-from bcos_fx.proofs.preparation import Prepared, Source, prepare, recipe
+from bcos_fx.proofs.preparation import Prepared, Source, entry, prepare, recipe
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.rewriting.options import Options
@@ -110,6 +110,7 @@ class ExplanationView:
 
     Attributes:
         certificate: whether the network is dynamic linear in these.
+        ends_in_gate: what is explained is a probability, and the value before it could be explained.
         starts: name -> node of what outputs are explained by, in the order that was asked for.
         sources: names of the constants, in graph order. What other inputs contribute, or the input itself past an inner
             layer that outputs are explained by, is among them.
@@ -121,6 +122,7 @@ class ExplanationView:
         prepared = prepare(network, output=output, source=source)
         self.end_name = None if output is None else _output(prepared.graph_module).name
         self.certificate: Certificate = certificate(prepared)
+        self.ends_in_gate = prepared.ends_in_gate
         # The same layers, nothing frozen: what sums are compared with must not come from the view's own arithmetic.
         self._unfrozen = GraphModule(prepared.graph_module, copy.deepcopy(prepared.graph_module.graph))
         self._freeze(prepared)
@@ -151,6 +153,12 @@ class ExplanationView:
 
     def _module(self, node: fx.Node) -> object:
         return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def shown(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return name -> the given input, for those sources that are inputs."""
+        given = dict(zip(self.inputs, inputs, strict=True))
+        entries = {entry(node, self.graph_module): value for node, value in given.items()}
+        return {name: entries[node] for name, node in self.starts.items() if node in entries}
 
     def environment(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
         """Return the values that a run of the graph begins with, for its value alone."""

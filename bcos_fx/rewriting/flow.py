@@ -77,7 +77,9 @@ class Flow:
         if self.kinds[source.name] == CONSTANT:
             return False
         choice = self.choices.get(call.node.name)
-        return parameter not in self.value_parameters(call) or self.kinds[source.name] == GATE or _chosen(choice, source)
+        return (
+            parameter not in self.value_parameters(call) or self.kinds[source.name] == GATE or _chosen(choice, source)
+        )
 
 
 def _chosen(choice: Choice | None, source: fx.Node) -> bool:

@@ -1,0 +1,121 @@
+"""An explanation by several inputs or layers at once: their contributions and the constants add up to the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from bcos_fx.explanation.result import Constants, Explanation
+from bcos_fx.proofs.view import DynamicWeights
+
+
+class JointExplanation(Mapping[str, Explanation]):
+    """Why a network gave an output, by several sources: f = Σ over sources (Σ contributions) + Σ constants.
+
+    ``joint["after"]`` is the explanation by one source, with its contributions, its weights and its pictures; what the
+    other sources contribute stands among its constants, as ``the source before``.
+
+    Args:
+        parts: name of a source -> the explanation by it.
+    """
+
+    def __init__(self, parts: Mapping[str, Explanation]) -> None:
+        self._parts = dict(parts)
+
+    def __getitem__(self, source: str) -> Explanation:
+        return self._parts[source]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def _first(self) -> Explanation:
+        return next(iter(self._parts.values()))
+
+    @property
+    def output(self) -> Tensor:
+        """(N[, K]) the explained numbers."""
+        return self._first.output
+
+    @property
+    def prediction(self) -> Tensor | None:
+        """(N,) index of the largest output, or None where the explained value is no row of scores."""
+        return self._first.prediction
+
+    @property
+    def target(self) -> Tensor | None:
+        """(N[, K]) indices of what is explained, or None for a function."""
+        return self._first.target
+
+    @property
+    def contributions(self) -> dict[str, Tensor]:
+        """Return name of a source -> what each of its places contributes."""
+        return {name: part.contributions for name, part in self._parts.items()}
+
+    @property
+    def totals(self) -> dict[str, Tensor]:
+        """Return name of a source -> (N[, K]), the sum of its contributions."""
+        return {name: part.channel_contributions.flatten(part.output.dim()).sum(-1) for name, part in self.items()}
+
+    @property
+    def constants(self) -> Constants:
+        """The constants that are none of the sources."""
+        others = {_as_constant(name) for name in self._parts}
+        kept = {name: value for name, value in self._first.constants.items() if name not in others}
+        return Constants(kept, self.output)
+
+    @property
+    def residual(self) -> Tensor:
+        """(N[, K]) output - Σ contributions of all sources - Σ constants: rounding, unless it is incomplete."""
+        return self._first.residual
+
+    @property
+    def verdict(self) -> str:
+        """``complete``, ``not tested`` or ``incomplete``, of the one sum that all sources share."""
+        verdicts = [part.verdict for part in self._parts.values()]
+        return next(each for each in ("incomplete", "complete", "not tested") if each in verdicts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the contributions of all sources and the constants add up to the output."""
+        return self.verdict == "complete"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is odd about this explanation; what concerns one source begins with its name."""
+        shared = [note for note in self._first.notes if all(note in part.notes for part in self._parts.values())]
+        own = [f"{name}: {note}" for name, part in self.items() for note in part.notes if note not in shared]
+        return (*shared, *own)
+
+    def __repr__(self) -> str:
+        totals = {name: float(total.flatten()[0]) for name, total in self.totals.items()}
+        terms = " ".join(f"{total:+.4g} from {name}" for name, total in totals.items())
+        first = self._first[0]
+        rest = float(self.constants.total().flatten()[0])
+        lines = [
+            f"Explanation by {', '.join(self)}: {self.verdict}",
+            f"  {first.target_name()}: {float(first.output.flatten()[0]):.4g} = {terms} {rest:+.4g} constants",
+        ]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def by_source(found: DynamicWeights, names: list[str]) -> dict[str, DynamicWeights]:
+    """Return for each source its own weights, with what the other sources contribute among the constants."""
+    parts = dict(zip(names, found.parts, strict=True))
+    if len(parts) == 1:
+        return {names[0]: found}
+    made = {}
+    for name, part in parts.items():
+        others = {_as_constant(other): parts[other].contributions for other in parts if other != name}
+        constants = {**found.constants, **others}
+        made[name] = replace(found, start=part.start, weights=part.weights, constants=constants, further={})
+    return made
+
+
+def _as_constant(source: str) -> str:
+    return f"the source {source}"
