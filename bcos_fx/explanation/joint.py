@@ -83,7 +83,7 @@ class JointExplanation(Mapping[str, Explanation]):
     @property
     def complete(self) -> bool:
         """Whether the contributions of all sources and the constants add up to the output."""
-        return self.verdict == "complete"
+        return self.verdict != "incomplete" and any(part.complete for part in self._parts.values())
 
     @property
     def notes(self) -> tuple[str, ...]:

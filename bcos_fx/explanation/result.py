@@ -19,7 +19,7 @@ _LISTED = 5
 _VERDICTS = ("incomplete", "complete", "not tested")  # of a whole, that of the first of these that a part has
 _SAID = {
     "incomplete": "INCOMPLETE: contributions do not add up to the output",
-    "not tested": "NOT TESTED: hardly anything of the output comes from what it is explained by",
+    "not tested": "NOT TESTED: the sum is right, and says nothing of W(x)",
 }
 _TENSORS = ("inputs", "encoded", "weights", "output", "prediction", "scores", "target")
 
@@ -120,8 +120,11 @@ class Explanation:
 
     @property
     def complete(self) -> bool:
-        """Whether the contributions add up to the output, which says something, and the network is certified."""
-        return self.verdict == "complete"
+        """Whether the contributions add up to the output of a certified network, and are not all 0 by W(x) = 0.
+
+        That they add up says little where hardly anything comes from the input: see ``verdict``.
+        """
+        return self.verdict == "complete" or (self.verdict == "not tested" and bool((self.weights != 0).any()))
 
     @property
     def warning(self) -> str:

@@ -23,7 +23,7 @@ def network() -> Any:
 
 def adds_up(found: Any) -> bool:
     scale = found.output.abs().max().clamp_min(1e-3)
-    return bool(found.residual.abs().max() <= 1e-9 * scale) and found.verdict != "incomplete"
+    return bool(found.residual.abs().max() <= 1e-9 * scale) and found.complete
 
 
 TARGETS: dict[str, tuple[Any, tuple[int, ...]]] = {
