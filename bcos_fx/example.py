@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
 from bcos_fx.tracing.exported import Exported
-from bcos_fx.tracing.inputs import ExampleError, Inputs
+from bcos_fx.tracing.inputs import ExampleError, Inputs, part_of
 
 Result = TypeVar("Result")
 
@@ -135,12 +135,8 @@ def _tuple(name: str, value: Sequence[float] | float | None) -> tuple[float, ...
 
 
 def selected(result: Any, output: int | str | None) -> Any:
-    """Return the part of a module's output that was asked for: an element, a key or an attribute."""
-    if output is None:
-        return result
-    if isinstance(result, Mapping) or isinstance(output, int):
-        return result[output]
-    return getattr(result, output)
+    """Return the part of a module's output that was asked for: an element, a key, an attribute, or a path of these."""
+    return result if output is None else part_of(result, output)
 
 
 class Original(nn.Module):

@@ -13,6 +13,7 @@ from bcos_fx.proofs.equivalence import Verification
 from bcos_fx.rewriting.network import InputSpec, reserved_names
 
 _MOST_NAMED = 5
+_DETECTORS_TRANSFORM = "torchvision.models.detection.transform.GeneralizedRCNNTransform"
 
 
 def check_module(module: object) -> None:
@@ -23,6 +24,7 @@ def check_module(module: object) -> None:
     """
     if not isinstance(module, nn.Module):
         raise UsageError(f"{_described(module)} is not a network", hint="give an instance of torch.nn.Module")
+    _check_no_detector(module)
     taken = reserved_names() - set(dir(nn.Module))
     tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     for name, _ in (*module.named_children(), *tensors):
@@ -32,6 +34,19 @@ def check_module(module: object) -> None:
                 where=type(module).__name__,
                 hint="rename it, or convert nn.Sequential(module), where it is called 0." + name,
             )
+
+
+def _check_no_detector(module: nn.Module) -> None:
+    """Refuse torchvision's detection models, of which a trace holds one image's boxes; their parts are fine."""
+    transform = type(dict(module.named_children()).get("transform"))
+    if f"{transform.__module__}.{transform.__qualname__}" == _DETECTORS_TRANSFORM:
+        raise UsageError(
+            "a detection model of torchvision resizes a list of images and keeps as many boxes as suppression leaves, "
+            "so no graph holds for more than one image",
+            where=type(module).__name__,
+            hint="convert a module that returns what a box's score is read from, such as "
+            "self.head(list(self.backbone(x).values()))['cls_logits'], and explain target=(box, class)",
+        )
 
 
 def _described(value: object) -> str:

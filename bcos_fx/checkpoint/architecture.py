@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bcos_fx.checkpoint.reading import StateDict
 from bcos_fx.errors import BcosFxError, CheckpointError, nearest
 from bcos_fx.lazy import library
+from bcos_fx.tracing.wrappers import without_wrappers
 
 Result = TypeVar("Result")
 FORMS = (
@@ -108,6 +109,7 @@ def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -
     tensors = wrapped.tensors
     if wrapped.prefix and not expected.keys() & tensors.keys():
         tensors = _with_prefix(tensors, wrapped.prefix, set(expected))
+    tensors = _with_names_of(tensors, list(expected))
     misshapen = [
         f"{name}: {tuple(tensor.shape)} in the file, {tuple(expected[name].shape)} in the network"
         for name, tensor in tensors.items()
@@ -329,6 +331,22 @@ def _with_prefix(tensors: dict[str, Tensor], prefix: str, expected: set[str]) ->
             return renamed
         prefix = prefix.partition(".")[2]
     return tensors
+
+
+def _with_names_of(tensors: dict[str, Tensor], expected: list[str]) -> dict[str, Tensor]:
+    """Name tensors as the network does, where only wrappers of its parts stand between the names.
+
+    ``module`` inside a name is a parallel part's wrapper, or a name that the network itself gives a part.
+    """
+    if tensors.keys() & set(expected) == set(expected):
+        return tensors
+
+    def bare(name: str) -> str:
+        return ".".join(part for part in without_wrappers(name).split(".") if part != "module")
+
+    wanted = {bare(name): name for name in expected}
+    found = {wanted.get(bare(name), name): tensor for name, tensor in tensors.items()}
+    return found if len(wanted) == len(expected) and len(found) == len(tensors) else tensors
 
 
 def _does_not_fit(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from bcos_fx.budgets import held
 from bcos_fx.checkpoint.identify import FileKind, identify, readable
 from bcos_fx.errors import CheckpointError, nearest
+from bcos_fx.tracing.wrappers import without_wrappers
 
 # Where training scripts put the weights, best first.
 NESTING_KEYS = (
@@ -310,7 +311,7 @@ def _tensors_in(content: Any) -> dict[str, Tensor]:
 
 
 def _strip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str]]:
-    """Take off prefixes that every name bears, and the counter of an averaged model."""
+    """Take off prefixes that every name bears, the counter of an averaged model, and what wraps a part anywhere."""
     prefix, dropped = "", []
     if "n_averaged" in tensors and all(name.startswith("module.") for name in tensors if name != "n_averaged"):
         dropped = ["n_averaged"]
@@ -318,7 +319,8 @@ def _strip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str
     while common := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), ""):
         prefix += common
         tensors = {name.removeprefix(common): tensor for name, tensor in tensors.items()}
-    return tensors, prefix, dropped
+    plain = {without_wrappers(name): tensor for name, tensor in tensors.items()}
+    return (plain if len(plain) == len(tensors) else tensors), prefix, dropped
 
 
 def _no_weights(content: Any, source: str) -> CheckpointError:

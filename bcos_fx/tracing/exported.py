@@ -20,6 +20,7 @@ from torch.overrides import _get_current_function_mode
 
 from bcos_fx.tracing.recorder import Recorder
 from bcos_fx.tracing.source import Source, is_torchs, telling
+from bcos_fx.tracing.wrappers import unwrapped
 
 _PRECISION_CHECK = torch.ops.aten._assert_tensor_metadata.default
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')
@@ -86,8 +87,10 @@ def _sizes(noted: Tensor) -> list[int | None]:
 
 
 def as_module(network: Any) -> Any:
-    """Return an exported program as a module, anything else as it is."""
-    return Exported(network) if isinstance(network, ExportedProgram) else network
+    """Return an exported program as a module, a module without wrappers around it, anything else as it is."""
+    if isinstance(network, ExportedProgram):
+        return Exported(network)
+    return unwrapped(network) if isinstance(network, nn.Module) else network
 
 
 def _with_names(names: list[str]) -> type[Exported]:

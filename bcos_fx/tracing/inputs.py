@@ -15,6 +15,8 @@ from bcos_fx.errors import TraceError, UsageError
 from bcos_fx.tracing.arguments import oddity
 from bcos_fx.tracing.modules import Alone
 
+_DEEPEST = 8
+
 
 class ExampleError(UsageError):
     """The module does not run on the example inputs: others may do."""
@@ -166,6 +168,11 @@ def advice(module: nn.Module, inputs: Inputs) -> str:
 def select_output(value: Any, output: int | str | None) -> Tensor:
     """Return the tensor that the graph is to compute.
 
+    Args:
+        value: what the module returned.
+        output: which part of it: a key, an attribute, a position, or a path of these with dots between them, such as
+            ``detections.0.scores``.
+
     Raises:
         UsageError: where the output is not one tensor and `output` does not name one.
     """
@@ -173,17 +180,79 @@ def select_output(value: Any, output: int | str | None) -> Tensor:
         if output is None:
             return value
         raise UsageError("the module returns one tensor", hint="leave output= away")
-    parts = _parts(value)
-    if output is None or output not in parts:
-        said = "" if output is None else f"; it has no {output!r}"
-        raise UsageError(
-            f"the module returns a {type(value).__name__} with {', '.join(map(repr, parts)) or 'nothing'}{said}",
-            hint="choose one of these with output=",
-        )
-    chosen = parts[output]
+    try:
+        chosen = None if output is None else part_of(value, output)
+    except LookupError as error:
+        raise _no_part(value, f"; it has no {error.args[0]!r}") from error
+    if output is None:
+        raise _no_part(value, "")
     if not isinstance(chosen, Tensor):
-        raise UsageError(f"the output {output!r} is a {type(chosen).__name__}, not a tensor", hint="choose another one")
+        inner = [f"{output}.{path}" for path in _paths(chosen)]
+        hint = f"choose one of these with output=: {_listed(inner)}" if inner else "choose another one"
+        raise UsageError(f"the output {output!r} is a {type(chosen).__name__}, not a tensor", hint=hint)
     return chosen
+
+
+def _no_part(value: Any, said: str) -> UsageError:
+    kind = "nothing" if value is None else f"a {type(value).__name__} that holds no tensor"
+    paths = _paths(value)
+    if not paths:
+        return UsageError(
+            f"the module returns {kind}{said}", hint="a graph computes a tensor: wrap the module so that it returns one"
+        )
+    return UsageError(
+        f"the module returns a {type(value).__name__} with {_listed([repr(_typed(path)) for path in paths])}{said}",
+        hint="choose one of these with output= (--output-key)",
+    )
+
+
+def _typed(path: str) -> int | str:
+    return int(path) if path.isdecimal() else path
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def part_of(value: Any, output: int | str) -> Any:
+    """Return a part of a nested output by its key, attribute, position, or a path of these with dots between them.
+
+    Raises:
+        KeyError: it has no such part; the argument is the beginning of the path up to what is missing.
+    """
+    parts = _parts(value)
+    if output in parts:
+        return parts[output]
+    if not isinstance(output, str):
+        raise KeyError(output)
+    segments = output.split(".")
+    for end in range(len(segments), 0, -1):  # keys may hold dots themselves
+        key = ".".join(segments[:end])
+        number = int(key) if key.removeprefix("-").isdecimal() else None
+        if number is not None and number < 0 and isinstance(value, (tuple, list)):
+            number += len(value)
+        found = next((k for k in (key, number) if k is not None and k in parts), None)
+        if found is not None:
+            rest = ".".join(segments[end:])
+            try:
+                return part_of(parts[found], rest) if rest else parts[found]
+            except KeyError as error:
+                raise KeyError(f"{key}.{error.args[0]}") from error
+    raise KeyError(segments[0])
+
+
+def _paths(value: Any, before: str = "", depth: int = 0) -> list[str]:
+    """The paths to all tensors in an output; a named tuple's fields by their names alone."""
+    if isinstance(value, Tensor):
+        return [before]
+    if depth == _DEEPEST:
+        return []
+    parts, names = _parts(value), getattr(value, "_fields", ())
+    found = []
+    for key, item in parts.items():
+        if not (names and isinstance(key, int)):
+            found += _paths(item, f"{before}.{key}".removeprefix("."), depth + 1)
+    return found
 
 
 def _parts(value: Any) -> dict[int | str, Any]:
