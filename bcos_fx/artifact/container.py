@@ -201,9 +201,18 @@ def parse(text: str | bytes) -> Any:
     """
     try:
         options: dict[str, Any] = {"object_pairs_hook": _once, "parse_constant": _refuse_constant}
-        return parse_json(text, "the file's header", ArtifactError, **options)
+        found = parse_json(text, "the file's header", ArtifactError, **options)
+        _check_unicode(text, found)
+        return found
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the file's header is damaged: {error}", hint="copy or save it again") from error
+
+
+def _check_unicode(text: str | bytes, found: Any) -> None:
+    r"""Refuse halves of surrogate pairs, which JSON can spell (``"\ud800"``) and no file or terminal can hold."""
+    spelled = "\\ud" in text.lower() if isinstance(text, str) else b"\\ud" in text.lower()
+    if spelled:
+        json.dumps(found, ensure_ascii=False).encode()
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bcos_fx.data.decoding import BROKEN
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation import decoding
 from bcos_fx.evaluation.identity import counts, digest_of_data, digest_of_items, digest_of_tensors, few, sampled
 from bcos_fx.evaluation.sources import Files, Place
 from bcos_fx.evaluation.stores import open_source, unlabelled
@@ -152,7 +152,7 @@ class DatasetSource(Source):
         seed_host(derived(0, "identity", index))
         try:
             return self._dataset[index]
-        except decoding.BROKEN:  # it is named when it is trained on
+        except BROKEN:  # it is named when it is trained on
             return "unreadable"
 
 

@@ -270,3 +270,62 @@ def test_the_old_format_goes_through_the_same_checks() -> None:
     for name in ("\uff46orward", "_program"):
         with pytest.raises(ArtifactError):
             from_bytes(tampered(old, lambda document, name=name: renamed(document, "first", name)))
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfff", "\ude00\ud83d"])
+def test_halves_of_surrogate_pairs_are_refused(text: str) -> None:
+    """They are no Unicode: printing or writing them fails later, somewhere else."""
+    for change in (
+        lambda d: d["record"]["Record"]["report"]["Report"].update(recipe=text),
+        lambda d: d["record"]["Record"]["report"]["Report"].update(notes={"tuple": [text]}),
+        lambda d: renamed(d, "first", text),
+        lambda d: d["versions"].update({text: "1"}),
+    ):
+        with pytest.raises(ArtifactError, match="damaged"):
+            from_bytes(tampered(DATA, change))
+    from_bytes(tampered(DATA, lambda d: d["record"]["Record"]["report"]["Report"].update(recipe="\U0001f600")))
+
+
+def test_modules_below_each_other_are_bounded() -> None:
+    """Four hundred levels of modules overflow Python's stack in torch's own methods."""
+
+    def deep(document: Document) -> None:
+        container = {**document["modules"][0], "parameters": [], "buffers": []}
+        path = "deep"
+        for _ in range(400):
+            document["modules"].append({**container, "path": path})
+            path += ".x"
+
+    with pytest.raises(ArtifactError, match="no place"):
+        from_bytes(tampered(DATA, deep))
+
+
+def _spec(document: Document) -> Any:
+    return document["record"]["Record"]["inputs"]["tuple"][0]["InputSpec"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["nodes"].insert(3, d["nodes"].pop(0)),
+        lambda d: d["nodes"][0].update(args=[1.0]),
+        lambda d: d["nodes"][0].update(target="other"),
+        lambda d: d["record"]["Record"].update(inputs={"tuple": []}),
+        lambda d: d["record"]["Record"]["inputs"]["tuple"].append(d["record"]["Record"]["inputs"]["tuple"][0]),
+        lambda d: _spec(d).update(shape={"tuple": []}),
+        lambda d: _spec(d).update(shape={"tuple": [2, 3, 0, 6]}),
+        lambda d: _spec(d).update(shape={"tuple": [2, 3, 10**6, 10**6]}),
+        lambda d: _spec(d).update(matrix={"tuple": []}),
+        lambda d: d["record"]["Record"].update(train="yes"),
+        lambda d: d["record"]["Record"]["report"]["Report"]["options"]["dict"].__setitem__(0, ["b", "two"]),
+        lambda d: d["record"]["Record"]["report"]["Report"].update(
+            rules={"dict": [["a", {"RuleUse": {"phase": "never", "preserves": "always"}}]]}
+        ),
+        lambda d: d["record"]["Record"]["report"]["Report"]["figures"]["Figures"].update(
+            verification={"dict": [["ok", True]]}
+        ),
+    ],
+)
+def test_a_record_that_would_fail_later_is_refused(change: Callable[[Document], Any]) -> None:
+    with pytest.raises(ArtifactError):
+        from_bytes(tampered(DATA, change))
