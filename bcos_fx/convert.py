@@ -79,7 +79,8 @@ def bcosify(
         example_inputs: what it takes: a tensor (N, ...) with N >= 2, positional or named arguments. None: images
             of 224, 64 or 32 pixels with as many channels as the first convolution reads, whichever runs first.
         recipe: name of a shipped recipe, or path of a TOML file.
-        b: alignment pressure B >= 1, one for all layers or module-name pattern -> B. None: the recipe's.
+        b: alignment pressure B >= 1, one for all layers, or module-name pattern or family (``depthwise``, ``grouped``,
+            ``pointwise``) -> B, where the first that fits a layer decides. None: the recipe's.
         mean: what the module expects to be subtracted from its images, per channel. The result takes images in
             [0, 1] and computes what the module computes for (x - mean) / std. None: 0. ``"auto"`` reads mean and std
             from the module's ``pretrained_cfg``, as timm keeps it.
@@ -219,9 +220,10 @@ class _Conversion:
         if self.images is not None:
             check_images(self.images, self.specs)
 
-    def _bcos_layers(self) -> list[str]:
+    def _bcos_layers(self) -> dict[str, nn.Module]:
         called = [str(node.target) for node in self.graph_module.graph.nodes if node.op == "call_module"]
-        return [path for path in dict.fromkeys(called) if isinstance(self.graph_module.get_submodule(path), BcosLayer)]
+        layers = {path: self.graph_module.get_submodule(path) for path in called}
+        return {path: layer for path, layer in layers.items() if isinstance(layer, BcosLayer)}
 
     def _extend(self, log: PassLog) -> None:
         self.log.steps += log.steps

@@ -82,8 +82,9 @@ class Request:
         list[str],
         typer.Option(
             "--b",
-            help="Alignment pressure B >= 1: one number for all layers, or 'layer4.*=2.5' for the layers whose name "
-            "fits; repeatable, the first that fits wins. 1 is the ordinary linear unit. (default: the recipe's)",
+            help="Alignment pressure B >= 1: one number for all layers, 'layer4.*=2.5' for the layers whose name "
+            "fits, or depthwise=1 for a family (depthwise, grouped, pointwise); repeatable, the first "
+            "that fits wins. 1 is the ordinary linear unit. (default: the recipe's)",
             rich_help_panel=_WHAT,
         ),
     ] = field(default_factory=list)

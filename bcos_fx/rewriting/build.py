@@ -356,7 +356,7 @@ def without_bias(build: Build) -> nn.Module:
 @builder("raised-layer")
 def raised_layer(build: Build) -> nn.Module:
     """The same B-cos layer with the B that the options ask for."""
-    return rebuilt(build.layer, b=build.options.pressure(str(build.call.node.target)))
+    return rebuilt(build.layer, b=build.options.pressure(str(build.call.node.target), build.layer))
 
 
 @builder("logit-layer")

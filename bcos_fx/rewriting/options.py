@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.nn import Scale
+from bcos_fx.nn.families import FAMILIES, fits
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "input": ("normalised", "folded", "none"),
@@ -33,8 +36,8 @@ class Options:
     """Options of one conversion.
 
     Attributes:
-        b: alignment pressure B >= 1 of every B-cos layer, or module-name pattern -> B (first match wins;
-            layers that no pattern names stay at 1).
+        b: alignment pressure B >= 1 of every B-cos layer, or pattern -> B, where a pattern is one of module names or a
+            family of :data:`bcos_fx.nn.families.FAMILIES` (first match wins; layers that no pattern names stay at 1).
         scale: how the weight norm enters the B-cos transform: ``cosine``, ``raw`` or ``unit``.
         eps: eps of the B-cos transform's norm: a number, under the root of every layer; ``published`` (convolutions
             sqrt(sum x^2 + 1e-6), linear layers |x| + 1e-12); None takes the layer's own, by dtype.
@@ -107,11 +110,11 @@ class Options:
             if not (_is_number(pressure) and pressure >= 1):
                 raise UsageError(f"B is {pressure!r}", hint="B is a number of at least 1; 1 is the ordinary layer")
 
-    def pressure(self, module_path: str) -> float:
-        """Return the B that a layer of this name is to have."""
+    def pressure(self, module_path: str, layer: nn.Module) -> float:
+        """Return the B that a layer of this name and family is to have."""
         if not isinstance(self.b, Mapping):
             return float(self.b)
-        return next((float(b) for pattern, b in self.b.items() if fnmatch.fnmatchcase(module_path, pattern)), 1.0)
+        return next((float(b) for pattern, b in self.b.items() if fits(pattern, module_path, layer)), 1.0)
 
     def check_leaves(self, module_paths: Sequence[str]) -> None:
         """Check that every pattern in ``leaf_modules`` names a module.
@@ -124,26 +127,29 @@ class Options:
                 hint = nearest(pattern, module_paths)
                 raise UsageError(f"leaf_modules names {pattern!r}, and no module has such a name", hint=hint)
 
-    def check_patterns(self, module_paths: Sequence[str]) -> None:
+    def check_patterns(self, layers: Mapping[str, nn.Module]) -> None:
         """Check that every pattern in ``b`` decides about one of these layers at least.
+
+        Args:
+            layers: path -> B-cos layer.
 
         Raises:
             UsageError: a pattern names none of them, or only such as an earlier pattern names.
         """
         if not isinstance(self.b, Mapping):
             return
-        left = list(module_paths)
+        left = set(layers)
         for pattern in self.b:
-            named = fnmatch.filter(module_paths, pattern)
+            named = [path for path, layer in layers.items() if fits(pattern, path, layer)]
             if not named:
-                hint = nearest(pattern, module_paths) if module_paths else "it has none"
-                raise UsageError(f"b names {pattern!r}, and no B-cos layer has such a name", hint=hint)
-            if not set(named) & set(left):
+                hint = nearest(pattern, [*layers, *FAMILIES]) if layers else "it has none"
+                raise UsageError(f"b names {pattern!r}, and no B-cos layer has such a name or is of it", hint=hint)
+            if not set(named) & left:
                 raise UsageError(
                     f"b names {pattern!r}, but earlier patterns name all its layers ({', '.join(named)})",
                     hint="the first pattern that fits a layer decides: put this one before them",
                 )
-            left = [path for path in left if path not in named]
+            left -= set(named)
 
     def with_changes(self, changes: Mapping[str, Any]) -> Options:
         """Return a copy with some options changed.

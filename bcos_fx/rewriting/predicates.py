@@ -390,7 +390,7 @@ def is_classifier_output(reader: GraphReader, call: Call) -> Verdict:
 def b_differs(reader: GraphReader, call: Call) -> Verdict:
     """The B-cos layer has another B than the options ask for, and did not come as a B-cos layer with a B of its own."""
     layer = call.module
-    if not isinstance(layer, BcosLayer) or layer.b == reader.options.pressure(str(call.node.target)):
+    if not isinstance(layer, BcosLayer) or layer.b == reader.options.pressure(str(call.node.target), layer):
         return False
     if reader.was_peer(call.node):
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.nn import BcosLayer
+from bcos_fx.nn.families import fits
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.training.places import places_of_phase
 from bcos_fx.training.schedule import Fade, Rise
@@ -40,7 +40,7 @@ class Alignment(nn.Module):
     def __init__(self, networks: Sequence[BcosNetwork], rises: Sequence[Rise], *, tensors: bool = False) -> None:
         super().__init__()
         paths = places_of_phase(networks[0], "align") if rises else []
-        self._rises = {path: rise for path in paths if (rise := first_named(rises, path)) is not None}
+        self._rises = {path: rise for path in paths if (rise := first_named(rises, path, networks[0])) is not None}
         check_named(rises, paths, list(self._rises.values()), "B-cos layer whose B may change")
         self._layers = {path: [_layer(network, path) for network in networks] for path in self._rises}
         self._first = {path: layers[0].b for path, layers in self._layers.items()}
@@ -100,9 +100,10 @@ class Alignment(nn.Module):
         return sum(layer.b for layer in self._all) / len(self._all) if self._all else 1.0
 
 
-def first_named(schedules: Sequence[Scheduled], path: str) -> Scheduled | None:
-    """Return the first schedule whose pattern fits a module's path."""
-    return next((schedule for schedule in schedules if fnmatch.fnmatchcase(path, schedule.layers)), None)
+def first_named(schedules: Sequence[Scheduled], path: str, network: nn.Module) -> Scheduled | None:
+    """Return the first schedule whose pattern fits the path or the family of a network's module."""
+    layer = network.get_submodule(path)
+    return next((schedule for schedule in schedules if fits(schedule.layers, path, layer)), None)
 
 
 def check_named(schedules: Sequence[Scheduled], paths: Sequence[str], used: Sequence[Scheduled], what: str) -> None:

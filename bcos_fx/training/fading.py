@@ -30,7 +30,7 @@ class Fading:
     def __init__(self, networks: Sequence[BcosNetwork], fades: Sequence[Fade]) -> None:
         paths = places_of_phase(networks[0], "bias") if fades else []
         self._networks = networks
-        self._fades = {path: fade for path in paths if isinstance(fade := first_named(fades, path), Fade)}
+        self._fades = {path: fade for path in paths if isinstance(fade := first_named(fades, path, networks[0]), Fade)}
         check_named(fades, paths, list(self._fades.values()), "layer with a bias")
 
     @property

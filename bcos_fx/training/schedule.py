@@ -58,7 +58,7 @@ class Rise:
     """How the alignment pressure B of some layers goes from what it is to what it shall be.
 
     Attributes:
-        layers: pattern of module names; the first rise whose pattern fits a layer decides about it.
+        layers: pattern of module names, or a family such as ``depthwise``; the first rise that fits a layer decides.
         to: B at the end, >= 1.
         course: how it gets there; not read where B is learned.
         learned: ``no``; or B is a parameter that is trained with the weights, clamped at >= 1: one per ``layer``, or
