@@ -19,6 +19,7 @@ from bcos_fx import artifact as artifact  # registers how a converted network is
 from bcos_fx import example
 from bcos_fx.calibration import calibrate_
 from bcos_fx.errors import TraceError, UsageError, VerificationError
+from bcos_fx.heads.layers import with_classes
 from bcos_fx.nn import BcosLayer
 from bcos_fx.proofs.blame import find_culprit
 from bcos_fx.proofs.drift import DriftMeter
@@ -66,6 +67,8 @@ def bcosify(
     images: Tensor | None = None,
     calibration_images: Any = None,
     output: int | str | None = None,
+    classes: Sequence[int | str] | None = None,
+    class_names: Sequence[str] | None = None,
     train: str = "refuse",
     verified: bool = True,
     keep_source: bool = False,
@@ -90,6 +93,10 @@ def bcosify(
         calibration_images: a few hundred images, in any form that :func:`bcos_fx.calibrate` takes: the result is
             calibrated on them, with ``module`` as the original. A dry run leaves them unread.
         output: which part of the module's output to take, where that is not one tensor: a key, attribute or position.
+        classes: which classes of a classifier to keep, in order: indices, names, or WordNet ids, as
+            :func:`bcos_fx.heads.classes.find_classes` takes them. The original is converted, verified and calibrated
+            with all of its classes. None: all.
+        class_names: names of the module's classes, in order; None: those of ImageNet-1k where it has 1,000.
         train: ``refuse`` (``.train()`` raises where the module's train graph is another than its eval graph) or
             ``eval-graph`` (train the eval graph).
         verified: prove that the preserving rules preserved the function, and measure the drift of the others.
@@ -114,8 +121,8 @@ def bcosify(
     # Parameters that are made in the caller's inference mode could never be trained.
     with own_modes():
         if isinstance(module, BcosNetwork):
-            return _already_converted(module)
-        chosen = _options(module, b, mean, std, options)
+            return with_classes(_already_converted(module), classes, class_names)
+        chosen = example.chosen_options(module, b, mean, std, options)
         loaded = load_recipe(recipe, extra_rules=rules)
         if "mean" not in chosen:
             example.check_statistics(module, loaded.options.mean, loaded.options.std, recipe=loaded.name)
@@ -129,6 +136,10 @@ def bcosify(
         if calibration_images is not None:
             conversion.say("calibrating")
             calibrate_(network, calibration_images, module, output=output, measured=verified, progress=progress)
+        if classes is not None:
+            if keep_source:
+                raise UsageError("keep_source converts the module again, with all of its classes", hint="leave it out")
+            network = with_classes(network, classes, class_names)
         if keep_source:
             given = {"recipe": recipe, "b": b, "mean": mean, "std": std, "rules": rules, "output": output, **options}
 
@@ -152,22 +163,6 @@ def _already_converted(network: BcosNetwork) -> BcosNetwork:
     twin = copy.deepcopy(network)
     notes = tuple(dict.fromkeys((*network.report.notes, note)))
     return twin.with_report(dataclasses.replace(network.report, notes=notes))
-
-
-def _options(
-    module: nn.Module,
-    b: float | Mapping[str, float] | None,
-    mean: Sequence[float] | float | str | None,
-    std: Sequence[float] | float | None,
-    options: Mapping[str, Any],
-) -> dict[str, Any]:
-    chosen = dict(options)
-    if b is not None:
-        chosen["b"] = b
-    mean, std = example.statistics(module, mean, std)
-    if mean or std:
-        chosen |= {"mean": mean, "std": std}
-    return chosen
 
 
 @dataclass

@@ -162,3 +162,20 @@ def like(example: Tensor | Sequence[Any] | Mapping[str, Any], values: Sequence[T
     if isinstance(example, Mapping):
         return {name: next(rest) if isinstance(value, Tensor) else value for name, value in example.items()}
     return tuple(next(rest) if isinstance(value, Tensor) else value for value in example)
+
+
+def chosen_options(
+    module: nn.Module,
+    b: float | Mapping[str, float] | None,
+    mean: Sequence[float] | float | str | None,
+    std: Sequence[float] | float | None,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the options that a caller chose, with the statistics of images where they are known."""
+    chosen = dict(options)
+    if b is not None:
+        chosen["b"] = b
+    mean, std = statistics(module, mean, std)
+    if mean or std:
+        chosen |= {"mean": mean, "std": std}
+    return chosen

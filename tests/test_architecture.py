@@ -15,7 +15,7 @@ PACKAGE = ROOT / "bcos_fx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = """
     version errors files budgets lazy locking data nn tracing rewriting proofs subject calibration artifact checkpoint
-    text example convert certification explanation methods evaluation training cli
+    text example heads convert certification explanation methods evaluation training cli
 """.split()
 # These stand beside the line of rooms: what each may import, at the most.
 BESIDE = {

@@ -96,6 +96,23 @@ class FineTuneRequest:
             "--new-head", help="Give the network a new last layer for the classes of --data.", rich_help_panel=_WHAT
         ),
     ] = False
+    head: Annotated[
+        str,
+        typer.Option(
+            help="keep; new (as --new-head); or subset: keep MODEL's own rows for the classes of --data, which are "
+            "named by ImageNet index, WordNet id or name.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "keep"
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="For --head subset: the names of MODEL's classes, in order: one a line, or JSON. (default: those of "
+            "ImageNet-1k, for 1,000 classes)",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -164,6 +181,7 @@ def run(request: FineTuneRequest) -> None:
 
 def _trained(request: FineTuneRequest) -> FineTuned:
     from bcos_fx.cli.check import read_artifact
+    from bcos_fx.explanation.classes import read_classes
     from bcos_fx.training.finetune import finetune
 
     return finetune(
@@ -176,6 +194,8 @@ def _trained(request: FineTuneRequest) -> FineTuned:
         resume=request.resume,
         from_scratch=request.from_scratch,
         new_head=request.new_head,
+        head=request.head,
+        class_names=None if request.classes is None else read_classes(request.classes),
         loggers=request.logger,
         checkpoint_steps=request.checkpoint_steps,
         workers=request.workers,

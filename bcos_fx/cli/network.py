@@ -15,7 +15,7 @@ from bcos_fx.checkpoint import build_architecture, read_model
 from bcos_fx.cli import values
 from bcos_fx.cli.photographs import SUFFIXES, LabelledPhotographs, Photographs, folder_files, read_photographs
 from bcos_fx.cli.request import Request
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.sources import Files
 from bcos_fx.evaluation.stores import open_source
 from bcos_fx.explanation.classes import read_classes
@@ -73,6 +73,7 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
         "train": request.train or "refuse",
         "verified": request.verified,
     }
+    arguments |= _head(request)
     if shape is not None:
         arguments["example_inputs"] = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     if request.images is not None:
@@ -80,6 +81,22 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
     if request.calibrate is not None:
         find_images(request.calibrate)  # a folder that is not there is found out before the work, not after it
     return arguments | _options(request)
+
+
+def _head(request: Request) -> dict[str, Any]:
+    """Which of the classifier's classes are kept."""
+    if request.head not in ("keep", "subset"):
+        raise UsageError(f"--head is {request.head!r}", hint=nearest(request.head, ("keep", "subset")))
+    if request.head == "keep":
+        if request.data is not None or request.classes is not None:
+            raise UsageError("--data and --classes name the classes to keep", hint="--head subset keeps them")
+        return {}
+    if request.data is None:
+        raise UsageError("which classes are to be kept is not known", hint="name a folder of them with --data")
+    found = open_source(request.data)
+    wanted = found.classes or tuple(map(str, sorted({place.label for place in found.places})))
+    names = None if request.classes is None else read_classes(request.classes)
+    return {"classes": wanted, "class_names": names}
 
 
 def find_images(place: Path, classes: Path | None = None) -> list[Path] | Files:

@@ -88,6 +88,31 @@ class Request:
             rich_help_panel=_WHAT,
         ),
     ] = field(default_factory=list)
+    head: Annotated[
+        str,
+        typer.Option(
+            help="keep; or subset: keep the classifier's rows for the classes that the folders of --data name, by "
+            "ImageNet index, WordNet id or name.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = "keep"
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="For --head subset: a folder with a folder per class, or an .npz with class names. Images are not "
+            "read.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="For --head subset: the names of the network's classes, in order: one a line, or JSON. (default: "
+            "those of ImageNet-1k, for 1,000 classes)",
+            show_default=False,
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
     scale: Annotated[
         str | None,
         typer.Option(

@@ -22,12 +22,13 @@ from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.subject import check_module
 from bcos_fx.training.calibrating import Calibration, usual_calibration
 from bcos_fx.training.data import Replayable, Samples, testing_loader, training_loader
+from bcos_fx.training.heads import Head
 from bcos_fx.training.identity import identity, name_of, of_images
 from bcos_fx.training.places import made_up_images, places_of_phase, without_zero_constants
 from bcos_fx.training.recipe import Training, load_training
-from bcos_fx.training.renewal import reinitialised, with_new_head
+from bcos_fx.training.renewal import reinitialised
 from bcos_fx.training.seeding import preserved
-from bcos_fx.training.sources import DatasetSource, Source, identity_of, source_of
+from bcos_fx.training.sources import DatasetSource, Renumbered, Source, identity_of, source_of
 
 _SHOWN, _CALIBRATED = 6, 1024
 Loader = Any
@@ -62,6 +63,8 @@ def finetune(
     resume: bool = False,
     from_scratch: bool = False,
     new_head: bool = False,
+    head: str = "keep",
+    class_names: Sequence[str] | None = None,
     loggers: Sequence[str] = (),
     gallery: Tensor | None = None,
     measures: Mapping[str, Callable[[nn.Module], float]] | None = None,
@@ -95,7 +98,11 @@ def finetune(
             that of a run that was never stopped, on the same machine. A checkpoint that was altered, or that is of
             other weights, data, recipe or settings, is refused.
         from_scratch: begin with random weights.
-        new_head: exchange the last layer for one with as many classes as the data has.
+        new_head: exchange the last layer for one with as many classes as the data has; the same as ``head="new"``.
+        head: ``keep``, ``new``, or ``subset``: keep the network's own rows for the classes of the data, which are named
+            by index, WordNet id or name, as :func:`bcos_fx.heads.classes.find_classes` takes them.
+        class_names: for ``subset``, names of the network's classes, in order; None: those of ImageNet-1k where it has
+            1,000.
         loggers: names of Lightning's loggers, such as ``csv``, ``tensorboard``, ``wandb``.
         gallery: (K, C, H, W) images to explain after every epoch; None takes the first few test images.
         measures: name -> what is measured of the network (a GridPG, say), in eval mode.
@@ -131,6 +138,7 @@ def finetune(
             hint="give reference= (--reference, a file converted with --recipe equivalent)",
         )
     where = None if folder is None else Path(folder)
+    chosen = Head("new" if new_head and head == "keep" else head, class_names)
 
     def own(network: nn.Module, source: Source | None) -> dict[str, Any]:
         return identity(
@@ -149,8 +157,8 @@ def finetune(
         )
 
     with preserved(), _alone(where):
-        source = None if isinstance(data, DataLoader) else source_of(data)
-        network = _network(model, source, training, from_scratch=from_scratch, new_head=new_head)
+        source = chosen.numbered(None if isinstance(data, DataLoader) else source_of(data))
+        network = _network(model, source, training, from_scratch=from_scratch, head=chosen)
         shape = _shape(network, source)
         train = _training_loader(source, data, shape, training, workers)
         test = _testing_loader(validation, source, shape, training, workers)
@@ -210,18 +218,16 @@ def _training(model: nn.Module, recipe: str | Path | Training | None, changes: M
 
 
 def _network(
-    model: nn.Module, source: Source | None, training: Training, *, from_scratch: bool, new_head: bool
+    model: nn.Module, source: Source | None, training: Training, *, from_scratch: bool, head: Head
 ) -> nn.Module:
     network = copy.deepcopy(model)
     if isinstance(network, BcosNetwork):
-        if source is not None and training.needs_labels:
-            network = _fitting_head(
-                network, _classes(source), named=bool(source.classes), seed=training.seed if new_head else None
-            )
+        if head.kind == "subset" or (source is not None and training.needs_labels):
+            network = head.fitted(network, source, training.seed)
         if from_scratch:
             network = reinitialised(network, training.seed)
         network = _without_early_constants(network, training)
-    elif from_scratch or new_head:
+    elif from_scratch or head.kind != "keep":
         raise UsageError("only a converted network begins from scratch or gets a new head here")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UsageError("all parameters of the network are frozen", hint="network.requires_grad_(True) frees them")
@@ -237,31 +243,6 @@ def _without_early_constants(network: BcosNetwork, training: Training) -> BcosNe
         return network
     Fading([network], training.fades).begin()
     return without_zero_constants(network, made_up_images(network))
-
-
-def _classes(source: Source) -> int:
-    if not source.labelled and not source.classes:
-        return 0  # labels, if there are any, are only known when they are read
-    count = len(source.classes) or max(source.labels) + 1
-    if count < 2 or len(set(source.labels)) < 2:
-        raise UsageError(
-            "all images are of one class, which teaches a network nothing",
-            hint="one folder per class, two or more",
-        )
-    return count
-
-
-def _fitting_head(network: BcosNetwork, classes: int, *, named: bool, seed: int | None) -> BcosNetwork:
-    """Where classes have no names, bare labels may leave out some of the network's; a seed asks for a new head."""
-    outputs = network.class_count()
-    if not classes or classes == outputs or (classes < outputs and not named and seed is None):
-        return network
-    if seed is not None:
-        return with_new_head(network, classes, seed)
-    raise UsageError(
-        f"the data has {classes} classes, and the network {outputs}",
-        hint="new_head=True (--new-head) gives it a new last layer for them; or take the data that it was made for",
-    )
 
 
 def _shape(network: nn.Module, source: Source | None) -> tuple[int, ...]:
@@ -290,6 +271,8 @@ def _testing_loader(
     if validation is None or isinstance(validation, DataLoader):
         return validation
     source = source_of(validation)
+    if isinstance(trained, Renumbered):
+        source = Renumbered(source, trained.indices)
     if trained is not None and trained.classes and source.classes and trained.classes != source.classes:
         odd = sorted(set(trained.classes) ^ set(source.classes))
         raise UsageError(

@@ -156,6 +156,41 @@ class DatasetSource(Source):
             return "unreadable"
 
 
+class Renumbered(Source):
+    """Images whose labels are some of many class indices, counted from 0 instead.
+
+    Args:
+        source: the images.
+        indices: the class indices, in their new order.
+
+    Raises:
+        UsageError: a label is none of them, or labels are part of what the source reads.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self._source, self.indices = source, tuple(indices)
+        places = {index: place for place, index in enumerate(self.indices)}
+        other = next((label for label in source.labels if label not in places), None)
+        if not source.labelled or isinstance(source, DatasetSource):
+            raise UsageError("a head of some classes needs their names", hint="give the dataset a list classes")
+        if other is not None:
+            raise UsageError(f"a test image has the label {other}, and no training image", hint="the same classes")
+        self.labels = [places[label] for label in source.labels]
+        self.classes = tuple(map(str, self.indices))
+
+    def read(self, index: int) -> Any:
+        """Return an image."""
+        return self._source.read(index)
+
+    def name(self, index: int) -> str:
+        """Say which image it is."""
+        return self._source.name(index)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells these images from others, as plain data."""
+        return self._source.identity()
+
+
 def identity_of(data: Any) -> dict[str, Any] | None:
     """Return what tells images from others, in any form that training takes; None for no images."""
     if data is None:

@@ -1,0 +1,105 @@
+"""Which outputs of a network are meant by class names, WordNet ids or indices."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bcos_fx.errors import MissingExtraError, UsageError
+
+_IMAGENET = 1000
+_WORDNET = re.compile(r"n[0-9]{8}")
+_LISTED = 10
+
+
+def find_classes(wanted: Sequence[int | str], outputs: int, names: Sequence[str] | None = None) -> list[int]:
+    """Return the index of each wanted class among a network's outputs.
+
+    Args:
+        wanted: indices (digits count as one), WordNet ids such as ``n01440764``, or names. A name fits in any case,
+            with ``_`` or ``-`` for spaces, and by any of several that commas separate.
+        outputs: number of the network's classes.
+        names: theirs, in order. None: those of ImageNet-1k, for a network of 1,000 classes.
+
+    Raises:
+        UsageError: a class is unknown or ambiguous, all of them with the nearest names; two are the same one; or there
+            are fewer than two.
+        MissingExtraError: names or WordNet ids of ImageNet are needed, and timm is not installed.
+    """
+    if names is not None and len(names) != outputs:
+        raise UsageError(f"{len(names)} class names are given for {outputs} classes", hint="name every class, in order")
+    if len(wanted) < 2:
+        raise UsageError(f"{len(wanted)} of the network's classes cannot be told apart", hint="keep at least two")
+    known = _Known(outputs, names)
+    found = {position: known.indices(item) for position, item in enumerate(wanted)}
+    wrong = [known.refusal(wanted[position], hits) for position, hits in found.items() if len(hits) != 1]
+    if wrong:
+        more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        raise UsageError(
+            f"{len(wrong)} of {len(wanted)} classes are not found among the network's {outputs}: "
+            f"{'; '.join(wrong[:_LISTED])}{more}",
+            hint="name classes by index, by WordNet id or as the network's classes are named (--classes names.txt)",
+        )
+    by_index: dict[int, int | str] = {}
+    for position, (index,) in found.items():
+        if index in by_index:
+            raise UsageError(f"{by_index[index]!r} and {wanted[position]!r} are one class of the network, {index}")
+        by_index[index] = wanted[position]
+    return list(by_index)
+
+
+class _Known:
+    """The classes of a network by every word for them."""
+
+    def __init__(self, outputs: int, names: Sequence[str] | None) -> None:
+        self._outputs, self._names = outputs, names
+
+    @functools.cached_property
+    def _by_word(self) -> Mapping[str, list[int]]:
+        if self._names is None and self._outputs != _IMAGENET:
+            return {}
+        by_word: dict[str, list[int]] = {}
+        for index, name in enumerate(self._names if self._names is not None else _imagenet()[1]):
+            for word in dict.fromkeys(map(_plain, (name, *name.split(",")))):
+                by_word.setdefault(word, []).append(index)
+        return by_word
+
+    def indices(self, item: int | str) -> list[int]:
+        """Return the outputs that an index, an id or a name may mean."""
+        if isinstance(item, str) and not item.strip().isdecimal():
+            if _WORDNET.fullmatch(item.strip()) and self._outputs == _IMAGENET:
+                ids = _imagenet()[0]
+                return [ids.index(item.strip())] if item.strip() in ids else []
+            return self._by_word.get(_plain(item), [])
+        return [int(item)] if not isinstance(item, bool) and 0 <= int(item) < self._outputs else []
+
+    def refusal(self, item: int | str, hits: Sequence[int]) -> str:
+        """Say why something is not one class."""
+        if hits:
+            return f"{item!r} may be any of {', '.join(map(str, hits))}"
+        if not isinstance(item, str) or item.strip().isdecimal():
+            return f"{item!r} is not in 0 to {self._outputs - 1}"
+        words = [] if _WORDNET.fullmatch(item.strip()) else list(self._by_word)
+        if not words:
+            return f"{item!r} (the network's classes have no such names)"
+        close = difflib.get_close_matches(_plain(item), words, n=1, cutoff=0.0)
+        return f"{item!r} (nearest: {close[0]!r})"
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+@functools.cache
+def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the WordNet ids and names of ImageNet-1k's classes, in their order."""
+    try:
+        data: Any = importlib.import_module("timm.data")
+    except ImportError as error:
+        raise MissingExtraError("timm", "timm", "naming the classes of ImageNet") from error
+    found = data.ImageNetInfo()
+    return tuple(found.label_names()), tuple(found.label_descriptions())

@@ -1,0 +1,151 @@
+"""Another head for a converted network: a new one, or some rows of its own."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx.errors import UsageError
+from bcos_fx.heads.classes import find_classes
+from bcos_fx.nn import LogitLayer
+from bcos_fx.nn.construction import constructor_options
+from bcos_fx.rewriting.network import BcosNetwork
+
+_SHOWN = 10
+
+
+def with_new_head(network: BcosNetwork, classes: int, seed: int) -> BcosNetwork:
+    """Return the network with a new last layer, of random weights, for another number of classes.
+
+    Args:
+        network: a classifier; it is not changed.
+        classes: C >= 2.
+        seed: of the weights: a run that goes on begins with those that it began with.
+
+    Raises:
+        UsageError: the output does not come from one layer with a class per channel.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _exchanged(network, classes, lambda layer: _widened(layer, classes))
+
+
+def with_subset_head(network: BcosNetwork, indices: Sequence[int]) -> BcosNetwork:
+    """Return the network with some of its classes: their outputs are what they were, in another order.
+
+    Args:
+        network: a classifier whose last layer with weights is linear or a convolution; it is not changed.
+        indices: which of its classes, at least two, each once, in their new order.
+
+    Raises:
+        UsageError: the output does not come from one layer with a class per channel, or an index is no class.
+    """
+    outputs, kept = network.class_count(), [int(index) for index in indices]
+    if len(kept) < 2 or len(set(kept)) < len(kept) or not all(0 <= index < outputs for index in kept):
+        raise UsageError(f"the classes {kept} cannot be kept of {outputs}", hint="two or more of them, each once")
+    new = _exchanged(network, len(kept), lambda layer: _selected(layer, kept, outputs))
+    shown = ", ".join(map(str, kept[:_SHOWN])) + (", ..." if len(kept) > _SHOWN else "")
+    note = f"the head has {len(kept)} of the original's {outputs} classes ({shown}); figures are of all of them"
+    return new.with_report(dataclasses.replace(new.report, notes=(*new.report.notes, note)))
+
+
+def with_classes(
+    network: BcosNetwork, classes: Sequence[int | str] | None, names: Sequence[str] | None = None
+) -> BcosNetwork:
+    """Return the network with the classes that are named, as :func:`find_classes` reads them; with all for None."""
+    if classes is None:
+        return network
+    return with_subset_head(network, find_classes(classes, network.class_count(), names))
+
+
+def _exchanged(network: BcosNetwork, classes: int, made: Callable[[nn.Module], nn.Module]) -> BcosNetwork:
+    """Return a copy of the network with another last layer."""
+    new = copy.deepcopy(network)
+    for node in _from_the_output(new):
+        if node.op == "get_attr":
+            break
+        module = new.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, LogitLayer):
+            new.set_submodule(str(node.target), _logit_layer(module, _outputs(new), classes))
+        elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            if sum(other.target == node.target for other in new.graph.nodes if other.op == "call_module") > 1:
+                break
+            new.set_submodule(str(node.target), made(module))
+            return _with_shapes(new)
+        elif module is not None and module.state_dict():
+            break
+    raise UsageError("the network does not end in one layer that could be exchanged for a new head")
+
+
+@torch.no_grad()
+def _selected(layer: nn.Module, kept: Sequence[int], outputs: int) -> nn.Module:
+    """Return the layer with some of its rows."""
+    if len(layer.get_parameter("weight")) != outputs or getattr(layer, "groups", 1) != 1:
+        raise UsageError(
+            f"the last layer has {len(layer.get_parameter('weight'))} rows for {outputs} classes",
+            hint="a head of which rows can be kept is linear or a convolution, with a row per class",
+        )
+    with torch.random.fork_rng():
+        made = _widened(layer, len(kept))
+    for name, parameter in made.named_parameters():
+        parameter.copy_(layer.get_parameter(name)[list(kept)])
+        parameter.requires_grad_(layer.get_parameter(name).requires_grad)
+    return made
+
+
+def _from_the_output(network: BcosNetwork) -> list[fx.Node]:
+    """The nodes that lead to the output, backwards, as long as there is one way only."""
+    node = next(n for n in network.graph.nodes if n.op == "output")
+    way = []
+    while len(node.all_input_nodes) == 1:
+        (node,) = node.all_input_nodes
+        way.append(node)
+    return way
+
+
+def _outputs(network: BcosNetwork) -> int:
+    """The number of classes as the graph's notes have it."""
+    shape = _from_the_output(network)[0].meta["shape"]
+    return int(shape[1])
+
+
+def _logit_layer(layer: LogitLayer, old: int, classes: int) -> LogitLayer:
+    """The usual bias follows the number of classes; any other is kept."""
+    usual = old > 1 and math.isclose(layer.bias, math.log(1 / (old - 1)))
+    return LogitLayer(math.log(1 / (classes - 1)) if usual else layer.bias, layer.temperature)
+
+
+def _widened(layer: nn.Module, classes: int) -> nn.Module:
+    options = constructor_options(layer)
+    name = "out_features" if isinstance(layer, nn.Linear) else "out_channels"
+    like: Any = layer.weight
+    kind: Any = type(layer)
+    made: nn.Module = kind(**{**options, name: classes}, device=like.device, dtype=like.dtype)
+    return made.train(layer.training)
+
+
+def _with_shapes(network: BcosNetwork) -> BcosNetwork:
+    """The network with its graph's notes of shapes taken anew."""
+    graph_module = network.graph_module()
+    like = next(network.parameters())
+    inputs = [torch.zeros(spec.shape, dtype=like.dtype, device=like.device) for spec in network.record.inputs]
+    mode = graph_module.training
+    with torch.no_grad():
+        _Noting(graph_module.eval()).run(*inputs)
+    return BcosNetwork(graph_module.train(mode), network.record)
+
+
+class _Noting(fx.Interpreter):
+    """Runs a graph, and notes the shape of every value."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor) and n.meta.get("shape") is not None:
+            n.meta["shape"] = tuple(value.shape)
+        return value

@@ -1,0 +1,92 @@
+"""Which head a network is trained with: its own, a new one, or its own rows for the classes of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.heads.layers import with_classes, with_new_head
+from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.training.sources import Renumbered, Source
+
+HEADS = ("keep", "new", "subset")
+
+
+@dataclass(frozen=True)
+class Head:
+    """A choice of the head.
+
+    Attributes:
+        kind: one of :data:`HEADS`.
+        names: of the network's classes, for ``subset``.
+    """
+
+    kind: str = "keep"
+    names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in HEADS:
+            raise UsageError(f"head is {self.kind!r}", hint=nearest(self.kind, HEADS))
+        if self.names is not None and self.kind != "subset":
+            raise UsageError("class names of the network are for a head of some of its classes", hint="head='subset'")
+
+    def numbered(self, source: Source | None) -> Source | None:
+        """Return the images with labels that count from 0, where unnamed labels are indices of classes to keep."""
+        if self.kind != "subset" or source is None or source.classes:
+            return source
+        return Renumbered(source, sorted(set(source.labels)))
+
+    def fitted(self, network: BcosNetwork, source: Source | None, seed: int) -> BcosNetwork:
+        """Return the network with a head for the classes of the data.
+
+        Raises:
+            UsageError: data and head do not fit, or the data has too few classes or images.
+        """
+        if self.kind == "subset":
+            return with_classes(network, _named(source), self.names)
+        return network if source is None else self._of_size(network, source, seed)
+
+    def _of_size(self, network: BcosNetwork, source: Source, seed: int) -> BcosNetwork:
+        """Where classes have no names, bare labels may leave out some of the network's."""
+        outputs, classes = network.class_count(), _count(source)
+        if not classes or classes == outputs:
+            return network
+        if self.kind == "new":
+            return with_new_head(network, classes, seed)
+        if classes < outputs and not source.classes:
+            return network
+        raise UsageError(
+            f"the data has {classes} classes, and the network {outputs}",
+            hint="new_head=True (--new-head) gives it a new last layer for them, head='subset' (--head subset) keeps its "
+            "rows for classes that it knows; or take the data that it was made for",
+        )
+
+
+def _named(source: Source | None) -> tuple[str, ...]:
+    if source is None or not source.classes:
+        raise UsageError(
+            "the data does not name its classes, so which rows of the head to keep is not known",
+            hint="name folders by class, WordNet id or index, or put the names into the .npz as classes",
+        )
+    _count(source)
+    return source.classes
+
+
+def _count(source: Source) -> int:
+    if not source.labelled and not source.classes:
+        return 0  # labels, if there are any, are only known when they are read
+    count = len(source.classes) or max(source.labels) + 1
+    if source.labelled and (count < 2 or len(set(source.labels)) < 2):
+        raise UsageError(
+            "all images are of one class, which teaches a network nothing",
+            hint="one folder per class, two or more",
+        )
+    empty = sorted(set(range(len(source.classes))) - set(source.labels)) if source.labelled else []
+    if empty:
+        shown = ", ".join(repr(source.classes[index]) for index in empty[:5]) + (", ..." if len(empty) > 5 else "")
+        raise UsageError(
+            f"there are {len(source.labels)} images of {count} classes, and none of {len(empty)} of them: {shown}",
+            hint="give every class an image at least, or leave it out",
+        )
+    return count
