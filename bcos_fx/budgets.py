@@ -58,6 +58,16 @@ JSON_VALUES = Budget(2_000_000, "values in its JSON", "look at what wrote the fi
 TOML_BYTES = Budget(_MIB, "bytes of TOML", "split the rules into several files")
 TOML_DOTS = Budget(20, "dots in one key", "write tables with [headers]")
 TEXT_BYTES = Budget(16 * _MIB, "bytes of text", "give one name a line, and only names")
+
+_NO_NETWORK = "no network that bcos_fx wrote is like this"
+
+VALUE_DEPTH = Budget(32, "levels of containers", _NO_NETWORK)
+PATH_PARTS = Budget(64, "levels of modules", _NO_NETWORK)
+PLACES = Budget(100_000, "places of modules, shared ones counted at each", _NO_NETWORK)
+EXAMPLE_NUMBERS = Budget(2**28, "numbers", "convert the original again with a smaller example")
+VALUE_NUMBERS = Budget(2**26, "numbers", _NO_NETWORK)
+VALUE_GROWTH = 64
+"""A value of a network may hold :data:`VALUE_NUMBERS`, or this many times all parameters or the largest input."""
 IMAGE_BYTES = Budget(256 * _MIB, "bytes", "store the image smaller")
 PIXELS = Budget(100_000_000, "pixels", "store the image smaller: the network sees no more than its own size")
 ARRAY_BYTES = Budget(256 * _MIB, "bytes in one array", "split the file")

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from bcos_fx.artifact.fields import Fields
 from bcos_fx.artifact.values import decode, encode
+from bcos_fx.budgets import PATH_PARTS, PLACES
 from bcos_fx.errors import ArtifactError, BcosFxError, nearest
 from bcos_fx.nn.construction import construct, constructor_options
 from bcos_fx.rewriting.network import reserved_names
 from bcos_fx.rewriting.ops import Vocabulary, resolve
 
 _RESERVED = "__metadata__"
-_MOST_PLACES = 100_000
-_DEEPEST_PATH = 64
 
 
 def is_path(path: str) -> bool:
@@ -34,7 +33,7 @@ def is_path(path: str) -> bool:
     names that mean something to Python stay out, in any spelling that its compiler folds into them (NFKC).
     """
     parts = path.split(".")
-    return len(parts) <= _DEEPEST_PATH and all(map(_is_name, parts)) and _is_free_at_root(parts[0])
+    return len(parts) <= PATH_PARTS.limit and all(map(_is_name, parts)) and _is_free_at_root(parts[0])
 
 
 def _is_name(part: str) -> bool:
@@ -259,8 +258,7 @@ class ModuleReader:
         for length in range(len(parts) + 1):
             above = ".".join(parts[:length])
             self._placed[above] = self._placed.get(above, 0) + places
-        if places > _MOST_PLACES:
-            raise ArtifactError(f"shared modules make more than {_MOST_PLACES} places", where=where)
+        PLACES.check(places, "the network", ArtifactError, where)
 
     def _module(self, fields: Fields, where: str) -> nn.Module:
         module = self._constructed(fields, where)

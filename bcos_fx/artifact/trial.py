@@ -10,23 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from bcos_fx.budgets import EXAMPLE_NUMBERS, VALUE_GROWTH, VALUE_NUMBERS, Budget
 from bcos_fx.errors import ArtifactError, TraceError
 from bcos_fx.rewriting.network import BcosNetwork, InputSpec
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.program import run_node
-
-MOST_INPUT = 2**28
-"""So many numbers may the example of an input hold."""
-
-MOST_VALUE = 2**26
-"""So many numbers may any value hold, or :data:`GROWTH` times the largest input or all parameters, if that is more."""
-
-GROWTH = 64
 
 _NO_KERNEL = "not implemented for"
 """What torch says of a dtype that this device does not compute in: half precision on a CPU, mostly."""
@@ -44,10 +38,11 @@ def check_runs(network: BcosNetwork) -> None:
     for spec in inputs:
         _check_shape(spec)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    limit = max(MOST_VALUE, GROWTH * max(parameters, *(math.prod(spec.shape) for spec in inputs)))
+    largest = max(parameters, *(math.prod(spec.shape) for spec in inputs))
+    budget = replace(VALUE_NUMBERS, limit=max(VALUE_NUMBERS.limit, VALUE_GROWTH * largest))
     with torch.no_grad():
         with _on_meta(network), _META:  # tensors that the graph makes are made there too
-            _Run(network, limit).run()
+            _Run(network, budget).run()
         _run_once(network)
 
 
@@ -73,8 +68,9 @@ def _dtype(node: fx.Node, like: torch.dtype) -> torch.dtype:
 
 
 def _check_shape(spec: InputSpec) -> None:
-    if not spec.shape or any(side < 1 for side in spec.shape) or math.prod(spec.shape) > MOST_INPUT:
+    if not spec.shape or any(side < 1 for side in spec.shape):
         raise ArtifactError(f"the input {spec.name!r} has the shape {spec.shape}, which no example has")
+    EXAMPLE_NUMBERS.check(math.prod(spec.shape), f"the example of the input {spec.name!r}", ArtifactError)
 
 
 @contextmanager
@@ -99,8 +95,8 @@ def _formless(tensor: Any) -> Any:
 
 
 class _Run:
-    def __init__(self, network: BcosNetwork, limit: int) -> None:
-        self._network, self._limit = network, limit
+    def __init__(self, network: BcosNetwork, budget: Budget) -> None:
+        self._network, self._budget = network, budget
         self._like = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
         self._values: dict[fx.Node, Any] = {}
 
@@ -134,8 +130,7 @@ class _Run:
             reason = str(error).partition("\n")[0]
             raise ArtifactError(f"the network does not run: {reason}", where=where) from error
         largest = max((tensor.numel() for tensor in _tensors(value)), default=0)
-        if largest > self._limit:
-            raise ArtifactError(f"a value of {largest:,} numbers is out of proportion to the network", where=where)
+        self._budget.check(largest, "a value of the network", ArtifactError, where)
         shape = node.meta.get("shape")
         if isinstance(value, Tensor) and shape is not None and tuple(value.shape) != tuple(shape):
             raise ArtifactError(f"the value has the shape {tuple(value.shape)}, not {shape} as recorded", where=where)

@@ -19,10 +19,10 @@ import torch
 from torch import fx
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
+from bcos_fx.budgets import VALUE_DEPTH
 from bcos_fx.errors import ArtifactError
 from bcos_fx.rewriting.network import Record
 
-_DEEPEST = 32
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 _FORMATS = {
@@ -217,8 +217,7 @@ def _is_moderate(number: float) -> bool:
 
 
 def _check_depth(depth: int, where: str) -> None:
-    if depth > _DEEPEST:
-        raise ArtifactError(f"a value is nested more than {_DEEPEST} deep", where=where)
+    VALUE_DEPTH.check(depth, "a value", ArtifactError, where)
 
 
 def _shortened(value: Any) -> str:
