@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from bcos_fx.escaping import shortened, shown, shown_in_a_line
+
 _COMPARED = 200
 
 
@@ -28,11 +30,11 @@ class BcosFxError(Exception):
         super().__init__(what, where, hint)
 
     def __str__(self) -> str:
-        lines = [self.what]
+        lines = [shown(shortened(self.what))]
         if self.where:
-            lines.append(f"  where: {self.where}")
+            lines.append(f"  where: {shown_in_a_line(shortened(self.where))}")
         if self.hint:
-            lines.append(f"  try:   {self.hint}")
+            lines.append(f"  try:   {shown(shortened(self.hint))}")
         return "\n".join(lines)
 
 

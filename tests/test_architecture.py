@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bcos_fx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = """
-    version errors files budgets lazy locking data nn tracing rewriting proofs subject calibration artifact checkpoint
-    text example heads convert certification explanation methods evaluation training cli
+    version escaping terminal errors files budgets lazy locking data nn tracing rewriting proofs subject
+    calibration artifact checkpoint text example heads convert certification explanation methods evaluation training cli
 """.split()
 # These stand beside the line of rooms: what each may import, at the most.
 BESIDE = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.progress import Stages
 from bcos_fx.files import check_target
@@ -117,9 +118,9 @@ def _tell(network: BcosNetwork, target: Path, skipped: dict[str, str], *, json: 
     if json:
         said: dict[str, Any] = {"output": str(target), "skipped": skipped}
         said["calibration"] = None if calibration is None else dataclasses.asdict(calibration)
-        typer.echo(json_module.dumps(said, indent=2, sort_keys=True))
+        echo(json_module.dumps(said, indent=2, sort_keys=True))
     else:
         show_calibration(network.report, console())
-        typer.echo(f"Wrote {target}. Look at what it says now: bcos-fx explain {target} IMAGE")
-        typer.echo(f"Explanations get clear by fine-tuning: bcos-fx finetune {target} --data DIR -o OUT")
+        echo(f"Wrote {target}. Look at what it says now: bcos-fx explain {target} IMAGE")
+        echo(f"Explanations get clear by fine-tuning: bcos-fx finetune {target} --data DIR -o OUT")
     list_skipped(skipped)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.errors import UsageError
 
@@ -78,7 +79,7 @@ def run(
     else:
         found, said = _against(first, second, (arch, key, trust_pickle, output_key), json=json)
     if json:
-        typer.echo(json_module.dumps(said, indent=2, sort_keys=True))
+        echo(json_module.dumps(said, indent=2, sort_keys=True))
     if found != "equal":
         raise typer.Exit(CHECK_FAILED)
 
@@ -92,11 +93,11 @@ def _alone(path: Path, *, json: bool) -> tuple[str, dict[str, Any]]:
     found = verdict(report)
     certification = linear.certified(network)
     if not json:
-        typer.echo(f"{path}: whole; its contents fit their checksum")
-        typer.echo(f"recipe {report.recipe}, {report.coverage.share:.1%} of the parameters in question are B-cos")
+        echo(f"{path}: whole; its contents fit their checksum")
+        echo(f"recipe {report.recipe}, {report.coverage.share:.1%} of the parameters in question are B-cos")
         measured = report.figures.verification
-        typer.echo(f"equivalence when it was converted: {measured['detail'] if measured is not None else found}")
-        typer.echo(drift_sentence(report))
+        echo(f"equivalence when it was converted: {measured['detail'] if measured is not None else found}")
+        echo(drift_sentence(report))
         linear.show(certification)
         linear.advise(certification)
     return found if linear.passes(certification) else "not dynamic linear", {
@@ -157,7 +158,7 @@ def _against(
     if not json:
         _show(first, second, result, found)
         if found == "different" and network.report.figures.total_drift is not None:
-            typer.echo(f"{second} was converted by rules that change the function. {drift_sentence(network.report)}")
+            echo(f"{second} was converted by rules that change the function. {drift_sentence(network.report)}")
     return found, {"a": str(first), "b": str(second), "verdict": found, "verification": result.to_dict()}
 
 

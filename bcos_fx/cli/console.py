@@ -1,13 +1,27 @@
-"""Where the commands print for people."""
+"""Where the commands print: the only functions that write to the terminal."""
 
 from __future__ import annotations
 
-from rich.console import Console
+import typer
+
+from bcos_fx.escaping import shown
+from bcos_fx.terminal import EscapingConsole
 
 _PIPED_WIDTH = 110
 
 
-def console() -> Console:
+def console() -> EscapingConsole:
     """Return stdout: as wide as the terminal, or 110 characters where it is none, so that logs fold little."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
+    found = EscapingConsole()
+    return found if found.is_terminal else EscapingConsole(width=_PIPED_WIDTH)
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print a text on a line of its own, escaped as :func:`bcos_fx.escaping.shown` does.
+
+    Args:
+        text: what to print.
+        err: to stderr and not to stdout.
+    """
+    stream = typer.get_text_stream("stderr" if err else "stdout")
+    typer.echo(shown(text, stream.encoding or "utf-8"), err=err)

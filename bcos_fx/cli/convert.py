@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
 from bcos_fx.cli.progress import Stages
 from bcos_fx.cli.request import Request, takes
@@ -108,17 +109,17 @@ def _tell(request: Request, network: BcosNetwork) -> None:
             "verdict": found,
             "report": network.report.to_dict(),
         }
-        typer.echo(json.dumps(said, indent=2, sort_keys=True))
+        echo(json.dumps(said, indent=2, sort_keys=True))
     else:
         stdout = console()
         show(network.report, stdout, nodes=request.nodes)
-        typer.echo(f"Wrote {path} ({size / 1e6:,.1f} MB). {drift_sentence(network.report)}")
+        echo(f"Wrote {path} ({size / 1e6:,.1f} MB). {drift_sentence(network.report)}")
         if request.picture is not None:
-            typer.echo(f"Drew {request.picture}.")
+            echo(f"Drew {request.picture}.")
     if request.model is None and request.arch is not None and has_random_weights(request.arch):
-        typer.echo(f"warning: no checkpoint was named, so the weights of {request.arch} are random.", err=True)
+        echo(f"warning: no checkpoint was named, so the weights of {request.arch} are random.", err=True)
     if found == "not tested":
-        typer.echo(
+        echo(
             "warning: the file was written, but its equivalence is NOT TESTED: the network answers nearly the same to "
             "every test input, which proves nothing. Give --images with photographs that it tells apart.",
             err=True,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.progress import Stages
 from bcos_fx.errors import MissingExtraError, UsageError
@@ -88,8 +89,8 @@ def run(
         gallery = explanation.save(out / "explanations.html")
         published = bcosify(original, recipe="bcosification", **settings)
     _tell(equivalent, published, agreement)
-    typer.echo(f"The first explanations add up:\n{explanation}\n")
-    typer.echo(f"Wrote {path}, {picture}, {shown} and {gallery}.")
+    echo(f"The first explanations add up:\n{explanation}\n")
+    echo(f"Wrote {path}, {picture}, {shown} and {gallery}.")
     if agreement.same < agreement.photographs or not explanation.complete:
         raise typer.Exit(CHECK_FAILED)
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS, TextOptions
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
@@ -54,4 +55,4 @@ def run(
     names = read_classes(classes) if classes is not None else tuple(text or ())
     found = embedded(TextOptions(names, text_tower, None, templates))
     found.save(out)
-    typer.echo(f"Wrote {out}: {len(found.names)} embeddings of {found.width} numbers by {found.tower}.")
+    echo(f"Wrote {out}: {len(found.names)} embeddings of {found.width} numbers by {found.tower}.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.request import takes
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS
@@ -229,7 +230,7 @@ def run(request: Request) -> None:
     if request.json:
         from bcos_fx.evaluation.report import as_data
 
-        typer.echo(json_module.dumps(as_data(evaluation), indent=2, sort_keys=True))
+        echo(json_module.dumps(as_data(evaluation), indent=2, sort_keys=True))
     else:
         _tell(evaluation, files)
     if evaluation.outcome.unreadable:
@@ -305,7 +306,7 @@ def _measured(request: Request, plan: Plan, team: Team) -> tuple[Evaluation, lis
         team,
         request.out,
         track=functools.partial(counted, quiet=quiet),
-        say=lambda text: typer.echo(f"note: {text}", err=True),
+        say=lambda text: echo(f"note: {text}", err=True),
     )
     with runner.alone():
         _make_folder(request, team)
@@ -367,7 +368,7 @@ def _tell(evaluation: Evaluation, files: list[Path]) -> None:
         table.add_row(*row)
     console().print(table)
     _tell_notes(evaluation)
-    typer.echo(f"Wrote {', '.join(map(str, files))}.")
+    echo(f"Wrote {', '.join(map(str, files))}.")
 
 
 def _tell_notes(evaluation: Evaluation) -> None:
@@ -375,13 +376,13 @@ def _tell_notes(evaluation: Evaluation) -> None:
 
     notes = {note: None for results in evaluation.localisations for result in results for note in result.notes}
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     for name, why in evaluation.refused.items():
-        typer.echo(f"note: {name} is left out: {why}", err=True)
+        echo(f"note: {name} is left out: {why}", err=True)
     unreadable: dict[str, Any] = dict(evaluation.outcome.unreadable)
     if unreadable:
-        typer.echo(f"{counted_images(unreadable)} could not be read:", err=True)
+        echo(f"{counted_images(unreadable)} could not be read:", err=True)
         for name, why in list(unreadable.items())[:_LISTED]:
-            typer.echo(f"  {name}: {why}", err=True)
+            echo(f"  {name}: {why}", err=True)
         if len(unreadable) > _LISTED:
-            typer.echo(f"  and {len(unreadable) - _LISTED} more, all in results.json", err=True)
+            echo(f"  and {len(unreadable) - _LISTED} more, all in results.json", err=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS, TextOptions
 from bcos_fx.errors import UsageError
@@ -146,7 +147,7 @@ def run(
     found, skipped = _explain_all(network, files, question, place, quiet=json)
     if json:
         said = {"file": str(place), "images": [row for row, _ in found], "skipped": skipped}
-        typer.echo(json_module.dumps(said, indent=2, sort_keys=True))
+        echo(json_module.dumps(said, indent=2, sort_keys=True))
     else:
         _tell(found, place, len(files))
     list_skipped(skipped)
@@ -272,7 +273,7 @@ def _tell(found: list[tuple[dict[str, Any], bool]], place: Path, files: int) -> 
             sums = f"{row['input'][index]:.4g} input {row['constants'][index]:+.4g} constants"
             left = f"residual {row['residual'][index]:+.1e}"
             left += "" if row["verdict"] == "complete" else f"  {row['verdict'].upper()}"
-            typer.echo(f"{Path(row['file']).name}: {name} {value:.4g} = {sums} ({left})")
+            echo(f"{Path(row['file']).name}: {name} {value:.4g} = {sums} ({left})")
     if len(found) > _NAMED:
-        typer.echo(f"and {len(found) - _NAMED} more")
-    typer.echo(f"Wrote {place}: {len(found)} of {files} images explained.")
+        echo(f"and {len(found) - _NAMED} more")
+    echo(f"Wrote {place}: {len(found)} of {files} images explained.")

@@ -12,9 +12,11 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
+from bcos_fx.cli.console import echo
+from bcos_fx.cli.interruption import INTERRUPTED, MESSAGE, interrupted
 from bcos_fx.errors import BcosFxError, VerificationError
 
-CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+CHECK_FAILED, BAD_INPUT = 1, 2
 DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
 
 Parameters = ParamSpec("Parameters")
@@ -31,10 +33,12 @@ def guarded(command: Callable[Parameters, Result]) -> Callable[Parameters, Resul
         except typer.Exit:
             raise
         except KeyboardInterrupt as interrupt:
-            said = ["\ninterrupted; no half-written file is left", *getattr(interrupt, "__notes__", ())]
-            typer.echo("\n".join(said), err=True)
+            echo("\n".join([f"\n{MESSAGE}", *getattr(interrupt, "__notes__", ())]), err=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:  # the outermost frame: whatever is left must become a message
+            if interrupted():  # while a library was imported, which made another error of it
+                echo(f"\n{MESSAGE}", err=True)
+                raise typer.Exit(INTERRUPTED) from None
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # somebody closed the pipe that we print into, which is no error of anybody's
             raise typer.Exit(_report(error)) from None
@@ -45,16 +49,16 @@ def guarded(command: Callable[Parameters, Result]) -> Callable[Parameters, Resul
 def list_skipped(skipped: dict[str, str]) -> None:
     """Name on stderr the images that could not be read, and end with exit code 1 if there are any."""
     if skipped:
-        typer.echo(f"{len(skipped)} skipped:", err=True)
+        echo(f"{len(skipped)} skipped:", err=True)
         for name, why in skipped.items():
-            typer.echo(f"  {name}: {why}", err=True)
+            echo(f"  {name}: {why}", err=True)
         raise typer.Exit(CHECK_FAILED)
 
 
 def _report(error: Exception) -> int:
     if DEBUG.get():
-        typer.echo("".join(traceback.format_exception(error)), err=True)
-    typer.echo(_message(error), err=True)
+        echo("".join(traceback.format_exception(error)), err=True)
+    echo(_message(error), err=True)
     return CHECK_FAILED if isinstance(error, VerificationError) else BAD_INPUT
 
 

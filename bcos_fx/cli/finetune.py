@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.request import recipes, takes
 from bcos_fx.files import check_target
 
@@ -203,7 +204,7 @@ def _trained(request: FineTuneRequest) -> FineTuned:
         devices=request.devices,
         nodes=request.nodes,
         progress=sys.stderr.isatty() and not request.json,
-        told=lambda row: typer.echo(str(row), err=True),
+        told=lambda row: echo(str(row), err=True),
         **{name: getattr(request, name) for name in ("epochs", "batch_size", "lr", "seed", "augment", "precision")},
     )
 
@@ -212,17 +213,15 @@ def _tell(request: FineTuneRequest, found: FineTuned) -> None:
     rows: list[dict[str, Any]] = [asdict(row) for row in found.history]
     if request.json:
         said = {"output": str(request.out), "run": str(request.folder), "history": rows}
-        typer.echo(json_module.dumps(said, indent=2, sort_keys=True))
+        echo(json_module.dumps(said, indent=2, sort_keys=True))
         return
     first, last = found.history[0], found.history[-1]
     size = request.out.stat().st_size / 1e6
-    typer.echo(f"Wrote {request.out} ({size:,.1f} MB); history and gallery are in {request.folder}.")
+    echo(f"Wrote {request.out} ({size:,.1f} MB); history and gallery are in {request.folder}.")
     epochs = f"{last.epoch} epoch{'s' if last.epoch > 1 else ''}"
     if last.accuracy is not None and first.accuracy is not None:
-        typer.echo(f"Accuracy {first.accuracy:.2%} before, {last.accuracy:.2%} after {epochs}.")
+        echo(f"Accuracy {first.accuracy:.2%} before, {last.accuracy:.2%} after {epochs}.")
     if last.cosine is not None and first.cosine is not None:
-        typer.echo(f"Cosine to the original's embeddings {first.cosine:.4f} before, {last.cosine:.4f} after {epochs}.")
+        echo(f"Cosine to the original's embeddings {first.cosine:.4f} before, {last.cosine:.4f} after {epochs}.")
     if last.bias_share:
-        typer.echo(
-            f"Constants make up {last.bias_share:.1%} of the explained outputs: kept biases, embeddings, tokens."
-        )
+        echo(f"Constants make up {last.bias_share:.1%} of the explained outputs: kept biases, embeddings, tokens.")

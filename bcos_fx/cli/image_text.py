@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.text_options import TextOptions
 from bcos_fx.cli.texts import embedded
@@ -76,20 +75,20 @@ def run_probe(request: Request, plan: Plan, network: Callable[[], BcosNetwork]) 
     tower, parts = network(), []
     for path in (request.train_data, request.data):
         subject = subject_of(tower, open_source(path, classes=names))
-        typer.echo(f"Embedding {len(subject.source)} images of {path}.", err=True)
+        echo(f"Embedding {len(subject.source)} images of {path}.", err=True)
         parts.append(embed_images(tower, subject.source, subject.frame, batch_size=request.batch_size))
     found = linear_probe(*parts)
     request.out.mkdir(parents=True, exist_ok=True)
     metrics = {**{f"lp_{name}": value for name, value in found.metrics.items()}, "weight_decay": found.weight_decay}
     path = _written(LINEAR_PROBE, metrics, tower, request.model, request.data, request.out)
     if request.json:
-        typer.echo(json.dumps(found.to_dict(), indent=2, sort_keys=True))
+        echo(json.dumps(found.to_dict(), indent=2, sort_keys=True))
     else:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items() if value is not None)
-        typer.echo(f"linear probe on {found.images} images: {figures} (weight decay {found.weight_decay:.1e})")
-        typer.echo(f"Wrote {path}.")
+        echo(f"linear probe on {found.images} images: {figures} (weight decay {found.weight_decay:.1e})")
+        echo(f"Wrote {path}.")
     if not found.converged:
-        typer.echo("note: the fit did not come to an end; a larger weight decay converges sooner", err=True)
+        echo("note: the fit did not come to an end; a larger weight decay converges sooner", err=True)
     list_skipped({**parts[0].unreadable, **parts[1].unreadable})
 
 

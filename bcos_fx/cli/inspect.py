@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import BAD_INPUT
 
 if TYPE_CHECKING:
@@ -58,10 +59,10 @@ def run(
         sound = sound and _is_sound(inspection) and (header is None or header.intact)
         found.append(inspection.to_dict() | ({"bcos_fx": _plain(header)} if header is not None else {}))
         if not json:
-            typer.echo(_head(path, header) if header is not None else inspection.to_text())
-            typer.echo("")
+            echo(_head(path, header) if header is not None else inspection.to_text())
+            echo("")
     if json:
-        typer.echo(json_module.dumps(found, indent=2, sort_keys=True))
+        echo(json_module.dumps(found, indent=2, sort_keys=True))
     if not sound:
         raise typer.Exit(BAD_INPUT)
 

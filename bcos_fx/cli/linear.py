@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
-import typer
 from rich.text import Text
 from torch import Tensor, nn
 
 from bcos_fx.certification import Certification, certify
-from bcos_fx.cli.console import console
+from bcos_fx.cli.console import console, echo
 from bcos_fx.proofs.samples import imagine
 from bcos_fx.rewriting.network import BcosNetwork
 
@@ -55,7 +54,7 @@ def passes(found: Certification) -> bool:
 def advise(found: Certification) -> None:
     """Say what to do where the contributions say nothing."""
     if found.completeness is not None and found.completeness.verdict == "not tested":
-        typer.echo(
+        echo(
             "The input hardly contributes: raising B took the activations away. Fine-tune the network before you "
             "explain it, or convert with --recipe equivalent."
         )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-import typer
-
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.convert import converted
 from bcos_fx.cli.progress import Stages
 from bcos_fx.cli.request import Request, takes
@@ -32,10 +31,10 @@ def run(request: Request) -> None:
     with Stages() as stages:
         network, _ = converted(dataclasses.replace(request, verified=False), stages)
     if request.json:
-        typer.echo(network.report.to_json())
+        echo(network.report.to_json())
         return
     from bcos_fx.cli.console import console
     from bcos_fx.rewriting.report_text import show
 
     show(network.report, console(), nodes=request.nodes)
-    typer.echo(f"Dry run: nothing was written. `bcos-fx convert` with the same arguments writes {request.output}.")
+    echo(f"Dry run: nothing was written. `bcos-fx convert` with the same arguments writes {request.output}.")

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
-from rich.console import Console
 from rich.status import Status
 from rich.text import Text
+
+from bcos_fx.terminal import EscapingConsole
 
 T = TypeVar("T")
 
@@ -18,7 +19,7 @@ class Stages:
     """Shows stages as they begin; a context, and a callable for :func:`bcos_fx.convert.bcosify`'s ``progress``."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = EscapingConsole(stderr=True)
         self._status: Status | None = None
         self._stage: str | None = None
         self._began = self._start = time.monotonic()
@@ -71,8 +72,8 @@ def counted(parts: Sequence[T], sizes: Sequence[int], label: str, *, quiet: bool
     # Loaded here: `bcos-fx --help` imports this module and draws no bar.
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = EscapingConsole(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task(label, total=sum(sizes))
         for part, size in zip(parts, sizes, strict=True):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.errors import RuleError, nearest
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(
     if name is not None:
         shown, recipes = [_named(name, shown)], []
     if json:
-        typer.echo(json_module.dumps({"rules": [_plain(rule) for rule in shown]} | _options(recipes), indent=2))
+        echo(json_module.dumps({"rules": [_plain(rule) for rule in shown]} | _options(recipes), indent=2))
         return
     from bcos_fx.cli.console import console
 

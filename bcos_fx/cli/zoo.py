@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import CHECK_FAILED
 
 NAME = "zoo"
@@ -64,7 +65,7 @@ def run(
     rows = examine_all(
         names, out, limits=Limits(seconds, memory), side=side, workers=workers, note=counted, known=counted.pass_over
     )
-    typer.echo(totals(rows))
+    echo(totals(rows))
     if page is not None:
         _write_page(page, rows, side)
     if not all(map(passed, rows)):
@@ -81,7 +82,7 @@ class _Counter:
         """Count networks that an earlier run examined."""
         self._done += count
         if count:
-            typer.echo(f"{count} of {self._total} examined before", err=True)
+            echo(f"{count} of {self._total} examined before", err=True)
 
     def __call__(self, row: dict[str, Any]) -> None:
         from bcos_fx.zoo import cause
@@ -89,9 +90,7 @@ class _Counter:
         self._done += 1
         said = cause(row) or "good"
         seconds = row["seconds in all"]
-        typer.echo(
-            f"{self._done:>4} of {self._total}  {row['name']:<{self._width}} {seconds:>5.0f} s  {said}", err=True
-        )
+        echo(f"{self._done:>4} of {self._total}  {row['name']:<{self._width}} {seconds:>5.0f} s  {said}", err=True)
 
 
 def _write_page(page: Path, rows: list[dict[str, Any]], side: int | None) -> None:
@@ -111,5 +110,5 @@ def _write_page(page: Path, rows: list[dict[str, Any]], side: int | None) -> Non
         f"Images of {side} pixels where a network takes them, else its own size" if side else "Images of its own size",
     ]
     with replacing(page, "the page") as stream:
-        stream.write(coverage_page(rows, "Coverage", setting).encode())
-    typer.echo(f"wrote {page}", err=True)
+        stream.write(coverage_page(rows, "Coverage", setting).encode("utf-8", "replace"))
+    echo(f"wrote {page}", err=True)

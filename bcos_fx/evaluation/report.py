@@ -47,7 +47,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
         "results.csv": _csv(_summary_rows(evaluation)),
         "scores.csv": _csv(_score_rows(evaluation)),
         **{f"{name}.png": _drawn(figure, "png") for name, figure in plots.items()},
-        "evaluation.html": _page(evaluation, plots).encode(),
+        "evaluation.html": _page(evaluation, plots).encode("utf-8", "replace"),
     }
     for name, content in contents.items():
         write_whole(folder / name, content)
@@ -140,7 +140,7 @@ def _score_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
 def _csv(rows: Iterator[list[Any]]) -> bytes:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue().encode()
+    return buffer.getvalue().encode("utf-8", "backslashreplace")
 
 
 # ---------------------------------------------------------------- plots

@@ -7,6 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.explanation.panels import (
     FOR,
     OWN,
@@ -106,4 +107,6 @@ def _caption(drawn: Figure, explanation: Explanation, rows: int, pairs: int) -> 
         said.insert(0, explanation.warning)
     if said:
         colour = OWN if explanation.complete else FOR
-        drawn.supxlabel(textwrap.fill(". ".join(said), 110), fontsize=8, color=colour, parse_math=False)
+        drawn.supxlabel(
+            textwrap.fill(shown_in_a_line(". ".join(said)), 110), fontsize=8, color=colour, parse_math=False
+        )

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.explanation.colour import frames, planes, portrait, signed, to_image
 from bcos_fx.explanation.colour import pictures as coloured_pictures
 from bcos_fx.explanation.result import Explanation
@@ -163,5 +164,6 @@ def sum_of(sample: Explanation) -> str:
 
 
 def short(text: str, most: int = _LABEL) -> str:
-    """Return a text, cut where it is longer than there is space for."""
+    """Return a text on one line, escaped as for a terminal, cut where it is longer than there is space for."""
+    text = shown_in_a_line(text)
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"

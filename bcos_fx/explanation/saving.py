@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,7 +111,10 @@ def _figure(explanation: Explanation, form: str) -> bytes:
     import matplotlib as mpl  # an extra
 
     buffer = io.BytesIO()
-    with mpl.rc_context({"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "bcos_fx"}):
+    settings: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "bcos_fx"}
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # Names in a script that the font lacks are drawn as boxes, which the picture itself shows.
+        warnings.filterwarnings("ignore", "Glyph ", UserWarning)
         explanation.plot().savefig(buffer, format=form, dpi=110, metadata=_DATELESS[form])
     return buffer.getvalue()
 

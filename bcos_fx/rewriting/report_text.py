@@ -15,6 +15,7 @@ from rich.text import Text
 from bcos_fx.rewriting.options import Options
 from bcos_fx.rewriting.report import Calibration, Drift, NodeRow, Report
 from bcos_fx.rewriting.rule import PHASES
+from bcos_fx.terminal import EscapingConsole
 
 _CHANGE, _CALIBRATION, _NEXT = "Change of the function", "Calibration", "What next"
 _STATED_ELSEWHERE = ("b", "mean", "std")
@@ -35,7 +36,7 @@ def render(report: Report, *, nodes: bool = False, width: int = 110) -> str:
         width: of the lines, in characters.
     """
     lines = io.StringIO()
-    show(report, Console(file=lines, width=width, color_system=None, force_terminal=False), nodes=nodes)
+    show(report, EscapingConsole(file=lines, width=width, color_system=None, force_terminal=False), nodes=nodes)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines()) + "\n"
 
 
@@ -78,7 +79,7 @@ def render_head(report: Report, *, before: Facts = (), after: Facts = (), width:
         width: of the lines, in characters.
     """
     lines = io.StringIO()
-    console = Console(file=lines, width=width, color_system=None, force_terminal=False)
+    console = EscapingConsole(file=lines, width=width, color_system=None, force_terminal=False)
     console.print(_facts([*before, *_head(report), ("equivalence", _verdict_line(report)), *after]), highlight=False)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 

@@ -257,4 +257,4 @@ def write_history(history: list[Epoch], path: Path) -> None:
         own = [getattr(row, name) for name in columns]
         writer.writerow(["" if v is None else v for v in [*own, *(row.measures.get(name) for name in measures)]])
     with replacing(path, "the history", error=TrainingError, hint="make room, and go on with resume") as stream:
-        stream.write(text.getvalue().encode())
+        stream.write(text.getvalue().encode("utf-8", "backslashreplace"))

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from bcos_fx.cli import calibrate, check, convert, demo, embed, evaluate, explain, finetune, inspect, plan, rules, zoo
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import DEBUG, guarded
+from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.version import __version__
+
+
+class _Group(TyperGroup):
+    """Escapes what usage errors repeat of the command line, where a pattern may have put file names."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the words before the command."""
+        with _escaped():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the command's words, and run it."""
+        with _escaped():
+            return super().invoke(*args, **kwargs)
+
+
+@contextmanager
+def _escaped() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = shown_in_a_line(message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
     name="bcos-fx",
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -28,7 +59,7 @@ def _flowing(docstring: str | None) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"bcos-fx {__version__}")
+        echo(f"bcos-fx {__version__}")
         raise typer.Exit
 
 
@@ -47,8 +78,3 @@ def _root(
 
 for _command in (convert, plan, check, calibrate, finetune, embed, explain, evaluate, inspect, rules, zoo, demo):
     app.command(_command.NAME, help=_flowing(_command.run.__doc__), epilog=_command.EPILOG)(guarded(_command.run))
-
-
-def main() -> None:
-    """Run the command line; the entry point of the installed command."""
-    app(prog_name="bcos-fx")
