@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from bcos_fx import artifact as artifact  # registers how a converted network is pickled
 from bcos_fx import example
 from bcos_fx.calibration import calibrate_
+from bcos_fx.checkpoint import published
 from bcos_fx.errors import TraceError, UsageError, VerificationError
 from bcos_fx.heads.layers import with_classes
 from bcos_fx.nn import BcosLayer
@@ -90,8 +91,8 @@ def bcosify(
         std: what the module expects its images to be divided by afterwards. None: 1.
         rules: more rule files.
         images: (N, C, H, W) in [0, 1], to verify on besides made-up ones, and to measure drift on.
-        calibration_images: a few hundred images, in any form that :func:`bcos_fx.calibrate` takes: the result is
-            calibrated on them, with ``module`` as the original. A dry run leaves them unread.
+        calibration_images: a few hundred images, in any form that :func:`bcos_fx.calibrate` takes, to calibrate the
+            result on with ``module`` as the original. A dry run leaves them unread.
         output: which part of the module's output to take, where that is not one tensor: a key, attribute or position.
         classes: which classes of a classifier to keep, in order: indices, names, or WordNet ids, as
             :func:`bcos_fx.heads.classes.find_classes` takes them. The original is converted, verified and calibrated
@@ -126,13 +127,14 @@ def bcosify(
         loaded = load_recipe(recipe, extra_rules=rules)
         if "mean" not in chosen:
             example.check_statistics(module, loaded.options.mean, loaded.options.std, recipe=loaded.name)
-        conversion = _Conversion(module, loaded.with_options(chosen), images, progress)
+        own = loaded.with_options(published.options_of(module, loaded, chosen))
+        conversion = _Conversion(module, own, images, progress)
         conversion.asked = frozenset(chosen)
         conversion.trace(example_inputs, output)
         conversion.preserve()
         verification = conversion.verify() if verified else None
         drift = conversion.change(measured=verified)
-        network = conversion.network(verification, drift, train)
+        network = published.settled(module, conversion.network(verification, drift, train))
         if calibration_images is not None:
             conversion.say("calibrating")
             calibrate_(network, calibration_images, module, output=output, measured=verified, progress=progress)
@@ -160,9 +162,8 @@ def plan(module: nn.Module, **arguments: Any) -> Report:
 
 def _already_converted(network: BcosNetwork) -> BcosNetwork:
     note = "the network was already converted: this is an equal copy, nothing was rewritten"
-    twin = copy.deepcopy(network)
     notes = tuple(dict.fromkeys((*network.report.notes, note)))
-    return twin.with_report(dataclasses.replace(network.report, notes=notes))
+    return copy.deepcopy(network).with_report(dataclasses.replace(network.report, notes=notes))
 
 
 @dataclass

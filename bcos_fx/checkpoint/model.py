@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from torch import nn
 
 from bcos_fx.checkpoint.architecture import FORMS, build_architecture, guess_architecture, load_into
 from bcos_fx.checkpoint.identify import FileKind, identify, readable
-from bcos_fx.checkpoint.reading import NESTING_KEYS, load_object, load_tensors, pickled_module_refused, read_state_dict
+from bcos_fx.checkpoint.published import load_published
+from bcos_fx.checkpoint.reading import (
+    NESTING_KEYS,
+    StateDict,
+    load_object,
+    load_tensors,
+    pickled_module_refused,
+    read_state_dict,
+)
 from bcos_fx.errors import CheckpointError
 from bcos_fx.tracing.exported import Exported
 
@@ -38,13 +47,25 @@ def read_model(
     if arch is not None:
         state = read_state_dict(path, key=key, trust_pickle=trust_pickle)
         module = build_architecture(arch)
-        load_into(module, state)
+        if not load_published(module, state, _settings(path, kind, state, trust_pickle)):
+            load_into(module, state)
         return module.eval()
     if kind.kind == "pickled-module":
         if not trust_pickle:
             raise pickled_module_refused(path, kind)
         return _module_in(load_object(path, kind, trust_pickle=True), path, key).eval()
     raise _needs_arch(path, kind, key)
+
+
+def _settings(
+    path: str | os.PathLike[str], kind: FileKind, state: StateDict, trust_pickle: bool
+) -> Mapping[str, Any] | None:
+    """What a training framework kept beside the weights as its own settings, if it did."""
+    if "hyper_parameters" not in state.ignored and "hyper_parameters" not in state.nesting:
+        return None
+    content = load_object(path, kind, trust_pickle=trust_pickle)
+    found = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    return found if isinstance(found, Mapping) else None
 
 
 def _exported(path: str | os.PathLike[str]) -> nn.Module:

@@ -23,6 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "bias": ("keep", "strip", "strip-all"),
     "projections": ("value-and-output", "output"),
     "head": ("keep", "logit"),
+    "activation": ("keep", "remove"),
     "classifier": ("pooled", "per-token"),
     "positions": ("keep", "strip", "strip-in-pool"),
 }
@@ -48,6 +49,7 @@ class Options:
             order of its own channels.
         pixel_max: the value of a white pixel in the units of mean and std: 1, or 255.
         pool: ``average`` replaces max pooling.
+        activation: ``remove`` takes activations on value paths out, as in B-cos v2.
         bias: ``strip`` removes the biases of layers and the shifts of norms on value paths, where they are constant
             contributors; ``strip-all`` those that feed gates alone too (queries, keys), as published.
         projections: which layers of attention become B-cos: ``value-and-output``, or the ``output`` alone and, of an
@@ -70,6 +72,7 @@ class Options:
     std: tuple[float, ...] = ()
     pixel_max: float = 1.0
     pool: str = "keep"
+    activation: str = "keep"
     bias: str = "keep"
     projections: str = "value-and-output"
     classifier: str = "pooled"

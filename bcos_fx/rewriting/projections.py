@@ -46,7 +46,9 @@ def is_stripped_here(reader: GraphReader, call: Call) -> Verdict:
 @predicate("is-to-be-raised")
 def is_to_be_raised(reader: GraphReader, call: Call) -> Verdict:
     """Where ``projections`` is output: it makes no values of an attention and stands behind no attention pool."""
-    if reader.options.projections != "output":
+    if (
+        reader.options.projections != "output" or reader.has_peer_layers
+    ):  # what came as a B-cos network is raised nowhere
         return True
     past = _past_moves(reader, call.node, forwards=True)
     readers = [(source, other) for source, other in past if reader.flow.on_value_path(other)]
@@ -69,7 +71,11 @@ def means_over_tokens(reader: GraphReader, call: Call) -> Verdict:
         return False
     if not all(isinstance(dim, int) for dim in dims):
         return False
-    return sorted(dim % len(shape) for dim in dims) == [*range(1, len(shape) - 1)]
+    if sorted(dim % len(shape) for dim in dims) != [*range(1, len(shape) - 1)]:
+        return False
+    if reader.has_peer_layers:
+        return "the network came as a B-cos network, so its classifier stays where it is"
+    return True
 
 
 @predicate("is-last-layer")

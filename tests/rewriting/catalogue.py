@@ -798,6 +798,16 @@ CASES: dict[str, Case] = {
         mutant="folded-layer",
         options={"input": "folded", "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)},
     ),
+    "activation-removed": Case(
+        hits={
+            "called": headed(lambda net, x: torch.relu(x)),
+            "module": headed(lambda net, x: net.act(x), act=nn.GELU()),
+            "two": headed(lambda net, x: F.silu(net.norm(x).relu_()), norm=batch_norm()),
+        },
+        near=(headed(lambda net, x: x * torch.sigmoid(F.relu(x.mean((2, 3), keepdim=True)))), "feeds gates only"),
+        recipe="bcosification",
+        options={"activation": "remove"},
+    ),
     "classifier-before-token-mean": Case(
         hits={
             "norm and head": tokens(lambda net, x: net.fc(net.norm(x.mean(1)))),
