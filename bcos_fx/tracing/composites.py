@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from bcos_fx.tracing.attention import Part, multi_head_attention
 from bcos_fx.tracing.joining import JOINING
+from bcos_fx.tracing.recurrent import pack_padded, pad_packed
 
 Composite = Callable[..., Any]
 
@@ -181,6 +182,8 @@ _ARITHMETIC: dict[str, Composite] = {
     "multi_dot": _multi_dot,
     "cosine_similarity": _cosine_similarity,
     "glu": _glu,
+    "_pack_padded_sequence": pack_padded,
+    "_pad_packed_sequence": pad_packed,
     "clamp": _clamp,
     "clip": _clamp,
     "clamp_min": _clamp_min,

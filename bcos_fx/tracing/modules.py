@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing.arguments import oddity
 from bcos_fx.tracing.recorder import Recorder
+from bcos_fx.tracing.recurrent import write_out
 from bcos_fx.tracing.scalars import ForeignScalarError, plain_scalar
 
 _CONTAINERS = ("torch.nn.modules.container", "torch.nn.modules.transformer")
@@ -48,6 +49,7 @@ def own_copy(module: nn.Module) -> nn.Module:
             f"the module cannot be copied: {error}", hint="remove what cannot be deep-copied from its attributes"
         ) from error
     _settle_options(copied)
+    write_out(copied)
     copied.train()  # levit, tiny_vit and others drop the tensors they cached for eval here
     return copied.eval()
 
