@@ -9,7 +9,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bcos_fx.cli import calibrate, check, convert, demo, embed, evaluate, explain, finetune, inspect, plan, rules, zoo
+from bcos_fx.cli import (
+    calibrate,
+    check,
+    convert,
+    demo,
+    embed,
+    evaluate,
+    explain,
+    finetune,
+    inspect,
+    plan,
+    recipes,
+    rules,
+    zoo,
+)
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import DEBUG, guarded
 from bcos_fx.escaping import shown_in_a_line
@@ -76,5 +90,19 @@ def _root(
     DEBUG.set(debug)
 
 
-for _command in (convert, plan, check, calibrate, finetune, embed, explain, evaluate, inspect, rules, zoo, demo):
+for _command in (
+    convert,
+    plan,
+    check,
+    calibrate,
+    finetune,
+    embed,
+    explain,
+    evaluate,
+    inspect,
+    rules,
+    recipes,
+    zoo,
+    demo,
+):
     app.command(_command.NAME, help=_flowing(_command.run.__doc__), epilog=_command.EPILOG)(guarded(_command.run))

@@ -56,7 +56,7 @@ class FineTuneRequest:
     augment: Annotated[
         str | None,
         typer.Option(
-            help="none, flip, flip-and-shift, crop-and-flip or trivial. (default: the recipe's)",
+            help="none, flip, flip-and-shift, crop-and-flip, trivial or rand. (default: the recipe's)",
             show_default=False,
             rich_help_panel=_DATA,
         ),

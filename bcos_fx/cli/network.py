@@ -170,7 +170,8 @@ def calibrate_on(
 
 def _options(request: Request) -> dict[str, Any]:
     """Return the options that were given; those that were not stay the recipe's."""
-    names = ("scale", "positions", "input", "channels", "pixel_max")
+    names = ("scale", "projections", "bias", "classifier", "positions", "input", "channels", "pixel_max")
     given = {name: getattr(request, name) for name in names}
+    given["eps"] = values.eps(request.eps)
     given["leaf_modules"] = tuple(request.leaf_modules) or None
     return {name: value for name, value in given.items() if value is not None}

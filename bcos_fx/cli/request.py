@@ -121,6 +121,38 @@ class Request:
             rich_help_panel=_WHAT,
         ),
     ] = None
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            help="What is added to |x|: published (1e-6 under the root of convolutions, 1e-12 beside that of linear "
+            "layers), or a number under every root.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    projections: Annotated[
+        str | None,
+        typer.Option(
+            help="Which projections of attention become B-cos: output (as published; none in an attention pool) or "
+            "value-and-output.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    bias: Annotated[
+        str | None,
+        typer.Option(
+            help="What becomes of biases: keep, strip (those on value paths, which explanations would list) or "
+            "strip-all (those of queries, keys and gates too, as published).",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help="Where a vision transformer classifies: per-token (before the mean of tokens, as published) "
+            "or pooled.",
+            rich_help_panel=_WHAT,
+        ),
+    ] = None
     positions: Annotated[
         str | None,
         typer.Option(

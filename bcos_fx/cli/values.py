@@ -28,6 +28,20 @@ def mean(text: str | None) -> tuple[float, ...] | str | None:
     return "auto" if text == "auto" else numbers(text, "--mean")
 
 
+def eps(text: str | None) -> float | str | None:
+    """Read eps: the word ``published``, or a number.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text is None or text == "published":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"--eps is {text!r}", hint="give --eps published, or a number such as --eps 1e-6") from error
+
+
 def shape(text: str | None) -> tuple[int, ...] | None:
     """Read ``3,32,32`` or ``3x32x32``, the shape of one sample.
 

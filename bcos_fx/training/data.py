@@ -94,6 +94,7 @@ def _augmentation(name: str, shape: Sequence[int]) -> Transform:
         "flip": [_Sized(shape), *flip],
         "flip-and-shift": [_Sized(shape), *flip, v2.RandomCrop((height, width), padding=margin)],
         "crop-and-flip": [v2.RandomResizedCrop((height, width), antialias=True), *flip],
+        "rand": [v2.RandomResizedCrop((height, width), antialias=True), *flip, v2.RandAugment(2, 10)],
         "trivial": [_Sized(shape), v2.TrivialAugmentWide(), *flip],
     }
     steps = v2.Compose([*chosen[name], *([v2.Grayscale()] if channels == 1 else [])])

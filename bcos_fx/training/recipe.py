@@ -43,7 +43,7 @@ LOSSES = (
     "distil-layers",
 )
 NEGATIVES = ("process", "all")
-AUGMENTATIONS = ("none", "flip", "flip-and-shift", "crop-and-flip", "trivial")
+AUGMENTATIONS = ("none", "flip", "flip-and-shift", "crop-and-flip", "trivial", "rand")
 CALIBRATIONS = ("never", "start", "steps")
 PRECISIONS = ("32", "bf16", "fp16")
 
@@ -96,7 +96,8 @@ class Training:
         features: the layer whose activations ``distil-cosine`` and ``distil-pairwise`` compare; empty for the outputs.
         negatives: what ``distil-pairwise`` tells a sample from: those of its ``process``, or of ``all`` processes.
         augment: ``none``, ``flip``, ``flip-and-shift`` (by up to an eighth, as is usual for small images),
-            ``crop-and-flip`` (random resized crops) or ``trivial`` (TrivialAugmentWide and flips).
+            ``crop-and-flip`` (random resized crops), ``trivial`` (TrivialAugmentWide and flips) or ``rand`` (crops and
+            flips, then RandAugment: 2 operations of magnitude 10).
         mixup, cutmix: their alpha; 0 for none. Both: one of them by chance for each batch.
         calibrate: ``never``, at the ``start``, or at the start and at every one of the ``steps`` in which B rises
             (where it rises smoothly: at each epoch's beginning while it rises).
@@ -220,7 +221,16 @@ def load_training(recipe: str | Path) -> Training:
 
 def recipes_that_train() -> list[str]:
     """Return the names of the shipped recipes that say how to train."""
-    return [name for name in recipe_names() if "training" in read_toml(find_recipe(name)).keys()]
+    return [name for name in recipe_names() if trains(name)]
+
+
+def trains(recipe: str | Path) -> bool:
+    """Return whether a recipe, by name or path, says how to train.
+
+    Raises:
+        RuleError: no such recipe.
+    """
+    return "training" in read_toml(find_recipe(recipe)).keys()
 
 
 def _training(table: Table) -> Training:

@@ -1,0 +1,133 @@
+"""``bcos-fx recipes``: a recipe whole, with what it leaves to the defaults."""
+
+from __future__ import annotations
+
+import json as json_module
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bcos_fx.cli.console import echo
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bcos_fx.rewriting.recipe import Recipe
+
+NAME = "recipes"
+EPILOG = """Examples:
+
+bcos-fx recipes
+
+bcos-fx recipes bcosification
+
+bcos-fx recipes clip --json
+"""
+# What each part of a recipe is called for people, in the order in which it is shown; the rest follows by its own name.
+_TITLES = {
+    "b": "B",
+    "scale": "scale",
+    "eps": "eps",
+    "projections": "projections of attention that are raised",
+    "pool": "pool",
+    "bias": "biases",
+    "positions": "positional embeddings",
+    "classifier": "classifier",
+    "head": "head",
+}
+
+
+def run(
+    name: Annotated[
+        str | None, typer.Argument(help="A shipped recipe, or a TOML file; left out: all, a line each.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False,
+) -> None:
+    """Show a recipe whole: options, defaults included, the rules that run, loss, optimiser and schedule."""
+    from bcos_fx.rewriting.recipe import load_recipe, recipe_names
+
+    found = [load_recipe(each) for each in (recipe_names() if name is None else [name])]
+    names = recipe_names() if name is None else [name]
+    if json:
+        echo(json_module.dumps([_plain(recipe, key) for recipe, key in zip(found, names, strict=True)], indent=2))
+        return
+    from bcos_fx.cli.console import console
+
+    stdout = console()
+    for recipe, key in zip(found, names, strict=True):
+        for part in _line(recipe) if name is None else _whole(_plain(recipe, key)):
+            stdout.print(part)
+
+
+def _plain(recipe: Recipe, name: str) -> dict[str, Any]:
+    from bcos_fx.rewriting.rule import PHASES
+    from bcos_fx.training.recipe import load_training, trains
+
+    rules = {phase: [rule.name for rule in recipe.active_rules(phase)] for phase in PHASES}
+    return {
+        "name": recipe.name,
+        "description": recipe.description,
+        "source": recipe.source,
+        "options": recipe.options.to_dict(),
+        "fixed": dict(recipe.fixed),
+        "rules": {phase: names for phase, names in rules.items() if names},
+        "training": load_training(name).to_dict() if trains(name) else None,
+    }
+
+
+def _line(recipe: Recipe) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    yield Text(recipe.name, style="bold cyan")
+    yield Padding(Text(recipe.description), (0, 0, 0, 2))
+
+
+def _whole(plain: Mapping[str, Any]) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    yield Text(plain["name"], style="bold cyan")
+    yield Padding(Text(plain["description"]), (0, 0, 0, 2))
+    yield Padding(Text(plain["source"], style="dim"), (0, 0, 1, 2))
+    options = plain["options"]
+    ordered = {_TITLES[name]: options[name] for name in _TITLES} | {
+        n: v for n, v in options.items() if n not in _TITLES
+    }
+    yield from _section("Conversion", ordered)
+    yield from _section("Cannot be changed", plain["fixed"])
+    yield from _section("Rules that run", plain["rules"])
+    training = plain["training"]
+    if training is None:
+        yield Text("Training: it does not say how to train")
+        return
+    optimiser, schedules = training.pop("optimiser"), {n: training.pop(n) for n in ("rises", "fades", "tapers")}
+    yield from _section("Training", training)
+    yield from _section("Optimiser and schedule of its rate", optimiser)
+    yield from _section(
+        "Schedules of B, biases and losses", {name: value or "none" for name, value in schedules.items()}
+    )
+
+
+def _section(title: str, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    if not facts:
+        return
+    yield Text(title, style="bold")
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        yield Padding(Text.assemble((f"{name:<{width}}", "dim"), _stated(value)), (0, 0, 0, 2))
+    yield Text("")
+
+
+def _stated(value: Any) -> str:
+    if value is None:
+        return "by itself (see the documentation of options)"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={_stated(entry)}" for name, entry in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_stated, value)) if value else "none"
+    return str(value)
