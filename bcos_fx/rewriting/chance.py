@@ -6,11 +6,10 @@ import torch
 from torch import fx
 
 from bcos_fx.rewriting.ops import Call
+from bcos_fx.tracing.chance import DRAWS
 
-DRAWS = "draws"
-"""Key of a node's meta: in the run that was traced it took numbers from a random generator."""
 
-_NEVER = frozenset({"dropout", "feature_dropout", "rrelu", "scaled_dot_product_attention", "multi_head_attention"})
+_SWITCHES = frozenset({"train", "training", "dropout", "dropout_p"})
 
 
 def draws_at_random(node: fx.Node, call: Call | None) -> bool:
@@ -25,9 +24,15 @@ def draws_at_random(node: fx.Node, call: Call | None) -> bool:
     """
     if DRAWS in node.meta:
         return bool(node.meta[DRAWS])
-    if node.op not in ("call_function", "call_method") or (call is not None and call.op.name in _NEVER):
+    if node.op not in ("call_function", "call_method") or (call is not None and call.op.linearity != "opaque"):
         return False
-    return any(torch.Tag.nondeterministic_seeded in overload.tags for overload in _overloads(node.target))
+    return any(_always_draws(overload) for overload in _overloads(node.target))
+
+
+def _always_draws(overload: torch._ops.OpOverload) -> bool:
+    """Whether it carries PyTorch's mark, and no option that could switch its noise off."""
+    options = {argument.name for argument in overload._schema.arguments}
+    return torch.Tag.nondeterministic_seeded in overload.tags and not options & _SWITCHES
 
 
 def _overloads(target: object) -> list[torch._ops.OpOverload]:

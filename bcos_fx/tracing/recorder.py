@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing import composites, operations
 from bcos_fx.tracing.arguments import LEAVE_WHOLE, describe, fill_meta, graph_argument, numbers, oddity, tensors
+from bcos_fx.tracing.chance import Draws
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.guards import Guard
 from bcos_fx.tracing.memory import Memory, same_memory
@@ -55,6 +56,7 @@ class Recorder(TorchFunctionMode):
         self._sizes: dict[tuple[Node, object], Symbolic] = {}
         self._devices: dict[int, tuple[torch.device, Tensor]] = {}
         self._busy = 0
+        self.draws = Draws()
 
     # What the outside calls
 
@@ -154,15 +156,13 @@ class Recorder(TorchFunctionMode):
             node = self.graph.create_node(op, target, graph_args, graph_kwargs)
         source = current_source()
         fill_meta(node, value, source, self.modules[-1] if self.modules else ("", ""))
-        own_backward = is_running(self._forwards)
-        if own_backward:
+        if own_backward := is_running(self._forwards):
             self.own_backward[str(source)] = None
-        if any(source in self._dependent for source in node.all_input_nodes) or describe(target) in operations.RANDOM:
+        drawn = self.draws.note(node) or describe(target) in operations.RANDOM
+        if drawn or any(source in self._dependent for source in node.all_input_nodes):
             self._dependent.add(node)
-        if describe(target) in operations.RANDOM or (
-            not operations.reads_form(op, target, args)
-            and any(source in self._measured for source in node.all_input_nodes)
-        ):
+        measured = any(source in self._measured for source in node.all_input_nodes)
+        if drawn or (measured and not operations.reads_form(op, target, args)):
             self._measured.add(node)
             if not own_backward:
                 self.stops.note(node)
@@ -301,6 +301,10 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         versions = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
         result = self._run(func, args, kwargs)
+        if self.draws.drew:  # random numbers are new at every run, even where nothing of the graph was read
+            op, target, args, kwargs = graph_call(func, self._argument(args), self._argument(kwargs))
+            self.draws.drew = True
+            return self._adopt(result, self.record(op, target, args, kwargs, result))
         for tensor, version in versions:
             if tensor._version != version:
                 self.memory.breaks(tensor, str(current_source()))
@@ -309,7 +313,7 @@ class Recorder(TorchFunctionMode):
     def _run(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._busy += 1
         try:
-            return func(*concrete(tuple(args)), **concrete(dict(kwargs)))
+            return self.draws.run(func, concrete(tuple(args)), concrete(dict(kwargs)))
         except BaseException:
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors((args, kwargs)))
             self.failure = self.failure or f"{self._where()} (arguments of shape {shapes or 'none'})"
@@ -357,15 +361,13 @@ class Recorder(TorchFunctionMode):
         name = self._state.get(id(tensor))
         if name is None:
             if isinstance(tensor, nn.Parameter):
-                raise self._refusal(
-                    "a parameter is used that is not registered in the module, or made anew at each call"
-                )
+                raise self._refusal("a parameter is used that is not registered in the module, or made at each call")
             if any(entry.node in self._dependent for entry in self.memory.sharing(tensor)):
                 raise self._refusal(
                     "a tensor shares memory with one computed from the input, in a way that was not seen"
                 )
             name = next(
-                n for i in range(10**9) if (n := f"constant_{i}") not in self.constants and n not in self._names
+                n for n in map("constant_{}".format, range(10**9)) if n not in self._names | self.constants.keys()
             )
             self.constants[name] = self._run(torch.clone, (tensor.detach(),), {})
         return self.record("get_attr", name, (), {}, tensor)

@@ -205,7 +205,7 @@ def _hidden_write(m: Any, x: Tensor) -> Tensor:
 
 
 REFUSED = {
-    "made anew at each call": _foreign_parameter,
+    "made at each call": _foreign_parameter,
     "changed in place": _partial_alias,
     "changes 'count'": _stateful,
     "shares memory": _hidden_write,
