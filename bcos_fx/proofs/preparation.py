@@ -127,18 +127,25 @@ def find_layer(graph_module: fx.GraphModule, name: str) -> fx.Node:
     Raises:
         UsageError: nothing has that name; names the nearest.
     """
+    nodes: list[fx.Node] = [node for node in graph_module.graph.nodes if node.op not in ("get_attr", "output")]
     inside: fx.Node | None = None
-    for node in graph_module.graph.nodes:
-        if node.op in ("get_attr", "output"):
-            continue
-        paths = (node.name, str(node.target) if node.op == "call_module" else "", node.meta.get("module_path") or "")
-        if name in paths[:2]:
-            return node  # type: ignore[no-any-return]
-        if any(path == name or path.startswith(f"{name}.") for path in paths):
+    for node in nodes:
+        path = node.meta.get("module_path") or ""
+        if node.op == "call_module" and name == str(node.target):
+            return _result(node, nodes)
+        if name == node.name:
+            return node
+        if any(each == name or each.startswith(f"{name}.") for each in (path, str(node.target))):
             inside = node
     if inside is None:
         raise UsageError(f"the network has no layer named {name!r}", hint=_nearest_layers(graph_module, name))
     return inside
+
+
+def _result(layer: fx.Node, nodes: list[fx.Node]) -> fx.Node:
+    """The node that gives what a layer gave when it was traced: where it was moved before a pooling, the flattening."""
+    origin = layer.meta.get("origin")
+    return layer if origin is None else [node for node in nodes if node.meta.get("origin") == origin][-1]
 
 
 def _nearest_layers(graph_module: fx.GraphModule, name: str) -> str:

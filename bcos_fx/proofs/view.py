@@ -241,6 +241,7 @@ class ExplanationView:
             environment = self._environment(given, ledger)
             with torch.no_grad():
                 leaves = {node: evaluate(self.graph_module, environment, node) for node in self.starts.values()}
+            self._check_samples(leaves, len(given[0]))
             leaves = {node: leaf.detach().requires_grad_() for node, leaf in leaves.items()}
             value = evaluate(self.graph_module, environment | leaves, self.end)
             numbers = select(value)
@@ -266,6 +267,15 @@ class ExplanationView:
     def _environment(self, inputs: Sequence[Any], ledger: list[Tensor]) -> dict[fx.Node, Any]:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, inputs, strict=True))
         return known | {self._ledger: ledger}
+
+    def _check_samples(self, leaves: Mapping[fx.Node, Tensor], samples: int) -> None:
+        for name, node in self.starts.items():
+            shape = tuple(leaves[node].shape)
+            if not shape or shape[0] != samples:
+                raise UsageError(
+                    f"the source {name!r} has shape {shape}: its first dimension does not hold the {samples} samples",
+                    hint="explain by another layer; what is the same for all samples is among the constants",
+                )
 
     def _check_mode(self) -> None:
         network = None if self._network is None else self._network()

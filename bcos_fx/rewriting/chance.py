@@ -8,7 +8,6 @@ from torch import fx
 from bcos_fx.rewriting.ops import Call
 from bcos_fx.tracing.chance import DRAWS
 
-
 _SWITCHES = frozenset({"train", "training", "dropout", "dropout_p"})
 
 

@@ -41,7 +41,11 @@ def before_last_gate(node: fx.Node, read: Reader) -> fx.Node:
 def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:
     """The node before, and whether what lies between is a gate; None where a step would leave the ending."""
     call = read(node)
-    if call is None or node.op in ("placeholder", "get_attr", "output") or _has_parameters(call):
+    if call is None or node.op in ("placeholder", "get_attr", "output"):
+        return None
+    if call.op.name == "logit_layer":
+        return call.nodes("input")[0], False
+    if _has_parameters(call):
         return None
     if call.op.linearity == "gate" and len(call.inputs) == 1:
         return call.inputs[0], True

@@ -363,12 +363,9 @@ class Recorder(TorchFunctionMode):
             if isinstance(tensor, nn.Parameter):
                 raise self._refusal("a parameter is used that is not registered in the module, or made at each call")
             if any(entry.node in self._dependent for entry in self.memory.sharing(tensor)):
-                raise self._refusal(
-                    "a tensor shares memory with one computed from the input, in a way that was not seen"
-                )
-            name = next(
-                n for n in map("constant_{}".format, range(10**9)) if n not in self._names | self.constants.keys()
-            )
+                raise self._refusal("a tensor shares memory with one computed from the input, unseen")
+            taken = self._names | self.constants.keys()
+            name = next(n for n in map("constant_{}".format, range(10**9)) if n not in taken)
             self.constants[name] = self._run(torch.clone, (tensor.detach(),), {})
         return self.record("get_attr", name, (), {}, tensor)
 
