@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from bcos_fx.errors import UsageError
-from bcos_fx.files import appending, check_target
+from bcos_fx.files import check_target
 from bcos_fx.zoo.examination import Row
 from bcos_fx.zoo.process import examine
+from bcos_fx.zoo.rows import append_row, read_rows
 
 _LOOK = 0.5
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -83,7 +83,7 @@ def examine_all(
             return  # cut short: it is examined again
         with lock:
             rows[name] = row
-            _append(out, row)
+            append_row(out, row)
             if note is not None:
                 note(row)
 
@@ -106,36 +106,6 @@ def _import_first(names: Iterable[str]) -> None:
     """Have the process that others are forked from import the networks' libraries; one that fails is left out."""
     libraries = dict.fromkeys(name.partition(":")[0] for name in names)
     _CONTEXT.set_forkserver_preload(["bcos_fx.zoo.process", *(_MODULES.get(name, name) for name in libraries)])
-
-
-def _append(path: Path, row: Row) -> None:
-    """Add a line to a file; what stands there of a line that was cut short goes."""
-    with appending(path, "the row") as stream:
-        stream.seek(0)
-        whole = stream.read().rfind(b"\n") + 1
-        stream.truncate(whole)
-        stream.write(json.dumps(row).encode() + b"\n")
-
-
-def read_rows(path: Path) -> Iterable[Row]:
-    """Yield the rows of a file of JSON lines; none where there is no file. A last line cut short is passed over.
-
-    Raises:
-        UsageError: a line is no row.
-    """
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
-            continue  # its run was killed while writing: that network is examined again
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if not isinstance(row, dict) or "name" not in row:
-            raise UsageError("this is no row of a zoo", where=f"{path}:{number}", hint="give another file for the rows")
-        yield row
 
 
 def _examined(name: str, side: int | None, limits: Limits, threads: int, stopping: threading.Event) -> Row:

@@ -160,7 +160,7 @@ class Files:
         yield "explain", self.model, self.missing
         yield "explain", self.model, self.photos, "--text", HOSTILE, "--text-embeddings", self.texts
         yield "evaluate", self.model, "--data", self.data, "--classes", self.classes, "--out", folder / f"r{HOSTILE}"
-        yield "evaluate", self.model, "--data", self.data, "--out", folder / "r", "--metrics", "accuracy"
+        yield "evaluate", self.model, "--data", self.data, "--out", folder / "r", "--metric", "accuracy"
         yield "evaluate", self.missing, "--data", self.data
         yield "inspect", self.weights
         yield "inspect", self.nested
@@ -181,7 +181,7 @@ class Files:
 
 
 def test_no_command_prints_them(run: Any, artifact: Path, folder: Path) -> None:
-    repeated, commands = 0, set()
+    repeated, usage, commands = 0, 0, set()
     for words in Files(folder, artifact).commands():
         done = run(*words)
         said = done.stdout + done.stderr
@@ -190,7 +190,9 @@ def test_no_command_prints_them(run: Any, artifact: Path, folder: Path) -> None:
         # Folded at the width of a piped console, so the name can be cut by line breaks.
         repeated += "evil[boldred]" in "".join(said.split()).replace("│", "")
         commands.add(str(words[0]))
+        usage += "Usage: " in said
     assert repeated >= 30
+    assert usage == 4, "the last four words are wrong usage, and the others are not"
     assert commands >= {str(command.name) for command in app.registered_commands}
 
 

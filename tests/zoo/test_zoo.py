@@ -13,7 +13,7 @@ import pytest
 
 from bcos_fx.errors import UsageError
 from bcos_fx.zoo import Limits, cause, coverage_page, dates, examine_all, passed, select, totals
-from bcos_fx.zoo.running import read_rows
+from bcos_fx.zoo.rows import read_rows
 
 NETWORKS = Path(__file__).with_name("zoo_networks.py")
 
