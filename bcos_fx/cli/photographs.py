@@ -148,7 +148,7 @@ def check_shape(shape: Sequence[int]) -> None:
 
 
 def read_photograph(path: Path, shape: Sequence[int]) -> Tensor:
-    """Read one photograph: resized (bicubic) so that the crop keeps 7/8 of the short side, then cropped.
+    """Read one photograph: resized (bilinear) so that the crop keeps 7/8 of the short side, then cropped.
 
     Args:
         path: of the image.

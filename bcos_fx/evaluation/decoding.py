@@ -14,7 +14,7 @@ from torch import Tensor
 from bcos_fx.data.decoding import decoded_picture, in_mode
 from bcos_fx.errors import UsageError
 
-# The share of the short side that the usual ImageNet evaluation keeps: resize to 256, keep 224.
+# The share of the short side that the usual ImageNet evaluation keeps, and B-cosification's: resize to 256, keep 224.
 _KEPT = 224 / 256
 
 
@@ -27,15 +27,18 @@ class Frame:
         height: of the network's images, in pixels.
         width: likewise.
         shrunk: images come at this fraction of the network's size, as cells of rescaled grids.
+        whole: the crop keeps the whole short side, resized by cubic interpolation, as CLIP and its benchmark prepare
+            images; otherwise 7/8 of it, by linear interpolation, as classifiers of ImageNet and B-cosification do.
     """
 
     channels: int
     height: int
     width: int
     shrunk: int = 1
+    whole: bool = False
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], shrunk: int = 1) -> Frame:
+    def of(cls, shape: tuple[int, ...], shrunk: int = 1, *, whole: bool = False) -> Frame:
         """Return the frame for the shape of one sample.
 
         Raises:
@@ -43,7 +46,7 @@ class Frame:
         """
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise UsageError(f"the network takes {tuple(shape)}, which is no photograph", hint="1 or 3 channels, H, W")
-        return cls(*shape, shrunk)
+        return cls(*shape, shrunk, whole)
 
     @property
     def mode(self) -> str:
@@ -57,7 +60,8 @@ class Frame:
 
     def __str__(self) -> str:
         height, width = self.size
-        cut = f"the short side resized (bicubic) to 8/7 of {height}x{width} pixels, the centre cropped"
+        how = "(bicubic) to" if self.whole else "(bilinear) to 8/7 of"
+        cut = f"the short side resized {how} {height}x{width} pixels, the centre cropped"
         return f"images of {self.height}x{self.width} pixels as they are, others: {cut}"
 
 
@@ -66,7 +70,7 @@ def decoded(stream: BinaryIO, frame: Frame) -> Tensor:
 
     Returns:
         (C, h, w) float32 in [0, 1] of the frame's size: an image of the network's own size as it is (shrunk where the
-        frame says so); any other resized so that the crop keeps 7/8 of the short side, then cropped.
+        frame says so); any other resized so that the crop keeps 7/8 of the short side, or all, then cropped.
 
     Raises:
         Unreadable: the stream holds no image.
@@ -83,18 +87,21 @@ def from_picture(image: Image.Image, frame: Frame) -> Tensor:
     image = in_mode(image, frame.mode)
     height, width = frame.size
     if image.size != (frame.width, frame.height):
-        image = cropped(image, height, width)
+        image = cropped(image, height, width, whole=frame.whole)
     elif frame.shrunk > 1:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     pixels = np.asarray(image, dtype=np.float32).reshape(height, width, frame.channels) / 255
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def cropped(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Resize (bicubic) so that a crop of ``height`` × ``width`` keeps 7/8 of the short side, and crop the centre."""
-    factor = max(height / image.height, width / image.width) / _KEPT
+def cropped(image: Image.Image, height: int, width: int, *, whole: bool = False) -> Image.Image:
+    """Resize so that a crop of ``height`` × ``width`` keeps 7/8 of the short side, or all; crop the centre.
+
+    Linear interpolation, as published for classifiers; cubic for ``whole``, as CLIP prepares its images.
+    """
+    factor = max(height / image.height, width / image.width) / (1 if whole else _KEPT)
     size = max(width, round(image.width * factor)), max(height, round(image.height * factor))
-    resized = image.resize(size, Image.Resampling.BICUBIC)
+    resized = image.resize(size, Image.Resampling.BICUBIC if whole else Image.Resampling.BILINEAR)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return resized.crop((left, top, left + width, top + height))
 

@@ -41,7 +41,7 @@ def subject_of(
             raise UsageError("the network is in train mode", hint="call network.eval() first")
     source = source_of(dataset)
     given = shape if shape is not None else _shape_of(model, source)
-    return Subject(model, source, Frame.of(tuple(given)), original)
+    return Subject(model, source, Frame.of(tuple(given), whole=isinstance(model, ZeroShot)), original)
 
 
 def _shape_of(model: nn.Module, source: Source) -> tuple[int, ...]:

@@ -66,8 +66,8 @@ def _full(values: Tensor, percentile: float) -> Tensor:
 
 
 def _boxed(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mean of (N, 1, H, W) over a box, cut at the border; of a square: over its rows, then over its columns."""
-    return F.avg_pool2d(values, size, stride=1, padding=(size[0] // 2, size[1] // 2), count_include_pad=False)
+    """The mean of (N, 1, H, W) over a box, zeros beyond the border, as published; a square as rows, then columns."""
+    return F.avg_pool2d(values, size, stride=1, padding=(size[0] // 2, size[1] // 2))
 
 
 def _box(weights: Tensor, smooth: int | None) -> int:

@@ -181,6 +181,19 @@ def test_other_sizes_are_resized_and_cropped_and_the_own_size_is_left_alone() ->
     assert "8x8 pixels as they are" in str(FRAME)
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_images_are_prepared_as_the_publications_do(whole: bool) -> None:
+    """Classifiers: the short side to 256, linear, and 224 of it; CLIP and its benchmark: to 224, cubic, all of it."""
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8))
+    side, how = (224, Image.Resampling.BICUBIC) if whole else (256, Image.Resampling.BILINEAR)
+    resized = photograph.resize((round(500 * side / 300), side), how)
+    left, top = (resized.width - 224) // 2, (side - 224) // 2
+    expected = np.asarray(resized.crop((left, top, left + 224, top + 224)), dtype=np.float32) / 255
+    found = source_of(Pairs([(photograph, 0)])).read(0, Frame(3, 224, 224, whole=whole)).image
+    assert torch.equal(found, torch.from_numpy(expected).permute(2, 0, 1))
+    assert ("bicubic" in str(Frame(3, 224, 224, whole=whole))) == whole
+
+
 def test_cells_of_rescaled_grids_are_whole_images_made_smaller(tmp_path: Path) -> None:
     flat = Image.new("RGB", (8, 8), (10, 20, 30))
     frame = Frame(3, 8, 8, shrunk=2)

@@ -103,7 +103,7 @@ def slow_colours(weights: Tensor, contributions: Tensor, smooth: int, percentile
     for i in range(height):
         for j in range(width):
             window = raw[max(0, i - reach) : i + reach + 1, max(0, j - reach) : j + reach + 1]
-            picture[3, i, j] = float(window.mean())
+            picture[3, i, j] = float(window.sum()) / (2 * reach + 1) ** 2  # zeros beyond the border count
     ordered = picture[3].flatten().sort().values
     place = percentile / 100 * (len(ordered) - 1)
     low = int(place)
