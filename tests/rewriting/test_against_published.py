@@ -207,3 +207,36 @@ def test_explaining_changes_nothing_in_a_network_whose_plain_layer_is_divided() 
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not [path for path, _ in network.named_modules() if path.startswith("blocks.0.to_qkv.")]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_how_the_published_contribution_map_differs(trained: bool) -> None:
+    """Theirs is d (x - 1/2)/s + (d1 + d2)/(2 s), with d = d1 - d2 of the weights on [x', -x']; ours d (x - m)/s."""
+    (m, s), x = statistics("CNN"), images()
+    z = torch.cat([(x - m) / s, -(x - m) / s], 1).requires_grad_()
+    net = built("CNN")
+    widened, shift = slow.widened, 0.1 if trained else 0.0
+    slow_widened = lambda weight: widened(weight) + shift  # as training leaves it: no mirror image  # noqa: E731
+    try:
+        slow.widened = slow_widened
+        outputs = slow.small_cnn(net, z)
+    finally:
+        slow.widened = widened
+    best = outputs.max(1).values - slow.logit_bias(7)
+    (gradient,) = torch.autograd.grad(best.sum(), z)
+    best, (one, other) = best.detach(), gradient.chunk(2, 1)
+    d = one - other
+    theirs = (torch.cat([x, 1 - x], 1) * torch.cat([one / s, other / s], 1)).sum(1)
+    closed = (d * (x - 0.5) / s + (one + other) / 2 / s).sum(1)
+    torch.testing.assert_close(theirs, closed, rtol=1e-10, atol=1e-12)
+    if not trained:
+        torch.testing.assert_close(theirs, (d * (x - 0.5) / s).sum(1), rtol=1e-10, atol=1e-12)
+
+    ours = bcos_fx.explain(convert("CNN"), x).contributions
+    torch.testing.assert_close(ours, (d * (x - m) / s).sum(1), rtol=1e-10, atol=1e-12)
+    gap_of_theirs = best - theirs.sum((1, 2))
+    torch.testing.assert_close(
+        gap_of_theirs, (d * (0.5 - m) / s - (one + other) / 2 / s).sum((1, 2, 3)), rtol=1e-9, atol=1e-12
+    )
+    assert float((gap_of_theirs / best).abs().min()) > 1e-2
+    assert float((best - ours.sum((1, 2))).abs().max()) <= 1e-12 * float(best.abs().max())
