@@ -5,7 +5,6 @@ trace -> rewrite what preserves the function -> verify -> rewrite what changes i
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ from bcos_fx.proofs.equivalence import Verification, verify
 from bcos_fx.proofs.samples import imagine
 from bcos_fx.rewriting.build_input import input_affine
 from bcos_fx.rewriting.network import BcosNetwork, Guard, InputSpec, Record
-from bcos_fx.rewriting.options import Options
 from bcos_fx.rewriting.other_sizes import OtherSizes
 from bcos_fx.rewriting.passes import Engine, PassLog
 from bcos_fx.rewriting.precision import Precision
@@ -47,7 +45,7 @@ from bcos_fx.rewriting.report import (
 )
 from bcos_fx.rewriting.rewrite import Step
 from bcos_fx.rewriting.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
-from bcos_fx.subject import check_backward, check_finite, check_images, check_module
+from bcos_fx.subject import check_backward, check_encoding, check_finite, check_images, check_module
 from bcos_fx.tracing import Trace, own_modes, trace
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.inputs import bind
@@ -72,6 +70,7 @@ def bcosify(
     class_names: Sequence[str] | None = None,
     train: str = "refuse",
     verified: bool = True,
+    batch_axis: int | None = 0,
     keep_source: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -101,6 +100,8 @@ def bcosify(
         train: ``refuse`` (``.train()`` raises where the module's train graph is another than its eval graph) or
             ``eval-graph`` (train the eval graph).
         verified: prove that the preserving rules preserved the function, and measure the drift of the others.
+        batch_axis: where inputs hold their samples; with None (one sample as a whole: a graph's nodes, say) or another
+            dimension than 0 the proof runs on whole inputs of the example's shape, and on no other numbers of samples.
         keep_source: keep a reference to ``module``, and convert it again for inputs of a size for which the graph does
             not hold, over the same parameters; otherwise such inputs are refused. A file holds the first graph only.
         progress: called with a short text at the start of each stage.
@@ -122,13 +123,13 @@ def bcosify(
     # Parameters that are made in the caller's inference mode could never be trained.
     with own_modes():
         if isinstance(module, BcosNetwork):
-            return with_classes(_already_converted(module), classes, class_names)
+            return with_classes(example.equal_copy(module), classes, class_names)
         chosen = example.chosen_options(module, b, mean, std, options)
         loaded = load_recipe(recipe, extra_rules=rules)
         if "mean" not in chosen:
             example.check_statistics(module, loaded.options.mean, loaded.options.std, recipe=loaded.name)
         own = loaded.with_options(published.options_of(module, loaded, chosen))
-        conversion = _Conversion(module, own, images, progress)
+        conversion = _Conversion(module, own, images, progress, whole=batch_axis != 0)
         conversion.asked = frozenset(chosen)
         conversion.trace(example_inputs, output)
         conversion.preserve()
@@ -160,12 +161,6 @@ def plan(module: nn.Module, **arguments: Any) -> Report:
     return bcosify(module, **{**arguments, "verified": False, "calibration_images": None}).report
 
 
-def _already_converted(network: BcosNetwork) -> BcosNetwork:
-    note = "the network was already converted: this is an equal copy, nothing was rewritten"
-    notes = tuple(dict.fromkeys((*network.report.notes, note)))
-    return copy.deepcopy(network).with_report(dataclasses.replace(network.report, notes=notes))
-
-
 @dataclass
 class _Measured:
     steps: tuple[Drift, ...] = ()
@@ -175,8 +170,10 @@ class _Measured:
 class _Conversion:
     """The state of one run of the pipeline."""
 
-    def __init__(self, module: nn.Module, recipe: Recipe, images: Tensor | None, progress: Progress | None) -> None:
-        self.module, self.recipe, self.images = module, recipe, images
+    def __init__(
+        self, module: nn.Module, recipe: Recipe, images: Tensor | None, progress: Progress | None, *, whole: bool
+    ) -> None:
+        self.module, self.recipe, self.images, self.whole = module, recipe, images, whole
         self.asked: frozenset[str] = frozenset()  # options that are the caller's own
         self.say = progress or (lambda stage: None)
         self.log = PassLog()
@@ -188,7 +185,9 @@ class _Conversion:
         self.output = output
         self.recipe.options.check_leaves([path for path, _ in self.module.named_modules()])
         self.given, self.traced = self._traced(example_inputs)
-        self._sizes: tuple[()] | None = () if self.traced.guards else None  # None: others than the example's too
+        self._sizes: tuple[()] | None = (
+            () if self.traced.guards or self.whole else None
+        )  # None: others than the example's too
         self.example_run = bind(self.module, self.given)
         self.graph_module: fx.GraphModule = self.traced.graph_module
         check_finite(self.graph_module)
@@ -211,7 +210,9 @@ class _Conversion:
         self.precision.raise_()
         self._extend(self.engine.run(self.graph_module, PRESERVING_PHASES))
         self.specs = self._specs()
-        self._check_encoding()
+        # A network of peers' layers came with its own encoding: a recipe's statistics are not for it.
+        asked = self.asked if self.reader.has_peer_layers else None
+        check_encoding(self.recipe.options, self.specs, self.log.near_misses, asked)
         self.recipe.options.check_patterns(self._bcos_layers())
         if self.images is not None:
             check_images(self.images, self.specs)
@@ -238,27 +239,11 @@ class _Conversion:
             specs.append(spec)
         return tuple(specs)
 
-    def _check_encoding(self) -> None:
-        options, usual = self.recipe.options, Options()
-        given = [n for n in ("mean", "std", "channels", "pixel_max") if getattr(options, n) != getattr(usual, n)]
-        if self.reader.has_peer_layers:  # it came with its own encoding: a recipe's statistics are not for it
-            given = [name for name in given if name in self.asked]
-        if given and not any(spec.encoded for spec in self.specs):
-            names = " and ".join(given) + (" were" if given[1:] else " was")
-            reasons = [m.reason for m in self.log.near_misses if m.rule == "image-input-encoded"]
-            reasons += ["input='none' was given, which takes every input as it is"] if options.input == "none" else []
-            shapes = ", ".join(f"{s.name} {s.shape}" for s in self.specs)
-            raise UsageError(
-                f"{names} given, but no input is an image that could be encoded ({shapes})",
-                where="; ".join(reasons) or None,
-                hint=f"leave {' and '.join(given)} out, or normalise the input yourself",
-            )
-
     def _test_inputs(self, count: int) -> tuple[Tensor, ...]:
         """Inputs of the converted network: the user's images, or made-up ones; other inputs as in the example."""
         if self.images is not None:
             return (self._like_network(self.images[:count]),)
-        if len(self.specs) == 1 and self._examples()[0].is_floating_point():
+        if not self.whole and len(self.specs) == 1 and self._examples()[0].is_floating_point():
             made_up = imagine(self.specs[0].shape[1:], count, seed=0)
             if not self.specs[0].encoded:  # no image: values of both signs
                 made_up = made_up.map(lambda x: 2 * x - 1)
@@ -276,11 +261,20 @@ class _Conversion:
     def _examples(self) -> tuple[Tensor, ...]:
         return tuple(self.example_run.named.values())
 
+    def _original(self, specs: Sequence[InputSpec]) -> nn.Module:
+        return example.Original(self.module, self.example_run, specs, self.output)
+
+    def _compared(self, original: nn.Module, converted: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, Any, Any]:
+        """What is compared, on what: where samples are not the first dimension, on whole inputs one by one."""
+        if not self.whole:
+            return original, converted, inputs
+        return example.EachAlone(original), example.EachAlone(converted), tuple(x.unsqueeze(0) for x in inputs)
+
     def _drift_batches(self) -> list[tuple[Tensor, ...]]:
         """Test inputs in batches as large as the example: an exported program may take no other."""
         inputs = self._test_inputs(8 if self.images is not None else 4)
         size = self.specs[0].shape[0] if self.specs[0].shape else 0
-        if len(inputs) > 1 or not 0 < size <= len(inputs[0]):
+        if len(inputs) > 1 or self.whole or not 0 < size <= len(inputs[0]):
             return [inputs]
         return [(part,) for part in torch.split(inputs[0], size) if len(part) == size]
 
@@ -292,9 +286,8 @@ class _Conversion:
         """Prove that the network so far is the original, or say which rule broke it."""
         self.say("verifying")
         result = verify(
-            example.Original(self.module, self.example_run, self.specs, self.output),
-            self.graph_module,
-            self._test_inputs(3),  # as many as the batches hold: every further pass costs as much as a batch
+            # As many samples as the batches hold: every further pass costs as much as a batch.
+            *self._compared(self._original(self.specs), self.graph_module, self._test_inputs(3)),
             batch_sizes=(1, 2),
             sizes=self._sizes,
             preserves="eval",
@@ -328,8 +321,10 @@ class _Conversion:
     def _check_trace(self, traced: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
         """Do not blame a rule for what tracing took from the example: a batch size, say."""
         plain = [dataclasses.replace(spec, encoded=False) for spec in self.specs]
-        original = example.Original(self.module, self.example_run, plain, self.output)
-        result = verify(original, traced, inputs, batch_sizes=(1, 2), sizes=self._sizes, gradients=False)
+        original = self._original(plain)
+        result = verify(
+            *self._compared(original, traced, inputs), batch_sizes=(1, 2), sizes=self._sizes, gradients=False
+        )
         if any(row.verdict == "different" for row in result.comparisons):
             raise TraceError(
                 f"the module's graph holds for inputs like the example only: {result.detail}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
+from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.tracing.exported import Exported
 from bcos_fx.tracing.inputs import ExampleError, Inputs, part_of
 
@@ -134,6 +137,13 @@ def _tuple(name: str, value: Sequence[float] | float | None) -> tuple[float, ...
         raise wrong from error
 
 
+def equal_copy(network: BcosNetwork) -> BcosNetwork:
+    """Return a copy of a network that is converted already, whose report says so."""
+    note = "the network was already converted: this is an equal copy, nothing was rewritten"
+    notes = tuple(dict.fromkeys((*network.report.notes, note)))
+    return copy.deepcopy(network).with_report(dataclasses.replace(network.report, notes=notes))
+
+
 def selected(result: Any, output: int | str | None) -> Any:
     """Return the part of a module's output that was asked for: an element, a key, an attribute, or a path of these."""
     return result if output is None else part_of(result, output)
@@ -152,6 +162,18 @@ class Original(nn.Module):
         """Run the network on what the converted one takes."""
         given = [spec.original(x) for spec, x in zip(self.specs, inputs, strict=True)]
         return selected(self.example_run.call(self.module, given), self.output)
+
+
+class EachAlone(nn.Module):
+    """A network without a dimension of samples, applied to one whole input after the other and stacked."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return (N, ...) for inputs (N, ...), each a stack of what the network takes."""
+        return torch.stack([self.network(*given) for given in zip(*inputs, strict=True)])
 
 
 def like(example: Tensor | Sequence[Any] | Mapping[str, Any], values: Sequence[Tensor]) -> Any:

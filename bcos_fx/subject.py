@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import TraceError, UsageError
 from bcos_fx.proofs.equivalence import Verification
+from bcos_fx.rewriting.match import NearMiss
 from bcos_fx.rewriting.network import InputSpec, reserved_names
+from bcos_fx.rewriting.options import Options
 
 _MOST_NAMED = 5
 _DETECTORS_TRANSFORM = "torchvision.models.detection.transform.GeneralizedRCNNTransform"
@@ -94,6 +96,35 @@ def _not_finite(network: nn.Module) -> Iterator[str]:
     for name, buffer in network.named_buffers():
         if not bool((torch.isfinite(buffer) | (buffer == -math.inf)).all()):
             yield name
+
+
+def check_encoding(
+    options: Options, specs: Sequence[InputSpec], near_misses: Sequence[NearMiss], asked: Collection[str] | None
+) -> None:
+    """Check that statistics of images were not given for a network without an input that could be encoded.
+
+    Args:
+        options: of the conversion.
+        specs: the network's inputs.
+        near_misses: why rules did not match.
+        asked: options that count as given; None: all that are not as usual.
+
+    Raises:
+        UsageError: they were; says why no input is one.
+    """
+    usual = Options()
+    given = [n for n in ("mean", "std", "channels", "pixel_max") if getattr(options, n) != getattr(usual, n)]
+    given = [name for name in given if asked is None or name in asked]
+    if given and not any(spec.encoded for spec in specs):
+        names = " and ".join(given) + (" were" if given[1:] else " was")
+        reasons = [m.reason for m in near_misses if m.rule == "image-input-encoded"]
+        reasons += ["input='none' was given, which takes every input as it is"] if options.input == "none" else []
+        shapes = ", ".join(f"{s.name} {s.shape}" for s in specs)
+        raise UsageError(
+            f"{names} given, but no input is an image that could be encoded ({shapes})",
+            where="; ".join(reasons) or None,
+            hint=f"leave {' and '.join(given)} out, or normalise the input yourself",
+        )
 
 
 def check_images(images: object, specs: Sequence[InputSpec]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from bcos_fx.certification import in_order, view_of
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.explanation.axes import Axes, axes_of
+from bcos_fx.explanation.batch_axis import BatchAxis, samples_first, under_own_names
+from bcos_fx.explanation.chunks import chunks, has_samples, naming_samples, of_samples
 from bcos_fx.explanation.joint import JointExplanation, by_source
 from bcos_fx.explanation.result import Constants, Explanation
 from bcos_fx.explanation.targets import Chosen, Target, chosen, label_of, named
@@ -25,7 +26,6 @@ from bcos_fx.subject import check_module
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.inputs import bind
 
-_SHARE_OF_MEMORY = 0.4
 _NAMED = 3
 
 Images = Tensor | Mapping[str, Tensor]
@@ -44,6 +44,7 @@ def explain(
     names: Sequence[str] | None = ...,
     batch_size: int | None = ...,
     channel_axis: int | None = ...,
+    batch_axis: BatchAxis = ...,
     allow_incomplete: bool = ...,
 ) -> Explanation: ...
 
@@ -60,6 +61,7 @@ def explain(
     names: Sequence[str] | None = ...,
     batch_size: int | None = ...,
     channel_axis: int | None = ...,
+    batch_axis: BatchAxis = ...,
     allow_incomplete: bool = ...,
 ) -> JointExplanation: ...
 
@@ -75,6 +77,7 @@ def explain(
     names: Sequence[str] | None = None,
     batch_size: int | None = None,
     channel_axis: int | None = None,
+    batch_axis: BatchAxis = 0,
     allow_incomplete: bool = False,
 ) -> Explanation | JointExplanation:
     """Explain outputs of a dynamic linear network by what it computed: f(x) = W(x)·x + Σ_c W_c(x)·c.
@@ -103,6 +106,10 @@ def explain(
         batch_size: samples that are computed at once; None: as many as fit into memory.
         channel_axis: the dimension of what outputs are explained by that holds its channels, over which
             ``contributions`` are summed, as counted in (N, ...); None: the one that the first layer sums over.
+        batch_axis: the dimension of the first input that holds its samples; None: the input is one sample as a whole,
+            such as a graph's nodes (nodes, F), and the other inputs belong to it. Or by name for several inputs, such
+            as ``{"x": 1, "mask": 0}``; those that are not named belong to every sample. Results hold samples first,
+            and a node's or position's class is ``target=(node, class)``.
         allow_incomplete: explain a network that is not dynamic linear too; the result then says what is missing.
 
     Returns:
@@ -116,6 +123,8 @@ def explain(
     """
     check_module(model := as_module(model))
     given = _in_order(model, images, others)
+    if batch_axis != 0:
+        return _arranged(model, given, target, batch_axis, output, source, names, channel_axis, allow_incomplete)
     example: Any = given
     if isinstance(images, Mapping):
         example, images = images, _explained_by(given)
@@ -131,10 +140,10 @@ def explain(
         raise _not_linear(view)
     wanted = named(target, names)
     parts, choices = [], []
-    for place in _chunks(view, images, batch_size):
-        inputs = [value[place] if _has_samples(value, images) else value for value in given]
-        with model.naming_shapes(given) if isinstance(model, BcosNetwork) else nullcontext():
-            part, choice = _explained(view, inputs, _of_samples(wanted, place, len(images)))
+    for place in chunks(view, images, batch_size):
+        inputs = [value[place] if has_samples(value, images) else value for value in given]
+        with model.naming_shapes(given) if isinstance(model, BcosNetwork) else nullcontext(), naming_samples():
+            part, choice = _explained(view, inputs, of_samples(wanted, place, len(images)))
         parts.append(part)
         choices.append(choice)
     notes = _notes(model, given)
@@ -146,6 +155,37 @@ def explain(
         one = replace(one, labels=label_of(wanted, one.name, names, parts[0].value.shape))
         found[name] = one if getattr(wanted, "names", None) is None else _scored(one, wanted.names)
     return next(iter(found.values())) if source is None or isinstance(source, str) else JointExplanation(found)
+
+
+def _arranged(
+    model: nn.Module,
+    given: list[Tensor],
+    target: Target,
+    batch_axis: BatchAxis,
+    output: str | None,
+    source: Any,
+    names: Sequence[str] | None,
+    channel_axis: int | None,
+    allow_incomplete: bool,
+) -> Explanation:
+    """Explain a network whose samples are not the first dimension, one sample at a time."""
+    if output is not None or source is not None:
+        raise UsageError(
+            "batch_axis= was given with output= or source=, whose values have their samples elsewhere too",
+            hint="wrap the network in a module that takes and returns its samples first",
+        )
+    adapter, (first, *others) = samples_first(model, given, batch_axis)
+    found = explain(
+        adapter,
+        first,
+        target,
+        others=others,
+        names=names,
+        batch_size=1,
+        channel_axis=channel_axis,
+        allow_incomplete=allow_incomplete,
+    )
+    return under_own_names(found)
 
 
 def _explained(view: ExplanationView, inputs: list[Tensor], target: Any) -> tuple[DynamicWeights, Chosen]:
@@ -248,46 +288,6 @@ def _way_out(view: ExplanationView) -> str:
     if view.ends_in_gate:
         return 'explain the value before the last gate with output="logits"'
     return "allow_incomplete=True explains the rest, and labels what is missing"
-
-
-# ---------------------------------------------------------------- samples
-
-
-def _has_samples(value: Any, images: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(images)
-
-
-def _of_samples(target: Any, place: slice, samples: int) -> Any:
-    """The part of a target that belongs to some samples."""
-    if isinstance(target, Tensor) and target.dim() and len(target) == samples:
-        return target[place]
-    return target[place] if isinstance(target, list) and len(target) == samples else target
-
-
-def _chunks(view: ExplanationView, images: Tensor, batch_size: int | None) -> list[slice]:
-    samples = len(images)
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError(f"batch_size is {batch_size!r}", hint="give a whole number of at least 1, or leave it out")
-    size = samples if batch_size is None else batch_size
-    if samples > 1 and not view.separable:
-        size = 1
-    elif batch_size is None and samples > 1:
-        size = max(1, min(samples, int(_SHARE_OF_MEMORY * _free_memory(images) / _bytes_per_sample(view, images))))
-    return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
-
-
-def _bytes_per_sample(view: ExplanationView, images: Tensor) -> float:
-    """What a backward pass keeps at the most: the values of all nodes, as they were in the example run."""
-    shapes = [node.meta.get("shape") for node in view.graph_module.graph.nodes]
-    example = view.inputs[0].meta.get("shape") or images.shape
-    numbers = sum(torch.Size(shape).numel() for shape in shapes if shape)
-    return max(1.0, numbers * images.element_size() / torch.Size(example).numel() * images[0].numel())
-
-
-def _free_memory(images: Tensor) -> float:
-    if images.is_cuda:
-        return float(torch.cuda.mem_get_info(images.device)[0])
-    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if hasattr(os, "sysconf") else 4e9
 
 
 # ---------------------------------------------------------------- inputs

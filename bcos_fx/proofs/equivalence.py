@@ -269,8 +269,11 @@ def _check_original(
     if all(outcome.failure is not None for outcome in plain):
         failure = plain[0].failure
     if failure is not None:
-        integers = not all(tensor.is_floating_point() for tensor in batch.tensors)
-        hint = "give inputs of the shape that it takes, and batch_sizes= if it takes only some"
+        integers = not any(tensor.is_floating_point() for tensor in batch.tensors)
+        hint = (
+            "give inputs of the shape that it takes, and batch_sizes= if it takes only some; where the first dimension "
+            "does not hold the samples, bcosify takes batch_axis="
+        )
         raise UsageError(
             f"the original network cannot run: {failure}",
             where=f"inputs {batch.describe()}",

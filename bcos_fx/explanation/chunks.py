@@ -1,0 +1,77 @@
+"""Which samples are explained at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bcos_fx.errors import UsageError
+from bcos_fx.proofs.view import ExplanationView
+
+_SHARE_OF_MEMORY = 0.4
+
+
+@contextmanager
+def naming_samples() -> Iterator[None]:
+    """Say of a shape that fails within that the samples may lie elsewhere.
+
+    Raises:
+        UsageError: in place of PyTorch's own error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UsageError(
+            f"the network does not take its input sample by sample: {str(error).partition(chr(10))[0]}",
+            hint="the first dimension holds the samples; batch_axis= names another, or None for none",
+        ) from error
+
+
+def has_samples(value: Any, images: Tensor) -> bool:
+    """Whether a value holds one entry for each of the images."""
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(images)
+
+
+def of_samples(target: Any, place: slice, samples: int) -> Any:
+    """Return the part of a target that belongs to some samples."""
+    if isinstance(target, Tensor) and target.dim() and len(target) == samples:
+        return target[place]
+    return target[place] if isinstance(target, list) and len(target) == samples else target
+
+
+def chunks(view: ExplanationView, images: Tensor, batch_size: int | None) -> list[slice]:
+    """Return which samples are explained at once: as many as fit into memory, one where they cannot be told apart.
+
+    Raises:
+        UsageError: ``batch_size`` is no number of samples.
+    """
+    samples = len(images)
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise UsageError(f"batch_size is {batch_size!r}", hint="give a whole number of at least 1, or leave it out")
+    size = samples if batch_size is None else batch_size
+    if samples > 1 and not view.separable:
+        size = 1
+    elif batch_size is None and samples > 1:
+        size = max(1, min(samples, int(_SHARE_OF_MEMORY * _free_memory(images) / _bytes_per_sample(view, images))))
+    return [slice(first, min(first + size, samples)) for first in range(0, samples, size)]
+
+
+def _bytes_per_sample(view: ExplanationView, images: Tensor) -> float:
+    """What a backward pass keeps at the most: the values of all nodes, as they were in the example run."""
+    shapes = [node.meta.get("shape") for node in view.graph_module.graph.nodes]
+    example = view.inputs[0].meta.get("shape") or images.shape
+    numbers = sum(torch.Size(shape).numel() for shape in shapes if shape)
+    return max(1.0, numbers * images.element_size() / torch.Size(example).numel() * images[0].numel())
+
+
+def _free_memory(images: Tensor) -> float:
+    if images.is_cuda:
+        return float(torch.cuda.mem_get_info(images.device)[0])
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if hasattr(os, "sysconf") else 4e9
