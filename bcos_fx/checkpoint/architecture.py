@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.checkpoint import hugging_face
 from bcos_fx.checkpoint.reading import StateDict
 from bcos_fx.errors import BcosFxError, CheckpointError, nearest
 from bcos_fx.lazy import library
@@ -30,7 +31,6 @@ FORMS = (
     "torchvision:resnet50[@WEIGHTS], timm:NAME, transformers:CLASS[@ATTENTION], open_clip:NAME[@TAG], "
     "package.module:factory or path/to/file.py:factory"
 )
-_ATTENTIONS = ("eager", "sdpa")
 _WEIGHTS_BY_NAME = ("torchvision", "open_clip")
 # Library -> where its list of networks is, and the extra that brings it.
 _LISTED = {
@@ -56,8 +56,10 @@ _FAMILIES = (
 )
 
 
-def build_architecture(arch: str) -> nn.Module:
+def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = None) -> nn.Module:
     """Build the network that ``arch`` names; see the top of this file for the forms.
+
+    A class of transformers takes its sizes from ``configuration``, the content of a ``config.json``, where given.
 
     Where ``@WEIGHTS`` names torchvision weights, they are loaded, and their normalisation is put on the
     module as ``pretrained_cfg = {"mean": ..., "std": ...}``, as timm does with its own.
@@ -69,6 +71,8 @@ def build_architecture(arch: str) -> nn.Module:
     source, colon, name = arch.rpartition(":")
     if not colon or not source or not name:
         raise CheckpointError(f"{arch!r} names no architecture", hint=f"write it as {FORMS}")
+    if source == "transformers":
+        return _transformers(name, arch, configuration)
     if source in _LIBRARIES:
         return _LIBRARIES[source](name, arch)
     factory = _member(_user_module(source, arch), name, arch)
@@ -110,6 +114,8 @@ def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -
     if wrapped.prefix and not expected.keys() & tensors.keys():
         tensors = _with_prefix(tensors, wrapped.prefix, set(expected))
     tensors = _with_names_of(tensors, list(expected))
+    if expected.keys() != tensors.keys():
+        tensors = hugging_face.renamed(module, {wrapped.prefix + n: t for n, t in wrapped.tensors.items()}) or tensors
     misshapen = [
         f"{name}: {tuple(tensor.shape)} in the file, {tuple(expected[name].shape)} in the network"
         for name, tensor in tensors.items()
@@ -183,19 +189,10 @@ def _timm(name: str, arch: str) -> nn.Module:
     return _call(lambda: timm.create_model(name, pretrained=False), arch)
 
 
-def _transformers(name: str, arch: str) -> nn.Module:
-    """Build a class of transformers by the default configuration of its kind."""
-    transformers = _library("transformers", "transformers")
-    name, _, attention = name.partition("@")
-    if attention and attention not in _ATTENTIONS:
-        raise CheckpointError(f"no attention is called {attention!r}", where=arch, hint=nearest(attention, _ATTENTIONS))
-    kind = getattr(transformers, name, None)
-    configuration = getattr(kind, "config_class", None)
-    if not isinstance(kind, type) or not isinstance(configuration, type):
-        known = [key for key in dir(transformers) if key.endswith(("Model", "Classification", "Projection", "LMHead"))]
-        raise CheckpointError(f"transformers has no model {name!r}", where=arch, hint=nearest(name, known))
-    chosen = {"attn_implementation": attention} if attention else {}
-    return _call(lambda: kind(configuration(**chosen)), arch)
+def _transformers(name: str, arch: str, configuration: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build a class of transformers, by a file's configuration or the default one of its kind."""
+    kind, chosen = hugging_face.named_class(_library("transformers", "transformers"), name, arch)
+    return _call(lambda: kind(hugging_face.configured(kind, configuration, chosen, arch)), arch)
 
 
 def open_clip_choice(text: str, arch: str) -> tuple[Any, str, str | None]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bcos_fx.budgets import ARCHIVE_MEMBERS, ENTRIES, JSON_BYTES, held, parse_json
+from bcos_fx.checkpoint.folders import INDEX, shards_of, weights_at
 from bcos_fx.checkpoint.pickle_scan import PickleScan, scan_pickle
 from bcos_fx.errors import CheckpointError, nearest
 from bcos_fx.files import kind_of_special
@@ -43,7 +44,7 @@ class FileKind:
 
     ``kind`` is one of ``state-dict``, ``nested-checkpoint``, ``tensor``, ``pickled-module``,
     ``pickle``, ``torch-tar``, ``exported-program``, ``torchscript``, ``torch-package``,
-    ``safetensors``, ``bcos-fx``, ``onnx``, ``hdf5``, ``numpy``, ``gguf``, ``gzip``, ``zip``,
+    ``safetensors``, ``sharded``, ``bcos-fx``, ``onnx``, ``hdf5``, ``numpy``, ``gguf``, ``gzip``, ``zip``,
     ``text``, ``empty``, ``damaged`` and ``unknown``. ``summary`` is one sentence for people;
     ``details`` holds what was found on the way (``root``, ``keys``, ``names``, ``members``, ...).
     """
@@ -54,10 +55,10 @@ class FileKind:
 
 
 def identify(path: str | os.PathLike[str]) -> FileKind:
-    """Say what the file at ``path`` is, executing nothing from it.
+    """Say what the file at ``path`` is, or that of the weights in a folder, executing nothing from it.
 
     Raises:
-        CheckpointError: there is no such file, it is a directory, it cannot be opened, or exceeds a budget.
+        CheckpointError: there is no such file, a directory has no weights, or it cannot be opened or exceeds a budget.
     """
     file = _existing_file(Path(path))
     try:
@@ -67,6 +68,10 @@ def identify(path: str | os.PathLike[str]) -> FileKind:
 
 
 def _identified(file: Path) -> FileKind:
+    if file.name.endswith(INDEX):
+        with readable(file):
+            shards = shards_of(file)
+        return FileKind("sharded", f"an index of weights in {len(shards)} files", {"members": tuple(map(str, shards))})
     with readable(file), file.open("rb") as stream:
         head = stream.read(512)
         stream.seek(0)
@@ -100,9 +105,7 @@ def _existing_file(path: Path) -> Path:
         if path.is_file():
             return path
         if path.is_dir():
-            inside = sorted(item.name for item in path.iterdir() if item.is_file())
-            hint = "name one file in it: " + ", ".join(inside[:5]) if inside else "name a file"
-            raise CheckpointError("this is a directory, not a checkpoint file", where=str(path), hint=hint)
+            return weights_at(path)
         if path.exists() and (special := kind_of_special(path.stat())) is not None:
             raise CheckpointError(f"this is {special}, not a file", where=str(path), hint="copy it to a file first")
         names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from bcos_fx.checkpoint.architecture import guess_architecture
+from bcos_fx.checkpoint.folders import weights_at
 from bcos_fx.checkpoint.identify import FileKind, identify
 from bcos_fx.checkpoint.reading import StateDict, load_object, load_safetensors, load_tensors, nonfinite
 from bcos_fx.errors import CheckpointError
@@ -102,6 +103,7 @@ def inspect(path: str | os.PathLike[str], *, key: str | None = None) -> Inspecti
         CheckpointError: the file is not there or cannot be opened.
     """
     kind = identify(path)
+    path = weights_at(Path(path))
     state, problem = _state(path, kind, key)
     rows: tuple[TensorRow, ...] = ()
     if state is not None:
@@ -127,7 +129,7 @@ def _state(path: str | os.PathLike[str], kind: FileKind, key: str | None) -> tup
     try:
         if kind.kind == "bcos-fx":
             return StateDict(load_safetensors(Path(path)), str(path)), None
-        if kind.kind in ("state-dict", "nested-checkpoint", "safetensors"):
+        if kind.kind in ("state-dict", "nested-checkpoint", "safetensors", "sharded"):
             return load_tensors(path, key=key), None
         load_object(path, kind, trust_pickle=False)
     except CheckpointError as error:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bcos_fx.checkpoint.architecture import FORMS, build_architecture, guess_architecture, load_into
+from bcos_fx.checkpoint.folders import configuration_beside
 from bcos_fx.checkpoint.identify import FileKind, identify, readable
 from bcos_fx.checkpoint.published import load_published
 from bcos_fx.checkpoint.reading import (
@@ -31,7 +32,7 @@ def read_model(
     """Read the network in ``path``, in eval mode, on the CPU.
 
     Args:
-        path: weights, which need ``arch``; or, with ``trust_pickle``, a pickled module or a ``.pt2``.
+        path: weights or a folder of them, which need ``arch``; or, with ``trust_pickle``, a pickled module or ``.pt2``.
         arch: ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME``, ``package.module:factory`` or ``file.py:factory``.
         key: the dotted path of keys to the weights, where the file holds several sets.
         trust_pickle: let the file run the code that it carries. Only for files that you made.
@@ -46,7 +47,9 @@ def read_model(
         return _exported(path)
     if arch is not None:
         state = read_state_dict(path, key=key, trust_pickle=trust_pickle)
-        module = build_architecture(arch)
+        with readable(Path(path)):
+            configuration = configuration_beside(Path(path)) if arch.startswith("transformers:") else None
+        module = build_architecture(arch, configuration=configuration)
         if not load_published(module, state, _settings(path, kind, state, trust_pickle)):
             load_into(module, state)
         return module.eval()

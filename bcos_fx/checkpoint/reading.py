@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bcos_fx.budgets import held
+from bcos_fx.checkpoint.folders import shards_of, weights_at
 from bcos_fx.checkpoint.identify import FileKind, identify, readable
 from bcos_fx.errors import CheckpointError, nearest
 from bcos_fx.tracing.wrappers import without_wrappers
@@ -117,7 +118,7 @@ def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, tru
     """Read the weights in ``path``.
 
     Args:
-        path: a file that ``torch.save`` or safetensors wrote.
+        path: a file that ``torch.save`` or safetensors wrote, the index of several, or a folder with such a file in it.
         key: the dotted path of keys to the weights, where the file holds several sets; or on to a part of the network,
             by its name (``visual`` in a checkpoint of CLIP).
         trust_pickle: let the file run the code that it carries. Only for files that you made.
@@ -140,10 +141,34 @@ def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, tru
 
 def load_tensors(path: str | os.PathLike[str], *, key: str | None = None, trust_pickle: bool = False) -> StateDict:
     """Like :func:`read_state_dict`, but without looking at the values."""
-    content = load_object(path, identify(path), trust_pickle=trust_pickle)
-    state = _unwrap(content, str(path), key)
-    _check_sizes(state.tensors, Path(path))
+    path = weights_at(Path(path))
+    kind = identify(path)
+    if kind.kind == "sharded":
+        return _unwrap(_load_shards(path, trust_pickle=trust_pickle), str(path), key)
+    state = _unwrap(load_object(path, kind, trust_pickle=trust_pickle), str(path), key)
+    _check_sizes(state.tensors, path)
     return state
+
+
+def _load_shards(index: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
+    """Read all files of an index.
+
+    Raises:
+        CheckpointError: a file cannot be read, or holds other tensors than the index says.
+    """
+    found: dict[str, Tensor] = {}
+    for path, names in shards_of(index).items():
+        tensors = _tensors_in(load_object(path, identify(path), trust_pickle=trust_pickle))
+        _check_sizes(tensors, path)
+        if set(tensors) != set(names):
+            odd = sorted(set(tensors) ^ set(names))
+            raise CheckpointError(
+                f"the file holds other tensors than {index.name} says: {_listed(odd)}",
+                where=str(path),
+                hint="the files are of different downloads: fetch them all again",
+            )
+        found |= tensors
+    return found
 
 
 def _check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -162,6 +187,7 @@ def _check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 def load_object(path: str | os.PathLike[str], kind: FileKind, *, trust_pickle: bool) -> Any:
     """Whatever the file holds, tensors on the CPU; refuses what would run code unless it is trusted."""
+    path = weights_at(Path(path))
     if kind.kind in ("safetensors", "state-dict", "nested-checkpoint", "tensor"):
         pass
     elif kind.kind == "pickled-module":

@@ -215,8 +215,8 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_a_directory_names_a_file_in_it(tmp_path: Path) -> None:
-    save_file(Net().state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"directory.*\n.*\n.*model\.safetensors"):
+    save_file(Net().state_dict(), tmp_path / "net.safetensors")
+    with pytest.raises(CheckpointError, match=r"directory.*\n.*\n.*net\.safetensors"):
         read_state_dict(tmp_path)
 
 

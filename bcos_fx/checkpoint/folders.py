@@ -1,0 +1,105 @@
+"""Folders and files as the Hugging Face hub has them: weights under a usual name, whole or in shards with an index.
+
+An index names, for each tensor, the file beside it that holds the tensor. Nothing else in it is used, and no name in it
+leads out of the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bcos_fx.budgets import JSON_BYTES, parse_json
+from bcos_fx.errors import CheckpointError
+
+INDEX = ".index.json"
+"""How the name of an index ends."""
+
+_WEIGHTS = (
+    "model.safetensors",
+    f"model.safetensors{INDEX}",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin",
+    f"pytorch_model.bin{INDEX}",
+    "open_clip_pytorch_model.bin",
+)
+"""Files of weights in a folder, best first: safetensors run no code, and a whole file needs no index."""
+
+_CONFIGURATION = "config.json"
+_NOT_TAKEN = frozenset(
+    "architectures auto_map custom_pipelines dtype torch_dtype transformers_version _name_or_path _commit_hash "
+    "attn_implementation _attn_implementation _attn_implementation_internal".split()
+)
+"""Entries of a configuration that say where a network came from or how it runs, and nothing of its shape."""
+
+
+def weights_at(path: Path) -> Path:
+    """Return the file or index of weights in a folder; a path to anything else comes back as it is.
+
+    Raises:
+        CheckpointError: the folder has none.
+    """
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+    if found is not None:
+        return found
+    inside = sorted(item.name for item in path.iterdir() if item.is_file())
+    hint = "name one file in it: " + ", ".join(inside[:5]) if inside else "name a file"
+    raise CheckpointError(f"this is a directory without {_WEIGHTS[0]} or pytorch_model.bin", where=str(path), hint=hint)
+
+
+def shards_of(index: Path) -> dict[Path, list[str]]:
+    """Return file -> names of the tensors that it is said to hold, of an index.
+
+    Raises:
+        CheckpointError: it is no index, a file that it names is missing, or a name leads out of the folder.
+    """
+    listed = _json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError("the index has no weight_map", where=str(index), hint="download it again")
+    shards: dict[Path, list[str]] = {}
+    for tensor, name in listed.items():
+        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+            raise CheckpointError(f"the index names {str(name)[:80]!r}, which is no file beside it", where=str(index))
+        shards.setdefault(index.parent / name, []).append(tensor)
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing[:5])}",
+            where=str(index),
+            hint="download them into the same folder",
+        )
+    return shards
+
+
+def configuration_beside(path: Path) -> dict[str, Any] | None:
+    """Return what ``config.json`` says of the shape of a network; None where no such file is beside its weights.
+
+    Args:
+        path: a folder, or a file of weights.
+
+    Raises:
+        CheckpointError: it is no configuration, or one of quantised weights.
+    """
+    file = (path if path.is_dir() else path.parent) / _CONFIGURATION
+    if not file.is_file():
+        return None
+    content = _json(file)
+    if "quantization_config" in content:
+        raise CheckpointError(
+            "the weights are quantised", where=str(file), hint="take the network in floating point, before that"
+        )
+    return {name: value for name, value in content.items() if name not in _NOT_TAKEN}
+
+
+def _json(file: Path) -> Mapping[str, Any]:
+    JSON_BYTES.check(file.stat().st_size, file.name, CheckpointError, str(file))
+    try:
+        content = parse_json(file.read_bytes(), file.name, CheckpointError, str(file))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file.name} is no JSON: {error}", where=str(file), hint="download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file.name} holds no JSON object", where=str(file), hint="download it again")
+    return content

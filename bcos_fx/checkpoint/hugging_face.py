@@ -1,0 +1,105 @@
+"""Networks of the library transformers: built by a configuration, and their weights by the names of any version."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.errors import CheckpointError, nearest
+
+_ATTENTIONS = ("eager", "sdpa")
+_ENDINGS = ("Model", "Classification", "Projection", "LMHead")
+
+
+def named_class(library: Any, name: str, arch: str) -> tuple[type[nn.Module], dict[str, str]]:
+    """Return the class of ``CLASS[@ATTENTION]`` and the option of its configuration that chooses the attention.
+
+    Raises:
+        CheckpointError: there is no such class or attention; names the nearest.
+    """
+    name, _, attention = name.partition("@")
+    if attention and attention not in _ATTENTIONS:
+        raise CheckpointError(f"no attention is called {attention!r}", where=arch, hint=nearest(attention, _ATTENTIONS))
+    kind = getattr(library, name, None)
+    if not isinstance(kind, type) or not isinstance(getattr(kind, "config_class", None), type):
+        known = [key for key in dir(library) if key.endswith(_ENDINGS)]
+        raise CheckpointError(f"transformers has no model {name!r}", where=arch, hint=nearest(name, known))
+    return kind, {"attn_implementation": attention} if attention else {}
+
+
+def configured(kind: Any, content: Mapping[str, Any] | None, chosen: Mapping[str, str], arch: str) -> Any:
+    """Return the configuration of a class: what a file says of it, or the default of its kind.
+
+    Args:
+        kind: a class of transformers.
+        content: the file's entries; None for the default.
+        chosen: further options.
+        arch: as the user named it.
+
+    Raises:
+        CheckpointError: the file is of another kind of network.
+    """
+    wanted = kind.config_class
+    if content is None:
+        return wanted(**chosen)
+    inner = content.get(getattr(wanted, "base_config_key", "") or "")
+    found = inner if content.get("model_type") != wanted.model_type and isinstance(inner, dict) else content
+    if found.get("model_type", wanted.model_type) != wanted.model_type:
+        raise CheckpointError(
+            f"config.json is of a network of the kind {str(found['model_type'])[:40]!r}, and {kind.__name__} is of "
+            f"the kind {wanted.model_type!r}",
+            where=arch,
+            hint="name the class that the weights were saved from",
+        )
+    return wanted.from_dict({**found, **chosen})
+
+
+def renamed(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return weights under the names that this version of transformers has for them.
+
+    Files from before some version call a layer norm's weight ``gamma``, or a projection by another path; transformers
+    has the table. Nothing is read or fetched: it gets the configuration and the tensors.
+
+    Args:
+        module: the network, which is not changed.
+        tensors: the weights by the names that they have in the file.
+
+    Returns:
+        What fits, what is left over by its own name, and what has another shape without its numbers; None where the
+        module is not of transformers.
+    """
+    library: Any = sys.modules.get("transformers")
+    if library is None or not isinstance(module, library.PreTrainedModel):
+        return None
+    with _silent(library):
+        fitted, found = type(module).from_pretrained(
+            None,
+            config=module.config,
+            state_dict=dict(tensors),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the caller compares shapes
+        )
+    other = {name: torch.empty(shape, device="meta") for name, shape, *_ in found["mismatched_keys"]}
+    left = {name: tensors[name] for name in found["unexpected_keys"] if name in tensors}
+    held = {name: t for name, t in fitted.state_dict().items() if name not in found["missing_keys"]}
+    return {**held, **other, **left}
+
+
+@contextmanager
+def _silent(library: Any) -> Iterator[None]:
+    """Keep its progress bars and warnings off the terminal: what does not fit is said by the caller."""
+    log = library.utils.logging
+    level, shown = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if shown:
+            log.enable_progress_bar()
