@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from bcos_fx.errors import TraceError, UsageError, VerificationError
 from bcos_fx.heads.layers import with_classes
 from bcos_fx.nn import BcosLayer
 from bcos_fx.proofs.blame import find_culprit
+from bcos_fx.proofs.conditioning import well_conditioned
 from bcos_fx.proofs.drift import DriftMeter
 from bcos_fx.proofs.equivalence import Verification, verify
 from bcos_fx.proofs.samples import imagine
@@ -285,13 +287,10 @@ class _Conversion:
     def verify(self) -> Verification:
         """Prove that the network so far is the original, or say which rule broke it."""
         self.say("verifying")
-        result = verify(
-            # As many samples as the batches hold: every further pass costs as much as a batch.
-            *self._compared(self._original(self.specs), self.graph_module, self._test_inputs(3)),
-            batch_sizes=(1, 2),
-            sizes=self._sizes,
-            preserves="eval",
-        )
+        # As many samples as the batches hold: every further pass costs as much as a batch.
+        *pair, inputs = self._compared(self._original(self.specs), self.graph_module, self._test_inputs(3))
+        prove = partial(verify, *pair, batch_sizes=(1, 2), sizes=self._sizes, preserves="eval")
+        result = well_conditioned(prove, inputs)
         if any(row.verdict == "different" for row in result.comparisons):
             self._raise(result)
         return result
