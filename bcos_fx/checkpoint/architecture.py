@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -146,6 +146,19 @@ def guess_architecture(tensors: Mapping[str, Tensor]) -> str | None:
             if _signature(candidate.state_dict()) == wanted:
                 return f"torchvision:{name}"
     return None
+
+
+def published_candidates(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield name and module, without storage, of torchvision's models of a published B-cos file's family."""
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    models = importlib.import_module("torchvision.models")
+    marks = {"denselayer1.": ("densenet",), "layer1.0.conv1.": ("resnet", "resnext", "wide_resnet")}
+    starts = next((starts for mark, starts in marks.items() if any(mark in key for key in tensors)), ())
+    for name in models.list_models(module=models):
+        if starts and name.startswith(starts):
+            with torch.device("meta"):
+                yield f"torchvision:{name}", models.get_model(name, weights=None)
 
 
 def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

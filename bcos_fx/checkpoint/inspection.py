@@ -13,6 +13,7 @@ from torch import Tensor
 from bcos_fx.checkpoint.architecture import guess_architecture
 from bcos_fx.checkpoint.folders import weights_at
 from bcos_fx.checkpoint.identify import FileKind, identify
+from bcos_fx.checkpoint.published import guess_published
 from bcos_fx.checkpoint.reading import StateDict, load_object, load_safetensors, load_tensors, nonfinite
 from bcos_fx.errors import CheckpointError
 
@@ -112,15 +113,22 @@ def inspect(path: str | os.PathLike[str], *, key: str | None = None) -> Inspecti
             rows = tuple(_row(name, tensor, counts[name]) for name, tensor in state.tensors.items())
         except CheckpointError as error:
             state, problem = None, error.what
+    published = guess_published(state) if state is not None and kind.kind != "bcos-fx" else None
+    arch = guess_architecture(state.tensors) if state is not None and kind.kind != "bcos-fx" else None
+    arch = guess_architecture(state.tensors) if state is not None and kind.kind != "bcos-fx" else None
+    facts = tuple(_facts(kind))
+    if published is not None:
+        facts += (("layout", f"a B-cos network, as {published[0]} saves it: converted as it is, at B = 2"),)
+        arch = published[1]
     return Inspection(
         path=str(path),
         size=Path(path).stat().st_size,
         kind=kind.kind,
         summary=kind.summary,
-        facts=tuple(_facts(kind)),
+        facts=facts,
         tensors=rows,
         unwrapped=state.unwrapped if state else (),
-        arch=guess_architecture(state.tensors) if state and kind.kind != "bcos-fx" else None,
+        arch=arch,
         problem=problem,
     )
 

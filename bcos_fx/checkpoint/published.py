@@ -10,29 +10,21 @@ the plain architecture, that is converted as any other, and the layers that the 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.checkpoint.architecture import published_candidates
+from bcos_fx.checkpoint.layouts import nearest_layouts
 from bcos_fx.checkpoint.reading import StateDict
 from bcos_fx.errors import CheckpointError, UsageError
 from bcos_fx.nn import BcosLayer
 from bcos_fx.nn.construction import rebuilt
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.recipe import Recipe
-
-LAYOUTS = {
-    "plain weights of the architecture": "layer1.0.conv1.weight",
-    "B-cosification, as its training saved it": "model.model.layer1.0.conv1.linear.weight",
-    "B-cosification, the network alone": "model.layer1.0.conv1.linear.weight",
-    "B-cos v2, a hub file": "layer1.0.conv1.linear.weight",
-    "B-cos v2, a vision transformer": "0.transformer.encoder_0.attn.to_out.linear.weight",
-}
-"""Name of a known layout -> a key as it looks there."""
 
 B = 2.0
 """Of every published network; a file that does not name another has it."""
@@ -365,11 +357,22 @@ def narrowed(weight: Tensor) -> Tensor:
     return (one - other).flatten(1)
 
 
-def nearest_layouts(key: str) -> Iterator[str]:
-    """Yield the known layouts whose keys look most like this one, as text."""
-    ranked = sorted(LAYOUTS.items(), key=lambda item: -difflib.SequenceMatcher(None, key, item[1]).ratio())
-    for name, example in ranked[:2]:
-        yield f"{name} ({example})"
+def guess_published(state: StateDict) -> tuple[str, str | None] | None:
+    """Return which code wrote a published B-cos network, and the torchvision model that its weights belong to.
+
+    Returns:
+        None where the keys are not those of B-cos layers; the model is None where there is none of these widths.
+    """
+    tensors, origin, _ = _own_tensors(state)
+    inner = [key for key in tensors if key.endswith(_INNER)]
+    if len(inner) < 2 or any(key.removesuffix(_INNER) + ".weight" in tensors for key in inner):
+        return None
+    for arch, candidate in published_candidates(tensors):
+        for numbered in (True, False):
+            assigned = _Assignment(candidate, tensors, numbered)
+            if not assigned.misfits:
+                return "B-cosification" if assigned.renumbered else origin, arch
+    return origin, None
 
 
 def _does_not_fit(source: str, misfits: list[str], key: str) -> CheckpointError:

@@ -60,7 +60,13 @@ class Question:
 
 
 def run(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A converted network, from bcos-fx convert; or with --arch a checkpoint, converted first.",
+        ),
+    ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs, or folders of them.")],
     target: Annotated[
         str | None,
@@ -120,6 +126,13 @@ def run(
             "--out", "-o", help="Where to: .png .pdf .svg (a figure), .html (a gallery), .safetensors .npz (numbers)."
         ),
     ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="The plain network that a published B-cos checkpoint belongs to, as for convert."),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="How such a checkpoint is converted. (default: bcosification)")
+    ] = None,
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Explain a network that is not dynamic linear too, and say so.")
     ] = False,
@@ -139,9 +152,10 @@ def run(
     if texts != TextOptions():
         if target is not None or against is not None or classes is not None:
             raise UsageError("classes and texts were asked for", hint="leave --target, --against and --classes out")
-        network, question = _asked_by_text(model, texts, power, location, output, allow_incomplete)
+        question = _asked_by_text(texts, power, location, output, allow_incomplete)
     else:
-        network, question = _asked(model, target, against, classes, output, allow_incomplete)
+        question = _asked(target, against, classes, output, allow_incomplete)
+    network = _network(model, arch, recipe)
     files = image_files(images)
     place = out if out is not None else Path("explanation.png" if len(files) <= _IN_A_FIGURE else "explanation.html")
     found, skipped = _explain_all(network, files, question, place, quiet=json)
@@ -155,15 +169,42 @@ def run(
         raise typer.Exit(CHECK_FAILED)
 
 
+def _network(model: Path, arch: str | None, recipe: str | None) -> BcosNetwork:
+    """Read a converted network; or a published checkpoint, which is converted as it is.
+
+    Raises:
+        UsageError: a recipe beside a converted network, or a checkpoint of no B-cos network.
+    """
+    from bcos_fx.cli.check import read_artifact
+
+    if arch is None:
+        if recipe is not None:
+            raise UsageError(
+                "--recipe was given for a converted network", hint="--arch names the network of a checkpoint"
+            )
+        return read_artifact(model)
+    from bcos_fx.checkpoint.published import origin_of
+    from bcos_fx.cli.network import read_network
+    from bcos_fx.convert import bcosify
+    from bcos_fx.rewriting.recipe import DEFAULT_RECIPE
+
+    module = read_network(model, arch=arch, key=None, trust_pickle=False)
+    if origin_of(module) is None:
+        raise UsageError(
+            "the checkpoint holds no B-cos network, and an unconverted one explains nothing",
+            where=str(model),
+            hint="bcos-fx convert it first, and fine-tune it",
+        )
+    return bcosify(module, recipe=recipe or DEFAULT_RECIPE)
+
+
 def _asked(
-    model: Path,
     target: str | None,
     against: str | None,
     classes: Path | None,
     output: str | None,
     allow_incomplete: bool,
-) -> tuple[BcosNetwork, Question]:
-    from bcos_fx.cli.check import read_artifact
+) -> Question:
     from bcos_fx.explanation.classes import read_classes
     from bcos_fx.explanation.targets import difference, named
 
@@ -176,17 +217,15 @@ def _asked(
                 "--against compares two classes", hint="name one class with --target and one with --against"
             )
         wanted = difference(wanted, other)
-    return read_artifact(model), Question(wanted, output, names, allow_incomplete)
+    return Question(wanted, output, names, allow_incomplete)
 
 
 def _asked_by_text(
-    model: Path, texts: TextOptions, power: float, location: str | None, output: str | None, allow_incomplete: bool
-) -> tuple[BcosNetwork, Question]:
-    from bcos_fx.cli.check import read_artifact
+    texts: TextOptions, power: float, location: str | None, output: str | None, allow_incomplete: bool
+) -> Question:
     from bcos_fx.cli.texts import text_target
 
-    network = read_artifact(model)
-    return network, Question(text_target(texts, power=power, location=location), output, None, allow_incomplete)
+    return Question(text_target(texts, power=power, location=location), output, None, allow_incomplete)
 
 
 def _number(text: str) -> int | str | tuple[int, ...]:

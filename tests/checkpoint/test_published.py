@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import bcos_fx
-from bcos_fx.checkpoint import read_model
+from bcos_fx.checkpoint import inspect, read_model
 from bcos_fx.checkpoint.published import origin_of
 from bcos_fx.errors import CheckpointError, UsageError
 from bcos_fx.nn import BcosLayer
@@ -221,3 +221,35 @@ def test_the_ordinary_command_converts_it(tmp_path: Path) -> None:
     outputs, _ = reference.published("CNN")
     with torch.no_grad():
         assert reference.distance(network(reference.images().float()), outputs.float()) <= 1e-5
+
+
+@pytest.mark.vision
+@pytest.mark.parametrize("name", ["resnet18", "densenet121"])
+def test_inspect_names_layout_and_architecture(name: str, tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision").models
+    own = files.state(models.get_model(name), head="fc" if name == "resnet18" else "classifier")
+    path = files.training_checkpoint(own, tmp_path / "published.ckpt", averaged=True)
+    found = inspect(path)
+    assert found.arch == f"torchvision:{name}"
+    assert ("layout", "a B-cos network, as B-cosification saves it: converted as it is, at B = 2") in found.facts
+    torch.save({key: torch.cat([t, t]) if t.dim() else t for key, t in own.items()}, tmp_path / "wide.pt")
+    assert inspect(tmp_path / "wide.pt").arch is None
+
+
+def test_explain_takes_a_published_checkpoint(tmp_path: Path) -> None:
+    from PIL import Image
+
+    _, path = saved("CNN", tmp_path)
+    (tmp_path / "net.py").write_text(BUILDERS, encoding="utf-8")
+    Image.new("RGB", (300, 300), (200, 30, 90)).save(tmp_path / "photo.png")
+    command = [sys.executable, "-m", "bcos_fx", "explain", str(path), str(tmp_path / "photo.png")]
+    arch = ["--arch", f"{tmp_path / 'net.py'}:cnn", "-o", str(tmp_path / "out.png"), "--json"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run([*command, *arch], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["images"]) == 1
+    torch.save(reference.built("CNN").state_dict(), tmp_path / "plain.pt")
+    command[4] = str(tmp_path / "plain.pt")
+    done = subprocess.run([*command, *arch], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 2
+    assert "holds no B-cos network" in done.stderr
