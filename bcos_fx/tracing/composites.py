@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -146,7 +147,7 @@ def _lp_pool(pool: Composite, dimensions: int) -> Composite:
     ) -> Tensor:
         sizes = (kernel_size,) * dimensions if isinstance(kernel_size, int) else tuple(kernel_size)
         averaged = pool(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
-        scaled = functional.relu(averaged.abs() * averaged.sign()) * functools.reduce(lambda a, b: a * b, sizes)
+        scaled = averaged.sign() * functional.relu(averaged.abs()) * math.prod(sizes)
         return scaled.pow(1.0 / norm_type)
 
     return lp_pool

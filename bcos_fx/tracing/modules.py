@@ -27,6 +27,9 @@ _COMPOSITES = (
     *(nn.GLU, nn.MultiheadAttention, nn.Threshold, nn.CosineSimilarity, nn.PairwiseDistance),
     *(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d),
 )
+_PREPARED = ("torch.ao.quantization.stubs", "torch.ao.nn.intrinsic.modules.fused")
+"""Marks of where a network may be quantised, and fused layers, which compute in floating point until it is."""
+
 M = TypeVar("M", bound=nn.Module)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -139,7 +142,9 @@ def _refuse(path: str, part: nn.Module) -> None:
         raise TraceError(
             "a TorchScript module cannot be traced", where=where, hint="give the Python module it was made from"
         )
-    if type(part).__module__.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")):
+    home = type(part).__module__
+    in_floating_point = home.startswith(_PREPARED) or type(part).__name__ == "FloatFunctional"
+    if home.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")) and not in_floating_point:
         raise TraceError("a quantised module cannot be traced", where=where, hint="give the floating point module")
     for name, tensor in (*part._parameters.items(), *part._buffers.items()):
         if tensor is None or isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
