@@ -114,6 +114,40 @@ def test_fine_tuning_is_raced_and_goes_on_where_it_was(data_dir: Path, root: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.vision
+@pytest.mark.timeout(1800)
+def test_photographs_are_raced_from_choosing_to_the_page(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    page, script = tmp_path / "page.md", root / "benchmarks" / "photographs.py"
+    words = [sys.executable, str(script), str(data_dir), "choose", "freeze", "race", "test", "page", "--quick"]
+    done = subprocess.run([*words, "--out", str(page)], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8").rstrip() == done.stdout.rstrip()
+    rows = {line.split("|")[1].split(",")[0].strip(): line for line in done.stdout.splitlines() if "lr 0.0" in line}
+    assert list(rows) == ["original", "scratch", "published", "matched"]
+    assert done.stdout.count("| chosen |") == 4
+    before, pointed = (done.stdout.splitlines()[at] for at in found_rows(done.stdout, "| original"))
+    assert float(before.split("|")[3].strip().rstrip("%")) > 50  # the classifier's own rows, before any training
+    assert "%" in pointed
+
+
+def found_rows(text: str, start: str) -> list[int]:
+    return [at for at, line in enumerate(text.splitlines()) if line.startswith(start)]
+
+
+@pytest.mark.slow
+def test_what_was_not_chosen_is_not_raced(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    script, results = root / "benchmarks" / "photographs.py", ["--results", str(tmp_path / "results.jsonl")]
+    for stage, said in (("freeze", "run the stage choose first"), ("race", "is frozen"), ("test", "is frozen")):
+        words = [sys.executable, str(script), str(data_dir), stage, *results, "--runs", str(tmp_path)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=root)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.slow
 def test_choices_are_tried_one_at_a_time(data_dir: Path, root: Path) -> None:
     command = [sys.executable, str(root / "benchmarks" / "ablation.py"), str(data_dir), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
