@@ -47,7 +47,8 @@ class Samples(Dataset[Any]):
 
     def __init__(self, source: Source, shape: tuple[int, ...], augment: str, seed: int) -> None:
         self.source, self._shape, self._seed = source, shape, seed
-        self._augment = augment != "none"
+        # A recipe's augmentation is one of photographs; sequences, tables and volumes are taken as they are.
+        self._augment = augment != "none" and len(shape) == 3 and shape[0] in (1, 3)
         self._transform: Transform = lambda image: as_tensor(image, shape)
         if self._augment and not isinstance(source, DatasetSource):
             self._transform = _augmentation(augment, shape)
@@ -64,7 +65,8 @@ class Samples(Dataset[Any]):
             if isinstance(self.source, DatasetSource):
                 return found
             image = self._transform(found)
-            return (image, self.source.labels[index]) if self.source.labelled else image
+            target = self.source.target(index)
+            return image if target is None else (image, target)
         except (decoding.Unreadable, *decoding.BROKEN) as error:
             what = error.what if isinstance(error, decoding.Unreadable) else f"an image cannot be read: {error}"
             return Unreadable(what, self.source.name(index))

@@ -171,8 +171,10 @@ class FineTuning(LightningModule):
         images, labels = self._parts(batch)
         if labels is None and self._options.needs_labels:
             raise UsageError("the batches hold no labels", hint="give (images, labels), or distil from the original")
-        if labels is not None:
+        if labels is not None and _are_classes(labels):
             _check_labels(labels, self._classes(images))
+        elif labels is not None and (self._options.mixup or self._options.cutmix):
+            raise UsageError("mixup and cutmix mix class indices, and the labels are numbers", hint="leave both out")
         if labels is not None and (self._options.mixup or self._options.cutmix):
             images, labels = mixer(self._options.mixup, self._options.cutmix, self._classes(images))(images, labels)
         if self._options.channels_last and images.dim() == 4:
@@ -181,7 +183,7 @@ class FineTuning(LightningModule):
         if not bool(torch.isfinite(loss)):
             raise _diverged(self, images)
         self._loss.update(loss.detach(), len(images))
-        if labels is not None and labels.dim() == 1:
+        if labels is not None and _are_classes(labels):
             self._hits.update((outputs.detach().argmax(1) == labels).float())
         return loss
 
@@ -279,10 +281,17 @@ class FineTuning(LightningModule):
             return
         if labels is None:
             labels = self._original_outputs(images).argmax(1)
-        self._test_hits.update((self.result(images).argmax(1) == labels).float())
+        outputs = self.result(images)
+        if _are_classes(labels):
+            self._test_hits.update((outputs.argmax(1) == labels).float())
+        elif self._options.has_several_labels:
+            self._test_hits.update(((outputs > 0) == (labels > 0.5)).float())
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the accuracy, or the cosine."""
+        """Keep the accuracy (of several labels: the share that is right), or the cosine; of a regression neither."""
+        if not self._test_hits.weight:
+            self.tested = (None, None)
+            return
         mean = float(self._test_hits.compute())
         self.tested = (None, mean) if self._options.compares_embeddings else (mean, None)
         self._test_hits.reset()
@@ -338,6 +347,11 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(batch, Mapping) or not isinstance(batch, Sequence) or not isinstance(batch[0], Tensor):
         raise UsageError(f"a batch is a {type(batch).__name__}", hint="give (images, labels), or images alone")
     return batch[0], batch[1] if len(batch) > 1 else None
+
+
+def _are_classes(labels: Tensor) -> bool:
+    """Whether labels are one class index per sample, and not several labels or numbers to be met."""
+    return labels.dim() == 1 and not labels.is_floating_point()
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

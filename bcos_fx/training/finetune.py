@@ -84,8 +84,9 @@ def finetune(
         model: what :func:`bcos_fx.bcosify` returned; it is not changed, and its frozen parameters stay frozen. Any
             other module is trained too, for comparison, if the recipe neither raises B nor fades biases.
         data: a folder with a folder per class; an .npz of JPEG bytes; webdataset shards; (images (N, C, H, W) in
-            [0, 1], labels (N,)); a Dataset or a DataLoader of (image, label). Images alone (a folder of them, a tensor)
-            will do where the recipe only distils.
+            [0, 1], labels (N,)), or other samples (N, ...), which are not augmented, with class indices (N,), several
+            labels (N, C) for the loss ``bce``, or numbers (N, ...) for ``mse`` and ``l1``; a Dataset or a DataLoader of
+            (image, label). Images alone (a folder of them, a tensor) will do where the recipe only distils.
         recipe: a shipped recipe's name, a TOML file, or the training itself. None: the recipe that the network was
             converted by.
         validation: test images, in any of these forms.

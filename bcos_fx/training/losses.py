@@ -4,6 +4,9 @@
 of 0 for the classes that are not the label (Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 4.1); the
 logit bias log(1 / (C - 1)) that belongs to it is part of the network, by the recipe option ``head = "logit"``.
 
+``bce`` takes several labels per sample, (N, C) in [0, 1]. ``mse`` and ``l1`` are for regression: outputs and targets of
+one shape.
+
 The distillation losses need no labels. ``distil-pairwise`` is the sigmoid loss over all pairs of a batch between
 normalised embeddings, with scale 10 and bias -10 (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV
 2023, section 3.2), as the B-cosification of CLIP uses it (Arya et al., "B-cosification", NeurIPS 2024, section 5).
@@ -19,6 +22,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bcos_fx.errors import UsageError
+
 PAIR_SCALE, PAIR_BIAS = 10.0, -10.0
 
 SupervisedLoss = Callable[[Tensor, Tensor], Tensor]
@@ -27,7 +32,15 @@ SupervisedLoss = Callable[[Tensor, Tensor], Tensor]
 def class_targets(labels: Tensor, classes: int) -> Tensor:
     """Return targets (N, C) that add up to 1: one-hot for indices (N,); mixed labels (N, C) as they are."""
     if labels.dim() == 2:
+        if labels.shape[1] != classes or not bool(((labels >= 0) & (labels <= 1)).all()):
+            raise UsageError(
+                f"labels {tuple(labels.shape)} from {float(labels.min()):.3g} to {float(labels.max()):.3g} do not fit "
+                f"{classes} outputs",
+                hint='give numbers in [0, 1] for each output; for a regression loss="mse" or "l1"',
+            )
         return labels.float()
+    if labels.is_floating_point():
+        raise UsageError("the labels are numbers, no class indices", hint='for a regression loss="mse" or "l1"')
     return F.one_hot(labels, classes).float()
 
 
@@ -44,6 +57,26 @@ def bce(logits: Tensor, targets: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of the softmax; logits and targets (N, C), the mean over samples."""
     return F.cross_entropy(logits, targets)
+
+
+def mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error; outputs and targets (N, ...), the mean over all numbers."""
+    return F.mse_loss(outputs, _of_shape(targets, outputs))
+
+
+def l1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean absolute error; outputs and targets (N, ...), the mean over all numbers."""
+    return F.l1_loss(outputs, _of_shape(targets, outputs))
+
+
+def _of_shape(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Targets (N, ...) in the outputs' shape: (N,) and (N, 1) are one; nothing else is broadcast."""
+    if targets.shape == outputs.shape or {targets.shape, outputs.shape} == {outputs.shape[:1], (*outputs.shape[:1], 1)}:
+        return targets.float().reshape(outputs.shape)
+    raise UsageError(
+        f"targets {tuple(targets.shape)} and outputs {tuple(outputs.shape)} do not fit",
+        hint="give a number for each output",
+    )
 
 
 def distil_kl(ours: Tensor, reference: Tensor) -> Tensor:
@@ -85,6 +118,7 @@ SUPERVISED: dict[str, SupervisedLoss] = {
     "bce": bce,
     "cross-entropy": cross_entropy,
 }
+REGRESSION: dict[str, SupervisedLoss] = {"mse": mse, "l1": l1}
 ON_OUTPUTS: dict[str, SupervisedLoss] = {"distil-kl": distil_kl, "distil-bce": distil_bce}
 ON_FEATURES: dict[str, Callable[..., Tensor]] = {"distil-cosine": distil_cosine, "distil-pairwise": distil_pairwise}
 
@@ -103,7 +137,8 @@ def total_loss(
     Args:
         losses: name -> weight.
         outputs: (N, C) of the network.
-        labels: (N,) class indices or (N, C) mixed ones; None where every loss distils.
+        labels: (N,) class indices, (N, C) mixed or several ones, or (N, ...) numbers for a regression;
+            None where every loss distils.
         reference: (N, C) outputs of the original, for losses that distil.
         features: (ours, the reference's) of one layer; None takes the outputs.
         gathered: for ``distil-pairwise``: the reference's of all processes, and where ours begin; None: ours alone.
@@ -119,6 +154,8 @@ def total_loss(
     for name, weight in losses.items():
         if name in SUPERVISED and labels is not None:
             parts.append(weight * SUPERVISED[name](ours, class_targets(labels, ours.shape[1])))
+        elif name in REGRESSION and labels is not None:
+            parts.append(weight * REGRESSION[name](ours, labels))
         elif name in ON_OUTPUTS and theirs is not None:
             parts.append(weight * ON_OUTPUTS[name](ours, theirs))
         elif name == "distil-layers" and layers is not None:

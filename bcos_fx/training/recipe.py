@@ -36,6 +36,8 @@ LOSSES = (
     "off-label-bce",
     "bce",
     "cross-entropy",
+    "mse",
+    "l1",
     "distil-kl",
     "distil-bce",
     "distil-cosine",
@@ -170,6 +172,11 @@ class Training:
         """Whether outputs are compared with the reference's as embeddings, so that they are no classes."""
         of_outputs = set(self.losses) - {"distil-layers"}
         return not self.features and bool(of_outputs) and of_outputs <= {"distil-cosine", "distil-pairwise"}
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether labels (N, C) may say yes to several classes of one sample."""
+        return "bce" in self.losses
 
     @property
     def needs_labels(self) -> bool:

@@ -33,6 +33,10 @@ class Source(ABC):
     labelled: bool = True
     classes: tuple[str, ...] = ()
 
+    def target(self, index: int) -> Any:
+        """Return what an image's outputs are compared with: its label; None where none is known."""
+        return self.labels[index] if self.labelled else None
+
     @abstractmethod
     def read(self, index: int) -> Any:
         """Return an image: PIL's, or a tensor (C, H, W) in [0, 1].
@@ -76,22 +80,28 @@ class StoredSource(Source):
 
 
 class TensorSource(Source):
-    """Images (N, C, H, W) in [0, 1] and labels (N,), or without labels."""
+    """Images (N, C, H, W) in [0, 1], or other samples (N, ...), alone or with what belongs to each of them.
+
+    That is a class index each (N,), or numbers to be met: several labels (N, C) in [0, 1], or values (N,) or (N, ...).
+    """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None) -> None:
         if not len(images):
             raise UsageError("there are no images to train on")
         self._images = images
-        self.labelled = labels is not None
-        if labels is None:
-            self.labels = range(len(images))
-            return
-        if len(images) != len(labels) or labels.dim() != 1 or labels.is_floating_point():
+        if labels is not None and (not labels.dim() or len(images) != len(labels)):
             raise UsageError(
                 f"images {tuple(images.shape)} and labels {tuple(labels.shape)} of {labels.dtype} do not fit",
-                hint="give (N, C, H, W) and (N,) class indices",
+                hint="give (N, C, H, W) and (N,) class indices, or (N, ...) numbers for a loss that reads such",
             )
-        self.labels = [int(label) for label in labels]
+        self.labelled = labels is not None and labels.dim() == 1 and not labels.is_floating_point()
+        self._numbers = None if labels is None or self.labelled else labels.detach().float()
+        known = labels is not None and self.labelled
+        self.labels = [int(label) for label in labels] if known and labels is not None else range(len(images))
+
+    def target(self, index: int) -> Any:
+        """Return a class index, or the numbers (...) that an image's outputs are to meet."""
+        return super().target(index) if self._numbers is None else self._numbers[index]
 
     def read(self, index: int) -> Tensor:
         """Return (C, H, W)."""
@@ -110,7 +120,7 @@ class TensorSource(Source):
             "images": len(self._images),
             "shape": list(self._images.shape[1:]),
             "classes": counts(self.labels, None) if self.labelled else None,
-            "labels": digest_of_data(list(self.labels)),
+            "labels": digest_of_data(list(self.labels) if self._numbers is None else self._numbers.tolist()),
             "contents": digest_of_tensors([("images", self._images[torch.tensor(chosen)])]),
         }
 
