@@ -27,6 +27,7 @@ from bcos_fx.rewriting.rulefile import load_rules
 
 _FILES = ("canonical", "interop-bcos", "norm", "linear", "explain")
 _LIKE = 5
+_EDGES = ("placeholder", "get_attr", "output")
 
 Source = str | Sequence[str] | None
 """What outputs are explained by: the main input, an input or a layer by name, or several of them."""
@@ -108,7 +109,9 @@ def _starts(graph_module: fx.GraphModule, source: Source) -> dict[str, fx.Node]:
 def _find_source(graph_module: fx.GraphModule, name: str) -> fx.Node:
     """An input, encoded where it is, or a layer's result."""
     inputs = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
-    found = entry(inputs[name], graph_module) if name in inputs else find_layer(graph_module, name)
+    called = {str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
+    is_input = name in inputs and (_is_floating(inputs[name]) or name not in called)  # a layer may have its name
+    found = entry(inputs[name], graph_module) if is_input else find_layer(graph_module, name)
     if not _is_floating(found):
         raise UsageError(
             f"{name!r} holds integers (token indices, a mask), which no weight multiplies",
@@ -127,7 +130,7 @@ def find_layer(graph_module: fx.GraphModule, name: str) -> fx.Node:
     Raises:
         UsageError: nothing has that name; names the nearest.
     """
-    nodes: list[fx.Node] = [node for node in graph_module.graph.nodes if node.op not in ("get_attr", "output")]
+    nodes: list[fx.Node] = [node for node in graph_module.graph.nodes if node.op not in _EDGES]
     inside: fx.Node | None = None
     for node in nodes:
         path = node.meta.get("module_path") or ""

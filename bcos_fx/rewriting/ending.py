@@ -16,6 +16,7 @@ from bcos_fx.rewriting.ops import Call
 Reader = Callable[[fx.Node], Call | None]
 
 _ARITHMETIC = frozenset({"add", "sub", "rsub", "neg", "mul", "div", "identity", "clone", "to", "float", "type_as"})
+_WITH_ITSELF = frozenset({"sub", "div", "where", "where_value_first"})
 _NUMBER_BY_NUMBER = frozenset({"ratio", "selection"})
 _NOT_DYNAMIC_LINEAR = frozenset({"gate", "opaque"})
 
@@ -49,8 +50,8 @@ def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:
         return None
     if call.op.linearity == "gate" and len(call.inputs) == 1:
         return call.inputs[0], True
-    if call.op.name in ("sub", "div") and len(call.node.all_input_nodes) == 2:
-        return _normalised(call, read)
+    if call.op.name in _WITH_ITSELF and len(call.node.all_input_nodes) == 2:
+        return _with_itself(call, read)
     if len(node.all_input_nodes) != 1 or not _same_shape(node, node.all_input_nodes[0]):
         return None
     if call.op.name in _ARITHMETIC or call.op.linearity in _NUMBER_BY_NUMBER:
@@ -58,12 +59,24 @@ def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:
     return (node.all_input_nodes[0], True) if call.op.linearity == "opaque" else None
 
 
-def _normalised(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:
-    """A value from which a number is subtracted, or by which it is divided, that is computed from the value alone."""
-    value, by = call.node.all_input_nodes
-    if call.nodes(call.op.value[0]) != [value] or not _same_shape(call.node, value):
-        return None
-    between, pending = {by}, [by]
+def _with_itself(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:
+    """A value that meets only what is computed from it alone: a sum of its powers, or whether it is below a bound."""
+    for value in call.node.all_input_nodes:
+        between = _computed_from(value, [node for node in call.node.all_input_nodes if node is not value])
+        if between is None or not _same_shape(call.node, value):
+            continue
+        if call.op.name.startswith("where"):
+            return value, False
+        if call.nodes(call.op.value[0]) == [value]:
+            classes = {found.op.linearity for n in between if (found := read(n)) is not None}
+            unknown = any(read(n) is None for n in between)
+            return value, unknown or bool(classes & (_NOT_DYNAMIC_LINEAR | {"selection"}))
+    return None
+
+
+def _computed_from(value: fx.Node, nodes: list[fx.Node]) -> set[fx.Node] | None:
+    """What lies between a value and some nodes; None where one of them depends on an input by another way."""
+    between, pending = set(nodes), list(nodes)
     while pending:
         for source in pending.pop().all_input_nodes:
             if source.op == "placeholder":
@@ -71,9 +84,7 @@ def _normalised(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:
             if source is not value and source not in between:
                 between.add(source)
                 pending.append(source)
-    classes = {found.op.linearity for n in between if (found := read(n)) is not None}
-    unknown = any(read(n) is None for n in between)
-    return value, unknown or bool(classes & (_NOT_DYNAMIC_LINEAR | {"selection"}))
+    return between
 
 
 def _has_parameters(call: Call) -> bool:
