@@ -13,6 +13,7 @@ from torch import nn
 from bcos_fx.checkpoint.architecture import FORMS, build_architecture, guess_architecture, load_into
 from bcos_fx.checkpoint.folders import configuration_beside
 from bcos_fx.checkpoint.identify import FileKind, identify, readable
+from bcos_fx.checkpoint.layouts import nearest_layouts
 from bcos_fx.checkpoint.published import load_published
 from bcos_fx.checkpoint.reading import (
     NESTING_KEYS,
@@ -51,13 +52,26 @@ def read_model(
             configuration = configuration_beside(Path(path)) if arch.startswith("transformers:") else None
         module = build_architecture(arch, configuration=configuration)
         if not load_published(module, state, _settings(path, kind, state, trust_pickle)):
-            load_into(module, state)
+            _load_plain(module, state)
         return module.eval()
     if kind.kind == "pickled-module":
         if not trust_pickle:
             raise pickled_module_refused(path, kind)
         return _module_in(load_object(path, kind, trust_pickle=True), path, key).eval()
     raise _needs_arch(path, kind, key)
+
+
+def _load_plain(module: nn.Module, state: StateDict) -> None:
+    """Load plain weights; of a file of which no key fits, name the layouts that its keys look most like."""
+    try:
+        load_into(module, state)
+    except CheckpointError as error:
+        names = {name.removeprefix(state.prefix) for name in module.state_dict()}
+        if names & state.tensors.keys() or not state.tensors:
+            raise
+        near = f"its keys look most like {' or '.join(nearest_layouts(next(iter(state.tensors))))}"
+        hint = near if error.hint is None else f"{error.hint}; {near}"
+        raise CheckpointError(error.what, where=error.where, hint=hint) from error
 
 
 def _settings(

@@ -183,6 +183,15 @@ def test_a_network_of_another_family_names_the_nearest_layouts(tmp_path: Path) -
     assert "stem.linear.weight (no such part)" in str(caught.value)
 
 
+def test_an_unknown_layout_names_the_nearest_and_the_first_keys(tmp_path: Path) -> None:
+    state = {f"backbone.{key}": tensor for key, tensor in named().state_dict().items()} | {"decoder.w": torch.ones(3)}
+    torch.save(state, tmp_path / "unknown.pt")
+    with pytest.raises(CheckpointError) as caught:
+        read_model(tmp_path / "unknown.pt", arch="tests.checkpoint.test_published:named")
+    assert "backbone.features.conv0.weight" in str(caught.value)
+    assert "its keys look most like" in str(caught.value)
+
+
 def test_plain_weights_of_layers_called_linear_stay_plain(tmp_path: Path) -> None:
     """A plain network whose layers are called ``linear`` is none of B-cos."""
     torch.save(reference.built("ViT").state_dict(), tmp_path / "plain.pt")
