@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from bcos_fx.errors import TrainingError, UsageError
+from bcos_fx.checkpoint import identify
+from bcos_fx.errors import CheckpointError, TrainingError, UsageError
 from bcos_fx.evaluation.identity import differences
 from bcos_fx.files import replacing
 
@@ -73,9 +74,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with path.open("rb") as stream:
             _check_seal(stream, path)
             stream.seek(0)
+            identify(path)  # refuses what would take more to unpickle than its size explains
             found = torch.load(stream, map_location="cpu", weights_only=True)
     except UsageError:
         raise
+    except CheckpointError as error:
+        raise _unreadable(error.what, path) from error
     except Exception as error:  # what torch raises for a file that is none of its own is anything
         raise _unreadable(str(error).partition("\n")[0], path) from error
     if not isinstance(found, dict) or not isinstance(found.get(KEY), dict):

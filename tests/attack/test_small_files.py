@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
@@ -18,7 +19,7 @@ import torch
 from bcos_fx.checkpoint import read_state_dict
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.zoo.selection import select
-from tests.attack.small_files import HARMLESS, MAKERS, Maker
+from tests.attack.small_files import HARMLESS, MAKERS, Maker, deflated, many_steps, tuple_as_key
 from tests.cli.conftest import SHAPE, TINY
 
 _SECONDS = 240
@@ -202,3 +203,30 @@ def test_a_list_of_networks_that_contains_itself(tmp_path: Path) -> None:
     path.write_text(str(path))
     with pytest.raises(UsageError, match="contains itself"):
         select([str(path)])
+
+
+_CHECKPOINT = """
+import sys
+from pathlib import Path
+from bcos_fx.errors import UsageError
+from bcos_fx.training.checkpoints import read_checkpoint
+try:
+    read_checkpoint(Path(sys.argv[1]))
+except UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("maker", [tuple_as_key, many_steps, deflated], ids=lambda maker: maker.__name__)
+def test_a_run_s_checkpoint_is_read_within_budgets_too(maker: Maker, tmp_path: Path) -> None:
+    pytest.importorskip("lightning")
+    path = tmp_path / "last.ckpt"
+    maker(path)
+    content = path.read_bytes()
+    from bcos_fx.training.checkpoints import _SEAL
+
+    path.write_bytes(content + _SEAL % hashlib.sha256(content).hexdigest().encode())
+    done = subprocess.run(
+        [sys.executable, "-c", _CHECKPOINT, str(path)], capture_output=True, text=True, timeout=_SECONDS, check=False
+    )
+    assert "are read" in done.stdout, done.stderr[-2000:]
