@@ -262,3 +262,31 @@ def test_explain_takes_a_published_checkpoint(tmp_path: Path) -> None:
     done = subprocess.run([*command, *arch], capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 2
     assert "holds no B-cos network" in done.stderr
+
+
+def clip_tower() -> nn.Module:
+    tower = pytest.importorskip("open_clip").modified_resnet.ModifiedResNet
+    torch.manual_seed(0)
+    network: nn.Module = tower([1, 1, 1, 1], 32, 4, image_size=64, width=8).double().eval()
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    return network
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_tower_of_clip_lies_beside_its_teacher_with_numbered_shortcuts(tmp_path: Path) -> None:
+    """Its shortcuts are named -1, 0 and 1 in the architecture, and 0, 1 and 2 in the file."""
+    tower = clip_tower()
+    own = files.state(tower, plain=("q_proj", "k_proj", "v_proj"))
+    assert "layer1.0.downsample.1.linear.weight" in own
+    tensors = {f"model.model.{key}": tensor for key, tensor in own.items()}
+    tensors |= {f"clip_model.{key}": 3 * tensor for key, tensor in tower.state_dict().items()}
+    torch.save({"epoch": 3, "pytorch-lightning_version": "2", "state_dict": tensors}, tmp_path / "clip.ckpt")
+    module = read_model(tmp_path / "clip.ckpt", arch="tests.checkpoint.test_published:clip_tower")
+    x = torch.rand(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    network, expected = (bcos_fx.bcosify(m, recipe="clip", example_inputs=x) for m in (module, tower))
+    with torch.no_grad():
+        assert reference.distance(network(x), expected(x)) <= 1e-12
+    assert network.report.options["mean"] == [0.48145466, 0.4578275, 0.40821073]
+    assert "attnpool.c_proj" not in {path for path, part in network.named_modules() if isinstance(part, BcosLayer)}
