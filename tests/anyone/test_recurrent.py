@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import bcos_fx
 from bcos_fx.errors import TraceError
 from bcos_fx.nn import BcosLinear
+from bcos_fx.testing import randomise_
 from bcos_fx.tracing import recurrent, trace
 
 LAYERS: dict[str, tuple[type[nn.RNNBase], dict[str, Any]]] = {
@@ -374,3 +375,16 @@ def test_a_wrong_step_is_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(recurrent.Step, "start", lambda self, read, given: (read[0], read[0]))
     with pytest.raises(bcos_fx.errors.BcosFxError):
         bcos_fx.bcosify(reader("both directions"), example_inputs=sequences(), recipe="equivalent")
+
+
+@pytest.mark.slow
+def test_sequencer_converts_and_is_stored(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    module = randomise_(timm.create_model("sequencer2d_s", num_classes=3)).eval()
+    x = torch.rand(2, 3, 56, 56)
+    network = bcos_fx.bcosify(module, example_inputs=x, recipe="equivalent")
+    assert figures(network)["ok"]
+    torch.testing.assert_close(network(x), module(x), atol=1e-4, rtol=1e-4)
+    assert bcos_fx.certify(network).ok
+    bcos_fx.save(network, tmp_path / "network.safetensors")
+    assert torch.equal(bcos_fx.load(tmp_path / "network.safetensors")(x), network(x))
