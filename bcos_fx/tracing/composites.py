@@ -146,8 +146,8 @@ def _lp_pool(pool: Composite, dimensions: int) -> Composite:
         input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
     ) -> Tensor:
         sizes = (kernel_size,) * dimensions if isinstance(kernel_size, int) else tuple(kernel_size)
-        averaged = pool(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
-        scaled = averaged.sign() * functional.relu(averaged.abs()) * math.prod(sizes)
+        averaged: Tensor = pool(input.pow(norm_type), kernel_size, stride, 0, ceil_mode)
+        scaled: Tensor = averaged.sign() * functional.relu(averaged.abs()) * math.prod(sizes)
         return scaled.pow(1.0 / norm_type)
 
     return lp_pool
