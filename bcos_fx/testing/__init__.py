@@ -13,15 +13,20 @@ if find_spec("hypothesis") is None:
     raise MissingExtraError("hypothesis", "testing", "drawing random networks")
 
 from bcos_fx.testing.networks import images, networks, specifications, variation
+from bcos_fx.testing.several_inputs import JointNetwork, JointSpecification, joint_inputs, joint_networks
 from bcos_fx.testing.specification import Block, Network, Specification, Window
 from bcos_fx.testing.statistics import norm_statistics_from_data_, randomise_, unit_gain_from_data_
 
 __all__ = [
     "Block",
+    "JointNetwork",
+    "JointSpecification",
     "Network",
     "Specification",
     "Window",
     "images",
+    "joint_inputs",
+    "joint_networks",
     "networks",
     "norm_statistics_from_data_",
     "randomise_",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bcos_fx
+from bcos_fx.certification import view_of
 from bcos_fx.errors import VerificationError
 
 
@@ -103,7 +104,7 @@ def test_a_hint_never_repeats_what_was_typed() -> None:
 )
 def test_what_is_no_ending_is_not_stepped_over(name: str, end: Callable[[Tensor], Tensor]) -> None:
     network = Ending(end)
-    view = bcos_fx.certification.view_of(network, images(), output="logits")
+    view = view_of(network, images(), output="logits")
     torch.testing.assert_close(view.value([images()]), network(images()))
 
 
