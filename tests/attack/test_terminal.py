@@ -171,6 +171,8 @@ class Files:
         yield "inspect", self.weights, "--json"
         yield "rules", HOSTILE
         yield "rules", "--rules", self.rules
+        yield "recipes", HOSTILE
+        yield "recipes", self.rules
         yield "zoo", HOSTILE, "--out", folder / "z.jsonl"
         yield "zoo", f"timm:{HOSTILE}*", "--out", folder / "z.jsonl"
         yield "demo", "--out", self.weights

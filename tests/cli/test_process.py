@@ -55,7 +55,7 @@ COMMANDS = {name: command for name, command in typer.main.get_command(app).comma
 
 
 def test_commands() -> None:
-    names = "convert plan check calibrate finetune embed explain evaluate inspect rules zoo demo"
+    names = "convert plan check calibrate finetune embed explain evaluate inspect rules recipes zoo demo"
     assert list(COMMANDS) == names.split()
 
 
