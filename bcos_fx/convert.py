@@ -381,6 +381,10 @@ class _Conversion:
 
     def _notes(self) -> tuple[str, ...]:
         notes, options = list(self.traced.notes), self.recipe.options
+        if len(self.specs) > 1 and (main := self.reader.flow.main):
+            notes.append(
+                f"layers on value paths were found for the input {main[0]!r}; factors by other inputs weight it"
+            )
         if self.module.training:
             notes.append("the module was in train mode; it was traced, and is returned, in eval mode")
         if any(spec.encoded for spec in self.specs) and not options.mean:

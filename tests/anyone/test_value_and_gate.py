@@ -178,3 +178,9 @@ def test_dead_weights_are_not_called_complete() -> None:
     assert measured is not None
     assert measured.verdict == "not tested"
     assert "W(x) = 0 everywhere" in str(measured)
+
+
+def test_the_report_names_the_main_input() -> None:
+    network, inputs, _ = made("mask")
+    report = bcos_fx.plan(network, example_inputs=inputs)
+    assert any("for the input 'x'" in note for note in report.notes)
