@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.proofs.divergence import first_divergence
 from bcos_fx.proofs.judging import ORDER, Comparison, compare, default_tolerance, failed, not_tested, spreads
+from bcos_fx.proofs.plain_values import apart, called_with
 from bcos_fx.proofs.running import (
     Case,
     Outcome,
@@ -100,9 +101,10 @@ def verify(
     Args:
         original: the reference.
         converted: the network that claims to be equal to it.
-        inputs: what ``converted`` takes: a tensor (N, ...), positional or keyword arguments. All samples are
-            used; where there are too few for the batch sizes, shuffled ones are added. None: made-up images in
-            [0, 1) of ``converted.input_shape``, a tuple without the batch.
+        inputs: what ``converted`` takes: a tensor (N, ...), positional or keyword arguments. Numbers,
+            flags and words among them are passed as they are, and not to a converted network, which has taken them in.
+            All samples are used; where there are too few for the batch sizes, shuffled ones are added. None: made-up
+            images in [0, 1) of ``converted.input_shape``, a tuple without the batch.
         dtype: precision that both networks run in, torch.float64 or torch.float32. Rounding may switch
             single rectifiers in float32, so gradients of large networks are best compared in float64.
         tolerance: largest error, relative to the smaller of the output's scale and its spread over the
@@ -129,6 +131,8 @@ def verify(
     limit = _tolerance(dtype, tolerance, batch_sizes)
     transform = transform if transform is not None else getattr(converted, "original_input", None)
     needed = sum(batch_sizes)
+    inputs, values = apart(inputs)
+    original, converted = called_with(original, values), called_with(converted, values)
     given = _made_up(original, converted, needed, seed=seed) if inputs is None else gather(inputs)
     batch = extend(given, needed, seed=seed)
     cases = _eval_cases(batch, batch_sizes) + _size_cases(batch, sizes)
