@@ -113,7 +113,8 @@ def _rounded(call: Call) -> str | None:
 
 
 def _picked(call: Call, parameter: str = "index") -> str | None:
-    if any(node.meta.get("dtype") is torch.bool for node in call.nodes(parameter)):
+    masks = [node for node in call.nodes(parameter) if node.meta.get("dtype") is torch.bool]
+    if not all(follows_from_stored(mask) for mask in masks):  # a stored mask picks the same places for every input
         return "what is picked by truth values loses its place, and samples are mixed"
     return None
 
@@ -151,6 +152,7 @@ _CHECKS: dict[str, Callable[[Call], str | None]] = {
     "getattr": _attribute,
     "getitem": _picked,
     "index": functools.partial(_picked, parameter="indices"),
+    "masked_select": functools.partial(_picked, parameter="mask"),
     **dict.fromkeys(("scatter", "scatter_reduce", "index_reduce"), _reduced),
     "reshape": _reinterpreted,
 }

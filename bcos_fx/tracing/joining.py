@@ -77,6 +77,20 @@ def _diff(
     return value
 
 
+def _scatter(
+    input: Tensor, dim: int, index: Tensor, src: Any = None, value: Any = None, reduce: str | None = None
+) -> Any:
+    """Leave what scatters a tensor; a number is chosen by a mask, and a sum has a call that has a gradient."""
+    source = value if src is None else src
+    if input.dtype is torch.bool or reduce == "multiply" or (isinstance(source, Tensor) and reduce is None):
+        return NotImplemented
+    if reduce is not None:
+        added = source if isinstance(source, Tensor) else torch.full_like(index, source, dtype=input.dtype)
+        return torch.scatter_add(input, dim, index, added)
+    mask = torch.zeros_like(input, dtype=torch.bool).scatter(dim, index, True)
+    return torch.where(mask, source, input)
+
+
 JOINING: dict[str, Callable[..., Any]] = {
     "atleast_1d": _at_least(1),
     "atleast_2d": _at_least(2),
@@ -93,5 +107,6 @@ JOINING: dict[str, Callable[..., Any]] = {
     "flipud": _flip(0),
     "broadcast_tensors": _broadcast_tensors,
     "diff": _diff,
+    "scatter": _scatter,
 }
 """Name of a function or method of PyTorch -> a function that computes the same by other calls."""

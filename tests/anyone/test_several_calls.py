@@ -28,6 +28,7 @@ class Net(nn.Module):
         super().__init__()
         self.first = nn.Linear(6, 16, bias=False)
         self.register_buffer("c", torch.rand(4, 4) + 0.5)
+        self.register_buffer("at", torch.tensor([[0, 3, 1, 1], [2, 0, 0, 3]]))
         for name, part in parts.items():
             setattr(self, name, part)
         self.function = function
@@ -113,6 +114,13 @@ CALLS: dict[str, list[Forward]] = {
     "fliplr": [lambda n, y: torch.fliplr(y), lambda n, y: y.fliplr()],
     "flipud": [lambda n, y: torch.flipud(y), lambda n, y: y.flipud()],
     "broadcast_tensors": [lambda n, y: torch.broadcast_tensors(y[0], y)[0]],
+    "scatter": [
+        lambda n, y: y.scatter(0, n.at, 0.5),
+        lambda n, y: torch.scatter(y, 1, n.at, value=-0.5),
+        lambda n, y: (y * 1).scatter_(0, n.at, 0.5),
+        lambda n, y: y.scatter(0, n.at, y[:2], reduce="add"),
+        lambda n, y: y.scatter(0, n.at, n.c[:2]),
+    ],
     "diff": [
         lambda n, y: torch.diff(y),
         lambda n, y: y.diff(2, 0),

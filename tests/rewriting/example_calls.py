@@ -207,7 +207,11 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "chunk": [{"input": v(3, 4), "chunks": 2, "dim": 1}],
     "tensor_split": [{"input": v(3, 4), "indices": 3, "dim": 1}],
     "unbind": [{"input": v(3, 4), "dim": 1}],
-    "getitem": [{"input": v(3, 4), "index": (slice(None), 1)}, {"input": v(3, 4), "index": (i(0, 2), i(1, 1))}],
+    "getitem": [
+        {"input": v(3, 4), "index": (slice(None), 1)},
+        {"input": v(3, 4), "index": (i(0, 2), i(1, 1))},
+        {"input": v(3, 4), "index": _MASK},
+    ],
     "set_item": [{"input": v(3, 4), "index": (slice(None), 1), "value": v(3)}],
     "select": [{"input": v(3, 4), "dim": 1, "index": 2}],
     "narrow": [{"input": v(3, 4), "dim": 1, "start": 1, "length": 2}],
@@ -240,6 +244,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"input": v(3, 4), "dim": 0, "index": i(0, 2), "source": v(2, 4), "reduce": reduce}
         for reduce in ("mean", "amax")
     ],
+    "masked_select": [{"input": v(3, 4), "mask": _MASK}],
     "masked_fill": [{"input": v(3, 4), "mask": _MASK, "value": 0.5}],
     "masked_scatter": [{"input": v(3, 4), "mask": _MASK, "source": v(3, 4)}],
     "select_scatter": [{"input": v(3, 4), "src": v(4), "dim": 0, "index": 1}],
