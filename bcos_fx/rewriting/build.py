@@ -114,7 +114,7 @@ def module_form(build: Build) -> nn.Module:
         if name not in build.call.op.inputs and attributes.get(name, name) in accepted and name != "inplace"
     }
     module: nn.Module = cls(**options)
-    return module.train(build.reader.graph_module.training)
+    return module
 
 
 @builder("layer-from-parameters")

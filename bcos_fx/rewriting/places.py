@@ -34,6 +34,8 @@ class Places:
     def put(self, module: nn.Module, call: Call, hit: Hit, name: str) -> str:
         """Place the module that an entry of a rule built from a call, and return its path."""
         path = self._path(call, hit, name)
+        if call.module is None:  # what stands for a call of a function is in the mode of the graph
+            module.train(self._root.training)
         set_module(self._root, path, module)
         return path
 
