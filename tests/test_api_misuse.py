@@ -309,7 +309,12 @@ def test_verify_on_what_is_no_module() -> None:
 def test_files_that_cannot_be(converted: nn.Module, tmp_path: Path) -> None:
     missing, text = tmp_path / "no" / "such.safetensors", tmp_path / "text"
     text.write_text("hello")
-    check(refusal(partial(bcos_fx.save, converted, missing), ArtifactError), "there is no folder", "such", "existing folder")
+    check(
+        refusal(partial(bcos_fx.save, converted, missing), ArtifactError),
+        "there is no folder",
+        "such",
+        "existing folder",
+    )
     check(refusal(partial(bcos_fx.save, cnn(), missing)), "Sequential is not a converted", hint="bcosify")
     check(refusal(partial(bcos_fx.load, missing), ArtifactError), "no such file", "such", "path")
     check(refusal(partial(bcos_fx.load, text), ArtifactError), "not a safetensors file", "text", "checkpoint")

@@ -88,7 +88,7 @@ class JointNetwork(nn.Module):
 
 
 def _mixed(network: JointNetwork, place: int, h: Tensor, matrix: Tensor) -> Tensor:
-    return (h.flatten(2) @ matrix).unflatten(2, h.shape[2:])
+    return (h.flatten(2) @ matrix).view_as(h)
 
 
 JOINS: dict[str, tuple[Join, str]] = {
