@@ -387,7 +387,7 @@ class _Conversion:
             )
         if self.module.training:
             notes.append("the module was in train mode; it was traced, and is returned, in eval mode")
-        if any(spec.encoded for spec in self.specs) and not options.mean:
+        if any(step.rule == "image-input-encoded" for step in self.log.steps) and not options.mean:
             notes.append(
                 "mean and std were not given, so the network takes images as the original does, in [0, 1]; the 1 - x "
                 "half of the first kernel has no effect of its own until it is trained, and colours mean nothing yet"

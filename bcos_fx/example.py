@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
+from bcos_fx.nn import InputEncoding
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.tracing.exported import Exported
 from bcos_fx.tracing.inputs import ExampleError, Inputs, part_of
@@ -24,7 +25,8 @@ _USUAL = "for ImageNet models usually mean=(0.485, 0.456, 0.406), std=(0.229, 0.
 def guesses(module: nn.Module) -> Iterator[Tensor]:
     """Yield inputs that the module may take: two samples of noise in [0, 1], as its first layer reads them.
 
-    An exported program notes the shape of its input, which is taken as it is.
+    Behind an encoding [x, 1 - x] a layer reads twice the channels of the input. An exported program notes the
+    shape of its input, which is taken as it is.
 
     Raises:
         UsageError: the first layer does not say what the module takes.
@@ -32,10 +34,13 @@ def guesses(module: nn.Module) -> Iterator[Tensor]:
     if isinstance(module, Exported) and (noted := module.noted_input()) is not None:
         yield noted
         return
+    parts = 1
     for name, layer in module.named_modules():
+        if isinstance(layer, InputEncoding):
+            parts = 2
         if isinstance(layer, nn.Conv2d):
             for size in IMAGE_SIZES:
-                yield _noise(layer, layer.in_channels, size, size)
+                yield _noise(layer, layer.in_channels // parts, size, size)
             return
         if isinstance(layer, nn.Linear):
             yield _noise(layer, layer.in_features)

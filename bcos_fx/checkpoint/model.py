@@ -51,9 +51,11 @@ def read_model(
         with readable(Path(path)):
             configuration = configuration_beside(Path(path)) if arch.startswith("transformers:") else None
         module = build_architecture(arch, configuration=configuration)
-        if not load_published(module, state, _settings(path, kind, state, trust_pickle)):
+        published = load_published(module, state, _settings(path, kind, state, trust_pickle))
+        if published is None:
             _load_plain(module, state)
-        return module.eval()
+            return module.eval()
+        return published.eval()
     if kind.kind == "pickled-module":
         if not trust_pickle:
             raise pickled_module_refused(path, kind)

@@ -5,11 +5,13 @@ names begin ``model.model.``) and the package ``bcos`` of B-cos v2 (Böhle et al
 prefix). Both keep the weight of a B-cos layer in an inner layer, ``layer.linear.weight``; there is no bias, and a
 running mean is not read. Nothing of either package is imported: a file is recognised by its keys, its weights go into
 the plain architecture, that is converted as any other, and the layers that the file holds as B-cos layers get its B.
+A first layer of B-cos v2 reads [x, 1 - x]: the encoding goes before it, so that the whole takes images as any other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,7 @@ from bcos_fx.checkpoint.architecture import published_candidates
 from bcos_fx.checkpoint.layouts import nearest_layouts
 from bcos_fx.checkpoint.reading import StateDict
 from bcos_fx.errors import CheckpointError, UsageError
-from bcos_fx.nn import BcosLayer
+from bcos_fx.nn import BcosLayer, InputEncoding
 from bcos_fx.nn.construction import rebuilt
 from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.rewriting.recipe import Recipe
@@ -165,7 +167,7 @@ def settled(module: nn.Module, network: BcosNetwork) -> BcosNetwork:
     return network if origin is None else origin.settled(network)
 
 
-def load_published(module: nn.Module, state: StateDict, hyper: Mapping[str, Any] | None = None) -> bool:
+def load_published(module: nn.Module, state: StateDict, hyper: Mapping[str, Any] | None = None) -> nn.Module | None:
     """Put the weights of a published B-cos network into its plain architecture, in place, and note their origin.
 
     Args:
@@ -174,17 +176,18 @@ def load_published(module: nn.Module, state: StateDict, hyper: Mapping[str, Any]
         hyper: the training's own settings, where the file holds them.
 
     Returns:
-        Whether the file holds a B-cos network; if not, nothing is changed.
+        The network, which takes images: the architecture, or where its first layer reads [x, 1 - x] a sequence of the
+        encoding and it. None where the file holds no B-cos network; nothing is changed then.
 
     Raises:
         CheckpointError: it holds one, but not of this architecture.
     """
     tensors, origin, notes = _own_tensors(state)
     if not any(key.endswith(_INNER) for key in tensors) or module.state_dict().keys() <= tensors.keys():
-        return False
+        return None
     assigned = min((_Assignment(module, tensors, numbered) for numbered in (True, False)), key=lambda a: len(a.misfits))
     if not assigned.weights and not _published_names(tensors, module):
-        return False
+        return None
     if assigned.misfits:
         raise _does_not_fit(state.source, assigned.misfits, next(iter(state.tensors)))
     if assigned.renumbered:
@@ -194,9 +197,15 @@ def load_published(module: nn.Module, state: StateDict, hyper: Mapping[str, Any]
     assigned.load(six_channels=origin == "B-cos v2")
     note = f"the weights are those of {state.source}, {origin}: its layers have B = {b:g} and were not raised again"
     statistics = None if origin == "B-cos v2" else CLIP if assigned.without_positions else IMAGENET
-    published = Published(state.source, origin, b, assigned.weights, options, statistics, (note, *notes))
+    weights = assigned.weights
+    if origin == "B-cos v2" and assigned.wide:
+        module = nn.Sequential(OrderedDict(encoding=InputEncoding(), network=module))
+        weights = {f"network.{path}": weight for path, weight in weights.items()}
+        # Nothing lies between the encoding and the first layer, whatever the recipe's statistics are.
+        options |= {"mean": (), "std": (), "pixel_max": 1.0, "channels": "rgb"}
+    published = Published(state.source, origin, b, weights, options, statistics, (note, *notes))
     module.__dict__[_ATTRIBUTE] = published
-    return True
+    return module
 
 
 def _options(origin: str, assigned: _Assignment) -> dict[str, Any]:
