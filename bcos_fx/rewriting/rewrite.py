@@ -322,6 +322,8 @@ class _Edit:
 
     def _insert(self, name: str, entry: Replacement, cursor: fx.Node) -> fx.Node:
         kind, target, args, kwargs, continued = self._call(name, entry)
+        if cursor.op == "placeholder":  # a graph begins with all of its inputs
+            cursor = [one for one in self.graph.nodes if one.op == "placeholder"][-1]
         before = self.graph.inserting_before(self.hit.anchor)
         with self.graph.inserting_after(cursor) if self.anchor_stays else before:
             node = self.graph.create_node(kind, target, args, kwargs)

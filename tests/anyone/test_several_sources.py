@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,3 +196,20 @@ def test_integers_and_what_has_no_samples_are_refused() -> None:
     with pytest.raises(UsageError, match="does not hold the 2 samples"):
         bcos_fx.explain(Text().eval(), ids, 0, source="places")
     assert bcos_fx.explain(Text().eval(), ids, 0, source="words").complete
+
+
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.fc((self.conv(x).relu() * scale[:, :, None, None]).mean((2, 3)))
+
+
+def test_a_network_of_an_encoded_image_and_another_input_is_saved(tmp_path: Path) -> None:
+    given = [torch.rand(2, 3, 8, 8), torch.rand(2, 4)]
+    network = bcos_fx.bcosify(_Scaled().eval(), example_inputs=given, recipe="equivalent")
+    assert [spec.encoded for spec in network.record.inputs] == [True, False]
+    bcos_fx.save(network, tmp_path / "scaled.safetensors")
+    assert torch.equal(bcos_fx.load(tmp_path / "scaled.safetensors")(*given), network(*given))
