@@ -26,6 +26,10 @@ bcos-fx check resnet50.bcos.safetensors
 
 bcos-fx check resnet50.pth --arch torchvision:resnet50
 
+bcos-fx check siamese.bcos.safetensors --source before --source after
+
+bcos-fx check graph.bcos.safetensors --batch-axis none
+
 bcos-fx check resnet50.pth resnet50.bcos.safetensors --arch torchvision:resnet50
 
 Exit code 0: equal, and dynamic linear. 1: different, or nothing that was run could have found a difference; or not
@@ -56,6 +60,22 @@ def run(
             help="What A takes, without the batch, where it is checked alone and its layers do not tell.",
         ),
     ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="What A would be explained by, where it is checked alone: an input or a layer by name. What does not "
+            "depend on it is a constant or a weight. Repeatable: by several at once. Left out: the main input.",
+        ),
+    ] = None,
+    batch_axis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXIS",
+            help="Which dimension of A's first input holds the samples, where it is not the first: its number, or none "
+            "where an input is one sample as a whole, such as a graph's nodes.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else.")] = False,
 ) -> None:
     """Check that a network can be explained; with B, that A and B compute the same function.
@@ -70,12 +90,19 @@ def run(
     gradients. A network that was converted with B > 1 or without biases is another function on purpose: expect
     "different" for it.
     """
+    from bcos_fx.cli import values
+
+    asked: dict[str, Any] = {"source": source or None, "batch_axis": values.axis(batch_axis)}
     if second is None:
         reading = {"arch": arch, "key": key, "trust_pickle": trust_pickle}
         if _is_ours(first, arch):
-            found, said = _alone(first, json=json)
+            found, said = _alone(first, asked, json=json)
         else:
-            found, said = _unconverted(first, reading, input_shape, json=json)
+            found, said = _unconverted(first, reading, asked, input_shape, json=json)
+    elif source or batch_axis is not None:
+        raise UsageError(
+            "--source and --batch-axis are for a network that is checked alone", hint="leave them out, or leave B out"
+        )
     else:
         found, said = _against(first, second, (arch, key, trust_pickle, output_key), json=json)
     if json:
@@ -84,14 +111,14 @@ def run(
         raise typer.Exit(CHECK_FAILED)
 
 
-def _alone(path: Path, *, json: bool) -> tuple[str, dict[str, Any]]:
+def _alone(path: Path, asked: dict[str, Any], *, json: bool) -> tuple[str, dict[str, Any]]:
     network = read_artifact(path)
     from bcos_fx.cli import linear
     from bcos_fx.rewriting.report_text import drift_sentence, verdict
 
     report = network.report
     found = verdict(report)
-    certification = linear.certified(network)
+    certification = linear.certified(network, **asked)
     if not json:
         echo(f"{path}: whole; its contents fit their checksum")
         echo(f"recipe {report.recipe}, {report.coverage.share:.1%} of the parameters in question are B-cos")
@@ -118,12 +145,12 @@ def _is_ours(path: Path, arch: str | None) -> bool:
 
 
 def _unconverted(
-    path: Path, reading: dict[str, Any], input_shape: str | None, *, json: bool
+    path: Path, reading: dict[str, Any], asked: dict[str, Any], input_shape: str | None, *, json: bool
 ) -> tuple[str, dict[str, Any]]:
     from bcos_fx.cli import linear, values
     from bcos_fx.cli.network import read_network
 
-    certification = linear.certified(read_network(path, **reading), shape=values.shape(input_shape))
+    certification = linear.certified(read_network(path, **reading), shape=values.shape(input_shape), **asked)
     if not json:
         linear.show(certification)
     passes = linear.passes(certification)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json as json_module
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,12 +34,15 @@ bcos-fx explain model.safetensors cat.jpg --target 281 --against 285 -o why_tabb
 
 bcos-fx explain segmentation.safetensors street.jpg --target 3,120,88
 
+bcos-fx explain model.safetensors cat.jpg --source layer3 --target tabby
+
 bcos-fx explain clip.safetensors bird.jpg --text "a green bird" --text sky --text-tower open_clip:RN50-quickgelu@openai
 
 Exit code 0: all explained. 1: an image could not be read, or contributions do not add up. 2: bad input.
 NOT TESTED stands where hardly anything of an output comes from the image, so that the sum says nothing.
 """
-_BATCH, _IN_A_FIGURE, _NAMED = 16, 8, 20
+_BATCH, _IN_A_FIGURE = 16, 8
+_OTHER_DATA = "use bcos_fx.explain from Python"
 _TEXT = "Texts, of image-text models"
 
 
@@ -50,13 +54,17 @@ class Question:
         target: as for ``bcos_fx.explain``, or a function for a difference of classes.
         output: what is explained.
         names: class names, or None.
-        allow_incomplete: explain what is not dynamic linear too.
+        options: further arguments of ``bcos_fx.explain``.
+        sources: names of what it is explained by; empty: the main input.
+        batch_axis: the dimension of the input that holds the samples; None: a photograph is the whole input.
     """
 
     target: Any
     output: str | None
     names: tuple[str, ...] | None
-    allow_incomplete: bool
+    options: dict[str, Any]
+    sources: tuple[str, ...] = ()
+    batch_axis: int | None = 0
 
 
 def run(
@@ -83,6 +91,31 @@ def run(
     ] = None,
     output: Annotated[
         str | None, typer.Option(help="Explain another value: logits (before a final softmax), or a layer by name.")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="What outputs are explained by: an input or a layer by name, whose activations then take the place of "
+            "the image. Repeatable: by several at once, which share one sum and have a file each. "
+            "Left out: the main input.",
+        ),
+    ] = None,
+    channel_axis: Annotated[
+        int | None,
+        typer.Option(
+            metavar="AXIS",
+            help="Which dimension of what outputs are explained by holds its channels, over which contributions are "
+            "summed, counted in (N, ...). Left out: the one that the first layer sums over.",
+        ),
+    ] = None,
+    batch_axis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXIS",
+            help="Which dimension of the network's input holds the samples, where it is not the first: its number, or "
+            "none where it takes one photograph (C, H, W) as a whole.",
+        ),
     ] = None,
     text: Annotated[
         list[str] | None,
@@ -146,24 +179,35 @@ def run(
 
     A network that was not fine-tuned after conversion is explained as faithfully, but its pictures are noisy.
     """
+    from bcos_fx.cli import values
     from bcos_fx.cli.photographs import image_files
+    from bcos_fx.cli.sums import tell
 
+    options = {"channel_axis": channel_axis, "allow_incomplete": allow_incomplete}
     texts = TextOptions(tuple(text or ()), text_tower, text_embeddings, templates)
     if texts != TextOptions():
         if target is not None or against is not None or classes is not None:
             raise UsageError("classes and texts were asked for", hint="leave --target, --against and --classes out")
-        question = _asked_by_text(texts, power, location, output, allow_incomplete)
+        question = _asked_by_text(texts, power, location, output, options)
     else:
-        question = _asked(target, against, classes, output, allow_incomplete)
+        question = _asked(target, against, classes, output, options)
+    question = replace(question, sources=tuple(source or ()), batch_axis=values.axis(batch_axis))
+    if question.batch_axis != 0 and (output is not None or source):
+        raise UsageError(
+            "--batch-axis was given with --output or --source, whose values have their samples elsewhere too",
+            hint="leave --batch-axis out, or the other",
+        )
     network = _network(model, arch, recipe)
     files = image_files(images)
     place = out if out is not None else Path("explanation.png" if len(files) <= _IN_A_FIGURE else "explanation.html")
     found, skipped = _explain_all(network, files, question, place, quiet=json)
     if json:
-        said = {"file": str(place), "images": [row for row, _ in found], "skipped": skipped}
+        written = {name or "": str(path) for name, path in _places(place, question).items()}
+        files_written = {"file": str(place)} if len(written) == 1 else {"files": written}
+        said = {**files_written, "images": [row for row, _ in found], "skipped": skipped}
         echo(json_module.dumps(said, indent=2, sort_keys=True))
     else:
-        _tell(found, place, len(files))
+        tell(found, _places(place, question).values(), len(files))
     list_skipped(skipped)
     if not all(complete for _, complete in found):
         raise typer.Exit(CHECK_FAILED)
@@ -203,7 +247,7 @@ def _asked(
     against: str | None,
     classes: Path | None,
     output: str | None,
-    allow_incomplete: bool,
+    options: dict[str, Any],
 ) -> Question:
     from bcos_fx.explanation.classes import read_classes
     from bcos_fx.explanation.targets import difference, named
@@ -217,15 +261,15 @@ def _asked(
                 "--against compares two classes", hint="name one class with --target and one with --against"
             )
         wanted = difference(wanted, other)
-    return Question(wanted, output, names, allow_incomplete)
+    return Question(wanted, output, names, options)
 
 
 def _asked_by_text(
-    texts: TextOptions, power: float, location: str | None, output: str | None, allow_incomplete: bool
+    texts: TextOptions, power: float, location: str | None, output: str | None, options: dict[str, Any]
 ) -> Question:
     from bcos_fx.cli.texts import text_target
 
-    return Question(text_target(texts, power=power, location=location), output, None, allow_incomplete)
+    return Question(text_target(texts, power=power, location=location), output, None, options)
 
 
 def _number(text: str) -> int | str | tuple[int, ...]:
@@ -242,77 +286,80 @@ def _explain_all(
     """Explain in batches; a gallery keeps the pictures only, so thousands of images fit into memory."""
     from bcos_fx.cli.photographs import Photographs
     from bcos_fx.cli.progress import counted
+    from bcos_fx.cli.sums import row_of
     from bcos_fx.explanation.saving import Collector
 
-    collector = Collector(place)
+    collectors = {name: Collector(path) for name, path in _places(place, question).items()}
     found: list[tuple[dict[str, Any], bool]] = []
-    photographs = Photographs(files, _photograph_shape(network), _BATCH)
+    photographs = Photographs(files, _photograph_shape(network, question.batch_axis), _BATCH)
     skipped = photographs.skipped
     for part in counted(photographs.parts, [len(part) for part in photographs.parts], "explaining", quiet=quiet):
         readable, stacked = photographs.read(part)
         if stacked is None:
             continue
-        explanation = _explained(network, stacked.to(next(network.parameters())), question)
-        collector.add(explanation, [path.name for path in readable])
-        found += [_row(explanation[i], path) for i, path in enumerate(readable)]
+        parts = _explained(network, stacked.to(next(network.parameters())), question)
+        for name, explanation in parts.items():
+            collectors[name].add(explanation, [path.name for path in readable])
+        found += [row_of({name: part[i] for name, part in parts.items()}, path) for i, path in enumerate(readable)]
     if not found:
         raise UsageError(f"none of the {len(files)} images can be read", where=next(iter(skipped.items()), ("", ""))[1])
-    collector.close()
+    for collector in collectors.values():
+        collector.close()
     return found, skipped
 
 
-def _photograph_shape(network: BcosNetwork) -> tuple[int, ...]:
-    shape = network.input_shape
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise UsageError(
-            f"the network takes {tuple(shape)}, which is no photograph", hint="use bcos_fx.explain from Python"
-        )
-    return shape
-
-
-def _explained(network: BcosNetwork, images: Tensor, question: Question) -> Explanation:
-    from bcos_fx.explanation.explain import explain
-
-    return explain(
-        network,
-        images,
-        question.target,
-        output=question.output,
-        names=question.names,
-        allow_incomplete=question.allow_incomplete,
-    )
-
-
-def _row(sample: Explanation, path: Path) -> tuple[dict[str, Any], bool]:
-    def numbers(values: Any) -> list[float]:
-        return [float(value) for value in values.flatten()]
-
-    indices = [] if sample.target is None else [int(index) for index in sample.target.flatten()]
-    residual, constants = numbers(sample.residual), numbers(sample.constants.total())
-    output = numbers(sample.output)
-    own = [o - c - r for o, c, r in zip(output, constants, residual, strict=True)]
-    row = {
-        "file": str(path),
-        "prediction": None if sample.prediction is None else int(sample.prediction[0]),
-        "target": indices,
-        "names": [sample.target_name(place) for place in range(len(output))],
-        "output": output,
-        "input": own,
-        "constants": constants,
-        "residual": residual,
-        "verdict": sample.verdict,
+def _places(place: Path, question: Question) -> dict[str | None, Path]:
+    """Name of a source -> its file; None stands for the main input. Several have a file each, with their name in it."""
+    if len(question.sources) < 2:
+        return {name: place for name in question.sources or (None,)}
+    return {
+        name: place.with_name(f"{place.stem}.{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}{place.suffix}")
+        for name in question.sources
     }
-    return row, sample.verdict != "incomplete"
 
 
-def _tell(found: list[tuple[dict[str, Any], bool]], place: Path, files: int) -> None:
-    for row, _ in found[:_NAMED]:
-        for index, value in enumerate(row["output"]):
-            name = row["names"][index]
-            sums = f"{row['input'][index]:.4g} input {row['constants'][index]:+.4g} constants"
-            left = f"residual {row['residual'][index]:+.1e}"
-            left += "" if row["verdict"] == "complete" else f"  {row['verdict'].upper()}"
-            echo(f"{Path(row['file']).name}: {name} {value:.4g} = {sums} ({left})")
-    if len(found) > _NAMED:
-        echo(f"and {len(found) - _NAMED} more")
-    echo(f"Wrote {place}: {len(found)} of {files} images explained.")
+def _photograph_shape(network: BcosNetwork, batch_axis: int | None) -> tuple[int, ...]:
+    """(C, H, W) of what the network takes.
+
+    Raises:
+        UsageError: it takes something else than one photograph, or has no such batch axis.
+    """
+    inputs = network.record.inputs
+    if len(inputs) > 1:
+        raise UsageError(
+            f"the network takes {len(inputs)} inputs ({', '.join(spec.name for spec in inputs)}), and a photograph is "
+            "one of them",
+            hint="give all of them by name to bcos_fx.explain from Python",
+        )
+    shape = list(inputs[0].shape)
+    if batch_axis is not None:
+        if not -len(shape) <= batch_axis < len(shape):
+            raise UsageError(
+                f"--batch-axis is {batch_axis}, the input {inputs[0].name!r} has {len(shape)} dimensions",
+                hint=f"give a number from 0 to {len(shape) - 1}, or none where a photograph is the whole input",
+            )
+        del shape[batch_axis]
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise UsageError(f"the network takes {tuple(shape)}, which is no photograph", hint=_OTHER_DATA)
+    return tuple(shape)
+
+
+def _explained(network: BcosNetwork, images: Tensor, question: Question) -> dict[str | None, Explanation]:
+    """Name of a source -> the explanation of images (N, C, H, W) by it; None stands for the main input."""
+    from bcos_fx.explanation.explain import explain
+    from bcos_fx.explanation.result import Explanation
+
+    axis, sources = question.batch_axis, question.sources
+    shared: dict[str, Any] = {"output": question.output, "names": question.names, **question.options}
+    if axis is None:  # a photograph is the whole input
+        parts = [
+            explain(network, image, question.target, batch_axis=None, **_by(sources), **shared) for image in images
+        ]
+        return {None: Explanation.joined(parts)}
+    given = images.movedim(0, axis)
+    found = explain(network, given, question.target, batch_axis=axis, **_by(sources), **shared)
+    return {sources[0] if sources else None: found} if isinstance(found, Explanation) else dict(found)
+
+
+def _by(sources: tuple[str, ...]) -> dict[str, Any]:
+    return {"source": sources[0] if len(sources) == 1 else list(sources)} if sources else {}

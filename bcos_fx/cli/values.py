@@ -83,6 +83,22 @@ def pressure(texts: Sequence[str]) -> float | dict[str, float] | None:
     return patterns | ({"*": bare[0]} if bare else {})
 
 
+def axis(text: str | None) -> int | None:
+    """Read which dimension holds the samples: a number, or ``none`` where an input is one sample as a whole.
+
+    Raises:
+        UsageError: neither.
+    """
+    if text is None or text == "none":
+        return 0 if text is None else None
+    if not text.removeprefix("-").isdecimal():
+        raise UsageError(
+            f"--batch-axis is {text!r}",
+            hint="give a dimension's number, such as --batch-axis 1, or none where an input is one sample as a whole",
+        )
+    return int(text)
+
+
 def key(text: str | None) -> int | str | None:
     """Read which part of the output to take: a position, or a key or attribute."""
     return int(text) if text is not None and text.lstrip("-").isdecimal() else text

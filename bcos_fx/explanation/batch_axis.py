@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.certification import Certification
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.explanation.result import Constants, Explanation
 from bcos_fx.rewriting.network import BcosNetwork
@@ -149,3 +150,12 @@ def under_own_names(found: Explanation) -> Explanation:
     """Return an explanation with constants called as in the network inside the adapter."""
     values = {name.removeprefix(_PREFIX): contribution for name, contribution in found.constants.items()}
     return replace(found, constants=Constants(values, found.output))
+
+
+def under_own_layers(found: Certification) -> Certification:
+    """Return a certification with constants and breaks called as in the network inside the adapter."""
+    return replace(
+        found,
+        constants=tuple(replace(one, source=one.source.removeprefix(_PREFIX)) for one in found.constants),
+        breaks=tuple(replace(one, module=one.module.removeprefix(_PREFIX)) for one in found.breaks),
+    )

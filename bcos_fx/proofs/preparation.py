@@ -111,13 +111,26 @@ def _find_source(graph_module: fx.GraphModule, name: str) -> fx.Node:
     inputs = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
     called = {str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
     is_input = name in inputs and (_is_floating(inputs[name]) or name not in called)  # a layer may have its name
-    found = entry(inputs[name], graph_module) if is_input else find_layer(graph_module, name)
+    found = entry(inputs[name], graph_module) if is_input else _find_layer(graph_module, name, tuple(inputs))
     if not _is_floating(found):
         raise UsageError(
             f"{name!r} holds integers (token indices, a mask), which no weight multiplies",
             hint='explain by what is made of them: source="the embedding layer\'s name"',
         )
     return found
+
+
+def _find_layer(graph_module: fx.GraphModule, name: str, inputs: Sequence[str]) -> fx.Node:
+    """A layer; the error for what is none names the inputs too, which are sources as well."""
+    try:
+        return find_layer(graph_module, name)
+    except UsageError as error:
+        close = difflib.get_close_matches(name, inputs, n=1, cutoff=0.6)
+        kind = "inputs are" if len(inputs) > 1 else "input is"
+        raise UsageError(
+            f"{error.what}, and its {kind} {', '.join(inputs)}",
+            hint=f"did you mean {close[0]!r}?" if close else error.hint,
+        ) from error
 
 
 def find_layer(graph_module: fx.GraphModule, name: str) -> fx.Node:

@@ -1,0 +1,56 @@
+"""The sums of explanations, as rows of data and as lines of text. Imports torch: load it inside commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bcos_fx.cli.console import echo
+from bcos_fx.explanation.joint import JointExplanation
+from bcos_fx.explanation.result import Explanation
+
+_NAMED = 20
+
+
+def row_of(parts: dict[str | None, Explanation], path: Path) -> tuple[dict[str, Any], bool]:
+    """The sums of one image, explained by one source (None: the main input) or several, and whether they add up."""
+
+    def numbers(values: Any) -> list[float]:
+        return [float(value) for value in values.flatten()]
+
+    sample = next(iter(parts.values()))
+    joint = JointExplanation({str(name): part for name, part in parts.items()})
+    indices = [] if sample.target is None else [int(index) for index in sample.target.flatten()]
+    residual, constants, output = (numbers(v) for v in (sample.residual, joint.constants.total(), sample.output))
+    row: dict[str, Any] = {
+        "file": str(path),
+        "prediction": None if sample.prediction is None else int(sample.prediction[0]),
+        "target": indices,
+        "names": [sample.target_name(place) for place in range(len(output))],
+        "output": output,
+        "input": [o - c - r for o, c, r in zip(output, constants, residual, strict=True)],
+        "constants": constants,
+        "residual": residual,
+        "verdict": joint.verdict,
+    }
+    if None not in parts:
+        row["sources"] = {name: numbers(total) for name, total in joint.totals.items()}
+    return row, joint.verdict != "incomplete"
+
+
+def tell(found: list[tuple[dict[str, Any], bool]], places: Iterable[Path], files: int) -> None:
+    """Print the sums of the first images, and where the explanations were written."""
+    for row, _ in found[:_NAMED]:
+        for index, value in enumerate(row["output"]):
+            terms = row.get("sources", {"input": row["input"]})
+            own = " ".join(
+                f"{total[index]:{'+' * (place > 0)}.4g} {name}" for place, (name, total) in enumerate(terms.items())
+            )
+            left = f"residual {row['residual'][index]:+.1e}"
+            left += "" if row["verdict"] == "complete" else f"  {row['verdict'].upper()}"
+            sums = f"{own} {row['constants'][index]:+.4g} constants"
+            echo(f"{Path(row['file']).name}: {row['names'][index]} {value:.4g} = {sums} ({left})")
+    if len(found) > _NAMED:
+        echo(f"and {len(found) - _NAMED} more")
+    echo(f"Wrote {', '.join(map(str, places))}: {len(found)} of {files} images explained.")
