@@ -72,6 +72,13 @@ ACTIVATION_CALLS: Mapping[str, Mapping[str, Callable[[Tensor], Tensor]]] = {
         "elu": lambda x: F.elu(x, inplace=True),
     },
 }
+CASTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "float": lambda x: x.float(),
+    "to": lambda x: x.to(torch.float32),
+    "to dtype=": lambda x: x.to(dtype=torch.float32),
+    "type": lambda x: x.type(torch.float32),
+}
 GLOBAL_POOLS = ("module", "functional", "mean", "mean keepdim", "torch.mean", "flat mean", "amax")
 FLATTENINGS = ("module", "torch.flatten", "method", "view", "reshape")
 

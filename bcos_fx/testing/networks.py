@@ -35,6 +35,7 @@ def networks(
     norms: Sequence[str] = NORMS,
     activations: Sequence[str] = ACTIVATIONS,
     max_blocks: int = 4,
+    casts: Sequence[str] = ("none",),
 ) -> Network:
     """Draw a small random network in eval mode, float32, whose output varies with its input.
 
@@ -46,13 +47,14 @@ def networks(
         norms: norms to draw from.
         activations: activations to draw from.
         max_blocks: largest number of blocks.
+        casts: how forward names float32, to draw from; such a network runs in no other precision.
 
     Returns:
         A network that takes (N, *network.input_shape) in [0, 1]; over such inputs its output varies by more than
         a hundredth of its scale. Its ``repr`` holds the specification that builds it again.
     """
     specification = draw(
-        specifications(dims=dims, kinds=kinds, norms=norms, activations=activations, max_blocks=max_blocks)
+        specifications(dims=dims, kinds=kinds, norms=norms, activations=activations, max_blocks=max_blocks, casts=casts)
     )
     network = specification.build()
     assume(variation(network) > LEAST_VARIATION)
@@ -82,6 +84,7 @@ def specifications(
     norms: Sequence[str] = NORMS,
     activations: Sequence[str] = ACTIVATIONS,
     max_blocks: int = 4,
+    casts: Sequence[str] = ("none",),
 ) -> Specification:
     """Draw the specification of a network; see :func:`networks` for the arguments."""
     rank = draw(st.sampled_from(dims))
@@ -107,6 +110,7 @@ def specifications(
         features=width,
         classes=draw(st.integers(2, 5)),
         seed=draw(st.integers(0, 2**16)),
+        cast=draw(st.sampled_from(casts)),
     )
 
 

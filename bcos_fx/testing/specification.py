@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bcos_fx.proofs.samples import imagine
 from bcos_fx.testing.blocks import (
     AVERAGE_POOLS,
+    CASTS,
     CONVOLUTIONS,
     MAX_POOLS,
     TRANSPOSED,
@@ -154,6 +155,7 @@ class Specification:
         features: channels after the last block, or their number after flattening.
         classes: number of outputs.
         seed: of the weights.
+        cast: how forward names float32, for its input and for its features; a key of :data:`CASTS`.
     """
 
     input_shape: tuple[int, ...]
@@ -165,6 +167,7 @@ class Specification:
     features: int
     classes: int
     seed: int
+    cast: str = "none"
 
     def build(self) -> Network:
         """Build the network, in eval mode and float32; the same specification gives the same weights."""
@@ -205,7 +208,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, *input_shape) to (N, classes)."""
-        return self.head(self.body(x))  # type: ignore[no-any-return]
+        cast = CASTS[self.specification.cast]
+        return self.head(cast(self.body(cast(x))))  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """Show the specification, from which ``build()`` makes the network again."""

@@ -13,9 +13,13 @@ from torch import nn
 import bcos_fx
 from bcos_fx.proofs import verify
 from bcos_fx.testing import images, networks
+from bcos_fx.testing.blocks import CASTS
 from bcos_fx.testing.networks import Network
 
 EXAMPLES = 40
+MANY = 2_000
+FLOAT32 = 1e-3
+"""Rounding of a small network in float32, whose largest output is 1."""
 
 
 def _snapshot(module: nn.Module) -> dict[str, object]:
@@ -78,6 +82,31 @@ def test_equivalent_is_equivalent(network: Network, scale: str) -> None:
     if scale != "unit":  # a gain is a new parameter, rounded to the network's own precision
         result = verify(network, converted, inputs)
         assert "different" not in {row.verdict for row in result.comparisons}, result.detail
+
+
+@settings(max_examples=EXAMPLES)
+@given(network=networks(dims=(1, 2, 3), casts=[cast for cast in CASTS if cast != "none"], max_blocks=3))
+def test_networks_that_name_float32_are_proven_too(network: Network) -> None:
+    """The casts change nothing in float32, in which the original runs; the graph is proven in float64."""
+    check_in_float32(network)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=MANY)
+@given(network=networks(casts=list(CASTS)))
+def test_very_many_networks(network: Network) -> None:
+    check_in_float32(network)
+
+
+def check_in_float32(network: Network) -> None:
+    converted = bcos_fx.bcosify(network, example_inputs=_examples(network), recipe="equivalent")
+    _proven(converted)
+    inputs = torch.rand(4, *network.input_shape)
+    expected = network(inputs).detach()
+    error = (converted(inputs).detach() - expected).abs().max() / expected.abs().max()
+    assert error < FLOAT32
+    assert converted.double()(inputs.double()).dtype == torch.float64
 
 
 @settings(max_examples=EXAMPLES // 2)
