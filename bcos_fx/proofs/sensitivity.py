@@ -90,4 +90,6 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 def _weights_channels_last(module: nn.Module) -> None:
-    module.to(memory_format=torch.channels_last)
+    # Not by Module.to, which takes volumes' weights for images' as well and fails.
+    for parameter in module.parameters():
+        parameter.data = _channels_last(parameter.data)

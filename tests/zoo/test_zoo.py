@@ -61,9 +61,9 @@ def test_a_part_of_a_dict_is_chosen_and_kept(rows: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("factory", "words"),
     [
-        ("Mixed", "a gate is added to a value"),
+        ("Mixed", "floor"),
         ("Undecided", "reads the values of a tensor"),
-        ("Recurrent", "LSTM"),
+        ("Recurrent", "torch.lstm"),
         ("Missing", "has no factory 'Missing'"),
         ("crashing", "its process ended with code 3"),
     ],
@@ -76,7 +76,7 @@ def test_what_does_not_pass_has_a_cause(rows: dict[str, Any], factory: str, word
 
 def test_parameters_inside_an_unknown_layer_are_counted(rows: dict[str, Any]) -> None:
     row = rows["Recurrent"]
-    assert row["unknown"] == {"LSTM": 1}
+    assert row["unknown"] == {"torch.lstm": 1}
     inside, outside = 4 * 6 * (8 + 6 + 2), 8 * 3 * 16 + 8 + 6 * 5 + 5
     assert row["parameters"] == inside + outside
     widened = 8 * 3 * 16  # the first layer reads three channels more
