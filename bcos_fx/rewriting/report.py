@@ -334,7 +334,7 @@ def coverage(reader: GraphReader) -> Coverage:
     counted: dict[int, tuple[int, bool]] = {}
     for node in reader.graph_module.graph.nodes:
         op = reader.op(node)
-        weighted = op.startswith(_WEIGHTED) if op is not None else node.op == "call_module"
+        weighted = op.startswith(_WEIGHTED) if op is not None else node.op.startswith("call_")
         if not weighted or not reader.flow.on_value_path(node):
             continue
         for parameter, converted in _weights(reader, node):
@@ -351,7 +351,8 @@ def _weights(reader: GraphReader, node: fx.Node) -> list[tuple[nn.Parameter, boo
         module = root.get_submodule(str(node.target))
         return [(parameter, isinstance(module, BcosLayer)) for parameter in module.parameters()]
     call = reader.call(node)
-    pending = call.nodes("weight") + call.nodes("bias") if call else []
+    stored = [source for source in node.all_input_nodes if source.op == "get_attr"]
+    pending = call.nodes("weight") + call.nodes("bias") if call else stored
     found: list[tuple[nn.Parameter, bool]] = []
     while pending:
         source = pending.pop()

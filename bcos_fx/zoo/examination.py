@@ -146,10 +146,14 @@ def _varies(row: Row) -> bool:
 
 
 def _opaque_share(network: BcosNetwork) -> float:
-    """Share of the parameters that are inside modules whose operation nobody knows."""
-    hidden = {row.module for row in network.report.unknown if row.module is not None}
+    """Share of the parameters that unknown operations hold as modules or read as functions."""
+    stored = {row.name: row.module for row in network.report.nodes if row.op == "parameter"}
+    hidden = {row.module for row in network.report.unknown} | {
+        stored.get(name) for row in network.report.unknown for name in row.inputs
+    }
     parts = [part for name, part in network.named_modules() if name in hidden]
     inside = {parameter: parameter.numel() for part in parts for parameter in part.parameters()}
+    inside |= {parameter: parameter.numel() for name, parameter in network.named_parameters() if name in hidden}
     return float(sum(inside.values()) / max(sum(parameter.numel() for parameter in network.parameters()), 1))
 
 
