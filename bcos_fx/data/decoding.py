@@ -100,7 +100,7 @@ def decoded_picture(stream: BinaryIO, mode: str) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of sizes that the budget below decides about, and of metadata that nobody reads here.
+            # Pillow warns of sizes that the budget below decides about, and of metadata that is not read here.
             warnings.simplefilter("ignore")
             with Image.open(stream, formats=FORMATS) as opened:
                 PIXELS.check(opened.width * opened.height, "the image", Unreadable)

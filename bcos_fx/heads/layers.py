@@ -131,7 +131,7 @@ def _widened(layer: nn.Module, classes: int) -> nn.Module:
 
 
 def _with_shapes(network: BcosNetwork) -> BcosNetwork:
-    """The network with its graph's notes of shapes taken anew."""
+    """The network with its graph's notes of shapes taken again."""
     graph_module = network.graph_module()
     like = next(network.parameters())
     inputs = [torch.zeros(spec.shape, dtype=like.dtype, device=like.device) for spec in network.record.inputs]

@@ -17,7 +17,7 @@ _BATCH_NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 @predicate("uses-running-statistics")
 def uses_running_statistics(reader: GraphReader, call: Call) -> Verdict:
-    """An instance norm that takes stored statistics in eval: a module that keeps them, or a call that is told to."""
+    """An instance norm that takes stored statistics in eval: a module that keeps them, or a call that asks for them."""
     if call.arguments.get("running_mean") is None or call.arguments.get("running_var") is None:
         return False
     return call.module is not None or call.arguments["use_input_stats"] is False
