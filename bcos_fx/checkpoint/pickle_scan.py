@@ -210,8 +210,10 @@ class _Bounded:
         PICKLE_BYTES.check(PICKLE_BYTES.limit - self._left, "the pickle", CheckpointError)
 
     def read(self, size: int) -> bytes:
-        self._count(size)
-        return self._stream.read(size)
+        # What was read counts, not what a damaged opcode asks for: a small file is damaged, and not too large.
+        data = self._stream.read(min(size, self._left + 1))
+        self._count(len(data))
+        return data
 
     def readline(self) -> bytes:
         line = self._stream.readline(self._left + 1)

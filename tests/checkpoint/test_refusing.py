@@ -195,6 +195,14 @@ def test_damage_anywhere_is_one_error_or_none(tmp_path: Path, data: st.DataObjec
         read_state_dict(path)
 
 
+def test_a_text_longer_than_its_file_is_damage(tmp_path: Path) -> None:
+    """However long it claims to be, also beyond what is read of any pickle."""
+    path = tmp_path / "a.pt"
+    for length in (10, 2**28 + 7, 2**32 - 1):
+        path.write_bytes(b"\x80\x02X" + length.to_bytes(4, "little") + b"abc")
+        assert inspect(path).kind == "damaged"
+
+
 def test_a_zip_with_a_member_before_its_beginning_is_damaged(tmp_path: Path) -> None:
     path = save(nn.Linear(2, 2).state_dict(), tmp_path / "a.pt")
     body = bytearray(path.read_bytes())
