@@ -105,7 +105,7 @@ def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Outcom
         UsageError: the network gives no row of class outputs, labels are none of its classes, no image can be read.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size!r}", hint="give a whole number of at least 1")
+        raise UsageError(f"batch_size is {batch_size!r}", hint="give an integer of at least 1")
     total = len(subject.source)
     if not total:
         raise UsageError("there are no images to evaluate on")

@@ -54,7 +54,7 @@ def chunks(view: ExplanationView, images: Tensor, batch_size: int | None) -> lis
     """
     samples = len(images)
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError(f"batch_size is {batch_size!r}", hint="give a whole number of at least 1, or leave it out")
+        raise UsageError(f"batch_size is {batch_size!r}", hint="give an integer of at least 1, or leave it out")
     size = samples if batch_size is None else batch_size
     if samples > 1 and not view.separable:
         size = 1

@@ -55,7 +55,7 @@ def figure(explanation: Explanation, *, top: int = 5) -> Figure:
     """
     require_matplotlib()
     if top < 1:
-        raise UsageError(f"top is {top!r}", hint="give a whole number of at least 1")
+        raise UsageError(f"top is {top!r}", hint="give an integer of at least 1")
     from matplotlib.figure import Figure
 
     targets = explanation.output.shape[1] if explanation.several else 1

@@ -2,7 +2,7 @@
 
 Attention weights values by what it computes from queries and keys. As published (Arya et al., "B-cosification", NeurIPS
 2024, section 5, and its code) the layer that makes the values stays linear as those of queries and keys do, the layer
-behind the attention becomes B-cos, and in an attention pool neither does. Layers are told by where they stand in the
+behind the attention becomes B-cos, and in an attention pool neither does. Layers are found by where they stand in the
 graph, never by their names.
 """
 

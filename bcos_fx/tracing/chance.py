@@ -15,7 +15,7 @@ DRAWS = "draws"
 class Draws:
     """Runs calls, and notes of each whether it drew random numbers.
 
-    The state of the generators decides, not the name of the call: dropout draws where it is told to, and whatever a
+    The state of the generators decides, not the name of the call: dropout draws where it is trained, and whatever a
     library calls its own noise draws too.
 
     Attributes:

@@ -94,11 +94,10 @@ def test_the_main_input_carries_the_value(name: str, rewritten: bool) -> None:
     assert found.residual.abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[-1]])
+# The second input of the masked mean divides too, and a denominator is a gate: no network of selections in it.
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[-1] and name != "masked mean"])
 def test_the_other_input_does_where_it_is_asked_for(name: str) -> None:
     network, inputs, _ = made(name)
-    if name == "masked mean":  # the second input divides too, and a denominator is a gate
-        pytest.skip("no network of selections in its second input")
     target = torch.arange(3).expand(len(inputs[0]), 3)
     found = bcos_fx.explain(network, inputs[0], target, others=inputs[1:], source="second")
     torch.testing.assert_close(found.weights, gradient(network, inputs, 1), rtol=1e-9, atol=1e-11)
