@@ -17,8 +17,8 @@ from bcos_fx.proofs.completeness import Completeness, check_completeness
 from bcos_fx.proofs.linearity import Certificate
 from bcos_fx.proofs.preparation import Source
 from bcos_fx.proofs.view import ExplanationView
+from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.ops import vocabulary
 from bcos_fx.subject import check_module
 from bcos_fx.tracing import trace
 from bcos_fx.tracing.exported import as_module

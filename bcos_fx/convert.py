@@ -27,13 +27,15 @@ from bcos_fx.proofs.conditioning import well_conditioned
 from bcos_fx.proofs.drift import DriftMeter
 from bcos_fx.proofs.equivalence import Verification, verify
 from bcos_fx.proofs.samples import imagine
-from bcos_fx.rewriting.build_input import input_affine
+from bcos_fx.rewriting.builders.input import input_affine
+from bcos_fx.rewriting.core.passes import Engine, PassLog
+from bcos_fx.rewriting.core.precision import Precision
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE, Recipe, load_recipe
+from bcos_fx.rewriting.core.rewrite import Step
+from bcos_fx.rewriting.core.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
 from bcos_fx.rewriting.network import BcosNetwork, Guard, InputSpec, Record
 from bcos_fx.rewriting.other_sizes import OtherSizes
-from bcos_fx.rewriting.passes import Engine, PassLog
-from bcos_fx.rewriting.precision import Precision
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.recipe import DEFAULT_RECIPE, Recipe, load_recipe
 from bcos_fx.rewriting.report import (
     Drift,
     Figures,
@@ -45,8 +47,6 @@ from bcos_fx.rewriting.report import (
     removed_nodes,
     unknown_rows,
 )
-from bcos_fx.rewriting.rewrite import Step
-from bcos_fx.rewriting.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
 from bcos_fx.subject import check_backward, check_encoding, check_finite, check_images, check_module
 from bcos_fx.tracing import Trace, own_modes, trace
 from bcos_fx.tracing.exported import as_module
@@ -107,7 +107,7 @@ def bcosify(
         keep_source: keep a reference to ``module``, and convert it again for inputs of a size for which the graph does
             not hold, over the same parameters; otherwise such inputs are refused. A file holds the first graph only.
         progress: called with a short text at the start of each stage.
-        options: any other field of :class:`bcos_fx.rewriting.options.Options`, such as ``scale="unit"``.
+        options: any other field of :class:`bcos_fx.rewriting.core.options.Options`, such as ``scale="unit"``.
 
     Returns:
         The converted network, in eval mode, with its ``report``. A network that is already converted comes back as

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import TraceError, UsageError
 from bcos_fx.proofs.equivalence import Verification
-from bcos_fx.rewriting.match import NearMiss
+from bcos_fx.rewriting.core.match import NearMiss
+from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.network import InputSpec, reserved_names
-from bcos_fx.rewriting.options import Options
 
 _MOST_NAMED = 5
 _DETECTORS_TRANSFORM = "torchvision.models.detection.transform.GeneralizedRCNNTransform"

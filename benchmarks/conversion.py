@@ -22,7 +22,7 @@ from measuring import Page, interleaved, parsed, ratio, rise
 from torch import Tensor, nn
 
 import bcos_fx
-from bcos_fx.rewriting.rule import PRESERVING_PHASES
+from bcos_fx.rewriting.core.rule import PRESERVING_PHASES
 from bcos_fx.testing import norm_statistics_from_data_
 
 TIME_TARGET, MEMORY_TARGET, GROWTH_TARGET = 30, 6, 2.3

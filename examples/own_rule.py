@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import bcos_fx
-from bcos_fx.rewriting.build import Build, builder
+from bcos_fx.rules import Build, builder
 
 RULE = """
 [[rule]]

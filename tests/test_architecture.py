@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bcos_fx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = """
-    version escaping terminal errors files budgets lazy locking data nn tracing rewriting proofs subject
+    version escaping terminal errors files budgets lazy locking data nn tracing rewriting rules proofs subject
     calibration artifact checkpoint text example heads convert certification explanation methods evaluation training cli
 """.split()
 # These stand beside the line of rooms: what each may import, at the most.

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PRINT_RULES = """
 import hashlib, json
 import bcos_fx
-from bcos_fx.rewriting.location import rules_directory
+from bcos_fx.rewriting.core.location import rules_directory
 folder = rules_directory()
 rules = {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*.toml")}
 print(json.dumps([bcos_fx.__file__, rules], sort_keys=True))

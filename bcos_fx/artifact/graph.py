@@ -18,7 +18,7 @@ from bcos_fx.artifact.fields import Fields
 from bcos_fx.artifact.modules import is_path
 from bcos_fx.artifact.values import decode, encode, fits
 from bcos_fx.errors import ArtifactError, nearest
-from bcos_fx.rewriting.ops import Op, Vocabulary, resolve
+from bcos_fx.rewriting.core.ops import Op, Vocabulary, resolve
 from bcos_fx.tracing.program import ARITHMETIC, ATTRIBUTES
 
 _META: dict[str, Any] = {

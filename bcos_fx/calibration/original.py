@@ -21,10 +21,10 @@ from bcos_fx.calibration.moments import Moments
 from bcos_fx.calibration.walk import Program
 from bcos_fx.errors import UsageError
 from bcos_fx.nn import BcosLayer
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.ops import vocabulary
-from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.reader import GraphReader
 from bcos_fx.rewriting.report import describe_target
 from bcos_fx.tracing import trace
 

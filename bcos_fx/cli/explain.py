@@ -230,7 +230,7 @@ def _network(model: Path, arch: str | None, recipe: str | None) -> BcosNetwork:
     from bcos_fx.checkpoint.published import origin_of
     from bcos_fx.cli.network import read_network
     from bcos_fx.convert import bcosify
-    from bcos_fx.rewriting.recipe import DEFAULT_RECIPE
+    from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE
 
     module = read_network(model, arch=arch, key=None, trust_pickle=False)
     if origin_of(module) is None:

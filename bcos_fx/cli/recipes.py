@@ -13,7 +13,7 @@ from bcos_fx.cli.console import echo
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from bcos_fx.rewriting.recipe import Recipe
+    from bcos_fx.rewriting.core.recipe import Recipe
 
 NAME = "recipes"
 EPILOG = """Examples:
@@ -45,7 +45,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False,
 ) -> None:
     """Show a recipe whole: options, defaults included, the rules that run, loss, optimiser and schedule."""
-    from bcos_fx.rewriting.recipe import load_recipe, recipe_names
+    from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 
     found = [load_recipe(each) for each in (recipe_names() if name is None else [name])]
     names = recipe_names() if name is None else [name]
@@ -61,7 +61,7 @@ def run(
 
 
 def _plain(recipe: Recipe, name: str) -> dict[str, Any]:
-    from bcos_fx.rewriting.rule import PHASES
+    from bcos_fx.rewriting.core.rule import PHASES
     from bcos_fx.training.recipe import load_training, trains
 
     rules = {phase: [rule.name for rule in recipe.active_rules(phase)] for phase in PHASES}

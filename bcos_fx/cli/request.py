@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from bcos_fx.rewriting.location import rules_directory
+from bcos_fx.rewriting.core.location import rules_directory
 
 Asked = TypeVar("Asked")
 Result = TypeVar("Result")

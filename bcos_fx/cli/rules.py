@@ -16,8 +16,8 @@ from bcos_fx.errors import RuleError, nearest
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from bcos_fx.rewriting.recipe import Recipe
-    from bcos_fx.rewriting.rule import Rule
+    from bcos_fx.rewriting.core.recipe import Recipe
+    from bcos_fx.rewriting.core.rule import Rule
 
 NAME = "rules"
 EPILOG = """Examples:
@@ -47,7 +47,7 @@ def run(
     The phases from canonical to linear keep the function; those from pool to head change it. A rule file of your own
     is checked as convert would check it: a mistake is named with its line and the nearest known word.
     """
-    from bcos_fx.rewriting.recipe import load_recipe, recipe_names
+    from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 
     own = tuple(rules or ())
     if recipe is not None:
@@ -69,16 +69,16 @@ def run(
 
 
 def _active(recipe: Recipe) -> list[Rule]:
-    from bcos_fx.rewriting.rule import PHASES
+    from bcos_fx.rewriting.core.rule import PHASES
 
     return [rule for phase in PHASES for rule in recipe.active_rules(phase)]
 
 
 def _every(own: Sequence[Path]) -> list[Rule]:
     """Return all shipped rules, whatever recipe uses them, and the user's; in the order of the phases."""
-    from bcos_fx.rewriting.location import rule_files
-    from bcos_fx.rewriting.rule import PHASES
-    from bcos_fx.rewriting.rulefile import load_rules
+    from bcos_fx.rewriting.core.location import rule_files
+    from bcos_fx.rewriting.core.rule import PHASES
+    from bcos_fx.rewriting.core.rulefile import load_rules
 
     return sorted(load_rules([*rule_files(), *own]), key=lambda rule: PHASES.index(rule.phase))
 
@@ -114,7 +114,7 @@ def _listing(rules: Sequence[Rule], recipes: Sequence[Recipe]) -> Iterator[Rende
     from rich.padding import Padding
     from rich.text import Text
 
-    from bcos_fx.rewriting.rule import CHANGING_PHASES
+    from bcos_fx.rewriting.core.rule import CHANGING_PHASES
 
     phases = dict.fromkeys(rule.phase for rule in rules)
     for phase in phases:
@@ -137,7 +137,7 @@ def _listing(rules: Sequence[Rule], recipes: Sequence[Recipe]) -> Iterator[Rende
 def _recipe_lines(recipe: Recipe) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from bcos_fx.rewriting.options import Options
+    from bcos_fx.rewriting.core.options import Options
 
     defaults = Options().to_dict()
     changed = {name: value for name, value in recipe.options.to_dict().items() if value != defaults[name]}

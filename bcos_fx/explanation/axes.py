@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from bcos_fx.errors import UsageError
-from bcos_fx.rewriting.ops import Call, vocabulary
+from bcos_fx.rewriting.core.ops import Call, vocabulary
 from bcos_fx.tracing.program import run_node
 
 _CONVOLUTION = re.compile(r"(bcos_|peer_bcos_)?(raw_)?conv(_transpose)?[123]d")

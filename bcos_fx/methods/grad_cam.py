@@ -19,7 +19,7 @@ from bcos_fx.methods.module_form import depends_on_input
 from bcos_fx.methods.requests import check_targets
 from bcos_fx.proofs.evaluation import evaluate
 from bcos_fx.proofs.preparation import find_layer
-from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.tracing import trace
 
 _ENDS_SPACE = frozenset(

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.methods.requests import class_outputs
-from bcos_fx.rewriting.ops import Call, resolve, vocabulary
+from bcos_fx.rewriting.core.ops import Call, resolve, vocabulary
 from bcos_fx.tracing import trace
 
 _TOLERANCE = 1e-4

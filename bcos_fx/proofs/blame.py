@@ -16,9 +16,9 @@ from bcos_fx.proofs.divergence import first_divergence
 from bcos_fx.proofs.judging import ROUNDINGS
 from bcos_fx.proofs.samples import rounded_otherwise
 from bcos_fx.proofs.sensitivity import nudge_weights_
-from bcos_fx.rewriting.passes import Engine
-from bcos_fx.rewriting.rewrite import Step
-from bcos_fx.rewriting.rule import PRESERVING_PHASES, Rule
+from bcos_fx.rewriting.core.passes import Engine
+from bcos_fx.rewriting.core.rewrite import Step
+from bcos_fx.rewriting.core.rule import PRESERVING_PHASES, Rule
 from bcos_fx.tracing.modules import deep_copy
 
 _DRAWS = 3

@@ -16,15 +16,15 @@ from torch import fx
 
 from bcos_fx.nn.dynamic import DynamicLayer
 from bcos_fx.proofs.preparation import Prepared
-from bcos_fx.rewriting.build_view import adds_a_constant, adds_an_uncounted_constant, operand_source, shift_source
-from bcos_fx.rewriting.chance import draws_at_random
-from bcos_fx.rewriting.flow import CONSTANT, EXPLAINED, GATE, UNKNOWN, VALUE
-from bcos_fx.rewriting.ops import Call, vocabulary
-from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.builders.view import adds_a_constant, adds_an_uncounted_constant, operand_source, shift_source
+from bcos_fx.rewriting.core.chance import draws_at_random
+from bcos_fx.rewriting.core.flow import CONSTANT, EXPLAINED, GATE, UNKNOWN, VALUE
+from bcos_fx.rewriting.core.ops import Call, vocabulary
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.slots import SLOTS, constant_operands
+from bcos_fx.rewriting.core.stored import sources_of
 from bcos_fx.rewriting.report import op_name
-from bcos_fx.rewriting.slots import SLOTS, constant_operands
-from bcos_fx.rewriting.stored import sources_of
 
 _SHOWN = 20
 _DRAWN = "it draws random numbers in eval mode, so no two runs are the same function"

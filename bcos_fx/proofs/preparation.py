@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from torch import fx
 
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.rewriting.ending import before_last_gate
-from bcos_fx.rewriting.flow import EXPLAINED, main_input
-from bcos_fx.rewriting.location import rules_directory
+from bcos_fx.rewriting.core.ending import before_last_gate
+from bcos_fx.rewriting.core.flow import EXPLAINED, main_input
+from bcos_fx.rewriting.core.location import rules_directory
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.passes import Engine
+from bcos_fx.rewriting.core.recipe import Recipe
+from bcos_fx.rewriting.core.rewrite import end_at
+from bcos_fx.rewriting.core.rulefile import load_rules
 from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.ops import vocabulary
-from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.passes import Engine
-from bcos_fx.rewriting.recipe import Recipe
-from bcos_fx.rewriting.rewrite import end_at
-from bcos_fx.rewriting.rulefile import load_rules
 
 _FILES = ("canonical", "interop-bcos", "norm", "linear", "explain")
 _LIKE = 5

@@ -25,12 +25,12 @@ from bcos_fx.nn import Counted, CountedConstant
 from bcos_fx.proofs.evaluation import Observer, evaluate
 from bcos_fx.proofs.linearity import Certificate, certificate, uncounted, unfinished, with_breaks
 from bcos_fx.proofs.preparation import Prepared, Source, entry, prepare, recipe
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.passes import Engine
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.rewrite import add_ledger
 from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.ops import vocabulary
-from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.passes import Engine
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.rewrite import add_ledger
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.graph_module import GraphModule
 

@@ -17,10 +17,10 @@ from typing import Any
 from torch import fx, nn
 
 from bcos_fx.nn import BcosLayer
-from bcos_fx.rewriting.flow import VALUE
-from bcos_fx.rewriting.match import NearMiss
-from bcos_fx.rewriting.reader import GraphReader, is_boundary
-from bcos_fx.rewriting.rewrite import Step
+from bcos_fx.rewriting.core.flow import VALUE
+from bcos_fx.rewriting.core.match import NearMiss
+from bcos_fx.rewriting.core.reader import GraphReader, is_boundary
+from bcos_fx.rewriting.core.rewrite import Step
 from bcos_fx.tracing.program import attribute
 
 _WEIGHTED = ("linear", "conv", "bcos_linear", "bcos_conv", "bilinear", "peer_bcos")
@@ -38,7 +38,7 @@ class NodeRow:
         rules: the rules that made it what it is, in order.
         module: path of the module that it calls, if any.
         source: where in the user's code it was called.
-        kind: ``constant``, ``value``, ``gate`` or ``unknown`` (see :mod:`bcos_fx.rewriting.flow`).
+        kind: ``constant``, ``value``, ``gate`` or ``unknown`` (see :mod:`bcos_fx.rewriting.core.flow`).
         b: alignment pressure B of the B-cos layer that it calls; None where it calls none.
     """
 

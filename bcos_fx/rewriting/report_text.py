@@ -12,9 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.rule import PHASES
 from bcos_fx.rewriting.report import Calibration, Drift, NodeRow, Report
-from bcos_fx.rewriting.rule import PHASES
 from bcos_fx.terminal import EscapingConsole
 
 _CHANGE, _CALIBRATION, _NEXT = "Change of the function", "Calibration", "What next"

@@ -12,17 +12,17 @@ from torch import Tensor, fx, nn
 from bcos_fx.errors import VerificationError
 from bcos_fx.nn import BcosLayer
 from bcos_fx.proofs.equivalence import verify
-from bcos_fx.rewriting.location import rules_directory
-from bcos_fx.rewriting.match import Predicate
+from bcos_fx.rewriting.core.location import rules_directory
+from bcos_fx.rewriting.core.match import Predicate
+from bcos_fx.rewriting.core.ops import Call, vocabulary
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.passes import Engine, PassLog
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.recipe import Recipe
+from bcos_fx.rewriting.core.registry import PREDICATES
+from bcos_fx.rewriting.core.rulefile import load_rules
 from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.ops import Call, vocabulary
-from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.passes import Engine, PassLog
-from bcos_fx.rewriting.predicates import PREDICATES
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.recipe import Recipe
 from bcos_fx.rewriting.report import NodeRow, Report, RuleUse, read_rows, removed_nodes
-from bcos_fx.rewriting.rulefile import load_rules
 
 
 def places_of_phase(network: BcosNetwork, phase: str) -> list[str]:

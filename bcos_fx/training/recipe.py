@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bcos_fx.errors import RuleError, UsageError, nearest
-from bcos_fx.rewriting.recipe import find_recipe, recipe_names
-from bcos_fx.rewriting.toml import Table, read_toml
+from bcos_fx.rewriting.core.recipe import find_recipe, recipe_names
+from bcos_fx.rewriting.core.toml import Table, read_toml
 from bcos_fx.training.schedule import Course, Fade, Rise, Taper
 
 OPTIMISERS = ("adam", "adamw", "sgd")

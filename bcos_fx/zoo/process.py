@@ -12,7 +12,7 @@ import torch
 
 from bcos_fx.errors import BcosFxError
 from bcos_fx.files import replacing
-from bcos_fx.rewriting.location import rules_directory
+from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.zoo.examination import Examination, Row
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.errors import BcosFxError, VerificationError
-from bcos_fx.rewriting.chance import draws_at_random
-from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.rewriting.core.chance import draws_at_random
+from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.tracing import trace
 
 

@@ -22,8 +22,8 @@ from bcos_fx.artifact import from_bytes, load, read_header, save, to_bytes
 from bcos_fx.convert import bcosify
 from bcos_fx.errors import ArtifactError, BcosFxError
 from bcos_fx.nn.construction import construct, constructor_options
+from bcos_fx.rewriting.core.ops import resolve, vocabulary
 from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.ops import resolve, vocabulary
 from bcos_fx.testing import Network, networks
 from bcos_fx.tracing.chance import DRAWS
 from tests.artifact.making import everything, network
@@ -333,7 +333,7 @@ def test_a_class_is_rebuilt_without_drawing_random_numbers() -> None:
 _PEAK = """
 import sys, torch
 from bcos_fx.artifact import load
-from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.rewriting.core.ops import vocabulary
 
 def memory(kind):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(kind)) * 1024

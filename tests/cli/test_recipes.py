@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.recipe import load_recipe, recipe_names
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 from bcos_fx.training.recipe import Optimiser, Training, load_training, recipes_that_train
 from tests.cli.conftest import Run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bcos_fx.rewriting.recipe import load_recipe, recipe_names
+from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 from tests.cli.conftest import Run
 
 MINE = """

@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 
 from bcos_fx.proofs import blame
 from bcos_fx.proofs.blame import Blame, find_culprit
-from bcos_fx.rewriting.build import BUILDERS, Build
-from bcos_fx.rewriting.passes import Engine
-from bcos_fx.rewriting.recipe import load_recipe
-from bcos_fx.rewriting.rule import PRESERVING_PHASES
+from bcos_fx.rewriting.core.build import Build
+from bcos_fx.rewriting.core.passes import Engine
+from bcos_fx.rewriting.core.recipe import load_recipe
+from bcos_fx.rewriting.core.registry import BUILDERS
+from bcos_fx.rewriting.core.rule import PRESERVING_PHASES
 from bcos_fx.tracing import trace
 
 LAYERS = 40
@@ -47,7 +48,7 @@ def breaking(*nodes: str) -> Callable[[Build], nn.Module]:
 
 def culprit(*nodes: str) -> Blame | None:
     recipe = load_recipe("equivalent").with_options({"input": "none"})
-    engine = Engine(recipe, builders=BUILDERS | {"bcos-layer": breaking(*nodes)})
+    engine = Engine(recipe, builders={**BUILDERS, "bcos-layer": breaking(*nodes)})
     return find_culprit(traced, engine, (torch.rand(3, 6),), lambda inputs: inputs)
 
 

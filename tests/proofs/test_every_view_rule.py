@@ -18,13 +18,13 @@ from bcos_fx.nn.norms import NormLayer
 from bcos_fx.proofs import preparation, view
 from bcos_fx.proofs.completeness import check_completeness
 from bcos_fx.proofs.view import ExplanationView
-from bcos_fx.rewriting.location import rules_directory
-from bcos_fx.rewriting.ops import vocabulary
-from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.recipe import Recipe
-from bcos_fx.rewriting.rule import Rule
-from bcos_fx.rewriting.rulefile import load_rules
+from bcos_fx.rewriting.core.location import rules_directory
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.recipe import Recipe
+from bcos_fx.rewriting.core.rule import Rule
+from bcos_fx.rewriting.core.rulefile import load_rules
 from tests import golden
 from tests.proofs.view_catalogue import CASES, Case
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bcos_fx.rewriting.match import NearMiss
-from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.core.match import NearMiss
+from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.report import Coverage, Drift, Figures, NodeRow, Report, RuleUse
 
 BEFORE = (

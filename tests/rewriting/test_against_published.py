@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.nn import BcosLayer
-from bcos_fx.rewriting.recipe import find_recipe
+from bcos_fx.rewriting.core.recipe import find_recipe
 from bcos_fx.testing import norm_statistics_from_data_
 from tests.rewriting import slow_published as slow
 

@@ -16,15 +16,16 @@ from torch import Tensor, fx, nn
 import bcos_fx
 from bcos_fx.proofs import verify
 from bcos_fx.proofs.blame import find_culprit, is_encoded
-from bcos_fx.rewriting.build import BUILDERS, Build, Rewired
-from bcos_fx.rewriting.build_input import input_affine
-from bcos_fx.rewriting.location import rule_files
-from bcos_fx.rewriting.ops import vocabulary
-from bcos_fx.rewriting.passes import Engine
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.recipe import load_recipe, recipe_names
-from bcos_fx.rewriting.rule import PRESERVING_PHASES, Rule
-from bcos_fx.rewriting.rulefile import load_rules
+from bcos_fx.rewriting.builders.input import input_affine
+from bcos_fx.rewriting.core.build import Build, Rewired
+from bcos_fx.rewriting.core.location import rule_files
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.passes import Engine
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
+from bcos_fx.rewriting.core.registry import BUILDERS
+from bcos_fx.rewriting.core.rule import PRESERVING_PHASES, Rule
+from bcos_fx.rewriting.core.rulefile import load_rules
 from bcos_fx.tracing import trace
 from tests import golden
 from tests.rewriting.catalogue import CASES, Case
@@ -179,7 +180,7 @@ def test_a_mutant_is_caught_and_its_rule_and_node_are_named(name: str) -> None:
     recipe = load_recipe(case.recipe).with_options(case.options)
     mutant = _broken(case.mutant)
     mutant.only = name  # type: ignore[attr-defined]
-    engine = Engine(recipe, builders=BUILDERS | {case.mutant: mutant})
+    engine = Engine(recipe, builders={**BUILDERS, case.mutant: mutant})
     log = Engine(recipe).run(traced(case, module).double(), PRESERVING_PHASES)
     step = next(step for step in log.steps if step.rule == name)
 

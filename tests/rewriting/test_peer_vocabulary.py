@@ -16,7 +16,7 @@ from bcos_fx import nn as bnn
 from bcos_fx.artifact import from_bytes, to_bytes
 from bcos_fx.artifact.modules import ModuleReader
 from bcos_fx.errors import ArtifactError, RuleError
-from bcos_fx.rewriting.ops import resolve, vocabulary
+from bcos_fx.rewriting.core.ops import resolve, vocabulary
 from bcos_fx.tracing import trace
 from tests.rewriting import peer_layers as peers
 
@@ -45,8 +45,8 @@ class Network(nn.Module):
 
 def test_no_peer_is_imported() -> None:
     code = (
-        "import sys, bcos_fx; from bcos_fx.rewriting.rulefile import known_names; "
-        "from bcos_fx.rewriting.recipe import load_recipe; known_names(); load_recipe('equivalent'); "
+        "import sys, bcos_fx; from bcos_fx.rewriting.core.rulefile import known_names; "
+        "from bcos_fx.rewriting.core.recipe import load_recipe; known_names(); load_recipe('equivalent'); "
         "raise SystemExit(any(name.partition('.')[0] == 'bcos' for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

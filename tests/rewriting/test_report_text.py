@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bcos_fx.rewriting.options import Options
+from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.report import Drift, Figures
 from bcos_fx.rewriting.report_text import drift_sentence, next_step, render, render_head, verdict
 from tests.rewriting.made_report import DRIFT, PROVED, made_report

@@ -11,11 +11,11 @@ from torch import nn
 
 import bcos_fx
 from bcos_fx.errors import RewriteError, RuleError, UsageError
-from bcos_fx.rewriting.location import rule_files, rules_directory
-from bcos_fx.rewriting.ops import vocabulary
-from bcos_fx.rewriting.recipe import load_recipe
-from bcos_fx.rewriting.rule import NodePattern, Replacement, Rule, validate
-from bcos_fx.rewriting.rulefile import known_names, load_rules, read_rules
+from bcos_fx.rewriting.core.location import rule_files, rules_directory
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.recipe import load_recipe
+from bcos_fx.rewriting.core.rule import NodePattern, Replacement, Rule, validate
+from bcos_fx.rewriting.core.rulefile import known_names, load_rules, read_rules
 
 GOOD = """
 [[rule]]
@@ -149,7 +149,7 @@ def test_two_rules_that_undo_each_other_are_named() -> None:
                  {"x": Replacement("to-dropout", inputs=("x.input",))})  # fmt: skip
     back = dataclasses.replace(there, name="dropout-to-relu", match={"x": NodePattern(ops=("dropout",))},
                                replace={"x": Replacement("to-relu", inputs=("x.input",))})  # fmt: skip
-    from bcos_fx.rewriting.passes import Engine
+    from bcos_fx.rewriting.core.passes import Engine
     from bcos_fx.tracing import trace
 
     builders = {"to-dropout": lambda build: nn.Dropout(0.5), "to-relu": lambda build: nn.ReLU()}
@@ -177,7 +177,7 @@ def test_a_sum_that_promotes_its_first_part_stays_out_of_place() -> None:
 
 
 def test_a_rule_that_never_stops_is_named_alone() -> None:
-    from bcos_fx.rewriting.passes import Engine
+    from bcos_fx.rewriting.core.passes import Engine
     from bcos_fx.tracing import trace
 
     again = Rule("relu-again", "activation", "always", "test", "test", {"x": NodePattern(ops=("relu",))},

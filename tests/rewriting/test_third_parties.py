@@ -15,8 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 MODULE = """
 import sys
 from torch import nn
-from bcos_fx.rewriting.build import builder
-from bcos_fx.rewriting.predicates import predicate
+from bcos_fx.rules import builder, predicate
 
 sys.stderr.write("imported once ")
 
@@ -50,8 +49,8 @@ CODE = """
 import json, sys
 import bcos_fx
 from torch import nn
-from bcos_fx.rewriting.rulefile import known_names
-from bcos_fx.rewriting.build import BUILDERS
+from bcos_fx.rewriting.core.rulefile import known_names
+from bcos_fx.rewriting.core.registry import BUILDERS
 before = "theirs" in BUILDERS
 try:
     converted = bcos_fx.bcosify(nn.Sequential(nn.Linear(4, 4), nn.GELU()), rules=["rule.toml"], verified=False)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bcos_fx.rewriting.ops import Op, vocabulary
-from bcos_fx.rewriting.refused import refusals
+from bcos_fx.rewriting.core.ops import Op, vocabulary
+from bcos_fx.rewriting.core.refused import refusals
 from bcos_fx.tracing import composites, modules, operations
 from tests.rewriting.example_calls import EXAMPLES, OWN
 from tests.rewriting.spelled import CARRIERS, Call, Spelled, cases

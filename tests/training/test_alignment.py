@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.nn import BcosConv2d, BcosLayer, BcosLinear
+from bcos_fx.rewriting.core.registry import PREDICATES
 from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.predicates import PREDICATES
 from bcos_fx.training import places
 from bcos_fx.training.alignment import Alignment
 from bcos_fx.training.fading import Fading

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bcos_fx.errors import RuleError, UsageError
-from bcos_fx.rewriting.recipe import load_recipe, recipe_names
+from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 from bcos_fx.training.recipe import Optimiser, Training, load_training, recipes_that_train
 from bcos_fx.training.schedule import Course, Fade, Rise, Taper
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from bcos_fx.rewriting.flow import Flow, analyse
-from bcos_fx.rewriting.ops import BOUNDARY, Call, Vocabulary
-from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.stored import follows_from_stored, stored_value
+from bcos_fx.rewriting.core.flow import Flow, analyse
+from bcos_fx.rewriting.core.ops import BOUNDARY, Call, Vocabulary
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
 from bcos_fx.tracing.program import attribute
 
 

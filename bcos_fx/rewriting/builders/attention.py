@@ -9,11 +9,12 @@ from torch import fx, nn
 
 from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import construct
-from bcos_fx.rewriting.build import Build, Part, Refused, builder, new_parameter
-from bcos_fx.rewriting.match import Hit, Verdict
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.predicates import predicate
-from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.builders.layers import new_parameter
+from bcos_fx.rewriting.core.build import Build, Part, Refused
+from bcos_fx.rewriting.core.match import Hit, Verdict
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.registry import builder, predicate
 
 
 @predicate("undoes-a-transpose")

@@ -24,7 +24,7 @@ def rules_directory() -> Path:
     Raises:
         RuleError: the installation is broken and has neither.
     """
-    package = Path(__file__).resolve().parent.parent
+    package = Path(__file__).resolve().parents[2]
     for candidate in (package / "_rules", package.parent / "rules"):
         if (candidate / "ops.toml").is_file():
             return candidate

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 import networkx as nx
 from torch import fx
 
-from bcos_fx.rewriting.flow import CONSTANT, VALUE
-from bcos_fx.rewriting.match import Verdict
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.predicates import on_value_path, predicate
-from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.core.flow import CONSTANT, VALUE
+from bcos_fx.rewriting.core.match import Verdict
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.registry import predicate
+from bcos_fx.rewriting.predicates.conditions import on_value_path
 
 # Products of matrices: one number by number (mul) weights a map, as a gate does, and mixes nothing.
 _MIXING = ("matmul", "einsum")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from bcos_fx.rewriting.location import rules_directory
-from bcos_fx.rewriting.toml import Table, read_toml
+from bcos_fx.rewriting.core.location import rules_directory
+from bcos_fx.rewriting.core.toml import Table, read_toml
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bcos_fx.errors import RuleError, UsageError, nearest
-from bcos_fx.rewriting.location import rules_directory
-from bcos_fx.rewriting.options import OPTION_NAMES, Options
-from bcos_fx.rewriting.rule import Rule
-from bcos_fx.rewriting.rulefile import load_rules
-from bcos_fx.rewriting.toml import Table, read_toml
+from bcos_fx.rewriting.core.location import rules_directory
+from bcos_fx.rewriting.core.options import OPTION_NAMES, Options
+from bcos_fx.rewriting.core.rule import Rule
+from bcos_fx.rewriting.core.rulefile import load_rules
+from bcos_fx.rewriting.core.toml import Table, read_toml
 
 DEFAULT_RECIPE = "bcosification"
 

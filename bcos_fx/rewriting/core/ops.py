@@ -20,15 +20,15 @@ import torch
 from torch import fx, nn
 
 from bcos_fx.errors import RuleError, nearest
-from bcos_fx.rewriting.location import rules_directory
-from bcos_fx.rewriting.refused import refused_names
-from bcos_fx.rewriting.toml import Table, read_toml
+from bcos_fx.rewriting.core.location import rules_directory
+from bcos_fx.rewriting.core.refused import refused_names
+from bcos_fx.rewriting.core.toml import Table, read_toml
 from bcos_fx.tracing.modules import qualified_name
 
 CLASSES = frozenset(
     "linear selection ratio gate product quotient normalise attention constant opaque".split(),
 )
-"""Linearity classes: how an op maps constants, values and gates (see :mod:`bcos_fx.rewriting.flow`)."""
+"""Linearity classes: how an op maps constants, values and gates (see :mod:`bcos_fx.rewriting.core.flow`)."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from bcos_fx.rewriting.match import Verdict
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.predicates import predicate
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.slots import constant_operands
+from bcos_fx.rewriting.core.match import Verdict
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.registry import predicate
+from bcos_fx.rewriting.core.slots import constant_operands
 
 _PROJECTIONS = ("linear", "bcos_linear")
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import fx
 
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.rule import ANY, ANY_NUMBER, NodePattern, Rule
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.rule import ANY, ANY_NUMBER, NodePattern, Rule
 
 Verdict = bool | str
 """What a predicate says: it holds, it does not apply (silent), or the reason for a near miss."""

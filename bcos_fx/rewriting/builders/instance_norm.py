@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from bcos_fx.nn.construction import construct
-from bcos_fx.rewriting.build import Build, Refused, as_parameter, builder
-from bcos_fx.rewriting.match import Verdict
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.predicates import predicate
-from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.builders.layers import as_parameter
+from bcos_fx.rewriting.core.build import Build, Refused
+from bcos_fx.rewriting.core.match import Verdict
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.registry import builder, predicate
 
 _INSTANCE_NORMS = {3: nn.InstanceNorm1d, 4: nn.InstanceNorm2d, 5: nn.InstanceNorm3d}
 _BATCH_NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}

@@ -9,12 +9,13 @@ from __future__ import annotations
 from torch import fx, nn
 
 from bcos_fx.nn.construction import construct, rebuilt
-from bcos_fx.rewriting.build import Build, Refused, builder, computed_parameter
-from bcos_fx.rewriting.match import Verdict
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.predicates import predicate
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.stored import sources_of
+from bcos_fx.rewriting.builders.layers import computed_parameter
+from bcos_fx.rewriting.core.build import Build, Refused
+from bcos_fx.rewriting.core.match import Verdict
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.registry import builder, predicate
+from bcos_fx.rewriting.core.stored import sources_of
 from bcos_fx.tracing.program import attribute
 
 

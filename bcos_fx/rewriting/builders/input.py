@@ -15,9 +15,11 @@ from torch import Tensor, fx, nn
 
 from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import rebuilt
-from bcos_fx.rewriting.build import Build, Refused, Rewired, builder, new_parameter
-from bcos_fx.rewriting.options import Options
-from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.builders.layers import new_parameter
+from bcos_fx.rewriting.core.build import Build, Refused, Rewired
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.registry import builder
 from bcos_fx.tracing.program import attribute
 
 WIDENING = {nn.Linear: "in_features", nn.Conv1d: "in_channels", nn.Conv2d: "in_channels", nn.Conv3d: "in_channels"}

@@ -17,11 +17,11 @@ from torch import nn
 from bcos_fx import nn as bnn
 from bcos_fx.errors import UsageError
 from bcos_fx.nn.construction import construct
-from bcos_fx.rewriting.build import Build, Refused, builder
-from bcos_fx.rewriting.match import Verdict
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.predicates import predicate
-from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.core.build import Build, Refused
+from bcos_fx.rewriting.core.match import Verdict
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.registry import builder, predicate
 
 
 @predicate("is-a-plain-bcos-transform")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch import fx
 
-from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.core.ops import Call
 
 Reader = Callable[[fx.Node], Call | None]
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, fx
 
 from bcos_fx.nn.construction import rebuilt
-from bcos_fx.rewriting.build import Build, Refused, Rewired, builder, new_parameter
-from bcos_fx.rewriting.build_input import WIDENING, metadata_moved
-from bcos_fx.rewriting.match import Verdict
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.predicates import predicate
-from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.builders.input import WIDENING, metadata_moved
+from bcos_fx.rewriting.builders.layers import new_parameter
+from bcos_fx.rewriting.core.build import Build, Refused, Rewired
+from bcos_fx.rewriting.core.match import Verdict
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.registry import builder, predicate
 from bcos_fx.tracing.program import run_node
 
 # What running a graph on twice the channels can raise: a size that was written down does not fit any more.

@@ -9,14 +9,14 @@ from torch import Tensor, fx, nn
 
 from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import rebuilt
-from bcos_fx.rewriting.build import Build, Refused, builder
-from bcos_fx.rewriting.flow import EXPLAINED, GATE, UNKNOWN, VALUE
-from bcos_fx.rewriting.match import Verdict
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.predicates import predicate
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.refinement import as_function, elementwise
-from bcos_fx.rewriting.slots import SLOTS, Slot
+from bcos_fx.rewriting.core.build import Build, Refused
+from bcos_fx.rewriting.core.flow import EXPLAINED, GATE, UNKNOWN, VALUE
+from bcos_fx.rewriting.core.match import Verdict
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.refinement import as_function, elementwise
+from bcos_fx.rewriting.core.registry import builder, predicate
+from bcos_fx.rewriting.core.slots import SLOTS, Slot
 
 # ---------------------------------------------------------------- what is asked of a node
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.stored import follows_from_stored, stored_value
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
 
 
 def objection(call: Call) -> str | None:

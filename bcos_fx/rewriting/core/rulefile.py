@@ -8,22 +8,12 @@ from importlib import metadata
 from pathlib import Path
 
 from bcos_fx.errors import BcosFxError, RuleError, nearest
-from bcos_fx.rewriting import build_attention as build_attention  # registers what brings attention to one form
-from bcos_fx.rewriting import build_instance_norm as build_instance_norm  # registers what makes instance norms
-from bcos_fx.rewriting import build_patches as build_patches  # registers what widens first layers behind patches
-from bcos_fx.rewriting import build_product as build_product  # registers what makes layers of matrix products
-from bcos_fx.rewriting.build import BUILDERS
-from bcos_fx.rewriting.build_input import WIDENING as WIDENING  # registers the builders for inputs
-from bcos_fx.rewriting.build_peer import peer_bcos_layer as peer_bcos_layer  # registers what takes peers' layers
-from bcos_fx.rewriting.build_view import adds_a_constant as adds_a_constant  # registers what views need
-from bcos_fx.rewriting.location import rules_directory
-from bcos_fx.rewriting.ops import CLASSES, vocabulary
-from bcos_fx.rewriting.options import OPTION_NAMES
-from bcos_fx.rewriting.positions import adds_positions as adds_positions  # registers what finds positions
-from bcos_fx.rewriting.predicates import PREDICATES
-from bcos_fx.rewriting.projections import is_to_be_raised as is_to_be_raised  # registers what finds projections
-from bcos_fx.rewriting.rule import PHASES, PRESERVES, Known, NodePattern, Replacement, Rule, validate
-from bcos_fx.rewriting.toml import Table, read_toml
+from bcos_fx.rewriting.core.location import rules_directory
+from bcos_fx.rewriting.core.ops import CLASSES, vocabulary
+from bcos_fx.rewriting.core.options import OPTION_NAMES
+from bcos_fx.rewriting.core.registry import BUILDERS, PREDICATES
+from bcos_fx.rewriting.core.rule import PHASES, PRESERVES, Known, NodePattern, Replacement, Rule, validate
+from bcos_fx.rewriting.core.toml import Table, read_toml
 
 __all__ = ["ENTRY_POINTS", "known_names", "load_rules", "read_rules", "rules_directory"]
 

@@ -13,19 +13,19 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from bcos_fx.rewriting.build import Build, Builder, Part, Refused, Rewired
-from bcos_fx.rewriting.match import Hit, NearMiss
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.places import Places, set_module, source_of
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.rule import ARGUMENTS, LEDGER, Replacement
-from bcos_fx.rewriting.shapes import note_shape
-from bcos_fx.rewriting.slots import SLOTS, Slot
-from bcos_fx.rewriting.stored import sources_of
+from bcos_fx.rewriting.core.build import Build, Builder, Part, Refused, Rewired
+from bcos_fx.rewriting.core.match import Hit, NearMiss
+from bcos_fx.rewriting.core.module_paths import Places, set_module, source_of
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.rule import ARGUMENTS, LEDGER, Replacement
+from bcos_fx.rewriting.core.shapes import note_shape
+from bcos_fx.rewriting.core.slots import SLOTS, Slot
+from bcos_fx.rewriting.core.stored import sources_of
 from bcos_fx.tracing.arguments import exchange
 
 LEDGER_INPUT = "_ledger"
-"""The placeholder behind :data:`~bcos_fx.rewriting.rule.LEDGER`."""
+"""The placeholder behind :data:`~bcos_fx.rewriting.core.rule.LEDGER`."""
 
 
 @dataclass(frozen=True)

@@ -7,28 +7,15 @@ A predicate answers True (it holds), False (the rule simply does not apply: noth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from torch import fx, nn
 
 from bcos_fx.nn.bcos import BcosLayer
-from bcos_fx.rewriting.match import Predicate, Verdict
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.core.match import Verdict
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.registry import predicate
 from bcos_fx.tracing.program import attribute
-
-PREDICATES: dict[str, Predicate] = {}
-
-
-def predicate(name: str) -> Callable[[Predicate], Predicate]:
-    """Register a predicate under the name that rules use."""
-
-    def register(function: Predicate) -> Predicate:
-        PREDICATES[name] = function
-        return function
-
-    return register
-
 
 # ---------------------------------------------------------------- value paths and parameters
 

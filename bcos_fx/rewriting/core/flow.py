@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import networkx as nx
 from torch import fx
 
-from bcos_fx.rewriting.ending import before_last_gate
-from bcos_fx.rewriting.ops import Call, Vocabulary
-from bcos_fx.rewriting.refinement import objection
+from bcos_fx.rewriting.core.ending import before_last_gate
+from bcos_fx.rewriting.core.ops import Call, Vocabulary
+from bcos_fx.rewriting.core.refinement import objection
 
 CONSTANT, VALUE, GATE, UNKNOWN = "constant", "value", "gate", "unknown"
 

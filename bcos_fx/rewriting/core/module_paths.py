@@ -6,12 +6,12 @@ import copy
 
 from torch import fx, nn
 
-from bcos_fx.rewriting.build import Part
-from bcos_fx.rewriting.match import Hit
-from bcos_fx.rewriting.ops import Call
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.rule import Replacement
-from bcos_fx.rewriting.stored import sources_of
+from bcos_fx.rewriting.core.build import Part
+from bcos_fx.rewriting.core.match import Hit
+from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.rule import Replacement
+from bcos_fx.rewriting.core.stored import sources_of
 
 
 class Places:

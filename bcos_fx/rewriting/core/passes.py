@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from bcos_fx.errors import RewriteError
-from bcos_fx.rewriting.build import BUILDERS, Builder
-from bcos_fx.rewriting.match import Hit, NearMiss, Predicate, match
-from bcos_fx.rewriting.ops import Vocabulary, vocabulary
-from bcos_fx.rewriting.predicates import PREDICATES
-from bcos_fx.rewriting.reader import GraphReader
-from bcos_fx.rewriting.recipe import Recipe
-from bcos_fx.rewriting.rewrite import Rewriter, Step
-from bcos_fx.rewriting.rule import PHASES, Rule
+from bcos_fx.rewriting.core.build import Builder
+from bcos_fx.rewriting.core.match import Hit, NearMiss, Predicate, match
+from bcos_fx.rewriting.core.ops import Vocabulary, vocabulary
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.recipe import Recipe
+from bcos_fx.rewriting.core.registry import BUILDERS, PREDICATES
+from bcos_fx.rewriting.core.rewrite import Rewriter, Step
+from bcos_fx.rewriting.core.rule import PHASES, Rule
 
 MAX_SWEEPS = 50
 

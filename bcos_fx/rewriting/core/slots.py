@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import fx
 
-from bcos_fx.rewriting.flow import CONSTANT, GATE, UNKNOWN, VALUE
-from bcos_fx.rewriting.ops import Call, arguments_of
-from bcos_fx.rewriting.reader import GraphReader
+from bcos_fx.rewriting.core.flow import CONSTANT, GATE, UNKNOWN, VALUE
+from bcos_fx.rewriting.core.ops import Call, arguments_of
+from bcos_fx.rewriting.core.reader import GraphReader
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bcos_fx.errors import RuleError, nearest
-from bcos_fx.rewriting.ops import vocabulary
+from bcos_fx.rewriting.core.ops import vocabulary
 
 PRESERVING_PHASES = ("canonical", "structure", "input", "norm", "activation", "linear")
 CHANGING_PHASES = ("pool", "bias", "align", "head")
@@ -70,7 +70,7 @@ class Replacement:
         build: name of a registered builder; None reuses the matched node of the same name.
         source: the pattern node that the builder reads (default: the one of the same name, else the anchor).
         inputs: names of result or pattern nodes, or ``node.input`` for what fed a matched node (``node.second`` for
-            its second input, ``node.inputs`` for all that it reads, or a slot of :mod:`bcos_fx.rewriting.slots`).
+            its second input, ``node.inputs`` for all that it reads, or a slot of :mod:`bcos_fx.rewriting.core.slots`).
         instead_of: for a reused node: the slot (``node.gate`` and so on) that its one input is put into; everything
             else that the node reads stays.
         arguments: for a reused call: parameter -> the number, text or flag that it is given.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from bcos_fx.rewriting.ops import Call
+from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.tracing.chance import DRAWS
 
 _SWITCHES = frozenset({"train", "training", "dropout", "dropout_p"})
