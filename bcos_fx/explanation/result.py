@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bcos_fx.proofs.completeness import Sums
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
@@ -152,10 +154,14 @@ class Explanation:
         return parts if self.channel_axis is None else parts.sum(self.channel_axis + self.several)
 
     @property
+    def sums(self) -> Sums:
+        """The explained numbers beside what is added up to them, (N[, K]), with their gap and shares."""
+        return Sums(self.output, self.channel_contributions.flatten(self.output.dim()).sum(-1), dict(self.constants))
+
+    @property
     def residual(self) -> Tensor:
         """(N[, K]) output - Σ contributions - Σ constants: rounding, unless the explanation is incomplete."""
-        added = self.channel_contributions.flatten(self.output.dim()).sum(-1)
-        return self.output - added - self.constants.total()
+        return self.sums.residual
 
     @property
     def input_weights(self) -> Tensor:

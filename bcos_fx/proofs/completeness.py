@@ -10,7 +10,7 @@ max pooling) W(x) is the gradient of the *original* network.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,26 +33,20 @@ ROUNDING = 64
 
 
 @dataclass(frozen=True)
-class Completeness:
-    """How well contributions add up; all tensors (N, K), one entry per sample and explained number.
+class Sums:
+    """An output beside what is added up to it: the one definition of gap, relative gap and shares.
+
+    All tensors have one shape, such as (N, K), with one entry per sample and explained number.
 
     Attributes:
-        output: the explained numbers, as the network itself computes them.
+        output: the explained numbers.
         contributions: Σ W(x)·x.
         constants: source -> contribution of that constant.
-        tolerance: largest relative gap that passes.
-        vanished: node in which the value underflowed to nothing, or None.
-        rounding: the gap that rounding alone can leave where contributions cancel, as on a constant image; None: 0.
-        no_weight: W(x) is 0 everywhere.
     """
 
     output: Tensor
     contributions: Tensor
-    constants: dict[str, Tensor]
-    tolerance: float
-    vanished: str | None = None
-    rounding: Tensor | None = None
-    no_weight: bool = False
+    constants: Mapping[str, Tensor]
 
     @property
     def total_of_constants(self) -> Tensor:
@@ -60,9 +54,14 @@ class Completeness:
         return sum(self.constants.values(), torch.zeros_like(self.output))
 
     @property
+    def residual(self) -> Tensor:
+        """Output - Σ contributions - Σ constants."""
+        return self.output - self.contributions - self.total_of_constants
+
+    @property
     def gap(self) -> Tensor:
         """Absolute gap, >= 0."""
-        return (self.output - self.contributions - self.total_of_constants).abs()
+        return self.residual.abs()
 
     @property
     def terms(self) -> Tensor:
@@ -79,9 +78,39 @@ class Completeness:
     @property
     def share(self) -> Tensor:
         """|Σ contributions| / (|Σ contributions| + |Σ constants|), in [0, 1]; 0 where both are 0."""
-        own, rest = self.contributions.abs(), self.total_of_constants.abs()
-        total = own + rest
-        return torch.where(total > 0, own / torch.where(total > 0, total, 1), 0)
+        own = self.contributions.abs()
+        return _ratio(own, own + self.total_of_constants.abs())
+
+    @property
+    def share_of_constants(self) -> Tensor:
+        """|Σ constants| / (|Σ contributions| + |Σ constants|), in [0, 1]; 0 where both are 0."""
+        rest = self.total_of_constants.abs()
+        return _ratio(rest, self.contributions.abs() + rest)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """Divide; 0 where the whole is 0 or not a number."""
+    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1), 0)
+
+
+@dataclass(frozen=True)
+class Completeness(Sums):
+    """How well contributions add up; all tensors (N, K), one entry per sample and explained number.
+
+    Attributes:
+        output: the explained numbers, as the network itself computes them.
+        contributions: Σ W(x)·x.
+        constants: source -> contribution of that constant.
+        tolerance: largest relative gap that passes.
+        vanished: node in which the value underflowed to nothing, or None.
+        rounding: the gap that rounding alone can leave where contributions cancel, as on a constant image; None: 0.
+        no_weight: W(x) is 0 everywhere.
+    """
+
+    tolerance: float
+    vanished: str | None = None
+    rounding: Tensor | None = None
+    no_weight: bool = False
 
     @property
     def tested(self) -> Tensor:

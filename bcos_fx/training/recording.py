@@ -7,7 +7,7 @@ import dataclasses
 import io
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Epoch:
         b: mean B over the B-cos layers.
         bias_share: mean share in [0, 1] of constants in the absolute sums of the explained outputs, the logit layer's
             bias left out, which is the same for every class; None where nothing is explained.
-        residual: largest relative gap, as :class:`bcos_fx.proofs.completeness.Completeness` measures it.
+        residual: largest relative gap, as :class:`bcos_fx.proofs.completeness.Sums` defines it.
         cosine: of embeddings, the mean cosine on the test images to the original's.
         measures: name -> value of measures that were asked for, where they were taken.
     """
@@ -232,14 +232,9 @@ def shares(found: Explanation, without: tuple[str, ...] = ()) -> tuple[float, fl
         found: the explanation.
         without: constants that the share leaves out.
     """
-    constants = found.constants.total().double()
-    own = found.output.double() - constants - found.residual.double()
-    counted = sum((found.constants[name].double() for name in found.constants if name not in without), 0 * constants)
-    whole = own.abs() + counted.abs()
-    share = torch.where(whole > 0, counted.abs() / whole.clamp_min(1e-300), 0.0)
-    scale = torch.stack([found.output.double().abs(), own.abs(), constants.abs()]).amax(0)
-    gap = found.residual.double().abs() / scale.clamp_min(1e-300)
-    return float(share.mean()), float(gap.max())
+    sums = found.sums
+    counted = replace(sums, constants={name: part for name, part in sums.constants.items() if name not in without})
+    return float(counted.share_of_constants.mean()), float(sums.relative_gap.max())
 
 
 def write_history(history: list[Epoch], path: Path) -> None:

@@ -16,8 +16,10 @@ from bcos_fx.evaluation.measured import Measured, bootstrap_interval, plot_boxes
 from bcos_fx.evaluation.pointing import boxes_to_masks, energy, hits, iou, pointing
 from bcos_fx.evaluation.sparsity import gini, sparsity
 from bcos_fx.evaluation.stability import stability
+from bcos_fx.explanation.result import Constants, Explanation
 from bcos_fx.methods.baselines import baselines
 from bcos_fx.methods.method import dynamic_linear
+from bcos_fx.proofs.completeness import Completeness
 from tests.evaluation.made_methods import Weighted, fixed, made, uniform
 from tests.evaluation.small_classifiers import MEAN, STD, logits, residual, some_images
 
@@ -186,6 +188,30 @@ def test_a_converted_networks_explanation_adds_up() -> None:
     found = completeness_residual(converted, images, torch.tensor([[0, 1], [2, 3], [0, 0]]))
     assert found.values.shape == (3, 2)
     assert float(found.values.max()) < 1e-13
+
+
+def test_one_definition_serves_proof_measure_and_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where constants cancel, the gap is relative to their absolute sum everywhere, and not to what is left of it."""
+    own, left = torch.tensor([[2.0]], dtype=torch.float64), 1e-3
+    constants = {"a": own * 3e6, "b": own * -3e6, "logit.bias": own}
+    explanation = Explanation(
+        inputs=own[..., None, None],
+        encoded=own[..., None, None],
+        weights=torch.ones(1, 1, 1, 1, dtype=torch.float64),
+        output=own.squeeze(1) * 2 + left,
+        constants=Constants({name: value.squeeze(1) for name, value in constants.items()}, own.squeeze(1)),
+    )
+    proved = Completeness(own * 2 + left, own, constants, tolerance=1e-9).relative_gap
+    expected = left / (2 * 3e6 + 2 * 3e6 + 2)
+    assert float(proved) == pytest.approx(expected)
+    monkeypatch.setattr("bcos_fx.evaluation.completeness.explain", lambda *_, **__: explanation)
+    measured = completeness_residual(nn.Identity(), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, dtype=torch.long))
+    assert float(measured.values) == float(proved)
+    pytest.importorskip("lightning")
+    from bcos_fx.training.recording import shares
+
+    assert shares(explanation) == (0.5, float(proved))
+    assert shares(explanation, without=("logit.bias",)) == (0.0, float(proved))
 
 
 def test_what_a_method_misses_is_measured() -> None:
