@@ -14,11 +14,11 @@ from bcos_fx.version import __version__
 if TYPE_CHECKING:
     from bcos_fx.artifact import load, save
     from bcos_fx.calibration import calibrate
-    from bcos_fx.certification import certify
     from bcos_fx.convert import bcosify, plan
+    from bcos_fx.explanation.certify import certify
     from bcos_fx.explanation.explain import explain
-    from bcos_fx.proofs import verify
     from bcos_fx.training.finetune import finetune
+    from bcos_fx.verification import verify
 
 __all__ = [
     "BcosFxError",
@@ -39,13 +39,13 @@ __getattr__ = lazily(
     {
         "bcosify": "bcos_fx.convert",
         "calibrate": "bcos_fx.calibration",
-        "certify": "bcos_fx.certification",
+        "certify": "bcos_fx.explanation.certify",
         "explain": "bcos_fx.explanation.explain",
         "finetune": "bcos_fx.training.finetune",
         "load": "bcos_fx.artifact",
         "plan": "bcos_fx.convert",
         "save": "bcos_fx.artifact",
-        "verify": "bcos_fx.proofs",
+        "verify": "bcos_fx.verification",
     },
 )
 

@@ -21,12 +21,11 @@ from bcos_fx.calibration import calibrate_
 from bcos_fx.checkpoint import published
 from bcos_fx.errors import TraceError, UsageError, VerificationError
 from bcos_fx.heads.layers import with_classes
+from bcos_fx.network import BcosNetwork, Guard, InputSpec, Record
+from bcos_fx.network.size_cache import OtherSizes
 from bcos_fx.nn import BcosLayer
-from bcos_fx.proofs.blame import find_culprit
-from bcos_fx.proofs.conditioning import well_conditioned
-from bcos_fx.proofs.drift import DriftMeter
-from bcos_fx.proofs.equivalence import Verification, verify
-from bcos_fx.proofs.samples import imagine
+from bcos_fx.report.collect import coverage, mark_origins, read_rows, removed_nodes, unknown_rows
+from bcos_fx.report.model import Drift, Figures, Report, RuleUse
 from bcos_fx.rewriting.builders.input import input_affine
 from bcos_fx.rewriting.core.passes import Engine, PassLog
 from bcos_fx.rewriting.core.precision import Precision
@@ -34,23 +33,15 @@ from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE, Recipe, load_recipe
 from bcos_fx.rewriting.core.rewrite import Step
 from bcos_fx.rewriting.core.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
-from bcos_fx.rewriting.network import BcosNetwork, Guard, InputSpec, Record
-from bcos_fx.rewriting.other_sizes import OtherSizes
-from bcos_fx.rewriting.report import (
-    Drift,
-    Figures,
-    Report,
-    RuleUse,
-    coverage,
-    mark_origins,
-    read_rows,
-    removed_nodes,
-    unknown_rows,
-)
-from bcos_fx.subject import check_backward, check_encoding, check_finite, check_images, check_module
 from bcos_fx.tracing import Trace, own_modes, trace
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.inputs import bind
+from bcos_fx.validation import check_backward, check_encoding, check_finite, check_images, check_module
+from bcos_fx.verification.blame import find_culprit
+from bcos_fx.verification.conditioning import well_conditioned
+from bcos_fx.verification.drift import DriftMeter
+from bcos_fx.verification.equivalence import Verification, verify
+from bcos_fx.verification.samples import imagine
 
 Progress = Callable[[str], None]
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]

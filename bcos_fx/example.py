@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import InputEncoding
-from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.tracing.exported import Exported
 from bcos_fx.tracing.inputs import ExampleError, Inputs, part_of
 

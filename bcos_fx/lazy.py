@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,24 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(homes[name]), name)
+
+    return load
+
+
+def renamed(old: str, new: str) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a module that exists only under its former name: it warns, and passes on.
+
+    Args:
+        old: the former name of a documented module.
+        new: its name now.
+    """
+
+    def load(name: str) -> Any:
+        if name.startswith("__"):  # the import system asks for these of every module
+            raise AttributeError(f"module {old!r} has no attribute {name!r}")
+        found = getattr(importlib.import_module(new), name)
+        warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
+        return found
 
     return load
 

@@ -31,7 +31,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import ZeroShot, fair, gridpg, linear_probe, text2concept
 from bcos_fx.evaluation.probing import Embedded
 from bcos_fx.explanation import cosine
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.text import TextCache, TextEmbeddings, class_embeddings, load_text_tower
 from bcos_fx.training.recipe import Optimiser, Training
 from bcos_fx.training.schedule import Course, Fade, Rise

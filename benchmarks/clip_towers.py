@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.explanation import cosine
-from bcos_fx.proofs.copies import find_copies
-from bcos_fx.proofs.samples import imagine
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.testing import norm_statistics_from_data_, randomise_
+from bcos_fx.verification.copies import find_copies
+from bcos_fx.verification.samples import imagine
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -179,8 +179,8 @@ def report(options: Namespace, folder: Path) -> None:
         "of the equivalence proof, outputs and input gradients, relative, float64. *gap*: of the completeness check, "
         "relative, float64. *cosine*: largest |residual| of the explained cosine to a random text, float64. *copied*: "
         "share of the tower's numbers that are found in the converted one, and how many parameters are there in which "
-        "way (`bcos_fx.proofs.copies`). *time*: of the conversion, verified on 4 images, in the tower's own forward "
-        "passes of a batch of 4."
+        "way (`bcos_fx.verification.copies`). *time*: of the conversion, verified on 4 images, in the tower's own "
+        "forward passes of a batch of 4."
     )
     page.table(
         ["tower", "million parameters", "error", "certified", "gap", "cosine", "copied", "time"],

@@ -28,8 +28,8 @@ from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import fair, gridpg, open_source
 from bcos_fx.evaluation.decoding import Frame
 from bcos_fx.evaluation.subjects import OnImages
-from bcos_fx.explanation.colour import photograph
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.explanation.render.color import photograph
+from bcos_fx.network import BcosNetwork
 from bcos_fx.training.recipe import Training, load_training
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3

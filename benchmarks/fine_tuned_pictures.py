@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import bcos_fx
 from bcos_fx.checkpoint import read_model
 from bcos_fx.explanation import Explanation
-from bcos_fx.explanation.colour import photograph
+from bcos_fx.explanation.render.color import photograph
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ROOT = Path(__file__).resolve().parent.parent

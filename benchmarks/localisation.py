@@ -32,10 +32,10 @@ from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Grid, select
 from bcos_fx.evaluation.sources import Files
 from bcos_fx.evaluation.subjects import OnImages, subject_of
-from bcos_fx.explanation.colour import images as coloured
-from bcos_fx.explanation.colour import to_image
+from bcos_fx.explanation.render.color import images as coloured
+from bcos_fx.explanation.render.color import to_image
 from bcos_fx.methods.baselines import BASELINES, baselines
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 
 ROOT = Path(__file__).resolve().parent.parent
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3

@@ -42,7 +42,7 @@ from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, published, select
 from bcos_fx.evaluation.sources import Files
 from bcos_fx.evaluation.subjects import subject_of
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.training.recipe import Training, load_training
 
 ROOT = Path(__file__).resolve().parent.parent

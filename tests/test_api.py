@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import pickle
 import subprocess
@@ -333,3 +334,18 @@ def test_a_pickle_opens_where_only_converting_was_imported(tmp_path: Path) -> No
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(AttributeError, match="no attribute 'explian'"):
         _ = bcos_fx.explian
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("bcos_fx.proofs", "bcos_fx.verification", "verify"),
+        ("bcos_fx.proofs.copies", "bcos_fx.verification.copies", "find_copies"),
+    ],
+)
+def test_a_documented_module_is_found_under_its_former_name_too(old: str, new: str, name: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{old} is now {new}"):
+        found = getattr(importlib.import_module(old), name)
+    assert found is getattr(importlib.import_module(new), name)
+    with pytest.raises(AttributeError):
+        _ = importlib.import_module(old).no_such_name

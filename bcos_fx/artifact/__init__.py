@@ -26,7 +26,7 @@ from bcos_fx.artifact.container import Container, write
 from bcos_fx.artifact.document import Document, describe, read
 from bcos_fx.errors import ArtifactError, UsageError
 from bcos_fx.files import replacing
-from bcos_fx.rewriting.network import BcosNetwork, Record
+from bcos_fx.network import BcosNetwork, Record
 
 __all__ = ["Header", "from_bytes", "load", "read_header", "save", "to_bytes"]
 

@@ -17,8 +17,8 @@ from bcos_fx.artifact.record import read_record
 from bcos_fx.artifact.trial import check_runs
 from bcos_fx.artifact.values import decode, encode
 from bcos_fx.errors import ArtifactError, BcosFxError
+from bcos_fx.network import BcosNetwork, Record
 from bcos_fx.rewriting.core.ops import vocabulary
-from bcos_fx.rewriting.network import BcosNetwork, Record
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.version import __version__
 

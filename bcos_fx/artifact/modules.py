@@ -19,9 +19,9 @@ from bcos_fx.artifact.fields import Fields
 from bcos_fx.artifact.values import decode, encode
 from bcos_fx.budgets import PATH_PARTS, PLACES
 from bcos_fx.errors import ArtifactError, BcosFxError, nearest
+from bcos_fx.network import reserved_names
 from bcos_fx.nn.construction import construct, constructor_options
 from bcos_fx.rewriting.core.ops import Vocabulary, resolve
-from bcos_fx.rewriting.network import reserved_names
 
 _RESERVED = "__metadata__"
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from bcos_fx.artifact.values import decode, fits
 from bcos_fx.errors import ArtifactError, UsageError
+from bcos_fx.network import Record
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.rule import PHASES, PRESERVES
-from bcos_fx.rewriting.network import Record
 
 _TRAIN = ("refuse", "eval-graph")
 _COMPARISON = {"name": str, "relative": float | None, "spread": float | None, "verdict": str}

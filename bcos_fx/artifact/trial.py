@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from bcos_fx.budgets import EXAMPLE_NUMBERS, VALUE_GROWTH, VALUE_NUMBERS, Budget
 from bcos_fx.errors import ArtifactError, TraceError
-from bcos_fx.rewriting.network import BcosNetwork, InputSpec
+from bcos_fx.network import BcosNetwork, InputSpec
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.program import run_node
 

@@ -21,7 +21,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from bcos_fx.budgets import VALUE_DEPTH
 from bcos_fx.errors import ArtifactError
-from bcos_fx.rewriting.network import Record
+from bcos_fx.network import Record
 
 _FLOATS = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}

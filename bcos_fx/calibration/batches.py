@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bcos_fx.errors import UsageError
-from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.subject import check_range
+from bcos_fx.network import BcosNetwork
+from bcos_fx.validation import check_range
 
 _FORMS = "give a tensor (N, ...), a Dataset, or an iterable of batches such as a DataLoader"
 

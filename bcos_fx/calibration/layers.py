@@ -20,11 +20,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bcos_fx.calibration.moments import Moments
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d, BcosLayer
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.reader import GraphReader
-from bcos_fx.rewriting.network import BcosNetwork
 
 _BATCH_NORMS = (BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d, _BatchNorm)
 

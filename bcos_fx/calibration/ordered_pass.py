@@ -17,8 +17,8 @@ from bcos_fx.calibration.moments import Moments
 from bcos_fx.calibration.original import Original, Targets, evaluating, is_classes, own_record
 from bcos_fx.calibration.walk import Frontier, Program
 from bcos_fx.errors import UsageError
-from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.report import Agreement, Calibration, LayerChange
+from bcos_fx.network import BcosNetwork
+from bcos_fx.report.model import Agreement, Calibration, LayerChange
 
 Progress = Callable[[str], None]
 

@@ -20,12 +20,12 @@ from bcos_fx.calibration.layers import Layer
 from bcos_fx.calibration.moments import Moments
 from bcos_fx.calibration.walk import Program
 from bcos_fx.errors import UsageError
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
+from bcos_fx.report.collect import describe_target
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.reader import GraphReader
-from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.report import describe_target
 from bcos_fx.tracing import trace
 
 ORIGINAL, ITSELF = "original", "itself at B = 1"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import CheckpointError, UsageError, nearest
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 
 _TRANSFORMS = ("peer_bcos_conv2d", "peer_bcos_linear", "peer_bcos_raw_conv2d", "peer_bcos_raw_linear")
 _BATCH_NORM = "peer_batch_norm2d"

@@ -23,10 +23,10 @@ from bcos_fx.checkpoint.architecture import published_candidates
 from bcos_fx.checkpoint.layouts import nearest_layouts
 from bcos_fx.checkpoint.reading import StateDict
 from bcos_fx.errors import CheckpointError, UsageError
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer, InputEncoding
 from bcos_fx.nn.construction import rebuilt
 from bcos_fx.rewriting.core.recipe import Recipe
-from bcos_fx.rewriting.network import BcosNetwork
 
 B = 2.0
 """Of every published network; a file that does not name another has it."""

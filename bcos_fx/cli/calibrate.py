@@ -16,7 +16,7 @@ from bcos_fx.files import check_target
 if TYPE_CHECKING:
     from torch import nn
 
-    from bcos_fx.rewriting.network import BcosNetwork
+    from bcos_fx.network import BcosNetwork
 
 NAME = "calibrate"
 EPILOG = """Examples:
@@ -112,7 +112,7 @@ def _tell(network: BcosNetwork, target: Path, skipped: dict[str, str], *, json: 
     import dataclasses
 
     from bcos_fx.cli.console import console
-    from bcos_fx.rewriting.report_text import show_calibration
+    from bcos_fx.report.text import show_calibration
 
     calibration = network.report.figures.calibration
     if json:

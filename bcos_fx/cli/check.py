@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from bcos_fx.proofs import Verification
-    from bcos_fx.rewriting.network import BcosNetwork
+    from bcos_fx.network import BcosNetwork
+    from bcos_fx.verification import Verification
 
 NAME = "check"
 EPILOG = """Examples:
@@ -114,7 +114,7 @@ def run(
 def _alone(path: Path, asked: dict[str, Any], *, json: bool) -> tuple[str, dict[str, Any]]:
     network = read_artifact(path)
     from bcos_fx.cli import linear
-    from bcos_fx.rewriting.report_text import drift_sentence, verdict
+    from bcos_fx.report.text import drift_sentence, verdict
 
     report = network.report
     found = verdict(report)
@@ -175,8 +175,8 @@ def read_artifact(path: Path) -> BcosNetwork:
 def _against(
     first: Path, second: Path, reading: tuple[str | None, str | None, bool, str | None], *, json: bool
 ) -> tuple[str, dict[str, Any]]:
-    from bcos_fx.proofs import verify
-    from bcos_fx.rewriting.report_text import drift_sentence, overall
+    from bcos_fx.report.text import drift_sentence, overall
+    from bcos_fx.verification import verify
 
     network = read_artifact(second)
     original, encoded = _original(first, *reading)

@@ -17,7 +17,7 @@ from bcos_fx.files import check_target
 if TYPE_CHECKING:
     from torch import nn
 
-    from bcos_fx.rewriting.network import BcosNetwork
+    from bcos_fx.network import BcosNetwork
 
 NAME = "convert"
 EPILOG = """Examples:
@@ -63,7 +63,7 @@ def check_targets(request: Request) -> None:
         MissingExtraError: a picture is wanted, and matplotlib is not installed.
     """
     if request.picture is not None:
-        from bcos_fx.rewriting.picture import check_drawable
+        from bcos_fx.report.picture import check_drawable
 
         check_drawable(request.picture)
     for path in (request.output, *([request.picture] if request.picture is not None else [])):
@@ -98,7 +98,7 @@ def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, sta
 def _tell(request: Request, network: BcosNetwork) -> None:
     from bcos_fx.checkpoint import has_random_weights
     from bcos_fx.cli.console import console
-    from bcos_fx.rewriting.report_text import drift_sentence, show, verdict
+    from bcos_fx.report.text import drift_sentence, show, verdict
 
     path, size = request.output, request.output.stat().st_size
     found = verdict(network.report)

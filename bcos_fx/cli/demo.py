@@ -18,7 +18,7 @@ from bcos_fx.errors import MissingExtraError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bcos_fx.rewriting.network import BcosNetwork
+    from bcos_fx.network import BcosNetwork
 
 NAME = "demo"
 EPILOG = """Examples:
@@ -159,7 +159,7 @@ def _tell(equivalent: BcosNetwork, published: BcosNetwork, agreement: Agreement)
     from rich.text import Text
 
     from bcos_fx.cli.console import console
-    from bcos_fx.rewriting.report_text import show, show_change
+    from bcos_fx.report.text import show, show_change
 
     stdout = console()
     stdout.print(Text("EfficientNet-Lite0 with the recipe equivalent", style="bold underline"))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bcos_fx.evaluation.session import Evaluation, Plan
     from bcos_fx.evaluation.subjects import OnImages
     from bcos_fx.evaluation.team import Team
-    from bcos_fx.rewriting.network import BcosNetwork
+    from bcos_fx.network import BcosNetwork
 
 NAME = "evaluate"
 EPILOG = """Examples:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bcos_fx.explanation import Explanation
-    from bcos_fx.rewriting.network import BcosNetwork
+    from bcos_fx.network import BcosNetwork
 
 NAME = "explain"
 EPILOG = """Examples:
@@ -287,7 +287,7 @@ def _explain_all(
     from bcos_fx.cli.photographs import Photographs
     from bcos_fx.cli.progress import counted
     from bcos_fx.cli.sums import row_of
-    from bcos_fx.explanation.saving import Collector
+    from bcos_fx.explanation.render.saving import Collector
 
     collectors = {name: Collector(path) for name, path in _places(place, question).items()}
     found: list[tuple[dict[str, Any], bool]] = []

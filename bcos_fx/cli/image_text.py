@@ -18,9 +18,9 @@ from bcos_fx.evaluation.session import Evaluation
 from bcos_fx.evaluation.stores import open_source
 from bcos_fx.evaluation.subjects import subject_of
 from bcos_fx.explanation.classes import read_classes
-from bcos_fx.explanation.saving import write_whole
+from bcos_fx.explanation.render.saving import write_whole
 from bcos_fx.methods.zero_shot import ZeroShot
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 
 if TYPE_CHECKING:
     from bcos_fx.cli.evaluate import Request

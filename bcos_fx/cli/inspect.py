@@ -90,7 +90,7 @@ def _plain(header: Header) -> dict[str, Any]:
 
 
 def _head(path: Path, header: Header) -> str:
-    from bcos_fx.rewriting.report_text import render_head
+    from bcos_fx.report.text import render_head
 
     ops = ", ".join(f"{count} {op}" for op, count in header.ops.items())
     return render_head(

@@ -8,12 +8,12 @@ import torch
 from rich.text import Text
 from torch import Tensor, nn
 
-from bcos_fx.certification import Certification, certify
 from bcos_fx.cli.console import console, echo
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation.batch_axis import samples_first, under_own_layers
-from bcos_fx.proofs.samples import imagine
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.explanation.certify import Certification, certify
+from bcos_fx.network import BcosNetwork
+from bcos_fx.verification.samples import imagine
 
 _SAMPLES = 4
 

@@ -19,8 +19,8 @@ from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.sources import Files
 from bcos_fx.evaluation.stores import open_source
 from bcos_fx.explanation.classes import read_classes
+from bcos_fx.network import BcosNetwork
 from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE
-from bcos_fx.rewriting.network import BcosNetwork
 
 _DEFAULT_SHAPE = (3, 224, 224)
 _BATCH = 16

@@ -34,7 +34,7 @@ def run(request: Request) -> None:
         echo(network.report.to_json())
         return
     from bcos_fx.cli.console import console
-    from bcos_fx.rewriting.report_text import show
+    from bcos_fx.report.text import show
 
     show(network.report, console(), nodes=request.nodes)
     echo(f"Dry run: nothing was written. `bcos-fx convert` with the same arguments writes {request.output}.")

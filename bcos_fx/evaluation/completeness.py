@@ -19,9 +19,9 @@ def completeness_residual(
 ) -> Measured:
     """Measure |f(x) - Σ contributions - Σ constants| of a dynamic linear network's own explanation.
 
-    The residual is the relative gap of :class:`bcos_fx.proofs.completeness.Sums`: relative to the largest of |f(x)|,
-    |Σ contributions| and Σ |constants| (0 where all are 0), so that rounding alone gives about 1e-6 in float32 and
-    1e-15 in float64, even where constants cancel.
+    The residual is the relative gap of :class:`bcos_fx.explanation.completeness.Sums`: relative to the largest of
+    |f(x)|, |Σ contributions| and Σ |constants| (0 where all are 0), so that rounding alone gives about 1e-6 in float32
+    and 1e-15 in float64, even where constants cancel.
 
     Args:
         model: a converted network, or any dynamic linear module on images in [0, 1].

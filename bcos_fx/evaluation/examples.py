@@ -14,9 +14,9 @@ from bcos_fx.evaluation.composition import windowed
 from bcos_fx.evaluation.localisation import Localisation, grid_image
 from bcos_fx.evaluation.predictions import Subject
 from bcos_fx.evaluation.session import Evaluation
-from bcos_fx.explanation.colour import images, signed, to_image
 from bcos_fx.explanation.explain import explain
-from bcos_fx.explanation.gallery import data_uri
+from bcos_fx.explanation.render.color import images, signed, to_image
+from bcos_fx.explanation.render.html import data_uri
 from bcos_fx.methods.method import dynamic_linear
 
 _SIDE = 224

@@ -22,7 +22,7 @@ from bcos_fx.evaluation.scoring import gridpg_score
 from bcos_fx.evaluation.selection import Grid, Protocol, fair, published, select
 from bcos_fx.evaluation.subjects import subject_of
 from bcos_fx.methods.method import Method, dynamic_linear
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

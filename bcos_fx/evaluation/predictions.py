@@ -20,7 +20,7 @@ from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.evaluation.sources import Source
 from bcos_fx.methods.requests import class_outputs
 from bcos_fx.methods.zero_shot import ZeroShot
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.version import __version__
 
 

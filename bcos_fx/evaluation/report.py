@@ -16,8 +16,8 @@ from bcos_fx.errors import MissingExtraError
 from bcos_fx.evaluation.examples import example_cards
 from bcos_fx.evaluation.plots import boxes, curves
 from bcos_fx.evaluation.session import Evaluation
-from bcos_fx.explanation.gallery import page
-from bcos_fx.explanation.saving import write_whole
+from bcos_fx.explanation.render.html import page
+from bcos_fx.explanation.render.saving import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

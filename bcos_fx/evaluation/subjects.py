@@ -11,8 +11,8 @@ from bcos_fx.evaluation.decoding import Frame
 from bcos_fx.evaluation.predictions import Subject
 from bcos_fx.evaluation.sources import Source
 from bcos_fx.methods.zero_shot import ZeroShot
-from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.subject import check_module
+from bcos_fx.network import BcosNetwork
+from bcos_fx.validation import check_module
 
 
 def subject_of(

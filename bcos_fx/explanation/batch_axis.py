@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.certification import Certification
 from bcos_fx.errors import UsageError, nearest
+from bcos_fx.explanation.certify import Certification
 from bcos_fx.explanation.result import Constants, Explanation
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.inputs import bind
 
 BatchAxis = int | None | Mapping[str, int | None]

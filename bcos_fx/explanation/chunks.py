@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import UsageError
-from bcos_fx.proofs.view import ExplanationView
+from bcos_fx.explanation.view import ExplanationView
 
 _SHARE_OF_MEMORY = 0.4
 

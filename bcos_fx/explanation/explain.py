@@ -11,20 +11,20 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.certification import in_order, view_of
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.explanation.axes import Axes, axes_of
 from bcos_fx.explanation.batch_axis import BatchAxis, samples_first, under_own_names
+from bcos_fx.explanation.certify import in_order, view_of
 from bcos_fx.explanation.chunks import chunks, has_samples, naming_samples, of_samples
+from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, judged
 from bcos_fx.explanation.joint import JointExplanation, by_source
 from bcos_fx.explanation.result import Constants, Explanation
 from bcos_fx.explanation.targets import Chosen, Target, chosen, label_of, named
-from bcos_fx.proofs.completeness import INCOMPLETE, NOT_TESTED, judged
-from bcos_fx.proofs.view import DynamicWeights, ExplanationView
-from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.subject import check_module
+from bcos_fx.explanation.view import DynamicWeights, ExplanationView
+from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.inputs import bind
+from bcos_fx.validation import check_module
 
 _NAMED = 3
 

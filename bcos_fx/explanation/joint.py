@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from bcos_fx.explanation.result import Constants, Explanation
-from bcos_fx.proofs.view import DynamicWeights
+from bcos_fx.explanation.view import DynamicWeights
 
 
 class JointExplanation(Mapping[str, Explanation]):

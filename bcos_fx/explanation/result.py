@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bcos_fx.proofs.completeness import Sums
+from bcos_fx.explanation.completeness import Sums
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -265,7 +265,7 @@ class Explanation:
         Raises:
             UsageError: what is explained by is no sequence, or the tokens do not fit it.
         """
-        from bcos_fx.explanation.tokens import checked
+        from bcos_fx.explanation.render.tokens import checked
 
         return replace(self, tokens=checked(self, tokens))
 
@@ -275,7 +275,7 @@ class Explanation:
         Raises:
             UsageError: what is explained by is an image.
         """
-        from bcos_fx.explanation.tokens import text
+        from bcos_fx.explanation.render.tokens import text
 
         return text(self)
 
@@ -303,7 +303,7 @@ class Explanation:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:
-        from bcos_fx.explanation.gallery import fragment  # pictures are made only where somebody looks
+        from bcos_fx.explanation.render.html import fragment  # pictures are made only where somebody looks
 
         return fragment(self)
 
@@ -319,7 +319,7 @@ class Explanation:
         Raises:
             UsageError: what is explained by is no image.
         """
-        from bcos_fx.explanation.colour import images
+        from bcos_fx.explanation.render.color import images
 
         made = images(self, smooth=smooth, percentile=percentile)
         return made[0] if len(made) == 1 else made
@@ -333,7 +333,7 @@ class Explanation:
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        from bcos_fx.explanation.figure import figure  # matplotlib is an extra
+        from bcos_fx.explanation.render.figure import figure  # matplotlib is an extra
 
         return figure(self, top=top)
 
@@ -346,6 +346,6 @@ class Explanation:
             UsageError: another suffix, or a place that cannot be written to.
             MissingExtraError: a figure is asked for, and matplotlib is not installed.
         """
-        from bcos_fx.explanation.saving import save
+        from bcos_fx.explanation.render.saving import save
 
         return save(self, Path(path))

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError
 from bcos_fx.heads.classes import find_classes
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import LogitLayer
 from bcos_fx.nn.construction import constructor_options
-from bcos_fx.rewriting.network import BcosNetwork
 
 _SHOWN = 10
 

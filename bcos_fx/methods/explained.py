@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.example import statistics
 from bcos_fx.methods.requests import check_count, check_images, class_outputs
-from bcos_fx.subject import check_module
+from bcos_fx.validation import check_module
 
 REFERENCES = ("mean", "black")
 _PIXELS, _CPU_PIXELS = 32 * 224 * 224, 4 * 224 * 224

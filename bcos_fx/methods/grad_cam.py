@@ -13,12 +13,12 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
+from bcos_fx.explanation.interpreter import evaluate
+from bcos_fx.explanation.preparation import find_layer
 from bcos_fx.methods.explained import Explained
 from bcos_fx.methods.method import Method
 from bcos_fx.methods.module_form import depends_on_input
 from bcos_fx.methods.requests import check_targets
-from bcos_fx.proofs.evaluation import evaluate
-from bcos_fx.proofs.preparation import find_layer
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.tracing import trace
 

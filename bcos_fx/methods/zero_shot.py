@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bcos_fx.explanation.explain import explain
 from bcos_fx.explanation.similarity import cosine
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.text.embedding import TextEmbeddings
 
 SCALE = 100.0

@@ -1,9 +1,7 @@
-"""What a rewritten network is worth: proofs by running it and by reading its graph."""
+"""The former name of :mod:`bcos_fx.verification`; to be removed in the next release."""
 
 from __future__ import annotations
 
-from bcos_fx.proofs.divergence import Divergence, first_divergence
-from bcos_fx.proofs.equivalence import Verification, verify
-from bcos_fx.proofs.judging import Comparison
+from bcos_fx.lazy import renamed
 
-__all__ = ["Comparison", "Divergence", "Verification", "first_divergence", "verify"]
+__getattr__ = renamed(__name__, "bcos_fx.verification")

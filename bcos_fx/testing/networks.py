@@ -10,9 +10,9 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bcos_fx.proofs.samples import imagine
 from bcos_fx.testing.blocks import ACTIVATION_CALLS, ACTIVATION_MODULES, FLATTENINGS, GLOBAL_POOLS
 from bcos_fx.testing.specification import Block, BlockKind, Network, Specification, Window
+from bcos_fx.verification.samples import imagine
 
 BLOCK_KINDS: tuple[BlockKind, ...] = get_args(BlockKind)
 NORMS: tuple[str, ...] = ("none", "batch", "batch plain", "layer", "group", "instance", "rms")

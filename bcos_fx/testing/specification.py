@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.proofs.samples import imagine
 from bcos_fx.testing.blocks import (
     AVERAGE_POOLS,
     CASTS,
@@ -27,6 +26,7 @@ from bcos_fx.testing.blocks import (
     norm,
 )
 from bcos_fx.testing.statistics import norm_statistics_from_data_, randomise_
+from bcos_fx.verification.samples import imagine
 
 BlockKind = Literal[
     "plain", "residual", "concatenation", "gated", "twice", "functional", "transposed", "max pool", "average pool"

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from bcos_fx.errors import UsageError, nearest
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
 from bcos_fx.nn.families import fits
-from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.training.places import places_of_phase
 from bcos_fx.training.schedule import Fade, Rise
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor, nn
 
 from bcos_fx.calibration import Targets, calibrate_, measure_original
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 
 Calibration = Callable[[BcosNetwork, Sequence[Tensor], Mapping[str, float]], object]
 """Called with a network, to be changed in place, with batches of its input images, and with the path of a layer -> the

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.training.alignment import check_named, first_named
 from bcos_fx.training.places import constants_of, places_of_phase
 from bcos_fx.training.schedule import Fade

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
 from bcos_fx.errors import TrainingError, UsageError
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.modules import own_copy
 from bcos_fx.training.alignment import Alignment
 from bcos_fx.training.calibrating import Calibration

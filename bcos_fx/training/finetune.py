@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader
 
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.locking import holding
-from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.subject import check_module
+from bcos_fx.network import BcosNetwork
 from bcos_fx.training.calibrating import Calibration, usual_calibration
 from bcos_fx.training.data import Replayable, Samples, testing_loader, training_loader
 from bcos_fx.training.heads import Head
@@ -29,6 +28,7 @@ from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.renewal import reinitialised
 from bcos_fx.training.seeding import preserved
 from bcos_fx.training.sources import DatasetSource, Renumbered, Source, identity_of, source_of
+from bcos_fx.validation import check_module
 
 _SHOWN, _CALIBRATED = 6, 1024
 Loader = Any

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.heads.layers import with_classes, with_new_head
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.training.sources import Renumbered, Source
 
 HEADS = ("keep", "new", "subset")

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from bcos_fx.calibration.batches import Batch
 from bcos_fx.calibration.original import Original, counterparts
 from bcos_fx.errors import UsageError
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
-from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.training.places import made_up_images
 
 _DROPOUTS = ("dropout", "feature_dropout")

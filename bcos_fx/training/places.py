@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import VerificationError
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
-from bcos_fx.proofs.equivalence import verify
+from bcos_fx.report.collect import read_rows, removed_nodes
+from bcos_fx.report.model import NodeRow, Report, RuleUse
 from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.rewriting.core.match import Predicate
 from bcos_fx.rewriting.core.ops import Call, vocabulary
@@ -21,8 +23,7 @@ from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.recipe import Recipe
 from bcos_fx.rewriting.core.registry import PREDICATES
 from bcos_fx.rewriting.core.rulefile import load_rules
-from bcos_fx.rewriting.network import BcosNetwork
-from bcos_fx.rewriting.report import NodeRow, Report, RuleUse, read_rows, removed_nodes
+from bcos_fx.verification.equivalence import verify
 
 
 def places_of_phase(network: BcosNetwork, phase: str) -> list[str]:

@@ -19,8 +19,8 @@ from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.explanation import Explanation
 from bcos_fx.explanation.explain import explain
 from bcos_fx.files import replacing
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import LogitLayer
-from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.training.checkpoints import KEY, NAME, noted
 from bcos_fx.training.data import Replayable
 from bcos_fx.training.fine_tuning import FineTuning
@@ -44,7 +44,7 @@ class Epoch:
         b: mean B over the B-cos layers.
         bias_share: mean share in [0, 1] of constants in the absolute sums of the explained outputs, the logit layer's
             bias left out, which is the same for every class; None where nothing is explained.
-        residual: largest relative gap, as :class:`bcos_fx.proofs.completeness.Sums` defines it.
+        residual: largest relative gap, as :class:`bcos_fx.explanation.completeness.Sums` defines it.
         cosine: of embeddings, the mean cosine on the test images to the original's.
         measures: name -> value of measures that were asked for, where they were taken.
     """

@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
-from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.training.places import constants_of
 
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.artifact import load, save
-from bcos_fx.certification import certify
 from bcos_fx.convert import bcosify
+from bcos_fx.explanation.certify import certify
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
-from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.testing import norm_statistics_from_data_, randomise_
 from bcos_fx.zoo.subjects import Subject, build
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bcos_fx import example
 from bcos_fx.checkpoint import build_architecture
 from bcos_fx.errors import UsageError
-from bcos_fx.proofs.samples import imagine
+from bcos_fx.verification.samples import imagine
 
 _SAMPLES = 4
 _TOKENS = 12

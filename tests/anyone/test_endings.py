@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bcos_fx
-from bcos_fx.certification import view_of
 from bcos_fx.errors import VerificationError
+from bcos_fx.explanation.certify import view_of
 
 
 class Ending(nn.Module):

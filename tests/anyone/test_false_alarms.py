@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import bcos_fx
 from bcos_fx.errors import VerificationError
 from bcos_fx.nn import BcosLinear
-from bcos_fx.proofs import blame, verify
-from bcos_fx.proofs.conditioning import calm, well_conditioned
-from bcos_fx.proofs.sensitivity import nudge_weights_
+from bcos_fx.verification import blame, verify
+from bcos_fx.verification.conditioning import calm, well_conditioned
+from bcos_fx.verification.sensitivity import nudge_weights_
 
 
 class Chaotic(nn.Module):

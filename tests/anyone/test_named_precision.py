@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.errors import UsageError
-from bcos_fx.proofs import verify
-from bcos_fx.proofs.widening import Widened
 from bcos_fx.tracing import trace
+from bcos_fx.verification import verify
+from bcos_fx.verification.widening import Widened
 
 
 class Base(nn.Module):

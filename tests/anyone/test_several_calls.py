@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import bcos_fx
 from bcos_fx.artifact import from_bytes, to_bytes
-from bcos_fx.certification import certify
 from bcos_fx.errors import BcosFxError
+from bcos_fx.explanation.certify import certify
 from bcos_fx.tracing.composites import _ARITHMETIC
 from bcos_fx.tracing.joining import JOINING
 

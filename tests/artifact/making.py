@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from bcos_fx.network import BcosNetwork, Guard, InputSpec, Record
+from bcos_fx.report.collect import mark_origins, read_rows
+from bcos_fx.report.model import Coverage, Drift, Figures, Report
 from bcos_fx.rewriting.core.match import NearMiss
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.reader import GraphReader
-from bcos_fx.rewriting.network import BcosNetwork, Guard, InputSpec, Record
-from bcos_fx.rewriting.report import Coverage, Drift, Figures, Report, mark_origins, read_rows
 from bcos_fx.tracing import trace
 
 VERIFICATION = {

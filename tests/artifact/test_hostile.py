@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from bcos_fx.artifact import from_bytes, to_bytes
 from bcos_fx.errors import ArtifactError
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from tests.artifact.making import Document, everything, opened, tampered
 
 _CODE = "setattr(__import__('builtins'),'pwned',1)"

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from bcos_fx.artifact import from_bytes, load, read_header, save, to_bytes
 from bcos_fx.artifact.document import FORMAT
 from bcos_fx.errors import ArtifactError, UsageError
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from tests.artifact.making import Document, closed, everything, network, opened, tampered, wrapped
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import bcos_fx
 from bcos_fx.artifact import from_bytes, to_bytes
 from bcos_fx.errors import BcosFxError
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from tests.attack.mutations import mutated
 
 CHUNK = 125

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import bcos_fx
 from bcos_fx.artifact import from_bytes, to_bytes
 from bcos_fx.errors import ArtifactError, BcosFxError
-from bcos_fx.rewriting.network import BcosNetwork, reserved_names
+from bcos_fx.network import BcosNetwork, reserved_names
 from tests.artifact.making import Document, opened, tampered
 
 _SEEN: list[str] = []

@@ -17,7 +17,7 @@ from bcos_fx.calibration import calibrate, calibrate_, layers, measure_original
 from bcos_fx.calibration.moments import Moments
 from bcos_fx.calibration.walk import Program
 from bcos_fx.convert import bcosify
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.testing import randomise_
 from tests.calibration.slow_calibration import slowly
 

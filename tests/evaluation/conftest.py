@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bcos_fx
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from tests.evaluation.toy import Colours
 
 

@@ -15,7 +15,7 @@ from bcos_fx.evaluation.curve_measures import curve_measure
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.evaluation.subjects import OnImages, subject_of
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from tests.evaluation.test_selection import predictions
 from tests.evaluation.toy import CLASSES, Colours, images
 

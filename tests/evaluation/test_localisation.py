@@ -20,7 +20,7 @@ from bcos_fx import evaluation
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import Method, accuracy, dynamic_linear, fair, gridpg, gridpg_reference, published
 from bcos_fx.evaluation.intervals import bootstrap
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from tests.evaluation.toy import CLASSES, Colours, images
 
 

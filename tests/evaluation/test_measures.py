@@ -16,10 +16,10 @@ from bcos_fx.evaluation.measured import Measured, bootstrap_interval, plot_boxes
 from bcos_fx.evaluation.pointing import boxes_to_masks, energy, hits, iou, pointing
 from bcos_fx.evaluation.sparsity import gini, sparsity
 from bcos_fx.evaluation.stability import stability
+from bcos_fx.explanation.completeness import Completeness
 from bcos_fx.explanation.result import Constants, Explanation
 from bcos_fx.methods.baselines import baselines
 from bcos_fx.methods.method import dynamic_linear
-from bcos_fx.proofs.completeness import Completeness
 from tests.evaluation.made_methods import Weighted, fixed, made, uniform
 from tests.evaluation.small_classifiers import MEAN, STD, logits, residual, some_images
 

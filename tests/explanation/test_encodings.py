@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bcos_fx
-from bcos_fx.explanation.colour import signed
+from bcos_fx.explanation.render.color import signed
 from tests.explanation.networks import MEAN, STD, images, normalised
 
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bcos_fx
-from bcos_fx.explanation import Explanation, colour, difference
-from bcos_fx.explanation.gallery import cards
+from bcos_fx.explanation import Explanation, difference
+from bcos_fx.explanation.render import color as colour
+from bcos_fx.explanation.render.html import cards
 from tests.explanation.networks import converted, images
 
 NAMES = ("fish", "dog", "tabby, tabby cat", "car", "cup")

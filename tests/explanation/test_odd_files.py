@@ -14,7 +14,7 @@ import bcos_fx
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation import Explanation
 from bcos_fx.explanation.classes import read_classes
-from bcos_fx.explanation.saving import Collector
+from bcos_fx.explanation.render.saving import Collector
 
 
 def explained(dtype: torch.dtype = torch.float32) -> Explanation:

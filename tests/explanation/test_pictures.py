@@ -19,9 +19,9 @@ from safetensors import safe_open
 import bcos_fx
 from bcos_fx.explanation import Constants, Explanation
 from bcos_fx.explanation.classes import read_classes
-from bcos_fx.explanation.colour import coloured, pictures, signed
-from bcos_fx.explanation.gallery import cards, page
-from bcos_fx.explanation.saving import Collector
+from bcos_fx.explanation.render.color import coloured, pictures, signed
+from bcos_fx.explanation.render.html import cards, page
+from bcos_fx.explanation.render.saving import Collector
 from tests.explanation.networks import converted, images, slow_colours
 
 EVIL = '<script>alert("1")</script>.jpg'

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.checkpoint import read_model
-from bcos_fx.proofs import verify
+from bcos_fx.verification import verify
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

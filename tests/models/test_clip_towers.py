@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import bcos_fx
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation import cosine
-from bcos_fx.proofs.copies import find_copies
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.testing import norm_statistics_from_data_, randomise_
+from bcos_fx.verification.copies import find_copies
 from tests.models.clip_towers import SIDE, TOWERS, resnet, vit
 
 pytest.importorskip("open_clip")

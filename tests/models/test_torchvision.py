@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import bcos_fx
-from bcos_fx.proofs import verify
 from bcos_fx.testing import norm_statistics_from_data_
+from bcos_fx.verification import verify
 
 pytestmark = [pytest.mark.vision, pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")]
 

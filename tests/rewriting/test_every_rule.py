@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 
 import bcos_fx
-from bcos_fx.proofs import verify
-from bcos_fx.proofs.blame import find_culprit, is_encoded
 from bcos_fx.rewriting.builders.input import input_affine
 from bcos_fx.rewriting.core.build import Build, Rewired
 from bcos_fx.rewriting.core.location import rule_files
@@ -27,6 +25,8 @@ from bcos_fx.rewriting.core.registry import BUILDERS
 from bcos_fx.rewriting.core.rule import PRESERVING_PHASES, Rule
 from bcos_fx.rewriting.core.rulefile import load_rules
 from bcos_fx.tracing import trace
+from bcos_fx.verification import verify
+from bcos_fx.verification.blame import find_culprit, is_encoded
 from tests import golden
 from tests.rewriting.catalogue import CASES, Case
 
@@ -36,7 +36,7 @@ CHANGELOG = Path(__file__).resolve().parents[2] / "CHANGELOG.md"
 
 @functools.cache
 def shipped() -> dict[str, Rule]:
-    # Rules of views are shown in tests/proofs/test_every_view_rule.py.
+    # Rules of views are shown in tests/explanation/test_every_view_rule.py.
     return {rule.name: rule for rule in load_rules(rule_files()) if rule.phase != "freeze"}
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bcos_fx
-from bcos_fx.proofs import verify
 from bcos_fx.testing import images, networks
 from bcos_fx.testing.blocks import CASTS
 from bcos_fx.testing.networks import Network
+from bcos_fx.verification import verify
 
 EXAMPLES = 40
 MANY = 2_000

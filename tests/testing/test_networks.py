@@ -13,11 +13,11 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from torch import nn
 
-from bcos_fx.proofs import verify
-from bcos_fx.proofs.samples import imagine
 from bcos_fx.testing import Block, Network, Specification, Window, images, networks, specifications, variation
 from bcos_fx.testing.blocks import ACTIVATION_CALLS, ACTIVATION_MODULES, FLATTENINGS, GLOBAL_POOLS
 from bcos_fx.testing.networks import BLOCK_KINDS, LEAST_VARIATION, NORMS, PADDING_MODES
+from bcos_fx.verification import verify
+from bcos_fx.verification.samples import imagine
 
 ROOT = Path(__file__).resolve().parents[2]
 

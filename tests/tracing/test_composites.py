@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bcos_fx.certification import certify
+from bcos_fx.explanation.certify import certify
 from bcos_fx.testing import randomise_
 from bcos_fx.tracing import trace
 

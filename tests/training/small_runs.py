@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bcos_fx
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.training.finetune import FineTuned, finetune
 from bcos_fx.training.recipe import Optimiser, Training
 from bcos_fx.training.schedule import Course, Fade, Rise

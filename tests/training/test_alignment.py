@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, VerificationError
+from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosConv2d, BcosLayer, BcosLinear
 from bcos_fx.rewriting.core.registry import PREDICATES
-from bcos_fx.rewriting.network import BcosNetwork
 from bcos_fx.training import places
 from bcos_fx.training.alignment import Alignment
 from bcos_fx.training.fading import Fading

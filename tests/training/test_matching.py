@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.errors import UsageError
-from bcos_fx.rewriting.network import BcosNetwork
+from bcos_fx.network import BcosNetwork
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.matching import LayerMatching, layer_distance, moments, read_by_layers
 from bcos_fx.training.schedule import Course, Taper

@@ -1,0 +1,283 @@
+"""Completeness: do the contributions of the input and of all constants add up to the output?
+
+    gap = |f(x) - Σ W(x)·x - Σ_c W_c(x)·c|,  relative to max(|f(x)|, |Σ W(x)·x|, Σ_c |W_c(x)·c|)
+
+Constants may cancel: each of them is rounded, so the gap is relative to what is added up and not to what is left of it.
+Completeness is necessary and not sufficient: W = f(x) x / |x|² is complete for any function. W(x) itself is therefore
+compared with a gradient that nothing here had a hand in, where there is one: in a network of selections only (ReLU,
+max pooling) W(x) is the gradient of the *original* network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bcos_fx.errors import UsageError
+from bcos_fx.explanation.interpreter import evaluate
+from bcos_fx.explanation.view import DynamicWeights, ExplanationView, Select
+from bcos_fx.verification.judging import default_tolerance
+
+LEAST_SHARE = 0.01
+"""Below this share of the input's contributions in all contributions a sum says nothing about W(x)."""
+
+COMPLETE, NOT_TESTED, INCOMPLETE = "complete", "not tested", "incomplete"
+"""Verdicts."""
+
+ROUNDING = 64
+"""So many units in the last place, of the sum of all absolute terms, is what rounding leaves of terms that cancel."""
+
+
+@dataclass(frozen=True)
+class Sums:
+    """An output beside what is added up to it: the one definition of gap, relative gap and shares.
+
+    All tensors have one shape, such as (N, K), with one entry per sample and explained number.
+
+    Attributes:
+        output: the explained numbers.
+        contributions: Σ W(x)·x.
+        constants: source -> contribution of that constant.
+    """
+
+    output: Tensor
+    contributions: Tensor
+    constants: Mapping[str, Tensor]
+
+    @property
+    def total_of_constants(self) -> Tensor:
+        """Sum of the constants' contributions."""
+        return sum(self.constants.values(), torch.zeros_like(self.output))
+
+    @property
+    def residual(self) -> Tensor:
+        """Output - Σ contributions - Σ constants."""
+        return self.output - self.contributions - self.total_of_constants
+
+    @property
+    def gap(self) -> Tensor:
+        """Absolute gap, >= 0."""
+        return self.residual.abs()
+
+    @property
+    def terms(self) -> Tensor:
+        """The size of what is added up: the largest of |output|, |contributions| and the sum of all |constants|."""
+        constants = sum((values.abs() for values in self.constants.values()), torch.zeros_like(self.output))
+        return torch.stack([self.output.abs(), self.contributions.abs(), constants]).amax(0)
+
+    @property
+    def relative_gap(self) -> Tensor:
+        """Gap relative to the terms; 0 where all are 0."""
+        terms = self.terms
+        return torch.where(terms > 0, self.gap / torch.where(terms > 0, terms, 1), self.gap)
+
+    @property
+    def share(self) -> Tensor:
+        """|Σ contributions| / (|Σ contributions| + |Σ constants|), in [0, 1]; 0 where both are 0."""
+        own = self.contributions.abs()
+        return _ratio(own, own + self.total_of_constants.abs())
+
+    @property
+    def share_of_constants(self) -> Tensor:
+        """|Σ constants| / (|Σ contributions| + |Σ constants|), in [0, 1]; 0 where both are 0."""
+        rest = self.total_of_constants.abs()
+        return _ratio(rest, self.contributions.abs() + rest)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """Divide; 0 where the whole is 0 or not a number."""
+    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1), 0)
+
+
+@dataclass(frozen=True)
+class Completeness(Sums):
+    """How well contributions add up; all tensors (N, K), one entry per sample and explained number.
+
+    Attributes:
+        output: the explained numbers, as the network itself computes them.
+        contributions: Σ W(x)·x.
+        constants: source -> contribution of that constant.
+        tolerance: largest relative gap that passes.
+        vanished: node in which the value underflowed to nothing, or None.
+        rounding: the gap that rounding alone can leave where contributions cancel, as on a constant image; None: 0.
+        no_weight: W(x) is 0 everywhere.
+    """
+
+    tolerance: float
+    vanished: str | None = None
+    rounding: Tensor | None = None
+    no_weight: bool = False
+
+    @property
+    def tested(self) -> Tensor:
+        """Where the input contributes enough for the sum to say something: an error of 1 % of it would show."""
+        shows = self.contributions.abs() * LEAST_SHARE >= self.tolerance * self.terms
+        return (self.share >= LEAST_SHARE) & shows & ~(self._exceeds & self._cancels)
+
+    @property
+    def _exceeds(self) -> Tensor:
+        """Where the gap is larger than the tolerance allows, or no number."""
+        return ~(self.relative_gap <= self.tolerance)
+
+    @property
+    def _cancels(self) -> Tensor:
+        """Where the terms cancel to what rounding leaves of them, so that a sum says nothing."""
+        return torch.zeros_like(self._exceeds) if self.rounding is None else self.gap <= self.rounding
+
+    @property
+    def worst(self) -> float:
+        """Largest relative gap; NaN counts as infinite."""
+        return float(torch.nan_to_num(self.relative_gap, nan=float("inf")).max())
+
+    @property
+    def verdict(self) -> str:
+        """``incomplete`` if a gap is too large, ``not tested`` if all shares are too small, else ``complete``."""
+        if bool((self._exceeds & ~self._cancels).any()):
+            return INCOMPLETE
+        return COMPLETE if bool(self.tested.any()) else NOT_TESTED
+
+    @property
+    def ok(self) -> bool:
+        """The contributions add up, and that says something."""
+        return self.verdict == COMPLETE
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain data: the worst gap, the least share, each constant's mean contribution."""
+        return {
+            "verdict": self.verdict,
+            "relative_gap": self.worst,
+            "gap": float(self.gap.max()),
+            "tolerance": self.tolerance,
+            "least_share": float(self.share.min()),
+            "tested": f"{int(self.tested.sum())} of {self.tested.numel()}",
+            "constants": {name: float(values.mean()) for name, values in self.constants.items()},
+            "vanished": self.vanished,
+            "no_weight": self.no_weight,
+        }
+
+    def __str__(self) -> str:
+        said = f"{self.verdict}: largest gap {self.worst:.1e} of the terms (tolerance {self.tolerance:.0e})"
+        if self.verdict == NOT_TESTED:
+            said += f"; {self.why_not_tested}"
+        return said + (f"; the output vanished at node {self.vanished}" if self.vanished else "")
+
+    @property
+    def why_not_tested(self) -> str:
+        """Why the sum says nothing about W(x)."""
+        if self.no_weight:
+            return "W(x) = 0 everywhere, so nothing of these outputs is explained"
+        share = float(self.share.max())
+        if bool((self._exceeds & self._cancels).all()):
+            return "the contributions cancel to rounding"
+        if share < LEAST_SHARE:
+            return f"the input contributes {share:.2%} at the most, the rest is constants"
+        least = float((self.terms / self.contributions.abs()).min())
+        return f"the constants cancel, and are {least:.0e} times what the input contributes or more, which hides errors"
+
+
+def all_numbers(most: int = 3) -> Select:
+    """Select the first few numbers of each sample's value."""
+    return lambda value: value.flatten(1)[:, :most]
+
+
+def check_completeness(
+    view: ExplanationView, inputs: Sequence[Tensor], *, select: Select | None = None, tolerance: float | None = None
+) -> Completeness:
+    """Measure whether contributions add up.
+
+    Args:
+        view: of the network.
+        inputs: the network's inputs (N, ...), in order.
+        select: the numbers to be explained; None: the first three of each sample.
+        tolerance: largest relative gap; None: see :func:`default_tolerance`, by the coarsest precision that the value
+            passes on its way (a network may compute in float32 whatever it is given).
+
+    Raises:
+        UsageError: the inputs hold no samples.
+    """
+    if not inputs or not len(inputs[0]):
+        raise UsageError("there are no samples to check completeness on")
+    select = select or all_numbers()
+    found = _found(view, inputs, select)
+    # The network's own output: a frozen layer that computes something else must not vouch for itself.
+    coarsest = _Coarsest(view, found.output.dtype)
+    view.network_value(inputs, coarsest)
+    found = replace(found, output=select(view.own_value(inputs)))
+    vanished = _vanishing(view, inputs) if _is_nothing(found) else None
+    return judged(found, tolerance, vanished, dtype=coarsest.dtype)
+
+
+class _Coarsest:
+    """Notes the coarsest precision of all values on the way to the output."""
+
+    def __init__(self, view: ExplanationView, dtype: torch.dtype) -> None:
+        self._view = view
+        self.dtype = dtype
+
+    def __call__(self, node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor) and value.is_floating_point() and self._view.on_value_path(node):
+            self.dtype = max(self.dtype, value.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _found(view: ExplanationView, inputs: Sequence[Tensor], select: Select) -> DynamicWeights:
+    """Weights and constants; sample by sample, where samples cannot be told apart."""
+    if len(inputs[0]) == 1 or view.separable:
+        return view.dynamic_weights(inputs, select)
+    samples = range(len(inputs[0]))
+    return DynamicWeights.joined([view.dynamic_weights([x[n : n + 1] for x in inputs], select) for n in samples])
+
+
+def judged(
+    found: DynamicWeights,
+    tolerance: float | None = None,
+    vanished: str | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Completeness:
+    """Judge weights and constants that were computed already.
+
+    Args:
+        found: the weights, the constants, and as ``output`` what they are compared with.
+        tolerance: largest relative gap; None: see :func:`default_tolerance`.
+        vanished: node in which the value underflowed, if any.
+        dtype: the coarsest precision on the way to the output; None: that of the output.
+    """
+    dtype = found.output.dtype if dtype is None else dtype
+    parts = torch.cat([(part.weights * part.start.unsqueeze(1)).flatten(2) for part in found.parts], dim=2)
+    added = sum((values.abs() for values in found.constants.values()), parts.abs().sum(2))
+    return Completeness(
+        found.output,
+        parts.sum(2),
+        dict(found.constants),
+        default_tolerance(dtype) if tolerance is None else tolerance,
+        vanished,
+        rounding=ROUNDING * torch.finfo(dtype).eps * added,
+        no_weight=_is_nothing(found),
+    )
+
+
+def _is_nothing(found: DynamicWeights) -> bool:
+    """Whether the inputs' contributions underflowed in every sample."""
+    return not any(bool((part.weights != 0).any()) for part in found.parts)
+
+
+def _vanishing(view: ExplanationView, inputs: Sequence[Tensor]) -> str | None:
+    """The first node whose value is below the smallest normal number everywhere, though what it reads is not."""
+    found: list[str] = []
+
+    def look(node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            path = view.on_value_path(node)
+            if path and not found and float(value.abs().max()) < torch.finfo(value.dtype).tiny:
+                found.append(node.name)
+
+    with torch.no_grad():
+        evaluate(view.graph_module, view.environment(inputs), view.end, look)
+    return found[0] if found else None

@@ -1,0 +1,216 @@
+"""Bringing a network into the one form that analysis and explanation speak of.
+
+A converted network has it already; any other module is traced, and its layers and norms take our form at B = 1, which
+is the same function. Neither the network nor its parameters are changed, and parameters stay the same objects.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.network import BcosNetwork
+from bcos_fx.rewriting.core.ending import before_last_gate
+from bcos_fx.rewriting.core.flow import EXPLAINED, main_input
+from bcos_fx.rewriting.core.location import rules_directory
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.passes import Engine
+from bcos_fx.rewriting.core.recipe import Recipe
+from bcos_fx.rewriting.core.rewrite import end_at
+from bcos_fx.rewriting.core.rulefile import load_rules
+
+_FILES = ("canonical", "interop-bcos", "norm", "linear", "explain")
+_LIKE = 5
+_EDGES = ("placeholder", "get_attr", "output")
+
+Source = str | Sequence[str] | None
+"""What outputs are explained by: the main input, an input or a layer by name, or several of them."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A graph ready to be analysed.
+
+    Attributes:
+        graph_module: the graph, over the network's own parameters.
+        starts: what outputs are explained by: name of an input or a layer -> the encoded input, the input, or the
+            layer's result.
+        end: what is explained, for people: ``output``, ``logits`` or a layer's name.
+        ends_in_gate: what is explained is a probability, and a value before it is not.
+    """
+
+    graph_module: fx.GraphModule
+    starts: Mapping[str, fx.Node]
+    end: str
+    ends_in_gate: bool
+
+
+@functools.cache
+def recipe() -> Recipe:
+    """Return the rules of explanation views, read once."""
+    files = [rules_directory() / f"{name}.toml" for name in _FILES]
+    return Recipe(
+        name="explanation",
+        description="The view that explanations are computed on.",
+        source="Böhle, Fritz and Schiele, B-cos Networks, CVPR 2022, sec. 3.2",
+        rules=tuple(load_rules(files)),
+        options=Options(input="none"),
+        fixed={},
+        hashes={},
+    )
+
+
+def prepare(network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: Source = None) -> Prepared:
+    """Prepare a network for analysis; it is not changed.
+
+    Args:
+        network: a converted network, or a freshly traced graph, which becomes part of the result.
+        output: what is explained: None for the network's output, ``logits`` for the value before a final softmax or
+            sigmoid, or the name of a layer or node.
+        source: what it is explained by: None for the main input, or the name of an input, a layer or a node; or
+            several of these names.
+
+    Raises:
+        UsageError: nothing has that name, it holds integers, or the source does not lead to the output.
+    """
+    graph_module = network.graph_module() if isinstance(network, BcosNetwork) else network
+    if output is not None:
+        end_at(graph_module, _before_gates(graph_module) if output == "logits" else find_layer(graph_module, output))
+    Engine(recipe()).run(graph_module, ("canonical", "norm", "linear"))
+    starts = _starts(graph_module, source)
+    for start in starts.values():
+        start.meta[EXPLAINED] = True
+    end = next(node for node in graph_module.graph.nodes if node.op == "output").all_input_nodes[0]
+    return Prepared(graph_module, starts, output or "output", _before_gates(graph_module) is not end)
+
+
+def _starts(graph_module: fx.GraphModule, source: Source) -> dict[str, fx.Node]:
+    if source is None:
+        start = _main_entry(graph_module)
+        _check_leads_somewhere(graph_module, start, str(input_of(start).target))
+        return {str(input_of(start).target): start}
+    names = [source] if isinstance(source, str) else list(source)
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"the sources are {names}", hint="name at least one input or layer, and none twice")
+    starts = {name: _find_source(graph_module, name) for name in names}
+    for name, start in starts.items():
+        _check_leads_somewhere(graph_module, start, name)
+    if len(set(starts.values())) < len(starts):
+        raise UsageError(f"two of the sources {names} are the same value", hint="name each of them once")
+    return starts
+
+
+def _find_source(graph_module: fx.GraphModule, name: str) -> fx.Node:
+    """An input, encoded where it is, or a layer's result."""
+    inputs = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
+    called = {str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
+    is_input = name in inputs and (_is_floating(inputs[name]) or name not in called)  # a layer may have its name
+    found = entry(inputs[name], graph_module) if is_input else _find_layer(graph_module, name, tuple(inputs))
+    if not _is_floating(found):
+        raise UsageError(
+            f"{name!r} holds integers (token indices, a mask), which no weight multiplies",
+            hint='explain by what is made of them: source="the embedding layer\'s name"',
+        )
+    return found
+
+
+def _find_layer(graph_module: fx.GraphModule, name: str, inputs: Sequence[str]) -> fx.Node:
+    """A layer; the error for what is none names the inputs too, which are sources as well."""
+    try:
+        return find_layer(graph_module, name)
+    except UsageError as error:
+        close = difflib.get_close_matches(name, inputs, n=1, cutoff=0.6)
+        kind = "inputs are" if len(inputs) > 1 else "input is"
+        raise UsageError(
+            f"{error.what}, and its {kind} {', '.join(inputs)}",
+            hint=f"did you mean {close[0]!r}?" if close else error.hint,
+        ) from error
+
+
+def find_layer(graph_module: fx.GraphModule, name: str) -> fx.Node:
+    """Return the node that gives a layer's result.
+
+    Args:
+        graph_module: the graph.
+        name: of a node, or the path of a module; of the nodes inside a module the last is its result.
+
+    Raises:
+        UsageError: nothing has that name; names the nearest.
+    """
+    nodes: list[fx.Node] = [node for node in graph_module.graph.nodes if node.op not in _EDGES]
+    inside: fx.Node | None = None
+    for node in nodes:
+        path = node.meta.get("module_path") or ""
+        if node.op == "call_module" and name == str(node.target):
+            return _result(node, nodes)
+        if name == node.name:
+            return node
+        if any(each == name or each.startswith(f"{name}.") for each in (path, str(node.target))):
+            inside = node
+    if inside is None:
+        raise UsageError(f"the network has no layer named {name!r}", hint=_nearest_layers(graph_module, name))
+    return inside
+
+
+def _result(layer: fx.Node, nodes: list[fx.Node]) -> fx.Node:
+    """The node that gives what a layer gave when it was traced: where it was moved before a pooling, the flattening."""
+    origin = layer.meta.get("origin")
+    return layer if origin is None else [node for node in nodes if node.meta.get("origin") == origin][-1]
+
+
+def _nearest_layers(graph_module: fx.GraphModule, name: str) -> str:
+    called = [str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"]
+    close = difflib.get_close_matches(name, called, n=_LIKE, cutoff=0.4)
+    return f"for example {', '.join(close)}" if close else nearest(name, called)
+
+
+def _before_gates(graph_module: fx.GraphModule) -> fx.Node:
+    output = next(node for node in graph_module.graph.nodes if node.op == "output")
+    return before_last_gate(output.all_input_nodes[0], lambda node: vocabulary().call(node, graph_module))
+
+
+def entry(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
+    """Return the node at which an input begins to be linear: its encoding [x, 1 - x], if it has one, or itself."""
+    for user in node.users:
+        op = vocabulary().of(user, graph_module)
+        if op is not None and op.name == "input_encoding":
+            return user
+    return node
+
+
+def input_of(start: fx.Node) -> fx.Node:
+    """Return the input that an entry belongs to."""
+    return start if start.op == "placeholder" else start.all_input_nodes[0]
+
+
+def _main_entry(graph_module: fx.GraphModule) -> fx.Node:
+    """The main input, encoded where it is."""
+    nodes = list(graph_module.graph.nodes)
+    found = main_input(nodes, {node: vocabulary().call(node, graph_module) for node in nodes})
+    if not found:
+        raise UsageError(
+            "the network reads whole numbers (token indices), which no weight multiplies",
+            hint='explain it by the embeddings: source="the embedding layer\'s name"',
+        )
+    return entry(found[0], graph_module)
+
+
+def _is_floating(node: fx.Node) -> bool:
+    dtype = node.meta.get("dtype")
+    return dtype is None or bool(dtype.is_floating_point or dtype.is_complex)
+
+
+def _check_leads_somewhere(graph_module: fx.GraphModule, start: fx.Node, name: str) -> None:
+    reached, pending = {start}, [start]
+    while pending:
+        fresh = [user for user in pending.pop().users if user not in reached]
+        reached.update(fresh)
+        pending += fresh
+    if not any(node.op == "output" for node in reached):
+        raise UsageError(f"{name!r} does not lead to what is to be explained", hint="name an earlier layer")

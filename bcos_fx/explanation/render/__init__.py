@@ -1,0 +1,1 @@
+"""Explanations as pictures, figures, pages and text."""

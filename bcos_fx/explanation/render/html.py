@@ -1,0 +1,146 @@
+"""A page of explanations: one HTML file that needs nothing else, no network and no server."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from importlib import resources
+
+from PIL import Image
+
+from bcos_fx.explanation.render.color import images, planes, portrait, signed, to_image
+from bcos_fx.explanation.render.tokens import spans
+from bcos_fx.explanation.result import Explanation
+
+_TOP, _LARGEST, _SIDE, _SPANS = 5, 5, 224, 256
+
+
+def page(cards: Sequence[str], *, title: str = "Explanations", above: str = "") -> str:
+    """Return an HTML document of cards, as :func:`cards` makes them.
+
+    All texts are escaped, so file and class names may hold anything.
+
+    Args:
+        cards: HTML.
+        title: text.
+        above: HTML that comes before the cards.
+    """
+    template = resources.files("bcos_fx.explanation.render").joinpath("gallery.html").read_text(encoding="utf-8")
+    before, after = template.split("{{cards}}")
+    facts = {"{{title}}": html.escape(title), "{{count}}": str(len(cards)), "{{above}}": above}
+    for name, text in facts.items():
+        before, after = before.replace(name, text), after.replace(name, text)
+    return "\n".join([before, *cards, after])
+
+
+def fragment(explanation: Explanation) -> str:
+    """Return the first samples' cards for a notebook, without a document around them."""
+    style = "display:flex;flex-wrap:wrap;gap:12px;font-family:sans-serif;font-size:13px"
+    shown = explanation[: min(len(explanation), _TOP)]
+    return f'<div style="{style}">{"".join(cards(shown))}</div>'
+
+
+def cards(explanation: Explanation, labels: Sequence[str] = ()) -> list[str]:
+    """Return a card for each sample and each of its targets.
+
+    Args:
+        explanation: of images, or of anything else, which is then told in numbers.
+        labels: what each sample is called, a file's name say.
+    """
+    targets = explanation.output.shape[1] if explanation.several else 1
+    return [
+        _card(explanation[sample].of_target(place), _label(sample, labels, len(explanation)))
+        for sample in range(len(explanation))
+        for place in range(targets)
+    ]
+
+
+def _label(sample: int, labels: Sequence[str], samples: int) -> str:
+    """What a sample is called; one that stands alone needs no number."""
+    return labels[sample] if sample < len(labels) else f"sample {sample}" if samples > 1 else ""
+
+
+def _card(sample: Explanation, label: str) -> str:
+    target = sample.target_name()
+    heading = f"<b>{html.escape(label)}</b> {html.escape(target)}" if label else f"<b>{html.escape(target)}</b>"
+    pieces = [f"<figcaption>{heading}</figcaption>", _views(sample, label)]
+    if sample.warning:
+        pieces.append(f'<p class="wrong">{html.escape(sample.warning)}</p>')
+    pieces += [_sums(sample), _constants(sample), _scores(sample)]
+    pieces += [f'<p class="note">{html.escape(note)}</p>' for note in sample.notes]
+    words = html.escape(f"{label} {target}".strip().lower(), quote=True)
+    confidence = float(sample.output.flatten()[0])
+    data = f'data-words="{words}" data-target="{html.escape(target, quote=True)}" data-output="{confidence:.6g}"'
+    return f'<figure class="card" {data}>{"".join(pieces)}</figure>'
+
+
+def _views(sample: Explanation, label: str) -> str:
+    """The input, the target's picture and its contributions, in one row; or its tokens."""
+    if sample.tokens is not None or (len(sample.axes) == 1 and sample.contributions.shape[-1] <= _SPANS):
+        return spans(sample)
+    tags = [
+        f'<div class="view" style="flex:0 1 {_SIDE}px;min-width:0"><img src="{data_uri(picture)}" '
+        f'alt="{html.escape(f"{name}: {label}", quote=True)}" width="{_SIDE}" style="max-width:100%;height:auto">'
+        f"<span>{html.escape(name)}</span></div>"
+        for name, picture in _pictures(sample)
+    ]
+    return f'<div class="views" style="display:flex;gap:.6rem">{"".join(tags)}</div>'
+
+
+def _pictures(sample: Explanation) -> list[tuple[str, Image.Image]]:
+    if len(sample.axes) == 1:  # a strip as high as an eighth of its length
+        values = sample.contributions[0].flatten().float().cpu()
+        return [("contributions", to_image(signed(values.expand(1, max(1, len(values) // 8), -1))[0]))]
+    if len(sample.axes) not in (2, 3):
+        return []
+    given, title = portrait(sample, 0)
+    shown = [(title, given)] if given is not None else []
+    shown += [(sample.target_name(), images(sample)[0])]
+    if sample.colours:
+        shown.append(("contributions", to_image(signed(planes(sample))[0])))
+    return shown
+
+
+def data_uri(picture: Image.Image) -> str:
+    """Return a picture as text that a page can hold in place of an address; small ones are enlarged."""
+    if max(picture.size) < _SIDE:  # a browser would blur small images
+        factor = -(-_SIDE // max(picture.size))
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _sums(sample: Explanation) -> str:
+    output, constants, residual = sample.output.flatten(), sample.constants.total().flatten(), sample.residual.flatten()
+    rows = []
+    for place in range(len(output)):
+        own = float(output[place] - constants[place] - residual[place])
+        numbers = (float(output[place]), own, float(constants[place]))
+        cells = "".join(f"<td>{number:.4g}</td>" for number in numbers)
+        rows.append(
+            f"<tr><th>{html.escape(sample.target_name(place))}</th>{cells}<td>{float(residual[place]):.1e}</td></tr>"
+        )
+    head = "<tr><th></th><th>output</th><th>input</th><th>constants</th><th>residual</th></tr>"
+    return f'<table class="sums">{head}{"".join(rows)}</table>'
+
+
+def _constants(sample: Explanation) -> str:
+    largest = sample.constants.largest(_LARGEST)
+    if not largest:
+        return "<p>No constant contributes.</p>"
+    items = "".join(f"<li>{html.escape(source)}: {value:+.3g}</li>" for source, value in largest)
+    return f"<details><summary>{len(sample.constants)} constants</summary><ul>{items}</ul></details>"
+
+
+def _scores(sample: Explanation) -> str:
+    if sample.scores is None:
+        return ""
+    values, classes = sample.scores[0].float().cpu().topk(min(_TOP, sample.scores.shape[1]))
+    rows = "".join(
+        f"<tr><th>{html.escape(sample.name(int(index)))}</th><td>{float(value):.4g}</td></tr>"
+        for value, index in zip(values, classes, strict=True)
+    )
+    return f"<details open><summary>highest outputs</summary><table>{rows}</table></details>"

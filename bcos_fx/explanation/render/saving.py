@@ -1,0 +1,157 @@
+"""Writing explanations to files, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from bcos_fx.errors import UsageError
+from bcos_fx.explanation.result import Explanation
+from bcos_fx.files import check_target, replacing
+
+MOST_ROWS = 8
+"""Samples that a figure shows."""
+
+_FIGURES = (".png", ".pdf", ".svg")
+_DATELESS: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
+
+
+def save(explanation: Explanation, path: Path) -> Path:
+    """Write an explanation in the form that the suffix names; see :meth:`Explanation.save`."""
+    maker = writer(path)
+    write_whole(path, maker(explanation))
+    return path
+
+
+class Collector:
+    """Gathers explanations for one file, keeping no more of them than the file needs.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UsageError: no such form is known, or the path cannot be written to.
+        MissingExtraError: it is a figure, and matplotlib is not installed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        writer(path)
+        check_target(path)
+        self._path, self._suffix = path, path.suffix.lower()
+        self._cards: list[str] = []
+        self._kept: list[Explanation] = []
+
+    def add(self, explanation: Explanation, labels: Sequence[str]) -> None:
+        """Take in some samples; ``labels`` is what each is called."""
+        if self._suffix == ".html":
+            from bcos_fx.explanation.render.html import cards
+
+            self._cards += cards(explanation, labels)
+        elif self._suffix not in _FIGURES or sum(map(len, self._kept)) < MOST_ROWS:
+            self._kept.append(explanation)
+
+    def close(self) -> None:
+        """Write the file."""
+        if self._suffix == ".html":
+            from bcos_fx.explanation.render.html import page
+
+            write_whole(self._path, _text(page(self._cards)))
+        else:
+            save(Explanation.joined(self._kept), self._path)
+
+
+def writer(path: Path) -> Callable[[Explanation], bytes]:
+    """Return what makes the contents of a file with this suffix.
+
+    Raises:
+        UsageError: no such form is known.
+        MissingExtraError: it is a figure, and matplotlib is not installed.
+    """
+    suffix = path.suffix.lower()
+    if suffix in _FIGURES:
+        from bcos_fx.explanation.render.figure import require_matplotlib  # which imports this module
+
+        require_matplotlib()
+        return lambda explanation: _figure(explanation, suffix[1:])
+    forms = {".html": _gallery, ".safetensors": _safetensors, ".npz": _npz}
+    if suffix not in forms:
+        raise UsageError(
+            f"an explanation cannot be written as {suffix or 'a file without suffix'}",
+            where=str(path),
+            hint=f"end the name in one of {', '.join((*_FIGURES, *forms))}",
+        )
+    return forms[suffix]
+
+
+def write_whole(path: Path, contents: bytes) -> None:
+    """Write a file whole.
+
+    Raises:
+        UsageError: the place cannot be written to; no file is left behind.
+    """
+    with replacing(path, "the explanation") as stream:
+        stream.write(contents)
+
+
+def _figure(explanation: Explanation, form: str) -> bytes:
+    """The same explanation gives the same bytes, and text that editors can change: TrueType, not Type 3."""
+    import matplotlib as mpl  # an extra
+
+    buffer = io.BytesIO()
+    settings: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "bcos_fx"}
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        # Names in a script that the font lacks are drawn as boxes, which the picture itself shows.
+        warnings.filterwarnings("ignore", "Glyph ", UserWarning)
+        explanation.plot().savefig(buffer, format=form, dpi=110, metadata=_DATELESS[form])
+    return buffer.getvalue()
+
+
+def _gallery(explanation: Explanation) -> bytes:
+    from bcos_fx.explanation.render.html import cards, page
+
+    return _text(page(cards(explanation)))
+
+
+def _text(document: str) -> bytes:
+    """UTF-8; what of a file's name is no text (the system's names are bytes) becomes question marks."""
+    return document.encode("utf-8", errors="replace")
+
+
+def _tensors(explanation: Explanation) -> dict[str, Tensor]:
+    names = ("inputs", "encoded", "weights", "output", "contributions", "residual", "prediction", "scores", "target")
+    found = {name: getattr(explanation, name) for name in names}
+    constants = {f"constants.{source}": values for source, values in explanation.constants.items()}
+    return {name: t.detach().cpu().contiguous().clone() for name, t in (found | constants).items() if t is not None}
+
+
+def _facts(explanation: Explanation) -> str:
+    names = ("where", "names", "notes") if explanation.tokens is None else ("where", "names", "notes", "tokens")
+    facts = {name: getattr(explanation, name) for name in (*names, "channel_axis", "axes", "labels")}
+    verdict = {"complete": explanation.complete, "verdict": explanation.verdict}
+    return json.dumps(facts | verdict | {"colours": explanation.colours}, sort_keys=True)
+
+
+def _safetensors(explanation: Explanation) -> bytes:
+    return safetensors_bytes(_tensors(explanation), {"explanation": _facts(explanation)})
+
+
+def _npz(explanation: Explanation) -> bytes:
+    buffer = io.BytesIO()
+    tensors = _tensors(explanation)
+    # numpy has no bfloat16; float32 holds each of its numbers exactly
+    arrays = {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in tensors.items()}
+    np.savez_compressed(buffer, allow_pickle=False, facts=np.array(_facts(explanation)), **arrays)
+    return buffer.getvalue()

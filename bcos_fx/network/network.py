@@ -1,0 +1,303 @@
+"""The converted network: an ordinary module that holds its graph, its report and what its input means."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.network.size_cache import OtherSizes
+from bcos_fx.report.model import Report
+from bcos_fx.tracing.graph_module import GraphModule
+from bcos_fx.tracing.program import compiled, module_at
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What one input of the network takes.
+
+    Attributes:
+        name: of the placeholder.
+        shape: of the example, the number of samples first.
+        encoded: an image in [0, 1] is expected, and encoded inside.
+        matrix, offset: the original network expects matrix @ x + offset per pixel; empty where not encoded.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    encoded: bool = False
+    matrix: tuple[tuple[float, ...], ...] = ()
+    offset: tuple[float, ...] = ()
+
+    def original(self, x: Tensor) -> Tensor:
+        """Return what the original network expects in place of ``x`` (N, C, H, W)."""
+        if not self.encoded:
+            return x
+        matrix = torch.tensor(self.matrix, dtype=torch.float64).to(x)
+        offset = torch.tensor(self.offset, dtype=torch.float64).to(x)
+        shifted = torch.einsum("dc,nc...->nd...", matrix, x) + offset.view(-1, *[1] * (x.ndim - 2))
+        return shifted.contiguous()
+
+    def described(self) -> str:
+        """Say in words what the network takes."""
+        shape = f"(N, {', '.join(map(str, self.shape[1:]))})"
+        return f"{shape}, an image in [0, 1], encoded inside" if self.encoded else f"{shape}, as the original takes it"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A value that tracing took from a shape: the graph holds only for inputs that give the same."""
+
+    kind: str
+    value: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.source} ({self.kind} was {self.value})"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a converted network knows about itself; plain data, kept with the weights.
+
+    Attributes:
+        report: what was done and measured.
+        inputs: one entry per input, in order.
+        guards: what tracing took from shapes.
+        train_difference: where the original's train graph differs from the eval graph, or None.
+        train: ``refuse`` to train such a network, or train the ``eval-graph``.
+    """
+
+    report: Report
+    inputs: tuple[InputSpec, ...]
+    guards: tuple[Guard, ...] = ()
+    train_difference: str | None = None
+    train: str = "refuse"
+
+
+class BcosNetwork(nn.Module):
+    """A network rewritten by bcos_fx.
+
+    An ordinary module: ``.to``, ``.train``, ``state_dict``, ``deepcopy`` and the rest work as always. Submodules
+    keep the names that they had in the original.
+
+    Attributes:
+        graph: the fx graph that ``forward`` runs.
+        record: what is known about it; ``report`` is part of it.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, record: Record) -> None:
+        super().__init__()
+        self.record = record
+        self.graph = copy.deepcopy(graph_module.graph)
+        for name, child in graph_module._modules.items():
+            self._take(name)
+            self.add_module(name, child)
+        for name, parameter in graph_module._parameters.items():
+            self._take(name)
+            self.register_parameter(name, parameter)
+        for name, buffer in graph_module._buffers.items():
+            self._take(name)
+            self.register_buffer(name, buffer, persistent=name not in graph_module._non_persistent_buffers_set)
+        self._other_sizes: OtherSizes | None = None
+        self._program = compiled(self.graph)
+        nn.Module.train(self, graph_module.training)
+
+    def _take(self, name: str) -> None:
+        if name in reserved_names() or hasattr(self, name):
+            raise UsageError(
+                f"the module has a part named {name!r}, which is an attribute of every converted network",
+                hint="rename that attribute of the module",
+            )
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return the registered submodule at a dotted path; the network itself for an empty one."""
+        return module_at(self, target)
+
+    @property
+    def report(self) -> Report:
+        """What was done, verified and refused."""
+        return self.record.report
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the first input."""
+        return self.record.inputs[0].shape[1:]
+
+    def original_input(self, x: Tensor, index: int = 0) -> Tensor:
+        """Return what the original network expects in place of this network's input ``x``."""
+        return self.record.inputs[index].original(x)
+
+    def graph_module(self) -> fx.GraphModule:
+        """Return a graph module over the same parts; parameters are shared, the graph is a copy."""
+        return GraphModule(self, copy.deepcopy(self.graph), class_name="BcosGraph")
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Run the network.
+
+        Args:
+            inputs: an image network takes (N, C, H, W) in [0, 1], as ``record.inputs`` says.
+            named: the same, by name.
+
+        Raises:
+            UsageError: too few inputs, or a shape for which the traced graph does not hold.
+        """
+        if named:
+            inputs = self._in_order(inputs, named)
+        self.check_inputs(inputs)
+        network = self.of_size(inputs)
+        if torch.compiler.is_compiling():
+            return network._program(network, *inputs)
+        with self.naming_shapes(inputs):
+            return network._program(network, *inputs)
+
+    @contextmanager
+    def naming_shapes(self, inputs: Sequence[Any]) -> Iterator[None]:
+        """Say of what fails within, for inputs of another shape than the example's, that this is why.
+
+        Raises:
+            UsageError: that PyTorch refused such an input, somewhere inside.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            for spec, value in zip(self.record.inputs, inputs, strict=False):
+                if isinstance(value, Tensor) and tuple(value.shape[1:]) != spec.shape[1:]:
+                    raise UsageError(
+                        f"the input {spec.name!r} has shape {tuple(value.shape)}, which the network cannot take: "
+                        f"{str(error).partition(chr(10))[0]}",
+                        hint=f"the example that it was converted with has (N, {', '.join(map(str, spec.shape[1:]))})",
+                    ) from error
+            raise
+
+    def class_count(self) -> int:
+        """Run the network on zeros, in eval mode, and return how many classes it gives scores for.
+
+        Raises:
+            UsageError: its output is no row of scores for each sample.
+        """
+        like = next(self.parameters())
+        inputs = [torch.zeros(spec.shape, dtype=like.dtype, device=like.device) for spec in self.record.inputs]
+        training = self.training
+        with torch.no_grad():
+            found = self.eval()(*inputs)
+        self.train(training)
+        if not isinstance(found, Tensor) or found.dim() != 2:
+            raise UsageError(
+                "the network puts out no row of scores (N, classes)", hint="convert it with output= that part"
+            )
+        return int(found.shape[1])
+
+    def keep_source(self, other_sizes: OtherSizes) -> None:
+        """Take inputs of other sizes too, by graphs that are made when they are first needed."""
+        self._other_sizes = other_sizes
+
+    def of_size(self, inputs: Sequence[Any]) -> BcosNetwork:
+        """Return the network whose graph holds for inputs of this size: this one, or one over the same parts.
+
+        Raises:
+            UsageError: the source does not take such inputs.
+        """
+        specs = self.record.inputs[: len(inputs)]
+        if self._other_sizes is None or not self.record.guards:
+            return self
+        if all(tuple(value.shape[1:]) == spec.shape[1:] for spec, value in zip(specs, inputs, strict=False)):
+            return self
+        return self._other_sizes.network(self, inputs)
+
+    def _in_order(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, ...]:
+        missing = [spec.name for spec in self.record.inputs[len(inputs) :]]
+        for name in named:
+            if name not in missing:
+                raise UsageError(f"no input {name!r} is left to give", hint=nearest(name, missing or ["no other"]))
+        return (*inputs, *(named[name] for name in missing if name in named))
+
+    def check_inputs(self, inputs: tuple[Any, ...], *, partly: bool = False) -> None:
+        """Check that these are inputs that the network takes; only the first few of them if ``partly``.
+
+        Raises:
+            UsageError: too few inputs, or a shape for which the traced graph does not hold.
+        """
+        specs = self.record.inputs[: len(inputs)] if partly else self.record.inputs
+        if len(inputs) != len(specs):
+            names = ", ".join(spec.name for spec in specs)
+            raise UsageError(f"{len(inputs)} inputs were given, the network takes {len(specs)} ({names})")
+        for spec, value in zip(specs, inputs, strict=True):
+            if not isinstance(value, Tensor):
+                raise UsageError(f"the input {spec.name!r} is a {type(value).__name__}", hint="give a tensor")
+            self._check_tensor(spec, value)
+
+    def _check_tensor(self, spec: InputSpec, value: Tensor) -> None:
+        if spec.encoded and (value.ndim != len(spec.shape) or value.shape[1] != spec.shape[1]):
+            raise UsageError(
+                f"the input {spec.name!r} has shape {tuple(value.shape)}, the network takes "
+                f"(N, {', '.join(map(str, spec.shape[1:]))})",
+                hint="one sample needs a first dimension too: x.unsqueeze(0)" if value.ndim == 3 else None,
+            )
+        if spec.encoded and not value.is_floating_point():
+            raise UsageError(
+                f"the input {spec.name!r} holds {str(value.dtype).removeprefix('torch.')}, the network takes "
+                "floating-point values in [0, 1]",
+                hint="x.float() / 255 for an image of bytes",
+            )
+        if self.record.guards and self._other_sizes is None and tuple(value.shape[1:]) != spec.shape[1:]:
+            raise UsageError(
+                f"the graph was traced for inputs of shape (N, {', '.join(map(str, spec.shape[1:]))}) and may be "
+                f"wrong for {tuple(value.shape)}: tracing took branches or numbers from that shape",
+                where=str(self.record.guards[0]),
+                hint="convert the original again with example_inputs of the new shape, or with keep_source=True",
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between train and eval.
+
+        Raises:
+            UsageError: the original does something else in train mode that this graph does not hold.
+        """
+        if mode and self.record.train_difference is not None and self.record.train == "refuse":
+            raise UsageError(
+                "this network cannot be trained as the original would be: its graph is that of eval mode",
+                where=self.record.train_difference,
+                hint='convert with train="eval-graph" to train the eval graph instead',
+            )
+        return super().train(mode)
+
+    def with_report(self, report: Report) -> Self:
+        """Set the report, in place, and return the network."""
+        self.record = replace(self.record, report=report)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BcosNetwork:
+        state: Mapping[str, Any] = {
+            name: copy.deepcopy(value, memo)
+            for name, value in self.__dict__.items()
+            if name not in ("graph", "record", "_program", "_other_sizes")
+        }
+        new = type(self).__new__(type(self))
+        nn.Module.__init__(new)
+        new.__dict__.update(state)
+        new.record, new.graph, new._program = self.record, copy.deepcopy(self.graph), self._program
+        new._other_sizes = None if self._other_sizes is None else self._other_sizes.empty()
+        return new
+
+    def extra_repr(self) -> str:
+        """One line on what the network is."""
+        share = self.report.coverage.share
+        return f"recipe={self.report.recipe}, B-cos coverage={share:.1%}"
+
+
+@functools.cache
+def reserved_names() -> frozenset[str]:
+    """Return the names that no part of a network's root may have: attributes of networks and of graph modules."""
+    made = vars(GraphModule(nn.Module(), fx.Graph()))
+    own = {"graph", "record", "_program", "_other_sizes"}
+    return frozenset({*dir(BcosNetwork), *dir(GraphModule), *made, *own})

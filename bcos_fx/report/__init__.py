@@ -1,0 +1,1 @@
+"""The report of a conversion: its data, how they are read off a graph, and how they are shown."""

@@ -1,0 +1,389 @@
+"""The report as text: what was done, what was proved, what was refused, and what to do next."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from bcos_fx.report.model import Calibration, Drift, NodeRow, Report
+from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.rule import PHASES
+from bcos_fx.terminal import EscapingConsole
+
+_CHANGE, _CALIBRATION, _NEXT = "Change of the function", "Calibration", "What next"
+_STATED_ELSEWHERE = ("b", "mean", "std")
+_NODES_NAMED = 4
+# Above this change of the output, relative to its size, a network is no longer the one that was trained.
+_LARGE_CHANGE = 0.1
+
+Row = Sequence[str | Text]
+Facts = Sequence[tuple[str, str]]
+
+
+def render(report: Report, *, nodes: bool = False, width: int = 110) -> str:
+    """Return the report as plain text, without colour codes.
+
+    Args:
+        report: of a conversion or a dry run.
+        nodes: list every node too.
+        width: of the lines, in characters.
+    """
+    lines = io.StringIO()
+    show(report, EscapingConsole(file=lines, width=width, color_system=None, force_terminal=False), nodes=nodes)
+    return "\n".join(line.rstrip() for line in lines.getvalue().splitlines()) + "\n"
+
+
+def show(report: Report, console: Console, *, nodes: bool = False) -> None:
+    """Print the report, in colour where the console has any.
+
+    Args:
+        report: of a conversion or a dry run.
+        console: where to.
+        nodes: list every node too.
+    """
+    _print(console, _sections(report, nodes))
+
+
+def show_calibration(report: Report, console: Console) -> None:
+    """Print only what a calibration changed, and what to do next."""
+    _print(console, (section for section in _sections(report, nodes=False) if section[0] in (_CALIBRATION, _NEXT)))
+
+
+def show_change(report: Report, console: Console) -> None:
+    """Print only how far the function changed, and what to do next."""
+    _print(
+        console, (section for section in _sections(report, nodes=False) if section[0] in (_CHANGE, _CALIBRATION, _NEXT))
+    )
+
+
+def _print(console: Console, sections: Iterable[tuple[str, RenderableType]]) -> None:
+    for title, body in sections:
+        console.print(Text(title, style="bold cyan"))
+        console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
+
+
+def render_head(report: Report, *, before: Facts = (), after: Facts = (), width: int = 110) -> str:
+    """Return recipe, options, inputs, coverage and verdict as plain text, between facts of the caller's.
+
+    Args:
+        report: of a conversion.
+        before: more facts, as label and value, for the top.
+        after: likewise, for the end.
+        width: of the lines, in characters.
+    """
+    lines = io.StringIO()
+    console = EscapingConsole(file=lines, width=width, color_system=None, force_terminal=False)
+    console.print(_facts([*before, *_head(report), ("equivalence", _verdict_line(report)), *after]), highlight=False)
+    return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
+
+
+def drift_sentence(report: Report) -> str:
+    """Say in one sentence how far the changing rules moved the output."""
+    total = report.figures.total_drift
+    if total is None:
+        if report.figures.verification is None:
+            return "How far the output moved was not measured."
+        return "No rule changed the function: the network computes what the original did."
+    kept = "" if total.agreement is None else f"; the highest class stayed the highest on {total.agreement:.0%} of them"
+    return f"The changing rules moved the output by {_percent(total.change)} of its size on the test inputs{kept}."
+
+
+def next_step(report: Report) -> str | None:
+    """Say what has to be done before the network can be used, or None where nothing has."""
+    if report.figures.calibration is not None:
+        return (
+            "Calibration is no training: fine-tune the network on the original's training data before you rely on it, "
+            "and before you believe what it explains."
+        )
+    total = report.figures.total_drift
+    at_risk = _raised(report.options["b"]) or report.options["bias"] != "keep"
+    if total is None and report.figures.verification is None and at_risk:
+        return (
+            "Raising B and removing biases change the function: expect a network at chance until it is fine-tuned on "
+            "the original's training data."
+        )
+    # Written so that a change that is not a number counts as large.
+    if total is None or total.change <= _LARGE_CHANGE:
+        return None
+    if at_risk:
+        return (
+            "This network answers at chance until it is calibrated and fine-tuned: raising B and removing biases took "
+            "its activations out of the range that it was trained in. Calibrate it on a few hundred images without "
+            "labels (bcos-fx calibrate, bcos_fx.calibrate), then fine-tune it on the original's training data before "
+            "you use it, and before you believe what it explains."
+        )
+    return "Its outputs are no longer the original's: fine-tune it on the original's training data before you use it."
+
+
+def verdict(report: Report) -> str:
+    """Say in one phrase what the verification found: equal, different, not tested or not verified."""
+    found = report.figures.verification
+    return "not verified" if found is None else overall(found)
+
+
+def overall(verification: Mapping[str, Any]) -> str:
+    """Say in one phrase what a verification, as plain data, found: equal, different or not tested."""
+    if verification["ok"]:
+        return "equal"
+    # One run that could have found a difference and did not is no proof while another proves nothing.
+    return "different" if any(row["verdict"] == "different" for row in verification["comparisons"]) else "not tested"
+
+
+def _verdict_line(report: Report) -> str:
+    found = report.figures.verification
+    if found is None:
+        return verdict(report)
+    return f"{verdict(report)}, worst relative error {_scientific(found['error'])} in {found['dtype']}"
+
+
+def _sections(report: Report, nodes: bool) -> Iterator[tuple[str, RenderableType]]:
+    yield "Conversion", _facts(_head(report))
+    yield "Rules applied", _applied(report)
+    yield "Equivalence", _verification(report)
+    yield _CHANGE, _drift(report)
+    lists: tuple[tuple[str, RenderableType | None], ...] = (
+        (_CALIBRATION, _calibration(report)),
+        ("Nearly matched, and why not", _near_misses(report)),
+        ("Operations that no rule knows", _unknown(report)),
+        ("Parameters that the eval graph never uses", _unused(report)),
+        ("Taken from the shape of the example: the graph holds for this shape only", _bullets(report.guards)),
+        ("Train mode", _train(report)),
+        ("Notes", _bullets(report.notes)),
+    )
+    yield from ((title, body) for title, body in lists if body is not None)
+    if nodes:
+        yield "Nodes", _nodes(report)
+    step = next_step(report)
+    if step is not None:
+        yield _NEXT, Text(step, style="yellow")
+
+
+def _head(report: Report) -> list[tuple[str, str]]:
+    options = report.options
+    defaults = Options().to_dict()
+    changed = [
+        f"{name}={value}"
+        for name, value in options.items()
+        if name not in _STATED_ELSEWHERE and value != defaults.get(name)
+    ]
+    coverage = report.coverage
+    rows = [("recipe", report.recipe), ("B", _pressure(report)), ("options", ", ".join(changed) or "defaults")]
+    rows += [("input", f"{name}: {taken}") for name, taken in report.inputs.items()]
+    if options["mean"]:
+        units = "" if options["pixel_max"] == 1 else f", in units of 0 to {options['pixel_max']:g}"
+        rows.append(
+            ("normalisation", f"mean {_numbers(options['mean'])}, std {_numbers(options['std'])}{units}, done inside")
+        )
+    said = f"{coverage.converted:,} of {coverage.total:,} linear and convolution parameters on value paths are B-cos"
+    rows.append(("coverage", f"{coverage.share:.1%} ({said})"))
+    rows.append(("nodes", f"{len(report.before)} as traced, {len(report.nodes)} now"))
+    return rows
+
+
+def _applied(report: Report) -> RenderableType:
+    # What fell away because nothing used it any more was made by no rule; names of rules hold no spaces.
+    counts = {name: count for name, count in report.rule_counts().items() if " " not in name}
+    if not counts:
+        return Text("none")
+    used = [(name, rule, counts[name]) for name, rule in report.rules.items() if name in counts]
+    rows = [
+        (name, str(count), rule.phase, _KEEPS[rule.preserves])
+        for name, rule, count in sorted(used, key=lambda item: PHASES.index(item[1].phase))
+    ]
+    return _table(("rule", "nodes", "phase", "keeps the function in"), rows, right=(1,))
+
+
+_KEEPS: Mapping[str, str] = {
+    "always": "train and eval",
+    "eval": "eval",
+    "never": "neither: changes it",
+}
+
+
+def _verification(report: Report) -> RenderableType:
+    found = report.figures.verification
+    if found is None:
+        return Text("not verified: this was a dry run, or verification was switched off", style="yellow")
+    style = {"equal": "green", "not tested": "yellow", "different": "red"}[verdict(report)]
+    heading = Text(f"{verdict(report).upper()} ", style=f"bold {style}")
+    heading.append(
+        f"worst relative error {_scientific(found['error'])} (tolerance {_scientific(found['tolerance'])}) in "
+        f"{found['dtype']}, original against converted before any rule that changes the function",
+        style="default",
+    )
+    parts: list[RenderableType] = [heading]
+    if found["comparisons"]:
+        rows = [
+            (row["name"], _scientific(row["relative"]), _scientific(row["spread"]), row["verdict"])
+            for row in found["comparisons"]
+        ]
+        parts.append(_table(("what was run", "relative error", "output varies by", "verdict"), rows, right=(1, 2)))
+    left_out = [part.strip() for part in found["detail"].split(";") if part.strip().startswith("left out")]
+    parts += [Text(line) for line in left_out]
+    return Group(*parts)
+
+
+def _drift(report: Report) -> RenderableType:
+    steps, total = report.figures.drift, report.figures.total_drift
+    sentence = Text(drift_sentence(report))
+    if not steps:
+        return sentence
+    rows: list[Row] = [_drift_row(step.rule, step) for step in steps]
+    if total is not None:
+        rows.append([Text(str(cell), style="bold") for cell in _drift_row("all together", total)])
+    return Group(sentence, _table(("rule", "nodes", "change of output", "same highest"), rows, right=(1, 2, 3)))
+
+
+def _drift_row(name: str, drift: Drift) -> Row:
+    return (name, str(drift.nodes), _percent(drift.change), "" if drift.agreement is None else f"{drift.agreement:.0%}")
+
+
+def calibration_sentence(calibration: Calibration) -> str:
+    """Say in one sentence how well the network answered before and after its calibration."""
+    said = f"Calibrated on {calibration.images:,} images, without labels"
+    said += f"; gains matched to the {calibration.reference}" if calibration.reference == "original" else ""
+    before, after = calibration.before, calibration.after
+    if before is not None and after is not None:
+        pairs = (
+            ("the highest class is the original's on", before.agreement, after.agreement),
+            ("it is the label's on", before.accuracy, after.accuracy),
+        )
+        said += "".join(
+            f"; {what} {now:.1%} of them, {was:.1%} before"
+            for what, was, now in pairs
+            if was is not None and now is not None
+        )
+    return said + "."
+
+
+def _calibration(report: Report) -> RenderableType | None:
+    found = report.figures.calibration
+    if found is None:
+        return None
+    rows = [
+        (
+            change.node,
+            change.kind,
+            f"{change.scale:.3g}",
+            f"{change.lowest:.3g} to {change.highest:.3g}",
+            f"{change.shift:.2g}",
+            f"{change.dead} of {change.channels}" if change.dead else "",
+        )
+        for change in found.layers
+    ]
+    titles = ("layer", "what", "median scale", "from, to", "shift of the mean", "dead channels")
+    parts: list[RenderableType] = [Text(calibration_sentence(found)), _table(titles, rows, right=(2, 3, 4, 5))]
+    if found.kept:
+        parts.append(_table(("left as it was", "why"), list(found.kept.items())))
+    return Group(*parts)
+
+
+def _near_misses(report: Report) -> RenderableType | None:
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for miss in report.near_misses:
+        grouped.setdefault((miss.rule, miss.reason), []).append(miss.node)
+    rows = [(rule, reason, _some(nodes)) for (rule, reason), nodes in grouped.items()]
+    return _table(("rule", "why not", "nodes"), rows) if rows else None
+
+
+def _unknown(report: Report) -> RenderableType | None:
+    rows = [(row.op, row.name, row.source or "") for row in report.unknown]
+    return _table(("operation", "node", "where"), rows) if rows else None
+
+
+def _unused(report: Report) -> RenderableType | None:
+    counts = Counter(name.split(".")[0] for name in report.unused)
+    rows = [(module, f"{count} parameter{'s' if count > 1 else ''}") for module, count in counts.items()]
+    return _facts(rows) if rows else None
+
+
+def _train(report: Report) -> RenderableType | None:
+    if report.train_difference is None:
+        return None
+    return Text(f"the original's train graph is another than its eval graph: {report.train_difference}")
+
+
+def _nodes(report: Report) -> RenderableType:
+    rows: list[Row] = [(row.name, _was_is(row), ", ".join(row.rules), row.source or "") for row in report.nodes]
+    rows += [
+        (row.name, Text(f"{row.was or row.op} -> removed", style="red"), report.removed[row.name], row.source or "")
+        for row in report.before
+        if row.name in report.removed
+    ]
+    return _table(("node", "was -> is", "rules", "where"), rows)
+
+
+def _was_is(row: NodeRow) -> str:
+    now = row.op if row.b is None else f"{row.op} (B = {row.b:g})"
+    if row.was is None:
+        return f"new -> {now}"
+    return now if row.was == row.op else f"{row.was} -> {now}"
+
+
+def _table(titles: Sequence[str], rows: Iterable[Row], *, right: Sequence[int] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for index, title in enumerate(titles):
+        table.add_column(title, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        # Names hold brackets at times; as text they are not taken for markup.
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return table
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        table.add_row(Text(label), Text(value))
+    return table
+
+
+def _bullets(lines: Sequence[str]) -> RenderableType | None:
+    if not lines:
+        return None
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for line in lines:
+        table.add_row(Text("-"), Text(line))
+    return table
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NODES_NAMED} more" if len(names) > _NODES_NAMED else ""
+    return ", ".join(names[:_NODES_NAMED]) + more
+
+
+def _pressure(report: Report) -> str:
+    """State the B of every layer; that of the options alone for a report whose nodes do not say theirs."""
+    found, b = report.pressures(), report.options["b"]
+    if len(found) == 1 or not (found or isinstance(b, Mapping)):
+        one = next(iter(found), b)
+        return f"{one:g} in every layer" + (" (plain linear units)" if one == 1 else "")
+    if found:
+        return "; ".join(f"{one:g} in {len(paths)} of the layers ({_some(paths)})" for one, paths in found.items())
+    return ", ".join(f"{pattern}={value:g}" for pattern, value in b.items()) + ", other layers 1"
+
+
+def _raised(b: float | Mapping[str, float]) -> bool:
+    return any(value > 1 for value in (b.values() if isinstance(b, Mapping) else (b,)))
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if share < 10 else f"{share:.3g} times"
+
+
+def _scientific(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1e}" if value else "0"

@@ -1,0 +1,293 @@
+"""Running a network on test cases without touching it: on a copy, under its own random state.
+
+Two networks are compared by running each alone, so that never more than one copy is in memory, and so
+that neither can read what the other wrote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from bcos_fx.errors import BcosFxError, UsageError
+from bcos_fx.tracing import own_modes
+from bcos_fx.tracing.modules import deep_copy
+from bcos_fx.verification.samples import Batch
+from bcos_fx.verification.widening import Widened
+
+Network = TypeVar("Network", bound=nn.Module)
+
+# What a forward may raise when an input does not suit it; anything else is a defect and is let through.
+FAILURES = (
+    BcosFxError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of a network.
+
+    Attributes:
+        name: for people, such as "eval, batch 2".
+        batch: the inputs.
+        group: cases of one group are the same experiment on other samples; their outputs vary together.
+        training: run in train mode, which may change the copy's buffers.
+        gradient: name of the gradient with respect to the inputs, where that is wanted beside the outputs.
+        optional: a network that refuses this input is not at fault.
+    """
+
+    name: str
+    batch: Batch
+    group: str
+    training: bool = False
+    gradient: str = ""
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gave: tensors by their place in the output, on the CPU, or the error that stopped it.
+
+    Attributes:
+        values: the tensors.
+        failure: the error; there are no values then.
+        gradient: what the way back gave, tensors by input, where the case asks for it and the outputs were there.
+    """
+
+    values: Mapping[str, Tensor]
+    failure: Exception | None = None
+    gradient: Outcome | None = None
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, numpy's and torch's generators; put the caller's states back afterwards."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def storages(module: nn.Module) -> frozenset[int]:
+    """Addresses of the memory behind every tensor that the module tree holds, registered or plain attribute."""
+    addresses: set[int] = set()
+    for part in module.modules():
+        held = [*part._parameters.values(), *part._buffers.values(), *vars(part).values()]
+        tensors = [value for value in held if isinstance(value, Tensor) and not nn.parameter.is_lazy(value)]
+        addresses.update(t.untyped_storage().data_ptr() for t in tensors if t.layout == torch.strided)
+    return frozenset(addresses - {0})
+
+
+def isolated_copy(module: Network, *, dtype: torch.dtype, apart_from: frozenset[int], role: str) -> Network:
+    """Copy a module, in ``dtype`` and eval mode, and make sure that the copy shares no memory.
+
+    Args:
+        module: left as it is.
+        dtype: of the copy's floating-point parameters and buffers.
+        apart_from: addresses (see :func:`storages`) that the copy must not use.
+        role: what the module is, for the message.
+
+    Raises:
+        UsageError: the module cannot be copied, or its copy shares memory with a module of the caller's.
+    """
+    hint = "a network under comparison must be copyable by copy.deepcopy, tensors included"
+    try:
+        twin = deep_copy(module)
+    except FAILURES as error:
+        raise UsageError(f"the {role} cannot be copied: {error}", where=type(module).__name__, hint=hint) from error
+    if twin is module or storages(twin) & apart_from:
+        raise UsageError(f"the {role}'s copy shares tensors with it", where=type(module).__name__, hint=hint)
+    # No parameter gradients are wanted; not recording for them halves the memory of the gradient cases.
+    twin.requires_grad_(False)
+    # Some networks fold weights for inference when eval() is called: train() first makes them fold anew.
+    twin = twin.to(dtype)
+    with suppress(BcosFxError):  # to train mode and back drops what an eval forward cached; one may refuse to train
+        twin.train()
+    return twin.eval()
+
+
+def run_cases(
+    module: nn.Module,
+    cases: Sequence[Case],
+    *,
+    dtype: torch.dtype,
+    apart_from: frozenset[int],
+    role: str,
+    seed: int,
+    transform: Callable[[Tensor], Tensor] | None,
+    widened: bool = False,
+    prepare: Callable[[nn.Module], object] | None = None,
+) -> list[Outcome]:
+    """Run all cases, in order, on one copy of the module that is dropped afterwards.
+
+    Args:
+        module: left as it is.
+        cases: their tensors are left as they are.
+        dtype: floating-point precision of copy and inputs.
+        apart_from: addresses that the copy must not use.
+        role: what the module is, for messages.
+        seed: of every random generator, before each case; also of the projection of gradient cases.
+        transform: applied to the first tensor of each case, inside the gradient; None for none.
+        widened: compute in float64 where the module says float32.
+        prepare: changes the copy first, in place; None for nothing.
+    """
+    with own_modes(), torch.enable_grad():
+        twin = isolated_copy(module, dtype=dtype, apart_from=apart_from, role=role)
+        if prepare is not None:
+            prepare(twin)
+        outcomes = []
+        for case in cases:
+            twin.train(case.training)
+            try:
+                with seeded(seed):
+                    run = _run(twin, case, dtype=dtype, seed=seed, transform=transform, widened=widened)
+                    outcomes.append(run)
+            except FAILURES as failure:
+                outcomes.append(Outcome({}, failure))
+        return outcomes
+
+
+def coarsest_precision(
+    module: nn.Module,
+    case: Case,
+    *,
+    dtype: torch.dtype,
+    apart_from: frozenset[int],
+    seed: int,
+    transform: Callable[[Tensor], Tensor] | None,
+) -> torch.dtype:
+    """Find the coarsest precision of all values that a network computes from its inputs and parameters.
+
+    Args: as of :func:`run_cases`; the case is one that the network runs.
+    """
+    with own_modes(), torch.enable_grad():
+        twin = isolated_copy(module, dtype=dtype, apart_from=apart_from, role="original network").requires_grad_()
+        seen = _Precisions(dtype)
+        with seeded(seed), suppress(*FAILURES), seen:
+            _run(
+                twin, dataclasses.replace(case, gradient="input gradient"), dtype=dtype, seed=seed, transform=transform
+            )
+    return seen.coarsest
+
+
+class _Precisions(TorchFunctionMode):
+    """Notes the coarsest precision of everything that depends on what requires a gradient."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.coarsest = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor) and value.requires_grad:
+                self.coarsest = max(self.coarsest, value.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        return result
+
+
+def _run(
+    module: nn.Module,
+    case: Case,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+    transform: Callable[[Tensor], Tensor] | None,
+    widened: bool = False,
+) -> Outcome:
+    leaves = placed(case.batch, module, dtype=dtype)
+    for tensor in leaves.tensors:
+        tensor.requires_grad_(bool(case.gradient) and tensor.is_floating_point())
+    # A network may work in place on what it is given, which a leaf with a gradient would forbid.
+    arguments = transformed(leaves.map(torch.clone), transform)
+    reading = Widened(arguments.tensors) if widened else nullcontext()
+    with torch.set_grad_enabled(bool(case.gradient)), reading:
+        outputs = dict(_flat(arguments.call(module)))
+    return Outcome(_at_rest(outputs), gradient=_way_back(outputs, leaves, seed=seed) if case.gradient else None)
+
+
+def _way_back(outputs: Mapping[str, Tensor], leaves: Batch, *, seed: int) -> Outcome:
+    """The input gradients, or the error on the way to them, which takes nothing from the outputs."""
+    try:
+        return Outcome(_at_rest(_input_gradients(outputs, leaves, seed=seed)))
+    except FAILURES as failure:
+        return Outcome({}, failure)
+
+
+def _at_rest(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {place: value.detach().cpu() for place, value in values.items()}
+
+
+def placed(batch: Batch, module: nn.Module, *, dtype: torch.dtype) -> Batch:
+    """Copy a batch to the module's device, its floating-point tensors in ``dtype``."""
+    first = next((tensor for tensor in (*module.parameters(), *module.buffers())), None)
+    device = first.device if first is not None else batch.tensors[0].device
+
+    def place(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    return batch.map(place)
+
+
+def transformed(batch: Batch, transform: Callable[[Tensor], Tensor] | None) -> Batch:
+    """Apply ``transform`` to the first tensor of a batch."""
+    if transform is None:
+        return batch
+    first, *others = batch.tensors
+    return dataclasses.replace(batch, tensors=(transform(first), *others))
+
+
+def _flat(value: object, place: str = "output") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a nested output with their places, such as "output['boxes'][0]"."""
+    if isinstance(value, Tensor):
+        plain = value if type(value) is Tensor else value.as_subclass(Tensor)
+        yield place, torch.view_as_real(plain) if plain.is_complex() else plain
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{place}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{place}[{index}]")
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _flat(getattr(value, field.name), f"{place}.{field.name}")
+
+
+def _input_gradients(outputs: Mapping[str, Tensor], leaves: Batch, *, seed: int) -> dict[str, Tensor]:
+    """Gradient of a fixed random projection of all outputs, for each floating-point input; zeros where none flows."""
+    generator = torch.Generator().manual_seed(seed)
+    total: Tensor | None = None
+    for value in outputs.values():
+        direction = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        if value.requires_grad:
+            part = (value * direction.to(value)).sum()
+            total = part if total is None else total + part
+    inputs = [tensor for tensor in leaves.tensors if tensor.requires_grad]
+    gradients = torch.autograd.grad(total, inputs, allow_unused=True) if total is not None else (None,) * len(inputs)
+    return {
+        f"input {index}": torch.zeros_like(tensor) if gradient is None else gradient
+        for index, (tensor, gradient) in enumerate(zip(inputs, gradients, strict=True))
+    }
