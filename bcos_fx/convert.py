@@ -22,10 +22,11 @@ from bcos_fx.checkpoint import published
 from bcos_fx.errors import TraceError, UsageError, VerificationError
 from bcos_fx.heads.layers import with_classes
 from bcos_fx.network import BcosNetwork, Guard, InputSpec, Record
-from bcos_fx.network.size_cache import OtherSizes
+from bcos_fx.network.size_cache import SizeCache
 from bcos_fx.nn import BcosLayer
+from bcos_fx.report import Report
 from bcos_fx.report.collect import coverage, mark_origins, read_rows, removed_nodes, unknown_rows
-from bcos_fx.report.model import Drift, Figures, Report, RuleUse
+from bcos_fx.report.model import Drift, Figures, RuleUse
 from bcos_fx.rewriting.builders.input import input_affine
 from bcos_fx.rewriting.core.passes import Engine, PassLog
 from bcos_fx.rewriting.core.precision import Precision
@@ -142,7 +143,7 @@ def bcosify(
             def again(inputs: Sequence[Tensor]) -> BcosNetwork:
                 return bcosify(module, example_inputs=conversion.example(inputs), verified=verified, **given)
 
-            network.keep_source(OtherSizes(module, again))
+            network.keep_source(SizeCache(module, again))
         return network
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,31 @@ def imported_rooms(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name.split(".")[1]
 
 
+def imports_of(package: Path) -> dict[str, set[str]]:
+    """Module -> the modules of the package that it imports, those for types and inside functions too."""
+    names = {path: ".".join(path.relative_to(package.parent).with_suffix("").parts) for path in package.rglob("*.py")}
+    modules = {name.removesuffix(".__init__") for name in names.values()}
+    found: dict[str, set[str]] = {}
+    for path, name in names.items():
+        imported = found.setdefault(name.removesuffix(".__init__"), set())
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names} & modules
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                parts = {f"{node.module}.{alias.name}" for alias in node.names}
+                inner = parts & modules
+                imported |= inner | ({node.module} & modules if parts - inner else set())
+    return found
+
+
+def import_cycles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that import each other, however indirectly."""
+    graph = nx.DiGraph([(name, other) for name, others in imports.items() for other in others])
+    return [sorted(group) for group in nx.strongly_connected_components(graph) if len(group) > 1] + [
+        [name] for name in nx.nodes_with_selfloops(graph)
+    ]
+
+
 def called_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -76,6 +102,25 @@ def test_the_import_check_sees_every_form() -> None:
     assert list(imported_rooms(ast.parse(source))) == [(1, "cli"), (2, "verification"), (4, "nn")]
     assert "verification" not in allowed_rooms("nn")
     assert "nn" in allowed_rooms("verification")
+
+
+def test_no_modules_import_each_other() -> None:
+    assert not import_cycles(imports_of(PACKAGE))
+
+
+def test_the_cycle_check_sees_types_and_functions(tmp_path: Path) -> None:
+    sources = {
+        "__init__": "",
+        "a": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from made.b import B\n",
+        "b": "def f():\n    from made import c\n",
+        "c": "import made.a\n",
+        "d": "from made.c import C\n",
+    }
+    package = tmp_path / "made"
+    package.mkdir()
+    for name, source in sources.items():
+        (package / f"{name}.py").write_text(source)
+    assert import_cycles(imports_of(package)) == [["made.a", "made.b", "made.c"]]
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

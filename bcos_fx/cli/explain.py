@@ -347,7 +347,7 @@ def _photograph_shape(network: BcosNetwork, batch_axis: int | None) -> tuple[int
 def _explained(network: BcosNetwork, images: Tensor, question: Question) -> dict[str | None, Explanation]:
     """Name of a source -> the explanation of images (N, C, H, W) by it; None stands for the main input."""
     from bcos_fx.explanation.explain import explain
-    from bcos_fx.explanation.result import Explanation
+    from bcos_fx.explanation.explanation import Explanation
 
     axis, sources = question.batch_axis, question.sources
     shared: dict[str, Any] = {"output": question.output, "names": question.names, **question.options}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcos_fx.cli.console import echo
+from bcos_fx.cli.evaluation_request import EvaluationRequest
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.text_options import TextOptions
 from bcos_fx.cli.texts import embedded
@@ -23,14 +24,13 @@ from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
 
 if TYPE_CHECKING:
-    from bcos_fx.cli.evaluate import Request
     from bcos_fx.evaluation.session import Plan
 
 FILE = "clip_benchmark.json"
 
 
 def classifier(
-    network: BcosNetwork, request: Request, plan: Plan, names: tuple[str, ...] | None
+    network: BcosNetwork, request: EvaluationRequest, plan: Plan, names: tuple[str, ...] | None
 ) -> BcosNetwork | ZeroShot:
     """Return what is evaluated: the network itself, or of an image tower the classifier that texts make of it.
 
@@ -58,7 +58,7 @@ def zero_shot_record(evaluation: Evaluation, *, model: Path, data: Path, folder:
     return _written(ZERO_SHOT, metrics, classifier.tower, model, data, folder)
 
 
-def run_probe(request: Request, plan: Plan, network: Callable[[], BcosNetwork]) -> None:
+def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], BcosNetwork]) -> None:
     """Fit a linear probe to the embeddings of an image tower, measure, write and tell it.
 
     Raises:

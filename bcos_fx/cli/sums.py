@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bcos_fx.cli.console import echo
+from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.joint import JointExplanation
-from bcos_fx.explanation.result import Explanation
 
 _NAMED = 20
 

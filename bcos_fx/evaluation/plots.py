@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +13,32 @@ from bcos_fx.errors import MissingExtraError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from bcos_fx.evaluation.localisation import Localisation
+    from bcos_fx.evaluation import selection
 
 _BOX, _MIDDLE, _CHANCE = "#c9d7ee", "#2154ad", "#8a8a8a"
 
 
-def boxes(results: Sequence[Localisation]) -> Figure:
+class Scores(Protocol):
+    """What a method scored in the Grid Pointing Game; see :class:`bcos_fx.evaluation.localisation.Localisation`."""
+
+    @property
+    def method(self) -> str:
+        """Its name."""
+
+    @property
+    def protocol(self) -> selection.Protocol:
+        """How the game was played."""
+
+    @property
+    def grids(self) -> Sequence[selection.Grid]:
+        """The images and labels of each grid."""
+
+    @property
+    def per_grid(self) -> npt.NDArray[np.float64]:
+        """(grids, n) scores in [0, 1]."""
+
+
+def boxes(results: Sequence[Scores]) -> Figure:
     """Draw the scores of methods beside each other, as the papers' figures of localisation do.
 
     A box spans the quartiles of all targets' scores, whiskers reach 1.5 times as far, the diamond is the mean, and the
@@ -61,7 +81,7 @@ def boxes(results: Sequence[Localisation]) -> Figure:
     return drawn
 
 
-def _label(result: Localisation, most: int) -> str:
+def _label(result: Scores, most: int) -> str:
     grids = len(result.grids)
     return result.method if grids == most else f"{result.method} ({grids} grid{'s' if grids > 1 else ''})"
 

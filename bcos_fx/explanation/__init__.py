@@ -8,7 +8,8 @@ from bcos_fx.lazy import lazily
 
 if TYPE_CHECKING:
     from bcos_fx.explanation.attribution import Contributions
-    from bcos_fx.explanation.result import Constants, Explanation
+    from bcos_fx.explanation.explanation import Explanation
+    from bcos_fx.explanation.result import Constants
     from bcos_fx.explanation.similarity import cosine
     from bcos_fx.explanation.targets import difference
 
@@ -19,7 +20,7 @@ __getattr__ = lazily(
     {
         "Constants": "bcos_fx.explanation.result",
         "Contributions": "bcos_fx.explanation.attribution",
-        "Explanation": "bcos_fx.explanation.result",
+        "Explanation": "bcos_fx.explanation.explanation",
         "cosine": "bcos_fx.explanation.similarity",
         "difference": "bcos_fx.explanation.targets",
     },

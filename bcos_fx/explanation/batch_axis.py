@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.explanation.certify import Certification
-from bcos_fx.explanation.result import Constants, Explanation
+from bcos_fx.explanation.explanation import Explanation
+from bcos_fx.explanation.result import Constants
 from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.inputs import bind
 

@@ -17,8 +17,9 @@ from bcos_fx.explanation.batch_axis import BatchAxis, samples_first, under_own_n
 from bcos_fx.explanation.certify import in_order, view_of
 from bcos_fx.explanation.chunks import chunks, has_samples, naming_samples, of_samples
 from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, judged
+from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.joint import JointExplanation, by_source
-from bcos_fx.explanation.result import Constants, Explanation
+from bcos_fx.explanation.result import Constants
 from bcos_fx.explanation.targets import Chosen, Target, chosen, label_of, named
 from bcos_fx.explanation.view import DynamicWeights, ExplanationView
 from bcos_fx.network import BcosNetwork

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from bcos_fx.explanation.result import Constants, Explanation
+from bcos_fx.explanation.explanation import Explanation
+from bcos_fx.explanation.result import Constants
 from bcos_fx.explanation.view import DynamicWeights
 
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from bcos_fx.explanation.completeness import Sums
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from PIL import Image
 
 _LISTED = 5
 _VERDICTS = ("incomplete", "complete", "not tested")  # of a whole, that of the first of these that a part has
@@ -74,7 +69,7 @@ class Constants(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class Result:
     """Why a network gave an output: f(x) = Σ contributions + Σ constants (+ residual, which is rounding).
 
     (N[, K], ...) has the dimension K only where several outputs of each sample were asked for.
@@ -197,7 +192,7 @@ class Explanation:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, samples: int | slice) -> Explanation:
+    def __getitem__(self, samples: int | slice) -> Self:
         """Return the explanation of some samples; an index keeps the dimension N."""
         if not isinstance(samples, slice):
             place = range(len(self))[operator.index(samples)]
@@ -206,7 +201,7 @@ class Explanation:
         tokens = None if self.tokens is None else self.tokens[samples]
         return replace(self._changed(lambda values: values[samples]), tokens=tokens)
 
-    def of_target(self, place: int) -> Explanation:
+    def of_target(self, place: int) -> Self:
         """Return the explanation of one of the K numbers of each sample, without the dimension K.
 
         Raises:
@@ -226,7 +221,7 @@ class Explanation:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Explanation]) -> Explanation:
+    def joined(cls, parts: Sequence[Self]) -> Self:
         """Join explanations of the same network and kind of target into one."""
         first = parts[0]
 
@@ -245,39 +240,15 @@ class Explanation:
             tokens=None if first.tokens is None else tuple(row for part in parts for row in part.tokens or ()),
         )
 
-    def to(self, device: torch.device | str) -> Explanation:
+    def to(self, device: torch.device | str) -> Self:
         """Return the explanation with all tensors on a device."""
         return self._changed(lambda values: values.to(device))
 
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> Explanation:
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return the explanation with a function applied to every tensor in it."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
         changed: dict[str, Any] = {name: None if t is None else change(t) for name, t in tensors.items()}
         return replace(self, **changed, constants=self.constants.map(change))
-
-    def with_tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]]) -> Explanation:
-        """Return the explanation with the tokens that stand behind its positions; see :meth:`to_text`.
-
-        Args:
-            tokens: of each sample, one text for each position; those of the last positions (padding) may be left out.
-                Of a single sample also without a list around them.
-
-        Raises:
-            UsageError: what is explained by is no sequence, or the tokens do not fit it.
-        """
-        from bcos_fx.explanation.render.tokens import checked
-
-        return replace(self, tokens=checked(self, tokens))
-
-    def to_text(self) -> str:
-        """Return what each token, position or feature and all constants contributed; the numbers add up to the output.
-
-        Raises:
-            UsageError: what is explained by is an image.
-        """
-        from bcos_fx.explanation.render.tokens import text
-
-        return text(self)
 
     def summary(self) -> list[str]:
         """Return a line for each of the first samples: class, output, its parts, what is left over."""
@@ -301,51 +272,3 @@ class Explanation:
         if len(self) > _LISTED:
             lines.append(f"  and {len(self) - _LISTED} more")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
-
-    def _repr_html_(self) -> str:
-        from bcos_fx.explanation.render.html import fragment  # pictures are made only where somebody looks
-
-        return fragment(self)
-
-    def image(self, *, smooth: int | None = None, percentile: float = 99.5) -> Image.Image | list[Image.Image]:
-        """Return the coloured explanation as an RGBA image; a list where there are several samples or targets.
-
-        Where W(x) has no colour (see ``colours``) the image shows signed contributions: red for, blue against.
-
-        Args:
-            smooth: width in pixels of the box that opacity is averaged over; None: 15 at 224 pixels, in proportion.
-            percentile: of the weights' norm, in percent, at which opacity is full.
-
-        Raises:
-            UsageError: what is explained by is no image.
-        """
-        from bcos_fx.explanation.render.color import images
-
-        made = images(self, smooth=smooth, percentile=percentile)
-        return made[0] if len(made) == 1 else made
-
-    def plot(self, *, top: int = 5) -> Figure:
-        """Return a matplotlib figure: input, coloured explanation, contributions, and each target's own map.
-
-        Args:
-            top: how many of the highest classes are shown as bars.
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-        """
-        from bcos_fx.explanation.render.figure import figure  # matplotlib is an extra
-
-        return figure(self, top=top)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the explanation: a figure (.png, .pdf, .svg), a gallery (.html) or its tensors (.safetensors, .npz).
-
-        The file is written under another name and renamed, so nobody sees half of it.
-
-        Raises:
-            UsageError: another suffix, or a place that cannot be written to.
-            MissingExtraError: a figure is asked for, and matplotlib is not installed.
-        """
-        from bcos_fx.explanation.render.saving import save
-
-        return save(self, Path(path))

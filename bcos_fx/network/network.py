@@ -7,14 +7,13 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.network.size_cache import OtherSizes
-from bcos_fx.report.model import Report
+from bcos_fx.report import Report
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.program import compiled, module_at
 
@@ -80,6 +79,18 @@ class Record:
     guards: tuple[Guard, ...] = ()
     train_difference: str | None = None
     train: str = "refuse"
+
+
+class OtherSizes(Protocol):
+    """Networks for inputs of other sizes; see :class:`bcos_fx.network.size_cache.SizeCache`."""
+
+    def network(self, main: BcosNetwork, inputs: Sequence[Tensor]) -> BcosNetwork:
+        """Return the network for inputs like these, over the parts of ``main``."""
+        ...
+
+    def empty(self) -> OtherSizes:
+        """Return the same for a copy of the network."""
+        ...
 
 
 class BcosNetwork(nn.Module):

@@ -10,27 +10,24 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError
+from bcos_fx.network.network import BcosNetwork
 from bcos_fx.nn.construction import constructor_options
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.program import attribute
 
-if TYPE_CHECKING:
-    from bcos_fx.network.network import BcosNetwork
-
 _OWN = "of_this_size"
 _STORES = ("_parameters", "_buffers", "_modules")
 
-Convert = Callable[[Sequence[Tensor]], "BcosNetwork"]
+Convert = Callable[[Sequence[Tensor]], BcosNetwork]
 """Converts the source again, with these inputs of the converted network as the example."""
 
 
-class OtherSizes:
+class SizeCache:
     """The networks for other sizes that were asked for so far.
 
     Args:
@@ -44,9 +41,9 @@ class OtherSizes:
         self._made: dict[tuple[tuple[int, ...], ...], BcosNetwork] = {}
         self._lock = threading.Lock()
 
-    def empty(self) -> OtherSizes:
+    def empty(self) -> SizeCache:
         """Return the same for a copy of the network, with nothing made yet."""
-        return OtherSizes(self._source, self._convert)
+        return SizeCache(self._source, self._convert)
 
     def network(self, main: BcosNetwork, inputs: Sequence[Tensor]) -> BcosNetwork:
         """Return the network for inputs like these, over the parts of ``main``; it follows them.

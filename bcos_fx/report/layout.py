@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from enum import StrEnum
 
-from bcos_fx.report.model import NodeRow, Report
+from bcos_fx.report.model import Findings, NodeRow
 
 _ROWS_PER_PANEL = 88
 
@@ -77,7 +77,7 @@ class Layout:
     panels: tuple[tuple[int, int], ...]
 
 
-def lay_out(report: Report) -> Layout:
+def lay_out(report: Findings) -> Layout:
     """Place the nodes of a report."""
     origins = _origins(report)
     kept = set(origins.values())
@@ -99,7 +99,7 @@ def lay_out(report: Report) -> Layout:
     )
 
 
-def _origins(report: Report) -> dict[str, str]:
+def _origins(report: Findings) -> dict[str, str]:
     """Say which traced node each node was; a node that was none is new.
 
     It is the one of its name; where a rewrite renamed it, the one of its module, or else the next of its op.

@@ -11,8 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from bcos_fx.rewriting.core.flow import VALUE
 from bcos_fx.rewriting.core.match import NearMiss
@@ -164,7 +163,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Report:
+class Findings:
     """Everything that a conversion did and found.
 
     Attributes:
@@ -216,7 +215,7 @@ class Report:
                 found.setdefault(row.b, {})[str(row.module)] = None
         return {b: list(found[b]) for b in sorted(found, reverse=True)}
 
-    def without_figures(self) -> Report:
+    def without_figures(self) -> Self:
         """Return the report as a dry run gives it."""
         return dataclasses.replace(self, figures=Figures())
 
@@ -229,28 +228,3 @@ class Report:
     def to_json(self, *, indent: int | None = 2) -> str:
         """Return the report as JSON with sorted keys."""
         return json.dumps(self.to_dict(), indent=indent, sort_keys=True)
-
-    def to_text(self, *, nodes: bool = False, width: int = 110) -> str:
-        """Return the report as text for people.
-
-        Args:
-            nodes: list every node too.
-            width: of the lines, in characters.
-        """
-        from bcos_fx.report.text import render  # rich is loaded only when somebody reads
-
-        return render(self, nodes=nodes, width=width)
-
-    def draw(self, path: str | Path) -> Path:
-        """Draw the graph before and after, side by side (.png, .svg or .pdf).
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-            UsageError: the suffix is none of these.
-        """
-        from bcos_fx.report.picture import draw  # matplotlib is an extra
-
-        return draw(self, Path(path))
-
-    def __str__(self) -> str:
-        return self.to_text()

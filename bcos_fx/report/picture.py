@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.files import check_target, replacing
 from bcos_fx.report.layout import Box, Bus, Change, Column, Layout, lay_out
-from bcos_fx.report.model import Report
+from bcos_fx.report.model import Findings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +37,7 @@ _FILL: Mapping[Change, tuple[str, str]] = {
 _LANES = ("#3a6ea5", "#b5651d", "#4d8c57", "#8a5a9e", "#a8484f", "#5f7d8c")
 
 
-def draw(report: Report, path: Path) -> Path:
+def draw(report: Findings, path: Path) -> Path:
     """Draw the graph before and after, and return the path.
 
     Args:
@@ -129,7 +129,7 @@ class _Sizes:
         return max(stop - start for start, stop in self.layout.panels) * _ROW
 
 
-def _figure(report: Report) -> Figure:
+def _figure(report: Findings) -> Figure:
     from matplotlib.figure import Figure
 
     layout = lay_out(report)
@@ -148,7 +148,7 @@ def _figure(report: Report) -> Figure:
     return figure
 
 
-def _title(report: Report) -> tuple[str, str]:
+def _title(report: Findings) -> tuple[str, str]:
     share = f"{report.coverage.share:.1%} of linear and convolution parameters are B-cos"
     return f"recipe {report.recipe}", f"{share}; {len(report.before)} nodes as traced, {len(report.nodes)} now"
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bcos_fx.report.model import Calibration, Drift, NodeRow, Report
+from bcos_fx.report.model import Calibration, Drift, Findings, NodeRow
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.rule import PHASES
 from bcos_fx.terminal import EscapingConsole
@@ -27,7 +27,7 @@ Row = Sequence[str | Text]
 Facts = Sequence[tuple[str, str]]
 
 
-def render(report: Report, *, nodes: bool = False, width: int = 110) -> str:
+def render(report: Findings, *, nodes: bool = False, width: int = 110) -> str:
     """Return the report as plain text, without colour codes.
 
     Args:
@@ -40,7 +40,7 @@ def render(report: Report, *, nodes: bool = False, width: int = 110) -> str:
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines()) + "\n"
 
 
-def show(report: Report, console: Console, *, nodes: bool = False) -> None:
+def show(report: Findings, console: Console, *, nodes: bool = False) -> None:
     """Print the report, in colour where the console has any.
 
     Args:
@@ -51,12 +51,12 @@ def show(report: Report, console: Console, *, nodes: bool = False) -> None:
     _print(console, _sections(report, nodes))
 
 
-def show_calibration(report: Report, console: Console) -> None:
+def show_calibration(report: Findings, console: Console) -> None:
     """Print only what a calibration changed, and what to do next."""
     _print(console, (section for section in _sections(report, nodes=False) if section[0] in (_CALIBRATION, _NEXT)))
 
 
-def show_change(report: Report, console: Console) -> None:
+def show_change(report: Findings, console: Console) -> None:
     """Print only how far the function changed, and what to do next."""
     _print(
         console, (section for section in _sections(report, nodes=False) if section[0] in (_CHANGE, _CALIBRATION, _NEXT))
@@ -69,7 +69,7 @@ def _print(console: Console, sections: Iterable[tuple[str, RenderableType]]) -> 
         console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
 
 
-def render_head(report: Report, *, before: Facts = (), after: Facts = (), width: int = 110) -> str:
+def render_head(report: Findings, *, before: Facts = (), after: Facts = (), width: int = 110) -> str:
     """Return recipe, options, inputs, coverage and verdict as plain text, between facts of the caller's.
 
     Args:
@@ -84,7 +84,7 @@ def render_head(report: Report, *, before: Facts = (), after: Facts = (), width:
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 
-def drift_sentence(report: Report) -> str:
+def drift_sentence(report: Findings) -> str:
     """Say in one sentence how far the changing rules moved the output."""
     total = report.figures.total_drift
     if total is None:
@@ -95,7 +95,7 @@ def drift_sentence(report: Report) -> str:
     return f"The changing rules moved the output by {_percent(total.change)} of its size on the test inputs{kept}."
 
 
-def next_step(report: Report) -> str | None:
+def next_step(report: Findings) -> str | None:
     """Say what has to be done before the network can be used, or None where nothing has."""
     if report.figures.calibration is not None:
         return (
@@ -122,7 +122,7 @@ def next_step(report: Report) -> str | None:
     return "Its outputs are no longer the original's: fine-tune it on the original's training data before you use it."
 
 
-def verdict(report: Report) -> str:
+def verdict(report: Findings) -> str:
     """Say in one phrase what the verification found: equal, different, not tested or not verified."""
     found = report.figures.verification
     return "not verified" if found is None else overall(found)
@@ -136,14 +136,14 @@ def overall(verification: Mapping[str, Any]) -> str:
     return "different" if any(row["verdict"] == "different" for row in verification["comparisons"]) else "not tested"
 
 
-def _verdict_line(report: Report) -> str:
+def _verdict_line(report: Findings) -> str:
     found = report.figures.verification
     if found is None:
         return verdict(report)
     return f"{verdict(report)}, worst relative error {_scientific(found['error'])} in {found['dtype']}"
 
 
-def _sections(report: Report, nodes: bool) -> Iterator[tuple[str, RenderableType]]:
+def _sections(report: Findings, nodes: bool) -> Iterator[tuple[str, RenderableType]]:
     yield "Conversion", _facts(_head(report))
     yield "Rules applied", _applied(report)
     yield "Equivalence", _verification(report)
@@ -165,7 +165,7 @@ def _sections(report: Report, nodes: bool) -> Iterator[tuple[str, RenderableType
         yield _NEXT, Text(step, style="yellow")
 
 
-def _head(report: Report) -> list[tuple[str, str]]:
+def _head(report: Findings) -> list[tuple[str, str]]:
     options = report.options
     defaults = Options().to_dict()
     changed = [
@@ -187,7 +187,7 @@ def _head(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
-def _applied(report: Report) -> RenderableType:
+def _applied(report: Findings) -> RenderableType:
     # What fell away because nothing used it any more was made by no rule; names of rules hold no spaces.
     counts = {name: count for name, count in report.rule_counts().items() if " " not in name}
     if not counts:
@@ -207,7 +207,7 @@ _KEEPS: Mapping[str, str] = {
 }
 
 
-def _verification(report: Report) -> RenderableType:
+def _verification(report: Findings) -> RenderableType:
     found = report.figures.verification
     if found is None:
         return Text("not verified: this was a dry run, or verification was switched off", style="yellow")
@@ -230,7 +230,7 @@ def _verification(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _drift(report: Report) -> RenderableType:
+def _drift(report: Findings) -> RenderableType:
     steps, total = report.figures.drift, report.figures.total_drift
     sentence = Text(drift_sentence(report))
     if not steps:
@@ -263,7 +263,7 @@ def calibration_sentence(calibration: Calibration) -> str:
     return said + "."
 
 
-def _calibration(report: Report) -> RenderableType | None:
+def _calibration(report: Findings) -> RenderableType | None:
     found = report.figures.calibration
     if found is None:
         return None
@@ -285,7 +285,7 @@ def _calibration(report: Report) -> RenderableType | None:
     return Group(*parts)
 
 
-def _near_misses(report: Report) -> RenderableType | None:
+def _near_misses(report: Findings) -> RenderableType | None:
     grouped: dict[tuple[str, str], list[str]] = {}
     for miss in report.near_misses:
         grouped.setdefault((miss.rule, miss.reason), []).append(miss.node)
@@ -293,24 +293,24 @@ def _near_misses(report: Report) -> RenderableType | None:
     return _table(("rule", "why not", "nodes"), rows) if rows else None
 
 
-def _unknown(report: Report) -> RenderableType | None:
+def _unknown(report: Findings) -> RenderableType | None:
     rows = [(row.op, row.name, row.source or "") for row in report.unknown]
     return _table(("operation", "node", "where"), rows) if rows else None
 
 
-def _unused(report: Report) -> RenderableType | None:
+def _unused(report: Findings) -> RenderableType | None:
     counts = Counter(name.split(".")[0] for name in report.unused)
     rows = [(module, f"{count} parameter{'s' if count > 1 else ''}") for module, count in counts.items()]
     return _facts(rows) if rows else None
 
 
-def _train(report: Report) -> RenderableType | None:
+def _train(report: Findings) -> RenderableType | None:
     if report.train_difference is None:
         return None
     return Text(f"the original's train graph is another than its eval graph: {report.train_difference}")
 
 
-def _nodes(report: Report) -> RenderableType:
+def _nodes(report: Findings) -> RenderableType:
     rows: list[Row] = [(row.name, _was_is(row), ", ".join(row.rules), row.source or "") for row in report.nodes]
     rows += [
         (row.name, Text(f"{row.was or row.op} -> removed", style="red"), report.removed[row.name], row.source or "")
@@ -362,7 +362,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NODES_NAMED]) + more
 
 
-def _pressure(report: Report) -> str:
+def _pressure(report: Findings) -> str:
     """State the B of every layer; that of the options alone for a report whose nodes do not say theirs."""
     found, b = report.pressures(), report.options["b"]
     if len(found) == 1 or not (found or isinstance(b, Mapping)):

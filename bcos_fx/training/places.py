@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 from bcos_fx.errors import VerificationError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
+from bcos_fx.report import Report
 from bcos_fx.report.collect import read_rows, removed_nodes
-from bcos_fx.report.model import NodeRow, Report, RuleUse
+from bcos_fx.report.model import NodeRow, RuleUse
 from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.rewriting.core.match import Predicate
 from bcos_fx.rewriting.core.ops import Call, vocabulary

@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from bcos_fx.network import BcosNetwork, Guard, InputSpec, Record
+from bcos_fx.report import Report
 from bcos_fx.report.collect import mark_origins, read_rows
-from bcos_fx.report.model import Coverage, Drift, Figures, Report
+from bcos_fx.report.model import Coverage, Drift, Figures
 from bcos_fx.rewriting.core.match import NearMiss
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.options import Options

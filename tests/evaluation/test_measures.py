@@ -17,7 +17,8 @@ from bcos_fx.evaluation.pointing import boxes_to_masks, energy, hits, iou, point
 from bcos_fx.evaluation.sparsity import gini, sparsity
 from bcos_fx.evaluation.stability import stability
 from bcos_fx.explanation.completeness import Completeness
-from bcos_fx.explanation.result import Constants, Explanation
+from bcos_fx.explanation.explanation import Explanation
+from bcos_fx.explanation.result import Constants
 from bcos_fx.methods.baselines import baselines
 from bcos_fx.methods.method import dynamic_linear
 from tests.evaluation.made_methods import Weighted, fixed, made, uniform

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bcos_fx.report.model import Coverage, Drift, Figures, NodeRow, Report, RuleUse
+from bcos_fx.report import Report
+from bcos_fx.report.model import Coverage, Drift, Figures, NodeRow, RuleUse
 from bcos_fx.rewriting.core.match import NearMiss
 from bcos_fx.rewriting.core.options import Options
 

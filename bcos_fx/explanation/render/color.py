@@ -20,7 +20,7 @@ from torch import Tensor
 from bcos_fx.errors import UsageError
 
 if TYPE_CHECKING:
-    from bcos_fx.explanation.result import Explanation
+    from bcos_fx.explanation.result import Result
 
 _SMOOTH, _SIDE, _FRAMES = 15, 224, 8
 _AGAINST, _FOR = torch.tensor([0.13, 0.33, 0.68]), torch.tensor([0.76, 0.13, 0.16])
@@ -107,7 +107,7 @@ def signed(contributions: Tensor, *, percentile: float = 99.5) -> Tensor:
     return torch.cat([colour, torch.ones_like(strength)], dim=1)
 
 
-def pictures(explanation: Explanation, *, smooth: int | None = None, percentile: float = 99.5) -> Tensor:
+def pictures(explanation: Result, *, smooth: int | None = None, percentile: float = 99.5) -> Tensor:
     """Return the picture of each sample and target: coloured where W(x) has colours, signed elsewhere.
 
     Of clips and volumes at most 8 frames or slices stand beside each other.
@@ -130,7 +130,7 @@ def pictures(explanation: Explanation, *, smooth: int | None = None, percentile:
     return coloured(weights, values, smooth=smooth, percentile=percentile)
 
 
-def planes(explanation: Explanation) -> Tensor:
+def planes(explanation: Result) -> Tensor:
     """Return the contributions of each sample and target as a plane (N * K, H, W), frames beside each other."""
     values = explanation.contributions
     rank = len(explanation.axes)
@@ -151,7 +151,7 @@ def strip(values: Tensor) -> Tensor:
     return torch.cat(parts[1:], dim=-1)
 
 
-def images(explanation: Explanation, *, smooth: int | None = None, percentile: float = 99.5) -> list[Image.Image]:
+def images(explanation: Result, *, smooth: int | None = None, percentile: float = 99.5) -> list[Image.Image]:
     """Return :func:`pictures` as RGBA images."""
     return [to_image(picture) for picture in pictures(explanation, smooth=smooth, percentile=percentile)]
 
@@ -162,12 +162,12 @@ def to_image(picture: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels))
 
 
-def photograph(explanation: Explanation, sample: int) -> Image.Image | None:
+def photograph(explanation: Result, sample: int) -> Image.Image | None:
     """Return a sample's input as an image, as far as it is one; see :func:`portrait`."""
     return portrait(explanation, sample)[0]
 
 
-def portrait(explanation: Explanation, sample: int) -> tuple[Image.Image | None, str]:
+def portrait(explanation: Result, sample: int) -> tuple[Image.Image | None, str]:
     """Return a sample's input as an image, and what is to be read above it.
 
     Of other than one or three channels the mean is shown, in grey. Values of an encoded image are cut at 0 and 1;
@@ -190,7 +190,7 @@ def portrait(explanation: Explanation, sample: int) -> tuple[Image.Image | None,
     return to_image(strip(places) if places.dim() == 4 else places), title
 
 
-def _channels(explanation: Explanation) -> int | None:
+def _channels(explanation: Result) -> int | None:
     """The dimension of the inputs that holds their channels; of an inner layer's explanation by convention."""
     if explanation.inputs.dim() == explanation.encoded.dim():
         return explanation.channel_axis

@@ -17,12 +17,14 @@ from bcos_fx.explanation.render.panels import (
     draw_signal,
     draw_table,
 )
-from bcos_fx.explanation.render.saving import MOST_ROWS
-from bcos_fx.explanation.result import Explanation
+from bcos_fx.explanation.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+MOST_ROWS = 8
+"""Rows that a figure shows."""
 
 _CELL = 2.6
 _NO_COLOURS = "W(x) has no colour here (no mean and std, or nothing encoded): signed contributions"
@@ -38,7 +40,7 @@ def require_matplotlib() -> None:
         raise MissingExtraError("matplotlib", "plot", "drawing an explanation")
 
 
-def figure(explanation: Explanation, *, top: int = 5) -> Figure:
+def figure(explanation: Result, *, top: int = 5) -> Figure:
     """Draw an explanation, a row for each sample and each of its targets, at most 8.
 
     Args:
@@ -70,7 +72,7 @@ def figure(explanation: Explanation, *, top: int = 5) -> Figure:
     return drawn
 
 
-def _widths(explanation: Explanation) -> list[float]:
+def _widths(explanation: Result) -> list[float]:
     """Widths of the panels of a row, but for its last one."""
     if len(explanation.axes) == 3:
         return [3.0, 3.0]
@@ -79,13 +81,13 @@ def _widths(explanation: Explanation) -> list[float]:
     return [1.7, 1.7] if _has_signal(explanation) else [1.9]
 
 
-def _has_signal(explanation: Explanation) -> bool:
+def _has_signal(explanation: Result) -> bool:
     """Whether the input is a line along its one dimension: not a table's features, nor tokens' embeddings."""
     same = explanation.inputs.shape == explanation.encoded.shape
     return same and explanation.axes == ("position",) and explanation.tokens is None
 
 
-def _draw_row(axes: list[Axes], sample: Explanation, top: int) -> None:
+def _draw_row(axes: list[Axes], sample: Result, top: int) -> None:
     if len(sample.axes) in (2, 3):
         draw_pictures(axes[:-1], sample)
     elif sample.axes == ("feature",):
@@ -97,7 +99,7 @@ def _draw_row(axes: list[Axes], sample: Explanation, top: int) -> None:
     draw_scores(axes[-1], sample, top)
 
 
-def _caption(drawn: Figure, explanation: Explanation, rows: int, pairs: int) -> None:
+def _caption(drawn: Figure, explanation: Result, rows: int, pairs: int) -> None:
     said = list(explanation.notes)
     if len(explanation.axes) == 2 and not explanation.colours:
         said.append(_NO_COLOURS)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bcos_fx.explanation.render.color import images, planes, portrait, signed, to_image
 from bcos_fx.explanation.render.tokens import spans
-from bcos_fx.explanation.result import Explanation
+from bcos_fx.explanation.result import Result
 
 _TOP, _LARGEST, _SIDE, _SPANS = 5, 5, 224, 256
 
@@ -35,14 +35,14 @@ def page(cards: Sequence[str], *, title: str = "Explanations", above: str = "") 
     return "\n".join([before, *cards, after])
 
 
-def fragment(explanation: Explanation) -> str:
+def fragment(explanation: Result) -> str:
     """Return the first samples' cards for a notebook, without a document around them."""
     style = "display:flex;flex-wrap:wrap;gap:12px;font-family:sans-serif;font-size:13px"
     shown = explanation[: min(len(explanation), _TOP)]
     return f'<div style="{style}">{"".join(cards(shown))}</div>'
 
 
-def cards(explanation: Explanation, labels: Sequence[str] = ()) -> list[str]:
+def cards(explanation: Result, labels: Sequence[str] = ()) -> list[str]:
     """Return a card for each sample and each of its targets.
 
     Args:
@@ -62,7 +62,7 @@ def _label(sample: int, labels: Sequence[str], samples: int) -> str:
     return labels[sample] if sample < len(labels) else f"sample {sample}" if samples > 1 else ""
 
 
-def _card(sample: Explanation, label: str) -> str:
+def _card(sample: Result, label: str) -> str:
     target = sample.target_name()
     heading = f"<b>{html.escape(label)}</b> {html.escape(target)}" if label else f"<b>{html.escape(target)}</b>"
     pieces = [f"<figcaption>{heading}</figcaption>", _views(sample, label)]
@@ -76,7 +76,7 @@ def _card(sample: Explanation, label: str) -> str:
     return f'<figure class="card" {data}>{"".join(pieces)}</figure>'
 
 
-def _views(sample: Explanation, label: str) -> str:
+def _views(sample: Result, label: str) -> str:
     """The input, the target's picture and its contributions, in one row; or its tokens."""
     if sample.tokens is not None or (len(sample.axes) == 1 and sample.contributions.shape[-1] <= _SPANS):
         return spans(sample)
@@ -89,7 +89,7 @@ def _views(sample: Explanation, label: str) -> str:
     return f'<div class="views" style="display:flex;gap:.6rem">{"".join(tags)}</div>'
 
 
-def _pictures(sample: Explanation) -> list[tuple[str, Image.Image]]:
+def _pictures(sample: Result) -> list[tuple[str, Image.Image]]:
     if len(sample.axes) == 1:  # a strip as high as an eighth of its length
         values = sample.contributions[0].flatten().float().cpu()
         return [("contributions", to_image(signed(values.expand(1, max(1, len(values) // 8), -1))[0]))]
@@ -113,7 +113,7 @@ def data_uri(picture: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _sums(sample: Explanation) -> str:
+def _sums(sample: Result) -> str:
     output, constants, residual = sample.output.flatten(), sample.constants.total().flatten(), sample.residual.flatten()
     rows = []
     for place in range(len(output)):
@@ -127,7 +127,7 @@ def _sums(sample: Explanation) -> str:
     return f'<table class="sums">{head}{"".join(rows)}</table>'
 
 
-def _constants(sample: Explanation) -> str:
+def _constants(sample: Result) -> str:
     largest = sample.constants.largest(_LARGEST)
     if not largest:
         return "<p>No constant contributes.</p>"
@@ -135,7 +135,7 @@ def _constants(sample: Explanation) -> str:
     return f"<details><summary>{len(sample.constants)} constants</summary><ul>{items}</ul></details>"
 
 
-def _scores(sample: Explanation) -> str:
+def _scores(sample: Result) -> str:
     if sample.scores is None:
         return ""
     values, classes = sample.scores[0].float().cpu().topk(min(_TOP, sample.scores.shape[1]))

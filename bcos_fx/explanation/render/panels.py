@@ -12,7 +12,7 @@ from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.explanation.render.color import frames, planes, portrait, signed, to_image
 from bcos_fx.explanation.render.color import pictures as coloured_pictures
 from bcos_fx.explanation.render.tokens import contributions
-from bcos_fx.explanation.result import Explanation
+from bcos_fx.explanation.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ _MOST_PIXELS = (2048, 640)
 _LABEL, _FEATURES, _NAMED_PLACES, _BARS = 26, 12, 32, 64
 
 
-def draw_pictures(axes: list[Axes], sample: Explanation) -> None:
+def draw_pictures(axes: list[Axes], sample: Result) -> None:
     """Draw the input, W(x) in colour where it has one, and the contributions, of one sample and target."""
     image, title = portrait(sample, 0)
     cells = [("input" if image is None else title, image)]
@@ -66,7 +66,7 @@ def _scale(ax: Axes, values: Tensor) -> None:
     bar.ax.set_yticklabels([f"{-full:.1g}", "0", f"{full:.1g}"], fontsize=7)
 
 
-def draw_places(ax: Axes, sample: Explanation) -> None:
+def draw_places(ax: Axes, sample: Result) -> None:
     """Draw contributions along one dimension: bars, or a filled line where there are many."""
     rows = contributions(sample)
     values = sample.contributions[0].flatten().float().cpu()
@@ -85,7 +85,7 @@ def draw_places(ax: Axes, sample: Explanation) -> None:
     ax.tick_params(labelsize=7)
 
 
-def draw_signal(ax: Axes, sample: Explanation) -> None:
+def draw_signal(ax: Axes, sample: Result) -> None:
     """Draw the input along its one dimension, a line for each channel, at most 8."""
     given = sample.inputs[0].detach().float().cpu()
     axis = sample.channel_axis
@@ -98,7 +98,7 @@ def draw_signal(ax: Axes, sample: Explanation) -> None:
     ax.tick_params(labelsize=7)
 
 
-def draw_table(ax: Axes, sample: Explanation) -> None:
+def draw_table(ax: Axes, sample: Result) -> None:
     """Draw the features that contribute most as named bars, with their values, and the others as one bar."""
     values = sample.contributions[0].flatten().double().cpu()
     given = sample.encoded[0].flatten().double().cpu()
@@ -118,7 +118,7 @@ def draw_table(ax: Axes, sample: Explanation) -> None:
     ax.set_title(f"contributions to {short(sample.target_name())}", fontsize=9, parse_math=False)
 
 
-def draw_scores(ax: Axes, sample: Explanation, top: int) -> None:
+def draw_scores(ax: Axes, sample: Result, top: int) -> None:
     """Draw bars of the highest outputs, and below them the sum that makes up the explained one.
 
     The longest bar is the highest output, of logits that are all negative too: there the bars do not begin at 0.
@@ -150,7 +150,7 @@ def draw_scores(ax: Axes, sample: Explanation, top: int) -> None:
         ax.spines[side].set_visible(False)
 
 
-def sum_of(sample: Explanation) -> str:
+def sum_of(sample: Result) -> str:
     """Return the sum that makes up the explained output, in two lines."""
     output, constants, residual = (
         float(values.flatten()[0]) for values in (sample.output, sample.constants.total(), sample.residual)

@@ -15,11 +15,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from bcos_fx.errors import UsageError
-from bcos_fx.explanation.result import Explanation
+from bcos_fx.explanation.render.figure import MOST_ROWS, figure, require_matplotlib
+from bcos_fx.explanation.result import Result
 from bcos_fx.files import check_target, replacing
-
-MOST_ROWS = 8
-"""Samples that a figure shows."""
 
 _FIGURES = (".png", ".pdf", ".svg")
 _DATELESS: dict[str, dict[str, None]] = {
@@ -29,8 +27,8 @@ _DATELESS: dict[str, dict[str, None]] = {
 }
 
 
-def save(explanation: Explanation, path: Path) -> Path:
-    """Write an explanation in the form that the suffix names; see :meth:`Explanation.save`."""
+def save(explanation: Result, path: Path) -> Path:
+    """Write an explanation in the form that the suffix names; see :meth:`bcos_fx.explanation.Explanation.save`."""
     maker = writer(path)
     write_whole(path, maker(explanation))
     return path
@@ -52,9 +50,9 @@ class Collector:
         check_target(path)
         self._path, self._suffix = path, path.suffix.lower()
         self._cards: list[str] = []
-        self._kept: list[Explanation] = []
+        self._kept: list[Result] = []
 
-    def add(self, explanation: Explanation, labels: Sequence[str]) -> None:
+    def add(self, explanation: Result, labels: Sequence[str]) -> None:
         """Take in some samples; ``labels`` is what each is called."""
         if self._suffix == ".html":
             from bcos_fx.explanation.render.html import cards
@@ -70,10 +68,10 @@ class Collector:
 
             write_whole(self._path, _text(page(self._cards)))
         else:
-            save(Explanation.joined(self._kept), self._path)
+            save(Result.joined(self._kept), self._path)
 
 
-def writer(path: Path) -> Callable[[Explanation], bytes]:
+def writer(path: Path) -> Callable[[Result], bytes]:
     """Return what makes the contents of a file with this suffix.
 
     Raises:
@@ -82,8 +80,6 @@ def writer(path: Path) -> Callable[[Explanation], bytes]:
     """
     suffix = path.suffix.lower()
     if suffix in _FIGURES:
-        from bcos_fx.explanation.render.figure import require_matplotlib  # which imports this module
-
         require_matplotlib()
         return lambda explanation: _figure(explanation, suffix[1:])
     forms = {".html": _gallery, ".safetensors": _safetensors, ".npz": _npz}
@@ -106,7 +102,7 @@ def write_whole(path: Path, contents: bytes) -> None:
         stream.write(contents)
 
 
-def _figure(explanation: Explanation, form: str) -> bytes:
+def _figure(explanation: Result, form: str) -> bytes:
     """The same explanation gives the same bytes, and text that editors can change: TrueType, not Type 3."""
     import matplotlib as mpl  # an extra
 
@@ -115,11 +111,11 @@ def _figure(explanation: Explanation, form: str) -> bytes:
     with mpl.rc_context(settings), warnings.catch_warnings():
         # Names in a script that the font lacks are drawn as boxes, which the picture itself shows.
         warnings.filterwarnings("ignore", "Glyph ", UserWarning)
-        explanation.plot().savefig(buffer, format=form, dpi=110, metadata=_DATELESS[form])
+        figure(explanation).savefig(buffer, format=form, dpi=110, metadata=_DATELESS[form])
     return buffer.getvalue()
 
 
-def _gallery(explanation: Explanation) -> bytes:
+def _gallery(explanation: Result) -> bytes:
     from bcos_fx.explanation.render.html import cards, page
 
     return _text(page(cards(explanation)))
@@ -130,25 +126,25 @@ def _text(document: str) -> bytes:
     return document.encode("utf-8", errors="replace")
 
 
-def _tensors(explanation: Explanation) -> dict[str, Tensor]:
+def _tensors(explanation: Result) -> dict[str, Tensor]:
     names = ("inputs", "encoded", "weights", "output", "contributions", "residual", "prediction", "scores", "target")
     found = {name: getattr(explanation, name) for name in names}
     constants = {f"constants.{source}": values for source, values in explanation.constants.items()}
     return {name: t.detach().cpu().contiguous().clone() for name, t in (found | constants).items() if t is not None}
 
 
-def _facts(explanation: Explanation) -> str:
+def _facts(explanation: Result) -> str:
     names = ("where", "names", "notes") if explanation.tokens is None else ("where", "names", "notes", "tokens")
     facts = {name: getattr(explanation, name) for name in (*names, "channel_axis", "axes", "labels")}
     verdict = {"complete": explanation.complete, "verdict": explanation.verdict}
     return json.dumps(facts | verdict | {"colours": explanation.colours}, sort_keys=True)
 
 
-def _safetensors(explanation: Explanation) -> bytes:
+def _safetensors(explanation: Result) -> bytes:
     return safetensors_bytes(_tensors(explanation), {"explanation": _facts(explanation)})
 
 
-def _npz(explanation: Explanation) -> bytes:
+def _npz(explanation: Result) -> bytes:
     buffer = io.BytesIO()
     tensors = _tensors(explanation)
     # numpy has no bfloat16; float32 holds each of its numbers exactly

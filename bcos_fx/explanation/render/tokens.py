@@ -6,12 +6,12 @@ import html
 from collections.abc import Sequence
 
 from bcos_fx.errors import UsageError
-from bcos_fx.explanation.result import Explanation
+from bcos_fx.explanation.result import Result
 
 Tokens = tuple[tuple[str, ...], ...]
 
 
-def checked(explanation: Explanation, tokens: Sequence[str] | Sequence[Sequence[str]]) -> Tokens:
+def checked(explanation: Result, tokens: Sequence[str] | Sequence[Sequence[str]]) -> Tokens:
     """Return the tokens of each sample; those of a single sample may come without a list around them.
 
     Raises:
@@ -36,7 +36,7 @@ def checked(explanation: Explanation, tokens: Sequence[str] | Sequence[Sequence[
     return rows
 
 
-def text(explanation: Explanation) -> str:
+def text(explanation: Result) -> str:
     """Return the contributions of every token and of the constants, sample by sample, as text for people.
 
     Raises:
@@ -47,12 +47,12 @@ def text(explanation: Explanation) -> str:
     return "\n".join(line for number in samples for line in _sample(explanation[number], number))
 
 
-def _check_listed(explanation: Explanation) -> None:
+def _check_listed(explanation: Result) -> None:
     if len(explanation.axes) > 1:
         raise UsageError("an image has no tokens", hint="look at it: explanation.plot(), explanation.image()")
 
 
-def _sample(sample: Explanation, number: int) -> list[str]:
+def _sample(sample: Result, number: int) -> list[str]:
     lines = []
     for place, output in enumerate(sample.output.flatten().tolist()):
         lines.append(f"sample {number}, {sample.target_name(place)}: {output:.6g}")
@@ -62,7 +62,7 @@ def _sample(sample: Explanation, number: int) -> list[str]:
     return lines
 
 
-def contributions(sample: Explanation, place: int = 0) -> list[tuple[str, float]]:
+def contributions(sample: Result, place: int = 0) -> list[tuple[str, float]]:
     """Return what each token of the first sample contributed to one of its explained numbers.
 
     Positions (of a table: features) past the last token are named by their number, as all are where no tokens are
@@ -76,7 +76,7 @@ def contributions(sample: Explanation, place: int = 0) -> list[tuple[str, float]
     return rows + [(f"{sample.axes[0]} {at}", value) for at, value in later if value or not tokens]
 
 
-def spans(sample: Explanation) -> str:
+def spans(sample: Result) -> str:
     """Return the first sample's tokens as HTML, red where they speak for its target and blue where against."""
     shown = []
     for place in range(sample.output.numel()):

@@ -1,0 +1,91 @@
+"""The explanation as its user sees it: the result, with its texts, pictures and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bcos_fx.explanation.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(Result):
+    """Why a network gave an output; see :class:`bcos_fx.explanation.result.Result` for its numbers."""
+
+    def with_tokens(self, tokens: Sequence[str] | Sequence[Sequence[str]]) -> Explanation:
+        """Return the explanation with the tokens that stand behind its positions; see :meth:`to_text`.
+
+        Args:
+            tokens: of each sample, one text for each position; those of the last positions (padding) may be left out.
+                Of a single sample also without a list around them.
+
+        Raises:
+            UsageError: what is explained by is no sequence, or the tokens do not fit it.
+        """
+        from bcos_fx.explanation.render.tokens import checked
+
+        return replace(self, tokens=checked(self, tokens))
+
+    def to_text(self) -> str:
+        """Return what each token, position or feature and all constants contributed; the numbers add up to the output.
+
+        Raises:
+            UsageError: what is explained by is an image.
+        """
+        from bcos_fx.explanation.render.tokens import text
+
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        from bcos_fx.explanation.render.html import fragment  # pictures take a while to import
+
+        return fragment(self)
+
+    def image(self, *, smooth: int | None = None, percentile: float = 99.5) -> Image.Image | list[Image.Image]:
+        """Return the coloured explanation as an RGBA image; a list where there are several samples or targets.
+
+        Where W(x) has no colour (see ``colours``) the image shows signed contributions: red for, blue against.
+
+        Args:
+            smooth: width in pixels of the box that opacity is averaged over; None: 15 at 224 pixels, in proportion.
+            percentile: of the weights' norm, in percent, at which opacity is full.
+
+        Raises:
+            UsageError: what is explained by is no image.
+        """
+        from bcos_fx.explanation.render.color import images
+
+        made = images(self, smooth=smooth, percentile=percentile)
+        return made[0] if len(made) == 1 else made
+
+    def plot(self, *, top: int = 5) -> Figure:
+        """Return a matplotlib figure: input, coloured explanation, contributions, and each target's own map.
+
+        Args:
+            top: how many of the highest classes are shown as bars.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        from bcos_fx.explanation.render.figure import figure  # matplotlib is an extra
+
+        return figure(self, top=top)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the explanation: a figure (.png, .pdf, .svg), a gallery (.html) or its tensors (.safetensors, .npz).
+
+        The file is written under another name and renamed, so nobody sees half of it.
+
+        Raises:
+            UsageError: another suffix, or a place that cannot be written to.
+            MissingExtraError: a figure is asked for, and matplotlib is not installed.
+        """
+        from bcos_fx.explanation.render.saving import save
+
+        return save(self, Path(path))
