@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, fx
 
 from bcos_fx.errors import UsageError
-from bcos_fx.explanation.interpreter import evaluate
-from bcos_fx.explanation.view import DynamicWeights, ExplanationView, Select
-from bcos_fx.verification.judging import default_tolerance
+from bcos_fx.explanation.view import ExplanationView
+from bcos_fx.explanation.weights import DynamicWeights, Select
+from bcos_fx.nn.functional import default_tolerance
+from bcos_fx.tracing.program import evaluate
 
 LEAST_SHARE = 0.01
 """Below this share of the input's contributions in all contributions a sum says nothing about W(x)."""

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, VerificationError
-from bcos_fx.explanation.axes import Axes, axes_of
+from bcos_fx.explanation.axes import Axes
 from bcos_fx.explanation.batch_axis import BatchAxis, samples_first, under_own_names
-from bcos_fx.explanation.certify import in_order, view_of
-from bcos_fx.explanation.chunks import chunks, has_samples, naming_samples, of_samples
 from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, judged
 from bcos_fx.explanation.explanation import Explanation
-from bcos_fx.explanation.joint import JointExplanation, by_source
+from bcos_fx.explanation.joint import JointExplanation
 from bcos_fx.explanation.result import Constants
+from bcos_fx.explanation.samples import chunks, has_samples, naming_samples, of_samples
 from bcos_fx.explanation.targets import Chosen, Target, chosen, label_of, named
-from bcos_fx.explanation.view import DynamicWeights, ExplanationView
+from bcos_fx.explanation.view import ExplanationView, in_order, view_of
+from bcos_fx.explanation.weights import DynamicWeights
 from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.inputs import bind
@@ -122,7 +122,8 @@ def explain(
         UsageError: images or target do not fit.
         VerificationError: the network is not dynamic linear; says where it breaks.
     """
-    check_module(model := as_module(model))
+    if not isinstance(model, BcosNetwork):
+        check_module(model := as_module(model))
     given = _in_order(model, images, others)
     if batch_axis != 0:
         return _arranged(model, given, target, batch_axis, output, source, names, channel_axis, allow_incomplete)
@@ -150,8 +151,8 @@ def explain(
     notes = _notes(model, given)
     joint = DynamicWeights.joined(parts)
     found = {}
-    for name, own in by_source(joint, list(view.starts)).items():
-        axes = axes_of(view.unfrozen, view.starts[name].name, tuple(own.start.shape), channel_axis)
+    for name, own in joint.by_source(list(view.starts)).items():
+        axes = view.axes(name, tuple(own.start.shape), channel_axis)
         one = _result(view, shown.get(name, images), own, choices, notes, names, axes)
         one = replace(one, labels=label_of(wanted, one.name, names, parts[0].value.shape))
         found[name] = one if getattr(wanted, "names", None) is None else _scored(one, wanted.names)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from torch import Tensor
 
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.result import Constants
-from bcos_fx.explanation.view import DynamicWeights
+from bcos_fx.explanation.weights import as_constant
 
 
 class JointExplanation(Mapping[str, Explanation]):
@@ -66,7 +65,7 @@ class JointExplanation(Mapping[str, Explanation]):
     @property
     def constants(self) -> Constants:
         """The constants that are none of the sources."""
-        others = {_as_constant(name) for name in self._parts}
+        others = {as_constant(name) for name in self._parts}
         kept = {name: value for name, value in self._first.constants.items() if name not in others}
         return Constants(kept, self.output)
 
@@ -103,20 +102,3 @@ class JointExplanation(Mapping[str, Explanation]):
             f"  {first.target_name()}: {float(first.output.flatten()[0]):.4g} = {terms} {rest:+.4g} constants",
         ]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
-
-
-def by_source(found: DynamicWeights, names: list[str]) -> dict[str, DynamicWeights]:
-    """Return for each source its own weights, with what the other sources contribute among the constants."""
-    parts = dict(zip(names, found.parts, strict=True))
-    if len(parts) == 1:
-        return {names[0]: found}
-    made = {}
-    for name, part in parts.items():
-        others = {_as_constant(other): parts[other].contributions for other in parts if other != name}
-        constants = {**found.constants, **others}
-        made[name] = replace(found, start=part.start, weights=part.weights, constants=constants, further={})
-    return made
-
-
-def _as_constant(source: str) -> str:
-    return f"the source {source}"

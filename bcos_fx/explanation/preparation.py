@@ -21,6 +21,7 @@ from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.passes import Engine
+from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.recipe import Recipe
 from bcos_fx.rewriting.core.rewrite import end_at
 from bcos_fx.rewriting.core.rulefile import load_rules
@@ -172,7 +173,7 @@ def _nearest_layers(graph_module: fx.GraphModule, name: str) -> str:
 
 def _before_gates(graph_module: fx.GraphModule) -> fx.Node:
     output = next(node for node in graph_module.graph.nodes if node.op == "output")
-    return before_last_gate(output.all_input_nodes[0], lambda node: vocabulary().call(node, graph_module))
+    return before_last_gate(output.all_input_nodes[0], GraphReader(graph_module, vocabulary(), Options()).call)
 
 
 def entry(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:

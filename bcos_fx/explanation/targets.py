@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import UsageError
-from bcos_fx.explanation.view import Select
+from bcos_fx.explanation.weights import Select
 
 _TOP = re.compile(r"top[1-9][0-9]*|all")
 

@@ -12,91 +12,39 @@ it are the network's own. No gradient reaches the network's parameters.
 from __future__ import annotations
 
 import copy
+import operator
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from bcos_fx.errors import UsageError
+from bcos_fx import example
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.explanation.axes import Axes, axes_of
 from bcos_fx.explanation.certificate import Certificate, certificate, uncounted, unfinished, with_breaks
-from bcos_fx.explanation.interpreter import Observer, evaluate
 from bcos_fx.explanation.preparation import Prepared, Source, entry, prepare, recipe
+from bcos_fx.explanation.separability import is_separable
+from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights, gradients, or_zeros
 from bcos_fx.network import BcosNetwork
-from bcos_fx.nn import Counted, CountedConstant
+from bcos_fx.nn import Counted
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.passes import Engine
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.rewrite import add_ledger
+from bcos_fx.tracing import trace
+from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.graph_module import GraphModule
+from bcos_fx.tracing.program import Observer, evaluate
+from bcos_fx.validation import check_module
 
-Select = Callable[[Tensor], Tensor]
-"""From the explained value (N, ...) to the numbers to be explained (N, K)."""
-
-
-@dataclass(frozen=True)
-class SourceWeights:
-    """W(x) with respect to one of the sources; tensors detached.
-
-    Attributes:
-        start: (N, ...) what the weights act on: the encoded images, say.
-        weights: (N, K, ...) W(x), in start's shape for each number.
-    """
-
-    start: Tensor
-    weights: Tensor
-
-    @property
-    def contributions(self) -> Tensor:
-        """(N, K) Σ W(x)·x."""
-        return (self.weights * self.start.unsqueeze(1)).flatten(2).sum(2)
-
-
-@dataclass(frozen=True)
-class DynamicWeights:
-    """What a view says of some numbers; all tensors detached.
-
-    Attributes:
-        start: (N, ...) what the weights of the first source act on: the encoded images, say.
-        value: (N, ...) the whole explained value.
-        output: (N, K) the explained numbers.
-        weights: (N, K, ...) W(x) of the first source, in start's shape for each number.
-        constants: source -> (N, K), the contribution of each constant that the numbers depend on.
-        further: the weights of the other sources, by name, where outputs are explained by several.
-    """
-
-    start: Tensor
-    value: Tensor
-    output: Tensor
-    weights: Tensor
-    constants: Mapping[str, Tensor]
-    further: Mapping[str, SourceWeights] = field(default_factory=dict)
-
-    @property
-    def parts(self) -> list[SourceWeights]:
-        """The weights of all sources, in order."""
-        return [SourceWeights(self.start, self.weights), *self.further.values()]
-
-    @classmethod
-    def joined(cls, parts: Sequence[DynamicWeights]) -> DynamicWeights:
-        """Join what was computed for several batches of one network."""
-
-        def cat(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts])
-
-        constants = {name: torch.cat([part.constants[name] for part in parts]) for name in parts[0].constants}
-        further = {
-            name: SourceWeights(
-                torch.cat([part.further[name].start for part in parts]),
-                torch.cat([part.further[name].weights for part in parts]),
-            )
-            for name in parts[0].further
-        }
-        return cls(cat("start"), cat("value"), cat("output"), cat("weights"), constants, further)
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""What a network takes: a tensor, all inputs in order, or by name."""
 
 
 class ExplanationView:
@@ -128,11 +76,13 @@ class ExplanationView:
         self._freeze(prepared)
         self._network = weakref.ref(network) if isinstance(network, BcosNetwork) else None
         self._separable: bool | None = None
+        self._axes: dict[tuple[str, tuple[int, ...], int | None], Axes] = {}
 
     def _freeze(self, prepared: Prepared) -> None:
         self.graph_module, self.starts = prepared.graph_module, dict(prepared.starts)
         graph = self.graph_module.graph
         self.inputs: list[fx.Node] = [node for node in graph.nodes if node.op == "placeholder"]
+        self._begins = {entry(node, self.graph_module): node for node in self.inputs}
         self._ledger = add_ledger(graph)
         Engine(recipe()).run(self.graph_module, ("freeze",))
         self.end: fx.Node = _output(self.graph_module)
@@ -157,8 +107,7 @@ class ExplanationView:
     def shown(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return name -> the given input, for those sources that are inputs."""
         given = dict(zip(self.inputs, inputs, strict=True))
-        entries = {entry(node, self.graph_module): value for node, value in given.items()}
-        return {name: entries[node] for name, node in self.starts.items() if node in entries}
+        return {name: given[self._begins[node]] for name, node in self.starts.items() if node in self._begins}
 
     def environment(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
         """Return the values that a run of the graph begins with, for its value alone."""
@@ -245,10 +194,10 @@ class ExplanationView:
             leaves = {node: leaf.detach().requires_grad_() for node, leaf in leaves.items()}
             value = evaluate(self.graph_module, environment | leaves, self.end)
             numbers = select(value)
-            found = _gradients(numbers, (*leaves.values(), *ledger))
+            found = gradients(numbers, (*leaves.values(), *ledger))
         used = zip(self.sources, found[len(leaves) :], strict=True)
         constants = {name: column for name, column in used if column is not None}
-        weights = [_or_zeros(each, leaf, numbers) for each, leaf in zip(found, leaves.values(), strict=False)]
+        weights = [or_zeros(each, leaf, numbers) for each, leaf in zip(found, leaves.values(), strict=False)]
         parts = [SourceWeights(leaf.detach(), each) for leaf, each in zip(leaves.values(), weights, strict=True)]
         first, *further = parts
         named = dict(zip([*self.starts][1:], further, strict=True))
@@ -288,77 +237,33 @@ class ExplanationView:
     def separable(self) -> bool:
         """Whether the samples of a batch can be told apart wherever a constant is counted.
 
-        They can where they are the slowest part of the first dimension. That is found by running the view for two batch
-        sizes; and where samples are merged with something else, by looking where a sample that is no number arrives.
+        See :mod:`bcos_fx.explanation.separability` for how that is found.
         """
         if self._separable is None:
-            self._separable = not self.sources or self._is_separable()
+            self._separable = not self.sources or is_separable(self.graph_module, self._run, self._like())
         return self._separable
 
-    def _is_separable(self) -> bool:
-        counted = [node for node in self.graph_module.graph.nodes if isinstance(self._module(node), Counted)]
-        carriers = [node.args[-1] for node in counted if isinstance(self._module(node), CountedConstant)]
-        wanted = [*counted, *(node for node in carriers if isinstance(node, fx.Node))]
-        two, three = (self._observed(samples, wanted) for samples in (2, 3))
-        if two is None or three is None:
-            return False
-        shapes = [(two[node].shape, three[node].shape) for node in counted if node in two]
-        if not all(_grows(*pair) for pair in shapes):
-            return False
-        # Where samples were merged with something else, the second of two must stay out of the first half.
-        return all(shape[0] == 2 for shape, _ in shapes) or not any(seen.mixed for seen in two.values())
+    def _run(self, inputs: Sequence[Tensor], observe: Observer) -> Any:
+        return evaluate(self.graph_module, self.environment(inputs), self.end, observe)
 
-    def _observed(self, samples: int, nodes: Sequence[fx.Node]) -> dict[fx.Node, _Seen] | None:
-        """What some nodes give for some samples, all but the first NaN; None where the graph does not run."""
-        seen: dict[fx.Node, _Seen] = {}
+    def axes(self, name: str, shape: tuple[int, ...], channel: int | None) -> Axes:
+        """Return what the dimensions of a source mean; see :func:`bcos_fx.explanation.axes.axes_of`.
 
-        def note(node: fx.Node, value: Any) -> None:
-            if node in wanted and isinstance(value, Tensor):
-                first = value[: len(value) // samples] if value.dim() else value
-                seen[node] = _Seen(tuple(value.shape), bool(first.isnan().any()))
-
-        like, wanted = self._like(), set(nodes)
-        try:
-            with torch.no_grad():
-                inputs = [_stand_in(node, samples, like) for node in self.inputs]
-                evaluate(self.graph_module, self.environment(inputs), self.end, note)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError):
-            return None
-        return seen
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """What was seen of a value: its shape, and whether its first part holds anything of samples after the first."""
-
-    shape: tuple[int, ...]
-    mixed: bool
-
-
-def _grows(two: tuple[int, ...], three: tuple[int, ...]) -> bool:
-    """Whether the shapes for two and three samples differ in the first dimension alone, by that ratio."""
-    return len(two) > 0 and two[1:] == three[1:] and two[0] % 2 == 0 and three[0] == two[0] // 2 * 3
+        Args:
+            name: of the source.
+            shape: of its value.
+            channel: the dimension that the caller names for the channels, or None.
+        """
+        key = name, shape, channel
+        if key not in self._axes:
+            self._axes[key] = axes_of(self._unfrozen, self.starts[name].name, shape, channel)
+        return self._axes[key]
 
 
 def _output(graph_module: fx.GraphModule) -> fx.Node:
     """The node whose value the graph returns."""
     node: fx.Node = next(node for node in graph_module.graph.nodes if node.op == "output").all_input_nodes[0]
     return node
-
-
-def _is_floating(node: fx.Node) -> bool:
-    dtype = node.meta.get("dtype")
-    return dtype is None or bool(dtype.is_floating_point)
-
-
-def _stand_in(node: fx.Node, samples: int, like: Tensor) -> Tensor:
-    """A first sample of 0.5, the others not a number; on the network's device and in its precision."""
-    shape = tuple(node.meta.get("shape") or (1,))
-    dtype = like.dtype if _is_floating(node) else node.meta["dtype"]
-    value = torch.full((samples, *shape[1:]), 0.5 if dtype.is_floating_point else 0, dtype=dtype, device=like.device)
-    if dtype.is_floating_point:
-        value[1:] = torch.nan
-    return value
 
 
 def _own(value: Any) -> Any:
@@ -368,25 +273,102 @@ def _own(value: Any) -> Any:
     return value.clone() if value.is_inference() else value.detach()
 
 
-def _or_zeros(weights: Tensor | None, leaf: Tensor, numbers: Tensor) -> Tensor:
-    """The weights of a leaf, 0 where nothing carries its value to the numbers."""
-    return leaf.new_zeros(len(leaf), numbers.shape[1], *leaf.shape[1:]) if weights is None else weights
+def view_of(
+    module: nn.Module, inputs: Inputs | None = None, *, output: str | None = None, source: Source = None
+) -> ExplanationView:
+    """Build the explanation view of a network; see :func:`certify` for the arguments.
 
-
-def _gradients(numbers: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor | None]:
-    """The gradient of each of the (N, K) numbers with respect to each leaf (N, ...), as (N, K, ...); None if unused."""
-    columns = numbers.shape[1]
-    rows = [
-        torch.autograd.grad(
-            numbers[:, k].sum(), leaves, retain_graph=k + 1 < columns, allow_unused=True, materialize_grads=False
+    The view of a converted network follows its training, and is kept for the next call; that of another module is one
+    of a copy.
+    """
+    if not isinstance(module, BcosNetwork):
+        check_module(module := as_module(module))
+    if module.training:
+        raise UsageError(
+            "the network is in train mode, and an explanation is one of eval mode", hint="call network.eval() first"
         )
-        for k in range(columns)
-    ]
-    return [_stacked(found) for found in zip(*rows, strict=True)]
+    with torch.no_grad():
+        if isinstance(module, BcosNetwork) and inputs is not None:
+            names = [spec.name for spec in module.record.inputs]
+            given = [inputs] if isinstance(inputs, Tensor) else inputs
+            module = module.of_size(in_order(names, given) if isinstance(given, Mapping) else given)
+        if not isinstance(module, BcosNetwork):
+            return ExplanationView(_traced(module, inputs), output=output, source=source)
+        kept, made_of = _VIEWS.setdefault(module, {}), _made_of(module)
+        source = source if source is None or isinstance(source, str) else tuple(source)
+        view, parts = kept.get((output, source), (None, None))
+        if view is None or parts != made_of:
+            view = ExplanationView(module, output=output, source=source)
+            kept[output, source] = view, made_of
+        return view
 
 
-def _stacked(found: tuple[Tensor | None, ...]) -> Tensor | None:
-    present = [gradient for gradient in found if gradient is not None]
-    if not present:
-        return None
-    return torch.stack([present[0].new_zeros(present[0].shape) if g is None else g for g in found], dim=1)
+def in_order(names: Sequence[str], inputs: Inputs) -> list[Tensor]:
+    """Return a network's inputs in its own order.
+
+    Args:
+        names: of the inputs, in that order.
+        inputs: one tensor, several in order (what is no tensor is passed over), or all by name.
+
+    Raises:
+        UsageError: a name is unknown, or one is missing; or there are more or less.
+    """
+    if isinstance(inputs, Mapping):
+        for name in inputs:
+            if name not in names:
+                raise UsageError(f"the network has no input {name!r}", hint=nearest(name, names))
+        missing = [name for name in names if name not in inputs]
+        if missing:
+            raise UsageError(f"the input {missing[0]!r} is missing", hint=f"the network takes {', '.join(names)}")
+        return [inputs[name] for name in names]
+    given = [inputs] if isinstance(inputs, Tensor) else [value for value in inputs if isinstance(value, Tensor)]
+    if len(given) != len(names):
+        raise UsageError(f"{len(given)} inputs were given, the network takes {len(names)} ({', '.join(names)})")
+    return given
+
+
+_VIEWS: WeakKeyDictionary[BcosNetwork, dict[Any, tuple[ExplanationView | None, Any]]] = WeakKeyDictionary()
+
+
+def _made_of(network: BcosNetwork) -> list[Any]:
+    """What a view depends on: which layers there are, which of them add something, and tensors that the graph reads.
+
+    The rest is read anew from the layers. Moving or casting a network puts new buffers in the old ones' place; the
+    tensors themselves are kept here, so that no new one can have an old one's identity.
+    """
+    layers: list[Any] = [(id(layer), getattr(layer, "bias", None) is None) for layer in network.modules()]
+    read = [str(node.target) for node in network.graph.nodes if node.op == "get_attr"]
+    return layers + [_Same(operator.attrgetter(name)(network)) for name in read]
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """Equal where it holds the same object."""
+
+    held: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.held is self.held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+
+def _traced(module: nn.Module, inputs: Inputs | None) -> fx.GraphModule:
+    def traced(example_inputs: Inputs) -> fx.GraphModule:
+        return trace(module, example_inputs, leaf_modules=vocabulary().peers).graph_module
+
+    return example.first_that_runs(module, traced)[1] if inputs is None else traced(_two_samples(inputs))
+
+
+def _two_samples(inputs: Inputs) -> Inputs:
+    """At least two samples: a single one could be taken for a size that is always 1."""
+    if isinstance(inputs, Tensor):
+        return torch.cat([inputs, inputs]) if len(inputs) == 1 else inputs[:2]
+    if isinstance(inputs, Mapping):
+        return {name: _sample_pair(value) for name, value in inputs.items()}
+    return [_sample_pair(value) for value in inputs]
+
+
+def _sample_pair(value: Any) -> Any:
+    return _two_samples(value) if isinstance(value, Tensor) and value.dim() else value

@@ -13,7 +13,6 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
-from bcos_fx.explanation.interpreter import evaluate
 from bcos_fx.explanation.preparation import find_layer
 from bcos_fx.methods.explained import Explained
 from bcos_fx.methods.method import Method
@@ -21,6 +20,7 @@ from bcos_fx.methods.module_form import depends_on_input
 from bcos_fx.methods.requests import check_targets
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.tracing import trace
+from bcos_fx.tracing.program import evaluate
 
 _ENDS_SPACE = frozenset(
     "avg_pool2d adaptive_avg_pool2d max_pool2d adaptive_max_pool mean sum amax flatten reshape".split()

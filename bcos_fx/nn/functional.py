@@ -38,6 +38,11 @@ def default_eps(dtype: torch.dtype) -> float:
     return torch.finfo(statistics_dtype(dtype)).tiny
 
 
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Return the largest relative error that rounding may leave: 1e-9 in float64, 1e-4 in float32, 2e-2 in 16 bits."""
+    return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 2e-2)
+
+
 def pieces(*tensors: Tensor, whole: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors alike, along dimensions that they share, until the first fits the caches; not for a compiler.
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import BcosFxError, UsageError
+from bcos_fx.nn.functional import default_tolerance
 from bcos_fx.verification.divergence import first_divergence
-from bcos_fx.verification.judging import ORDER, Comparison, compare, default_tolerance, failed, not_tested, spreads
+from bcos_fx.verification.judging import ORDER, Comparison, compare, failed, not_tested, spreads
 from bcos_fx.verification.plain_values import apart, called_with
 from bcos_fx.verification.running import (
     Case,

@@ -19,11 +19,6 @@ ROUNDINGS = 10.0
 ORDER: Mapping[str, int] = {"equal": 0, "not tested": 1, "different": 2}
 
 
-def default_tolerance(dtype: torch.dtype) -> float:
-    """Largest relative error that rounding may leave: 1e-9 in float64, 1e-4 in float32, 2e-2 in 16 bits."""
-    return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 2e-2)
-
-
 @dataclass(frozen=True)
 class Comparison:
     """One line of the proof.

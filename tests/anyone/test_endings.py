@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.errors import VerificationError
-from bcos_fx.explanation.certify import view_of
+from bcos_fx.explanation.view import view_of
 
 
 class Ending(nn.Module):

@@ -12,12 +12,13 @@ from torch.nn import functional
 
 from bcos_fx import nn as bnn
 from bcos_fx.errors import UsageError
-from bcos_fx.explanation.certify import certify, view_of
+from bcos_fx.explanation.certify import certify
 from bcos_fx.explanation.completeness import Completeness, all_numbers, check_completeness, judged
-from bcos_fx.explanation.view import DynamicWeights
+from bcos_fx.explanation.view import view_of
+from bcos_fx.explanation.weights import DynamicWeights
+from bcos_fx.nn.functional import default_tolerance
 from bcos_fx.nn.ledger import count
 from bcos_fx.testing import randomise_
-from bcos_fx.verification.judging import default_tolerance
 from tests.explanation.view_networks import Net
 
 

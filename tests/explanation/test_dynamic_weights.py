@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx import nn as bnn
-from bcos_fx.explanation.certify import view_of
 from bcos_fx.explanation.completeness import all_numbers, check_completeness
+from bcos_fx.explanation.view import view_of
 from bcos_fx.testing import randomise_
 from tests.explanation import slow_dynamic_weights as slow
 from tests.explanation.slow_dynamic_weights import Traced

@@ -13,9 +13,8 @@ from torch import Tensor, fx, nn
 
 from bcos_fx import nn as bnn
 from bcos_fx.explanation import preparation, view
-from bcos_fx.explanation.certify import view_of
 from bcos_fx.explanation.completeness import check_completeness
-from bcos_fx.explanation.view import ExplanationView
+from bcos_fx.explanation.view import ExplanationView, view_of
 from bcos_fx.nn.ledger import count
 from bcos_fx.nn.norms import NormLayer
 from bcos_fx.rewriting.core.location import rules_directory

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import bcos_fx
-from bcos_fx.explanation.certify import certify, view_of
+from bcos_fx.explanation.certify import certify
 from bcos_fx.explanation.completeness import all_numbers, check_completeness
+from bcos_fx.explanation.view import view_of
 from bcos_fx.testing import networks
 from bcos_fx.testing.networks import Network
 

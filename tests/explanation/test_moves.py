@@ -57,7 +57,7 @@ def test_a_buffer_put_in_anothers_place_is_read(network: Any) -> None:
 
 
 def test_a_view_is_kept_while_nothing_changes(network: Any) -> None:
-    from bcos_fx.explanation.certify import view_of
+    from bcos_fx.explanation.view import view_of
 
     first = view_of(network)
     assert view_of(network) is first

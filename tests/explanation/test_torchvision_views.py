@@ -11,8 +11,8 @@ from torch import nn
 
 import bcos_fx
 from bcos_fx.convert import BcosNetwork
-from bcos_fx.explanation.certify import view_of
 from bcos_fx.explanation.completeness import all_numbers, check_completeness
+from bcos_fx.explanation.view import view_of
 from bcos_fx.testing import norm_statistics_from_data_, unit_gain_from_data_
 
 pytestmark = [pytest.mark.vision, pytest.mark.filterwarnings("ignore:The default weight initialization of GoogleNet")]

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.errors import UsageError
-from bcos_fx.explanation.certify import certify, view_of
+from bcos_fx.explanation.certify import certify
 from bcos_fx.explanation.completeness import all_numbers, check_completeness
-from bcos_fx.explanation.view import DynamicWeights
+from bcos_fx.explanation.view import view_of
+from bcos_fx.explanation.weights import DynamicWeights
 from bcos_fx.testing import randomise_
 from tests.explanation.view_networks import APART, NOT_LINEAR, SEQUENCES, VECTORS, Net, own
 

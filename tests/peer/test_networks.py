@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx import nn as bnn
-from bcos_fx.explanation.certify import view_of
+from bcos_fx.explanation.view import view_of
 from tests.peer.peer_networks import images, logit_bias, peer_network
 
 pytest.importorskip("bcos", reason="the package bcos is not installed")

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 import bcos_fx
-from bcos_fx.explanation.certify import view_of
+from bcos_fx.explanation.view import view_of
 from bcos_fx.rewriting.core import flow
 from bcos_fx.testing import JointNetwork, joint_inputs, joint_networks
 from bcos_fx.testing.several_inputs import JOINS, NOT_PIECEWISE_LINEAR, JointSpecification

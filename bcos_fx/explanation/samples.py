@@ -1,4 +1,4 @@
-"""Which samples are explained at once."""
+"""Which samples are explained at once, and where they lie."""
 
 from __future__ import annotations
 

@@ -1,0 +1,87 @@
+"""Whether the samples of a batch can be told apart wherever a view counts a constant.
+
+They can where they are the slowest part of the first dimension. That is found by running the view for two batch sizes;
+and where samples are merged with something else, by looking where a sample of NaN arrives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bcos_fx.nn import Counted, CountedConstant
+from bcos_fx.tracing.program import Observer
+
+Run = Callable[[Sequence[Tensor], Observer], Any]
+"""Runs a view on inputs, and shows every node with its value."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of a value: its shape, and whether its first part holds anything of samples after the first."""
+
+    shape: tuple[int, ...]
+    mixed: bool
+
+
+def is_separable(graph_module: fx.GraphModule, run: Run, like: Tensor) -> bool:
+    """Say whether the samples of a batch can be told apart.
+
+    Args:
+        graph_module: of the view; not changed.
+        run: runs it.
+        like: a tensor of the network's precision, on its device.
+    """
+    called = {node: graph_module.get_submodule(str(node.target)) for node in _nodes(graph_module, "call_module")}
+    counted = [node for node, module in called.items() if isinstance(module, Counted)]
+    carriers = [node.args[-1] for node in counted if isinstance(called[node], CountedConstant)]
+    wanted = {*counted, *(node for node in carriers if isinstance(node, fx.Node))}
+    inputs = _nodes(graph_module, "placeholder")
+    two, three = (_observed(run, [_stand_in(node, count, like) for node in inputs], wanted) for count in (2, 3))
+    if two is None or three is None:
+        return False
+    shapes = [(two[node].shape, three[node].shape) for node in counted if node in two]
+    if not all(_grows(*pair) for pair in shapes):
+        return False
+    # Where samples were merged with something else, the second of two must stay out of the first half.
+    return all(shape[0] == 2 for shape, _ in shapes) or not any(seen.mixed for seen in two.values())
+
+
+def _nodes(graph_module: fx.GraphModule, kind: str) -> list[fx.Node]:
+    return [node for node in graph_module.graph.nodes if node.op == kind]
+
+
+def _observed(run: Run, inputs: Sequence[Tensor], wanted: set[fx.Node]) -> dict[fx.Node, _Seen] | None:
+    """What some nodes give for samples of which all but the first are NaN; None where the graph does not run."""
+    samples, seen = len(inputs[0]), dict[fx.Node, _Seen]()
+
+    def note(node: fx.Node, value: Any) -> None:
+        if node in wanted and isinstance(value, Tensor):
+            first = value[: len(value) // samples] if value.dim() else value
+            seen[node] = _Seen(tuple(value.shape), bool(first.isnan().any()))
+
+    try:
+        with torch.no_grad():
+            run(inputs, note)
+    except (RuntimeError, ValueError, TypeError, NotImplementedError):
+        return None
+    return seen
+
+
+def _grows(two: tuple[int, ...], three: tuple[int, ...]) -> bool:
+    """Whether the shapes for two and three samples differ in the first dimension alone, by that ratio."""
+    return len(two) > 0 and two[1:] == three[1:] and two[0] % 2 == 0 and three[0] == two[0] // 2 * 3
+
+
+def _stand_in(node: fx.Node, samples: int, like: Tensor) -> Tensor:
+    """A first sample of 0.5, the others NaN; on the network's device and in its precision."""
+    shape, noted = tuple(node.meta.get("shape") or (1,)), node.meta.get("dtype")
+    dtype = like.dtype if noted is None or noted.is_floating_point else noted
+    value = torch.full((samples, *shape[1:]), 0.5 if dtype.is_floating_point else 0, dtype=dtype, device=like.device)
+    if dtype.is_floating_point:
+        value[1:] = torch.nan
+    return value
