@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import bcos_fx
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.methods import baselines as module
 from bcos_fx.methods.baselines import BASELINES, baselines
 from bcos_fx.methods.explained import Explained
 from bcos_fx.methods.method import Method
 from bcos_fx.methods.perturbations import patch_grid, random_masks
-from tests.evaluation.small_classifiers import MEAN, STD, logits, normalised, residual, some_images
+from bcos_fx.nn import InPlaceSum
+from tests.evaluation.small_classifiers import MEAN, STD, Residual, logits, normalised, residual, some_images
 
 pytest.importorskip("captum")
 
@@ -67,6 +69,26 @@ def test_grad_cam_is_captums_where_the_layer_is_a_module() -> None:
         normalised(images), target=torch.tensor([1, 2]), relu_attributions=True
     )
     torch.testing.assert_close(found[:, 0], theirs[:, 0].detach())  # as large as the image: nothing is upsampled
+
+
+class WithoutRectifier(Residual):
+    """A norm whose result only a sum reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.classifier(F.adaptive_avg_pool2d(self.norm(self.second(x)) + x, 1).flatten(1))
+
+
+def test_grad_cam_of_a_converted_network() -> None:
+    """It writes sums in place, and its last map is that of the classes: its classifier stands before the pooling."""
+    network, images = WithoutRectifier().double().eval(), some_images()
+    converted = bcos_fx.bcosify(network, recipe="equivalent", mean=MEAN, std=STD, example_inputs=images)
+    assert any(isinstance(layer, InPlaceSum) for layer in converted.modules())
+    x = network.first(normalised(images))
+    classes = network.classifier((network.norm(network.second(x)) + x).movedim(1, -1)).movedim(-1, 1)
+    small = by_hand(classes, classes.mean((2, 3)), TARGETS)
+    (found,) = baselines("grad-cam", network=converted)
+    torch.testing.assert_close(found.maps(images, TARGETS), small)
 
 
 class Patches(nn.Module):
