@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ def finetune(
     loggers: Sequence[str] = (),
     gallery: Tensor | None = None,
     measures: Mapping[str, Callable[[nn.Module], float]] | None = None,
-    measure_every: int = 1,
+    measure_every: int | Collection[int] = 1,
     checkpoint_steps: int = 0,
     workers: int = 0,
     accelerator: str = "auto",
@@ -107,7 +107,7 @@ def finetune(
         loggers: names of Lightning's loggers, such as ``csv``, ``tensorboard``, ``wandb``.
         gallery: (K, C, H, W) images to explain after every epoch; None takes the first few test images.
         measures: name -> what is measured of the network (a GridPG, say), in eval mode.
-        measure_every: after so many epochs, and after the last.
+        measure_every: after so many epochs, or after those of these numbers; and after the last.
         checkpoint_steps: save after so many steps too, not only after epochs; 0 for never.
         workers: processes that read images.
         accelerator: ``auto``, ``cpu``, ``gpu``, ..., as Lightning's Trainer takes it.

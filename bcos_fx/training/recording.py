@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,8 @@ class Recorder(Callback):
         identity: what the checkpoints are of.
         gallery: (K, ...) images that are explained after every epoch, or None.
         names: class names for the gallery.
-        measures: name -> what is measured of the network, every ``measure_every`` epochs and at the last.
-        measure_every: epochs.
+        measures: name -> what is measured of the network, when ``measure_every`` asks for it and at the last epoch.
+        measure_every: so many epochs (0: never), or the numbers of those after which to measure.
         checkpoint_steps: besides every epoch's end, save after so many steps; 0 for never.
         told: called with each new epoch.
     """
@@ -97,7 +97,7 @@ class Recorder(Callback):
         gallery: Tensor | None,
         names: tuple[str, ...],
         measures: Mapping[str, Measure],
-        measure_every: int,
+        measure_every: int | Collection[int],
         checkpoint_steps: int,
         told: Callable[[Epoch], None] | None,
     ) -> None:
@@ -180,8 +180,7 @@ class Recorder(Callback):
         network.eval()
         try:
             share, residual = self._explain(network, number, trainer.is_global_zero)
-            last = number == trainer.max_epochs
-            due = last or (self._measure_every and number % self._measure_every == 0)
+            due = number == trainer.max_epochs or self._is_measured(number)
             measured = {name: float(measure(network)) for name, measure in self._measures.items()} if due else {}
         finally:
             network.train(training)
@@ -192,6 +191,10 @@ class Recorder(Callback):
         row = Epoch(number, self._images, self._seconds(), loss, **tested, b=b, **explained, measures=measured)
         self.history.append(row)
         self._publish(trainer, row)
+
+    def _is_measured(self, number: int) -> bool:
+        every = self._measure_every
+        return number in every if isinstance(every, Collection) else bool(every) and number % every == 0
 
     def _explain(self, network: nn.Module, number: int, writes: bool) -> tuple[float | None, float | None]:
         """Explain the fixed images; return the share of constants and the largest relative gap."""

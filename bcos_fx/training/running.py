@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,7 @@ class Run:
         loggers: Sequence[str],
         gallery: Tensor | None,
         measures: Mapping[str, Measure],
-        measure_every: int,
+        measure_every: int | Collection[int],
         checkpoint_steps: int,
         trainer: Mapping[str, Any],
         progress: bool,
