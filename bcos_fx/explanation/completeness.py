@@ -15,13 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation.view import ExplanationView
 from bcos_fx.explanation.weights import DynamicWeights, Select
 from bcos_fx.nn.functional import default_tolerance
-from bcos_fx.tracing.program import evaluate
 
 LEAST_SHARE = 0.01
 """Below this share of the input's contributions in all contributions a sum says nothing about W(x)."""
@@ -208,23 +207,19 @@ def check_completeness(
     select = select or all_numbers()
     found = _found(view, inputs, select)
     # The network's own output: a frozen layer that computes something else must not vouch for itself.
-    coarsest = _Coarsest(view, found.output.dtype)
-    view.network_value(inputs, coarsest)
+    coarsest = _coarsest(view, inputs, found.output.dtype)
     found = replace(found, output=select(view.own_value(inputs)))
     vanished = _vanishing(view, inputs) if _is_nothing(found) else None
-    return judged(found, tolerance, vanished, dtype=coarsest.dtype)
+    return judged(found, tolerance, vanished, dtype=coarsest)
 
 
-class _Coarsest:
-    """Notes the coarsest precision of all values on the way to the output."""
-
-    def __init__(self, view: ExplanationView, dtype: torch.dtype) -> None:
-        self._view = view
-        self.dtype = dtype
-
-    def __call__(self, node: fx.Node, value: Any) -> None:
-        if isinstance(value, Tensor) and value.is_floating_point() and self._view.on_value_path(node):
-            self.dtype = max(self.dtype, value.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+def _coarsest(view: ExplanationView, inputs: Sequence[Tensor], dtype: torch.dtype) -> torch.dtype:
+    """The coarsest precision of all values on the way to the output."""
+    with torch.no_grad():
+        for node, value in view.network_steps(inputs):
+            if isinstance(value, Tensor) and value.is_floating_point() and view.on_value_path(node):
+                dtype = max(dtype, value.dtype, key=lambda each: torch.finfo(each).eps)
+    return dtype
 
 
 def _found(view: ExplanationView, inputs: Sequence[Tensor], select: Select) -> DynamicWeights:
@@ -271,14 +266,9 @@ def _is_nothing(found: DynamicWeights) -> bool:
 
 def _vanishing(view: ExplanationView, inputs: Sequence[Tensor]) -> str | None:
     """The first node whose value is below the smallest normal number everywhere, though what it reads is not."""
-    found: list[str] = []
-
-    def look(node: fx.Node, value: Any) -> None:
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-            path = view.on_value_path(node)
-            if path and not found and float(value.abs().max()) < torch.finfo(value.dtype).tiny:
-                found.append(node.name)
-
     with torch.no_grad():
-        evaluate(view.graph_module, view.environment(inputs), view.end, look)
-    return found[0] if found else None
+        for node, value in view.steps(inputs):
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel() and view.on_value_path(node):
+                if float(value.abs().max()) < torch.finfo(value.dtype).tiny:
+                    return node.name
+    return None

@@ -6,7 +6,7 @@ and where samples are merged with something else, by looking where a sample of N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from bcos_fx.nn import Counted, CountedConstant
-from bcos_fx.tracing.program import Observer
 
-Run = Callable[[Sequence[Tensor], Observer], Any]
-"""Runs a view on inputs, and shows every node with its value."""
+Run = Callable[[Sequence[Tensor]], Iterator[tuple[fx.Node, Any]]]
+"""Runs a view on inputs, and yields every node with its value."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,20 @@ class _Seen:
     mixed: bool
 
 
-def is_separable(graph_module: fx.GraphModule, run: Run, like: Tensor) -> bool:
+def is_separable(graph_module: fx.GraphModule, inputs: Sequence[fx.Node], run: Run, like: Tensor) -> bool:
     """Say whether the samples of a batch can be told apart.
 
     Args:
         graph_module: of the view; not changed.
+        inputs: its nodes that hold the network's inputs.
         run: runs it.
         like: a tensor of the network's precision, on its device.
     """
-    called = {node: graph_module.get_submodule(str(node.target)) for node in _nodes(graph_module, "call_module")}
+    calls = [node for node in graph_module.graph.nodes if node.op == "call_module"]
+    called = {node: graph_module.get_submodule(str(node.target)) for node in calls}
     counted = [node for node, module in called.items() if isinstance(module, Counted)]
     carriers = [node.args[-1] for node in counted if isinstance(called[node], CountedConstant)]
     wanted = {*counted, *(node for node in carriers if isinstance(node, fx.Node))}
-    inputs = _nodes(graph_module, "placeholder")
     two, three = (_observed(run, [_stand_in(node, count, like) for node in inputs], wanted) for count in (2, 3))
     if two is None or three is None:
         return False
@@ -51,22 +51,16 @@ def is_separable(graph_module: fx.GraphModule, run: Run, like: Tensor) -> bool:
     return all(shape[0] == 2 for shape, _ in shapes) or not any(seen.mixed for seen in two.values())
 
 
-def _nodes(graph_module: fx.GraphModule, kind: str) -> list[fx.Node]:
-    return [node for node in graph_module.graph.nodes if node.op == kind]
-
-
 def _observed(run: Run, inputs: Sequence[Tensor], wanted: set[fx.Node]) -> dict[fx.Node, _Seen] | None:
     """What some nodes give for samples of which all but the first are NaN; None where the graph does not run."""
     samples, seen = len(inputs[0]), dict[fx.Node, _Seen]()
 
-    def note(node: fx.Node, value: Any) -> None:
-        if node in wanted and isinstance(value, Tensor):
-            first = value[: len(value) // samples] if value.dim() else value
-            seen[node] = _Seen(tuple(value.shape), bool(first.isnan().any()))
-
     try:
         with torch.no_grad():
-            run(inputs, note)
+            for node, value in run(inputs):
+                if node in wanted and isinstance(value, Tensor):
+                    first = value[: len(value) // samples] if value.dim() else value
+                    seen[node] = _Seen(tuple(value.shape), bool(first.isnan().any()))
     except (RuntimeError, ValueError, TypeError, NotImplementedError):
         return None
     return seen

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import operator
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -40,7 +40,7 @@ from bcos_fx.tracing import trace
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.graph_module import GraphModule
-from bcos_fx.tracing.program import Observer, evaluate
+from bcos_fx.tracing.program import evaluate, steps
 from bcos_fx.validation import check_module
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -119,9 +119,9 @@ class ExplanationView:
             value: Tensor = evaluate(self.graph_module, self.environment(inputs), self.end)
         return value
 
-    def network_value(self, inputs: Sequence[Any], observe: Observer | None = None) -> Tensor:
+    def network_value(self, inputs: Sequence[Any]) -> Tensor:
         """Run the network itself to what is explained, under no_grad; nothing of the view has a hand in it."""
-        value: Tensor = self._run_network(inputs, _output(self._unfrozen), observe)
+        value: Tensor = self._run_network(inputs, _output(self._unfrozen))
         return value
 
     def own_value(self, inputs: Sequence[Any]) -> Tensor:
@@ -154,10 +154,17 @@ class ExplanationView:
             if node.target is require:
                 self._run_network(inputs, node)
 
-    def _run_network(self, inputs: Sequence[Any], end: fx.Node, observe: Observer | None = None) -> Any:
+    def network_steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
+        """Run the network itself, and yield each node with its value up to what is explained."""
+        return steps(self._unfrozen, self._given(inputs), _output(self._unfrozen))
+
+    def _given(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
         given = [node for node in self._unfrozen.graph.nodes if node.op == "placeholder"]
+        return dict(zip(given, inputs, strict=True))
+
+    def _run_network(self, inputs: Sequence[Any], end: fx.Node) -> Any:
         with torch.no_grad():
-            return evaluate(self._unfrozen, dict(zip(given, inputs, strict=True)), end, observe)
+            return evaluate(self._unfrozen, self._given(inputs), end)
 
     def on_value_path(self, node: fx.Node) -> bool:
         """Say whether a node of the graph carries a value to the explained output."""
@@ -240,11 +247,12 @@ class ExplanationView:
         See :mod:`bcos_fx.explanation.separability` for how that is found.
         """
         if self._separable is None:
-            self._separable = not self.sources or is_separable(self.graph_module, self._run, self._like())
+            self._separable = not self.sources or is_separable(self.graph_module, self.inputs, self.steps, self._like())
         return self._separable
 
-    def _run(self, inputs: Sequence[Tensor], observe: Observer) -> Any:
-        return evaluate(self.graph_module, self.environment(inputs), self.end, observe)
+    def steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
+        """Run the view, and yield every node with its value, in the caller's grad mode."""
+        return steps(self.graph_module, self.environment(inputs), self.end)
 
     def axes(self, name: str, shape: tuple[int, ...], channel: int | None) -> Axes:
         """Return what the dimensions of a source mean; see :func:`bcos_fx.explanation.axes.axes_of`.

@@ -13,7 +13,7 @@ import math
 import operator
 import types
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -173,22 +173,13 @@ def run_node(node: fx.Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
 # ---------------------------------------------------------------- a graph as one function
 
 
-Observer = Callable[[fx.Node, Any], None]
-
-
-def evaluate(
-    root: nn.Module,
-    known: Mapping[fx.Node, Any],
-    end: fx.Node,
-    observe: Observer | None = None,
-) -> Any:
-    """Return the value of a node, computed from nodes whose values are known.
+def steps(root: nn.Module, known: Mapping[fx.Node, Any], end: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
+    """Run what the value of a node is computed from, and yield every node that is run, with its value; ``end`` last.
 
     Args:
         root: holds the modules and tensors of the graph that ``end`` is in; not changed.
         known: node -> value. What lies before these nodes is not run, unless something else needs it.
         end: the node.
-        observe: called with every node that is run, and its value.
 
     Values are dropped after their last use, so no more is kept than an ordinary forward pass keeps.
     """
@@ -200,13 +191,19 @@ def evaluate(
             continue
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
         values[node] = run_node(node, root, args, kwargs)
-        if observe is not None:
-            observe(node, values[node])
+        yield node, values[node]
         for source in node.all_input_nodes:
             left[source] -= 1
             if not left[source] and source is not end:
                 del values[source]
-    return values[end]
+
+
+def evaluate(root: nn.Module, known: Mapping[fx.Node, Any], end: fx.Node) -> Any:
+    """Return the value of a node, computed from nodes whose values are known; see :func:`steps`."""
+    value = known.get(end)
+    for _, value in steps(root, known, end):  # noqa: B007 - the last one is that of the node
+        pass
+    return value
 
 
 def _needed(known: Mapping[fx.Node, Any], end: fx.Node) -> set[fx.Node]:
