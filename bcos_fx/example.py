@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.data.preprocessing import INTERPOLATIONS
 from bcos_fx.errors import UsageError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import InputEncoding
@@ -116,6 +117,25 @@ def recorded_statistics(module: nn.Module) -> tuple[tuple[float, ...], tuple[flo
     return None
 
 
+def recorded_preprocessing(module: nn.Module) -> dict[str, Any]:
+    """Return ``interpolation`` and ``crop_pct`` as the module itself records them, where it does.
+
+    timm and the architectures of :mod:`bcos_fx.checkpoint` record both in ``pretrained_cfg``; open_clip records the
+    interpolation in ``preprocess_cfg``, and its crop keeps the whole short side. What this package does not do (other
+    interpolations, images squeezed into a square) is left out.
+    """
+    for name in ("pretrained_cfg", "preprocess_cfg"):
+        recorded = getattr(module, name, None)
+        if not isinstance(recorded, Mapping):
+            continue
+        whole = recorded.get("resize_mode", "shortest") == "shortest" and "size" in recorded
+        crop = recorded.get("crop_pct", 1.0 if whole and name == "preprocess_cfg" else None)
+        interpolation = recorded.get("interpolation")
+        if interpolation in INTERPOLATIONS and isinstance(crop, int | float) and 0 < crop <= 1:
+            return {"interpolation": interpolation, "crop_pct": float(crop)}
+    return {}
+
+
 def check_statistics(module: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, recipe: str) -> None:
     """Check that the mean and std of a recipe are not other ones than the module records.
 
@@ -167,18 +187,6 @@ class Original(nn.Module):
         """Run the network on what the converted one takes."""
         given = [spec.original(x) for spec, x in zip(self.specs, inputs, strict=True)]
         return selected(self.example_run.call(self.module, given), self.output)
-
-
-def check_whole(inputs: object, *, has_images: bool) -> None:
-    """Check what is given beside a batch axis that is not the first dimension.
-
-    Raises:
-        UsageError: there is no example, or images are given, which hold their samples first.
-    """
-    if inputs is None:
-        raise UsageError("batch_axis= was given without example_inputs=", hint="give what the module takes")
-    if has_images:
-        raise UsageError("images hold their samples first, and batch_axis= has them elsewhere", hint="leave images out")
 
 
 class EachAlone(nn.Module):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import tempfile
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from archives import images_of, jpeg_files
+from archives import images_of
 from measuring import Page
 from torch import Tensor, nn
 
@@ -24,7 +24,10 @@ import bcos_fx
 from bcos_fx.calibration import Targets, calibrate_
 from bcos_fx.checkpoint import read_model
 from bcos_fx.cli.demo import efficientnet_lite0
-from bcos_fx.cli.photographs import Photographs, image_files
+from bcos_fx.data.batches import Batches
+from bcos_fx.data.preprocessing import Preprocessing
+from bcos_fx.data.sources import ImageFiles
+from bcos_fx.data.stores import open_source
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -95,20 +98,20 @@ def cifar(page: Page, data: Path, quick: bool) -> None:
 
 
 def lite(page: Page, data: Path, count: int, tested: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for index, file in enumerate(jpeg_files(data / "imagenet_samples.npz")):
-            (Path(folder) / f"{index:04d}.jpg").write_bytes(file)
-        files = image_files([Path(folder)])
-        seen, unseen = (Photographs(part, (3, 224, 224), 16) for part in (files[:count], files[-tested:]))
-        original = efficientnet_lite0()
-        arguments: dict[str, Any] = {"mean": LITE_MEAN, "std": LITE_STD, "example_inputs": torch.rand(2, 3, 224, 224)}
-        plain = bcos_fx.bcosify(original, recipe="equivalent", verified=False, **arguments)
-        wanted = predicted(plain, iter(unseen))
-        rows = []
-        for name, b, options in (("1.25, biases kept", 1.25, KEPT), ("2, biases kept", 2.0, KEPT)):
-            network = bcos_fx.bcosify(original, b=b, verified=False, **arguments, **options)
-            ways = calibrated(network, seen, original, count)
-            rows.append(row(name, ways, lambda n: percent(predicted(n, iter(unseen)), wanted)))
+    source = open_source(data / "imagenet_samples.npz")
+    assert isinstance(source, ImageFiles)
+    bare = [dataclasses.replace(record, label=None) for record in source.records]
+    parts = (ImageFiles(part, source.kind) for part in (bare[:count], bare[-tested:]))
+    seen, unseen = (Batches(part, Preprocessing(3, 224, 224), 16) for part in parts)
+    original = efficientnet_lite0()
+    arguments: dict[str, Any] = {"mean": LITE_MEAN, "std": LITE_STD, "example_inputs": torch.rand(2, 3, 224, 224)}
+    plain = bcos_fx.bcosify(original, recipe="equivalent", verified=False, **arguments)
+    wanted = predicted(plain, iter(unseen))
+    rows = []
+    for name, b, options in (("1.25, biases kept", 1.25, KEPT), ("2, biases kept", 2.0, KEPT)):
+        network = bcos_fx.bcosify(original, b=b, verified=False, **arguments, **options)
+        ways = calibrated(network, seen, original, count)
+        rows.append(row(name, ways, lambda n: percent(predicted(n, iter(unseen)), wanted)))
     page.text(
         f"## EfficientNet-Lite0 on photographs of ImageNet\n\nCalibrated on {count} photographs; share of {tested} "
         "others on which the highest of 1,000 classes is the original's."

@@ -24,9 +24,9 @@ from torch.utils.data import TensorDataset
 
 import bcos_fx
 from bcos_fx.cli.demo import efficientnet_lite0
+from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import fair, gridpg, open_source
-from bcos_fx.evaluation.decoding import Frame
 from bcos_fx.evaluation.subjects import OnImages
 from bcos_fx.explanation.render.color import photograph
 from bcos_fx.network import BcosNetwork
@@ -73,8 +73,8 @@ def answers(network: nn.Module, images: Tensor) -> Tensor:
 
 def read(folder: Path, original: nn.Module, count: int | None) -> Photographs:
     source = open_source(folder / "imagenet_samples.npz")
-    frame = Frame(3, SIDE, SIDE)
-    images = torch.stack([source.read(i, frame).image for i in range(count or len(source))])
+    preprocessing = Preprocessing(3, SIDE, SIDE)
+    images = torch.stack([source.read(i, preprocessing).image for i in range(count or len(source))])
     return Photographs(images, answers(original, images))
 
 

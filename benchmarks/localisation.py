@@ -24,13 +24,13 @@ from torch import Tensor, nn
 import bcos_fx
 from bcos_fx.checkpoint import read_model
 from bcos_fx.cli.demo import efficientnet_lite0
+from bcos_fx.data.sources import ImageFiles, ImageSource
 from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, fair, open_source
 from bcos_fx.evaluation.localisation import grid_image, play
 from bcos_fx.evaluation.plots import boxes
 from bcos_fx.evaluation.predictions import Subject, predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Grid, select
-from bcos_fx.evaluation.sources import Files
 from bcos_fx.evaluation.subjects import OnImages, subject_of
 from bcos_fx.explanation.render.color import images as coloured
 from bcos_fx.explanation.render.color import to_image
@@ -106,7 +106,7 @@ class Case:
     original: nn.Module
     converted: BcosNetwork
     plain: BcosNetwork
-    data: Files
+    data: ImageSource
 
     def methods(self) -> list[tuple[str, Method]]:
         """All methods by name."""
@@ -117,7 +117,9 @@ class Case:
         return named
 
 
-def case_of(name: str, original: nn.Module, data: Files, example: Tensor, **normalised: tuple[float, ...]) -> Case:
+def case_of(
+    name: str, original: nn.Module, data: ImageSource, example: Tensor, **normalised: tuple[float, ...]
+) -> Case:
     """Convert a network at B = 1, and trace it once without touching its input."""
     converted = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, **normalised)
     plain = bcos_fx.bcosify(original, recipe="equivalent", example_inputs=example, input="none")
@@ -161,8 +163,10 @@ def cifar(folder: Path, setting: Setting) -> Case:
     return case_of("ResNet-20", original, data, example, mean=CIFAR_MEAN, std=CIFAR_STD)
 
 
-def first_of(data: Files, count: int | None) -> Files:
-    return data if count is None else Files(data.places[:count], data.kind, classes=data.classes)
+def first_of(data: ImageSource, count: int | None) -> ImageSource:
+    if count is None or not isinstance(data, ImageFiles):
+        return data
+    return ImageFiles(data.records[:count], data.kind, classes=data.classes)
 
 
 # ---------------------------------------------------------------- the page
@@ -259,7 +263,7 @@ def report_cost(page: Page, case: Case, setting: Setting, options: argparse.Name
     subject = subject_of(case.converted, case.data)
     played = fair(side=3, grids=setting.cost_grids)
     cells = [[index % len(case.data) for index in range(9 * n, 9 * n + 9)] for n in range(setting.cost_grids)]
-    grids = [Grid(tuple(each), tuple(case.data.places[index].label for index in each)) for each in cells]
+    grids = [Grid(tuple(each), tuple((case.data.labels or ())[index] for index in each)) for each in cells]
 
     def at_once(grid: Grid) -> None:
         bcos_fx.explain(case.converted, grid_image(subject, grid, played), [list(grid.labels)])

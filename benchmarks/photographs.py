@@ -35,14 +35,13 @@ from torch import nn
 
 import bcos_fx
 from bcos_fx.cli.demo import efficientnet_lite0
+from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import dynamic_linear, open_source
-from bcos_fx.evaluation.decoding import Frame
 from bcos_fx.evaluation.localisation import play
 from bcos_fx.evaluation.predictions import predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, published, select
-from bcos_fx.evaluation.sources import Files
 from bcos_fx.evaluation.subjects import subject_of
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.recipe import Training, load_training
@@ -206,10 +205,10 @@ def measures(data: Path, grids: int) -> dict[str, Callable[[nn.Module], float]]:
 
 
 @torch.no_grad()
-def accuracy(network: BcosNetwork, source: Files, batch: int = 50) -> float:
-    frame, right = Frame.of(network.input_shape), 0
+def accuracy(network: BcosNetwork, source: ImageSource, batch: int = 50) -> float:
+    preprocessing, right = network.preprocessing, 0
     for first in range(0, len(source), batch):
-        samples = [source.read(i, frame) for i in range(first, min(first + batch, len(source)))]
+        samples = [source.read(i, preprocessing) for i in range(first, min(first + batch, len(source)))]
         outputs = network(torch.stack([sample.image for sample in samples]))
         right += int((outputs.argmax(1) == torch.tensor([sample.label for sample in samples])).sum())
     return right / len(source)

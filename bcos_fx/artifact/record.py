@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bcos_fx.artifact.values import decode, fits
+from bcos_fx.data.preprocessing import INTERPOLATIONS
 from bcos_fx.errors import ArtifactError, UsageError
 from bcos_fx.network import Record
 from bcos_fx.rewriting.core.options import Options
@@ -35,6 +36,10 @@ def read_record(value: Any) -> Record:
         raise ArtifactError("the file's record of the conversion is none")
     if record.train not in _TRAIN:
         raise ArtifactError(f"the record's mode of training is {record.train!r}", hint=f"known: {', '.join(_TRAIN)}")
+    for spec in record.inputs:
+        known = spec.interpolation is None or spec.interpolation in INTERPOLATIONS
+        if not known or not (spec.crop_pct is None or 0 < spec.crop_pct <= 1):
+            raise ArtifactError("the record's preprocessing makes no sense", where=f"input {spec.name!r}")
     report = record.report
     for rule, use in report.rules.items():
         if use.phase not in PHASES or use.preserves not in PRESERVES:

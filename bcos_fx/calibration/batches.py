@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bcos_fx.data.batches import Batches
+from bcos_fx.data.datasets import is_data, source_of
+from bcos_fx.data.preprocessing import is_photograph
 from bcos_fx.errors import UsageError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.validation import check_range
 
-_FORMS = "give a tensor (N, ...), a Dataset, or an iterable of batches such as a DataLoader"
+_FORMS = "give a tensor (N, ...), whatever evaluate takes as data, or an iterable of batches such as a DataLoader"
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,17 @@ def read_batches(images: Any, network: BcosNetwork, batch_size: int) -> Iterator
     """Yield batches of samples.
 
     Args:
-        images: a tensor (N, ...), a Dataset of samples, or an iterable of batches; a sample or a batch is a tensor,
-            or the network's inputs in order, with a label (or labels) behind them.
+        images: a tensor (N, ...); for a network of photographs anything that
+            :func:`bcos_fx.data.datasets.source_of` takes; a Dataset of samples; or an iterable of batches. A sample or
+            a batch is a tensor, or the network's inputs in order, with a label (or labels) behind them.
         network: takes them.
-        batch_size: for a tensor or a Dataset.
+        batch_size: for all but an iterable of batches.
 
     Raises:
         UsageError: another form, samples that the network does not take, NaN, images beyond [0, 1], or none at all.
     """
     empty = True
-    for given in _given(images, batch_size):
+    for given in _given(images, network, batch_size):
         batch = _batch(given, network)
         if len(batch.inputs[0]):
             empty = False
@@ -52,11 +56,14 @@ def read_batches(images: Any, network: BcosNetwork, batch_size: int) -> Iterator
         raise UsageError("there are no images to calibrate on", hint="a few hundred are enough; labels are not needed")
 
 
-def _given(images: Any, batch_size: int) -> Iterable[Any]:
-    if isinstance(images, Tensor):
+def _given(images: Any, network: BcosNetwork, batch_size: int) -> Iterable[Any]:
+    photographs = len(network.record.inputs) == 1 and is_photograph(network.input_shape)
+    if isinstance(images, Tensor) and not (photographs and images.dtype == torch.uint8):
         if images.dim() == 0:
             raise UsageError("images is a single number", hint=_FORMS)
         return torch.split(images, batch_size) if len(images) else ()
+    if photographs and is_data(images):
+        return Batches(source_of(images), network.preprocessing, batch_size)
     if isinstance(images, Dataset):
         return DataLoader(images, batch_size)
     if isinstance(images, str | bytes | dict) or not isinstance(images, Iterable):

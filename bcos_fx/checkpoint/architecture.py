@@ -62,7 +62,8 @@ def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = N
     A class of transformers takes its sizes from ``configuration``, the content of a ``config.json``, where given.
 
     Where ``@WEIGHTS`` names torchvision weights, they are loaded, and their normalisation is put on the
-    module as ``pretrained_cfg = {"mean": ..., "std": ...}``, as timm does with its own.
+    module as ``pretrained_cfg = {"mean": ..., "std": ..., "interpolation": ..., "crop_pct": ...}``, as timm does with
+    its own.
 
     Raises:
         CheckpointError: no such package, model or factory; the factory failed or returned no module.
@@ -185,8 +186,17 @@ def _torchvision(name: str, arch: str) -> nn.Module:
     module = _call(lambda: models.get_model(name, weights=weights), arch)
     preset = weights.transforms()
     if hasattr(preset, "mean") and hasattr(preset, "std"):
-        module.pretrained_cfg = {"mean": tuple(preset.mean), "std": tuple(preset.std)}  # type: ignore[assignment]
+        recorded = {"mean": tuple(preset.mean), "std": tuple(preset.std), **_resizing(preset)}
+        module.pretrained_cfg = recorded  # type: ignore[assignment]
     return module
+
+
+def _resizing(preset: Any) -> dict[str, Any]:
+    """How a weight's own preset resizes and crops, in timm's words; nothing of presets that do something else."""
+    resize, crop = getattr(preset, "resize_size", None), getattr(preset, "crop_size", None)
+    if not (isinstance(resize, list) and isinstance(crop, list) and len(resize) == len(crop) == 1):
+        return {}
+    return {"interpolation": preset.interpolation.value, "crop_pct": crop[0] / resize[0]}
 
 
 def _without_downloads(models: Any, name: str) -> dict[str, None]:

@@ -11,6 +11,7 @@ import typer
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.progress import Stages
+from bcos_fx.cli.request import IMAGE_FORMS
 from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def run(
     images: Annotated[
         Path,
         typer.Option(
-            help="A folder of photographs like those that the network is for; a few hundred are enough. Or labelled "
-            "images as for evaluate (a folder per class, .npz, .tar): the accuracy before and after is then said too."
+            help="Photographs like those that the network is for; a few hundred are enough. They are "
+            f"{IMAGE_FORMS}. With labels, the accuracy before and after is reported too."
         ),
     ],
     classes: Annotated[

@@ -120,7 +120,8 @@ def photographs() -> tuple[Tensor, list[int]]:
     """Return foolbox's 20 ImageNet photographs and their classes, which are in the files' names."""
     import torch
 
-    from bcos_fx.cli.photographs import read_photograph
+    from bcos_fx.data.preprocessing import Preprocessing
+    from bcos_fx.data.stores import open_source
 
     # Finding a package does not import it, and foolbox imports a great deal.
     found = importlib.util.find_spec("foolbox")
@@ -128,7 +129,8 @@ def photographs() -> tuple[Tensor, list[int]]:
         raise MissingExtraError("foolbox", "demo", _PURPOSE)
     files = sorted((Path(found.submodule_search_locations[0]) / "data").glob("imagenet_*.jpg"))
     labels = [int(path.stem.rpartition("_")[2]) for path in files]
-    return torch.stack([read_photograph(path, _SHAPE) for path in files]), labels
+    source, preprocessing = open_source(files), Preprocessing.of(_SHAPE)
+    return torch.stack([source.read(index, preprocessing).image for index in range(len(files))]), labels
 
 
 def _imagenet_classes() -> list[str]:

@@ -47,7 +47,7 @@ def run(
     cache in the user's cache folder (XDG_CACHE_HOME).
     """
     from bcos_fx.cli.texts import embedded
-    from bcos_fx.explanation.classes import read_classes
+    from bcos_fx.data.classes import read_classes
 
     if (classes is None) == (not text):
         raise UsageError("there is nothing to embed" if not text else "classes and texts were given", hint="give one")

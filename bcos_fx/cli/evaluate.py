@@ -132,12 +132,12 @@ def _measured(request: EvaluationRequest, plan: Plan, team: Team) -> tuple[Evalu
 
     from bcos_fx.cli.image_text import classifier
     from bcos_fx.cli.progress import counted
+    from bcos_fx.data.classes import read_classes
+    from bcos_fx.data.stores import open_source
     from bcos_fx.evaluation.report import check_extras, write_report
     from bcos_fx.evaluation.runner import Runner
     from bcos_fx.evaluation.session import evaluate
-    from bcos_fx.evaluation.stores import open_source
     from bcos_fx.evaluation.subjects import subject_of
-    from bcos_fx.explanation.classes import read_classes
 
     check_extras(plan.metrics)
     names = None if request.classes is None else read_classes(request.classes)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bcos_fx.cli.request import IMAGE_FORMS
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS
 
 _TEXT = "Image-text models"
@@ -22,8 +23,7 @@ class EvaluationRequest:
     data: Annotated[
         Path,
         typer.Option(
-            help="Labelled images: a folder with a folder per class, an .npz with jpeg, offsets and labels, a "
-            "webdataset shard (.tar) or a folder of them.",
+            help=f"Labelled images: {IMAGE_FORMS}.",
             rich_help_panel=_DATA,
         ),
     ]

@@ -18,6 +18,8 @@ from bcos_fx.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bcos_fx.data.preprocessing import Preprocessing
+    from bcos_fx.data.sources import ImageSource
     from bcos_fx.explanation import Explanation
     from bcos_fx.network import BcosNetwork
 
@@ -42,7 +44,6 @@ Exit code 0: all explained. 1: an image could not be read, or contributions do n
 NOT TESTED stands where hardly anything of an output comes from the image, so that the sum says nothing.
 """
 _BATCH, _IN_A_FIGURE = 16, 8
-_OTHER_DATA = "use bcos_fx.explain from Python"
 _TEXT = "Texts, of image-text models"
 
 
@@ -75,7 +76,13 @@ def run(
             help="A converted network, from bcos-fx convert; or with --arch a checkpoint, converted first.",
         ),
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs, or folders of them.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Photographs, folders of them, or images in any form that evaluate takes: .npy, .npz, shards.",
+        ),
+    ],
     target: Annotated[
         str | None,
         typer.Option(
@@ -180,8 +187,8 @@ def run(
     A network that was not fine-tuned after conversion is explained as faithfully, but its pictures are noisy.
     """
     from bcos_fx.cli import values
-    from bcos_fx.cli.photographs import image_files
     from bcos_fx.cli.sums import tell
+    from bcos_fx.data.stores import open_source
 
     options = {"channel_axis": channel_axis, "allow_incomplete": allow_incomplete}
     texts = TextOptions(tuple(text or ()), text_tower, text_embeddings, templates)
@@ -192,17 +199,22 @@ def run(
     else:
         question = _asked(target, against, classes, output, options)
     question = replace(question, sources=tuple(source or ()), batch_axis=values.axis(batch_axis))
+    if question.batch_axis != 0 and (output is not None or source):
+        raise UsageError(
+            "--batch-axis was given with --output or --source, whose values have their samples elsewhere too",
+            hint="leave --batch-axis out, or the other",
+        )
     network = _network(model, arch, recipe)
-    files = image_files(images)
-    place = out if out is not None else Path("explanation.png" if len(files) <= _IN_A_FIGURE else "explanation.html")
-    found, skipped = _explain_all(network, files, question, place, quiet=json)
+    data = open_source(images)
+    place = out if out is not None else Path("explanation.png" if len(data) <= _IN_A_FIGURE else "explanation.html")
+    found, skipped = _explain_all(network, data, question, place, quiet=json)
     if json:
         written = {name or "": str(path) for name, path in _places(place, question).items()}
         files_written = {"file": str(place)} if len(written) == 1 else {"files": written}
         said = {**files_written, "images": [row for row, _ in found], "skipped": skipped}
         echo(json_module.dumps(said, indent=2, sort_keys=True))
     else:
-        tell(found, _places(place, question).values(), len(files))
+        tell(found, _places(place, question).values(), len(data))
     list_skipped(skipped)
     if not all(complete for _, complete in found):
         raise typer.Exit(CHECK_FAILED)
@@ -244,7 +256,7 @@ def _asked(
     output: str | None,
     options: dict[str, Any],
 ) -> Question:
-    from bcos_fx.explanation.classes import read_classes
+    from bcos_fx.data.classes import read_classes
     from bcos_fx.explanation.targets import difference, named
 
     names = None if classes is None else read_classes(classes)
@@ -276,31 +288,34 @@ def _number(text: str) -> int | str | tuple[int, ...]:
 
 
 def _explain_all(
-    network: BcosNetwork, files: list[Path], question: Question, place: Path, *, quiet: bool
+    network: BcosNetwork, data: ImageSource, question: Question, place: Path, *, quiet: bool
 ) -> tuple[list[tuple[dict[str, Any], bool]], dict[str, str]]:
     """Explain in batches; a gallery keeps the pictures only, so thousands of images fit into memory."""
-    from bcos_fx.cli.photographs import Photographs
     from bcos_fx.cli.progress import counted
     from bcos_fx.cli.sums import row_of
+    from bcos_fx.data.batches import Batches, note_enlarged
     from bcos_fx.explanation.render.saving import Collector
 
     collectors = {name: Collector(path) for name, path in _places(place, question).items()}
     found: list[tuple[dict[str, Any], bool]] = []
-    photographs = Photographs(files, _photograph_shape(network, question.batch_axis), _BATCH)
-    skipped = photographs.skipped
-    for part in counted(photographs.parts, [len(part) for part in photographs.parts], "explaining", quiet=quiet):
-        readable, stacked = photographs.read(part)
-        if stacked is None:
+    preprocessing = _preprocessing(network, question.batch_axis)
+    note_enlarged(data, preprocessing)
+    batches = Batches(data, preprocessing, _BATCH)
+    for part in counted(batches.parts, [len(part) for part in batches.parts], "explaining", quiet=quiet):
+        batch = batches.read(part)
+        if batch is None:
             continue
-        parts = _explained(network, stacked.to(next(network.parameters())), question)
+        parts = _explained(network, batch.images.to(next(network.parameters())), question)
         for name, explanation in parts.items():
-            collectors[name].add(explanation, [path.name for path in readable])
-        found += [row_of({name: part[i] for name, part in parts.items()}, path) for i, path in enumerate(readable)]
-    if not found:
-        raise UsageError(f"none of the {len(files)} images can be read", where=next(iter(skipped.items()), ("", ""))[1])
+            collectors[name].add(explanation, [Path(data.name(index)).name for index in batch.indices])
+        found += [
+            row_of({name: part[i] for name, part in parts.items()}, data.where(index))
+            for i, index in enumerate(batch.indices)
+        ]
+    batches.check_readable()
     for collector in collectors.values():
         collector.close()
-    return found, skipped
+    return found, batches.skipped
 
 
 def _places(place: Path, question: Question) -> dict[str | None, Path]:
@@ -313,14 +328,12 @@ def _places(place: Path, question: Question) -> dict[str | None, Path]:
     }
 
 
-def _photograph_shape(network: BcosNetwork, batch_axis: int | None) -> tuple[int, ...]:
-    """(C, H, W) of what the network takes.
+def _preprocessing(network: BcosNetwork, batch_axis: int | None) -> Preprocessing:
+    """How images become what the network takes.
 
     Raises:
         UsageError: it takes something else than one photograph, or has no such batch axis.
     """
-    from bcos_fx.cli import values
-
     inputs = network.record.inputs
     if len(inputs) > 1:
         raise UsageError(
@@ -330,11 +343,13 @@ def _photograph_shape(network: BcosNetwork, batch_axis: int | None) -> tuple[int
         )
     shape = list(inputs[0].shape)
     if batch_axis is not None:
-        values.in_range(batch_axis, len(shape))
+        if not -len(shape) <= batch_axis < len(shape):
+            raise UsageError(
+                f"--batch-axis is {batch_axis}, the input {inputs[0].name!r} has {len(shape)} dimensions",
+                hint=f"give a number from 0 to {len(shape) - 1}, or none where a photograph is the whole input",
+            )
         del shape[batch_axis]
-    if len(shape) != 3 or shape[0] not in (1, 3):
-        raise UsageError(f"the network takes {tuple(shape)}, which is no photograph", hint=_OTHER_DATA)
-    return tuple(shape)
+    return inputs[0].preprocessing(tuple(shape))
 
 
 def _explained(network: BcosNetwork, images: Tensor, question: Question) -> dict[str | None, Explanation]:
@@ -345,16 +360,12 @@ def _explained(network: BcosNetwork, images: Tensor, question: Question) -> dict
     axis, sources = question.batch_axis, question.sources
     shared: dict[str, Any] = {"output": question.output, "names": question.names, **question.options}
     if axis is None:  # a photograph is the whole input
-        each = [explain(network, image, question.target, batch_axis=None, **_by(sources), **shared) for image in images]
-        parts = [_by_source(found, sources) for found in each]
-        return {name: Explanation.joined([part[name] for part in parts]) for name in parts[0]}
+        parts = [
+            explain(network, image, question.target, batch_axis=None, **_by(sources), **shared) for image in images
+        ]
+        return {None: Explanation.joined(parts)}
     given = images.movedim(0, axis)
-    return _by_source(explain(network, given, question.target, batch_axis=axis, **_by(sources), **shared), sources)
-
-
-def _by_source(found: Any, sources: tuple[str, ...]) -> dict[str | None, Explanation]:
-    from bcos_fx.explanation.explanation import Explanation
-
+    found = explain(network, given, question.target, batch_axis=axis, **_by(sources), **shared)
     return {sources[0] if sources else None: found} if isinstance(found, Explanation) else dict(found)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcos_fx.cli.console import echo
-from bcos_fx.cli.request import recipes, takes
+from bcos_fx.cli.request import IMAGE_FORMS, recipes, takes
 from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
@@ -43,9 +43,7 @@ class FineTuneRequest:
     data: Annotated[
         Path,
         typer.Option(
-            help="Images to train on: a folder with one folder per class; an .npz with jpeg (bytes of all files), "
-            "offsets, labels and classes; or webdataset shards (.tar, or a folder of them). A folder of images alone "
-            "will do for a recipe that only distils.",
+            help=f"Images to train on: {IMAGE_FORMS}. Images without labels will do for a recipe that only distils.",
             rich_help_panel=_DATA,
         ),
     ]
@@ -182,7 +180,7 @@ def run(request: FineTuneRequest) -> None:
 
 def _trained(request: FineTuneRequest) -> FineTuned:
     from bcos_fx.cli.check import read_artifact
-    from bcos_fx.explanation.classes import read_classes
+    from bcos_fx.data.classes import read_classes
     from bcos_fx.training.finetune import finetune
 
     return finetune(

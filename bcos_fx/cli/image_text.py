@@ -12,13 +12,13 @@ from bcos_fx.cli.evaluation_request import EvaluationRequest
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.text_options import TextOptions
 from bcos_fx.cli.texts import embedded
+from bcos_fx.data.classes import read_classes
+from bcos_fx.data.stores import open_source
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.clip_benchmark import LINEAR_PROBE, ZERO_SHOT, record, zero_shot_metrics
 from bcos_fx.evaluation.probing import check_solver, embed_images, linear_probe
 from bcos_fx.evaluation.session import Evaluation
-from bcos_fx.evaluation.stores import open_source
 from bcos_fx.evaluation.subjects import subject_of
-from bcos_fx.explanation.classes import read_classes
 from bcos_fx.explanation.render.saving import write_whole
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
@@ -76,7 +76,7 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
     for path in (request.train_data, request.data):
         subject = subject_of(tower, open_source(path, classes=names))
         echo(f"Embedding {len(subject.source)} images of {path}.", err=True)
-        parts.append(embed_images(tower, subject.source, subject.frame, batch_size=request.batch_size))
+        parts.append(embed_images(tower, subject.source, subject.preprocessing, batch_size=request.batch_size))
     found = linear_probe(*parts)
     request.out.mkdir(parents=True, exist_ok=True)
     metrics = {**{f"lp_{name}": value for name, value in found.metrics.items()}, "weight_decay": found.weight_decay}

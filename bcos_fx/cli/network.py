@@ -13,18 +13,18 @@ from bcos_fx import example
 from bcos_fx.calibration import calibrate_
 from bcos_fx.checkpoint import build_architecture, read_model
 from bcos_fx.cli import values
-from bcos_fx.cli.photographs import SUFFIXES, LabelledPhotographs, Photographs, folder_files, read_photographs
 from bcos_fx.cli.request import Request
+from bcos_fx.data.batches import Batches, note_enlarged
+from bcos_fx.data.classes import read_classes
+from bcos_fx.data.preprocessing import Preprocessing
+from bcos_fx.data.sources import ImageSource
+from bcos_fx.data.stores import open_source
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.evaluation.sources import Files
-from bcos_fx.evaluation.stores import open_source
-from bcos_fx.explanation.classes import read_classes
-from bcos_fx.explanation.layout import own_form
 from bcos_fx.network import BcosNetwork
 from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE
 
 _DEFAULT_SHAPE = (3, 224, 224)
-_BATCH = 16
+_BATCH, _VERIFIED_ON = 16, 32
 
 
 class PartOfOutput(nn.Module):
@@ -75,29 +75,13 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
         "verified": request.verified,
     }
     arguments |= _head(request)
-    axis = values.axis(request.batch_axis)
-    if axis != 0:
-        _check_whole(request)
-        arguments["batch_axis"] = axis
     if shape is not None:
-        samples = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-        arguments["example_inputs"] = own_form(samples, values.in_range(axis, samples.dim()))
+        arguments["example_inputs"] = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     if request.images is not None:
-        arguments["images"] = read_photographs(request.images, shape or _DEFAULT_SHAPE)
+        arguments["images"] = _some_images(request.images, shape or _DEFAULT_SHAPE)
     if request.calibrate is not None:
         find_images(request.calibrate)  # a folder that is not there is found out before the work, not after it
     return arguments | _options(request)
-
-
-def _check_whole(request: Request) -> None:
-    """Check what is given beside a batch axis."""
-    if request.input_shape is None:
-        raise UsageError("--batch-axis was given without a shape", hint="give one sample's shape with --input-shape")
-    if request.images is not None or request.calibrate is not None:
-        raise UsageError(
-            "--images and --calibrate put samples first, and --batch-axis has them elsewhere",
-            hint="leave them out; the network is verified on made-up inputs",
-        )
 
 
 def _head(request: Request) -> dict[str, Any]:
@@ -111,78 +95,65 @@ def _head(request: Request) -> dict[str, Any]:
     if request.data is None:
         raise UsageError("which classes are to be kept is not known", hint="name a folder of them with --data")
     found = open_source(request.data)
-    wanted = found.classes or tuple(map(str, sorted({place.label for place in found.places})))
+    found.check_labelled()
+    wanted = found.classes or tuple(map(str, sorted(set(found.labels or ()))))
     names = None if request.classes is None else read_classes(request.classes)
     return {"classes": wanted, "class_names": names}
 
 
-def find_images(place: Path, classes: Path | None = None) -> list[Path] | Files:
-    """Find images to calibrate on: a folder's photographs, or labelled data in any form that evaluation reads.
+def _some_images(place: Path, shape: tuple[int, ...]) -> Tensor:
+    """Read some images of a source, evenly spread, to verify a conversion on.
 
     Raises:
-        UsageError: there are none, or classes are named for photographs that have no label.
+        UsageError: there are none, or one cannot be read.
     """
-    if not place.is_dir() or not any(item.suffix.lower() in SUFFIXES for item in place.iterdir()):
-        return open_source(place, classes=None if classes is None else read_classes(classes))
+    source, preprocessing = open_source(place), Preprocessing.of(shape)
+    note_enlarged(source, preprocessing)
+    (part,) = Batches(source, preprocessing, _VERIFIED_ON, _VERIFIED_ON).parts
+    return torch.stack([source.read(index, preprocessing).image for index in part])
+
+
+def find_images(place: Path, classes: Path | None = None) -> ImageSource:
+    """Find images, with labels or without.
+
+    Raises:
+        UsageError: there are none, or classes are named for images that have no labels.
+    """
+    source = open_source(place, classes=None if classes is None else read_classes(classes))
     if classes is not None:
-        raise UsageError(f"the images in {place} have no labels", hint="leave --classes out")
-    return folder_files(place)
+        source.check_labelled()
+    return source
 
 
-def calibration_images(
-    network: BcosNetwork, found: list[Path] | Files, count: int | None = None
-) -> Photographs | LabelledPhotographs:
-    """Return batches of what :func:`find_images` found, as the network takes them.
+def calibration_images(network: BcosNetwork, source: ImageSource, count: int | None = None) -> Batches:
+    """Return batches of images as the network takes them.
 
     Raises:
         UsageError: the labels cannot be meant for the network.
     """
-    shape = network.input_shape
-    if isinstance(found, list):
-        return Photographs(found[: count or len(found)], shape, _BATCH)
-    classes = network.class_count()
-    found.check_classes(classes)
-    beyond = next((place for place in found.places if not 0 <= place.label < classes), None)
-    if beyond is not None:
-        raise UsageError(
-            f"the label {beyond.label} is none of the network's {classes} classes",
-            where=beyond.name,
-            hint=f"labels are counted from 0 to {classes - 1}, in the order of the network's outputs",
-        )
-    return LabelledPhotographs(found, shape, _BATCH, count)
+    if not source.unlabelled:
+        source.check_classes(network.class_count())
+    note_enlarged(source, network.preprocessing)
+    return Batches(source, network.preprocessing, _BATCH, count)
 
 
 def calibrate_on(
     network: BcosNetwork,
-    photographs: Photographs | LabelledPhotographs,
+    images: Batches,
     original: nn.Module | None,
     output: int | str | None,
     progress: Callable[[str], None],
 ) -> dict[str, str]:
-    """Calibrate a network in place on photographs; ``progress`` as for the library's functions.
+    """Calibrate a network in place; ``progress`` as for the library's functions.
 
     Returns:
-        Photograph that could not be read -> why.
+        Image that could not be read -> why.
 
     Raises:
-        UsageError: none could be read, or as :func:`bcos_fx.calibration.calibrate` says.
+        UsageError: none could be read, or as :func:`bcos_fx.calibration.calibrate` describes.
     """
-    try:
-        calibrate_(
-            network,
-            photographs,
-            original,
-            output=output,
-            measured=True,
-            progress=progress,
-        )
-    except UsageError as error:
-        files = sum(map(len, photographs.parts))
-        if len(photographs.skipped) < files:
-            raise
-        where, why = next(iter(photographs.skipped.items()))
-        raise UsageError(f"none of the {files} images can be read: {why}", where=where) from error
-    return photographs.skipped
+    calibrate_(network, images, original, output=output, measured=True, progress=progress)
+    return images.skipped
 
 
 def _options(request: Request) -> dict[str, Any]:

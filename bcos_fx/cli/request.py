@@ -17,6 +17,9 @@ from bcos_fx.rewriting.core.location import rules_directory
 Asked = TypeVar("Asked")
 Result = TypeVar("Result")
 
+IMAGE_FORMS = "a folder of images or of a folder per class, an image, .npy, .npz, or webdataset shards (.tar)"
+"""What every command takes as images; docs/data.md has the details."""
+
 _FILE, _WHAT, _INPUT, _OUT = "The file", "The rewrite", "The input", "The result"
 
 
@@ -230,20 +233,10 @@ class Request:
             rich_help_panel=_INPUT,
         ),
     ] = None
-    batch_axis: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AXIS",
-            help="Which dimension of the network's input holds the samples, where it is not the first: its number, or "
-            "none where an input is one sample as a whole, such as a graph's nodes. The proof then runs on whole "
-            "inputs of --input-shape.",
-            rich_help_panel=_INPUT,
-        ),
-    ] = None
     images: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of photographs to verify and measure on instead of made-up images; resized and cropped "
+            help=f"Photographs to verify and measure on instead of made-up images ({IMAGE_FORMS}); resized and cropped "
             "to --input-shape, or 224 pixels.",
             rich_help_panel=_INPUT,
         ),
@@ -251,8 +244,8 @@ class Request:
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of a few hundred photographs; labels are not needed. Set the converted network's norm "
-            "statistics and gains anew on them, as `bcos-fx calibrate` does. `plan` leaves them unread.",
+            help=f"A few hundred photographs ({IMAGE_FORMS}); labels are not needed. Set the converted network's norm "
+            "statistics and gains again on them, as `bcos-fx calibrate` does. `plan` leaves them unread.",
             rich_help_panel=_OUT,
         ),
     ] = None

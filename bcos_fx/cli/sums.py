@@ -13,7 +13,7 @@ from bcos_fx.explanation.joint import JointExplanation
 _NAMED = 20
 
 
-def row_of(parts: dict[str | None, Explanation], path: Path) -> tuple[dict[str, Any], bool]:
+def row_of(parts: dict[str | None, Explanation], file: str) -> tuple[dict[str, Any], bool]:
     """The sums of one image, explained by one source (None: the main input) or several, and whether they add up."""
 
     def numbers(values: Any) -> list[float]:
@@ -24,7 +24,7 @@ def row_of(parts: dict[str | None, Explanation], path: Path) -> tuple[dict[str, 
     indices = [] if sample.target is None else [int(index) for index in sample.target.flatten()]
     residual, constants, output = (numbers(v) for v in (sample.residual, joint.constants.total(), sample.output))
     row: dict[str, Any] = {
-        "file": str(path),
+        "file": file,
         "prediction": None if sample.prediction is None else int(sample.prediction[0]),
         "target": indices,
         "names": [sample.target_name(place) for place in range(len(output))],

@@ -144,7 +144,7 @@ def _plain(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     whole = image.convert("RGBA")
     if whole.getchannel("A").getextrema() != (255, 255):
-        _note("images with transparent parts are seen on white")
+        note("images with transparent parts are seen on white")
     return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
 
 
@@ -238,6 +238,6 @@ def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
 
 
 @functools.cache
-def _note(text: str) -> None:
-    """Say something once."""
+def note(text: str) -> None:
+    """Log a note for the user, once."""
     logging.getLogger("bcos_fx").warning("note: %s", text)

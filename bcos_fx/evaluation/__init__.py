@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from bcos_fx.lazy import lazily
 
 if TYPE_CHECKING:
+    from bcos_fx.data.stores import open_source
     from bcos_fx.evaluation.concept_map import text2concept
     from bcos_fx.evaluation.correctness import Accuracy, accuracy
     from bcos_fx.evaluation.localisation import Localisation, gridpg
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from bcos_fx.evaluation.reference import gridpg_reference
     from bcos_fx.evaluation.scoring import gridpg_score
     from bcos_fx.evaluation.selection import Protocol, fair, published
-    from bcos_fx.evaluation.stores import open_source
     from bcos_fx.methods.method import Method, dynamic_linear
     from bcos_fx.methods.zero_shot import ZeroShot
 
@@ -53,7 +53,7 @@ __getattr__ = lazily(
         "gridpg_reference": "bcos_fx.evaluation.reference",
         "gridpg_score": "bcos_fx.evaluation.scoring",
         "linear_probe": "bcos_fx.evaluation.probing",
-        "open_source": "bcos_fx.evaluation.stores",
+        "open_source": "bcos_fx.data.stores",
         "published": "bcos_fx.evaluation.selection",
         "text2concept": "bcos_fx.evaluation.concept_map",
     },

@@ -70,7 +70,7 @@ def curve_measure(
         chosen = [p for p in predictions if p.predicted == p.label][:images]
         if not chosen:
             raise UsageError(f"no image is classified correctly, so {name} has nothing to measure")
-        subject.source.prepare([p.index for p in chosen], subject.frame)
+        subject.source.prepare([p.index for p in chosen])
         values = {}
         for place, method in enumerate(methods):
             network = subject.model if place == 0 or subject.original is None else subject.original

@@ -55,7 +55,7 @@ def _pictures(subject: Subject, own: Localisation, image: Tensor, labels: Sequen
     """The network's explanation of each label: coloured where W(x) has colours, signed contributions elsewhere."""
     targets = torch.tensor([list(labels)], device=image.device)
     if own.protocol.windows:
-        method = windowed(dynamic_linear(subject.model), subject.frame.height, subject.frame.width)
+        method = windowed(dynamic_linear(subject.model), subject.preprocessing.height, subject.preprocessing.width)
         return [to_image(picture) for picture in signed(method.maps(image, targets)[0].float().cpu())]
     return images(explain(subject.model, image, targets))
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.identity import differences, digest_of_data
 from bcos_fx.files import appending, check_target
+from bcos_fx.identity import differences, digest_of_data
 
 _LISTED = 6
 

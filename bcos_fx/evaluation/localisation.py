@@ -164,11 +164,11 @@ def play(subject: Subject, method: Method, grids: Sequence[Grid], protocol: Prot
     Raises:
         UsageError: the network takes no image as large as a grid, or the method gave something that is no map.
     """
-    height, width = subject.frame.height, subject.frame.width
+    height, width = subject.preprocessing.height, subject.preprocessing.width
     explained = windowed(method, height, width) if protocol.windows else method
     settings = {name: str(value) for name, value in explained.settings.items()}
     header = subject.header("gridpg", protocol.to_dict() | {"method": method.name, "method_settings": settings})
-    subject.source.prepare([index for grid in grids for index in grid.images], _cell(subject, protocol).frame)
+    subject.source.prepare([index for grid in grids for index in grid.images])
     name = f"gridpg-{protocol.side}x{protocol.side}-{slug(method.name)}"
     label = f"{method.name} {protocol.side}x{protocol.side}"
     rows = runner.run(
@@ -188,7 +188,8 @@ def slug(name: str) -> str:
 def _cell(subject: Subject, protocol: Protocol) -> Subject:
     """The same, with images of the size of a cell."""
     shrunk = protocol.side if protocol.rescaled else 1
-    return dataclasses.replace(subject, frame=dataclasses.replace(subject.frame, shrunk=shrunk))
+    preprocessing = dataclasses.replace(subject.preprocessing, shrunk=shrunk)
+    return dataclasses.replace(subject, preprocessing=preprocessing)
 
 
 def grid_image(subject: Subject, grid: Grid, protocol: Protocol) -> Tensor:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx import artifact
-from bcos_fx.data.decoding import Unreadable
+from bcos_fx.data.batches import Batches
+from bcos_fx.data.preprocessing import Preprocessing
+from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.decoding import Frame
-from bcos_fx.evaluation.identity import digest_of_data, structure_of, values_of
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
-from bcos_fx.evaluation.sources import Source
+from bcos_fx.identity import digest_of_data, structure_of, values_of
 from bcos_fx.methods.requests import class_outputs
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
@@ -31,13 +31,13 @@ class Subject:
     Attributes:
         model: takes images in [0, 1], (N, C, H, W), and gives one output per class; in eval mode.
         source: the labelled images.
-        frame: the size that they are brought to.
+        preprocessing: how they become the network's input.
         original: what ``model`` was made from, as a function of the same images; None: not compared with.
     """
 
     model: nn.Module
-    source: Source
-    frame: Frame
+    source: ImageSource
+    preprocessing: Preprocessing
     original: nn.Module | None = None
 
     @property
@@ -48,7 +48,7 @@ class Subject:
     def header(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What a file of results begins with: what the results are of."""
         like = self.like
-        computed = {"images": str(self.frame), "dtype": str(like.dtype), "device": like.device.type}
+        computed = {"images": str(self.preprocessing), "dtype": str(like.dtype), "device": like.device.type}
         return {
             "bcos-fx": __version__,
             "kind": kind,
@@ -58,9 +58,9 @@ class Subject:
             "settings": computed | dict(settings),
         }
 
-    def read(self, indices: Sequence[int], frame: Frame | None = None) -> Tensor:
+    def read(self, indices: Sequence[int]) -> Tensor:
         """Read images (N, C, H, W), on the model's device."""
-        images = [self.source.read(index, frame or self.frame).image for index in indices]
+        images = [self.source.read(index, self.preprocessing).image for index in indices]
         return torch.stack(images).to(self.like)
 
 
@@ -126,28 +126,20 @@ def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Outcom
 
 
 def _of_batch(subject: Subject, indices: range) -> dict[str, Any]:
-    unreadable: dict[str, str] = {}
-    read: list[int] = []
-    images: list[Tensor] = []
-    labels: list[int] = []
-    for index in indices:
-        try:
-            sample = subject.source.read(index, subject.frame)
-        except Unreadable as error:
-            unreadable[subject.source.name(index)] = error.what
-            continue
-        if images and sample.image.shape != images[0].shape:
-            raise UsageError(f"{subject.source.name(index)} has another size than the images before it")
-        read.append(index)
-        images.append(sample.image)
-        labels.append(sample.label)
-    if not read:
-        return {"rows": [], "unreadable": unreadable}
-    batch = torch.stack(images).to(subject.like)
+    reader = Batches(subject.source, subject.preprocessing, len(indices))
+    found = reader.read(indices)
+    if found is None:
+        return {"rows": [], "unreadable": reader.skipped}
+    read, batch = found.indices, found.images.to(subject.like)
     outputs = _judged_outputs(subject.model, batch)
-    _check_labels(subject, read, labels, outputs.shape[1])
+    classes = outputs.shape[1]
+    subject.source.check_classes(classes)
+    labels = [
+        subject.source.class_index(sample.label, index, classes)
+        for index, sample in zip(read, found.samples, strict=True)
+    ]
     originals = None if subject.original is None else _judged_outputs(subject.original, batch).argmax(1).tolist()
-    return {"rows": _rows(outputs, read, labels, originals), "unreadable": unreadable}
+    return {"rows": _rows(outputs, read, labels, originals), "unreadable": reader.skipped}
 
 
 def _rows(outputs: Tensor, read: list[int], labels: list[int], originals: list[int] | None) -> list[list[Any]]:
@@ -177,15 +169,3 @@ def _judged_outputs(model: nn.Module, images: Tensor) -> Tensor:
     if not bool(torch.isfinite(outputs).all()):
         raise UsageError("the network gives NaN or infinity", hint="was it trained with these images, and in [0, 1]?")
     return outputs
-
-
-def _check_labels(subject: Subject, read: list[int], labels: list[int], classes: int) -> None:
-    subject.source.check_classes(classes)
-    wrong = [(index, label) for index, label in zip(read, labels, strict=True) if not 0 <= label < classes]
-    if wrong:
-        index, label = wrong[0]
-        raise UsageError(
-            f"the label {label} is none of the network's {classes} classes",
-            where=subject.source.name(index),
-            hint=f"labels are counted from 0 to {classes - 1}, in the order of the network's outputs",
-        )

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bcos_fx.data.decoding import Unreadable
+from bcos_fx.data.batches import Batches
+from bcos_fx.data.preprocessing import Preprocessing
+from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.evaluation.clip_benchmark import rates
-from bcos_fx.evaluation.decoding import Frame
-from bcos_fx.evaluation.sources import Source
 
 DECADES = tuple(10.0**k for k in range(-7, 2))
 _HELD_OUT, _ITERATIONS = 5, 1000
@@ -83,35 +83,28 @@ def check_solver() -> None:
         raise MissingExtraError("scikit-learn", "evaluate", "a linear probe")
 
 
-def embed_images(model: nn.Module, source: Source, frame: Frame, *, batch_size: int = 32) -> Embedded:
+def embed_images(
+    model: nn.Module, source: ImageSource, preprocessing: Preprocessing, *, batch_size: int = 32
+) -> Embedded:
     """Embed all images of a source.
 
     Args:
         model: takes images in [0, 1] and gives (N, D); in eval mode.
         source: labelled images.
-        frame: the size that they are brought to.
+        preprocessing: how they become the model's input.
         batch_size: images at once.
 
     Raises:
-        UsageError: the model gives no row of numbers for each image, or no image can be read.
+        UsageError: the model gives no row of numbers for each image, an image has no label, or none can be read.
     """
+    source.check_labelled()
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    features, labels, unreadable = [], [], {}
-    for first in range(0, len(source), batch_size):
-        images = []
-        for index in range(first, min(first + batch_size, len(source))):
-            try:
-                sample = source.read(index, frame)
-            except Unreadable as error:
-                unreadable[source.name(index)] = error.what
-                continue
-            images.append(sample.image)
-            labels.append(sample.label)
-        if images:
-            features.append(_embedded(model, torch.stack(images).to(like)))
-    if not features:
-        raise UsageError("none of the images can be read", where=next(iter(unreadable.values()), None))
-    return Embedded(torch.cat(features), torch.tensor(labels), unreadable)
+    reader, features, labels = Batches(source, preprocessing, batch_size), [], list[int]()
+    for batch in filter(None, map(reader.read, reader.parts)):
+        labels += [source.class_index(s.label, i) for i, s in zip(batch.indices, batch.samples, strict=True)]
+        features.append(_embedded(model, batch.images.to(like)))
+    reader.check_readable()
+    return Embedded(torch.cat(features), torch.tensor(labels), reader.skipped)
 
 
 def _embedded(model: nn.Module, images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from bcos_fx.data.decoding import Unreadable
+from bcos_fx.data.batches import enlarged
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
 from bcos_fx.evaluation.curve_measures import CurveSet
@@ -17,7 +17,6 @@ from bcos_fx.evaluation.predictions import Outcome, Subject, predict
 from bcos_fx.evaluation.registry import BASELINES, MEASURES
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, select
-from bcos_fx.evaluation.sources import Files
 from bcos_fx.evaluation.subjects import OnImages
 from bcos_fx.methods.baselines import CONDITIONAL
 from bcos_fx.methods.method import Method, dynamic_linear
@@ -83,9 +82,9 @@ def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
 
 def _evaluated(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
     methods, refused = _methods(subject, plan.baselines)
-    enlarged = _enlarged(subject)
-    if enlarged is not None and runner.team.leads:
-        runner.say(enlarged)
+    smaller = enlarged(subject.source, subject.preprocessing)
+    if smaller is not None and runner.team.leads:
+        runner.say(smaller)
     outcome = predict(subject, runner, batch_size=plan.batch_size)
     accuracy = None
     if "accuracy" in plan.metrics or "zeroshot" in plan.metrics:
@@ -98,24 +97,6 @@ def _evaluated(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
         MEASURES[name](subject, methods, outcome.predictions, runner) for name in plan.metrics if name in MEASURES
     )
     return Evaluation(subject, outcome, accuracy, localisations, curves, refused)
-
-
-def _enlarged(subject: Subject) -> str | None:
-    """Say so where images are stored at half the network's size or less: it may have been trained at theirs."""
-    source, frame = subject.source, subject.frame
-    if not isinstance(source, Files):
-        return None
-    try:
-        width, height = source.picture(0).size
-    except Unreadable:  # it is listed when all are read
-        return None
-    if frame.height < 2 * height or frame.width < 2 * width:
-        return None
-    return (
-        f"images are enlarged: the first has {width}x{height} pixels, and the network was converted for "
-        f"{frame.width}x{frame.height}; if it was trained on the smaller ones, convert it with "
-        f"--input-shape {frame.channels},{height},{width}"
-    )
 
 
 def _methods(subject: Subject, baselines: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
@@ -141,9 +122,8 @@ def _methods(subject: Subject, baselines: Sequence[str]) -> tuple[list[Method], 
 def _refusal(method: Method, subject: Subject) -> str | None:
     """Say why a method is not right for the network; it is asked now, not after an hour of other work."""
     like = next(subject.model.parameters(), torch.zeros(()))
-    image = torch.rand((1, subject.frame.channels, *subject.frame.size), generator=torch.Generator().manual_seed(0)).to(
-        like
-    )
+    shape = (1, subject.preprocessing.channels, *subject.preprocessing.size)
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
     try:
         method.maps(image, torch.zeros(1, 1, dtype=torch.long, device=like.device))
     except BcosFxError as error:

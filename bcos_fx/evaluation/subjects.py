@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.data.datasets import source_of
+from bcos_fx.data.preprocessing import CLIP, Preprocessing
+from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.datasets import source_of
-from bcos_fx.evaluation.decoding import Frame
 from bcos_fx.evaluation.predictions import Subject
-from bcos_fx.evaluation.sources import Source
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
 from bcos_fx.validation import check_module
@@ -26,7 +29,7 @@ def subject_of(
 
     Args:
         model: takes images in [0, 1]; in eval mode.
-        dataset: whatever :func:`bcos_fx.evaluation.datasets.source_of` takes.
+        dataset: whatever :func:`bcos_fx.data.datasets.source_of` takes.
         original: takes the same images.
         shape: (C, H, W) of one image; None: what the converted network was made for, or of the data set's first tensor.
 
@@ -40,19 +43,32 @@ def subject_of(
         if network.training:
             raise UsageError("the network is in train mode", hint="call network.eval() first")
     source = source_of(dataset)
-    given = shape if shape is not None else _shape_of(model, source)
-    return Subject(model, source, Frame.of(tuple(given), whole=isinstance(model, ZeroShot)), original)
+    source.check_labelled()
+    return Subject(model, source, preprocessing_of(model, source, shape), original)
 
 
-def _shape_of(model: nn.Module, source: Source) -> tuple[int, ...]:
-    if isinstance(model, BcosNetwork | ZeroShot):
-        return model.input_shape
-    found = source.own_shape()
+def preprocessing_of(model: nn.Module, source: ImageSource, shape: tuple[int, ...] | None = None) -> Preprocessing:
+    """Return how images become a network's input: as its file records it, else as is published for its kind.
+
+    Args:
+        model: the network.
+        source: whose first tensor gives the shape, where neither the network nor ``shape`` does.
+        shape: (C, H, W) of one image.
+
+    Raises:
+        UsageError: the shape is not known, or not that of an image.
+    """
+    tower = model.tower if isinstance(model, ZeroShot) else model
+    if isinstance(tower, BcosNetwork):
+        spec = tower.record.inputs[0]
+        usual = CLIP if tower is not model and spec.crop_pct is None else dict[str, Any]()
+        return dataclasses.replace(spec.preprocessing(shape), **usual)
+    found = shape if shape is not None else source.own_shape()
     if found is None:
         raise UsageError(
             "which size the images are to be brought to is not known", hint="give shape=(3, 224, 224), say"
         )
-    return found
+    return Preprocessing.of(tuple(found))
 
 
 class OnImages(nn.Module):

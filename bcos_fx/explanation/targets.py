@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bcos_fx.data.classes import class_named, classes_named
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation.weights import Select
 
@@ -103,32 +103,9 @@ def named(target: Any, names: Sequence[str] | None) -> Any:
         return type(target)(named(item, names) for item in target)
     if not isinstance(target, str):
         return target
-    found = [i for i, name in enumerate(names or ()) if _answers_to(name, target)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        several = ", ".join(f"{i} ({(names or ())[i]})" for i in found[:5])
-        raise UsageError(f"{len(found)} classes are named {target!r}: {several}", hint="give the index")
-    if _TOP.fullmatch(target):
+    if _TOP.fullmatch(target) and not classes_named(target, names):
         return target
-    if not names:
-        raise UsageError(
-            f"the target {target!r} is a name, and no class names are known",
-            hint="give class names (names=, or --classes)",
-        )
-    close = difflib.get_close_matches(target, _all_names(names), n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {len(names)} classes, the first is {names[0]!r}"
-    raise UsageError(f"no class is named {target!r}", hint=hint)
-
-
-def _answers_to(name: str, asked: str) -> bool:
-    """Whether a class is meant by a word: its whole name, or one of several that a comma separates; in any case."""
-    wanted = asked.strip().lower()
-    return wanted == name.lower() or wanted in (part.strip().lower() for part in name.split(","))
-
-
-def _all_names(names: Sequence[str]) -> list[str]:
-    return [part.strip() for name in names for part in name.split(",")]
+    return class_named(target, names)
 
 
 def chosen(target: Any, value: Tensor) -> Chosen:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bcos_fx.checkpoint import identify
 from bcos_fx.errors import CheckpointError, TrainingError, UsageError
-from bcos_fx.evaluation.identity import differences
 from bcos_fx.files import replacing
+from bcos_fx.identity import differences
 
 NAME = "last.ckpt"
 KEY = "bcos_fx"

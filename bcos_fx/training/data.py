@@ -10,25 +10,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from bcos_fx.data import decoding
+from bcos_fx.data.datasets import DatasetSource, StreamSource
+from bcos_fx.data.decoding import Unreadable
+from bcos_fx.data.preprocessing import Preprocessing, as_picture
+from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import MissingExtraError, UsageError
-from bcos_fx.training.seeding import derived, seed_host
-from bcos_fx.training.sources import DatasetSource, Source
+from bcos_fx.seeding import derived, seed_host
 
-# What a photograph loses at each edge: 7/8 of it are kept, as in the usual ImageNet evaluation.
-_BLEED = 1 / 16
 _SHIFT = 1 / 8
-Transform = Callable[[Any], Tensor]
+Transform = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class Broken:
     """An image that cannot be read. Raised in a worker, its error would arrive as a traceback in a string."""
 
     what: str
@@ -36,88 +33,70 @@ class Unreadable:
 
 
 class Samples(Dataset[Any]):
-    """The images of a source as a network takes them: (C, H, W) in [0, 1], with labels.
+    """The images of a source as a network takes them, with labels.
 
     Args:
         source: the images.
-        shape: (C, H, W).
-        augment: name of the augmentation, or ``none``.
+        preprocessing: how they become the network's input; None for a network of something else, which is not
+            augmented: a recipe's augmentation is one of photographs.
+        augment: name of the augmentation, or ``none``. A data set does what it does to its images itself.
         seed: of augmentation.
     """
 
-    def __init__(self, source: Source, shape: tuple[int, ...], augment: str, seed: int) -> None:
-        self.source, self._shape, self._seed = source, shape, seed
-        # A recipe's augmentation is one of photographs; sequences, tables and volumes are taken as they are.
-        self._augment = augment != "none" and len(shape) == 3 and shape[0] in (1, 3)
-        self._transform: Transform = lambda image: as_tensor(image, shape)
-        if self._augment and not isinstance(source, DatasetSource):
-            self._transform = _augmentation(augment, shape)
+    def __init__(self, source: ImageSource, preprocessing: Preprocessing | None, augment: str, seed: int) -> None:
+        self.source, self._preprocessing, self._seed = source, preprocessing, seed
+        self._augment: Transform | None = None
+        self._own = isinstance(source, DatasetSource | StreamSource)
+        if augment != "none" and preprocessing is not None and not self._own:
+            self._augment = _augmentation(augment, preprocessing)
+        source.prepare(range(len(source)) if isinstance(source, StreamSource) else ())
 
     def __len__(self) -> int:
-        return len(self.source.labels)
+        return len(self.source)
 
     def __getitem__(self, place: tuple[int, int]) -> Any:
-        """Return (image, label) of (epoch, index), the image alone without labels, or :class:`Unreadable`."""
+        """Return (image, label) of (epoch, index), the image alone without a label, or :class:`Broken`."""
         epoch, index = place
         seed_host(derived(self._seed, "image", epoch, index))
         try:
-            found = self.source.read(index)
-            if isinstance(self.source, DatasetSource):
-                return found
-            image = self._transform(found)
-            target = self.source.target(index)
-            return image if target is None else (image, target)
-        except (decoding.Unreadable, *decoding.BROKEN) as error:
-            what = error.what if isinstance(error, decoding.Unreadable) else f"an image cannot be read: {error}"
-            return Unreadable(what, self.source.name(index))
+            if self._augment is None or self._preprocessing is None:
+                image, target = self.source.read(index, self._preprocessing)
+            else:
+                image, target = self.source.load(index)
+                image = self._preprocessing(self._augment(as_picture(image)), self.source.where(index))
+        except Unreadable as error:
+            return Broken(error.what, error.where or self.source.where(index))
+        image = image if self._own or not image.is_floating_point() else image.float()
+        return image if target is None else (image, target)
 
 
-def as_tensor(image: Any, shape: Sequence[int]) -> Tensor:
-    """Return a photograph as (C, H, W) in [0, 1]: cropped and resized, unless it has the size."""
-    if isinstance(image, Tensor):
-        return image.float()
-    channels, height, width = shape
-    image = decoding.in_mode(image, "L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC, _BLEED)
-    pixels = np.array(image, dtype=np.uint8).reshape(height, width, channels)
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
-
-
-def _augmentation(name: str, shape: Sequence[int]) -> Transform:
+def _augmentation(name: str, preprocessing: Preprocessing) -> Transform:
     try:
         from torchvision.transforms import v2
     except ImportError as error:
         raise MissingExtraError("torchvision", "vision", f"the augmentation {name!r}") from error
-    channels, height, width = shape
+
+    def sized(image: Any) -> Any:
+        return image if isinstance(image, torch.Tensor) else preprocessing.sized(image)
+
+    size = preprocessing.size
     flip = [v2.RandomHorizontalFlip()]
-    margin = max(1, round(height * _SHIFT))
+    margin = max(1, round(size[0] * _SHIFT))
     chosen: dict[str, list[Any]] = {
-        "flip": [_Sized(shape), *flip],
-        "flip-and-shift": [_Sized(shape), *flip, v2.RandomCrop((height, width), padding=margin)],
-        "crop-and-flip": [v2.RandomResizedCrop((height, width), antialias=True), *flip],
-        "rand": [v2.RandomResizedCrop((height, width), antialias=True), *flip, v2.RandAugment(2, 10)],
-        "trivial": [_Sized(shape), v2.TrivialAugmentWide(), *flip],
+        "flip": [sized, *flip],
+        "flip-and-shift": [sized, *flip, v2.RandomCrop(size, padding=margin)],
+        "crop-and-flip": [v2.RandomResizedCrop(size, antialias=True), *flip],
+        "rand": [v2.RandomResizedCrop(size, antialias=True), *flip, v2.RandAugment(2, 10)],
+        "trivial": [sized, v2.TrivialAugmentWide(), *flip],
     }
-    steps = v2.Compose([*chosen[name], *([v2.Grayscale()] if channels == 1 else [])])
-    return lambda image: as_tensor(steps(image), shape)
-
-
-class _Sized:
-    """Brings a photograph to size before it is augmented."""
-
-    def __init__(self, shape: Sequence[int]) -> None:
-        self._size = shape[2], shape[1]
-
-    def __call__(self, image: Any) -> Any:
-        if isinstance(image, Tensor) or image.size == self._size:
-            return image
-        return ImageOps.fit(image, self._size, Image.Resampling.BICUBIC, _BLEED)
+    grey = [v2.Grayscale()] if preprocessing.channels == 1 else []
+    steps: Transform = v2.Compose([*chosen[name], *grey])
+    return steps
 
 
 def collate(items: list[Any]) -> Any:
     """Make a batch; an unreadable image stands for all of it."""
-    broken = [item for item in items if isinstance(item, Unreadable)]
+    broken = [item for item in items if isinstance(item, Broken)]
     return broken[0] if broken else default_collate(items)
 
 
@@ -225,7 +204,7 @@ class Readable:
 
 
 def _readable(batch: Any) -> Any:
-    if isinstance(batch, Unreadable):
+    if isinstance(batch, Broken):
         raise UsageError(batch.what, where=batch.where, hint="mend it and go on with resume, or begin anew without it")
     return batch
 
@@ -241,6 +220,16 @@ def training_loader(samples: Samples, batch_size: int, seed: int, workers: int) 
     """Return shuffled batches of a source's images."""
     order = Order(len(samples), batch_size, seed, shuffled=True)
     return Replayable(_loader(samples, order, workers), seed, order)
+
+
+def images_of(samples: Samples, indices: Sequence[int]) -> torch.Tensor:
+    """Return some images (N, C, H, W), as the first epoch reads them.
+
+    Raises:
+        UsageError: one cannot be read.
+    """
+    batch = _readable(collate([samples[0, index] for index in indices]))
+    return batch if isinstance(batch, torch.Tensor) else batch[0]
 
 
 def testing_loader(samples: Samples, batch_size: int, workers: int) -> Readable:

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.network import BcosNetwork
+from bcos_fx.seeding import derived, seed_all
 from bcos_fx.tracing.modules import own_copy
 from bcos_fx.training.alignment import Alignment
 from bcos_fx.training.calibrating import Calibration
@@ -24,7 +25,6 @@ from bcos_fx.training.matching import LayerMatching
 from bcos_fx.training.mixing import mixer
 from bcos_fx.training.optimisation import clip_adaptively_, make_optimiser, parameter_groups, rate
 from bcos_fx.training.recipe import Training
-from bcos_fx.training.seeding import derived, seed_all
 from bcos_fx.training.statistics import FreshStatistics
 
 

@@ -16,18 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from bcos_fx.data.batches import note_enlarged
+from bcos_fx.data.datasets import DatasetSource, StreamSource, source_of
+from bcos_fx.data.preprocessing import Preprocessing, is_photograph
+from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.locking import holding
 from bcos_fx.network import BcosNetwork
+from bcos_fx.seeding import preserved
 from bcos_fx.training.calibrating import Calibration, usual_calibration
-from bcos_fx.training.data import Replayable, Samples, testing_loader, training_loader
+from bcos_fx.training.data import Replayable, Samples, images_of, testing_loader, training_loader
 from bcos_fx.training.heads import Head
 from bcos_fx.training.identity import identity, name_of, of_images
 from bcos_fx.training.places import made_up_images, places_of_phase, without_zero_constants
 from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.renewal import reinitialised
-from bcos_fx.training.seeding import preserved
-from bcos_fx.training.sources import DatasetSource, Renumbered, Source, identity_of, source_of
+from bcos_fx.training.sources import Renumbered, identity_of
 from bcos_fx.validation import check_module
 
 _SHOWN, _CALIBRATED = 6, 1024
@@ -83,10 +87,11 @@ def finetune(
     Args:
         model: what :func:`bcos_fx.bcosify` returned; it is not changed, and its frozen parameters stay frozen. Any
             other module is trained too, for comparison, if the recipe neither raises B nor fades biases.
-        data: a folder with a folder per class; an .npz of JPEG bytes; webdataset shards; (images (N, C, H, W) in
-            [0, 1], labels (N,)), or other samples (N, ...), which are not augmented, with class indices (N,), several
-            labels (N, C) for the loss ``bce``, or numbers (N, ...) for ``mse`` and ``l1``; a Dataset or a DataLoader of
-            (image, label). Images alone (a folder of them, a tensor) will do where the recipe only distils.
+        data: whatever :func:`bcos_fx.data.datasets.source_of` takes: a path (a folder with a folder per class, an
+            .npz, webdataset shards, ...); (images (N, C, H, W) in [0, 1], labels (N,)), or other samples (N, ...), that
+            are not augmented, with class indices (N,), several labels (N, C) for the loss ``bce``, or numbers (N, ...)
+            for ``mse`` and ``l1``; a Dataset of (image, label). Also a DataLoader, whose batches are then what is
+            trained on. Images alone (a folder of them, a tensor) will do where the recipe only distils.
         recipe: a shipped recipe's name, a TOML file, or the training itself. None: the recipe that the network was
             converted by.
         validation: test images, in any of these forms.
@@ -141,7 +146,7 @@ def finetune(
     where = None if folder is None else Path(folder)
     chosen = Head("new" if new_head and head == "keep" else head, class_names)
 
-    def own(network: nn.Module, source: Source | None) -> dict[str, Any]:
+    def own(network: nn.Module, source: ImageSource | None) -> dict[str, Any]:
         return identity(
             network,
             training,
@@ -160,11 +165,13 @@ def finetune(
     with preserved(), _alone(where):
         source = chosen.numbered(None if isinstance(data, DataLoader) else source_of(data))
         network = _network(model, source, training, from_scratch=from_scratch, head=chosen)
-        shape = _shape(network, source)
-        train = _training_loader(source, data, shape, training, workers)
-        test = _testing_loader(validation, source, shape, training, workers)
+        preprocessing = _preprocessing(network, source)
+        if source is not None and preprocessing is not None:
+            note_enlarged(source, preprocessing)
+        train = _training_loader(source, data, preprocessing, training, workers)
+        test = _testing_loader(validation, source, preprocessing, training, workers)
         shown = gallery if gallery is not None else _first_images(test)
-        prepared = _calibration(calibration, source, shape, training, reference)
+        prepared = _calibration(calibration, source, preprocessing, training, reference)
         run = Run(
             network=network,
             training=training,
@@ -219,7 +226,7 @@ def _training(model: nn.Module, recipe: str | Path | Training | None, changes: M
 
 
 def _network(
-    model: nn.Module, source: Source | None, training: Training, *, from_scratch: bool, head: Head
+    model: nn.Module, source: ImageSource | None, training: Training, *, from_scratch: bool, head: Head
 ) -> nn.Module:
     network = copy.deepcopy(model)
     if isinstance(network, BcosNetwork):
@@ -246,28 +253,30 @@ def _without_early_constants(network: BcosNetwork, training: Training) -> BcosNe
     return without_zero_constants(network, made_up_images(network))
 
 
-def _shape(network: nn.Module, source: Source | None) -> tuple[int, ...]:
+def _preprocessing(network: nn.Module, source: ImageSource | None) -> Preprocessing | None:
+    """How images become the network's input; None where samples are taken as they are."""
     if isinstance(network, BcosNetwork):
-        return network.input_shape
-    if source is None or isinstance(source, DatasetSource):
-        return ()
-    first = source.read(0)
-    return tuple(first.shape) if isinstance(first, Tensor) else (3, first.height, first.width)
+        return network.preprocessing if is_photograph(network.input_shape) else None
+    if source is None or isinstance(source, DatasetSource | StreamSource):
+        return None
+    first = source.load(0).image
+    shape = tuple(first.shape) if isinstance(first, Tensor) else (3, first.height, first.width)
+    return Preprocessing.of(shape, in_unit_range=False) if is_photograph(shape) else None
 
 
 def _training_loader(
-    source: Source | None, data: Any, shape: tuple[int, ...], training: Training, workers: int
+    source: ImageSource | None, data: Any, preprocessing: Preprocessing | None, training: Training, workers: int
 ) -> Loader:
     if source is None:
         if not len(data):
             raise UsageError("the DataLoader has no batches")
         return Replayable(data, training.seed)
-    samples = Samples(source, shape, training.augment, training.seed)
+    samples = Samples(source, preprocessing, training.augment, training.seed)
     return training_loader(samples, training.batch_size, training.seed, workers)
 
 
 def _testing_loader(
-    validation: Any, trained: Source | None, shape: tuple[int, ...], training: Training, workers: int
+    validation: Any, trained: ImageSource | None, preprocessing: Preprocessing | None, training: Training, workers: int
 ) -> Loader | None:
     if validation is None or isinstance(validation, DataLoader):
         return validation
@@ -280,7 +289,7 @@ def _testing_loader(
             f"training and test images have other classes: {', '.join(odd[:5]) or 'their order differs'}",
             hint="the same folders in both",
         )
-    samples = Samples(source, shape, "none", training.seed)
+    samples = Samples(source, preprocessing, "none", training.seed)
     return testing_loader(samples, max(training.batch_size, 128), workers)
 
 
@@ -294,8 +303,8 @@ def _first_images(test: Loader | None) -> Tensor | None:
 
 def _calibration(
     calibration: Calibration | None,
-    source: Source | None,
-    shape: tuple[int, ...],
+    source: ImageSource | None,
+    preprocessing: Preprocessing | None,
     training: Training,
     reference: nn.Module | None,
 ) -> Any:
@@ -308,10 +317,10 @@ def _calibration(
         return None
     if source is None:
         raise UsageError("calibration needs images by number", hint="give a folder, an .npz, tensors or a Dataset")
-    samples = Samples(source, shape, "none", training.seed)
+    samples = Samples(source, preprocessing, "none", training.seed)
     count = min(_CALIBRATED, len(samples))
     chosen = torch.linspace(0, len(samples) - 1, count).long().tolist()
-    images = torch.stack([samples[0, index][0] for index in chosen])
+    images = images_of(samples, chosen)
     at_first, later = calibration or usual_calibration(reference), calibration or usual_calibration(None)
     return at_first, later, torch.split(images, training.batch_size)
 

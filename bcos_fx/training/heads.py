@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.heads.layers import with_classes, with_new_head
 from bcos_fx.network import BcosNetwork
-from bcos_fx.training.sources import Renumbered, Source
+from bcos_fx.training.sources import Renumbered
 
 HEADS = ("keep", "new", "subset")
 
@@ -31,13 +32,13 @@ class Head:
         if self.names is not None and self.kind != "subset":
             raise UsageError("class names of the network are for a head of some of its classes", hint="head='subset'")
 
-    def numbered(self, source: Source | None) -> Source | None:
+    def numbered(self, source: ImageSource | None) -> ImageSource | None:
         """Return the images with labels that count from 0, where unnamed labels are indices of classes to keep."""
         if self.kind != "subset" or source is None or source.classes:
             return source
-        return Renumbered(source, sorted(set(source.labels)))
+        return Renumbered(source, sorted(set(source.labels or ())))
 
-    def fitted(self, network: BcosNetwork, source: Source | None, seed: int) -> BcosNetwork:
+    def fitted(self, network: BcosNetwork, source: ImageSource | None, seed: int) -> BcosNetwork:
         """Return the network with a head for the classes of the data.
 
         Raises:
@@ -47,7 +48,7 @@ class Head:
             return with_classes(network, _named(source), self.names)
         return network if source is None else self._of_size(network, source, seed)
 
-    def _of_size(self, network: BcosNetwork, source: Source, seed: int) -> BcosNetwork:
+    def _of_size(self, network: BcosNetwork, source: ImageSource, seed: int) -> BcosNetwork:
         """Where classes have no names, bare labels may leave out some of the network's."""
         outputs, classes = network.class_count(), _count(source)
         if not classes or classes == outputs:
@@ -63,7 +64,7 @@ class Head:
         )
 
 
-def _named(source: Source | None) -> tuple[str, ...]:
+def _named(source: ImageSource | None) -> tuple[str, ...]:
     if source is None or not source.classes:
         raise UsageError(
             "the data does not name its classes, so which rows of the head to keep is not known",
@@ -73,20 +74,21 @@ def _named(source: Source | None) -> tuple[str, ...]:
     return source.classes
 
 
-def _count(source: Source) -> int:
-    if not source.labelled and not source.classes:
-        return 0  # labels, if there are any, are only known when they are read
-    count = len(source.classes) or max(source.labels) + 1
-    if source.labelled and (count < 2 or len(set(source.labels)) < 2):
+def _count(source: ImageSource) -> int:
+    labels = source.labels
+    if labels is None:
+        return len(source.classes)  # labels, if there are any, are only known when they are read
+    count = len(source.classes) or max(labels) + 1
+    if count < 2 or len(set(labels)) < 2:
         raise UsageError(
             "all images are of one class, which teaches a network nothing",
             hint="one folder per class, two or more",
         )
-    empty = sorted(set(range(len(source.classes))) - set(source.labels)) if source.labelled else []
+    empty = sorted(set(range(len(source.classes))) - set(labels))
     if empty:
         shown = ", ".join(repr(source.classes[index]) for index in empty[:5]) + (", ..." if len(empty) > 5 else "")
         raise UsageError(
-            f"there are {len(source.labels)} images of {count} classes, and none of {len(empty)} of them: {shown}",
+            f"there are {len(labels)} images of {count} classes, and none of {len(empty)} of them: {shown}",
             hint="give every class an image at least, or leave it out",
         )
     return count

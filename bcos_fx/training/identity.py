@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bcos_fx.evaluation.identity import digest_of_tensors, structure_of, values_of
+from bcos_fx.identity import digest_of_tensors, structure_of, values_of
 from bcos_fx.training.recipe import Training
 
 

@@ -12,17 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageCms
 
-import bcos_fx
-from bcos_fx.cli.photographs import read_photograph
 from bcos_fx.data import decoding
+from bcos_fx.data.datasets import source_of
 from bcos_fx.data.decoding import Unreadable, decoded_picture, read_picture
-from bcos_fx.evaluation.datasets import source_of as evaluated
-from bcos_fx.evaluation.decoding import Frame
+from bcos_fx.data.preprocessing import Preprocessing
+from bcos_fx.data.stores import open_source
 from bcos_fx.training.data import Samples
-from bcos_fx.training.sources import source_of as trained
 
 SIDE = 8
 # A gradient with both ends, and a colour that differs in every channel.
@@ -227,7 +224,7 @@ def test_values_without_a_known_range_are_refused(
 def test_pictures_of_a_data_set_are_refused_alike() -> None:
     for values in (GREY.astype(np.float32) * 255, (GREY * 60_000).astype(np.int32)):
         with pytest.raises(Unreadable):
-            evaluated([(Image.fromarray(values), 0)]).read(0, Frame(3, SIDE, SIDE))
+            source_of([(Image.fromarray(values), 0)]).read(0, Preprocessing(3, SIDE, SIDE))
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP"])
@@ -316,7 +313,7 @@ def test_lab(color: tuple[int, ...]) -> None:
 
 
 def test_hidden_colours_are_not_shown_and_that_is_noted_once(caplog: pytest.LogCaptureFixture) -> None:
-    decoding._note.cache_clear()
+    decoding.note.cache_clear()
     hidden = stored(Image.new("RGBA", (SIDE, SIDE), (255, 0, 0, 0)), "PNG")
     with caplog.at_level(logging.WARNING, "bcos_fx"):
         for _ in range(3):
@@ -374,8 +371,8 @@ def test_what_is_no_image_is_refused(
     maker(path)
     with pytest.raises(Unreadable):
         read_picture(path, "RGB")
-    with pytest.raises(bcos_fx.errors.UsageError) as caught:
-        read_photograph(path, (3, SIDE, SIDE))
+    with pytest.raises(Unreadable) as caught:
+        open_source(path).read(0, Preprocessing(3, SIDE, SIDE))
     assert str(path) in str(caught.value)
 
 
@@ -395,15 +392,14 @@ def test_all_readers_see_the_same_pixels(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     path = tmp_path / "0" / "a.png"
     image.save(path)
-    shape = (3, SIDE, SIDE)
+    preprocessing = Preprocessing(3, SIDE, SIDE)
     found = [
-        evaluated(tmp_path).read(0, Frame.of(shape)).image,
-        Samples(trained(tmp_path), shape, "none", 0)[0, 0][0],
+        open_source(tmp_path).read(0, preprocessing).image,
+        open_source(path).read(0, preprocessing).image,
+        Samples(source_of(tmp_path), preprocessing, "none", 0)[0, 0][0],
     ]
     for pixels in found:
         assert np.abs(pixels.permute(1, 2, 0).numpy() - wanted).max() <= 1.5 / 255
-    photograph = read_photograph(path, shape)
-    assert torch.std(photograph) > 0.1
 
 
 def test_damaged_files_are_refused_and_never_end_raw() -> None:

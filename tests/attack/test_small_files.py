@@ -88,15 +88,15 @@ def test_a_small_file_is_refused_by_every_command(maker: Maker, tmp_path: Path) 
 # What other readers are given: content of a file, and an expression of the file's path `p` that reads it.
 _DOTS = ".".join("a" * 100_000)
 READERS = {
-    "toml of dotted keys": (f"{_DOTS} = 1".encode(), "rewriting.toml.read_toml(p)"),
-    "toml of a dotted header": (f"[{_DOTS}]".encode(), "rewriting.toml.read_toml(p)"),
-    "toml of inline dots": (f"x = {{y = {{{_DOTS} = 1}}}}".encode(), "rewriting.toml.read_toml(p)"),
-    "toml of quoted dots": (".".join(['"a"'] * 100_000).encode() + b" = 1", "rewriting.toml.read_toml(p)"),
-    "toml of nested lists": (b"x = " + b"[" * 100_000, "rewriting.toml.read_toml(p)"),
-    "toml of many lines": (b"".join(b"a.k%d = 1\n" % n for n in range(100_000)), "rewriting.toml.read_toml(p)"),
-    "classes of nested lists": (b"[" * 1_000_000, "explanation.classes.read_classes(p)"),
-    "classes of empty lists": (b"[" + b"[]," * 4_000_000 + b"[]]", "explanation.classes.read_classes(p)"),
-    "classes of a long text": (b'["' + b"a" * 20_000_000 + b'"]', "explanation.classes.read_classes(p)"),
+    "toml of dotted keys": (f"{_DOTS} = 1".encode(), "rewriting.core.toml.read_toml(p)"),
+    "toml of a dotted header": (f"[{_DOTS}]".encode(), "rewriting.core.toml.read_toml(p)"),
+    "toml of inline dots": (f"x = {{y = {{{_DOTS} = 1}}}}".encode(), "rewriting.core.toml.read_toml(p)"),
+    "toml of quoted dots": (".".join(['"a"'] * 100_000).encode() + b" = 1", "rewriting.core.toml.read_toml(p)"),
+    "toml of nested lists": (b"x = " + b"[" * 100_000, "rewriting.core.toml.read_toml(p)"),
+    "toml of many lines": (b"".join(b"a.k%d = 1\n" % n for n in range(100_000)), "rewriting.core.toml.read_toml(p)"),
+    "classes of nested lists": (b"[" * 1_000_000, "data.classes.read_classes(p)"),
+    "classes of empty lists": (b"[" + b"[]," * 4_000_000 + b"[]]", "data.classes.read_classes(p)"),
+    "classes of a long text": (b'["' + b"a" * 20_000_000 + b'"]', "data.classes.read_classes(p)"),
     "templates of a long text": (b"a" * 20_000_000, "text.templates.read_templates(p)"),
     "embeddings with a long header": (
         (99_000_000).to_bytes(8, "little") + b"{" + b" " * 98_999_999,
@@ -180,7 +180,7 @@ def tar_of_a_sparse_label(path: Path) -> None:
 def test_stores_of_images_refuse_them_too(maker: Maker, tmp_path: Path) -> None:
     path = tmp_path / ("images.tar" if "tar" in maker.__name__ else "images.npz")
     maker(path)
-    said = _refusal("evaluation.stores.open_source(p)", path)
+    said = _refusal("data.stores.open_source(p)", path)
     assert "are read" in said
     assert "bytes" in said
 

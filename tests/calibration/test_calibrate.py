@@ -51,6 +51,8 @@ FORMS = {
     "list of batches": lambda x, y: [x[:4], x[4:]],
     "generator": lambda x, y: (part for part in x.split(3)),
     "dataset": TensorDataset,
+    "images and labels": lambda x, y: (x, y),
+    "array": lambda x, y: x.numpy(),
     "loader": lambda x, y: DataLoader(TensorDataset(x, y), batch_size=3),
 }
 
@@ -200,10 +202,10 @@ def refused(*arguments: Any, **options: Any) -> UsageError:
         ([], "no images"),
         (torch.rand(3, 6, 6), "has shape"),
         (torch.rand(2, 1, 6, 6), "has shape"),
-        (torch.zeros(2, 3, 6, 6, dtype=torch.uint8), "uint8"),
+        (torch.zeros(2, 3, 6, 6, dtype=torch.int64), "int64"),
         (torch.full((2, 3, 6, 6), math.nan), "nan"),
         (5 * torch.ones(2, 3, 6, 6), "not in [0, 1]"),
-        ("photos", "is a str"),
+        ("photos", "there is no data at photos"),
         (None, "is a NoneType"),
         ([{"x": 1}], "a batch is a dict"),
         ([(torch.rand(2, 3, 6, 6), torch.zeros(3, dtype=torch.long))], "not 2 class indices"),

@@ -213,7 +213,12 @@ def test_named_weights_bring_their_normalisation(monkeypatch: pytest.MonkeyPatch
     build = models.get_model
     monkeypatch.setattr(models, "get_model", lambda name, weights: build(name, weights=None))
     module = build_architecture("torchvision:squeezenet1_1@IMAGENET1K_V1")
-    assert module.pretrained_cfg == {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    assert module.pretrained_cfg == {
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "interpolation": "bilinear",
+        "crop_pct": 224 / 256,
+    }
 
 
 @pytest.mark.vision

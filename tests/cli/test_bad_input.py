@@ -50,7 +50,7 @@ def refused(run: Run, folder: Path, *words: str | Path, says: str) -> str:
         (("--input-shape", "3,8,0"), "--input-shape is '3,8,0'"),
         (("--input-shape", "5,8,8"), "5, 8, 8"),
         (("--rules", "mine.toml"), "mine.toml"),
-        (("--images", "photos"), "there is no folder photos"),
+        (("--images", "photos"), "there is no data at photos"),
         (("--picture", "graph.gif"), ".svg"),
         (("--picture", "nowhere/graph.svg"), "there is no folder"),
         (("-o", "nowhere/out.safetensors"), "there is no folder"),

@@ -13,9 +13,15 @@ from PIL import Image
 from bcos_fx import bcosify
 from bcos_fx.artifact import load, save
 from bcos_fx.calibration import calibrate
-from bcos_fx.cli.photographs import Photographs, image_files, read_photograph
+from bcos_fx.data.preprocessing import Preprocessing
+from bcos_fx.data.stores import open_source
 from tests.cli import tiny_model
 from tests.cli.conftest import SHAPE, TINY, Run
+
+
+def read(path: Path) -> torch.Tensor:
+    image: torch.Tensor = open_source(path).read(0, Preprocessing(3, 8, 8)).image
+    return image
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def raised(run: Run, weights: Path) -> Path:
 def test_the_file_is_what_the_library_makes(run: Run, raised: Path, weights: Path, photographs: Path) -> None:
     done = run("calibrate", raised, "--images", photographs, "--original", weights, "--arch", TINY)
     assert done.exit_code == 0, done.stderr
-    images = torch.cat(list(Photographs(image_files([photographs]), (3, 8, 8), 16)))
+    images = torch.stack([read(file) for file in sorted(photographs.iterdir())])
     wanted = calibrate(load(raised), images, tiny_model.build(), batch_size=16)
     found = load("raised.calibrated.safetensors")
     for name, value in wanted.state_dict().items():
@@ -86,7 +92,7 @@ def test_labels_count_the_hits_before_and_after(run: Run, raised: Path, photogra
     chosen = [files[n * 41 // 21] for n in range(21)]
     assert said["skipped"].keys() == {"0/00bad.png"}
     network = load(raised)
-    images = torch.stack([read_photograph(file, (3, 8, 8)) for file in chosen if file.name != "00bad.png"])
+    images = torch.stack([read(file) for file in chosen if file.name != "00bad.png"])
     labels = torch.tensor([int(file.parent.name) for file in chosen if file.name != "00bad.png"])
     hits = float((network(images).argmax(1) == labels).double().mean())
     assert said["calibration"]["before"]["accuracy"] == pytest.approx(hits)

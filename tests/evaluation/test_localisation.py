@@ -223,7 +223,7 @@ def test_unreadable_images_are_counted_and_listed(network: BcosNetwork) -> None:
 def test_labels_outside_the_classes_are_refused(network: BcosNetwork, labels: Tensor, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         gridpg(network, TensorDataset(images(30).tensors[0], labels))
-    assert caught.value.where in ("image 6", "image 0")
+    assert caught.value.where in ("item 6 of TensorDataset", "item 0 of TensorDataset")
 
 
 def test_too_few_correct_classes_are_refused(network: BcosNetwork) -> None:
@@ -250,7 +250,7 @@ def test_a_network_without_class_outputs_is_refused(layers: tuple[nn.Module, ...
 
 def test_images_of_mixed_sizes_are_named(network: BcosNetwork) -> None:
     items = [(torch.rand(3, 8, 8), 0), (torch.rand(3, 8, 9), 1)]
-    with pytest.raises(UsageError, match=r"image 1 has the shape \(3, 8, 9\), and the network takes \(3, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"item 1 of list has the shape \(3, 8, 9\), and the network"):
         gridpg(network, items)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import bcos_fx
+from bcos_fx.data.classes import read_classes
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation import Explanation
-from bcos_fx.explanation.classes import read_classes
 from bcos_fx.explanation.render.saving import Collector
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors import safe_open
 
 import bcos_fx
+from bcos_fx.data.classes import read_classes
 from bcos_fx.explanation import Constants, Explanation
-from bcos_fx.explanation.classes import read_classes
 from bcos_fx.explanation.render.color import coloured, pictures, signed
 from bcos_fx.explanation.render.html import cards, page
 from bcos_fx.explanation.render.saving import Collector

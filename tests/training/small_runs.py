@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bcos_fx
+from bcos_fx.data.sources import ArraySource
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.finetune import FineTuned, finetune
 from bcos_fx.training.recipe import Optimiser, Training
 from bcos_fx.training.schedule import Course, Fade, Rise
-from bcos_fx.training.sources import TensorSource
 
 CLASSES = 3
 
@@ -111,7 +111,7 @@ def full_run(folder: Path, *, resume: bool = False) -> FineTuned:
 
 
 def killed_at(what: str, number: int) -> None:
-    owner, name = {"read": (TensorSource, "read"), "written": (os, "replace")}[what]
+    owner, name = {"read": (ArraySource, "load"), "written": (os, "replace")}[what]
     before, happened = getattr(owner, name), 0
 
     def counted(*arguments: Any) -> Any:

@@ -426,7 +426,7 @@ def test_images_alone_are_distilled_on_whatever_they_come_in(tmp_path: Path) -> 
     for data in (read, folder):
         with pytest.raises(UsageError, match="the batches hold no labels"):
             finetune(converted(), data, recipe=plain())
-    with pytest.raises(UsageError, match="there are no images to train on"):
+    with pytest.raises(UsageError, match="there are no images in the tensor"):
         finetune(converted(), pixels[:0], recipe=recipe, reference=original())
 
 
@@ -538,7 +538,7 @@ def test_other_misuse(tmp_path: Path) -> None:
         finetune(converted(), images(), recipe=plain(), validation=images()[0])
     with pytest.raises(UsageError, match="no layer is named 'nine'"):
         finetune(converted(), images(), recipe=plain(loss="distil-cosine", features="nine"), reference=original())
-    with pytest.raises(UsageError, match="cannot be taken from a int"):
+    with pytest.raises(UsageError, match="images cannot be taken from a int"):
         finetune(converted(), 3, recipe=plain())
 
 

@@ -1,8 +1,10 @@
-"""Class names from a file."""
+"""Class names: read from a file, and found by a word."""
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +84,35 @@ def _by_index(found: dict[str, Any], path: Path) -> list[Any]:
         )
     names = [found[place] for place in wanted]
     return [name[-1] if isinstance(name, list) and name else name for name in names]
+
+
+def class_named(word: str, names: Sequence[str] | None) -> int:
+    """Return the index of the class that a word names.
+
+    Raises:
+        UsageError: no class has the name or several have it, or no names are known.
+    """
+    found = classes_named(word, names)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(f"{i} ({(names or ())[i]})" for i in found[:5])
+        raise UsageError(f"{len(found)} classes are named {word!r}: {several}", hint="give the index")
+    if not names:
+        raise UsageError(
+            f"the target {word!r} is a name, and no class names are known",
+            hint="give class names (names=, or --classes)",
+        )
+    close = difflib.get_close_matches(word, [part.strip() for name in names for part in name.split(",")], n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"there are {len(names)} classes, the first is {names[0]!r}"
+    raise UsageError(f"no class is named {word!r}", hint=hint)
+
+
+def classes_named(word: str, names: Sequence[str] | None) -> list[int]:
+    """Return the indices of classes of a name: the whole of it, or one of several between commas; in any case."""
+    wanted = word.strip().lower()
+    return [
+        index
+        for index, name in enumerate(names or ())
+        if wanted == name.lower() or wanted in (part.strip().lower() for part in name.split(","))
+    ]
