@@ -36,7 +36,7 @@ from bcos_fx.rewriting.core.rewrite import Step
 from bcos_fx.rewriting.core.rule import CHANGING_PHASES, PRESERVING_PHASES, Rule
 from bcos_fx.tracing import Trace, own_modes, trace
 from bcos_fx.tracing.exported import as_module
-from bcos_fx.tracing.inputs import bind
+from bcos_fx.tracing.inputs import BatchAxis, axes_by_name, bind
 from bcos_fx.validation import check_backward, check_encoding, check_finite, check_images, check_module
 from bcos_fx.verification.blame import find_culprit
 from bcos_fx.verification.conditioning import well_conditioned
@@ -64,7 +64,7 @@ def bcosify(
     class_names: Sequence[str] | None = None,
     train: str = "refuse",
     verified: bool = True,
-    batch_axis: int | None = 0,
+    batch_axis: BatchAxis = 0,
     keep_source: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -94,8 +94,9 @@ def bcosify(
         train: ``refuse`` (``.train()`` raises where the module's train graph is another than its eval graph) or
             ``eval-graph`` (train the eval graph).
         verified: prove that the preserving rules preserved the function, and measure the drift of the others.
-        batch_axis: where inputs hold their samples; with None (one sample as a whole: a graph's nodes, say) or another
-            dimension than 0 the proof runs on whole inputs of the example's shape, and on no other numbers of samples.
+        batch_axis: where inputs hold their samples, as for :func:`bcos_fx.explain`; with None (one sample as a whole: a
+            graph's nodes, say) or another dimension than 0 the proof runs on whole inputs of the example's shape, and
+            on no other numbers of samples.
         keep_source: keep a reference to ``module``, and convert it again for inputs of a size for which the graph does
             not hold, over the same parameters; otherwise such inputs are refused. A file holds the first graph only.
         progress: called with a short text at the start of each stage.
@@ -118,12 +119,14 @@ def bcosify(
     with own_modes():
         if isinstance(module, BcosNetwork):
             return with_classes(example.equal_copy(module), classes, class_names)
+        if batch_axis != 0:
+            example.check_whole(example_inputs, has_images=images is not None or calibration_images is not None)
         chosen = example.chosen_options(module, b, mean, std, options)
         loaded = load_recipe(recipe, extra_rules=rules)
         if "mean" not in chosen:
             example.check_statistics(module, loaded.options.mean, loaded.options.std, recipe=loaded.name)
         own = loaded.with_options(published.options_of(module, loaded, chosen))
-        conversion = _Conversion(module, own, images, progress, whole=batch_axis != 0)
+        conversion = _Conversion(module, own, images, progress, batch_axis)
         conversion.asked = frozenset(chosen)
         conversion.trace(example_inputs, output)
         conversion.preserve()
@@ -138,7 +141,8 @@ def bcosify(
                 raise UsageError("keep_source converts the module again, with all of its classes", hint="leave it out")
             network = with_classes(network, classes, class_names)
         if keep_source:
-            given = {"recipe": recipe, "b": b, "mean": mean, "std": std, "rules": rules, "output": output, **options}
+            given: dict[str, Any] = {"recipe": recipe, "b": b, "mean": mean, "std": std, "rules": rules, **options}
+            given |= {"output": output, "batch_axis": batch_axis}
 
             def again(inputs: Sequence[Tensor]) -> BcosNetwork:
                 return bcosify(module, example_inputs=conversion.example(inputs), verified=verified, **given)
@@ -165,9 +169,10 @@ class _Conversion:
     """The state of one run of the pipeline."""
 
     def __init__(
-        self, module: nn.Module, recipe: Recipe, images: Tensor | None, progress: Progress | None, *, whole: bool
+        self, module: nn.Module, recipe: Recipe, images: Tensor | None, progress: Progress | None, axis: BatchAxis
     ) -> None:
-        self.module, self.recipe, self.images, self.whole = module, recipe, images, whole
+        self.module, self.recipe, self.images, self.axis = module, recipe, images, axis
+        self.whole = axis != 0
         self.asked: frozenset[str] = frozenset()  # options that are the caller's own
         self.say = progress or (lambda stage: None)
         self.log = PassLog()
@@ -183,6 +188,8 @@ class _Conversion:
             () if self.traced.guards or self.whole else None
         )  # None: others than the example's too
         self.example_run = bind(self.module, self.given)
+        named = self.example_run.named
+        self.axes = axes_by_name(list(named), list(named.values()), self.axis) if self.whole else (0,) * len(named)
         self.graph_module: fx.GraphModule = self.traced.graph_module
         check_finite(self.graph_module)
         self.reader = GraphReader(self.graph_module, self.engine.ops, self.recipe.options)
@@ -225,7 +232,7 @@ class _Conversion:
         for node in self.graph_module.graph.nodes:
             if node.op != "placeholder":
                 continue
-            spec = InputSpec(str(node.target), tuple(node.meta.get("shape") or ()))
+            spec = InputSpec(str(node.target), tuple(node.meta.get("shape") or ()), samples=self.axes[len(specs)])
             if not specs:
                 spec = dataclasses.replace(spec, **example.recorded_preprocessing(self.module))
             if any(self.reader.op(user) == "input_encoding" for user in node.users):
@@ -249,7 +256,7 @@ class _Conversion:
     def example(self, inputs: Sequence[Tensor]) -> Inputs:
         """Inputs of the converted network as an example for the original: in its form, two samples at least."""
         like = self._examples()
-        pairs = [torch.cat([x, x]) if len(x) == 1 else x for x in inputs]
+        pairs = [torch.cat([x, x]) if len(x) == 1 and not self.whole else x for x in inputs]
         given = [spec.original(x.detach()).to(old) for spec, x, old in zip(self.specs, pairs, like, strict=True)]
         made: Inputs = example.like(self.given, given)
         return made

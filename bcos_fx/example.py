@@ -189,6 +189,18 @@ class Original(nn.Module):
         return selected(self.example_run.call(self.module, given), self.output)
 
 
+def check_whole(inputs: object, *, has_images: bool) -> None:
+    """Check what is given beside a batch axis that is not the first dimension.
+
+    Raises:
+        UsageError: there is no example, or images are given, which hold their samples first.
+    """
+    if inputs is None:
+        raise UsageError("batch_axis= was given without example_inputs=", hint="give what the module takes")
+    if has_images:
+        raise UsageError("images hold their samples first, and batch_axis= has them elsewhere", hint="leave images out")
+
+
 class EachAlone(nn.Module):
     """A network without a dimension of samples, applied to one whole input after the other and stacked."""
 

@@ -70,6 +70,8 @@ def _dtype(node: fx.Node, like: torch.dtype) -> torch.dtype:
 def _check_shape(spec: InputSpec) -> None:
     if not spec.shape or any(side < 1 for side in spec.shape):
         raise ArtifactError(f"the input {spec.name!r} has the shape {spec.shape}, which no example has")
+    if spec.samples is not None and not 0 <= spec.samples < len(spec.shape):
+        raise ArtifactError(f"the input {spec.name!r} has no dimension {spec.samples}")
     EXAMPLE_NUMBERS.check(math.prod(spec.shape), f"the example of the input {spec.name!r}", ArtifactError)
 
 

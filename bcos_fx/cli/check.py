@@ -72,7 +72,7 @@ def run(
         str | None,
         typer.Option(
             metavar="AXIS",
-            help="Which dimension of A's first input holds the samples, where it is not the first: its number, or none "
+            help="Which dimension of the first input holds the samples, where it is not the first: its number, or none "
             "where an input is one sample as a whole, such as a graph's nodes.",
         ),
     ] = None,
@@ -99,12 +99,11 @@ def run(
             found, said = _alone(first, asked, json=json)
         else:
             found, said = _unconverted(first, reading, asked, input_shape, json=json)
-    elif source or batch_axis is not None:
-        raise UsageError(
-            "--source and --batch-axis are for a network that is checked alone", hint="leave them out, or leave B out"
-        )
+    elif source:
+        raise UsageError("--source is for a network that is checked alone", hint="leave it out, or leave B out")
     else:
-        found, said = _against(first, second, (arch, key, trust_pickle, output_key), json=json)
+        reading = {"arch": arch, "key": key, "trust_pickle": trust_pickle, "output_key": output_key}
+        found, said = _against(first, second, reading, asked["batch_axis"], json=json)
     if json:
         echo(json_module.dumps(said, indent=2, sort_keys=True))
     if found != "equal":
@@ -173,14 +172,18 @@ def read_artifact(path: Path) -> BcosNetwork:
 
 
 def _against(
-    first: Path, second: Path, reading: tuple[str | None, str | None, bool, str | None], *, json: bool
+    first: Path, second: Path, reading: dict[str, Any], batch_axis: int | None, *, json: bool
 ) -> tuple[str, dict[str, Any]]:
+    from bcos_fx.cli import linear
     from bcos_fx.report.text import drift_sentence, overall
     from bcos_fx.verification import verify
 
     network = read_artifact(second)
-    original, encoded = _original(first, *reading)
-    result = verify(original, network, transform=(lambda x: x) if encoded else None)
+    original, encoded = _original(first, **reading)
+    if batch_axis == 0:
+        result = verify(original, network, transform=(lambda x: x) if encoded else None)
+    else:
+        result = linear.compared_whole(original, network, batch_axis, encoded=encoded)
     found = overall(result.to_dict())
     if not json:
         _show(first, second, result, found)

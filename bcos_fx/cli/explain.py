@@ -199,11 +199,6 @@ def run(
     else:
         question = _asked(target, against, classes, output, options)
     question = replace(question, sources=tuple(source or ()), batch_axis=values.axis(batch_axis))
-    if question.batch_axis != 0 and (output is not None or source):
-        raise UsageError(
-            "--batch-axis was given with --output or --source, whose values have their samples elsewhere too",
-            hint="leave --batch-axis out, or the other",
-        )
     network = _network(model, arch, recipe)
     data = open_source(images)
     place = out if out is not None else Path("explanation.png" if len(data) <= _IN_A_FIGURE else "explanation.html")
@@ -334,6 +329,8 @@ def _preprocessing(network: BcosNetwork, batch_axis: int | None) -> Preprocessin
     Raises:
         UsageError: it takes something else than one photograph, or has no such batch axis.
     """
+    from bcos_fx.cli import values
+
     inputs = network.record.inputs
     if len(inputs) > 1:
         raise UsageError(
@@ -343,11 +340,7 @@ def _preprocessing(network: BcosNetwork, batch_axis: int | None) -> Preprocessin
         )
     shape = list(inputs[0].shape)
     if batch_axis is not None:
-        if not -len(shape) <= batch_axis < len(shape):
-            raise UsageError(
-                f"--batch-axis is {batch_axis}, the input {inputs[0].name!r} has {len(shape)} dimensions",
-                hint=f"give a number from 0 to {len(shape) - 1}, or none where a photograph is the whole input",
-            )
+        values.in_range(batch_axis, len(shape))
         del shape[batch_axis]
     return inputs[0].preprocessing(tuple(shape))
 
@@ -360,12 +353,16 @@ def _explained(network: BcosNetwork, images: Tensor, question: Question) -> dict
     axis, sources = question.batch_axis, question.sources
     shared: dict[str, Any] = {"output": question.output, "names": question.names, **question.options}
     if axis is None:  # a photograph is the whole input
-        parts = [
-            explain(network, image, question.target, batch_axis=None, **_by(sources), **shared) for image in images
-        ]
-        return {None: Explanation.joined(parts)}
+        each = [explain(network, image, question.target, batch_axis=None, **_by(sources), **shared) for image in images]
+        parts = [_by_source(found, sources) for found in each]
+        return {name: Explanation.joined([part[name] for part in parts]) for name in parts[0]}
     given = images.movedim(0, axis)
-    found = explain(network, given, question.target, batch_axis=axis, **_by(sources), **shared)
+    return _by_source(explain(network, given, question.target, batch_axis=axis, **_by(sources), **shared), sources)
+
+
+def _by_source(found: Any, sources: tuple[str, ...]) -> dict[str | None, Explanation]:
+    from bcos_fx.explanation.explanation import Explanation
+
     return {sources[0] if sources else None: found} if isinstance(found, Explanation) else dict(found)
 
 

@@ -8,11 +8,14 @@ import torch
 from rich.text import Text
 from torch import Tensor, nn
 
+from bcos_fx import example
+from bcos_fx.cli import values
 from bcos_fx.cli.console import console, echo
 from bcos_fx.errors import UsageError
-from bcos_fx.explanation.batch_axis import samples_first, under_own_layers
 from bcos_fx.explanation.certify import Certification, certify
+from bcos_fx.explanation.layout import own_form
 from bcos_fx.network import BcosNetwork
+from bcos_fx.verification import Verification, verify
 from bcos_fx.verification.samples import imagine
 
 _SAMPLES = 4
@@ -34,41 +37,55 @@ def certified(
         batch_axis: the dimension of its input that holds the samples; None: the input is one sample as a whole.
 
     Raises:
-        UsageError: nothing has such a name; or another batch axis than the first is given with a source, or for inputs
-            that cannot be made up.
+        UsageError: nothing has such a name; or another batch axis than the first is given for inputs that cannot be
+            made up.
     """
     exact = copy.deepcopy(network).double().eval()
     given = _made_up(network, batch_axis) if isinstance(network, BcosNetwork) else _noise(shape, batch_axis)
-    if batch_axis == 0:
-        return certify(exact, given, source=source)
-    if source is not None:
-        raise UsageError(
-            "--batch-axis was given with --source, whose values have their samples elsewhere too",
-            hint="leave one of the two out",
-        )
-    if given is None:
+    if given is None and batch_axis != 0:
         raise UsageError(
             "--batch-axis was given for a network whose inputs cannot be made up",
             hint="give the shape of one sample with --input-shape; or, of several inputs, explain them from Python",
         )
-    adapter, moved = samples_first(exact, given, batch_axis)
-    return under_own_layers(certify(adapter, moved))
+    return certify(exact, given, source=source, batch_axis=batch_axis)
+
+
+def compared_whole(original: nn.Module, network: BcosNetwork, batch_axis: int | None, *, encoded: bool) -> Verification:
+    """Compare a network with its original on whole inputs, where samples are not the first dimension.
+
+    Args:
+        original: takes images as the converted network does where ``encoded``.
+        network: converted.
+        batch_axis: as for :func:`certified`.
+        encoded: whether ``original`` takes the same inputs.
+
+    Raises:
+        UsageError: the inputs cannot be made up, or have no such dimension.
+    """
+    given = _made_up(network, batch_axis)
+    if given is None:
+        raise UsageError(
+            "--batch-axis was given for a network whose inputs cannot be made up",
+            hint="check it alone; conversion has compared it with the original already",
+        )
+
+    def transform(inputs: Tensor) -> Tensor:
+        return inputs if encoded else torch.stack([network.original_input(x) for x in inputs])
+
+    pair = example.EachAlone(original), example.EachAlone(network)
+    return verify(*pair, given[0].unsqueeze(0), batch_sizes=(1, 2), sizes=(), transform=transform)
 
 
 def _made_up(network: BcosNetwork, batch_axis: int | None) -> list[Tensor] | None:
-    """Made-up inputs of a network that takes one input of numbers; None for others."""
+    """Made-up float64 inputs, as it takes them, of a network that takes one input; None for others."""
     if len(network.record.inputs) != 1:
         return None
     (spec,) = network.record.inputs
     rank = len(spec.shape)
-    if batch_axis is not None and not -rank <= batch_axis < rank:
-        raise UsageError(
-            f"--batch-axis is {batch_axis}, the input has {rank} dimensions",
-            hint=f"give a number from 0 to {rank - 1}, or none where the input is one sample as a whole",
-        )
+    batch_axis = values.in_range(batch_axis, rank)
     sample = [size for axis, size in enumerate(spec.shape) if batch_axis is None or axis != batch_axis % rank]
     images = imagine(sample, 1 if batch_axis is None else _SAMPLES, seed=0).tensors[0].double()
-    return [_arranged(images if spec.encoded else 2 * images - 1, batch_axis)]
+    return [own_form(images if spec.encoded else 2 * images - 1, batch_axis)]
 
 
 def _noise(shape: tuple[int, ...] | None, batch_axis: int | None) -> list[Tensor] | None:
@@ -76,12 +93,8 @@ def _noise(shape: tuple[int, ...] | None, batch_axis: int | None) -> list[Tensor
     if shape is None:
         return None
     count = 1 if batch_axis is None else _SAMPLES
-    return [_arranged(torch.rand(count, *shape, generator=torch.Generator().manual_seed(0)).double(), batch_axis)]
-
-
-def _arranged(samples: Tensor, batch_axis: int | None) -> Tensor:
-    """Samples (N, ...) with N where the network takes it, or the only one without it."""
-    return samples[0] if batch_axis is None else samples.movedim(0, batch_axis)
+    samples = torch.rand(count, *shape, generator=torch.Generator().manual_seed(0)).double()
+    return [own_form(samples, values.in_range(batch_axis, samples.dim()))]
 
 
 def show(found: Certification) -> None:

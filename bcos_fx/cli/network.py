@@ -20,6 +20,7 @@ from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.data.stores import open_source
 from bcos_fx.errors import UsageError, nearest
+from bcos_fx.explanation.layout import own_form
 from bcos_fx.network import BcosNetwork
 from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE
 
@@ -75,13 +76,29 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
         "verified": request.verified,
     }
     arguments |= _head(request)
+    axis = values.axis(request.batch_axis)
+    if axis != 0:
+        _check_whole(request)
+        arguments["batch_axis"] = axis
     if shape is not None:
-        arguments["example_inputs"] = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        samples = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        arguments["example_inputs"] = own_form(samples, values.in_range(axis, samples.dim()))
     if request.images is not None:
         arguments["images"] = _some_images(request.images, shape or _DEFAULT_SHAPE)
     if request.calibrate is not None:
         find_images(request.calibrate)  # a folder that is not there is found out before the work, not after it
     return arguments | _options(request)
+
+
+def _check_whole(request: Request) -> None:
+    """Check what is given beside a batch axis."""
+    if request.input_shape is None:
+        raise UsageError("--batch-axis was given without a shape", hint="give one sample's shape with --input-shape")
+    if request.images is not None or request.calibrate is not None:
+        raise UsageError(
+            "--images and --calibrate put samples first, and --batch-axis has them elsewhere",
+            hint="leave them out; the network is verified on made-up inputs",
+        )
 
 
 def _head(request: Request) -> dict[str, Any]:

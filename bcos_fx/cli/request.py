@@ -233,6 +233,16 @@ class Request:
             rich_help_panel=_INPUT,
         ),
     ] = None
+    batch_axis: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXIS",
+            help="Which dimension of the network's input holds the samples, where it is not the first: its number, or "
+            "none where an input is one sample as a whole, such as a graph's nodes. The proof then runs on whole "
+            "inputs of --input-shape.",
+            rich_help_panel=_INPUT,
+        ),
+    ] = None
     images: Annotated[
         Path | None,
         typer.Option(

@@ -99,6 +99,20 @@ def axis(text: str | None) -> int | None:
     return int(text)
 
 
+def in_range(axis: int | None, rank: int) -> int | None:
+    """Return the dimension of the samples, if an input with so many dimensions has it.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if axis is not None and not -rank <= axis < rank:
+        raise UsageError(
+            f"--batch-axis is {axis}, the input has {rank} dimensions",
+            hint=f"give a number from 0 to {rank - 1}, or none where an input is one sample as a whole",
+        )
+    return axis
+
+
 def key(text: str | None) -> int | str | None:
     """Read which part of the output to take: a position, or a key or attribute."""
     return int(text) if text is not None and text.lstrip("-").isdecimal() else text

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from bcos_fx.errors import UsageError
+from bcos_fx.explanation.layout import own_form, samples_first
 from bcos_fx.rewriting.core.ops import Call, vocabulary
 from bcos_fx.tracing.program import run_node
 
@@ -47,7 +48,14 @@ class Axes:
     note: str = ""
 
 
-def axes_of(graph_module: fx.GraphModule, start: str, shape: tuple[int, ...], channel: int | None = None) -> Axes:
+def axes_of(
+    graph_module: fx.GraphModule,
+    start: str,
+    shape: tuple[int, ...],
+    channel: int | None = None,
+    *,
+    samples: int | None = 0,
+) -> Axes:
     """Find the axes of an input by the first layer that sums over one.
 
     Args:
@@ -55,6 +63,7 @@ def axes_of(graph_module: fx.GraphModule, start: str, shape: tuple[int, ...], ch
         start: name of the node whose value has the axes.
         shape: of that value, (N, ...).
         channel: the dimension that the caller names, negative ones from the end; None: it is looked for.
+        samples: the dimension of the node's value that holds its samples, None where it is one sample as a whole.
 
     Raises:
         UsageError: ``channel`` names no dimension, or that of the samples.
@@ -69,10 +78,12 @@ def axes_of(graph_module: fx.GraphModule, start: str, shape: tuple[int, ...], ch
             raise UsageError("channel_axis is 0, which holds the samples", hint="see batch_axis=")
         return _named(channel % len(shape), shape, None)
     noted = next((node.meta.get("shape") for node in graph_module.graph.nodes if node.name == start), None)
-    shape = tuple(noted or shape)  # the graph was traced with that size, and sizes are part of what moves numbers
+    if noted is not None:  # the graph was traced with that size, and sizes are part of what moves numbers
+        shape = tuple(samples_first(torch.empty(noted, device="meta"), samples).shape)
     if len(shape) < 2 or 0 in shape:
         return Axes(None, ("feature",) * (len(shape) - 1))
-    mixed = _first_mixed(graph_module, start, shape)
+    labels = torch.arange(torch.Size(shape).numel()).reshape(shape)
+    mixed = _first_mixed(graph_module, start, own_form(labels, samples), shape)
     if mixed is None:
         return _by_rank(shape, "no layer sums over one dimension alone")
     found, layer = mixed
@@ -101,12 +112,17 @@ def _named(channel: int | None, shape: tuple[int, ...], layer: str | None) -> Ax
     return Axes(channel, names)
 
 
-def _first_mixed(graph_module: fx.GraphModule, start: str, shape: tuple[int, ...]) -> tuple[list[int], str] | None:
-    """The dimensions of the input that the first layer sums over, and its name; None where no layer is reached."""
+def _first_mixed(
+    graph_module: fx.GraphModule, start: str, own: Tensor, shape: tuple[int, ...]
+) -> tuple[list[int], str] | None:
+    """The dimensions of the input that the first layer sums over, and its name; None where no layer is reached.
+
+    ``own`` holds the positions of the input's numbers in ``shape`` (N, ...), in the form that the network takes.
+    """
     values: dict[fx.Node, Any] = {}
     for node in graph_module.graph.nodes:
         if node.name == start:
-            values[node] = torch.arange(torch.Size(shape).numel()).reshape(shape)
+            values[node] = own
         elif any(source in values for source in node.all_input_nodes):
             call = vocabulary().call(node, graph_module)
             labels = _labels_of(node, values)

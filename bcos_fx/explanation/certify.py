@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from bcos_fx.explanation.arranged import arranged_view_of
 from bcos_fx.explanation.certificate import Certificate
 from bcos_fx.explanation.completeness import Completeness, check_completeness
 from bcos_fx.explanation.preparation import Source
-from bcos_fx.explanation.view import Inputs, in_order, view_of
+from bcos_fx.explanation.view import Inputs, in_order
+from bcos_fx.tracing.inputs import BatchAxis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,12 @@ class Certification(Certificate):
 
 
 def certify(
-    module: nn.Module, inputs: Inputs | None = None, *, output: str | None = None, source: Source = None
+    module: nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    output: str | None = None,
+    source: Source = None,
+    batch_axis: BatchAxis = 0,
 ) -> Certification:
     """Say whether a network is dynamic linear: f(x) = W(x)·x + constants.
 
@@ -51,6 +58,8 @@ def certify(
         source: what it is explained by: None for the main input, which is the first that a layer with weights reads by
             itself; or the name of an input or a layer, or several names. The certificate is for this source alone:
             what does not depend on it is a constant or a weight.
+        batch_axis: the dimension of the first input that holds its samples; None: it is one sample as a whole; or
+            either for each input by name, as for :func:`bcos_fx.explain`.
 
     Returns:
         The certificate: ``ok``, ``breaks``, ``constants``, ``choices``, and ``completeness`` with inputs.
@@ -59,10 +68,10 @@ def certify(
         UsageError: no layer has such a name, or the inputs do not fit.
         TraceError: the module cannot be turned into a graph.
     """
-    view = view_of(module, inputs, output=output, source=source)
+    view = arranged_view_of(module, inputs, batch_axis, output=output, source=source)
     measured = None
     if inputs is not None:
-        given = in_order([str(node.target) for node in view.inputs], inputs)
+        given = view.arrange(in_order([str(node.target) for node in view.inputs], inputs))
         view.check_values(given)
         measured = check_completeness(view, given)
     return Certification(**vars(view.certificate), completeness=measured)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, VerificationError
+from bcos_fx.explanation.arranged import arranged_view_of
 from bcos_fx.explanation.axes import Axes
-from bcos_fx.explanation.batch_axis import BatchAxis, samples_first, under_own_names
 from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, judged
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.joint import JointExplanation
@@ -24,7 +24,7 @@ from bcos_fx.explanation.view import ExplanationView, in_order, view_of
 from bcos_fx.explanation.weights import DynamicWeights
 from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.exported import as_module
-from bcos_fx.tracing.inputs import bind
+from bcos_fx.tracing.inputs import BatchAxis, bind
 from bcos_fx.validation import check_module
 
 _NAMED = 3
@@ -110,7 +110,8 @@ def explain(
         batch_axis: the dimension of the first input that holds its samples; None: the input is one sample as a whole,
             such as a graph's nodes (nodes, F), and the other inputs belong to it. Or by name for several inputs, such
             as ``{"x": 1, "mask": 0}``; those that are not named belong to every sample. Results hold samples first,
-            and a node's or position's class is ``target=(node, class)``.
+            and a node's or position's class is ``target=(node, class)``. ``output`` and ``source`` hold their samples
+            wherever one more sample makes them larger.
         allow_incomplete: explain a network that is not dynamic linear too; the result then says what is missing.
 
     Returns:
@@ -125,25 +126,28 @@ def explain(
     if not isinstance(model, BcosNetwork):
         check_module(model := as_module(model))
     given = _in_order(model, images, others)
-    if batch_axis != 0:
-        return _arranged(model, given, target, batch_axis, output, source, names, channel_axis, allow_incomplete)
     example: Any = given
     if isinstance(images, Mapping):
         example, images = images, _explained_by(given)
     _check_images(model, images, given)
-    view = view_of(model, example, output=output, source=source)
+    view = (
+        view_of(model, example, output=output, source=source)
+        if batch_axis == 0
+        else arranged_view_of(model, example, batch_axis, output=output, source=source)
+    )
     _check_count(view, len(given))
-    view.check_values(given)
-    shown = view.shown(given)
+    arranged = view.arrange(given)
+    view.check_values(arranged)
+    shown = view.shown(arranged)
     for value in shown.values():
         _check_images(model, value, given)
-    images = next(iter(shown.values()), images)
+    images = next(iter(shown.values()), images if batch_axis == 0 else arranged[0])
     if not view.certificate.ok and not (allow_incomplete and view.certificate.repeatable):
         raise _not_linear(view)
     wanted = named(target, names)
     parts, choices = [], []
     for place in chunks(view, images, batch_size):
-        inputs = [value[place] if has_samples(value, images) else value for value in given]
+        inputs = [value[place] if has_samples(value, images) else value for value in arranged]
         with model.naming_shapes(given) if isinstance(model, BcosNetwork) else nullcontext(), naming_samples():
             part, choice = _explained(view, inputs, of_samples(wanted, place, len(images)))
         parts.append(part)
@@ -157,37 +161,6 @@ def explain(
         one = replace(one, labels=label_of(wanted, one.name, names, parts[0].value.shape))
         found[name] = one if getattr(wanted, "names", None) is None else _scored(one, wanted.names)
     return next(iter(found.values())) if source is None or isinstance(source, str) else JointExplanation(found)
-
-
-def _arranged(
-    model: nn.Module,
-    given: list[Tensor],
-    target: Target,
-    batch_axis: BatchAxis,
-    output: str | None,
-    source: Any,
-    names: Sequence[str] | None,
-    channel_axis: int | None,
-    allow_incomplete: bool,
-) -> Explanation:
-    """Explain a network whose samples are not the first dimension, one sample at a time."""
-    if output is not None or source is not None:
-        raise UsageError(
-            "batch_axis= was given with output= or source=, whose values have their samples elsewhere too",
-            hint="wrap the network in a module that takes and returns its samples first",
-        )
-    adapter, (first, *others) = samples_first(model, given, batch_axis)
-    found = explain(
-        adapter,
-        first,
-        target,
-        others=others,
-        names=names,
-        batch_size=1,
-        channel_axis=channel_axis,
-        allow_incomplete=allow_incomplete,
-    )
-    return under_own_names(found)
 
 
 def _explained(view: ExplanationView, inputs: list[Tensor], target: Any) -> tuple[DynamicWeights, Chosen]:

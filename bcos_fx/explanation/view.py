@@ -28,7 +28,7 @@ from bcos_fx.explanation.axes import Axes, axes_of
 from bcos_fx.explanation.certificate import Certificate, certificate, uncounted, unfinished, with_breaks
 from bcos_fx.explanation.preparation import Prepared, Source, entry, prepare, recipe
 from bcos_fx.explanation.separability import is_separable
-from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights, gradients, or_zeros
+from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights, for_autograd, gradients, or_zeros
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import Counted
 from bcos_fx.rewriting.core.ops import vocabulary
@@ -60,6 +60,8 @@ class ExplanationView:
         certificate: whether the network is dynamic linear in these.
         ends_in_gate: what is explained is a probability, and the value before it could be explained.
         starts: name -> node of what outputs are explained by, in the order that was asked for.
+        unfrozen: the network's graph up to what is explained, as it runs: nothing frozen, nothing counted.
+        samples_in: name of a source -> the dimension that holds its samples, where it is not the first.
         sources: names of the constants, in graph order. What other inputs contribute, or the input itself past an inner
             layer that outputs are explained by, is among them.
     """
@@ -72,10 +74,11 @@ class ExplanationView:
         self.certificate: Certificate = certificate(prepared)
         self.ends_in_gate = prepared.ends_in_gate
         # The same layers, nothing frozen: what sums are compared with must not come from the view's own arithmetic.
-        self._unfrozen = GraphModule(prepared.graph_module, copy.deepcopy(prepared.graph_module.graph))
+        self.unfrozen: fx.GraphModule = GraphModule(prepared.graph_module, copy.deepcopy(prepared.graph_module.graph))
         self._freeze(prepared)
         self._network = weakref.ref(network) if isinstance(network, BcosNetwork) else None
         self._separable: bool | None = None
+        self.samples_in: Mapping[str, int | None] = {}
         self._axes: dict[tuple[str, tuple[int, ...], int | None], Axes] = {}
 
     def _freeze(self, prepared: Prepared) -> None:
@@ -97,9 +100,9 @@ class ExplanationView:
             self.certificate = with_breaks(self.certificate, missed)
 
     @property
-    def unfrozen(self) -> fx.GraphModule:
-        """The network's graph up to what is explained, as it runs: nothing frozen, nothing counted."""
-        return self._unfrozen
+    def converted(self) -> BcosNetwork | None:
+        """The converted network that this is a view of, as long as it is there; None for any other module."""
+        return None if self._network is None else self._network()
 
     def _module(self, node: fx.Node) -> object:
         return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -109,9 +112,13 @@ class ExplanationView:
         given = dict(zip(self.inputs, inputs, strict=True))
         return {name: given[self._begins[node]] for name, node in self.starts.items() if node in self._begins}
 
+    def arrange(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """Return inputs as the view takes them, (N, ...), for inputs as the network takes them."""
+        return list(given)
+
     def environment(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
         """Return the values that a run of the graph begins with, for its value alone."""
-        return self._environment(inputs, self._ones(inputs[0], requires_grad=False))
+        return self._environment(inputs, self._ones(inputs, requires_grad=False))
 
     def value(self, inputs: Sequence[Any]) -> Tensor:
         """Run the view for its value alone, under no_grad; the network's own output but for rounding."""
@@ -121,7 +128,10 @@ class ExplanationView:
 
     def network_value(self, inputs: Sequence[Any]) -> Tensor:
         """Run the network itself to what is explained, under no_grad; nothing of the view has a hand in it."""
-        value: Tensor = self._run_network(inputs, _output(self._unfrozen))
+        return self._to_end(inputs)
+
+    def _to_end(self, inputs: Sequence[Any]) -> Tensor:
+        value: Tensor = self._run_network(inputs, _output(self.unfrozen))
         return value
 
     def own_value(self, inputs: Sequence[Any]) -> Tensor:
@@ -130,9 +140,9 @@ class ExplanationView:
         Of a converted network that is what ``network(*inputs)`` returns; of an inner layer, and of a module that was
         traced for this view, the value in the graph that its forward runs.
         """
-        network = None if self._network is None else self._network()
+        network = self.converted
         if network is None:
-            return self.network_value(inputs)
+            return self._to_end(inputs)
         with torch.no_grad():
             if self.end_name is None:
                 value: Tensor = network(*inputs)
@@ -140,7 +150,7 @@ class ExplanationView:
             given = [node for node in network.graph.nodes if node.op == "placeholder"]
             inner = next((node for node in network.graph.nodes if node.name == self.end_name), None)
             if inner is None:
-                return self.network_value(inputs)
+                return self._to_end(inputs)
             value = evaluate(network, dict(zip(given, inputs, strict=True)), inner)
         return value
 
@@ -150,21 +160,21 @@ class ExplanationView:
         Raises:
             TraceError: it would read something else than in the example run, so the graph does not hold for them.
         """
-        for node in self._unfrozen.graph.nodes:
+        for node in self.unfrozen.graph.nodes:
             if node.target is require:
                 self._run_network(inputs, node)
 
     def network_steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
         """Run the network itself, and yield each node with its value up to what is explained."""
-        return steps(self._unfrozen, self._given(inputs), _output(self._unfrozen))
+        return steps(self.unfrozen, self._given(inputs), _output(self.unfrozen))
 
     def _given(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
-        given = [node for node in self._unfrozen.graph.nodes if node.op == "placeholder"]
+        given = [node for node in self.unfrozen.graph.nodes if node.op == "placeholder"]
         return dict(zip(given, inputs, strict=True))
 
     def _run_network(self, inputs: Sequence[Any], end: fx.Node) -> Any:
         with torch.no_grad():
-            return evaluate(self._unfrozen, self._given(inputs), end)
+            return evaluate(self.unfrozen, self._given(inputs), end)
 
     def on_value_path(self, node: fx.Node) -> bool:
         """Say whether a node of the graph carries a value to the explained output."""
@@ -186,18 +196,19 @@ class ExplanationView:
                 (see :attr:`separable`).
         """
         self._check_mode()
-        if len(inputs[0]) > 1 and not self.separable:
+        samples = self.samples(inputs)
+        if samples > 1 and not self.separable:
             raise UsageError(
                 "the samples of a batch cannot be told apart inside this network",
                 hint="explain them one at a time: its separable attribute says so",
             )
         with torch.inference_mode(False), torch.enable_grad():
-            given = [_own(value) for value in inputs]
-            ledger = self._ones(given[0], requires_grad=True)
+            given = [for_autograd(value) for value in inputs]
+            ledger = self._ones(inputs, requires_grad=True)
             environment = self._environment(given, ledger)
             with torch.no_grad():
                 leaves = {node: evaluate(self.graph_module, environment, node) for node in self.starts.values()}
-            self._check_samples(leaves, len(given[0]))
+            self._check_samples(leaves, samples)
             leaves = {node: leaf.detach().requires_grad_() for node, leaf in leaves.items()}
             value = evaluate(self.graph_module, environment | leaves, self.end)
             numbers = select(value)
@@ -210,12 +221,15 @@ class ExplanationView:
         named = dict(zip([*self.starts][1:], further, strict=True))
         return DynamicWeights(first.start, value.detach(), numbers.detach(), first.weights, constants, named)
 
-    def _ones(self, like: Any, *, requires_grad: bool) -> list[Tensor]:
+    def samples(self, inputs: Sequence[Any]) -> int:
+        """Return how many samples inputs hold."""
+        return len(inputs[0])
+
+    def _ones(self, inputs: Sequence[Any], *, requires_grad: bool) -> list[Tensor]:
         """The ledger for a batch like this, in the network's precision: the first input may hold whole numbers."""
+        samples, like = self.samples(inputs), inputs[0]
         dtype = like.dtype if like.is_floating_point() else self._like().dtype
-        return [
-            torch.ones(len(like), dtype=dtype, device=like.device, requires_grad=requires_grad) for _ in self.sources
-        ]
+        return [torch.ones(samples, dtype=dtype, device=like.device, requires_grad=requires_grad) for _ in self.sources]
 
     def _like(self) -> Tensor:
         return next((p for p in self.graph_module.parameters() if p.is_floating_point()), torch.empty(0))
@@ -234,7 +248,7 @@ class ExplanationView:
                 )
 
     def _check_mode(self) -> None:
-        network = None if self._network is None else self._network()
+        network = self.converted
         if network is not None and network.training:
             raise UsageError(
                 "the network is in train mode, and an explanation is one of eval mode", hint="call network.eval() first"
@@ -264,7 +278,8 @@ class ExplanationView:
         """
         key = name, shape, channel
         if key not in self._axes:
-            self._axes[key] = axes_of(self._unfrozen, self.starts[name].name, shape, channel)
+            held = self.samples_in.get(name, 0)
+            self._axes[key] = axes_of(self.unfrozen, self.starts[name].name, shape, channel, samples=held)
         return self._axes[key]
 
 
@@ -274,17 +289,17 @@ def _output(graph_module: fx.GraphModule) -> fx.Node:
     return node
 
 
-def _own(value: Any) -> Any:
-    """A tensor that autograd may use, whatever mode the caller made it in; without the caller's graph."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.clone() if value.is_inference() else value.detach()
-
-
 def view_of(
-    module: nn.Module, inputs: Inputs | None = None, *, output: str | None = None, source: Source = None
+    module: nn.Module,
+    inputs: Inputs | None = None,
+    *,
+    output: str | None = None,
+    source: Source = None,
+    whole: bool = False,
 ) -> ExplanationView:
     """Build the explanation view of a network; see :func:`certify` for the arguments.
+
+    With ``whole`` a network that is not converted is traced on the inputs as they are; else on two of their samples.
 
     The view of a converted network follows its training, and is kept for the next call; that of another module is one
     of a copy.
@@ -301,7 +316,7 @@ def view_of(
             given = [inputs] if isinstance(inputs, Tensor) else inputs
             module = module.of_size(in_order(names, given) if isinstance(given, Mapping) else given)
         if not isinstance(module, BcosNetwork):
-            return ExplanationView(_traced(module, inputs), output=output, source=source)
+            return ExplanationView(_traced(module, inputs, whole=whole), output=output, source=source)
         kept, made_of = _VIEWS.setdefault(module, {}), _made_of(module)
         source = source if source is None or isinstance(source, str) else tuple(source)
         view, parts = kept.get((output, source), (None, None))
@@ -362,11 +377,13 @@ class _Same:
         return id(self.held)
 
 
-def _traced(module: nn.Module, inputs: Inputs | None) -> fx.GraphModule:
+def _traced(module: nn.Module, inputs: Inputs | None, *, whole: bool) -> fx.GraphModule:
     def traced(example_inputs: Inputs) -> fx.GraphModule:
         return trace(module, example_inputs, leaf_modules=vocabulary().peers).graph_module
 
-    return example.first_that_runs(module, traced)[1] if inputs is None else traced(_two_samples(inputs))
+    if inputs is None:
+        return example.first_that_runs(module, traced)[1]
+    return traced(inputs if whole else _two_samples(inputs))
 
 
 def _two_samples(inputs: Inputs) -> Inputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +93,13 @@ class DynamicWeights:
 def as_constant(source: str) -> str:
     """Return the name that a source's contributions have among the constants of another one's explanation."""
     return f"the source {source}"
+
+
+def for_autograd(value: Any) -> Any:
+    """Return a tensor that autograd may use, whatever mode the caller made it in; without the caller's graph."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.clone() if value.is_inference() else value.detach()
 
 
 def or_zeros(weights: Tensor | None, leaf: Tensor, numbers: Tensor) -> Tensor:

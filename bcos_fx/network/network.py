@@ -25,9 +25,10 @@ class InputSpec:
 
     Attributes:
         name: of the placeholder.
-        shape: of the example, the number of samples first.
+        shape: of the example.
         encoded: an image in [0, 1] is expected, and encoded inside.
         matrix, offset: the original network expects matrix @ x + offset per pixel; empty where not encoded.
+        samples: the dimension that holds the samples; None where the input is one sample as a whole.
         interpolation, crop_pct: how images are brought to size, where the original recorded it; else None.
     """
 
@@ -36,8 +37,17 @@ class InputSpec:
     encoded: bool = False
     matrix: tuple[tuple[float, ...], ...] = ()
     offset: tuple[float, ...] = ()
+    samples: int | None = 0
     interpolation: str | None = None
     crop_pct: float | None = None
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return a shape without its number of samples."""
+        return tuple(size for place, size in enumerate(shape) if place != self.samples)
+
+    def sample(self, shape: Sequence[int]) -> str:
+        """Return a shape in words, with N for the number of samples."""
+        return f"({', '.join('N' if place == self.samples else str(size) for place, size in enumerate(shape))})"
 
     def preprocessing(self, shape: tuple[int, ...] | None = None) -> Preprocessing:
         """Return how images become this input: as the original recorded it, else as is usual for ImageNet.
@@ -49,7 +59,7 @@ class InputSpec:
             UsageError: the input is no image with 1 or 3 channels.
         """
         return Preprocessing.of(
-            self.shape[1:] if shape is None else shape,
+            self.sizes(self.shape) if shape is None else shape,
             interpolation=self.interpolation,
             crop_pct=self.crop_pct,
             in_unit_range=self.encoded,
@@ -66,7 +76,7 @@ class InputSpec:
 
     def described(self) -> str:
         """Say in words what the network takes."""
-        shape = f"(N, {', '.join(map(str, self.shape[1:]))})"
+        shape = self.sample(self.shape)
         return f"{shape}, an image in [0, 1], encoded inside" if self.encoded else f"{shape}, as the original takes it"
 
 
@@ -160,7 +170,7 @@ class BcosNetwork(nn.Module):
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one sample of the first input."""
-        return self.record.inputs[0].shape[1:]
+        return self.record.inputs[0].sizes(self.record.inputs[0].shape)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -207,11 +217,11 @@ class BcosNetwork(nn.Module):
             raise
         except RuntimeError as error:
             for spec, value in zip(self.record.inputs, inputs, strict=False):
-                if isinstance(value, Tensor) and tuple(value.shape[1:]) != spec.shape[1:]:
+                if isinstance(value, Tensor) and spec.sizes(value.shape) != spec.sizes(spec.shape):
                     raise UsageError(
                         f"the input {spec.name!r} has shape {tuple(value.shape)}, which the network cannot take: "
                         f"{str(error).partition(chr(10))[0]}",
-                        hint=f"the example that it was converted with has (N, {', '.join(map(str, spec.shape[1:]))})",
+                        hint=f"the example that it was converted with has {spec.sample(spec.shape)}",
                     ) from error
             raise
 
@@ -246,7 +256,7 @@ class BcosNetwork(nn.Module):
         specs = self.record.inputs[: len(inputs)]
         if self._other_sizes is None or not self.record.guards:
             return self
-        if all(tuple(value.shape[1:]) == spec.shape[1:] for spec, value in zip(specs, inputs, strict=False)):
+        if all(spec.sizes(value.shape) == spec.sizes(spec.shape) for spec, value in zip(specs, inputs, strict=False)):
             return self
         return self._other_sizes.network(self, inputs)
 
@@ -275,8 +285,7 @@ class BcosNetwork(nn.Module):
     def _check_tensor(self, spec: InputSpec, value: Tensor) -> None:
         if spec.encoded and (value.ndim != len(spec.shape) or value.shape[1] != spec.shape[1]):
             raise UsageError(
-                f"the input {spec.name!r} has shape {tuple(value.shape)}, the network takes "
-                f"(N, {', '.join(map(str, spec.shape[1:]))})",
+                f"the input {spec.name!r} has shape {tuple(value.shape)}, the network takes {spec.sample(spec.shape)}",
                 hint="one sample needs a first dimension too: x.unsqueeze(0)" if value.ndim == 3 else None,
             )
         if spec.encoded and not value.is_floating_point():
@@ -285,9 +294,9 @@ class BcosNetwork(nn.Module):
                 "floating-point values in [0, 1]",
                 hint="x.float() / 255 for an image of bytes",
             )
-        if self.record.guards and self._other_sizes is None and tuple(value.shape[1:]) != spec.shape[1:]:
+        if self.record.guards and self._other_sizes is None and spec.sizes(value.shape) != spec.sizes(spec.shape):
             raise UsageError(
-                f"the graph was traced for inputs of shape (N, {', '.join(map(str, spec.shape[1:]))}) and may be "
+                f"the graph was traced for inputs of shape {spec.sample(spec.shape)} and may be "
                 f"wrong for {tuple(value.shape)}: tracing took branches or numbers from that shape",
                 where=str(self.record.guards[0]),
                 hint="convert the original again with example_inputs of the new shape, or with keep_source=True",

@@ -51,7 +51,7 @@ class SizeCache:
         Raises:
             UsageError: the source does not take such inputs, or needs parameters for them that ``main`` has not.
         """
-        key = tuple(tuple(value.shape[1:]) for value in inputs)
+        key = tuple(spec.sizes(value.shape) for spec, value in zip(main.record.inputs, inputs, strict=True))
         with self._lock:
             if key not in self._made:
                 self._made[key] = _over(main, self._convert(inputs), self._buffers)

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from bcos_fx.errors import TraceError, UsageError
+from bcos_fx.errors import TraceError, UsageError, nearest
 from bcos_fx.tracing.arguments import oddity
 from bcos_fx.tracing.modules import Alone
 
 _DEEPEST = 8
+
+BatchAxis = int | None | Mapping[str, int | None]
+"""Dimension of the samples in the first input; None: it is one sample as a whole; or name of an input -> either."""
 
 
 class ExampleError(UsageError):
@@ -125,6 +128,42 @@ def _check(name: str, tensor: Tensor) -> None:
     reason = oddity(tensor) or ("on the meta device" if tensor.is_meta else "complex" if tensor.is_complex() else None)
     if reason is not None:
         raise UsageError(f"the input {name!r} is {reason}", hint="give an ordinary dense tensor of real numbers")
+
+
+def axes_by_name(names: Sequence[str], given: Sequence[Tensor], batch_axis: BatchAxis) -> tuple[int | None, ...]:
+    """Return the dimension of samples for each input; those that are not named belong to every sample.
+
+    Args:
+        names: of the inputs, in order.
+        given: the inputs, as the network takes them.
+        batch_axis: as the caller gave it.
+
+    Raises:
+        UsageError: there is no such dimension or input, or inputs hold different numbers of samples.
+    """
+    if len(names) != len(given):
+        raise UsageError(f"{len(given)} inputs were given, the network takes {len(names)} ({', '.join(names)})")
+    asked = batch_axis if isinstance(batch_axis, Mapping) else {names[0]: batch_axis}
+    for name, axis in asked.items():
+        if name not in names:
+            raise UsageError(f"batch_axis names {name!r}, which is not an input", hint=nearest(name, names))
+        rank = given[names.index(name)].dim()
+        number = isinstance(axis, int) and not isinstance(axis, bool)
+        if axis is not None and not (number and -rank <= axis < rank):
+            raise UsageError(
+                f"batch_axis is {axis!r} for the input {name!r}, which has {rank} dimensions",
+                hint=f"give a number from 0 to {rank - 1}, or None where the input is one sample as a whole",
+            )
+    values = list(zip(names, given, strict=True))
+    axes = tuple(None if (axis := asked.get(name)) is None else axis % value.dim() for name, value in values)
+    counts = {value.shape[axis]: name for (name, value), axis in zip(values, axes, strict=True) if axis is not None}
+    if len(counts) > 1:
+        held = " and ".join(f"{name!r} {count}" for count, name in counts.items())
+        raise UsageError(
+            f"inputs hold different numbers of samples along batch_axis: {held}",
+            hint="those that batch_axis does not name belong to every sample",
+        )
+    return axes
 
 
 def check_state(module: nn.Module, inputs: Inputs) -> None:

@@ -187,7 +187,7 @@ def test_a_causal_mask_of_numbers_is_as_one_of_truth_values(mask: str) -> None:
 
 @pytest.mark.parametrize(
     ("axis", "words"),
-    [(3, "from 0 to 2"), (True, "batch_axis"), ({"y": 1}, "no input"), (2, "batch_axis="), (None, "class")],
+    [(3, "from 0 to 2"), (True, "batch_axis"), ({"y": 1}, "not an input"), (2, "batch_axis="), (None, "class")],
 )
 def test_an_axis_that_is_none_is_refused(axis: Any, words: str) -> None:
     network = Recurrent().eval()
@@ -212,3 +212,164 @@ def test_bags_of_embeddings_are_explained_by_the_bags() -> None:
     found = bcos_fx.explain(network, words, 1, source="0")
     bags = network[0](words)
     torch.testing.assert_close(found.contributions, (bags > 0) * bags * network[2].weight[1])
+
+
+def inner(network: nn.Module, layer: str, given: tuple[Tensor, ...]) -> Tensor:
+    """What a layer returns, by a hook."""
+    caught: list[Tensor] = []
+    handle = network.get_submodule(layer).register_forward_hook(lambda _, __, value: caught.append(value))
+    with torch.no_grad():
+        network(*given)
+    handle.remove()
+    return caught[0]
+
+
+def by_layer(network: nn.Module, layer: str, given: tuple[Tensor, ...], pick: Any) -> tuple[Tensor, Tensor]:
+    """A layer's value, and the gradient of the output by it: a hook puts a leaf in its place."""
+    leaf = inner(network, layer, given).requires_grad_()
+    handle = network.get_submodule(layer).register_forward_hook(lambda *_: leaf)
+    pick(network(*given)).sum().backward()
+    handle.remove()
+    assert leaf.grad is not None
+    return leaf.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("rewritten", [False, True], ids=["as it is", "converted"])
+def test_layers_of_sequences_explain_and_are_explained(rewritten: bool) -> None:
+    torch.manual_seed(0)
+    network = Recurrent().double().eval()
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    given = bcos_fx.bcosify(network, example_inputs=x, recipe="equivalent", batch_axis=1) if rewritten else network
+    start, slope = by_layer(network, "inner", (x,), lambda y: y[:, 2])  # (6, 3, 5)
+    found = bcos_fx.explain(given, x, 2, source="inner", batch_axis=1, channel_axis=2)
+    torch.testing.assert_close(found.weights, slope.movedim(1, 0))
+    torch.testing.assert_close(found.contributions, (start * slope).sum(2).T)
+    torch.testing.assert_close(found.output, network(x).detach()[:, 2])
+    middle = bcos_fx.explain(given, x, (4, 1), output="inner", batch_axis=1)
+    torch.testing.assert_close(middle.output, inner(network, "inner", (x,))[4, :, 1])
+    wanted = torch.zeros(3, 6, 4, dtype=torch.float64)
+    wanted[:, 4] = network.inner.weight[1].detach()
+    torch.testing.assert_close(middle.weights, wanted)
+    # The layer that mixes positions holds (samples, channels, positions): samples first.
+    start, slope = by_layer(network, "mix", (x,), lambda y: y[:, 2])  # (3, 5, 6)
+    torch.testing.assert_close(bcos_fx.explain(given, x, 2, source="mix", batch_axis=1).weights, slope)
+    assert all(one.complete for one in (found, middle))
+
+
+class Beside(Recurrent):
+    """A second sequence, samples first."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        return self.fc((self.inner(x) + self.inner(y).transpose(0, 1)).relu().mean(0))
+
+
+def test_several_sources_share_one_sum_where_samples_are_second() -> None:
+    torch.manual_seed(0)
+    network = Beside().double().eval()
+    x, y = torch.randn(6, 3, 4, dtype=torch.float64), torch.randn(3, 6, 4, dtype=torch.float64, requires_grad=True)
+    axes = {"x": 1, "y": 0}
+    joint = bcos_fx.explain(network, {"x": x, "y": y.detach()}, 1, source=["x", "y"], batch_axis=axes)
+    wanted, slope = gradient(network, (x, y), lambda found: found[:, 1])
+    assert y.grad is not None
+    torch.testing.assert_close(joint["x"].weights, slope.movedim(1, 0))
+    torch.testing.assert_close(joint["y"].weights, y.grad)
+    torch.testing.assert_close(sum(joint.totals.values()) + joint.constants.total(), wanted)
+
+
+@pytest.mark.parametrize("rewritten", [False, True], ids=["as it is", "converted"])
+@pytest.mark.parametrize("kind", [FixedGraph, GivenGraph, Edges])
+def test_layers_of_graphs_explain_and_are_explained(kind: Any, rewritten: bool) -> None:
+    torch.manual_seed(0)
+    network = kind().double().eval()
+    given = inputs_of(network)
+    made = bcos_fx.bcosify(network, example_inputs=given, recipe="equivalent", batch_axis=None)
+    start, slope = by_layer(network, "a", given, lambda y: y[4, 2])
+    asked: dict[str, Any] = {"others": given[1:], "batch_axis": None}
+    found = bcos_fx.explain(made if rewritten else network, given[0], (4, 2), source="a", **asked)
+    torch.testing.assert_close(found.weights[0], slope)
+    torch.testing.assert_close(found.contributions[0], (start * slope).sum(1))
+    middle = bcos_fx.explain(made if rewritten else network, given[0], (3, 1), output="a", **asked)
+    torch.testing.assert_close(middle.output[0], inner(network, "a", given)[3, 1])
+    assert found.complete
+    assert middle.complete
+
+
+class Merged(Recurrent):
+    """Samples and positions share a dimension inside: (L * N, E)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        length, samples, _ = x.shape
+        return self.fc(self.inner(x.reshape(length * samples, -1)).relu().reshape(length, samples, -1).mean(0))
+
+
+def test_a_layer_whose_samples_share_a_dimension_is_that_of_one_sample() -> None:
+    torch.manual_seed(0)
+    network = Merged().double().eval()
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    start, slope = by_layer(network, "inner", (x,), lambda y: y[:, 2])  # (18, 5)
+    found = bcos_fx.explain(network, x, 2, source="inner", batch_axis=1)
+    torch.testing.assert_close(found.weights, slope.reshape(6, 3, 5).movedim(1, 0))
+    assert found.complete
+    assert start.shape == (18, 5)
+
+
+@pytest.mark.parametrize("rewritten", [False, True], ids=["as it is", "converted"])
+def test_certify_takes_the_axis(rewritten: bool) -> None:
+    torch.manual_seed(0)
+    network = PerPosition().double().eval()
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    given = bcos_fx.bcosify(network, example_inputs=x, recipe="equivalent", batch_axis=1) if rewritten else network
+    for source in (None, "inner", ["x"]):
+        found = bcos_fx.certify(given, x, source=source, batch_axis=1)
+        assert found.ok
+        assert found.completeness is not None
+        assert found.completeness.verdict == "complete"
+        assert len(found.completeness.output) == 3
+    wanted = network(x).detach()[0, :, 0]  # the first number of each sample is that of position 0
+    torch.testing.assert_close(bcos_fx.certify(given, x, batch_axis=1).completeness.output[:, 0], wanted)  # type: ignore[union-attr]
+    with pytest.raises(bcos_fx.BcosFxError, match="from 0 to 2"):
+        bcos_fx.certify(given, x, batch_axis=5)
+    if not rewritten:
+        with pytest.raises(bcos_fx.BcosFxError, match="without inputs"):
+            bcos_fx.certify(given, batch_axis=1)
+
+
+def test_inputs_with_different_numbers_of_samples_are_refused() -> None:
+    network = Masked().double().eval()
+    given = {"x": torch.randn(6, 3, 4, dtype=torch.float64), "padding": torch.rand(2, 6) > 0.6}
+    with pytest.raises(bcos_fx.BcosFxError, match="'x' 3 and 'padding' 2"):
+        bcos_fx.explain(network, given, 1, batch_axis={"x": 1, "padding": 0})
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"batch_axis": 7}, "from 0 to 2"),
+        ({"batch_axis": {"y": 1}}, "not an input"),
+        ({"batch_axis": 1, "images": torch.rand(2, 3, 8, 8)}, "leave images out"),
+        ({"batch_axis": 1, "example_inputs": None}, "without example_inputs"),
+    ],
+    ids=["dimension", "name", "images", "no example"],
+)
+def test_an_axis_that_does_not_fit_is_refused_by_the_conversion(asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(bcos_fx.BcosFxError, match=words):
+        bcos_fx.bcosify(Recurrent().eval(), **{"example_inputs": torch.randn(6, 3, 4), **asked})
+
+
+def test_other_lengths_are_converted_again_where_samples_are_second() -> None:
+    torch.manual_seed(0)
+
+    class Lengths(Recurrent):
+        def forward(self, x: Tensor) -> Tensor:
+            scale = 1.0 if x.shape[0] == 6 else 0.5
+            return self.fc(self.inner(x).relu().mean(0)) * scale
+
+    network = Lengths().double().eval()
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    made = bcos_fx.bcosify(network, example_inputs=x, recipe="equivalent", batch_axis=1, keep_source=True)
+    with torch.no_grad():
+        for length in (6, 1, 9):
+            other = torch.randn(length, 3, 4, dtype=torch.float64)
+            torch.testing.assert_close(made(other), network(other))
+    found = bcos_fx.explain(made, other, 1, batch_axis=1)
+    torch.testing.assert_close(found.output, network(other).detach()[:, 1])

@@ -124,3 +124,17 @@ def test_a_layer_that_was_moved_before_the_pooling_is_still_that_layer(recipe: s
         torch.testing.assert_close(found.scores, network.scores(images()).detach(), rtol=1e-9, atol=1e-12)
     by_it = bcos_fx.explain(model, images(), 2, output="logits", source="fc")
     assert by_it.encoded.shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", [*ENDINGS, "picked", "averaged"])
+def test_no_logit_bias_comes_after_probabilities(name: str) -> None:
+    torch.manual_seed(0)
+    more: dict[str, Callable[[Tensor], Tensor]] = {
+        "picked": lambda x: x.softmax(1)[:, 1:],
+        "averaged": lambda x: x.softmax(1).unflatten(1, (2, 2)).mean(1),
+    }
+    network = Ending(more.get(name) or ENDINGS[name])
+    made = bcos_fx.bcosify(network, example_inputs=images(), head="logit", b=1)
+    assert not any(isinstance(layer, bcos_fx.nn.LogitLayer) for layer in made.modules())
+    (reason,) = [miss.reason for miss in made.report.near_misses if miss.rule == "logit-layer-added"]
+    assert "a logit bias belongs before it" in reason

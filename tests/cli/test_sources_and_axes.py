@@ -170,3 +170,91 @@ def test_a_photograph_cannot_be_two_inputs(run: Run, folder: Path, photograph: P
     assert wrong.exit_code == 2
     assert "its inputs are x, mask" in wrong.stderr
     assert "did you mean 'mask'?" in wrong.stderr
+
+
+FACTORIES = """
+from tests.cli.test_sources_and_axes import NoSamples, SamplesSecond
+import torch
+from torch import nn
+
+class Nodes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.fc = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(self.a(x).relu() + self.a(x).relu().mean(0))
+
+def second():
+    torch.manual_seed(0)
+    return SamplesSecond().eval()
+
+def none():
+    torch.manual_seed(0)
+    return NoSamples().eval()
+
+def nodes():
+    torch.manual_seed(0)
+    return Nodes().eval()
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape", "axis"),
+    [("second", "3,8,8", "1"), ("none", "3,8,8", "none"), ("nodes", "7,5", "none")],
+)
+def test_convert_and_check_take_the_axis(factory: str, shape: str, axis: str, run: Run, folder: Path) -> None:
+    (folder / "made.py").write_text(FACTORIES)
+    arch = ("--arch", f"made.py:{factory}")
+    words = ("--input-shape", shape, "--batch-axis", axis, "--recipe", "equivalent", "-o", "made.safetensors", "--json")
+    done = run("convert", *arch, *words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["verdict"] == "equal"
+    assert run("plan", *arch, *words[:-3], "--json").exit_code == 0
+    torch.save(bcos_fx.checkpoint.build_architecture(f"made.py:{factory}").state_dict(), "made.pth")
+    against = run("check", "made.pth", "made.safetensors", *arch, "--batch-axis", axis, "--json")
+    assert against.exit_code == 0, against.output
+    assert json.loads(against.stdout)["verdict"] == "equal"
+    alone = run("check", "made.pth", *arch, "--input-shape", shape, "--batch-axis", axis, "--json")
+    assert json.loads(alone.stdout)["certificate"]["completeness"]["verdict"] == "complete"
+    by_layer = run("check", "made.safetensors", "--batch-axis", axis, "--source", "fc", "--json")
+    assert json.loads(by_layer.stdout)["certificate"]["completeness"]["verdict"] == "complete"
+    state = torch.load("made.pth")
+    torch.save({name: 1.01 * value for name, value in state.items()}, "other.pth")
+    different = run("check", "other.pth", "made.safetensors", *arch, "--batch-axis", axis, "--json")
+    assert different.exit_code == 1
+    assert json.loads(different.stdout)["verdict"] == "different"
+
+
+def test_a_layer_explains_where_samples_are_elsewhere(run: Run, folder: Path, photograph: Path) -> None:
+    for made, shape, axis in ((SamplesSecond, (3, 2, 8, 8), 1), (NoSamples, (3, 8, 8), None)):
+        torch.manual_seed(0)
+        module = made().eval()
+        network = bcos_fx.bcosify(module, example_inputs=torch.rand(shape), recipe="equivalent", batch_axis=axis)
+        save(network, folder / "other.safetensors", overwrite=True)
+        words = ("--batch-axis", "none" if axis is None else axis, "--source", "conv", "--target", "1", "--json")
+        done = run("explain", "other.safetensors", photograph, photograph, *words, "-o", f"{made.__name__}.npz")
+        assert done.exit_code == 0, done.output
+        rows = json.loads(done.stdout)["images"]
+        image = read(photograph)
+        value = module.conv(image[None]).relu().mean((2, 3)) @ module.fc.weight[1]
+        assert [row["sources"]["conv"][0] for row in rows] == pytest.approx([value.item()] * 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("convert", "--arch", "made.py:nodes", "--batch-axis", "none"), "--input-shape"),
+        (("convert", "--arch", "made.py:nodes", "--batch-axis", "7", "--input-shape", "7,5"), "from 0 to 2"),
+        (("plan", "--arch", "made.py:nodes", "--batch-axis", "x", "--input-shape", "7,5"), "--batch-axis is 'x'"),
+        (
+            ("convert", "--arch", "made.py:second", "--batch-axis", "1", "--input-shape", "3,8,8", "--calibrate", "."),
+            "put samples first",
+        ),
+    ],
+)
+def test_an_axis_that_does_not_fit_is_refused(words: tuple[str, ...], said: str, run: Run, folder: Path) -> None:
+    (folder / "made.py").write_text(FACTORIES)
+    done = run(*words)
+    assert done.exit_code == 2, done.output
+    assert said in done.stderr

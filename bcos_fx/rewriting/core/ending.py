@@ -39,6 +39,24 @@ def before_last_gate(node: fx.Node, read: Reader) -> fx.Node:
     return found
 
 
+def gate_at_the_end(node: fx.Node, read: Reader) -> fx.Node | None:
+    """Return what a network ends with where that is no row of scores: a gate, as it is or picked, reshaped or averaged.
+
+    Args:
+        node: what a graph returns.
+        read: a node as a call of the vocabulary.
+    """
+    last: fx.Node | None = node
+    while last is not None:
+        if before_last_gate(last, read) is not last:
+            return last
+        call = read(last)
+        alone = call is not None and len(last.all_input_nodes) == 1 and not _has_parameters(call)
+        passes = alone and call is not None and call.op.linearity in ("linear", "selection")
+        last = last.all_input_nodes[0] if passes else None
+    return None
+
+
 def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:
     """The node before, and whether what lies between is a gate; None where a step would leave the ending."""
     call = read(node)

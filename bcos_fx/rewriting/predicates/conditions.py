@@ -11,6 +11,7 @@ import math
 from torch import fx, nn
 
 from bcos_fx.nn.bcos import BcosLayer
+from bcos_fx.rewriting.core.ending import gate_at_the_end
 from bcos_fx.rewriting.core.match import Verdict
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
@@ -367,6 +368,9 @@ def is_classifier_output(reader: GraphReader, call: Call) -> Verdict:
         return False
     if shape is None or len(shape) != 2 or shape[1] < 2:
         return f"the output has shape {shape}, which is not (samples, at least two classes)"
+    gate = gate_at_the_end(call.inputs[0], reader.call)
+    if gate is not None:
+        return f"the output comes from {gate.name}, which makes probabilities of scores; a logit bias belongs before it"
     return True
 
 

@@ -1,0 +1,147 @@
+"""Explanation views of networks whose values hold their samples elsewhere than in the first dimension, or nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx import example
+from bcos_fx.errors import UsageError
+from bcos_fx.explanation.layout import Layout, find_layout, samples_first
+from bcos_fx.explanation.preparation import Source
+from bcos_fx.explanation.view import ExplanationView, Inputs, in_order, view_of
+from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights
+from bcos_fx.network import BcosNetwork
+from bcos_fx.tracing.exported import as_module
+from bcos_fx.tracing.inputs import BatchAxis, axes_by_name, bind
+
+
+class ArrangedView(ExplanationView):
+    """A view that takes and returns (N, ...), over a graph that holds its samples elsewhere; it runs one at a time.
+
+    Args:
+        view: of the graph; the new view shares everything with it.
+        given: inputs as the network takes them, to find out where other values hold their samples.
+        batch_axis: the dimension of the samples in the first input, None, or either for each input by name.
+
+    Raises:
+        UsageError: there is no such dimension, or a value holds no samples.
+    """
+
+    def __init__(self, view: ExplanationView, given: Sequence[Tensor], batch_axis: BatchAxis) -> None:
+        self.__dict__.update(vars(view))
+        self._axes, self._separable = {}, False
+        names = {name: node.name for name, node in self.starts.items()}
+        axes = axes_by_name([str(node.target) for node in self.inputs], given, batch_axis)
+        self.layout: Layout = find_layout(self._shapes, given, axes, names, next(self._ends()).name)
+        self.samples_in = self.layout.starts
+
+    def _ends(self) -> Any:
+        return (source for node in self.unfrozen.graph.nodes if node.op == "output" for source in node.all_input_nodes)
+
+    def _shapes(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
+        """Name of a node -> shape of its value, for inputs in the network's own form."""
+        given = {node.name: tuple(x.shape) for node, x in zip(self.inputs, inputs, strict=True)}
+        with torch.no_grad():
+            steps = super().network_steps(inputs)
+            return given | {node.name: tuple(value.shape) for node, value in steps if isinstance(value, Tensor)}
+
+    def arrange(self, given: Sequence[Tensor]) -> list[Tensor]:
+        """Return inputs as (N, ...); those that belong to every sample are repeated."""
+        return self.layout.first(given)
+
+    def samples(self, inputs: Sequence[Any]) -> int:
+        """Return 1: inputs in the network's own form are those of one sample."""
+        return 1
+
+    def _check_samples(self, leaves: Mapping[fx.Node, Tensor], samples: int) -> None:
+        """Sources hold their samples where the layout says."""
+
+    def value(self, inputs: Sequence[Any]) -> Tensor:
+        """Run the view for its value alone."""
+        return self._joined(super().value, inputs)
+
+    def network_value(self, inputs: Sequence[Any]) -> Tensor:
+        """Run the network itself to what is explained."""
+        return self._joined(self._to_end, inputs)
+
+    def network_steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
+        """Run the network itself, one sample after the other, and yield each node with its value."""
+        for own in self.layout.each(inputs):
+            yield from super().network_steps(own)
+
+    def own_value(self, inputs: Sequence[Any]) -> Tensor:
+        """Return what is explained as the network's own forward gives it."""
+        return self._joined(super().own_value, inputs)
+
+    def check_values(self, inputs: Sequence[Any]) -> None:
+        """Check what Python code of the original reads of the inputs' values."""
+        for own in self.layout.each(inputs):
+            super().check_values(own)
+
+    def steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
+        """Run the view, one sample after the other, and yield every node with its value."""
+        for own in self.layout.each(inputs):
+            yield from super().steps(own)
+
+    def _joined(self, run: Callable[[list[Any]], Tensor], inputs: Sequence[Any]) -> Tensor:
+        """What runs give for each sample, as (N, ...)."""
+        return torch.cat([samples_first(run(own), self.layout.end) for own in self.layout.each(inputs)])
+
+    def dynamic_weights(self, inputs: Sequence[Any], select: Select) -> DynamicWeights:
+        """Compute W(x) and the contributions of all constants for inputs (1, ...); see the base class.
+
+        Raises:
+            UsageError: the network is in train mode by now, or several samples were given.
+        """
+        if len(inputs[0]) > 1:
+            raise UsageError("several samples were given at once", hint="explain them one at a time")
+        (own,) = self.layout.each(inputs)
+        found = super().dynamic_weights(own, lambda value: select(samples_first(value, self.layout.end)))
+        (first, *further) = [self._first(name, part) for name, part in zip(self.starts, found.parts, strict=True)]
+        named = dict(zip([*self.starts][1:], further, strict=True))
+        value = samples_first(found.value, self.layout.end)
+        return DynamicWeights(first.start, value, found.output, first.weights, found.constants, named)
+
+    def _first(self, name: str, part: SourceWeights) -> SourceWeights:
+        """Weights (1, K, ...) of a source (1, ...), of weights with the numbers K in dimension 1 of the source."""
+        axis = self.layout.starts[name]
+        weights = torch.stack([samples_first(each, axis) for each in part.weights.unbind(1)], dim=1)
+        return SourceWeights(samples_first(part.start, axis), weights)
+
+
+def arranged_view_of(
+    module: nn.Module,
+    inputs: Inputs | None,
+    batch_axis: BatchAxis,
+    *,
+    output: str | None = None,
+    source: Source = None,
+) -> ExplanationView:
+    """Build the explanation view of a network; see :func:`bcos_fx.certify` for the arguments.
+
+    Raises:
+        UsageError: the inputs do not hold their samples so.
+    """
+    if batch_axis == 0 or (inputs is None and isinstance(module, BcosNetwork)):
+        return view_of(module, inputs, output=output, source=source)  # without inputs nothing is measured
+    if inputs is None:
+        raise UsageError("batch_axis= was given without inputs", hint="give what the module takes")
+    module = as_module(module)
+    traced_on = inputs if isinstance(module, BcosNetwork) else _two_samples(module, inputs, batch_axis)
+    view = view_of(module, traced_on, output=output, source=source, whole=True)
+    return ArrangedView(view, in_order([str(node.target) for node in view.inputs], inputs), batch_axis)
+
+
+def _two_samples(module: nn.Module, inputs: Inputs, batch_axis: BatchAxis) -> Inputs:
+    """At least two samples: a single one could be taken for a size that is always 1."""
+    named = bind(module, inputs).named
+    axes = axes_by_name(list(named), list(named.values()), batch_axis)
+    pairs = list(zip(named.values(), axes, strict=True))
+    if any(axis is not None and value.shape[axis] > 1 for value, axis in pairs):
+        return inputs
+    made: Inputs = example.like(inputs, [x if axis is None else x.repeat_interleave(2, axis) for x, axis in pairs])
+    return made
