@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bcos_fx import example
 from bcos_fx.errors import UsageError
+from bcos_fx.explanation.foreign import Inputs
 from bcos_fx.explanation.layout import Layout, find_layout, samples_first
 from bcos_fx.explanation.preparation import Source
-from bcos_fx.explanation.view import ExplanationView, Inputs, in_order, view_of
+from bcos_fx.explanation.view import ExplanationView, in_order, view_of
 from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights
 from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.exported import as_module
-from bcos_fx.tracing.inputs import BatchAxis, axes_by_name, bind
+from bcos_fx.tracing.inputs import BatchAxis, axes_by_name
 
 
 class ArrangedView(ExplanationView):
@@ -131,17 +131,5 @@ def arranged_view_of(
     if inputs is None:
         raise UsageError("batch_axis= was given without inputs", hint="give what the module takes")
     module = as_module(module)
-    traced_on = inputs if isinstance(module, BcosNetwork) else _two_samples(module, inputs, batch_axis)
-    view = view_of(module, traced_on, output=output, source=source, whole=True)
+    view = view_of(module, inputs, output=output, source=source, batch_axis=batch_axis)
     return ArrangedView(view, in_order([str(node.target) for node in view.inputs], inputs), batch_axis)
-
-
-def _two_samples(module: nn.Module, inputs: Inputs, batch_axis: BatchAxis) -> Inputs:
-    """At least two samples: a single one could be taken for a size that is always 1."""
-    named = bind(module, inputs).named
-    axes = axes_by_name(list(named), list(named.values()), batch_axis)
-    pairs = list(zip(named.values(), axes, strict=True))
-    if any(axis is not None and value.shape[axis] > 1 for value, axis in pairs):
-        return inputs
-    made: Inputs = example.like(inputs, [x if axis is None else x.repeat_interleave(2, axis) for x, axis in pairs])
-    return made

@@ -10,8 +10,9 @@ from torch import nn
 from bcos_fx.explanation.arranged import arranged_view_of
 from bcos_fx.explanation.certificate import Certificate
 from bcos_fx.explanation.completeness import Completeness, check_completeness
+from bcos_fx.explanation.foreign import Inputs
 from bcos_fx.explanation.preparation import Source
-from bcos_fx.explanation.view import Inputs, in_order
+from bcos_fx.explanation.view import in_order
 from bcos_fx.tracing.inputs import BatchAxis
 
 

@@ -27,7 +27,7 @@ def naming_samples() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         raise UsageError(
             f"the network does not take its input sample by sample: {str(error).partition(chr(10))[0]}",
             hint="the first dimension holds the samples; batch_axis= names another, or None for none",

@@ -22,10 +22,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from bcos_fx import example
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.explanation.axes import Axes, axes_of
 from bcos_fx.explanation.certificate import Certificate, certificate, uncounted, unfinished, with_breaks
+from bcos_fx.explanation.foreign import Inputs, traced
 from bcos_fx.explanation.preparation import Prepared, Source, entry, prepare, recipe
 from bcos_fx.explanation.separability import is_separable
 from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights, for_autograd, gradients, or_zeros
@@ -36,15 +36,12 @@ from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.passes import Engine
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.rewrite import add_ledger
-from bcos_fx.tracing import trace
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.graph_module import GraphModule
+from bcos_fx.tracing.inputs import BatchAxis
 from bcos_fx.tracing.program import evaluate, steps
 from bcos_fx.validation import check_module
-
-Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
-"""What a network takes: a tensor, all inputs in order, or by name."""
 
 
 class ExplanationView:
@@ -295,11 +292,9 @@ def view_of(
     *,
     output: str | None = None,
     source: Source = None,
-    whole: bool = False,
+    batch_axis: BatchAxis = 0,
 ) -> ExplanationView:
     """Build the explanation view of a network; see :func:`certify` for the arguments.
-
-    With ``whole`` a network that is not converted is traced on the inputs as they are; else on two of their samples.
 
     The view of a converted network follows its training, and is kept for the next call; that of another module is one
     of a copy.
@@ -316,7 +311,7 @@ def view_of(
             given = [inputs] if isinstance(inputs, Tensor) else inputs
             module = module.of_size(in_order(names, given) if isinstance(given, Mapping) else given)
         if not isinstance(module, BcosNetwork):
-            return ExplanationView(_traced(module, inputs, whole=whole), output=output, source=source)
+            return ExplanationView(traced(module, inputs, batch_axis), output=output, source=source)
         kept, made_of = _VIEWS.setdefault(module, {}), _made_of(module)
         source = source if source is None or isinstance(source, str) else tuple(source)
         view, parts = kept.get((output, source), (None, None))
@@ -375,25 +370,3 @@ class _Same:
 
     def __hash__(self) -> int:
         return id(self.held)
-
-
-def _traced(module: nn.Module, inputs: Inputs | None, *, whole: bool) -> fx.GraphModule:
-    def traced(example_inputs: Inputs) -> fx.GraphModule:
-        return trace(module, example_inputs, leaf_modules=vocabulary().peers).graph_module
-
-    if inputs is None:
-        return example.first_that_runs(module, traced)[1]
-    return traced(inputs if whole else _two_samples(inputs))
-
-
-def _two_samples(inputs: Inputs) -> Inputs:
-    """At least two samples: a single one could be taken for a size that is always 1."""
-    if isinstance(inputs, Tensor):
-        return torch.cat([inputs, inputs]) if len(inputs) == 1 else inputs[:2]
-    if isinstance(inputs, Mapping):
-        return {name: _sample_pair(value) for name, value in inputs.items()}
-    return [_sample_pair(value) for value in inputs]
-
-
-def _sample_pair(value: Any) -> Any:
-    return _two_samples(value) if isinstance(value, Tensor) and value.dim() else value

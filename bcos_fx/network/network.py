@@ -215,7 +215,7 @@ class BcosNetwork(nn.Module):
             yield
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             for spec, value in zip(self.record.inputs, inputs, strict=False):
                 if isinstance(value, Tensor) and spec.sizes(value.shape) != spec.sizes(spec.shape):
                     raise UsageError(

@@ -1,0 +1,130 @@
+"""Graphs of networks that are not converted: traced for one explanation, on two of the samples that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx import example
+from bcos_fx.errors import TraceError, UsageError
+from bcos_fx.nn.functional import default_tolerance
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.tracing import Trace, trace
+from bcos_fx.tracing.inputs import BatchAxis, ExampleError, axes_by_name, bind
+from bcos_fx.tracing.modules import own_copy
+
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""What a network takes: a tensor, all inputs in order, or by name."""
+
+_AS_A_WHOLE = "where the samples of a batch belong together, batch_axis=None explains the inputs as one sample"
+
+
+def traced(module: nn.Module, inputs: Inputs | None, batch_axis: BatchAxis = 0) -> fx.GraphModule:
+    """Trace a network, and check that its graph holds for the inputs that are given.
+
+    Args:
+        module: the network; not changed.
+        inputs: what it takes; None: guesses by its first layer.
+        batch_axis: where the inputs hold their samples.
+
+    Raises:
+        UsageError: the network runs on these inputs together, and not on some of their samples.
+        TraceError: it cannot be written as a graph, or Python code read the number of samples.
+    """
+
+    def made(example_inputs: Inputs) -> Trace:
+        return trace(module, example_inputs, leaf_modules=vocabulary().peers)
+
+    if inputs is None:
+        return example.first_that_runs(module, made)[1].graph_module
+    try:
+        found = made(_two_samples(inputs) if batch_axis == 0 else _repeated(module, inputs, batch_axis))
+    except ExampleError as error:
+        raise _alone(module, inputs, error) from error
+    if found.guards:
+        _check_samples(module, inputs, found, batch_axis)
+    return found.graph_module
+
+
+def _alone(module: nn.Module, inputs: Inputs, error: ExampleError) -> UsageError:
+    """The error of a network that does not run on two of the samples: another one where it runs on all of them."""
+    with suppress(RuntimeError, ValueError, TypeError, IndexError), torch.no_grad():
+        own_copy(module)(*bind(module, inputs).args, **bind(module, inputs).kwargs)
+        return UsageError(
+            f"the network runs on these samples together, and not on two of them: {error.what}",
+            where=error.where,
+            hint=_AS_A_WHOLE,
+        )
+    return error
+
+
+def _check_samples(module: nn.Module, inputs: Inputs, found: Trace, batch_axis: BatchAxis) -> None:
+    """Run network and graph on all samples, and on the first: its numbers of samples may be part of the graph.
+
+    Raises:
+        TraceError: they differ, or the graph does not run.
+    """
+    bound, own = bind(module, inputs), own_copy(module)
+    values = list(bound.named.values())
+    axes = [0] * len(values) if batch_axis == 0 else axes_by_name(list(bound.named), values, batch_axis)
+    samples = next((x.shape[a] for x, a in zip(values, axes, strict=True) if a is not None and x.dim()), 1)
+    first = [
+        x if a is None or not x.dim() or x.shape[a] != samples else x.narrow(a, 0, 1)
+        for x, a in zip(values, axes, strict=True)
+    ]
+    for given in (values, first):
+        with torch.no_grad():
+            try:
+                wanted = bound.call(own, given)
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                continue  # what the network itself does not take is named where it is run
+            try:
+                same = _agree(found.graph_module(*given), wanted)
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                same = False
+        if not same:
+            guard = found.guards[0]
+            raise TraceError(
+                f"the graph that was traced for some samples is another one for {tuple(given[0].shape)}: Python code "
+                f"took branches or numbers from shapes ({guard.kind} was {guard.value})",
+                where=guard.source,
+                hint=f"keep the number of samples out of Python's branches and numbers; {_AS_A_WHOLE}",
+            )
+
+
+def _agree(found: Any, wanted: Any) -> bool:
+    if not isinstance(found, Tensor) or not isinstance(wanted, Tensor) or found.shape != wanted.shape:
+        return False
+    if not found.is_floating_point() or not found.numel():
+        return torch.equal(found, wanted)
+    scale = float(wanted.nan_to_num().abs().max())
+    limit = default_tolerance(wanted.dtype) * scale
+    return torch.allclose(found, wanted, rtol=0, atol=limit, equal_nan=True)
+
+
+def _repeated(module: nn.Module, inputs: Inputs, batch_axis: BatchAxis) -> Inputs:
+    """The inputs as they are, but at least two samples: a single one could be taken for a size that is always 1."""
+    named = bind(module, inputs).named
+    axes = axes_by_name(list(named), list(named.values()), batch_axis)
+    pairs = list(zip(named.values(), axes, strict=True))
+    if any(axis is not None and value.shape[axis] > 1 for value, axis in pairs):
+        return inputs
+    made: Inputs = example.like(inputs, [x if axis is None else x.repeat_interleave(2, axis) for x, axis in pairs])
+    return made
+
+
+def _two_samples(inputs: Inputs) -> Inputs:
+    """At least two samples: a single one could be taken for a size that is always 1."""
+    if isinstance(inputs, Tensor):
+        return torch.cat([inputs, inputs]) if len(inputs) == 1 else inputs[:2]
+    if isinstance(inputs, Mapping):
+        return {name: _sample_pair(value) for name, value in inputs.items()}
+    return [_sample_pair(value) for value in inputs]
+
+
+def _sample_pair(value: Any) -> Any:
+    return _two_samples(value) if isinstance(value, Tensor) and value.dim() else value
