@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bcos_fx.artifact import load, save
     from bcos_fx.calibration import calibrate
     from bcos_fx.convert import bcosify, plan
+    from bcos_fx.diagnosis import why_not
     from bcos_fx.explanation.certify import certify
     from bcos_fx.explanation.explain import explain
     from bcos_fx.training.finetune import finetune
@@ -32,6 +33,7 @@ __all__ = [
     "plan",
     "save",
     "verify",
+    "why_not",
 ]
 
 __getattr__ = lazily(
@@ -46,6 +48,7 @@ __getattr__ = lazily(
         "plan": "bcos_fx.convert",
         "save": "bcos_fx.artifact",
         "verify": "bcos_fx.verification",
+        "why_not": "bcos_fx.diagnosis",
     },
 )
 

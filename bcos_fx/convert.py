@@ -203,7 +203,7 @@ class _Conversion:
         return example.first_that_runs(self.module, self._trace)
 
     def _trace(self, inputs: Inputs) -> Trace:
-        leaves = (*self.engine.ops.peers, *self.recipe.options.leaf_modules)
+        leaves = (*self.engine.ops.leaves, *self.recipe.options.leaf_modules)
         return trace(self.module, inputs, output=self.output, leaf_modules=leaves)
 
     def preserve(self) -> None:

@@ -302,7 +302,7 @@ assert bcos_fx.calibrate(model, torch.randn(8, 4)).report.figures.calibration is
 print(sorted(bcos_fx.__all__))
 """
 _CALLED = """
-    BcosFxError __version__ bcosify calibrate certify explain finetune load plan save verify
+    BcosFxError __version__ bcosify calibrate certify explain finetune load plan save verify why_not
 """.split()
 
 

@@ -15,10 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bcos_fx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = """
-    version escaping terminal errors files budgets lazy locking seeding identity data nn tracing rewriting rules
-    report network
+    version escaping terminal errors files budgets lazy locking user_code seeding identity data nn tracing rewriting
+    rules report network
     verification validation calibration artifact checkpoint text example heads convert explanation
-    methods evaluation training cli
+    diagnosis methods evaluation training cli
 """.split()
 # These stand beside the line of rooms: what each may import, at the most.
 BESIDE = {

@@ -13,17 +13,20 @@ from bcos_fx.artifact.container import Container, Digest, content_of, laid_out, 
 from bcos_fx.artifact.fields import Fields
 from bcos_fx.artifact.graph import GraphReader, write_graph
 from bcos_fx.artifact.modules import ModuleReader, ModuleWriter
+from bcos_fx.artifact.own_ops import check_ops, check_same_results, write_ops
 from bcos_fx.artifact.record import read_record
 from bcos_fx.artifact.trial import check_runs
 from bcos_fx.artifact.values import decode, encode
 from bcos_fx.errors import ArtifactError, BcosFxError
 from bcos_fx.network import BcosNetwork, Record
-from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.op import Op
+from bcos_fx.rewriting.core.ops import Vocabulary, vocabulary
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.version import __version__
 
-FORMAT = 2
-"""Number of the format that is written; files of it and of lower ones are read."""
+FORMAT = 3
+"""Number of the newest format; files of it and of lower ones are read. It is written where a file holds ops that a
+program declared, and 2 elsewhere."""
 
 # What torch's constructors, fx and Python's compiler raise about descriptions that make no sense.
 _BUILD_ERRORS = (
@@ -50,18 +53,27 @@ def describe(model: BcosNetwork) -> tuple[str, dict[str, Tensor]]:
     writer = ModuleWriter(ops)
     nodes = write_graph(model.graph, model, ops)
     writer.add(model)
+    own = write_ops(_ops(model, ops))
     document = {
-        "format": FORMAT,
+        "format": FORMAT if own else FORMAT - 1,
         "versions": {"bcos_fx": __version__, "torch": torch.__version__.partition("+")[0]},
         "modules": writer.entries,
         "nodes": nodes,
         "record": encode(model.record, "record"),
     }
-    restored(Fields(parse(_dumped(document)), "the network"), writer.tensors)
+    document |= {"ops": own} if own else {}
+    read_back = restored(Fields(parse(_dumped(document)), "the network"), writer.tensors)
+    check_same_results(model, read_back, model.graph)
     digest = Digest(_dumped(document))
     for entry in laid_out(writer.tensors):
         digest.add(entry, content_of(writer.tensors[entry.name]))
     return _dumped(document | {"sha256": digest.hex()}), writer.tensors
+
+
+def _ops(model: BcosNetwork, vocabulary: Vocabulary) -> list[Op]:
+    """The ops of a network's nodes, and of the layers inside of layers."""
+    called = [vocabulary.of(node, model) for node in model.graph.nodes]
+    return [op for op in (*called, *(vocabulary.of_class(type(part)) for part in model.modules())) if op is not None]
 
 
 def _dumped(document: dict[str, Any]) -> str:
@@ -133,7 +145,7 @@ def read(container: Container, device: torch.device) -> BcosNetwork:
             raise ArtifactError(
                 "the file was damaged or altered: its contents do not fit its checksum", hint="copy or save it again"
             )
-        document.fields.finish("format", "versions", "sha256", "modules", "nodes", "record")
+        document.fields.finish("format", "versions", "sha256", "modules", "nodes", "record", "ops")
         return restored(document.fields, tensors)
 
 
@@ -152,7 +164,10 @@ def restored(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
 
 
 def _built(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
-    ops, record = vocabulary(), read_record(fields.value("record"))
+    ops = vocabulary()
+    if "ops" in fields:
+        check_ops(fields.items("ops"), ops)
+    record = read_record(fields.value("record"))
     modules = ModuleReader(ops, tensors)
     root = modules.read(fields.items("modules"))
     graph = GraphReader(root, ops).read(fields.items("nodes"), [spec.name for spec in record.inputs])

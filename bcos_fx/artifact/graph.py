@@ -18,7 +18,9 @@ from bcos_fx.artifact.fields import Fields
 from bcos_fx.artifact.modules import is_path
 from bcos_fx.artifact.values import decode, encode, fits
 from bcos_fx.errors import ArtifactError, nearest
-from bcos_fx.rewriting.core.ops import Op, Vocabulary, resolve
+from bcos_fx.rewriting.core.op import Op
+from bcos_fx.rewriting.core.ops import Vocabulary
+from bcos_fx.rewriting.core.spelling import resolve
 from bcos_fx.tracing.program import ARITHMETIC, ATTRIBUTES
 
 _META: dict[str, Any] = {
@@ -61,7 +63,8 @@ def _write_node(node: fx.Node, root: nn.Module, vocabulary: Vocabulary) -> dict[
         raise ArtifactError(
             f"the operation {name} cannot be stored: the op vocabulary does not know it",
             where=f"{where}, {source}" if source else where,
-            hint="add it to the op vocabulary, or write that line with operations that it knows",
+            hint="add it to the op vocabulary ([op.NAME] in a rule file, or @bcos_fx.rules.op for a function of your "
+            "own), or write that line with operations that it knows",
         )
     meta = {key: encode(node.meta[key], f"{where}, {key}") for key in _META if key in node.meta}
     return {

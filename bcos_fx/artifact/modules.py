@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.artifact.fields import Fields
+from bcos_fx.artifact.own_ops import check_attributes, construct_own, is_own_class
 from bcos_fx.artifact.values import decode, encode
 from bcos_fx.budgets import PATH_PARTS, PLACES
 from bcos_fx.errors import ArtifactError, BcosFxError, nearest
 from bcos_fx.network import reserved_names
 from bcos_fx.nn.construction import construct, constructor_options
-from bcos_fx.rewriting.core.ops import Vocabulary, resolve
+from bcos_fx.rewriting.core.ops import Vocabulary
+from bcos_fx.rewriting.core.spelling import resolve
 
 _RESERVED = "__metadata__"
 
@@ -108,7 +110,8 @@ class ModuleWriter:
                 f"a layer of the class {kind.__module__}.{kind.__qualname__} cannot be stored: the op vocabulary does "
                 "not know it" + (" with a forward of its own" if kind in self._spellings else ""),
                 where=where,
-                hint="add the class to the op vocabulary, or write the layer with operations that it knows",
+                hint=f'register it with @bcos_fx.rules.op("my_ops.{kind.__name__}", linearity=...) and convert again; '
+                "or leave it out of leaf_modules, so that the operations in it are traced",
             )
         return self._spellings[kind]
 
@@ -128,11 +131,15 @@ def _options(module: nn.Module, where: str) -> list[list[Any]]:
     """Read a layer's options back, and see that they rebuild it."""
     try:
         options = constructor_options(module)
-        again = _constructed(type(module), options)
+        again = _constructed(type(module), options, where)
+    except ArtifactError:
+        raise
     except (BcosFxError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise ArtifactError(f"the layer cannot be stored: {error}", where=where) from error
     for name in ("_parameters", "_buffers", "_modules"):
         check_parts(getattr(again, name), getattr(module, name), where)
+    if is_own_class(type(module)):
+        check_attributes(module, again, where)
     # torch's layers gain options from version to version: an unknown one stands in a file only if it means something.
     defaults = inspect.signature(type(module)).parameters if type(module).__module__.startswith("torch.") else {}
     return [
@@ -142,7 +149,9 @@ def _options(module: nn.Module, where: str) -> list[list[Any]]:
     ]
 
 
-def _constructed(cls: type[nn.Module], options: Mapping[str, Any]) -> nn.Module:
+def _constructed(cls: type[nn.Module], options: Mapping[str, Any], where: str) -> nn.Module:
+    if is_own_class(cls):
+        return construct_own(cls, options, where)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about initial values, which are replaced
         return construct(cls, options)
@@ -291,9 +300,9 @@ class ModuleReader:
                 f"the op vocabulary has no layer {spelling!r}", where=where, hint=nearest(spelling, self._classes)
             )
         cls = self._classes[spelling]
-        module = _constructed(cls, options)
+        module = _constructed(cls, options, where)
         odd = sorted(set(options) - set(constructor_options(module)))
-        if odd:
+        if odd and not is_own_class(cls):
             raise ArtifactError(f"{spelling} has no option {odd[0]!r} that a file may set", where=where)
         return module
 

@@ -10,23 +10,23 @@ little through. Elsewhere it is that of all values: a channel that is hardly eve
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bcos_fx.calibration.moments import Moments
 from bcos_fx.network import BcosNetwork
-from bcos_fx.nn import BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d, BcosLayer
+from bcos_fx.nn import BcosLayer
+from bcos_fx.rewriting.core.op import Op
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.reader import GraphReader
 
-_BATCH_NORMS = (BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d, _BatchNorm)
+_NORM_ATTRIBUTES = ("running_mean", "running_var", "weight", "bias", "eps", "num_features")
 
 
 @dataclass(frozen=True)
@@ -199,15 +199,18 @@ def layers_of(
     reader = GraphReader(network.graph_module(), vocabulary(), Options())
     found: list[Layer] = []
     kept: dict[str, str] = {}
-    for node, norm in _called(reader, _BATCH_NORMS):
-        if norm.running_var is None:
+    for node, norm in _called(reader, lambda op, module: op is not None and op.batch_statistics):
+        missing = [name for name in _NORM_ATTRIBUTES if not hasattr(norm, name)]
+        if missing:
+            kept[node.name] = f"it is declared a norm with batch statistics, and has no {' and no '.join(missing)}"
+        elif norm.running_var is None:
             kept[node.name] = "it has no running statistics: its output depends on the other samples"
         elif (calls := len(reader.callers[id(norm)])) > 1:
             kept[node.name] = f"it is called {calls} times, and one set of statistics cannot fit them all"
         else:
             found.append(Norm(node, norm, *_facts(reader, node, norm), constants.get(str(node.target), 1.0)))
     open_nodes = _reaching_the_output(reader.graph_module.graph, {layer.node for layer in found})
-    for node, layer in _called(reader, (BcosLayer,)):
+    for node, layer in _called(reader, lambda op, module: isinstance(module, BcosLayer)):
         if node not in open_nodes:
             continue
         gain = Gain(node, layer, *_facts(reader, node, layer), constants.get(str(node.target), 1.0))
@@ -221,11 +224,11 @@ def layers_of(
     return sorted(found, key=lambda layer: order[layer.node]), kept
 
 
-def _called(reader: GraphReader, kinds: tuple[type[nn.Module], ...]) -> Iterator[tuple[fx.Node, Any]]:
+def _called(reader: GraphReader, wanted: Callable[[Op | None, nn.Module], bool]) -> Iterator[tuple[fx.Node, Any]]:
     for node in reader.graph_module.graph.nodes:
         if node.op == "call_module":
             module = reader.graph_module.get_submodule(str(node.target))
-            if isinstance(module, kinds):
+            if wanted(reader.vocabulary.of(node, reader.graph_module), module):
                 yield node, module
 
 

@@ -112,7 +112,7 @@ class Original:
         self._like = next(iter(reference.parameters()), example.inputs[0])
         inputs = self._inputs(tuple(value[:2] for value in example.inputs))
         twice = tuple(torch.cat([value, value])[:2] for value in inputs)
-        graph_module = trace(reference, twice, output=output, leaf_modules=vocabulary().peers).graph_module
+        graph_module = trace(reference, twice, output=output, leaf_modules=vocabulary().leaves).graph_module
         reader = GraphReader(graph_module, vocabulary(), Options())
         nodes = [(node.name, reader.op(node) or describe_target(node)) for node in graph_module.graph.nodes]
         _check_same(nodes, network)

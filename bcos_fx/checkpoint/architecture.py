@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +24,7 @@ from bcos_fx.checkpoint.reading import StateDict
 from bcos_fx.errors import BcosFxError, CheckpointError, nearest
 from bcos_fx.lazy import library
 from bcos_fx.tracing.wrappers import without_wrappers
+from bcos_fx.user_code import import_file
 
 Result = TypeVar("Result")
 FORMS = (
@@ -281,7 +281,7 @@ def _user_module(source: str, arch: str) -> ModuleType:
             near = [str(path.with_name(item.name)) for item in path.parent.glob("*.py")]
             hint = nearest(source, near) if near else f"there are no Python files in {path.parent}"
             raise CheckpointError(f"there is no file {source!r}", where=arch, hint=hint)
-        return _run_users_code(lambda: _import_file(path), arch, f"importing {source}")
+        return _run_users_code(lambda: import_file(path), arch, f"importing {source}")
     return _run_users_code(lambda: _import_named(source, arch), arch, f"importing {source}")
 
 
@@ -295,18 +295,6 @@ def _import_named(source: str, arch: str) -> ModuleType:
         factory = arch.rpartition(":")[2]
         hint = f"write {as_file}:{factory}" if as_file.is_file() else f"install it, or write it as {FORMS}"
         raise CheckpointError(f"there is no package {source!r}", where=arch, hint=hint) from error
-
-
-def _import_file(path: Path) -> ModuleType:
-    name = f"bcos_fx_architecture_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickles look their module up by name while it is being run.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _member(module: ModuleType, name: str, arch: str) -> Callable[[], Any]:

@@ -81,7 +81,7 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
         _check_whole(request)
         arguments["batch_axis"] = axis
     if shape is not None:
-        samples = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        samples = example_of(shape)
         arguments["example_inputs"] = own_form(samples, values.in_range(axis, samples.dim()))
     if request.images is not None:
         arguments["images"] = _some_images(request.images, shape or _DEFAULT_SHAPE)
@@ -99,6 +99,11 @@ def _check_whole(request: Request) -> None:
             "--images and --calibrate put samples first, and --batch-axis has them elsewhere",
             hint="leave them out; the network is verified on made-up inputs",
         )
+
+
+def example_of(shape: tuple[int, ...]) -> Tensor:
+    """Return two samples of a shape, in [0, 1]."""
+    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
 
 
 def _head(request: Request) -> dict[str, Any]:

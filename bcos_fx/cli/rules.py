@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcos_fx.cli.console import echo
-from bcos_fx.errors import RuleError, nearest
+from bcos_fx.errors import RuleError, UsageError, nearest
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from bcos_fx.diagnosis import Diagnosis
     from bcos_fx.rewriting.core.recipe import Recipe
     from bcos_fx.rewriting.core.rule import Rule
 
@@ -29,7 +30,10 @@ bcos-fx rules classifier-before-pool
 bcos-fx rules --recipe equivalent
 
 bcos-fx rules --rules my_rules.toml
+
+bcos-fx rules my-rule --rules my_rules.toml --explain my_net.py:build --import my_ops.py
 """
+_WHY = "Why a rule does not match"
 
 
 def run(
@@ -39,6 +43,26 @@ def run(
     ] = None,
     rules: Annotated[
         list[Path] | None, typer.Option(help="Check a rule file of your own, and show its rules too. Repeatable.")
+    ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A network: say at each of its nodes why the rule NAME does not match there. A checkpoint (with "
+            "--arch), an architecture such as my_net.py:build, or, for rules of explanations, a converted network.",
+            show_default=False,
+            rich_help_panel=_WHY,
+        ),
+    ] = None,
+    arch: Annotated[str | None, typer.Option(help="The architecture of the checkpoint.", rich_help_panel=_WHY)] = None,
+    trust_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--trust-pickle", help="Open a pickled module, which runs code that the file carries.", rich_help_panel=_WHY
+        ),
+    ] = False,
+    input_shape: Annotated[
+        str | None, typer.Option(help="Shape of one sample, such as 3,32,32.", rich_help_panel=_WHY)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False,
 ) -> None:
@@ -50,6 +74,11 @@ def run(
     from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 
     own = tuple(rules or ())
+    if explain is not None:
+        given = {"recipe": recipe, "rules": own, "arch": arch, "trust_pickle": trust_pickle, "shape": input_shape}
+        found = _diagnosis(name, explain, given)
+        echo(found.to_json() if json else found.to_text())
+        return
     if recipe is not None:
         recipes = [load_recipe(recipe, extra_rules=own)]
         shown = _active(recipes[0])
@@ -66,6 +95,33 @@ def run(
     stdout = console()
     for part in _whole(shown[0]) if name is not None else _listing(shown, recipes):
         stdout.print(part)
+
+
+def _diagnosis(name: str | None, model: str, given: dict[str, Any]) -> Diagnosis:
+    if name is None:
+        raise UsageError(
+            "which rule is to be explained is not known", hint="name it: bcos-fx rules NAME --explain MODEL"
+        )
+    from bcos_fx.cli import values
+    from bcos_fx.cli.network import example_of, read_network
+    from bcos_fx.diagnosis import why_not
+    from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE
+
+    file = Path(model)
+    is_file = file.exists() or ":" not in model
+    if is_file and given["arch"] is None and file.suffix == ".safetensors":
+        from bcos_fx.artifact import load
+
+        return why_not(name, load(file), rules=given["rules"])
+    network = read_network(
+        file if is_file else None,
+        arch=given["arch"] if is_file else model,
+        key=None,
+        trust_pickle=given["trust_pickle"],
+    )
+    shape = values.shape(given["shape"])
+    example = {} if shape is None else {"example_inputs": example_of(shape)}
+    return why_not(name, network, recipe=given["recipe"] or DEFAULT_RECIPE, rules=given["rules"], **example)
 
 
 def _active(recipe: Recipe) -> list[Rule]:

@@ -37,7 +37,7 @@ def traced(module: nn.Module, inputs: Inputs | None, batch_axis: BatchAxis = 0) 
     """
 
     def made(example_inputs: Inputs) -> Trace:
-        return trace(module, example_inputs, leaf_modules=vocabulary().peers)
+        return trace(module, example_inputs, leaf_modules=vocabulary().leaves)
 
     if inputs is None:
         return example.first_that_runs(module, made)[1].graph_module

@@ -6,6 +6,7 @@ is the same function. Neither the network nor its parameters are changed, and pa
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from bcos_fx.rewriting.core.passes import Engine
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.recipe import Recipe
 from bcos_fx.rewriting.core.rewrite import end_at
-from bcos_fx.rewriting.core.rulefile import load_rules
+from bcos_fx.rewriting.core.rulefile import load_rules, view_rules
 
 _FILES = ("canonical", "interop-bcos", "norm", "linear", "explain")
 _LIKE = 5
@@ -52,9 +53,14 @@ class Prepared:
     ends_in_gate: bool
 
 
-@functools.cache
 def recipe() -> Recipe:
-    """Return the rules of explanation views, read once."""
+    """Return the rules of explanation views: those that the program has registered, then the shipped ones."""
+    shipped = _shipped()
+    return dataclasses.replace(shipped, rules=(*view_rules(), *shipped.rules))
+
+
+@functools.cache
+def _shipped() -> Recipe:
     files = [rules_directory() / f"{name}.toml" for name in _FILES]
     return Recipe(
         name="explanation",

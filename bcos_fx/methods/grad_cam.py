@@ -41,7 +41,7 @@ def grad_cam(explained: Explained, *, layer: str | None = None, relu: bool = Tru
     def at(differences: Tensor) -> tuple[fx.GraphModule, fx.Node]:
         if differences.shape[1:] not in graphs:
             example = differences[:1].expand(2, -1, -1, -1).contiguous()
-            graph_module = trace(explained, example, leaf_modules=vocabulary().peers).graph_module
+            graph_module = trace(explained, example, leaf_modules=vocabulary().leaves).graph_module
             graph_module.requires_grad_(False)
             node = last_feature_map(graph_module) if layer is None else _named(graph_module, layer)
             graphs[differences.shape[1:]] = graph_module, node

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.methods.requests import class_outputs
-from bcos_fx.rewriting.core.ops import Call, resolve, vocabulary
+from bcos_fx.rewriting.core.ops import Call, vocabulary
+from bcos_fx.rewriting.core.spelling import resolve
 from bcos_fx.tracing import trace
 
 _TOLERANCE = 1e-4
@@ -185,7 +186,7 @@ class ModuleForms:
         """
         if images.shape[1:] not in self._made:
             example = images.detach()[:1].expand(2, -1, -1, -1).contiguous()
-            graph_module = trace(self.network, example, leaf_modules=vocabulary().peers).graph_module
+            graph_module = trace(self.network, example, leaf_modules=vocabulary().leaves).graph_module
             graph_module.requires_grad_(False)
             form = ModuleForm(graph_module, self._stand_ins(graph_module)).eval()
             _check_same(self.network, form, example)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
 
@@ -28,17 +28,37 @@ _PRESENCE: dict[tuple[type[nn.Module], str], Callable[[Any], bool]] = {
 def constructor_options(module: nn.Module) -> dict[str, Any]:
     """Return the arguments that would construct a layer like this one, in the constructor's order.
 
+    A class of a program's own may have a method ``constructor_options`` that returns them. Otherwise each is read from
+    the attribute of its name; where that is one of the layer's tensors, and the argument has a default, it only gave
+    the tensor's first values and is left out.
+
     Raises:
         UsageError: an argument cannot be read back from the layer.
     """
+    own = getattr(type(module), "constructor_options", None)
+    if callable(own):
+        return dict(own(module))
     options: dict[str, Any] = {}
     for name, parameter in inspect.signature(type(module).__init__).parameters.items():
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         superseded = parameter.default is None and not hasattr(module, name)  # an old name of another argument
         if name in _IGNORED or name.startswith("_") or variadic or superseded:
             continue
-        options[name] = _option(module, name)
+        value = _option(module, name)
+        if isinstance(value, Tensor):
+            _check_default(module, parameter)
+        else:
+            options[name] = value
     return options
+
+
+def _check_default(module: nn.Module, parameter: inspect.Parameter) -> None:
+    if parameter.default is parameter.empty:
+        raise UsageError(
+            f"{type(module).__name__} keeps a tensor under the name of its constructor's argument {parameter.name!r}, "
+            "which has no default",
+            hint="give the argument a default, or the class a method constructor_options that returns its arguments",
+        )
 
 
 def _option(module: nn.Module, name: str) -> Any:
@@ -48,7 +68,10 @@ def _option(module: nn.Module, name: str) -> Any:
     if name in ("bias", "gain") and name in module._parameters:
         return module._parameters[name] is not None
     if not hasattr(module, name):
-        raise UsageError(f"{type(module).__name__} does not keep its constructor's argument {name!r}")
+        raise UsageError(
+            f"{type(module).__name__} does not keep its constructor's argument {name!r}",
+            hint=f"set self.{name} in the constructor, or give the class a method constructor_options",
+        )
     return getattr(module, name)
 
 

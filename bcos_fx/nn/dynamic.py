@@ -22,7 +22,14 @@ class DynamicLayer(nn.Module):
 
     Held constant, the factor makes the layer an affine map of x: the one that it applied to this x. That is
     what an explanation needs (Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 3.2).
+
+    A subclass of your own defines :meth:`decompose` and :meth:`recompose`, and :meth:`constant_like` if it adds a
+    constant; ``docs/rules.md`` shows one.
     """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's value at x."""
+        return self.recompose(*self.decompose(x))
 
     def decompose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Split the layer's value at x into a part linear in x and a factor broadcastable to it."""

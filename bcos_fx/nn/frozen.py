@@ -49,11 +49,12 @@ class FrozenRatio(nn.Module):
 
     Args:
         function: phi, of x and the tensors that it reads besides, such as a learnt power.
+        uniform: phi is the same for every number and takes x of any shape; not that of a layer with tensors of its own.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor], *, uniform: bool = True) -> None:
         super().__init__()
-        self.function = function
+        self.function, self.uniform = function, uniform
 
     def forward(self, x: Tensor, *options: Tensor) -> Tensor:
         """Apply phi elementwise; any shape."""
@@ -66,7 +67,7 @@ class FrozenRatio(nn.Module):
     def _slope(self, x: Tensor, options: tuple[Tensor, ...]) -> Tensor:
         """phi'(0): a tensor without dimensions, or one like x where phi may differ from number to number."""
         with torch.inference_mode(False), torch.enable_grad():
-            form: list[int] | torch.Size = x.shape if options else []
+            form: list[int] | torch.Size = x.shape if options or not self.uniform else []
             origin = torch.zeros(form, dtype=x.dtype, device=x.device, requires_grad=True)
             value = self.function(origin, *options)
             if not value.requires_grad:

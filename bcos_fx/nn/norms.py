@@ -274,6 +274,10 @@ class RMSNorm(NormLayer, nn.RMSNorm):
         """Build from :class:`torch.nn.RMSNorm`, sharing its Parameter; UsageError for another class."""
         return cls._sharing(module)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x by torch's kernel; shape and dtype are x's."""
+        return nn.RMSNorm.forward(self, x)
+
     def decompose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Split into x and 1/sqrt(mean x^2 + eps), broadcastable to it; statistics in float32 for 16-bit x."""
         dims = tuple(range(-len(self.normalized_shape), 0))

@@ -10,8 +10,6 @@ from bcos_fx.rewriting.core.reader import GraphReader, is_boundary
 from bcos_fx.rewriting.core.rewrite import Step
 from bcos_fx.tracing.program import attribute
 
-_WEIGHTED = ("linear", "conv", "bcos_linear", "bcos_conv", "bilinear", "peer_bcos")
-
 
 def mark_origins(reader: GraphReader) -> None:
     """Note on every node of a freshly traced graph what it is, so that the report can say what it was."""
@@ -82,8 +80,8 @@ def coverage(reader: GraphReader) -> Coverage:
     """
     counted: dict[int, tuple[int, bool]] = {}
     for node in reader.graph_module.graph.nodes:
-        op = reader.op(node)
-        weighted = op.startswith(_WEIGHTED) if op is not None else node.op.startswith("call_")
+        op = reader.vocabulary.of(node, reader.graph_module)
+        weighted = op.weighted if op is not None else node.op.startswith("call_")
         if not weighted or not reader.flow.on_value_path(node):
             continue
         for parameter, converted in _weights(reader, node):

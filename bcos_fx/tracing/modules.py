@@ -21,6 +21,7 @@ from bcos_fx.tracing.arguments import oddity
 from bcos_fx.tracing.recorder import Recorder
 from bcos_fx.tracing.recurrent import write_out
 from bcos_fx.tracing.scalars import ForeignScalarError, plain_scalar
+from bcos_fx.tracing.whole import Exactly
 
 _CONTAINERS = ("torch.nn.modules.container", "torch.nn.modules.transformer")
 _COMPOSITES = (
@@ -34,8 +35,8 @@ M = TypeVar("M", bound=nn.Module)
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
-Leaves = Collection[type | str]
-"""Classes whose instances stay one node: themselves, with their subclasses, or exactly those of a qualified name."""
+Leaves = Collection[type | str | Exactly]
+"""Classes whose instances stay one node: with their subclasses; or exactly one class, or those of a qualified name."""
 
 
 def own_copy(module: nn.Module) -> nn.Module:
@@ -174,7 +175,8 @@ def is_leaf(path: str, module: nn.Module, leaf_modules: Leaves) -> bool:
     home = kind.__module__
     own = home.startswith("torch.nn.modules.") and home not in _CONTAINERS and kind not in _COMPOSITES
     patterns = (leaf for leaf in leaf_modules if isinstance(leaf, str))
-    named = qualified_name(kind) in leaf_modules or any(fnmatchcase(path, pattern) for pattern in patterns)
+    exact = qualified_name(kind) in leaf_modules or Exactly(kind) in leaf_modules
+    named = exact or any(fnmatchcase(path, pattern) for pattern in patterns)
     classes = tuple(leaf for leaf in leaf_modules if isinstance(leaf, type))
     return own or named or home.startswith("bcos_fx.nn") or isinstance(module, classes)
 

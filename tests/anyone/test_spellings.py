@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import bcos_fx
 from bcos_fx.artifact import from_bytes, to_bytes
 from bcos_fx.explanation.certify import certify
-from bcos_fx.rewriting.core.ops import Op
+from bcos_fx.rewriting.core.op import Op
 from tests.rewriting.spelled import Call, Spelled, cases, in_place
 
 

@@ -23,7 +23,8 @@ from bcos_fx.convert import bcosify
 from bcos_fx.errors import ArtifactError, BcosFxError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn.construction import construct, constructor_options
-from bcos_fx.rewriting.core.ops import resolve, vocabulary
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.spelling import resolve
 from bcos_fx.testing import Network, networks
 from bcos_fx.tracing.chance import DRAWS
 from tests.artifact.making import everything, network

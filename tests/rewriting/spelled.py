@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from bcos_fx.rewriting.core.ops import Op, resolve, vocabulary
+from bcos_fx.rewriting.core.op import Op
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.spelling import resolve
 from tests.rewriting.example_calls import EXAMPLES, OWN, Value
 
 CARRIERS = ("linear", "selection", "ratio", "product", "quotient", "normalise", "attention")

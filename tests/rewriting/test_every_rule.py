@@ -57,7 +57,7 @@ def convert(case: Case, module: nn.Module, *, verified: bool = True) -> bcos_fx.
 
 
 def traced(case: Case, module: nn.Module) -> fx.GraphModule:
-    return trace(module, images(case, 2), leaf_modules=vocabulary().peers).graph_module
+    return trace(module, images(case, 2), leaf_modules=vocabulary().leaves).graph_module
 
 
 HITS = [pytest.param(name, spelling, id=f"{name}-{spelling}") for name, c in CASES.items() for spelling in c.hits]

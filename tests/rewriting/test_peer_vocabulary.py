@@ -16,7 +16,8 @@ from bcos_fx import nn as bnn
 from bcos_fx.artifact import from_bytes, to_bytes
 from bcos_fx.artifact.modules import ModuleReader
 from bcos_fx.errors import ArtifactError, RuleError
-from bcos_fx.rewriting.core.ops import resolve, vocabulary
+from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.spelling import resolve
 from bcos_fx.tracing import trace
 from tests.rewriting import peer_layers as peers
 
@@ -54,12 +55,12 @@ def test_no_peer_is_imported() -> None:
 
 
 def test_a_peers_name_means_no_class() -> None:
-    assert vocabulary().peers
-    for name in vocabulary().peers:
+    assert vocabulary().leaves
+    for name in vocabulary().leaves:
         with pytest.raises(RuleError):
             resolve(name)
         assert name not in vocabulary().spellings.values()
-    assert not set(ModuleReader(vocabulary(), {})._classes) & vocabulary().peers
+    assert not set(ModuleReader(vocabulary(), {})._classes) & set(vocabulary().leaves)
 
 
 def test_a_peers_layer_stays_whole_in_a_trace_and_a_subclass_does_not() -> None:
@@ -67,7 +68,7 @@ def test_a_peers_layer_stays_whole_in_a_trace_and_a_subclass_does_not() -> None:
         pass
 
     for layer, whole in ((peers.PeerConv(6, 4), True), (Mine(6, 4), False)):
-        graph = trace(nn.Sequential(layer), images(), leaf_modules=vocabulary().peers).graph_module.graph
+        graph = trace(nn.Sequential(layer), images(), leaf_modules=vocabulary().leaves).graph_module.graph
         assert any(node.op == "call_module" for node in graph.nodes) is whole
 
 

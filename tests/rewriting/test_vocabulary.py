@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bcos_fx.rewriting.core.ops import Op, vocabulary
+from bcos_fx.rewriting.core.op import Op
+from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.refused import refusals
 from bcos_fx.tracing import composites, modules, operations
 from tests.rewriting.example_calls import EXAMPLES, OWN

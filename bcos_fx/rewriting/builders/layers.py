@@ -7,14 +7,16 @@ import math
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import adopt_tensors, construct, constructor_options, rebuilt
-from bcos_fx.rewriting.core.build import Build, Refused
-from bcos_fx.rewriting.core.ops import Call, resolve
+from bcos_fx.rewriting.core.build import Build, Refused, module_form
+from bcos_fx.rewriting.core.ops import Call, vocabulary
 from bcos_fx.rewriting.core.options import PUBLISHED
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.registry import builder
+from bcos_fx.rewriting.core.spelling import resolve
 from bcos_fx.rewriting.core.stored import sources_of
 from bcos_fx.tracing.program import attribute
 
@@ -22,18 +24,9 @@ from bcos_fx.tracing.program import attribute
 
 
 @builder("module-form")
-def module_form(build: Build) -> nn.Module:
-    """The module of a parameterless functional call: its first spelling as a module, with the call's options."""
-    cls = resolve(build.call.op.modules[0])
-    accepted = inspect.signature(cls.__init__).parameters
-    attributes = {parameter: name for parameter, name in build.call.op.attributes.items()}
-    options = {
-        attributes.get(name, name): value
-        for name, value in build.call.arguments.items()
-        if name not in build.call.op.inputs and attributes.get(name, name) in accepted and name != "inplace"
-    }
-    module: nn.Module = cls(**options)
-    return module
+def as_module(build: Build) -> nn.Module:
+    """The module of a parameterless functional call, with those of the call's options that it has."""
+    return module_form(build.call)
 
 
 @builder("layer-from-parameters")
@@ -193,57 +186,37 @@ def spatial_batch_norm(build: Build) -> nn.Module:
 
 # ---------------------------------------------------------------- norms and layers
 
-_NORMS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: bnn.BatchNormUncentred1d,
-    nn.BatchNorm2d: bnn.BatchNormUncentred2d,
-    nn.BatchNorm3d: bnn.BatchNormUncentred3d,
-    nn.LayerNorm: bnn.LayerNorm,
-    nn.GroupNorm: bnn.GroupNorm,
-    nn.InstanceNorm1d: bnn.InstanceNorm1d,
-    nn.InstanceNorm2d: bnn.InstanceNorm2d,
-    nn.InstanceNorm3d: bnn.InstanceNorm3d,
-    nn.RMSNorm: bnn.RMSNorm,
-}
-
-_BCOS: dict[type[nn.Module], type[bnn.BcosLayer]] = {
-    cls.plain_class: cls
-    for cls in (
-        bnn.BcosLinear,
-        bnn.BcosConv1d,
-        bnn.BcosConv2d,
-        bnn.BcosConv3d,
-        bnn.BcosConvTranspose1d,
-        bnn.BcosConvTranspose2d,
-        bnn.BcosConvTranspose3d,
-    )
-}
-
 
 @builder("bcos-norm")
 def bcos_norm(build: Build) -> nn.Module:
     """Our form of a norm: uncentred batch norm with the mean folded, or a norm whose 1/sigma is a step of its own."""
-    norm: nn.Module = _NORMS[type(build.layer)].from_plain(build.layer)  # type: ignore[attr-defined]
-    return norm
+    plain: nn.Module = build.layer
+    norm: Any = vocabulary().form_of(type(plain))
+    if norm is None:
+        raise Refused(f"no layer of the op vocabulary is the form of {type(plain).__name__} that B-cos networks use")
+    return norm.from_plain(plain)  # type: ignore[no-any-return]
 
 
 @builder("bcos-layer")
 def bcos_layer(build: Build) -> nn.Module:
     """The B-cos form of a linear or convolution layer at B = 1, around the same Parameters."""
     plain = build.layer
-    cls = _BCOS.get(type(plain))
-    if cls is None:  # torch's own subclass of Linear, which computes the same
+    cls = vocabulary().form_of(type(plain))
+    if cls is None and isinstance(plain, NonDynamicallyQuantizableLinear):  # it computes what Linear does
         cls, own = bnn.BcosLinear, plain
         plain = construct(nn.Linear, constructor_options(own))
         adopt_tensors(plain, own)
+    if cls is None or not issubclass(cls, bnn.BcosLayer):
+        raise Refused(f"no layer of the op vocabulary is the B-cos form of {type(plain).__name__}")
     eps = build.options.eps
     stabiliser: dict[str, Any] = cls.published_eps() if eps == PUBLISHED else {"eps": eps}
     return cls.from_plain(plain, b=1.0, scale=build.options.scale, **stabiliser)
 
 
-@builder("in-place-rectifier")
-def in_place_rectifier(build: Build) -> nn.Module:
+@builder("in-place-relu")
+def in_place_relu(build: Build) -> nn.Module:
     """A rectifier that overwrites its input."""
-    return {"relu": nn.ReLU, "relu6": nn.ReLU6}[build.call.op.name](inplace=True)
+    return nn.ReLU(inplace=True)
 
 
 @builder("in-place-sum")
@@ -268,8 +241,11 @@ def average_pool(build: Build) -> nn.Module:
 @builder("without-bias")
 def without_bias(build: Build) -> nn.Module:
     """The same layer without its bias or shift."""
-    constant = "shift" if hasattr(build.layer, "shift") else "bias"
-    return rebuilt(build.layer, **{constant: False})
+    layer = build.layer
+    constant = "shift" if hasattr(layer, "shift") else "bias"
+    if constant not in inspect.signature(type(layer)).parameters:
+        raise Refused(f"the constructor of {type(layer).__name__} has no argument {constant!r} to leave it out by")
+    return rebuilt(layer, **{constant: False})
 
 
 @builder("raised-layer")

@@ -10,11 +10,13 @@ from torch import Tensor, fx, nn
 from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import rebuilt
 from bcos_fx.rewriting.core.build import Build, Refused
+from bcos_fx.rewriting.core.call_function import as_function
+from bcos_fx.rewriting.core.class_check import contradiction
 from bcos_fx.rewriting.core.flow import EXPLAINED, GATE, UNKNOWN, VALUE
 from bcos_fx.rewriting.core.match import Verdict
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
-from bcos_fx.rewriting.core.refinement import as_function, elementwise
+from bcos_fx.rewriting.core.refinement import elementwise
 from bcos_fx.rewriting.core.registry import builder, predicate
 from bcos_fx.rewriting.core.slots import SLOTS, Slot
 
@@ -30,6 +32,25 @@ def carries_a_value(reader: GraphReader, call: Call) -> Verdict:
     if call.node.meta.get(EXPLAINED):
         return False
     return reader.flow.on_value_path(call.node) and reader.flow.kinds[call.node.name] in (VALUE, UNKNOWN)
+
+
+@predicate("has-a-frozen-form")
+def has_a_frozen_form(reader: GraphReader, call: Call) -> Verdict:
+    """Its module has a method ``frozen``, as every DynamicLayer has: its value with the dynamic factor held fixed."""
+    return callable(getattr(type(call.module), "frozen", None))
+
+
+@predicate("says-its-constant")
+def says_its_constant(reader: GraphReader, call: Call) -> Verdict:
+    """Its module has a method ``constant_like``, as every DynamicLayer has: the constant that it adds."""
+    own = getattr(type(call.module), "constant_like", None)
+    return callable(own) and own is not bnn.DynamicLayer.constant_like
+
+
+@predicate("does-not-say-its-constant")
+def does_not_say_its_constant(reader: GraphReader, call: Call) -> Verdict:
+    """What constant the call adds can only be found by applying it to 0."""
+    return says_its_constant(reader, call) is False
 
 
 @predicate("is-in-place")
@@ -85,7 +106,7 @@ def shift_source(call: Call) -> str:
         stored = [str(n.target) for name in call.op.constants for n in call.nodes(name) if n.op == "get_attr"]
         return stored[0] if stored else f"{call.op.name} at {call.node.name}"
     path = str(call.node.target)
-    if call.op.name.startswith(("batch_norm", "sync_batch_norm")):
+    if call.op.batch_statistics:
         return f"{path}.shift"
     return f"{path}.{call.op.constants[0]}" if call.op.constants[0] == "bias" else f"{path} ({call.op.name})"
 
@@ -181,7 +202,9 @@ def _broadcasts(build: Build) -> bool:
 
 @builder("frozen-layer")
 def frozen_layer(build: Build) -> nn.Module:
-    """A layer of ours with its dynamic factor held fixed."""
+    """A dynamic layer with its factor held fixed."""
+    if len(build.call.node.all_input_nodes) != 1:
+        raise Refused("it is called with more than its input")
     return bnn.FrozenLayer(build.layer)
 
 
@@ -190,7 +213,11 @@ def frozen_ratio(build: Build) -> nn.Module:
     """An activation as its input times a ratio that is held fixed."""
     if build.call.nodes(build.call.op.value[0]) != build.call.node.all_input_nodes[:1]:
         raise Refused("the value does not stand first among what it reads")
-    return bnn.FrozenRatio(elementwise(build.call))
+    if contradiction(build.call) is not None:
+        raise Refused("it is not of the linearity class that it is declared with")
+    module = build.call.module
+    uniform = build.call.op.declared is None and (module is None or not module.state_dict(keep_vars=True))
+    return bnn.FrozenRatio(elementwise(build.call), uniform=uniform)
 
 
 @builder("frozen-normalisation")

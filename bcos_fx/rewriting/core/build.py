@@ -6,6 +6,7 @@ finds that the rewrite cannot be done it raises :class:`Refused`, which becomes 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from bcos_fx.rewriting.core.match import Hit
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.spelling import resolve
 from bcos_fx.tracing.program import attribute
 
 
@@ -38,18 +40,74 @@ class Build:
 
     @property
     def layer(self) -> nn.Module:
-        """The module that the call calls."""
-        if self.call.module is None:
-            raise Refused(f"{self.call.node.name} is no module")
-        return self.call.module
+        """The module that the call calls; of a function or method the module that computes the same.
+
+        Raises:
+            Refused: the vocabulary knows no such module, or it has tensors or options that the call does not give it.
+        """
+        if self.call.module is not None:
+            return self.call.module
+        lost = _options_lost(self.call)
+        if lost:
+            raise Refused(f"{self.call.node.name} is given {lost[0]}, which its module does not take")
+        return module_form(self.call)
 
     def tensor(self, parameter: str) -> Tensor | None:
         """Return the stored tensor behind an argument of a functional call."""
         value = self.call.arguments.get(parameter)
-        if not isinstance(value, fx.Node):
+        return self._stored(value) if isinstance(value, fx.Node) else None
+
+    def stored(self, name: str) -> Tensor:
+        """Return the stored tensor that a pattern node of the op ``parameter`` matched.
+
+        Raises:
+            Refused: no pattern node of that name matched one.
+        """
+        node = self.hit.nodes.get(name)
+        found = None if node is None else self._stored(node)
+        if found is None:
+            raise Refused(f"{name!r} is not a pattern node that matched a stored tensor")
+        return found
+
+    def _stored(self, node: fx.Node) -> Tensor | None:
+        if node.op != "get_attr":
             return None
-        found = attribute(self.reader.graph_module, str(value.target))
+        found = attribute(self.reader.graph_module, str(node.target))
         return found if isinstance(found, Tensor) else None
+
+
+def _options_lost(call: Call) -> list[str]:
+    """The arguments of a call, other than the values that it leaves out, that its module has no option for."""
+    accepted = inspect.signature(resolve(call.op.modules[0]).__init__).parameters if call.op.modules else {}
+    options = {n: value for n, value in call.arguments.items() if n not in call.op.inputs and n != "inplace"}
+    given = {n for n, value in options.items() if isinstance(value, fx.Node) or value != call.op.defaults.get(n)}
+    return [name for name in options if name in given and call.op.attributes.get(name, name) not in accepted]
+
+
+def module_form(call: Call) -> nn.Module:
+    """Return the module that computes what a call of a function or method does: its op's first, with the same options.
+
+    Raises:
+        Refused: the op has no module, or its module would need tensors or other values that are not plain.
+    """
+    what = f"{call.node.name} is a call of {call.name}"
+    if not call.op.modules:
+        raise Refused(f"{what}, which no module computes; a builder can read build.call.arguments instead")
+    cls = resolve(call.op.modules[0])
+    accepted = inspect.signature(cls.__init__).parameters
+    options = {
+        call.op.attributes.get(name, name): value
+        for name, value in call.arguments.items()
+        if name not in call.op.inputs and call.op.attributes.get(name, name) in accepted and name != "inplace"
+    }
+    computed = [name for name, value in options.items() if isinstance(value, fx.Node)]
+    if computed:
+        raise Refused(f"{what} whose {computed[0]} is a tensor: build the module from build.tensor({computed[0]!r})")
+    try:
+        module: nn.Module = cls(**options)
+    except TypeError as error:
+        raise Refused(f"{what}, and {cls.__name__} is made of other options: {error}") from error
+    return module
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
+from bcos_fx.errors import BcosFxError, RewriteError
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
-from bcos_fx.rewriting.core.rule import ANY, ANY_NUMBER, NodePattern, Rule
+from bcos_fx.rewriting.core.rule import ANY, ANY_NUMBER, PARAMETER, NodePattern, Rule
 
 Verdict = bool | str
 """What a predicate says: it holds, it does not apply (silent), or the reason for a near miss."""
@@ -54,18 +55,33 @@ class NearMiss:
 Predicate = Callable[["GraphReader", Call], Verdict]
 
 
-class _Miss(Exception):
-    """The pattern does not fit; with a reason where the shape was nearly there."""
+@dataclass(frozen=True)
+class Mismatch:
+    """The first condition of a rule that a node does not fulfil.
 
-    def __init__(self, reason: str = "") -> None:
-        self.reason = reason
-        super().__init__(reason)
+    Attributes:
+        condition: in words, with the node at which it failed.
+        near: the shape of the pattern was there, so that reports list it as a near miss.
+        matched: how many nodes of the pattern had been found.
+    """
+
+    condition: str
+    near: bool
+    matched: int
+
+
+class _Miss(Exception):
+    """The pattern does not fit."""
+
+    def __init__(self, condition: str, *, near: bool = False, matched: int = 0) -> None:
+        self.mismatch = Mismatch(condition, near, matched)
+        super().__init__(condition)
 
 
 def _same(value: Any, wanted: Any) -> bool:
     if isinstance(value, tuple | list):
         return isinstance(wanted, tuple | list) and len(value) == len(wanted) and all(map(_same, value, wanted))
-    return type(value) is not fx.Node and bool(value == wanted)
+    return not isinstance(value, fx.Node | Tensor) and bool(value == wanted)
 
 
 def _holds(value: Any, wanted: Any) -> bool:
@@ -73,86 +89,142 @@ def _holds(value: Any, wanted: Any) -> bool:
     return any(_same(value, alternative) for alternative in alternatives)
 
 
+@dataclass
+class _Found:
+    """What has been matched so far: see :class:`Hit`."""
+
+    nodes: dict[str, fx.Node]
+    calls: dict[str, Call]
+    stand_in: dict[str, fx.Node]
+
+    def copy(self) -> _Found:
+        return _Found(dict(self.nodes), dict(self.calls), dict(self.stand_in))
+
+    def take(self, other: _Found) -> None:
+        self.nodes |= other.nodes
+        self.calls |= other.calls
+        self.stand_in |= other.stand_in
+
+
 class _Matcher:
     def __init__(self, rule: Rule, reader: GraphReader, predicates: Mapping[str, Predicate]) -> None:
         self.rule, self.reader, self.predicates = rule, reader, predicates
 
     def match(self, node: fx.Node) -> Hit:
-        nodes: dict[str, fx.Node] = {}
-        calls: dict[str, Call] = {}
-        stand_in: dict[str, fx.Node] = {}
-        self._node(self.rule.anchor, node, nodes, calls, stand_in)
-        ordered = [name for name in self.rule.match if name in nodes]
+        found = _Found({}, {}, {})
+        self._node(self.rule.anchor, node, found)
+        ordered = [name for name in self.rule.match if name in found.nodes]
         for name in ordered:
-            self._conditions(name, calls[name], inner=name != self.rule.anchor)
-        return Hit(self.rule, {n: nodes[n] for n in ordered}, {n: calls[n] for n in ordered}, stand_in)
+            self._conditions(name, found.nodes[name], found.calls.get(name), inner=name != self.rule.anchor)
+        calls = {name: found.calls[name] for name in ordered if name in found.calls}
+        return Hit(self.rule, {name: found.nodes[name] for name in ordered}, calls, found.stand_in)
 
-    def _node(
-        self,
-        name: str,
-        node: fx.Node,
-        nodes: dict[str, fx.Node],
-        calls: dict[str, Call],
-        stand_in: dict[str, fx.Node],
-    ) -> None:
-        pattern = self.rule.match[name]
-        call = self.reader.call(node)
-        if call is None or call.op.name not in pattern.ops or not _has_form(pattern, node) or _is_of_parameters(call):
+    def _node(self, name: str, node: fx.Node, found: _Found) -> None:
+        pattern, call = self.rule.match[name], self.reader.call(node)
+        wrong = self._wrong_kind(name, pattern, node, call)
+        if wrong is not None:
             if not pattern.optional:
-                raise _Miss
-            stand_in[name] = node
+                raise _Miss(wrong, matched=len(found.nodes))
+            found.stand_in[name] = node
             if pattern.inputs and pattern.inputs[0] != ANY:
-                self._node(pattern.inputs[0], node, nodes, calls, stand_in)
+                self._node(pattern.inputs[0], node, found)
             return
-        if nodes.get(name, node) is not node:
-            raise _Miss
-        nodes[name], calls[name] = node, call
-        self._inputs(pattern, call, nodes, calls, stand_in)
+        if found.nodes.get(name, node) is not node:
+            other = found.nodes[name].name
+            raise _Miss(f"{name!r} is {other} already, and here it would be {node.name}", matched=len(found.nodes))
+        found.nodes[name] = node
+        if call is not None:
+            found.calls[name] = call
+            self._inputs(pattern, call, found)
 
-    def _inputs(
-        self,
-        pattern: NodePattern,
-        call: Call,
-        nodes: dict[str, fx.Node],
-        calls: dict[str, Call],
-        stand_in: dict[str, fx.Node],
-    ) -> None:
+    def _wrong_kind(self, name: str, pattern: NodePattern, node: fx.Node, call: Call | None) -> str | None:
+        """Say why a node is not of the op and form that a pattern node wants; None where it is."""
+        op = None if call is None else call.op
+        if not pattern.admits(op, node.target):
+            is_what = "no known op" if call is None else call.name
+            wanted = " or ".join([*pattern.ops, *(f"of the class {name}" for name in pattern.classes)])
+            return f"{node.name} is {is_what}, and {name!r} must be {wanted}"
+        if not _has_form(pattern, node):
+            return f"{node.name} is no {pattern.form}, and {name!r} must be one"
+        if call is not None and not pattern.stays and _is_of_parameters(call):
+            return f"{node.name} is computed from stored tensors alone, so it is a constant"
+        return None
+
+    def _inputs(self, pattern: NodePattern, call: Call, found: _Found) -> None:
         if not pattern.inputs:
             return
-        if len(call.inputs) < len(pattern.inputs):
-            raise _Miss
+        names_stored = any(name != ANY and PARAMETER in self.rule.match[name].ops for name in pattern.inputs)
+        read = call.operands if names_stored else call.inputs
+        if len(read) < len(pattern.inputs):
+            raise _Miss(_too_few(pattern, call, read), matched=len(found.nodes))
+        misses: list[_Miss] = []
         for order in _orders(pattern):
-            tried = (dict(nodes), dict(calls), dict(stand_in))
+            tried = found.copy()
             try:
-                for source, node in zip(order, call.inputs, strict=False):
+                for source, node in zip(order, read, strict=False):
                     if source != ANY:
-                        self._node(source, node, *tried)
-            except _Miss:
+                        self._node(source, node, tried)
+            except _Miss as miss:
+                misses.append(miss)
                 continue
-            nodes |= tried[0]
-            calls |= tried[1]
-            stand_in |= tried[2]
+            found.take(tried)
             return
-        raise _Miss
+        raise max(misses, key=lambda miss: miss.mismatch.matched)
 
-    def _conditions(self, name: str, call: Call, *, inner: bool) -> None:
+    def _conditions(self, name: str, node: fx.Node, call: Call | None, *, inner: bool) -> None:
         pattern = self.rule.match[name]
+        if call is None and (pattern.where or pattern.require):
+            raise _Miss(f"{node.name} is no known op, and {name!r} has conditions", near=True)
+        if call is not None:
+            self._call_conditions(pattern, call)
+        wanted_users = _wanted_users(pattern, inner=inner and self.rule.refuse is None)
+        if wanted_users is not None and len(node.users) != wanted_users:
+            raise _Miss(f"{node.name} has {len(node.users)} users, the rule wants {wanted_users}", near=True)
+
+    def _call_conditions(self, pattern: NodePattern, call: Call) -> None:
         for attribute, wanted in pattern.where.items():
             value = call.arguments.get(attribute)
             if not _holds(value, wanted):
-                raise _Miss(f"{call.node.name} has {attribute} {value!r}, the rule wants {wanted!r}")
+                raise _Miss(f"{call.node.name} has {attribute} {_brief(value)}, the rule wants {wanted!r}", near=True)
         for predicate in pattern.require:
-            verdict = self.predicates[predicate](self.reader, call)
+            verdict = self._verdict(predicate, call)
+            if isinstance(verdict, str) and verdict:
+                raise _Miss(verdict, near=True)
             if verdict is not True:
-                raise _Miss(verdict or "")
-        wanted_users = _wanted_users(pattern, inner=inner and self.rule.refuse is None)
-        if wanted_users is not None and len(call.node.users) != wanted_users:
-            raise _Miss(f"{call.node.name} has {len(call.node.users)} users, the rule wants {wanted_users}")
+                meaning = (self.predicates[predicate].__doc__ or "").strip().partition("\n")[0]
+                raise _Miss(f"{predicate!r} does not hold for {call.node.name}" + (f": {meaning}" if meaning else ""))
+
+    def _verdict(self, name: str, call: Call) -> Verdict:
+        try:
+            return self.predicates[name](self.reader, call)
+        except BcosFxError:
+            raise
+        except Exception as error:  # the code of a user's own predicate may raise anything; the cause stays attached
+            raise RewriteError(
+                f"the predicate {name!r} raised {type(error).__name__}: {error}",
+                where=f"rule {self.rule.name!r} ({self.rule.origin}) at node {call.node.name}",
+                hint="let it return True, False, or the reason why the rule must not be used",
+            ) from error
+
+
+def _too_few(pattern: NodePattern, call: Call, read: list[fx.Node]) -> str:
+    stored = [node.name for node in call.operands if node not in read]
+    what = f"{call.node.name} reads {len(read)} values, and the rule's inputs are {', '.join(pattern.inputs)}"
+    if not stored:
+        return what
+    return (
+        f"{what}. Stored tensors ({', '.join(stored)}) do not count, unless a pattern node with "
+        f'op = "{PARAMETER}" stands among the inputs'
+    )
+
+
+def _brief(value: Any) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _wanted_users(pattern: NodePattern, *, inner: bool) -> int | None:
     if pattern.users is None:
-        return 1 if inner else None
+        return 1 if inner and not pattern.stays else None
     return None if pattern.users == ANY_NUMBER else pattern.users
 
 
@@ -171,16 +243,28 @@ def _orders(pattern: NodePattern) -> Iterator[tuple[str, ...]]:
     return iter([pattern.inputs])
 
 
-def match(rule: Rule, node: fx.Node, reader: GraphReader, predicates: Mapping[str, Predicate]) -> Hit | NearMiss | None:
+def attempt(rule: Rule, node: fx.Node, reader: GraphReader, predicates: Mapping[str, Predicate]) -> Hit | Mismatch:
     """Match a rule at a node.
 
     An inner node of the pattern must have one user, unless the pattern says otherwise: a value that is used
     elsewhere cannot be rewritten away.
 
     Returns:
-        A hit, a near miss with its reason (the shape was there, a condition failed), or None.
+        A hit, or the first condition that failed.
     """
     try:
         return _Matcher(rule, reader, predicates).match(node)
     except _Miss as miss:
-        return NearMiss(rule.name, node.name, miss.reason) if miss.reason else None
+        return miss.mismatch
+
+
+def match(rule: Rule, node: fx.Node, reader: GraphReader, predicates: Mapping[str, Predicate]) -> Hit | NearMiss | None:
+    """Match a rule at a node, as :func:`attempt` does.
+
+    Returns:
+        A hit, a near miss with its reason (the shape was there, a condition failed), or None.
+    """
+    found = attempt(rule, node, reader, predicates)
+    if isinstance(found, Hit):
+        return found
+    return NearMiss(rule.name, node.name, found.condition) if found.near else None

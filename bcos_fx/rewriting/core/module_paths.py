@@ -96,7 +96,7 @@ class Places:
         if call.node.op == "placeholder":
             return self._unused(name)
         if call.module is None:
-            owner = "" if self._stays(call, hit) else _owner(call)
+            owner = "" if self._stays(call, hit) else _owner_of_matched(hit) or _owner(call)
             if owner and not self._is_free(owner, hit):
                 # What else reads tensors there may be gone when all rules have run.
                 beside = self._unused(call.node.name)
@@ -165,6 +165,12 @@ class Places:
 def source_of(hit: Hit, name: str, entry: Replacement) -> str:
     """Return the matched node that an entry's module is built from, by name."""
     return entry.source or (name if name in hit.calls else hit.rule.anchor)
+
+
+def _owner_of_matched(hit: Hit) -> str:
+    """The path of the one module whose tensors a rule names as pattern nodes of their own; empty if there is none."""
+    owners = {str(node.target).rpartition(".")[0] for node in hit.nodes.values() if node.op == "get_attr"}
+    return owners.pop() if len(owners) == 1 else ""
 
 
 def _owner(call: Call) -> str:

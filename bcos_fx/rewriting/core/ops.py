@@ -1,85 +1,28 @@
 """The op vocabulary: one canonical name for every spelling of an operation.
 
-``nn.ReLU()``, ``F.relu(x)``, ``torch.relu(x)`` and ``x.relu()`` are one thing, ``relu``. The vocabulary
-is data (``rules/ops.toml``); this module resolves its names, reads a node of a graph as a :class:`Call`
-of one canonical op with named arguments, and gives the op's linearity class.
+``nn.ReLU()``, ``F.relu(x)``, ``torch.relu(x)`` and ``x.relu()`` are one thing, ``relu``. The vocabulary is data
+(``rules/ops.toml``), to which a program can add ops of its own (:mod:`bcos_fx.rewriting.core.declaration`); this module
+reads a node of a graph as a :class:`Call` of one canonical op with named arguments.
 """
 
 from __future__ import annotations
 
-import builtins
 import functools
-import importlib
-import math
-import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from bcos_fx.errors import RuleError, nearest
+from bcos_fx.rewriting.core.declaration import read_op
 from bcos_fx.rewriting.core.location import rules_directory
+from bcos_fx.rewriting.core.op import Op
 from bcos_fx.rewriting.core.refused import refused_names
-from bcos_fx.rewriting.core.toml import Table, read_toml
+from bcos_fx.rewriting.core.spelling import is_own, resolve
+from bcos_fx.rewriting.core.toml import read_toml
 from bcos_fx.tracing.modules import qualified_name
-
-CLASSES = frozenset(
-    "linear selection ratio gate product quotient normalise attention constant opaque".split(),
-)
-"""Linearity classes: how an op maps constants, values and gates (see :mod:`bcos_fx.rewriting.core.flow`)."""
-
-
-@dataclass(frozen=True)
-class Op:
-    """One canonical operation.
-
-    Attributes:
-        name: the canonical name, as rules use it.
-        linearity: one of :data:`CLASSES`.
-        modules, functions, methods: dotted names of the spellings.
-        parameters: names of the call's arguments in order.
-        defaults: values of arguments that a call leaves out; an argument not listed defaults to None.
-        aliases: other keywords for a parameter.
-        attributes: parameter -> attribute of the module, where the names differ.
-        inputs: parameters that a module takes in its call; its other parameters are its attributes.
-        value: parameters through which a value flows; the rest may only weight it.
-        gate: of a product: the factor that is taken for the gate where nothing else tells; by convention.
-        constants: parameters that add a constant to the result, such as a bias.
-        like: parameters of which only shape, dtype or device counts, such as the other tensor of ``x.to(other)``.
-        variadic: the parameter that takes all remaining positional arguments, if any.
-        rectifier: little of what is negative comes out again.
-        view: it stands in explanation views only, so no file can hold it.
-        peers: qualified names of other packages' module classes. They are compared, never imported, and no file can
-            hold such a module.
-        joined: the operands lie beside each other in the result (joined, written into one another): they are not
-            broadcast to each other.
-        family: its spellings are many functions of one kind, so that a message names the function.
-        instead: of an op that carries no value: what a network can use in its place.
-    """
-
-    name: str
-    linearity: str
-    modules: tuple[str, ...] = ()
-    functions: tuple[str, ...] = ()
-    methods: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ("input",)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    inputs: tuple[str, ...] = ("input",)
-    value: tuple[str, ...] = ("input",)
-    gate: str | None = None
-    constants: tuple[str, ...] = ()
-    like: tuple[str, ...] = ()
-    variadic: str | None = None
-    rectifier: bool = False
-    view: bool = False
-    peers: tuple[str, ...] = ()
-    joined: bool = False
-    family: bool = False
-    instead: str | None = None
+from bcos_fx.tracing.whole import Exactly
 
 
 @dataclass(frozen=True)
@@ -103,10 +46,7 @@ class Call:
     @property
     def name(self) -> str:
         """What is called: the op's name, or of a family of functions the function's own."""
-        if not self.op.family:
-            return self.op.name
-        called = self.node.target if self.module is None else type(self.module)
-        return str(getattr(called, "__name__", called))
+        return name_of(self.op, self.node.target if self.module is None else type(self.module))
 
     def nodes(self, parameter: str) -> list[fx.Node]:
         """Return the nodes that one argument holds (several for a list of tensors, none for a literal)."""
@@ -115,14 +55,24 @@ class Call:
         return found
 
     @property
+    def operands(self) -> list[fx.Node]:
+        """The nodes that the call reads, in the order of its parameters."""
+        return [node for name in self.arguments for node in self.nodes(name)]
+
+    @property
     def inputs(self) -> list[fx.Node]:
-        """The data that the call reads, in the order of its parameters, parameters of the model left out."""
-        return [node for name in self.arguments for node in self.nodes(name) if node.op != "get_attr"]
+        """The data that the call reads: its operands, stored tensors (parameters and buffers) left out."""
+        return [node for node in self.operands if node.op != "get_attr"]
 
     @property
     def read(self) -> list[fx.Node]:
         """The nodes whose numbers the call reads: all but those of which only the form counts."""
         return [node for name in self.arguments if name not in self.op.like for node in self.nodes(name)]
+
+
+def name_of(op: Op, called: object) -> str:
+    """Return the op's name, or of a family of functions the name of the one that is called."""
+    return str(getattr(called, "__name__", called)) if op.family else op.name
 
 
 class Vocabulary:
@@ -139,8 +89,19 @@ class Vocabulary:
             self._functions |= {resolve(name): op for name in op.functions}
             self._methods |= dict.fromkeys(op.methods, op)
             self._peers |= dict.fromkeys(op.peers, op)
+        self.members = self._members()
+        self._own = [resolve(name) for op in ops.values() for name in op.modules if is_own(name)]
+        # The first is the shipped one: what a program declares replaces none of them.
+        self._forms = {
+            vars(kind)["plain_class"]: kind for kind in reversed(self._modules) if "plain_class" in vars(kind)
+        }
         stored = [op for op in ops.values() if not op.view]
         self.spellings = {resolve(name): name for op in stored for name in (*op.modules, *op.functions)}
+
+    def _members(self) -> frozenset[str]:
+        """The names of functions in families, by which rules may name one of them alone."""
+        spelled = [each for op in self.ops.values() if op.family for each in (*op.functions, *op.methods)]
+        return frozenset(each.rpartition(".")[2] for each in spelled) - set(self.ops)
 
     def __getitem__(self, name: str) -> Op:
         """Return the op of that name.
@@ -156,9 +117,24 @@ class Vocabulary:
         return iter(self.ops.values())
 
     @property
-    def peers(self) -> frozenset[str]:
-        """Qualified names of other packages' classes that are known; tracing keeps such modules whole."""
-        return frozenset(self._peers)
+    def leaves(self) -> tuple[str | Exactly, ...]:
+        """The classes beside PyTorch's and bcos_fx's whose modules are one op, and which tracing has to keep whole."""
+        return (*self._peers, *map(Exactly, self._own))
+
+    def of_class(self, kind: type[nn.Module]) -> Op | None:
+        """Return the op of a class of layers."""
+        return self._modules.get(kind)
+
+    def form_of(self, plain: type[nn.Module]) -> type[nn.Module] | None:
+        """Return the class that takes the place of a layer of ``plain`` in B-cos networks, by its ``plain_class``."""
+        return self._forms.get(plain)
+
+    def bearer(self, op: Op) -> Op | None:
+        """Return another op of this vocabulary that has a spelling of ``op``, if any has."""
+        taken = [self._modules.get(resolve(name)) for name in op.modules]
+        taken += [self._functions.get(resolve(name)) for name in op.functions]
+        taken += [self._methods.get(name) for name in op.methods]
+        return next((other for other in taken if other is not None and other.name != op.name), None)
 
     def of(self, node: fx.Node, root: nn.Module) -> Op | None:
         """Return the op that a node means, or None for one that no entry knows.
@@ -215,73 +191,45 @@ BOUNDARY = {
 """The ops of a graph's edges, by fx's own kind of node."""
 
 
-@functools.cache
-def _roots() -> dict[str, Any]:
-    return {
-        "torch": torch,
-        "nn": nn,
-        "F": torch.nn.functional,
-        "operator": operator,
-        "builtins": builtins,
-        "math": math,
-        "aten": torch.ops.aten,
-        "bcos": importlib.import_module("bcos_fx.nn"),
-        "tracing": importlib.import_module("bcos_fx.tracing.functional"),
-    }
-
-
-def resolve(name: str) -> Any:
-    """Return the class or function that a dotted name of ``ops.toml`` means.
-
-    Only names below a fixed list of roots resolve, so a name can never import anything.
-
-    Raises:
-        RuleError: no such name.
-    """
-    root, *path = name.split(".")
-    roots = _roots()
-    if root not in roots:
-        raise RuleError(f"{name!r} is below no known root", hint=nearest(root, roots))
-    found: Any = roots[root]
-    for part in path:
-        if not hasattr(found, part):
-            raise RuleError(f"{name!r} does not exist in torch {torch.__version__}")
-        found = getattr(found, part)
-    return found
-
-
-def _read_op(name: str, table: Table) -> Op:
-    parameters = table.strings("parameters", default=("input",))
-    first = parameters[:1]
-    op = Op(
-        name=name,
-        linearity=table.choice("class", CLASSES),
-        modules=table.strings("modules"),
-        functions=table.strings("functions"),
-        methods=table.strings("methods"),
-        parameters=parameters,
-        defaults=table.mapping("defaults"),
-        aliases=table.mapping("aliases"),
-        attributes=table.mapping("attributes"),
-        inputs=table.strings("inputs", default=first),
-        value=table.strings("value", default=first),
-        gate=table.text("gate", default=None),
-        constants=table.strings("constants"),
-        like=table.strings("like"),
-        variadic=table.text("variadic", default=None),
-        rectifier=table.flag("rectifier"),
-        view=table.flag("view"),
-        peers=table.strings("peers"),
-        joined=table.flag("joined"),
-        family=table.flag("family"),
-        instead=table.text("instead", default=None),
-    )
-    table.finish()
-    return op
+_DECLARED: dict[str, Op] = {}
 
 
 @functools.cache
 def vocabulary() -> Vocabulary:
-    """Return the shipped vocabulary, read once."""
+    """Return the shipped vocabulary with the ops that this program has declared besides."""
+    return Vocabulary(_shipped() | _DECLARED)
+
+
+@functools.cache
+def _shipped() -> dict[str, Op]:
     document = read_toml(rules_directory() / "ops.toml")
-    return Vocabulary({name: _read_op(name, document.table(name)) for name in document.keys()})
+    return {name: read_op(name, document.table(name), shipped=True) for name in document.keys()}
+
+
+def declare(op: Op) -> None:
+    """Add an op to the vocabulary of this program. The same place may declare it again, as a notebook does.
+
+    Raises:
+        RuleError: another op has its name, or one of its spellings.
+    """
+    old = vocabulary().ops.get(op.name)
+    if old is not None and old.declared != op.declared:
+        raise RuleError(
+            f"two ops are named {op.name!r}",
+            where=f"{op.declared} and {old.declared or 'rules/ops.toml of bcos_fx'}",
+            hint="rename yours",
+        )
+    other = vocabulary().bearer(op)
+    if other is not None:
+        raise RuleError(
+            f"what the op {op.name!r} is spelled as is the op {other.name!r} already",
+            where=f"{op.declared} and {other.declared or 'rules/ops.toml of bcos_fx'}",
+            hint=f"use {other.name!r} in your rules",
+        )
+    _DECLARED[op.name] = op
+    forget_vocabulary()
+
+
+def forget_vocabulary() -> None:
+    """Make :func:`vocabulary` resolve its spellings again: something else is registered under one of them."""
+    vocabulary.cache_clear()

@@ -6,6 +6,7 @@ The checks are handed in as callables: this room rewrites, the room of proofs ju
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -35,6 +36,11 @@ class PassLog:
     steps: list[Step] = field(default_factory=list)
     near_misses: list[NearMiss] = field(default_factory=list)
 
+
+BEFORE_SWEEP: ContextVar[Callable[[Rule, GraphReader, Mapping[str, Builder], Mapping[str, Predicate]], None] | None] = (
+    ContextVar("before_sweep", default=None)
+)
+"""Called before each sweep of a rule, wherever the passes run, with the graph as the rule finds it."""
 
 AfterStep = Callable[[Rule, Step, fx.GraphModule], None]
 """Called after each application of a rule, with the graph in a runnable state; may raise to stop the passes."""
@@ -96,11 +102,14 @@ class Engine:
 
     def _sweep(self, rule: Rule, reader: GraphReader, rewriter: Rewriter, log: PassLog) -> list[NearMiss]:
         reader.refresh()
+        watch = BEFORE_SWEEP.get()
+        if watch is not None:
+            watch(rule, reader, self.builders, self.predicates)
         missed: list[NearMiss] = []
         steps: list[Step] = []
-        anchors = rule.match[rule.anchor].ops
+        anchor = rule.match[rule.anchor]
         for node in list(reader.graph_module.graph.nodes):
-            if node in rewriter.erased or reader.op(node) not in anchors:
+            if node in rewriter.erased or not anchor.admits(self.ops.of(node, reader.graph_module), node.target):
                 continue
             found = match(rule, node, reader, self.predicates)
             if found is None or isinstance(found, NearMiss):

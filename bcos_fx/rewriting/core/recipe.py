@@ -12,7 +12,7 @@ from bcos_fx.errors import RuleError, UsageError, nearest
 from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.rewriting.core.options import OPTION_NAMES, Options
 from bcos_fx.rewriting.core.rule import Rule
-from bcos_fx.rewriting.core.rulefile import load_rules
+from bcos_fx.rewriting.core.rulefile import distinct, load, load_rules
 from bcos_fx.rewriting.core.toml import Table, read_toml
 
 DEFAULT_RECIPE = "bcosification"
@@ -97,21 +97,27 @@ def _options(table: Table) -> Options:
     return Options(**values)
 
 
-def load_recipe(recipe: str | Path = DEFAULT_RECIPE, *, extra_rules: Sequence[str | Path] | str | Path = ()) -> Recipe:
+def load_recipe(
+    recipe: str | Path = DEFAULT_RECIPE, *, extra_rules: Sequence[str | Path | Rule] | str | Path | Rule = ()
+) -> Recipe:
     """Read a recipe, by the name of a shipped one or the path of a TOML file.
 
     Args:
         recipe: name or path.
-        extra_rules: more rule files, or one; their rules come after the recipe's own.
+        extra_rules: more rule files or rules, or one; they come after the recipe's own.
 
     Raises:
         RuleError: an unknown recipe, or a file that is wrong (file, line, nearest known name).
     """
     table = read_toml(find_recipe(recipe))
     files = [rules_directory() / f"{name}.toml" for name in table.strings("rules")]
-    files += [Path(path) for path in ([extra_rules] if isinstance(extra_rules, str | Path) else extra_rules)]
+    extra = [extra_rules] if isinstance(extra_rules, str | Path | Rule) else list(extra_rules)
     without = table.strings("without")
-    rules = load_rules(files)
+    own = [rule for each in extra for rule in ([each] if isinstance(each, Rule) else load(each))]
+    rules = distinct([*load_rules(files), *own])
+    files += [Path(each) for each in extra if not isinstance(each, Rule)]
+    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    hashes |= {each.name: hashlib.sha256(repr(each).encode()).hexdigest() for each in extra if isinstance(each, Rule)}
     for name in without:
         if name not in {rule.name for rule in rules}:
             raise table.error(f"no rule is named {name!r}", "without", nearest(name, [rule.name for rule in rules]))
@@ -122,7 +128,7 @@ def load_recipe(recipe: str | Path = DEFAULT_RECIPE, *, extra_rules: Sequence[st
         rules=tuple(rule for rule in rules if rule.name not in without),
         options=_options(table),
         fixed=table.mapping("fixed"),
-        hashes={file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+        hashes=hashes,
     )
     table.mapping("training")  # for bcos_fx.training, which reads and checks it
     table.finish()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from bcos_fx.rewriting.core.call_function import as_function
+from bcos_fx.rewriting.core.class_check import contradiction
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
 
@@ -21,9 +22,13 @@ def objection(call: Call) -> str | None:
     """Return why this call is not what its op's linearity class says, or None where it is."""
     if call.op.linearity in ("ratio", "selection") and _reads_complex_numbers(call):
         return f"{call.name} of complex numbers is no dynamic linear function of their real and imaginary parts"
+    wrong = contradiction(call)
+    if wrong is not None:
+        return wrong
     if call.op.linearity == "ratio":
         return _ratio(call)
-    check = _CHECKS.get(call.op.name)
+    takes_statistics = call.op.batch_statistics and "running_mean" in call.op.parameters
+    check = _running_statistics if takes_statistics else _CHECKS.get(call.op.name)
     return None if check is None else check(call)
 
 
@@ -37,13 +42,31 @@ def _ratio(call: Call) -> str | None:
     for name in call.arguments:
         if name not in call.op.value and not all(follows_from_stored(node) for node in call.nodes(name)):
             return f"its {name} is neither a plain number nor a stored one, so nothing is known of it at 0"
-    with torch.no_grad():
-        options = [stored_value(node, call.root) for node in _options(call)]
-        at_zero = elementwise(call)(torch.zeros(1), *options)
+    zeros = _zeros(call)
+    if zeros is None:
+        return None
+    try:
+        with torch.no_grad():
+            options = [stored_value(node, call.root) for node in _options(call)]
+            at_zero = elementwise(call)(zeros, *options)
+    except Exception as error:
+        if call.op.declared is None:
+            raise
+        return f"{call.name} cannot be tried at 0: it raises {type(error).__name__}: {error}"
     if torch.count_nonzero(at_zero):
         worst = float(at_zero.abs().max())
         return f"{call.name} is {worst:.3g} at 0, so it is no weight times its input"
     return None
+
+
+def _zeros(call: Call) -> Tensor | None:
+    """A zero for the input of an elementwise call; for a declared op many, in the shape of the example, if known."""
+    if call.op.declared is None:
+        return torch.zeros(1)
+    own = {} if call.module is None else call.module.state_dict(keep_vars=True)
+    like = next((tensor for tensor in own.values() if tensor.is_floating_point()), torch.zeros(1))
+    shape = next((node.meta.get("shape") for node in call.nodes(call.op.value[0])), None)
+    return None if shape is None else torch.zeros(tuple(shape), dtype=like.dtype, device=like.device)
 
 
 def _options(call: Call) -> list[fx.Node]:
@@ -64,20 +87,6 @@ def elementwise(call: Call) -> Callable[..., Tensor]:
         return result
 
     return apply
-
-
-def as_function(call: Call) -> Callable[..., Any]:
-    """Return what a call calls: its module, its function, or its method as a function."""
-    if call.module is not None:
-        return call.module
-    if call.node.op == "call_method":
-        return functools.partial(_method, str(call.node.target))
-    function: Callable[..., Any] = call.node.target  # type: ignore[assignment]
-    return function
-
-
-def _method(name: str, first: Any, *args: Any, **kwargs: Any) -> Any:
-    return getattr(first, name)(*args, **kwargs)
 
 
 def _running_statistics(call: Call) -> str | None:
@@ -139,10 +148,6 @@ def _attribute(call: Call) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[Call], str | None]] = {
-    **dict.fromkeys(
-        ("batch_norm1d", "batch_norm2d", "batch_norm3d", "sync_batch_norm", "batch_norm", "batch_norm_weight_first"),
-        _running_statistics,
-    ),
     "instance_norm": _own_statistics,
     "dropout": _random,
     "feature_dropout": _random,

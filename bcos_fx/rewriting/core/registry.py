@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from bcos_fx.rewriting.core.build import Builder
 from bcos_fx.rewriting.core.match import Predicate
+from bcos_fx.rewriting.core.spelling import check_same_place
 
 T = TypeVar("T")
 
@@ -31,15 +32,27 @@ def load_shipped() -> None:
 
 
 class Registry(Mapping[str, T]):
-    """Name -> what is registered under it; the shipped names are there from the first look-up on."""
+    """Name -> what is registered under it; the shipped names are there from the first look-up on.
 
-    def __init__(self) -> None:
+    Args:
+        what: one entry, for messages.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that registers what it decorates, and returns it."""
+        """Return a decorator that registers what it decorates under a name, and returns it.
+
+        The same definition may be run again, as in a notebook.
+
+        Raises:
+            RuleError: another function bears the name.
+        """
 
         def register(entry: T) -> T:
+            check_same_place(self._what, name, self._entries.get(name), entry)
             self._entries[name] = entry
             return entry
 
@@ -58,8 +71,8 @@ class Registry(Mapping[str, T]):
         return len(self._entries)
 
 
-BUILDERS: Registry[Builder] = Registry()
-PREDICATES: Registry[Predicate] = Registry()
+BUILDERS: Registry[Builder] = Registry("builder")
+PREDICATES: Registry[Predicate] = Registry("predicate")
 
 builder = BUILDERS.register
 """Register a builder under the name that rules use."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from bcos_fx.errors import BcosFxError, RewriteError
 from bcos_fx.rewriting.core.build import Build, Builder, Part, Refused, Rewired
 from bcos_fx.rewriting.core.match import Hit, NearMiss
 from bcos_fx.rewriting.core.module_paths import Places, set_module, source_of
@@ -159,7 +160,7 @@ class Rewriter:
             return None
         call = hit.calls[self._source(hit, name, entry)]
         made = self._made.get(_identity(entry.build, call))
-        return self._builders[entry.build](Build(hit, call, self._reader)) if made is None else made[0]
+        return _built(self._builders[entry.build], Build(hit, call, self._reader), entry) if made is None else made[0]
 
     def _target(self, hit: Hit, name: str, built: nn.Module | Part | Rewired | str | None) -> str | None:
         """Place a built module in the module tree and return its path."""
@@ -175,6 +176,28 @@ class Rewriter:
         if identity is not None:
             self._made[identity] = (path, call.module)
         return path
+
+
+def _built(builder: Builder, build: Build, entry: Replacement) -> nn.Module | Part | Rewired:
+    """Call a builder; what it raises or returns by mistake becomes an error that names it."""
+    try:
+        made = builder(build)
+    except (Refused, BcosFxError):
+        raise
+    except Exception as error:  # the code of a user's own builder may raise anything; the cause stays attached
+        raise _broken(build, entry, f"raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module | Part | Rewired):
+        raise _broken(build, entry, f"returned a {type(made).__name__}, not a module")
+    return made
+
+
+def _broken(build: Build, entry: Replacement, what: str) -> RewriteError:
+    rule = build.hit.rule
+    return RewriteError(
+        f"the builder {entry.build!r} {what}",
+        where=f"rule {rule.name!r} ({rule.origin}) at node {build.call.node.name}",
+        hint="let it return an nn.Module, or raise bcos_fx.rules.Refused(reason) where it cannot do its work",
+    )
 
 
 def _rewire(part: Rewired) -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bcos_fx.errors import RuleError, nearest
-from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.rewriting.core.op import CLASSES, Op
+from bcos_fx.rewriting.core.ops import BOUNDARY, name_of, vocabulary
 
 PRESERVING_PHASES = ("canonical", "structure", "input", "norm", "activation", "linear")
 CHANGING_PHASES = ("pool", "bias", "align", "head")
@@ -21,7 +22,12 @@ PRESERVES = ("always", "eval", "never")
 """What a rule keeps: the function in train and eval, in eval only, or not at all."""
 
 ANY = "*"
-"""An input that may be anything."""
+"""An input that may be anything, and the op of a pattern node that may be anything: a value that is read twice, say."""
+
+_EDGES = frozenset(op.name for op in BOUNDARY.values())
+
+PARAMETER = BOUNDARY["get_attr"].name
+"""The op of a stored tensor: a parameter or a buffer that a call reads."""
 
 LEDGER = "ledger"
 """The input of an explanation view through which its constants are counted; only for the phase ``freeze``."""
@@ -41,10 +47,14 @@ class NodePattern:
     """One node of a pattern.
 
     Attributes:
-        ops: canonical names, one of which the node must be.
-        inputs: names of pattern nodes that feed it, in order; ``*`` is any value. Empty: anything.
+        ops: canonical names, one of which the node must be; of a family of functions also the name of one, such as
+            ``sin``. ``*`` stands for any op, ``parameter`` for a stored tensor.
+        classes: linearity classes, of one of which it must be, unless ``ops`` names it.
+        inputs: names of pattern nodes that feed it, in order; ``*`` is any value. Empty: anything. Stored tensors are
+            left out, unless one of the names is a pattern node of the op ``parameter``: then all operands are named.
         users: the number of users the node must have; -1 for any. Left out: 1 for an inner node of the pattern
-            (a value that is used elsewhere cannot be rewritten away), any for the last one.
+            (a value that is used elsewhere cannot be rewritten away), any for the last one, for stored tensors and
+            for the op ``*``, which stay.
         form: ``module``, ``call`` (function or method) or None for either.
         optional: the node may be absent; its first input then stands in its place.
         commutative: the inputs may stand in any order.
@@ -52,7 +62,7 @@ class NodePattern:
         require: names of registered predicates.
     """
 
-    ops: tuple[str, ...]
+    ops: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     users: int | None = None
     form: str | None = None
@@ -60,6 +70,24 @@ class NodePattern:
     commutative: bool = False
     where: Mapping[str, Any] = field(default_factory=dict)
     require: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+
+    @property
+    def stays(self) -> bool:
+        """Whether what it matches is not rewritten away, so that others may use it: a stored tensor, or any value."""
+        return bool(self.ops) and set(self.ops) <= {ANY, PARAMETER}
+
+    def admits(self, op: Op | None, called: object) -> bool:
+        """Return whether a node of this op may be the node of the pattern.
+
+        Args:
+            op: None for an unknown operation.
+            called: the function, or the name of the method, that the node calls.
+        """
+        if op is None or ANY in self.ops:
+            return ANY in self.ops
+        is_of_class = op.linearity in self.classes and op.name not in _EDGES
+        return is_of_class or op.name in self.ops or name_of(op, called) in self.ops
 
 
 @dataclass(frozen=True)
@@ -139,8 +167,7 @@ def _one_of(rule: Rule, what: str, name: str, known: frozenset[str] | tuple[str,
 def _check_pattern(rule: Rule, known: Known) -> None:
     seen: list[str] = []
     for name, pattern in rule.match.items():
-        for op in pattern.ops:
-            _one_of(rule, "op", op, known.ops | {"input", "parameter", "output"})
+        _check_ops(rule, name, pattern, known)
         for predicate in pattern.require:
             _one_of(rule, "predicate", predicate, known.predicates)
         for source in pattern.inputs:
@@ -151,6 +178,21 @@ def _check_pattern(rule: Rule, known: Known) -> None:
         seen.append(name)
     if rule.match[rule.anchor].optional:
         raise RuleError(f"rule {rule.name!r}: the last pattern node cannot be optional", where=rule.origin)
+    if rule.match[rule.anchor].stays:
+        raise RuleError(
+            f"rule {rule.name!r}: the last pattern node must be an operation, for it is what is rewritten",
+            where=rule.origin,
+            hint="name the operation that gives the result last",
+        )
+
+
+def _check_ops(rule: Rule, name: str, pattern: NodePattern, known: Known) -> None:
+    for op in pattern.ops:
+        _one_of(rule, "op", op, known.ops | {"input", PARAMETER, "output", ANY})
+    for linearity in pattern.classes:
+        _one_of(rule, "linearity class", linearity, CLASSES)
+    if not (pattern.ops or pattern.classes):
+        raise RuleError(f"rule {rule.name!r}: {name!r} names no op", where=rule.origin, hint='add op = "*", say')
 
 
 def _check_result(rule: Rule, known: Known) -> None:
@@ -187,6 +229,10 @@ def _check_arguments(rule: Rule, name: str, entry: Replacement) -> None:
             f"rule {rule.name!r}: {name!r} has 'arguments': it must reuse a node of form = \"call\", and no slot of it",
             where=rule.origin,
         )
+    if rule.match[name].classes:
+        raise RuleError(
+            f"rule {rule.name!r}: {name!r} has 'arguments', and names no op by its own name", where=rule.origin
+        )
     for op in rule.match[name].ops:
         for argument in entry.arguments:
             _one_of(rule, f"argument of {op}", argument, vocabulary()[op].parameters)
@@ -199,6 +245,10 @@ def _check_source(rule: Rule, source: str, known: tuple[str, ...]) -> None:
     _one_of(rule, "node", name, known)
     if suffix:
         _one_of(rule, "part of a node", suffix, SUFFIXES)
+        if name in rule.match and rule.match[name].stays:
+            raise RuleError(
+                f"rule {rule.name!r}: {source!r}, and nothing is known of what {name!r} reads", where=rule.origin
+            )
 
 
 def validate(rule: Rule, known: Known) -> Rule:

@@ -1,21 +1,20 @@
-"""Rule files: TOML in, validated rules out. A rule file names things; it can run nothing."""
+"""Rule files: TOML in, validated rules and declared ops out. A rule file names things; it can run nothing."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from bcos_fx.errors import BcosFxError, RuleError, nearest
-from bcos_fx.rewriting.core.location import rules_directory
-from bcos_fx.rewriting.core.ops import CLASSES, vocabulary
+from bcos_fx.errors import BcosFxError, RuleError
+from bcos_fx.rewriting.core.declaration import read_op
+from bcos_fx.rewriting.core.ops import declare, vocabulary
 from bcos_fx.rewriting.core.options import OPTION_NAMES
 from bcos_fx.rewriting.core.registry import BUILDERS, PREDICATES
 from bcos_fx.rewriting.core.rule import PHASES, PRESERVES, Known, NodePattern, Replacement, Rule, validate
 from bcos_fx.rewriting.core.toml import Table, read_toml
-
-__all__ = ["ENTRY_POINTS", "known_names", "load_rules", "read_rules", "rules_directory"]
 
 ENTRY_POINTS = "bcos_fx.rules"
 
@@ -62,25 +61,17 @@ def known_names() -> Known:
     """
     _load_third_parties()
     return Known(
-        ops=frozenset(op.name for op in vocabulary()),
+        ops=frozenset(op.name for op in vocabulary()) | vocabulary().members,
         predicates=frozenset(PREDICATES),
         builders=frozenset(BUILDERS),
         options=OPTION_NAMES,
     )
 
 
-def _ops(table: Table) -> tuple[str, ...]:
-    """The ops that a pattern node names, itself or by their linearity classes."""
-    classes = table.strings("class")
-    for name in classes:
-        if name not in CLASSES:
-            raise table.error(f"{name!r} is no linearity class", "class", nearest(name, CLASSES))
-    return (*table.strings("op"), *(op.name for op in vocabulary() if op.linearity in classes))
-
-
 def _pattern(table: Table) -> NodePattern:
     pattern = NodePattern(
-        ops=_ops(table),
+        ops=table.strings("op"),
+        classes=table.strings("class"),
         inputs=table.strings("inputs"),
         users=table.integer("users", default=None),
         form=table.text("form", default=None),
@@ -125,17 +116,99 @@ def _rule(table: Table, known: Known) -> Rule:
 
 
 def read_rules(path: Path) -> list[Rule]:
-    """Read one rule file.
+    """Read one rule file, and add the ops that it declares to the vocabulary of this program.
 
     Raises:
         RuleError: names the file, the line and the nearest known word.
     """
     document = read_toml(path)
+    ops = document.table("op")
+    for name in ops.keys():
+        _declare(name, ops.table(name))
     rules = [_rule(table, known_names()) for table in document.tables("rule")]
     document.finish()
-    if not rules:
-        raise RuleError("the file holds no [[rule]]", where=str(path))
+    if not rules and not ops.keys():
+        raise RuleError("the file holds no [[rule]] and no [op.NAME]", where=str(path))
     return rules
+
+
+def _declare(name: str, table: Table) -> None:
+    op = read_op(name, table, shipped=False)
+    try:
+        declare(op)
+    except RuleError as error:
+        raise RuleError(error.what, where=f"{table.where()}, {error.where}", hint=error.hint) from error
+
+
+def load(path: str | Path) -> list[Rule]:
+    """Read a rule file of a program's own: declare its ops, and use its rules of the phase ``freeze`` in explanations.
+
+    Its other rules are for conversions: name the file, or the rules, in ``bcosify(rules=...)`` or a recipe.
+
+    Returns:
+        All of its rules.
+
+    Raises:
+        RuleError: as :func:`read_rules`; or another rule for explanations has the name of one.
+    """
+    rules = read_rules(Path(path))
+    for each in rules:
+        _keep_for_views(each)
+    return rules
+
+
+def rule(**fields: Any) -> Rule:
+    """Make a rule in Python. It passes the checks of a rule file, and goes into ``bcosify(rules=[...])``.
+
+    Args:
+        fields: of :class:`~bcos_fx.rewriting.core.rule.Rule`; ``match`` and ``replace`` hold dictionaries with the
+            fields of :class:`~bcos_fx.rewriting.core.rule.NodePattern` and
+            :class:`~bcos_fx.rewriting.core.rule.Replacement`. A text stands for a tuple of one.
+
+    Raises:
+        RuleError: an unknown name, or a part that is missing.
+    """
+    try:
+        fields["match"] = {name: NodePattern(**_listed(entry)) for name, entry in fields.get("match", {}).items()}
+        fields["replace"] = {name: Replacement(**_listed(entry)) for name, entry in fields.get("replace", {}).items()}
+        made = Rule(**fields)
+    except TypeError as error:
+        reason = str(error).partition("__init__() ")[2] or str(error)
+        raise RuleError(f"the rule {fields.get('name')!r} {reason}", hint="see bcos_fx.rules.Rule") from error
+    _keep_for_views(validate(made, known_names()))
+    return made
+
+
+def _listed(entry: Mapping[str, Any]) -> dict[str, Any]:
+    several = [name for name in ("ops", "inputs", "require", "classes") if name in entry]
+    return {**entry, **{name: _texts(entry[name]) for name in several}}
+
+
+def _texts(value: str | Iterable[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+_VIEW_RULES: dict[str, Rule] = {}
+
+
+def view_rules() -> tuple[Rule, ...]:
+    """Return the rules of the phase ``freeze`` that this program has loaded or made besides the shipped ones."""
+    return tuple(_VIEW_RULES.values())
+
+
+def _keep_for_views(made: Rule) -> None:
+    if made.phase != "freeze":
+        return
+    old = _VIEW_RULES.get(made.name)
+    if old is not None and _file_of(old) != _file_of(made):
+        raise RuleError(
+            f"two rules are named {made.name!r}", where=f"{made.origin} and {old.origin}", hint="rename one of them"
+        )
+    _VIEW_RULES[made.name] = made
+
+
+def _file_of(made: Rule) -> Path:
+    return Path(made.origin.rpartition(":")[0]).resolve()
 
 
 def load_rules(paths: Iterable[Path]) -> list[Rule]:
@@ -144,14 +217,22 @@ def load_rules(paths: Iterable[Path]) -> list[Rule]:
     Raises:
         RuleError: a file is wrong, or two rules bear one name.
     """
-    rules = [rule for path in paths for rule in read_rules(path)]
+    return distinct([each for path in paths for each in read_rules(path)])
+
+
+def distinct(rules: list[Rule]) -> list[Rule]:
+    """Return the rules if no two of them bear one name.
+
+    Raises:
+        RuleError: two do; names both places.
+    """
     seen: dict[str, Rule] = {}
-    for rule in rules:
-        if rule.name in seen:
+    for each in rules:
+        if each.name in seen:
             raise RuleError(
-                f"two rules are named {rule.name!r}",
-                where=f"{rule.origin} and {seen[rule.name].origin}",
+                f"two rules are named {each.name!r}",
+                where=f"{each.origin} and {seen[each.name].origin}",
                 hint="rename one of them",
             )
-        seen[rule.name] = rule
+        seen[each.name] = each
     return rules

@@ -73,6 +73,11 @@ class Table:
         self._data, self._path, self._lines, self._key = data, path, lines, key
         self._asked: set[str] = set()
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
     def keys(self) -> list[str]:
         """Return the keys in file order."""
         return list(self._data)
