@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import fx, nn
 
+from bcos_fx.rewriting.core.channels import first_mixed
 from bcos_fx.rewriting.core.ending import gate_at_the_end
 from bcos_fx.rewriting.core.match import Verdict
 from bcos_fx.rewriting.core.ops import Call
@@ -16,18 +18,39 @@ from bcos_fx.tracing.program import attribute
 
 @predicate("is-image-input")
 def is_image_input(reader: GraphReader, call: Call) -> Verdict:
-    """An input (N, C, H, W) with as many channels as mean and std have, or one or three where they are not given."""
-    shape = reader.shape(call.node)
-    if shape is None or len(shape) != 4 or any(reader.op(user) == "input_encoding" for user in call.node.users):
+    """An input (N, C, H, W) with as many channels as mean and std have, or one or three where they are not given.
+
+    With mean and std also (N, C, T) and (N, C, D, H, W), where the first layer sums over dimension 1.
+    """
+    shape, given = reader.shape(call.node), len(reader.options.mean)
+    if shape is None or len(shape) not in ((3, 4, 5) if given else (4,)):
+        return False
+    if any(reader.op(user) == "input_encoding" for user in call.node.users):
         return False
     if not getattr(call.node.meta.get("dtype"), "is_floating_point", True):
         return "it holds integers; give floating-point images as the example to encode it"
-    given = len(reader.options.mean)
+    if len(shape) != 4 and (elsewhere := _channels_elsewhere(reader, call.node, shape)) is not None:
+        return elsewhere
     if given and given != shape[1]:
         return f"mean and std have {given} values and the input has {shape[1]} channels"
     if shape[1] in (1, 3) or given:
         return True
     return f"it has {shape[1]} channels, so it is taken as it is; give mean and std for each channel to encode it"
+
+
+def _channels_elsewhere(reader: GraphReader, node: fx.Node, shape: tuple[int, ...]) -> str | None:
+    """Why dimension 1 of an input does not hold its channels; None where it does."""
+    positions = torch.arange(math.prod(shape)).reshape(shape)
+    mixed = first_mixed(reader.graph_module, node.name, positions, shape)
+    if mixed is None or len(mixed[0]) != 1:
+        return "no layer sums over one of its dimensions alone, so which of them holds the channels is not known"
+    (found,), layer = mixed
+    if found == 1:
+        return None
+    return (
+        f"its channels are dimension {found}, over which {layer} sums, and mean and std are taken for dimension 1; "
+        "permute it before the network, or normalise it yourself"
+    )
 
 
 @predicate("splits-channels-in-half")
@@ -48,7 +71,8 @@ def pads_with_zero(reader: GraphReader, call: Call) -> Verdict:
     if call.arguments.get("mode") != "constant" or (value is not None and value != 0):
         return "it pads with something else than zero, which is no linear map"
     pad = call.arguments["pad"]
-    return True if isinstance(pad, tuple | list) and len(pad) <= 4 else "it pads the channels too"
+    places = len(reader.shape(call.inputs[0]) or (0,) * 4) - 2
+    return True if isinstance(pad, tuple | list) and len(pad) <= 2 * places else "it pads the channels too"
 
 
 @predicate("stays-floating")
@@ -69,7 +93,8 @@ def keeps_channels(reader: GraphReader, call: Call) -> Verdict:
 def is_size_free(reader: GraphReader, call: Call) -> Verdict:
     """A flatten from dimension 1, or a reshape that reads the batch size and leaves the rest to -1."""
     if call.op.name == "flatten":
-        return bool(call.arguments["start_dim"] == 1 and call.arguments["end_dim"] in (-1, 3))
+        last = len(reader.shape(call.inputs[0]) or (0,) * 4) - 1
+        return bool(call.arguments["start_dim"] == 1 and call.arguments["end_dim"] in (-1, last))
     shape = call.arguments["shape"]
     return isinstance(shape, tuple) and len(shape) == 2 and isinstance(shape[0], fx.Node) and shape[1] == -1
 
@@ -91,7 +116,10 @@ def shifts_or_scales_channels(reader: GraphReader, call: Call) -> Verdict:
     if isinstance(tensor, nn.Parameter):
         return "the normalisation is a trained parameter, so it is not folded away"
     shape = tuple(getattr(tensor, "shape", ()))
-    per_channel = math.prod(shape) == 1 or (math.prod(shape) == channels[1] and shape[-3:] == (channels[1], 1, 1))
+    by_channel = (channels[1], *[1] * (len(channels) - 2))
+    per_channel = math.prod(shape) == 1 or (
+        math.prod(shape) == channels[1] and shape[1 - len(channels) :] == by_channel
+    )
     return True if per_channel else f"its constant has shape {shape}, which is not one value per channel"
 
 
