@@ -23,7 +23,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def parsed() -> argparse.Namespace:
 # ---------------------------------------------------------------- photographs
 
 
-def archive(data: Path, folder: Path, name: str, chosen: range) -> Path:
+def archive(data: Path, folder: Path, name: str, chosen: Sequence[int]) -> Path:
     """Write some photographs of an archive into one of their own, unless it is there; return its path."""
     path = folder / f"{name}-{len(chosen)}.npz"
     if not path.exists():

@@ -132,6 +132,35 @@ def test_photographs_are_raced_from_choosing_to_the_page(data_dir: Path, root: P
 
 
 @pytest.mark.slow
+@pytest.mark.vision
+def test_few_photographs_are_trained_on(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    page, script = tmp_path / "page.md", root / "benchmarks" / "few_images.py"
+    words = [sys.executable, str(script), str(data_dir), "--quick", "--out", str(page)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8").rstrip() == done.stdout.rstrip()
+    assert "few-images: training on 20 images, 1 epoch of " in done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.endswith(" % |")]
+    assert rows == ["bcosification, plain loop", "few-images"]
+
+
+@pytest.mark.slow
+def test_a_vision_transformer_is_aligned_and_measured(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    page, script = tmp_path / "page.md", root / "benchmarks" / "vision_transformer.py"
+    words = [sys.executable, str(script), str(data_dir), "none", "align", "measure", "test", "page", "--quick"]
+    done = subprocess.run([*words, "--out", str(page)], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8").rstrip() == done.stdout.rstrip()
+    measured = {
+        cells[1].strip(): cells for cells in (line.split("|") for line in done.stdout.splitlines()) if len(cells) == 9
+    }
+    assert {"original", "original, at B = 1", "base, not aligned", "base"} <= set(measured)
+    assert measured["original"][3] == measured["original, at B = 1"][3]  # the same features, the same probe
+
+
+@pytest.mark.slow
 def test_what_was_not_chosen_is_not_raced(data_dir: Path, root: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     script, results = root / "benchmarks" / "photographs.py", ["--results", str(tmp_path / "results.jsonl")]

@@ -71,11 +71,20 @@ class FineTuneRequest:
         ),
     ] = None
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Passes over the images. (default: the recipe's)", rich_help_panel=_WHAT)
+        int | None,
+        typer.Option(
+            min=1,
+            help="Passes over the images. (default: the recipe's; more where it has too few steps)",
+            rich_help_panel=_WHAT,
+        ),
     ] = None
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images per step and process. (default: the recipe's)", rich_help_panel=_WHAT),
+        typer.Option(
+            min=1,
+            help="Images per step and process. (default: the recipe's; fewer where there are few images)",
+            rich_help_panel=_WHAT,
+        ),
     ] = None
     lr: Annotated[
         float | None, typer.Option(help="Highest learning rate. (default: the recipe's)", rich_help_panel=_WHAT)
@@ -203,6 +212,7 @@ def _trained(request: FineTuneRequest) -> FineTuned:
         nodes=request.nodes,
         progress=sys.stderr.isatty() and not request.json,
         told=lambda row: echo(str(row), err=True),
+        notice=lambda line: echo(line, err=True),
         **{name: getattr(request, name) for name in ("epochs", "batch_size", "lr", "seed", "augment", "precision")},
     )
 

@@ -64,22 +64,48 @@ def with_classes(
     return with_subset_head(network, find_classes(classes, network.class_count(), names))
 
 
+def last_layer(network: nn.Module) -> nn.Module:
+    """Return the last layer with weights of a converted classifier.
+
+    Raises:
+        UsageError: the network was not converted, or does not end in one linear layer or convolution.
+    """
+    found = _weighted(network) if isinstance(network, BcosNetwork) else None
+    if found is None:
+        raise UsageError(
+            "which layer is the head is not known: the network does not end in one layer with a row per class",
+            hint="leave lr_of_head out, or convert the network first",
+        )
+    return network.get_submodule(found)
+
+
+def _weighted(network: BcosNetwork) -> str | None:
+    """The path of the last layer with weights, where it is linear or a convolution that is called once."""
+    for node in _from_the_output(network):
+        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            calls = [other.target for other in network.graph.nodes if other.op == "call_module"]
+            return str(node.target) if calls.count(node.target) == 1 else None
+        if node.op == "get_attr" or (module is not None and module.state_dict() and not _is_logit_layer(module)):
+            return None
+    return None
+
+
+def _is_logit_layer(module: nn.Module) -> bool:
+    return isinstance(module, LogitLayer)
+
+
 def _exchanged(network: BcosNetwork, classes: int, made: Callable[[nn.Module], nn.Module]) -> BcosNetwork:
     """Return a copy of the network with another last layer."""
     new = copy.deepcopy(network)
-    for node in _from_the_output(new):
-        if node.op == "get_attr":
-            break
-        module = new.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, LogitLayer):
-            new.set_submodule(str(node.target), _logit_layer(module, _outputs(new), classes))
-        elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            if sum(other.target == node.target for other in new.graph.nodes if other.op == "call_module") > 1:
-                break
-            new.set_submodule(str(node.target), made(module))
-            return _with_shapes(new)
-        elif module is not None and module.state_dict():
-            break
+    path = _weighted(new)
+    if path is not None:
+        outputs = _outputs(new)
+        for logits in _logit_layers(new):
+            layer: Any = new.get_submodule(logits)
+            new.set_submodule(logits, _logit_layer(layer, outputs, classes))
+        new.set_submodule(path, made(new.get_submodule(path)))
+        return _with_shapes(new)
     raise UsageError("the network does not end in one layer that could be exchanged for a new head")
 
 
@@ -107,6 +133,12 @@ def _from_the_output(network: BcosNetwork) -> list[fx.Node]:
         (node,) = node.all_input_nodes
         way.append(node)
     return way
+
+
+def _logit_layers(network: BcosNetwork) -> list[str]:
+    """The paths of the logit layers that stand behind the last layer with weights."""
+    calls = [str(node.target) for node in _from_the_output(network) if node.op == "call_module"]
+    return [path for path in calls if _is_logit_layer(network.get_submodule(path))]
 
 
 def _outputs(network: BcosNetwork) -> int:

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchmetrics import MeanMetric
 
 from bcos_fx.errors import TrainingError, UsageError
+from bcos_fx.heads.layers import last_layer
 from bcos_fx.network import BcosNetwork
 from bcos_fx.seeding import derived, seed_all
 from bcos_fx.tracing.modules import own_copy
@@ -149,7 +150,8 @@ class FineTuning(LightningModule):
         """Return the optimiser, and the schedule of its rate by step."""
         options = self._options.optimiser
         learned = [] if self.alignment is None else self.alignment.learned()
-        optimiser = make_optimiser(parameter_groups(self.network, learned, options), options)
+        head = None if options.lr_of_head == 1 else last_layer(self.network)
+        optimiser = make_optimiser(parameter_groups(self.network, learned, options, head), options)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: rate(step, options, self._steps, self._steps_per_epoch)
         )

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import importlib
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from bcos_fx.training.identity import identity, name_of, of_images
 from bcos_fx.training.places import made_up_images, places_of_phase, without_zero_constants
 from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.renewal import reinitialised
+from bcos_fx.training.sizing import sized
 from bcos_fx.training.sources import Renumbered, identity_of
 from bcos_fx.validation import check_module
 
@@ -80,6 +82,7 @@ def finetune(
     nodes: int = 1,
     progress: bool = False,
     told: Callable[[Any], None] | None = None,
+    notice: Callable[[str], None] | None = None,
     **changes: Any,
 ) -> FineTuned:
     """Train a converted network, by a recipe, with Lightning.
@@ -93,7 +96,9 @@ def finetune(
             for ``mse`` and ``l1``; a Dataset of (image, label). Also a DataLoader, whose batches are then what is
             trained on. Images alone (a folder of them, a tensor) will do where the recipe only distils.
         recipe: a shipped recipe's name, a TOML file, or the training itself. None: the recipe that the network was
-            converted by.
+            converted by. Where the images are too few for a recipe's epochs and batches, an epoch has smaller batches
+            and there are more of them (:mod:`bcos_fx.training.sizing`), unless ``changes`` names them; a training that
+            is given itself is kept as it is.
         validation: test images, in any of these forms.
         reference: the original network, for recipes that distil, and for calibration to match; a copy of it is used.
         calibration: called where the recipe calibrates, with the network, to be changed in place, batches of images,
@@ -120,6 +125,8 @@ def finetune(
         nodes: machines.
         progress: show a bar on stderr.
         told: called with each epoch's line of history.
+        notice: called with one line of text at a time: what is trained on and for how long, what the data make
+            doubtful, and after the first steps how much time is left.
         changes: any field of :class:`~bcos_fx.training.recipe.Training` or of its optimiser, such as ``epochs=5`` or
             ``lr=1e-3``, in place of the recipe's.
 
@@ -138,6 +145,7 @@ def finetune(
 
     check_module(model)
     training = _training(model, recipe, changes)
+    tell = notice or (lambda line: None)
     if training.distils and reference is None:
         raise UsageError(
             "the recipe distils, and there is no original to distil from",
@@ -164,6 +172,8 @@ def finetune(
 
     with preserved(), _alone(where):
         source = chosen.numbered(None if isinstance(data, DataLoader) else source_of(data))
+        if source is not None and not isinstance(recipe, Training):
+            training = _sized(training, source, changes, tell)
         network = _network(model, source, training, from_scratch=from_scratch, head=chosen)
         preprocessing = _preprocessing(network, source)
         if source is not None and preprocessing is not None:
@@ -193,6 +203,7 @@ def finetune(
             trainer={"accelerator": accelerator, "devices": devices, "num_nodes": nodes},
             progress=progress,
             told=told,
+            notice=tell,
         )
     trained = run.module.result.cpu().eval()
     for parameter, given in zip(trained.parameters(), network.parameters(), strict=True):
@@ -223,6 +234,20 @@ def _training(model: nn.Module, recipe: str | Path | Training | None, changes: M
             hint="convert it first with bcos_fx.bcosify, or train it by a recipe without rises and fades",
         )
     return training
+
+
+def _sized(
+    training: Training, source: ImageSource, changes: Mapping[str, Any], notice: Callable[[str], None]
+) -> Training:
+    """The training as it fits the images, which is announced."""
+    labels = source.labels if training.needs_labels and source.labels is not None else ()
+    numbers = Counter(labels) if source.classes else Counter()
+    counts = [numbers[index] for index in range(len(source.classes))]
+    found = sized(training, len(source), [name for name, value in changes.items() if value is not None], counts)
+    notice(f"training on {found}")
+    for line in found.notes:
+        notice(f"note: {line}")
+    return found.training
 
 
 def _network(

@@ -15,23 +15,33 @@ from bcos_fx.training.recipe import Optimiser
 LEAST_NORM = 1e-3
 
 
-def parameter_groups(network: nn.Module, pressures: Iterable[nn.Parameter], options: Optimiser) -> list[dict[str, Any]]:
-    """Sort parameters into groups: weights; B; and what has one dimension (norms, gains, biases), never decayed.
+def parameter_groups(
+    network: nn.Module, pressures: Iterable[nn.Parameter], options: Optimiser, head: nn.Module | None = None
+) -> list[dict[str, Any]]:
+    """Sort parameters into groups: weights; what has one dimension (norms, gains, biases), never decayed; B; the head.
 
     Args:
         network: its parameters that require a gradient, each once.
         pressures: learned B.
         options: rates and decay.
+        head: the last layer, where it has a rate of its own.
 
     Returns:
         Groups as torch's optimisers take them, named; empty ones left out.
     """
+    of_head = set() if head is None else set(head.parameters())
     trained = [p for p in network.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"name": "weights", "params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
-        {"name": "norms and biases", "params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-        {"name": "B", "params": list(pressures), "weight_decay": 0.0, "lr": options.lr * options.lr_of_b},
-    ]
+    decayed, free = {"weight_decay": options.weight_decay}, {"weight_decay": 0.0}
+    groups: list[dict[str, Any]] = []
+    for where, chosen, rates in (
+        ("", [p for p in trained if p not in of_head], {}),
+        (" of the head", [p for p in trained if p in of_head], {"lr": options.lr * options.lr_of_head}),
+    ):
+        groups += [
+            {"name": f"weights{where}", "params": [p for p in chosen if p.dim() > 1], **decayed, **rates},
+            {"name": f"norms and biases{where}", "params": [p for p in chosen if p.dim() <= 1], **free, **rates},
+        ]
+    groups.append({"name": "B", "params": list(pressures), **free, "lr": options.lr * options.lr_of_b})
     return [group for group in groups if group["params"]]
 
 

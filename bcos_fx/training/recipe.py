@@ -64,6 +64,8 @@ class Optimiser:
         clip: adaptive gradient clipping, largest |gradient| / |weight| per unit; 0 for none.
         accumulate: batches whose gradients make one step.
         lr_of_b: learning rate of a learned B, as a multiple of lr.
+        lr_of_head: learning rate of the last layer with weights, as a multiple of lr: a new head begins at random,
+            and everything before it does not.
     """
 
     name: str = "adam"
@@ -75,13 +77,14 @@ class Optimiser:
     clip: float = 0.0
     accumulate: int = 1
     lr_of_b: float = 1.0
+    lr_of_head: float = 1.0
 
     def __post_init__(self) -> None:
         _known("optimiser", self.name, OPTIMISERS)
         _known("schedule", self.schedule, ("cosine", "constant"))
         _positive("lr", self.lr)
         _at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, warmup=self.warmup, clip=self.clip)
-        _at_least(0, lr_of_b=self.lr_of_b)
+        _at_least(0, lr_of_b=self.lr_of_b, lr_of_head=self.lr_of_head)
         _at_least(1, accumulate=self.accumulate)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,7 @@ class Recorder(Callback):
         measure_every: so many epochs (0: never), or the numbers of those after which to measure.
         checkpoint_steps: besides every epoch's end, save after so many steps; 0 for never.
         told: called with each new epoch.
+        notice: called once, after the first steps, with how long the training will take.
     """
 
     def __init__(
@@ -100,11 +102,13 @@ class Recorder(Callback):
         measure_every: int | Collection[int],
         checkpoint_steps: int,
         told: Callable[[Epoch], None] | None,
+        notice: Callable[[str], None],
     ) -> None:
         self._loader, self._folder, self._identity = loader, folder, identity
         self._gallery, self._names = gallery, names
         self._measures, self._measure_every = measures, measure_every
         self._checkpoint_steps, self._told = checkpoint_steps, told
+        self._notice, self._timed = notice, _Timer()
         self.history: list[Epoch] = []
         self._images, self._before, self._since = 0, 0.0, time.monotonic()
 
@@ -148,6 +152,9 @@ class Recorder(Callback):
         """Count images; save where that is due."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         self._images += len(images) * trainer.world_size
+        left = self._timed.step(trainer.estimated_stepping_batches - trainer.global_step)
+        if left is not None and trainer.is_global_zero:
+            self._notice(f"about {duration(left)} to go, tests and galleries apart")
         # Not after an epoch's last batch: the epoch's end saves, with its test.
         within = batch_idx + 1 < trainer.num_training_batches
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -226,6 +233,32 @@ class Recorder(Callback):
             write_history(self.history, self._folder / "history.csv")
         if self._told is not None:
             self._told(row)
+
+
+class _Timer:
+    """Tells once how long the steps that are left will take, by those after the first, which prepares much."""
+
+    _MEASURED = 5
+
+    def __init__(self) -> None:
+        self._steps, self._since = 0, 0.0
+
+    def step(self, left: float) -> float | None:
+        """Count a step of which so many follow (inf: unknown); at one call return the seconds that these will take."""
+        self._steps += 1
+        if self._steps == 1:
+            self._since = time.monotonic()
+        if self._steps != 1 + self._MEASURED or math.isinf(left):
+            return None
+        return (time.monotonic() - self._since) / self._MEASURED * left
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in the unit that suits it: ``40 seconds``, ``12 minutes``, ``3.5 hours``."""
+    for unit, size in (("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.{1 if seconds < 10 * size and unit == 'hour' else 0}f} {unit}s"
+    return f"{max(1, round(seconds))} second{'s' * (round(seconds) > 1)}"
 
 
 def shares(found: Explanation, without: tuple[str, ...] = ()) -> tuple[float, float]:

@@ -66,6 +66,7 @@ class Run:
         trainer: Mapping[str, Any],
         progress: bool,
         told: Callable[[Epoch], None] | None,
+        notice: Callable[[str], None],
     ) -> tuple[list[Epoch], Path | None]:
         """Train; return the history and the checkpoint's path. See :func:`bcos_fx.training.finetune.finetune`."""
         checkpoint = self._checkpoint(resume=resume)
@@ -82,6 +83,7 @@ class Run:
             measure_every=measure_every,
             checkpoint_steps=checkpoint_steps,
             told=told,
+            notice=notice,
         )
         bar = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
         several = trainer["devices"] * trainer["num_nodes"] > 1

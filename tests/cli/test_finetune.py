@@ -46,7 +46,12 @@ def test_a_network_is_trained_written_and_taken_up_again(run: Run, start: Path, 
     assert done.exit_code == 0, done.output
     assert "Wrote out.safetensors" in done.stdout
     assert "Accuracy" in done.stdout
-    assert done.stderr.count("epoch") == 3
+    assert [line.split(",")[0] for line in done.stderr.splitlines() if line.startswith("epoch")] == [
+        "epoch 0",
+        "epoch 1",
+        "epoch 2",
+    ]
+    assert "2 epochs of 3 steps (batches of 4)" in done.stderr.splitlines()[0]
     network = bcos_fx.load("out.safetensors")
     assert {m.b for m in network.modules() if isinstance(m, BcosLayer)} == {2.0}
     assert Path("out.safetensors.run/history.csv").read_text().count("\n") == 4

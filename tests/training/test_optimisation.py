@@ -95,6 +95,25 @@ def test_only_weights_decay_and_b_has_its_own_rate() -> None:
     assert "B" not in [group["name"] for group in parameter_groups(network, [], options)]
 
 
+def test_a_head_has_its_own_rate_and_every_parameter_one_group() -> None:
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    options = Optimiser(lr=0.1, weight_decay=0.5, lr_of_head=4.0)
+    groups = {group["name"]: group for group in parameter_groups(network, [], options, network[2])}
+    assert {name: [p.shape for p in group["params"]] for name, group in groups.items()} == {
+        "weights": [(4, 3)],
+        "norms and biases": [(4,), (4,), (4,)],
+        "weights of the head": [(2, 4)],
+        "norms and biases of the head": [(2,)],
+    }
+    optimiser = make_optimiser(list(groups.values()), options)
+    assert [(group["lr"], group["weight_decay"]) for group in optimiser.param_groups] == [
+        (0.1, 0.5),
+        (0.1, 0.0),
+        (0.4, 0.5),
+        (0.4, 0.0),
+    ]
+
+
 @pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
 def test_optimisers_by_name(name: str, kind: str) -> None:
     options = Optimiser(name=name, lr=0.1, momentum=0.8)

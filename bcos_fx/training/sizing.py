@@ -1,0 +1,95 @@
+"""How long to train on how much data: what a recipe written for a million images becomes for a few hundred.
+
+A B-cos network has to learn again what raising B and taking biases away undid, and that takes steps, however few images
+there are. A recipe counts epochs of large batches; on 200 images its 10 epochs of 128 would be 20 steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from bcos_fx.training.recipe import Training
+
+ENOUGH_STEPS = 1000
+"""Steps below which training is lengthened, and above which it is left as the recipe has it."""
+
+_LEAST_BATCHES, _SMALLEST_BATCH, _MOST_EPOCHS = 12, 8, 200
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """A training that fits its data.
+
+    Attributes:
+        training: with the epochs and the batch size that are used.
+        images: images trained on in each epoch.
+        steps: in all epochs together.
+        notes: one sentence for each thing that a user should know about it.
+    """
+
+    training: Training
+    images: int
+    steps: int
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        chosen, each = self.training, steps_per_epoch(self.images, self.training)
+        return (
+            f"{self.images:,} images, {chosen.epochs} epoch{'s' * (chosen.epochs != 1)} of {each:,} "
+            f"step{'s' * (each != 1)} (batches of {min(chosen.batch_size, self.images)}), {chosen.optimiser.name} at "
+            f"{chosen.optimiser.lr:g}"
+        )
+
+
+def steps_per_epoch(images: int, training: Training) -> int:
+    """Return how many steps an epoch has; a last batch that is not full is left out where it is not the only one."""
+    batches = max(1, images // training.batch_size)
+    return math.ceil(batches / training.optimiser.accumulate)
+
+
+def sized(training: Training, images: int, given: Collection[str], counts: Sequence[int] = ()) -> Sizing:
+    """Fit a recipe's training to the data: smaller batches and more epochs where its steps are too few.
+
+    Args:
+        training: as the recipe has it, with the changes that were asked for.
+        images: how many there are to train on, at least 1.
+        given: names of the options that were asked for; those are left as they are.
+        counts: images of each class, where that is known.
+
+    Returns:
+        The training, and what there is to say about it.
+    """
+    recipe, notes = training, []
+    if steps_per_epoch(images, training) * training.epochs < ENOUGH_STEPS:
+        if "batch_size" not in given:
+            training = dataclasses.replace(training, batch_size=_batch_size(training.batch_size, images))
+        if "epochs" not in given:
+            lacking = math.ceil(ENOUGH_STEPS / steps_per_epoch(images, training))
+            training = dataclasses.replace(training, epochs=max(training.epochs, min(lacking, _MOST_EPOCHS)))
+    if training != recipe:
+        notes.append(
+            f"the recipe's {recipe.epochs} epochs in batches of {recipe.batch_size} would be "
+            f"{recipe.epochs * steps_per_epoch(images, recipe):,} steps; --epochs and --batch-size decide otherwise"
+        )
+    steps = training.epochs * steps_per_epoch(images, training)
+    if steps < ENOUGH_STEPS:
+        enough = math.ceil(ENOUGH_STEPS / steps_per_epoch(images, training))
+        notes.append(
+            f"{steps:,} steps are few: a network whose B was raised takes about {ENOUGH_STEPS:,} to learn again what "
+            f"that undid; give --epochs {enough}" + ("" if training.batch_size <= 16 else ", or a smaller --batch-size")
+        )
+    return Sizing(training, images, steps, (*notes, *_about_classes(counts)))
+
+
+def _batch_size(largest: int, images: int) -> int:
+    """The largest power of two, 8 at least, of which an epoch has a dozen; the recipe's if that is smaller."""
+    dozenth = max(_SMALLEST_BATCH, images // _LEAST_BATCHES)
+    return min(largest, 1 << (dozenth.bit_length() - 1))
+
+
+def _about_classes(counts: Sequence[int]) -> list[str]:
+    single = sum(count == 1 for count in counts)
+    return [f"{single} of {len(counts)} classes have a single image: expect little of them"] if single else []
