@@ -150,10 +150,14 @@ class BcosLayer(DynamicLayer):
             return self._plain_forward(x, output_size)
         if self.b == 1:
             return self._affine(self._product(x, output_size))
+        return self._affine(self._scaled_product(x, output_size))
+
+    def _scaled_product(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        """The B-cos transform at B > 1, without gain and bias."""
         # Norms first: x is then read while in cache, and the product is scaled while in cache.
         x, norm = self._input_norm(x, output_size)
         weight_norm = self._cosine_weight_norm()
-        return self._affine(bcos_scale(self._product(x, output_size), norm, weight_norm, self.b))
+        return bcos_scale(self._product(x, output_size), norm, weight_norm, self.b)
 
     def decompose(self, x: Tensor, output_size: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Split into w.x and |cos(x, w)|^(B-1), both in the output's shape (the factor is a single 1 at B = 1)."""
@@ -202,7 +206,7 @@ class BcosLayer(DynamicLayer):
         return constant
 
     def _held_weight(self) -> Tensor:
-        return (self._unit_weight() if self.scale == "unit" else self.weight).detach()
+        return self._effective_weight().detach()
 
     def _plain_forward(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
         """The plain class's own forward, which at B = 1 keeps every bit of its result."""
@@ -243,7 +247,10 @@ class BcosLayer(DynamicLayer):
 
     def _product(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
         """w.x, without bias and gain."""
-        return self._map(x, self._unit_weight() if self.scale == "unit" else self.weight, output_size)
+        return self._map(x, self._effective_weight(), output_size)
+
+    def _effective_weight(self) -> Tensor:
+        return self._unit_weight() if self.scale == "unit" else self.weight
 
     def _norms(self, x: Tensor, output_size: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
         """|x|, and |w| where the product is still to be divided by it."""
@@ -259,11 +266,16 @@ class BcosLayer(DynamicLayer):
             with torch.autocast(x.device.type, enabled=False):
                 return self._input_norm(x, output_size)
         x, energies = energy(x, dim=-1 - self.spatial, groups=self._groups(), steps=self._steps(output_size))
-        eps = default_eps(x.dtype) if self.eps is None else self.eps
         total = self._pool(energies, output_size)  # nobody else's, so it becomes the norm where it lies
-        if self.eps_at == "norm":  # under the root too, where it changes nothing but the gradient at 0
-            return x, total.add_(default_eps(x.dtype)).sqrt_() + eps
-        return x, total.add_(eps).sqrt_()
+        square_eps, norm_eps = self._stabilisers(x.dtype)
+        root = total.add_(square_eps).sqrt_()
+        return x, root + norm_eps if norm_eps else root
+
+    def _stabilisers(self, dtype: torch.dtype) -> tuple[float, float]:
+        """What is added to |x|^2 and what to its root, for inputs of a dtype."""
+        eps = default_eps(dtype) if self.eps is None else self.eps
+        # Under the root too, where it changes nothing but the gradient at 0.
+        return (default_eps(dtype), eps) if self.eps_at == "norm" else (eps, 0.0)
 
     def _affine(self, y: Tensor, *, held: bool = False) -> Tensor:
         """Apply gain and bias, detached if ``held``, in y's dtype as autocast would."""

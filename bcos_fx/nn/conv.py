@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcos_fx.nn.bcos import BcosLayer, EpsAt, Scale
+from bcos_fx.nn.depthwise import Windows, depthwise
+from bcos_fx.nn.functional import statistics_dtype
 
 Size: TypeAlias = int | tuple[int, ...]
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
@@ -35,6 +37,7 @@ class _Convolution(BcosLayer):
     padding: Any  # a string or a tuple: torch's layers differ in how they declare it
     output_padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    in_channels: int
     groups: int
 
     def _groups(self) -> int:
@@ -91,6 +94,27 @@ class _BcosConv(_Convolution):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self._set_transform(b, scale, eps, gain, eps_at)
+
+    def _scaled_product(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        if not self._is_depthwise_for(x):
+            return super()._scaled_product(x, output_size)
+        margins = tuple(self._margins()[::-2])
+        windows = Windows(self.kernel_size, self.stride, margins, self.dilation, *self._stabilisers(x.dtype))
+        return depthwise(x, self._effective_weight(), self._cosine_weight_norm(), windows, self.b)
+
+    def _is_depthwise_for(self, x: Tensor) -> bool:
+        """Whether each channel is convolved with kernels of its own, on a processor with caches to stay in."""
+        margins = self._margins()
+        return (
+            1 < self.groups == self.in_channels
+            and x.dim() == self.spatial + 2
+            and x.is_cpu
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled(x.device.type)
+            and x.dtype == self.weight.dtype == statistics_dtype(x.dtype)
+            and (self.padding_mode == "zeros" or not any(margins))
+            and margins[::2] == margins[1::2]
+        )
 
     def _steps(self, output_size: Sequence[int] | None) -> Sequence[int]:
         return self.stride if self._sees_single_pixels() else ()

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements per piece and thread: two MiB in float32. Fewer and larger pieces are better, as the first calls after a
-# convolution find their code out of the caches, until the pieces themselves no longer fit those behind the cores' own.
-_PIECE = 1 << 19
+# Elements per piece and thread: one MiB in float32, so that a piece and what is made of it stay near a core. Smaller
+# pieces cost more calls than they save; larger ones wait for memory where caches are small.
+_PIECE = 1 << 18
 # Channels are added up in this many folds, into an array that much smaller than the input.
 _FOLDS = 8
 
@@ -43,21 +43,24 @@ def default_tolerance(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 2e-2)
 
 
-def pieces(*tensors: Tensor, whole: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
+def pieces(
+    *tensors: Tensor, whole: Tensor | None = None, dims: Sequence[int] | None = None
+) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors alike, along dimensions that they share, until the first fits the caches; not for a compiler.
 
-    ``whole`` broadcasts against every piece, so dimensions in which it varies are not cut.
+    ``whole`` broadcasts against every piece, so dimensions in which it varies are not cut. ``dims``, counted from the
+    end, are the only ones to cut, if they are given.
     """
     first = tensors[0]
     # A compiler is asked first: comparing a size that it keeps open would fix it.
     if not torch.compiler.is_compiling() and first.numel() > (fitting := _PIECE * torch.get_num_threads()):
-        for dim in range(-first.dim(), 0):
+        for dim in range(-first.dim(), 0) if dims is None else dims:
             length = first.shape[dim]
             varies = whole is not None and whole.dim() >= -dim and whole.shape[dim] > 1
             if length > 1 and not varies and all(t.shape[dim] == length for t in tensors):
                 count = -(-first.numel() // fitting)
                 for piece in zip(*(t.chunk(count, dim) for t in tensors), strict=True):
-                    yield from pieces(*piece, whole=whole)
+                    yield from pieces(*piece, whole=whole, dims=dims)
                 return
     yield tensors
 
@@ -162,7 +165,7 @@ class _Scale(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         y, norm, weight_norm = ctx.saved_tensors
         # Grad mode is on here only if somebody asked for a graph of the gradient.
-        gradients = _differentiable_gradients if torch.is_grad_enabled() else _gradients
+        gradients = _differentiable_gradients if torch.is_grad_enabled() else scale_gradients
         to_out, to_norm, to_weight = gradients(gradient, y, norm, weight_norm, ctx.b)
         to_weight = None if to_weight is None else to_weight.reshape(weight_norm.shape)
         return to_out.reshape(y.shape), to_norm.reshape(norm.shape), to_weight, None
@@ -171,8 +174,8 @@ class _Scale(torch.autograd.Function):
 Gradients = tuple[Tensor, Tensor, Tensor | None]
 
 
-def _gradients(g: Tensor, y: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Gradients:
-    """The gradients of :class:`_Scale`, piece by piece."""
+def scale_gradients(g: Tensor, y: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Gradients:
+    """Return the gradients of :func:`bcos_scale`, in its arguments' shapes by group, given that of its result y."""
     y, norm, weight_norm = _by_group(y, norm, weight_norm)
     smaller = norm * b ** (-b / (b - 1))  # puts the factor b of the gradient inside the root
     to_out, to_norm = torch.empty_like(y), torch.empty_like(norm)

@@ -876,10 +876,12 @@ CASES: dict[str, Case] = {
             "after a sum": headed(lambda net, x: F.relu(x + torch.tanh(x))),
             "module": headed(lambda net, x: net.relu(net.norm(x)), norm=batch_norm(), relu=nn.ReLU()),
             "traced in place": headed(lambda net, x: net.norm(x).relu_(), norm=batch_norm()),
+            "with an upper limit": headed(lambda net, x: F.relu6(net.norm(9 * x)), norm=batch_norm()),
+            "limited module": headed(lambda net, x: net.relu(x + torch.tanh(x)), relu=nn.ReLU6(inplace=True)),
         },
         near=(headed(lambda net, x: torch.relu(y := net.norm(x)) + torch.tanh(y), norm=batch_norm()), "2 users"),
         untouched=headed(lambda net, x: torch.relu(x)),
-        mutant="in-place-relu",
+        mutant="in-place-rectifier",
     ),
     # ------------------------------------------------------------ linear
     "layer-to-bcos": Case(

@@ -213,10 +213,10 @@ def bcos_layer(build: Build) -> nn.Module:
     return cls.from_plain(plain, b=1.0, scale=build.options.scale, **stabiliser)
 
 
-@builder("in-place-relu")
-def in_place_relu(build: Build) -> nn.Module:
+@builder("in-place-rectifier")
+def in_place_rectifier(build: Build) -> nn.Module:
     """A rectifier that overwrites its input."""
-    return nn.ReLU(inplace=True)
+    return {"relu": nn.ReLU, "relu6": nn.ReLU6}[build.call.op.name](inplace=True)
 
 
 @builder("in-place-sum")

@@ -1,0 +1,129 @@
+"""Depthwise B-cos convolutions, which are computed in pieces of their own."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bcos_fx import nn as bnn
+from bcos_fx.nn import conv as convolutions
+from bcos_fx.nn import functional
+from tests.nn import slow_layers
+
+CLASSES = (bnn.BcosConv1d, bnn.BcosConv2d, bnn.BcosConv3d)
+SIZES = ((2, 4, 9), (2, 4, 6, 5), (2, 4, 3, 4, 3))
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"padding": 1},
+    {"padding": 1, "stride": 2},
+    {"padding": 2, "dilation": 2},
+    {"padding": "same", "out_channels": 8},
+    {"padding": 2, "stride": 3, "out_channels": 12},
+    {"eps": 0.1},
+    {"eps": 0.1, "eps_at": "norm", "padding": 1},
+)
+
+
+def layer_of(rank: int, options: dict[str, Any], **common: Any) -> Any:
+    given = {"out_channels": 4, "kernel_size": 3, "groups": 4, "bias": False, "dtype": torch.float64} | options | common
+    return CLASSES[rank - 1](4, **given)
+
+
+def random_input(rank: int, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+    x = torch.randn(SIZES[rank - 1], dtype=torch.float64).to(memory_format=layout)
+    x[0, 1] = 0  # patches of zeros, whose gradient is 0
+    return x.requires_grad_()
+
+
+def gradients(layer: Any, x: Tensor) -> list[Tensor]:
+    """Values, and gradients of a fixed projection with respect to input and parameters."""
+    y = layer(x)
+    projection = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape)
+    return [y.detach(), *torch.autograd.grad((y * projection).sum(), [x, *layer.parameters()])]
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the calls of the form in pieces."""
+    calls: list[int] = []
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(1)
+        return depthwise(*args)
+
+    depthwise = convolutions.depthwise
+    monkeypatch.setattr(convolutions, "depthwise", counted)
+    return calls
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_it_is_the_general_form(monkeypatch: pytest.MonkeyPatch, rank: int, options: dict[str, Any]) -> None:
+    calls = spied(monkeypatch)
+    for b, scale, piece in itertools.product((1.5, 2.0), ("raw", "cosine", "unit"), (1 << 20, 30, 1)):
+        monkeypatch.setattr(functional, "_PIECE", piece)
+        layer, x = layer_of(rank, options, b=b, scale=scale), random_input(rank)
+        calls.clear()
+        found = gradients(layer, x)
+        with torch.no_grad():
+            assert torch.equal(layer(x), found[0])
+        assert len(calls) == 2
+        monkeypatch.setattr(type(layer), "_is_depthwise_for", lambda self, x: False)
+        expected = gradients(layer, x)
+        monkeypatch.undo()
+        calls = spied(monkeypatch)
+        for one, two in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("scale", ["raw", "cosine"])
+def test_it_is_the_definition(monkeypatch: pytest.MonkeyPatch, scale: str, layout: torch.memory_format) -> None:
+    monkeypatch.setattr(functional, "_PIECE", 30)
+    layer, x = layer_of(2, {"padding": 1, "stride": 2}, scale=scale), random_input(2, layout)
+    common: dict[str, Any] = {"stride": (2, 2), "before": [1, 1], "after": [1, 1], "dilation": (1, 1), "groups": 4}
+    common |= {"mode": "zeros", "b": 2.0, "scale": scale, "eps": functional.default_eps(torch.float64)}
+    y = layer(x)
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y, slow_layers.conv(x, layer.weight, None, **common), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", ["raw", "cosine", "unit"])
+def test_derivatives_are_right_twice(scale: str) -> None:
+    layer = layer_of(2, {"padding": 1, "stride": 2, "out_channels": 8}, scale=scale)
+    x = torch.randn(2, 4, 4, 3, dtype=torch.float64, requires_grad=True)
+    names, values = zip(*layer.named_parameters(), strict=True)
+
+    def function(x: Tensor, *parameters: Tensor) -> Tensor:
+        y: Tensor = torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), (x,))
+        return y
+
+    assert torch.autograd.gradcheck(function, (x, *values))
+    assert torch.autograd.gradgradcheck(function, (x, *values))
+
+
+def test_only_what_is_asked_for_gets_a_gradient() -> None:
+    layer, x = layer_of(2, {"padding": 1}), random_input(2)
+    whole = gradients(layer, x)
+    (to_weight,) = torch.autograd.grad(layer(x.detach()).sum(), layer.weight)
+    (to_x,) = torch.autograd.grad(layer.requires_grad_(False)(x).sum(), x)
+    layer.requires_grad_(True)
+    both = torch.autograd.grad(layer(x).sum(), (x, layer.weight))
+    torch.testing.assert_close((to_x, to_weight), both, rtol=1e-12, atol=1e-12)
+    assert whole[1].abs().sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore:Using padding=.same. with even kernel")  # torch's own
+def test_other_inputs_take_the_general_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spied(monkeypatch)
+    layer_of(2, {"padding": 1, "padding_mode": "reflect"})(random_input(2))
+    layer_of(2, {"padding": 1})(random_input(2)[0])
+    layer_of(2, {"padding": "same", "kernel_size": (2, 2)})(random_input(2))
+    half = layer_of(2, {"padding": 1}).to(torch.bfloat16)
+    half(random_input(2).to(torch.bfloat16))
+    wide = layer_of(2, {"padding": 1}).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        wide(random_input(2).float())
+    assert not calls
