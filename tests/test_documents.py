@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# (\w+\.(?:py|toml))\n")
 _LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 _ONE_AFTER_ANOTHER = """
 import shlex, sys
@@ -58,6 +59,12 @@ def blocks(language: str) -> list[tuple[Path, str]]:
     ]
 
 
+def files_of(document: Path) -> dict[str, str]:
+    """Name -> content of the files that a document shows: blocks whose first line is a comment with a file's name."""
+    shown = [code for language in ("toml", "python") for path, code in blocks(language) if path == document]
+    return {found[1]: code for code in shown if (found := _FILE.match(code))}
+
+
 def commands() -> list[tuple[Path, str]]:
     lines = [(path, line.partition("#")[0].strip()) for path, code in blocks("sh") for line in code.splitlines()]
     return [(path, line) for path, line in lines if line]
@@ -75,8 +82,8 @@ def folder(tmp_path: Path) -> Path:
         place = tmp_path / ("train", "val")[number // 4] / f"class_{number % 2}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray((torch.rand(70, 90, 3) * 255).byte().numpy()).save(place / f"{number}.jpg")
-    (rules,) = [code for path, code in blocks("toml") if path.name == "rules.md"]
-    (tmp_path / "my_rules.toml").write_text(rules, encoding="utf-8")
+    for name, content in files_of(ROOT / "docs" / "rules.md").items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
     toy.write_network(tmp_path / "network.safetensors")
     toy.write_images(tmp_path / "validation.npz", 200)
     (tmp_path / "original.py").write_text(toy.FACTORY, encoding="utf-8")
@@ -142,9 +149,15 @@ def test_other_commands_are_targets_of_the_makefile(command: str) -> None:
         assert (ROOT / words[0]).is_file()
 
 
-@pytest.mark.parametrize(("path", "code"), blocks("python"), ids=lambda value: getattr(value, "name", "code"))
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [(path, code) for path, code in blocks("python") if not _FILE.match(code)],
+    ids=lambda value: getattr(value, "name", "code"),
+)
 def test_an_example_in_python_runs(path: Path, code: str, tmp_path: Path) -> None:
     pytest.importorskip(_NEEDED.get(path.name, "torch"))
+    for name, content in files_of(path).items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", _GIVEN + code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
