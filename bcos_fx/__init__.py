@@ -16,17 +16,25 @@ if TYPE_CHECKING:
     from bcos_fx.calibration import calibrate
     from bcos_fx.convert import bcosify, plan
     from bcos_fx.diagnosis import why_not
+    from bcos_fx.evaluation.evaluate import evaluate
     from bcos_fx.explanation.certify import certify
     from bcos_fx.explanation.explain import explain
+    from bcos_fx.explanation.explanation import Explanation
+    from bcos_fx.network import BcosNetwork
+    from bcos_fx.report import Report
     from bcos_fx.training.finetune import finetune
     from bcos_fx.verification import verify
 
 __all__ = [
     "BcosFxError",
+    "BcosNetwork",
+    "Explanation",
+    "Report",
     "__version__",
     "bcosify",
     "calibrate",
     "certify",
+    "evaluate",
     "explain",
     "finetune",
     "load",
@@ -39,9 +47,13 @@ __all__ = [
 __getattr__ = lazily(
     __name__,
     {
+        "BcosNetwork": "bcos_fx.network",
+        "Explanation": "bcos_fx.explanation.explanation",
+        "Report": "bcos_fx.report",
         "bcosify": "bcos_fx.convert",
         "calibrate": "bcos_fx.calibration",
         "certify": "bcos_fx.explanation.certify",
+        "evaluate": "bcos_fx.evaluation.evaluate",
         "explain": "bcos_fx.explanation.explain",
         "finetune": "bcos_fx.training.finetune",
         "load": "bcos_fx.artifact",

@@ -15,7 +15,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import InputEncoding
 from bcos_fx.tracing.exported import Exported
-from bcos_fx.tracing.inputs import ExampleError, Inputs, part_of
+from bcos_fx.tracing.inputs import ExampleError, part_of
 
 Result = TypeVar("Result")
 
@@ -174,21 +174,6 @@ def selected(result: Any, output: int | str | None) -> Any:
     return result if output is None else part_of(result, output)
 
 
-class Original(nn.Module):
-    """The original network behind its own normalisation: what the converted one must be equal to."""
-
-    def __init__(self, module: nn.Module, example_run: Inputs, specs: Sequence[Any], output: int | str | None) -> None:
-        super().__init__()
-        self.module, self.example_run = module, example_run
-        self.specs = tuple(specs)
-        self.output = output
-
-    def forward(self, *inputs: Any) -> Any:
-        """Run the network on what the converted one takes."""
-        given = [spec.original(x) for spec, x in zip(self.specs, inputs, strict=True)]
-        return selected(self.example_run.call(self.module, given), self.output)
-
-
 def check_whole(inputs: object, *, has_images: bool) -> None:
     """Check what is given beside a batch axis that is not the first dimension.
 
@@ -199,18 +184,6 @@ def check_whole(inputs: object, *, has_images: bool) -> None:
         raise UsageError("batch_axis= was given without example_inputs=", hint="give what the module takes")
     if has_images:
         raise UsageError("images hold their samples first, and batch_axis= has them elsewhere", hint="leave images out")
-
-
-class EachAlone(nn.Module):
-    """A network without a dimension of samples, applied to one whole input after the other and stacked."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Return (N, ...) for inputs (N, ...), each a stack of what the network takes."""
-        return torch.stack([self.network(*given) for given in zip(*inputs, strict=True)])
 
 
 def like(example: Tensor | Sequence[Any] | Mapping[str, Any], values: Sequence[Tensor]) -> Any:

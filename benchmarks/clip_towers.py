@@ -82,7 +82,7 @@ def forward_time(module: nn.Module, images: Tensor) -> float:
 def converted(module: nn.Module, output: str | None, images: Tensor, recipe: str) -> tuple[BcosNetwork, float]:
     start = time.perf_counter()
     network = bcos_fx.bcosify(
-        module, example_inputs=images[:2], recipe=recipe, mean=MEAN, std=STD, output=output, images=images
+        module, example_inputs=images[:2], recipe=recipe, mean=MEAN, std=STD, output_key=output, images=images
     )
     return network, time.perf_counter() - start
 

@@ -58,7 +58,7 @@ def test_a_layer_alone(layer: nn.Module) -> None:
 
 def test_an_attention_layer_alone_takes_its_inputs_by_name() -> None:
     layer, x = nn.MultiheadAttention(4, 2, batch_first=True).eval(), torch.randn(2, 3, 4)
-    converted = equivalent(layer, example_inputs={"query": x, "key": x + 1, "value": x - 1}, output=0)
+    converted = equivalent(layer, example_inputs={"query": x, "key": x + 1, "value": x - 1}, output_key=0)
     y = torch.randn(2, 3, 4)
     torch.testing.assert_close(converted(x, value=y, key=2 * x), layer(x, value=y, key=2 * x)[0])
 
@@ -288,7 +288,13 @@ network = torch.nn.Linear(4, 3)
 model = bcos_fx.bcosify(network, recipe="equivalent")
 assert bcos_fx.verify(network, model, torch.randn(8, 4)).ok
 assert bcos_fx.certify(model, torch.rand(3, 4)).ok
+assert isinstance(bcos_fx.explain(model, torch.rand(3, 4)), bcos_fx.Explanation)
 assert bcos_fx.explain(model, torch.rand(3, 4)).complete
+assert isinstance(model, bcos_fx.BcosNetwork) and isinstance(model.report, bcos_fx.Report)
+try:
+    bcos_fx.evaluate(model, [], metrics="acuracy")
+except bcos_fx.errors.UsageError as error:
+    assert "accuracy" in str(error)
 assert bcos_fx.plan(network, recipe="equivalent") == model.report.without_figures()
 path = bcos_fx.save(model, "model.safetensors")
 assert torch.equal(bcos_fx.load(path).get_parameter("layer.weight"), network.weight)
@@ -302,7 +308,8 @@ assert bcos_fx.calibrate(model, torch.randn(8, 4)).report.figures.calibration is
 print(sorted(bcos_fx.__all__))
 """
 _CALLED = """
-    BcosFxError __version__ bcosify calibrate certify explain finetune load plan save verify why_not
+    BcosFxError BcosNetwork Explanation Report __version__ bcosify calibrate certify evaluate explain finetune load plan
+    save verify why_not
 """.split()
 
 

@@ -164,17 +164,17 @@ def test_of_several_outputs_one_must_be_chosen(kind: str, shown: bool) -> None:
     forward, described, key = OUTPUTS[kind]
     module, x = Calls(forward, layer=nn.Linear(4, 3)), vectors()
     given: dict[str, Any] = {"example_inputs": x} if shown else {}
-    check(refusal(lambda: bcos_fx.bcosify(module, **given)), described, hint="output=")
-    error = refusal(lambda: bcos_fx.bcosify(module, output="third", **given))
-    check(error, f"{described}; it has no 'third'", hint="output=")
-    converted = bcos_fx.bcosify(module, output=key, recipe="equivalent", **given)
+    check(refusal(lambda: bcos_fx.bcosify(module, **given)), described, hint="output_key=")
+    error = refusal(lambda: bcos_fx.bcosify(module, output_key="third", **given))
+    check(error, f"{described}; it has no 'third'", hint="output_key=")
+    converted = bcos_fx.bcosify(module, output_key=key, recipe="equivalent", **given)
     torch.testing.assert_close(converted(x), module.layer(x))
 
 
 def test_an_output_that_is_no_tensor_or_needs_no_choice() -> None:
     module = Calls(lambda self, x: {"a": None}, layer=nn.Linear(4, 3))
-    check(refusal(lambda: bcos_fx.bcosify(module, output="a")), "'a' is a NoneType", hint="another")
-    check(refusal(lambda: bcos_fx.bcosify(mlp(), output=0)), "returns one tensor", hint="leave output= away")
+    check(refusal(lambda: bcos_fx.bcosify(module, output_key="a")), "'a' is a NoneType", hint="another")
+    check(refusal(lambda: bcos_fx.bcosify(mlp(), output_key=0)), "returns one tensor", hint="leave output_key= out")
 
 
 # ---------------------------------------------------------------- what is asked for

@@ -83,6 +83,18 @@ def test_explaining_stays_in_few_files_and_never_climbs(network: nn.Module) -> N
     assert first.rooms <= {"explanation", "network", "tracing", "rewriting", "budgets"}
 
 
+def test_converting_climbs_at_most_three_times() -> None:
+    module = cnn().eval()
+    found = followed(lambda: bcos_fx.bcosify(module))
+    assert found.climbs.total() <= 3, found.climbs
+
+
+def test_explaining_another_module_never_climbs() -> None:
+    module = cnn().eval()
+    found = followed(lambda: bcos_fx.explain(module, images()))
+    assert not found.climbs
+
+
 def test_the_way_of_a_call_is_seen() -> None:
     torch.manual_seed(0)
     found = followed(lambda: bcos_fx.certify(nn.Linear(3, 2).eval(), torch.rand(2, 3)))

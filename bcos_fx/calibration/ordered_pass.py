@@ -16,6 +16,7 @@ from bcos_fx.calibration.layers import Gain, Layer, Norm, layers_of
 from bcos_fx.calibration.moments import Moments
 from bcos_fx.calibration.original import Original, Targets, evaluating, is_classes, own_record
 from bcos_fx.calibration.walk import Frontier, Program
+from bcos_fx.deprecation import formerly
 from bcos_fx.errors import UsageError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.report.model import Agreement, Calibration, LayerChange
@@ -23,12 +24,13 @@ from bcos_fx.report.model import Agreement, Calibration, LayerChange
 Progress = Callable[[str], None]
 
 
+@formerly(output="output_key", reference="original")
 def calibrate(
     model: BcosNetwork,
     images: Any,
-    reference: nn.Module | None = None,
+    original: nn.Module | None = None,
     *,
-    output: int | str | None = None,
+    output_key: int | str | None = None,
     batch_size: int = 64,
     memory: int = 2 << 30,
     progress: Progress | None = None,
@@ -45,9 +47,9 @@ def calibrate(
         images: a few hundred samples like those that the network is for: a tensor (N, ...), a Dataset, or an iterable
             of batches (a DataLoader), as the network takes them ([0, 1] for images). Where labels come behind the
             inputs, accuracy is reported; they are used for nothing else. Read once, in order.
-        reference: the original module that was converted, or a conversion of it at B = 1. Needed for agreement, and
+        original: the module that was converted, or a conversion of it at B = 1. Needed for agreement, and
             for gains where the network at B = 1 is not the original any more (biases removed, calibrated before).
-        output: which part of the reference's output to take, as for :func:`bcos_fx.bcosify`.
+        output_key: which part of the original's output to take, as for :func:`bcos_fx.bcosify`.
         batch_size: for a tensor or a Dataset.
         memory: bytes of activations that are kept in memory; what is beyond is kept in temporary files meanwhile.
         progress: called with a short text as the work goes on.
@@ -58,16 +60,16 @@ def calibrate(
 
     Raises:
         UsageError: no converted network, none that can be calibrated, 16-bit floats, images of another form, range or
-            with NaN, none at all, or a reference that is not the original.
-        TraceError: the reference cannot be traced.
+            with NaN, none at all, or an ``original`` that is not the one.
+        TraceError: the original cannot be traced.
     """
     _check_network(model)
     twin = copy.deepcopy(model).eval()
     calibrate_(
         twin,
         images,
-        reference,
-        output=output,
+        original,
+        output_key=output_key,
         batch_size=batch_size,
         memory=memory,
         measured=True,
@@ -76,12 +78,13 @@ def calibrate(
     return twin
 
 
+@formerly(output="output_key", reference="original")
 def calibrate_(
     network: BcosNetwork,
     images: Any,
-    reference: nn.Module | Targets | None = None,
+    original: nn.Module | Targets | None = None,
     *,
-    output: int | str | None = None,
+    output_key: int | str | None = None,
     batch_size: int = 64,
     memory: int = 2 << 30,
     measured: bool = False,
@@ -96,9 +99,9 @@ def calibrate_(
     Args:
         network: from :func:`bcos_fx.bcosify`, in float32 or float64.
         images: as for :func:`calibrate`.
-        reference: likewise; or what :func:`measure_original` measured on the same images in the same batches, which
+        original: likewise; or what :func:`measure_original` measured on the same images in the same batches, which
             saves running the original again.
-        output: which part of the reference's output to take, as for :func:`bcos_fx.bcosify`.
+        output_key: which part of the original's output to take, as for :func:`bcos_fx.bcosify`.
         batch_size: for a tensor or a Dataset.
         memory: bytes of activations that are kept in memory.
         measured: measure accuracy and agreement, which costs one more run.
@@ -114,8 +117,8 @@ def calibrate_(
     """
     _check_network(network)
     with torch.inference_mode(False), torch.no_grad(), evaluating(network), Frontier(memory) as frontier:
-        run = _Run(network, frontier, output, measured, constants, progress or (lambda stage: None))
-        run.read(read_batches(images, network, batch_size), reference)
+        run = _Run(network, frontier, output_key, measured, constants, progress or (lambda stage: None))
+        run.read(read_batches(images, network, batch_size), original)
         calibration = run.calibrate()
     report = network.report
     figures = dataclasses.replace(report.figures, calibration=calibration)

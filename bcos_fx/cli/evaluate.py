@@ -136,7 +136,7 @@ def _measured(request: EvaluationRequest, plan: Plan, team: Team) -> tuple[Evalu
     from bcos_fx.data.stores import open_source
     from bcos_fx.evaluation.report import check_extras, write_report
     from bcos_fx.evaluation.runner import Runner
-    from bcos_fx.evaluation.session import evaluate
+    from bcos_fx.evaluation.session import run_evaluation
     from bcos_fx.evaluation.subjects import subject_of
 
     check_extras(plan.metrics)
@@ -155,7 +155,7 @@ def _measured(request: EvaluationRequest, plan: Plan, team: Team) -> tuple[Evalu
     )
     with runner.alone():
         _make_folder(request, team)
-        evaluation = evaluate(subject, plan, runner)
+        evaluation = run_evaluation(subject, plan, runner)
         return evaluation, write_report(evaluation, request.out) if team.leads else []
 
 

@@ -8,7 +8,6 @@ import torch
 from rich.text import Text
 from torch import Tensor, nn
 
-from bcos_fx import example
 from bcos_fx.cli import values
 from bcos_fx.cli.console import console, echo
 from bcos_fx.errors import UsageError
@@ -16,6 +15,7 @@ from bcos_fx.explanation.certify import Certification, certify
 from bcos_fx.explanation.layout import own_form
 from bcos_fx.network import BcosNetwork
 from bcos_fx.verification import Verification, verify
+from bcos_fx.verification.original import EachAlone
 from bcos_fx.verification.samples import imagine
 
 _SAMPLES = 4
@@ -72,7 +72,7 @@ def compared_whole(original: nn.Module, network: BcosNetwork, batch_axis: int | 
     def transform(inputs: Tensor) -> Tensor:
         return inputs if encoded else torch.stack([network.original_input(x) for x in inputs])
 
-    pair = example.EachAlone(original), example.EachAlone(network)
+    pair = EachAlone(original), EachAlone(network)
     return verify(*pair, given[0].unsqueeze(0), batch_sizes=(1, 2), sizes=(), transform=transform)
 
 

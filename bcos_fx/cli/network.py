@@ -71,7 +71,7 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
         "mean": mean,
         "std": std,
         "rules": request.rules,
-        "output": values.key(request.output_key),
+        "output_key": values.key(request.output_key),
         "train": request.train or "refuse",
         "verified": request.verified,
     }
@@ -174,7 +174,7 @@ def calibrate_on(
     Raises:
         UsageError: none could be read, or as :func:`bcos_fx.calibration.calibrate` describes.
     """
-    calibrate_(network, images, original, output=output, measured=True, progress=progress)
+    calibrate_(network, images, original, output_key=output, measured=True, progress=progress)
     return images.skipped
 
 

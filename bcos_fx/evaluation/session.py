@@ -63,7 +63,7 @@ class Evaluation:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def evaluate(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
+def run_evaluation(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
     """Measure all that is planned.
 
     Every method plays on the same grids: those of images that ``subject.model`` is sure of.

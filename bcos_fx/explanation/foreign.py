@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,10 +36,7 @@ def traced(module: nn.Module, inputs: Inputs | None, batch_axis: BatchAxis = 0) 
         UsageError: the network runs on these inputs together, and not on some of their samples.
         TraceError: it cannot be written as a graph, or Python code read the number of samples.
     """
-
-    def made(example_inputs: Inputs) -> Trace:
-        return trace(module, example_inputs, leaf_modules=vocabulary().leaves)
-
+    made = partial(trace, module, leaf_modules=vocabulary().leaves)
     if inputs is None:
         return example.first_that_runs(module, made)[1].graph_module
     try:

@@ -239,7 +239,7 @@ class BcosNetwork(nn.Module):
         self.train(training)
         if not isinstance(found, Tensor) or found.dim() != 2:
             raise UsageError(
-                "the network puts out no row of scores (N, classes)", hint="convert it with output= that part"
+                "the network puts out no row of scores (N, classes)", hint="convert it with output_key= that part"
             )
         return int(found.shape[1])
 

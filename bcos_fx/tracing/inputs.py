@@ -218,7 +218,7 @@ def select_output(value: Any, output: int | str | None) -> Tensor:
     if isinstance(value, Tensor):
         if output is None:
             return value
-        raise UsageError("the module returns one tensor", hint="leave output= away")
+        raise UsageError("the module returns one tensor", hint="leave output_key= out")
     try:
         chosen = None if output is None else part_of(value, output)
     except LookupError as error:
@@ -227,7 +227,7 @@ def select_output(value: Any, output: int | str | None) -> Tensor:
         raise _no_part(value, "")
     if not isinstance(chosen, Tensor):
         inner = [f"{output}.{path}" for path in _paths(chosen)]
-        hint = f"choose one of these with output=: {_listed(inner)}" if inner else "choose another one"
+        hint = f"choose one of these with output_key=: {_listed(inner)}" if inner else "choose another one"
         raise UsageError(f"the output {output!r} is a {type(chosen).__name__}, not a tensor", hint=hint)
     return chosen
 
@@ -241,7 +241,7 @@ def _no_part(value: Any, said: str) -> UsageError:
         )
     return UsageError(
         f"the module returns a {type(value).__name__} with {_listed([repr(_typed(path)) for path in paths])}{said}",
-        hint="choose one of these with output= (--output-key)",
+        hint="choose one of these with output_key=",
     )
 
 

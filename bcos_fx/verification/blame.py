@@ -152,7 +152,7 @@ def find_culprit(
     traced = _double(retrace())
     encoded = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     check = _Check(traced, transform(encoded), encoded, tolerance)
-    again = dataclasses.replace(engine, after_step=check, after_rule=None, progress=None)
+    again = dataclasses.replace(engine, after_step=check, progress=None)
 
     def first_bad(checked: range) -> _Found | None:
         check.begin(checked)

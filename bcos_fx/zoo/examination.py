@@ -64,7 +64,7 @@ class Examination:
         return bcosify(
             subject.module,
             example_inputs=pair,
-            output=subject.output,
+            output_key=subject.output,
             recipe="equivalent",
             progress=self._substage,
             **subject.options,

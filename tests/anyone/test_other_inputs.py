@@ -138,7 +138,7 @@ def test_bert_with_random_weights() -> None:
     )
     network = transformers.BertForSequenceClassification(config).double().eval()
     inputs = {"input_ids": torch.randint(0, 20, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
-    model = bcos_fx.bcosify(network, example_inputs=inputs, output="logits", recipe="equivalent")
+    model = bcos_fx.bcosify(network, example_inputs=inputs, output_key="logits", recipe="equivalent")
     found = bcos_fx.explain(model, inputs, 1, source="bert.embeddings.word_embeddings")
     assert found.encoded.shape == (2, 6, 16)
     assert found.complete

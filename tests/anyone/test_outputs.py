@@ -58,7 +58,7 @@ def test_a_boxs_score_is_explained_by_its_own_gradient(form: str, path: str) -> 
     torch.manual_seed(0)
     network = Detector(form).double().eval()
     x = torch.rand(2, 3, 6, 6, dtype=torch.float64)
-    made = bcos_fx.bcosify(network, example_inputs=x, recipe="equivalent", input="none", output=path)
+    made = bcos_fx.bcosify(network, example_inputs=x, recipe="equivalent", input="none", output_key=path)
     box, kind = 5, 1
     found = bcos_fx.explain(made, x, (box, kind))
     leaf = x.clone().requires_grad_()
@@ -91,7 +91,7 @@ def test_without_a_choice_all_paths_are_listed(form: str) -> None:
 )
 def test_a_path_that_leads_nowhere_is_named(path: int | str, words: str) -> None:
     with pytest.raises(bcos_fx.errors.UsageError) as caught:
-        bcos_fx.bcosify(Detector("list of dicts").eval(), example_inputs=torch.rand(2, 3, 6, 6), output=path)
+        bcos_fx.bcosify(Detector("list of dicts").eval(), example_inputs=torch.rand(2, 3, 6, 6), output_key=path)
     assert words in str(caught.value)
 
 
@@ -119,7 +119,7 @@ def test_a_torchvision_detector_is_refused_and_its_boxes_scores_are_explained() 
     network = detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4).eval()
     for given in (([torch.rand(3, 320, 320)],), torch.rand(1, 3, 320, 320)):
         with pytest.raises(bcos_fx.errors.UsageError, match="cls_logits"):
-            bcos_fx.bcosify(network, example_inputs=given, output="0.scores")
+            bcos_fx.bcosify(network, example_inputs=given, output_key="0.scores")
     scores = ScoresOfBoxes(network).eval()
     x = torch.rand(1, 3, 96, 96)
     found = bcos_fx.explain(scores, x, (7, 2))

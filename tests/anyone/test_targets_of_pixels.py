@@ -45,7 +45,7 @@ def test_a_pixel_is_explained_by_its_own_gradient(form: str, unit: tuple[int, in
     network = Dense(form).double().eval()
     x = torch.rand(2, 3, 8, 10, dtype=torch.float64)
     chosen = "out" if form == "dictionary" else None
-    made = bcos_fx.bcosify(network, example_inputs=x, recipe="equivalent", input="none", output=chosen)
+    made = bcos_fx.bcosify(network, example_inputs=x, recipe="equivalent", input="none", output_key=chosen)
     unit = (*unit[1:], unit[0]) if form == "channels last" else unit
     found = bcos_fx.explain(made, x, unit)
     leaf = x.clone().requires_grad_()

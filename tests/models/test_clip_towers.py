@@ -42,7 +42,7 @@ def largest_gap(network: BcosNetwork, images: Tensor = IMAGES) -> float:
 @pytest.mark.parametrize("name", TOWERS)
 def test_a_tower_is_the_same_at_b_1_and_nothing_is_left_behind(name: str) -> None:
     module, output = tower(name)
-    network = converted(module, "equivalent", mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28), output=output)
+    network = converted(module, "equivalent", mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28), output_key=output)
     verification = network.report.figures.verification
     assert verification is not None
     assert verification["ok"], verification["detail"]
@@ -57,7 +57,7 @@ def test_a_tower_is_the_same_at_b_1_and_nothing_is_left_behind(name: str) -> Non
 @pytest.mark.parametrize("name", ["open_clip ResNet", "open_clip ViT", "open_clip SigLIP", "transformers SigLIP"])
 def test_a_tower_by_the_recipe_clip(name: str) -> None:
     module, output = tower(name)
-    network = converted(module, "clip", output=output, verified=False)
+    network = converted(module, "clip", output_key=output, verified=False)
     copies = find_copies(module, network)
     assert not copies.missing, copies
     removed = {row.name: row.where for row in copies.rows if row.how == "removed"}

@@ -60,7 +60,7 @@ def subject(kind: str, attention: str) -> tuple[nn.Module, str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_family_is_exact_certified_and_explained(kind: str, attention: str) -> None:
     module, output = subject(kind, attention)
-    network = bcos_fx.bcosify(module, example_inputs=inputs(), recipe="equivalent", output=output, input="none")
+    network = bcos_fx.bcosify(module, example_inputs=inputs(), recipe="equivalent", output_key=output, input="none")
     verification = network.report.figures.verification
     assert verification is not None
     assert verification["ok"], verification["detail"]
@@ -82,7 +82,7 @@ def test_each_family_is_exact_certified_and_explained(kind: str, attention: str)
 def test_the_recipe_for_language_models(kind: str) -> None:
     """No biases on the way of values, B = 1.5, queries and keys as they were; and a classifier of one number each."""
     module, output = subject(kind, "sdpa")
-    network = bcos_fx.bcosify(module, example_inputs=inputs(), recipe="bcos-lm", output=output)
+    network = bcos_fx.bcosify(module, example_inputs=inputs(), recipe="bcos-lm", output_key=output)
     layers = {path: part for path, part in network.named_modules() if isinstance(part, nn.Linear)}
     plain = {path for path, part in layers.items() if not isinstance(part, BcosLinear)}
     assert {path.rpartition(".")[2] for path in plain} == ({"query", "key"} if kind == "Bert" else {"0", "1"})
@@ -95,7 +95,7 @@ def test_the_recipe_for_language_models(kind: str) -> None:
 @pytest.fixture(scope="module")
 def explained() -> Any:
     network = bcos_fx.bcosify(
-        classifier("Bert"), example_inputs=inputs(), recipe="equivalent", output="logits", input="none"
+        classifier("Bert"), example_inputs=inputs(), recipe="equivalent", output_key="logits", input="none"
     )
     return bcos_fx.explain(network, inputs(1), "top2").with_tokens(TOKENS)
 
@@ -148,7 +148,7 @@ def test_images_have_no_tokens() -> None:
 
 def test_inputs_by_name_are_all_there_and_known() -> None:
     module = classifier("Bert")
-    network = bcos_fx.bcosify(module, example_inputs=inputs(), recipe="equivalent", output="logits", input="none")
+    network = bcos_fx.bcosify(module, example_inputs=inputs(), recipe="equivalent", output_key="logits", input="none")
     with pytest.raises(UsageError, match="'attention_mask' is missing"):
         bcos_fx.explain(network, {"inputs_embeds": inputs()["inputs_embeds"]})
     with pytest.raises(UsageError, match="no input 'mask'"):

@@ -75,7 +75,7 @@ def test_vision_transformers(kind: str, attention: str) -> None:
     torch.manual_seed(0)
     configuration = getattr(transformers, f"{kind}Config")(**SMALL, attn_implementation=attention)
     module = randomise_(getattr(transformers, f"{kind}Model")(configuration)).eval()
-    proven(module, {"pixel_values": images(32)[:2]}, output="last_hidden_state")
+    proven(module, {"pixel_values": images(32)[:2]}, output_key="last_hidden_state")
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
@@ -91,4 +91,4 @@ def test_language_models_from_their_embeddings(kind: str, attention: str, masked
     inputs = {"inputs_embeds": tokens}
     if masked:
         inputs["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-    proven(module, inputs, output="last_hidden_state", input="none")
+    proven(module, inputs, output_key="last_hidden_state", input="none")

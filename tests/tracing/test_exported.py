@@ -100,7 +100,7 @@ def test_inputs_have_the_names_of_the_module() -> None:
     module, scale = mixed(), torch.rand(2, 1, 1)
     program = exported(module, (images(), scale))
     network = bcos_fx.bcosify(
-        program, example_inputs={"scale": scale, "image": images()}, recipe="equivalent", output=0
+        program, example_inputs={"scale": scale, "image": images()}, recipe="equivalent", output_key=0
     )
     torch.testing.assert_close(network(scale=scale, image=images()), module(images(), scale)[0])
 

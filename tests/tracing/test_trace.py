@@ -114,7 +114,7 @@ def test_an_output_is_chosen(function: Callable[..., Any], output: int | str) ->
     assert torch.equal(trace(Forward(function), X, output=output).graph_module(X), X * 2)
     with pytest.raises(UsageError, match=r"returns a \w+ with .*" + str(output)) as caught:
         trace(Forward(function), X)
-    assert "output=" in str(caught.value.hint)
+    assert "output_key=" in str(caught.value.hint)
 
 
 def test_bad_outputs() -> None:

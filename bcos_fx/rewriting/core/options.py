@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,19 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 PUBLISHED = "published"
 """The eps of each layer as published."""
+
+
+class FromRecipe(enum.Enum):
+    """The type of :data:`FROM_RECIPE`."""
+
+    FROM_RECIPE = "the recipe's own value"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+FROM_RECIPE = FromRecipe.FROM_RECIPE
+"""The default of an option for which None is a value: what the recipe says."""
 
 
 @dataclass(frozen=True)

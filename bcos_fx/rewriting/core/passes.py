@@ -1,13 +1,14 @@
 """Passes: the phases in order, each run until nothing changes.
 
-The checks are handed in as callables: this room rewrites, the room of proofs judges.
+The checks are handed in as callables: this room rewrites, the room of verification judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import fx
 
@@ -22,6 +23,8 @@ from bcos_fx.rewriting.core.rewrite import Rewriter, Step
 from bcos_fx.rewriting.core.rule import PHASES, Rule
 
 MAX_SWEEPS = 50
+
+Returned = TypeVar("Returned")
 
 
 @dataclass
@@ -45,8 +48,8 @@ BEFORE_SWEEP: ContextVar[Callable[[Rule, GraphReader, Mapping[str, Builder], Map
 AfterStep = Callable[[Rule, Step, fx.GraphModule], None]
 """Called after each application of a rule, with the graph in a runnable state; may raise to stop the passes."""
 
-AfterRule = Callable[[Rule, list[Step], fx.GraphModule], None]
-"""Called after a sweep of a rule that changed something, with the graph in a runnable state."""
+
+Sweeps = Generator[tuple[Rule, list[Step], Rewriter], None, Returned]
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,7 @@ class Engine:
         predicates: name -> predicate.
         ops: the vocabulary.
         after_step: called after each application; makes each step cost linear time.
-        after_rule: called after each sweep of a rule that changed something.
-        progress: called with a phase's name when it begins.
+        progress: called with a short text when a phase begins.
     """
 
     recipe: Recipe
@@ -68,7 +70,6 @@ class Engine:
     predicates: Mapping[str, Predicate] = field(default_factory=lambda: PREDICATES)
     ops: Vocabulary = field(default_factory=vocabulary)
     after_step: AfterStep | None = None
-    after_rule: AfterRule | None = None
     progress: Callable[[str], None] | None = None
 
     def run(self, graph_module: fx.GraphModule, phases: tuple[str, ...] = PHASES[:-1]) -> PassLog:
@@ -78,29 +79,56 @@ class Engine:
             RewriteError: a phase does not settle: two rules undo each other.
         """
         log = PassLog()
+        for _ in self._sweeps(graph_module, phases, log):
+            pass
+        return log
+
+    def sweeps(
+        self, graph_module: fx.GraphModule, phases: tuple[str, ...], log: PassLog
+    ) -> Iterator[tuple[Rule, list[Step]]]:
+        """Rewrite a graph module, in place, and yield each sweep of a rule that changed something.
+
+        Args:
+            graph_module: in a runnable state whenever a sweep is yielded.
+            phases: to run, in order.
+            log: is extended by what was done.
+
+        Raises:
+            RewriteError: as for :meth:`run`.
+        """
+        for rule, steps, rewriter in self._sweeps(graph_module, phases, log):
+            rewriter.finish()
+            yield rule, steps
+
+    def _sweeps(self, graph_module: fx.GraphModule, phases: tuple[str, ...], log: PassLog) -> Sweeps[None]:
         reader = GraphReader(graph_module, self.ops, self.recipe.options)
         rewriter = Rewriter(reader, self.builders)
         for phase in phases:
             rules = self.recipe.active_rules(phase)
             if rules and self.progress is not None:
-                self.progress(phase)
+                self.progress(f"rewriting: {phase}")
             if rules:
-                log.near_misses += self._settle(rules, reader, rewriter, log)
+                log.near_misses += yield from self._settle(rules, reader, rewriter, log)
             rewriter.finish()
-        return log
 
-    def _settle(self, rules: list[Rule], reader: GraphReader, rewriter: Rewriter, log: PassLog) -> list[NearMiss]:
+    def _settle(
+        self, rules: list[Rule], reader: GraphReader, rewriter: Rewriter, log: PassLog
+    ) -> Sweeps[list[NearMiss]]:
         """Sweep until nothing changes; return what nearly matched in the last sweep."""
         for _ in range(MAX_SWEEPS):
             before = len(log.steps)
             missed: list[NearMiss] = []
             for rule in rules:
-                missed += self._sweep(rule, reader, rewriter, log)
+                steps, misses = self._sweep(rule, reader, rewriter)
+                log.steps += steps
+                missed += misses
+                if steps:
+                    yield rule, steps, rewriter
             if len(log.steps) == before:
                 return missed
         raise _unsettled(rules, log.steps[before:])
 
-    def _sweep(self, rule: Rule, reader: GraphReader, rewriter: Rewriter, log: PassLog) -> list[NearMiss]:
+    def _sweep(self, rule: Rule, reader: GraphReader, rewriter: Rewriter) -> tuple[list[Step], list[NearMiss]]:
         reader.refresh()
         watch = BEFORE_SWEEP.get()
         if watch is not None:
@@ -118,11 +146,7 @@ class Engine:
                 missed.append(NearMiss(rule.name, node.name, rule.refuse))
             else:
                 self._apply(found, rewriter, steps, missed)
-        log.steps += steps
-        if steps and self.after_rule is not None:
-            rewriter.finish()
-            self.after_rule(rule, steps, reader.graph_module)
-        return missed
+        return steps, missed
 
     def _apply(self, hit: Hit, rewriter: Rewriter, steps: list[Step], missed: list[NearMiss]) -> None:
         done = rewriter.apply(hit)

@@ -1,0 +1,1 @@
+"""The stages of a conversion, each a function from what the stage before it found."""

@@ -1,0 +1,93 @@
+"""The proof that the preserving phases preserved the function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+from torch import Tensor, fx, nn
+
+from bcos_fx.conversion.inputs import comparison_inputs
+from bcos_fx.conversion.records import Preserved
+from bcos_fx.errors import TraceError, VerificationError
+from bcos_fx.network import InputSpec
+from bcos_fx.report.collect import mark_origins
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.validation import check_backward
+from bcos_fx.verification.blame import find_culprit
+from bcos_fx.verification.conditioning import well_conditioned
+from bcos_fx.verification.equivalence import Verification, verify
+from bcos_fx.verification.original import EachAlone, NormalizedOriginal
+
+
+def _sizes(stage: Preserved) -> tuple[()] | None:
+    """Which other sizes of inputs are tried: None for those that the verification chooses."""
+    return () if stage.traced.trace.guards or stage.traced.conversion.whole else None
+
+
+def _compared(
+    stage: Preserved, converted: nn.Module, specs: Sequence[InputSpec], inputs: tuple[Tensor, ...]
+) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
+    """What is compared, on what: where samples are not the first dimension, on whole inputs one by one."""
+    conversion = stage.traced.conversion
+    original = NormalizedOriginal(conversion.module, stage.traced.example, specs, conversion.output_key)
+    if not conversion.whole:
+        return original, converted, inputs
+    return EachAlone(original), EachAlone(converted), tuple(x.unsqueeze(0) for x in inputs)
+
+
+def prove(stage: Preserved) -> Verification:
+    """Prove that the network so far is the original.
+
+    Raises:
+        VerificationError: it is not; names the rule that broke it, and the node.
+        TraceError: the trace itself was not the original.
+    """
+    stage.traced.conversion.begin("verifying")
+    # As many samples as the batches hold: every further pass costs as much as a batch.
+    original, converted, inputs = _compared(stage, stage.traced.graph_module, stage.specs, comparison_inputs(stage, 3))
+    run = partial(verify, original, converted, batch_sizes=(1, 2), sizes=_sizes(stage), preserves="eval")
+    result = well_conditioned(run, inputs)
+    if any(row.verdict == "different" for row in result.comparisons):
+        raise _not_the_original(stage, result)
+    return result
+
+
+def _not_the_original(stage: Preserved, result: Verification) -> VerificationError:
+    """The error that names the rule; raises another where no rule is to blame."""
+    conversion, inputs = stage.traced.conversion, comparison_inputs(stage, 2)
+
+    def originals(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(spec.original(x) for spec, x in zip(stage.specs, given, strict=True))
+
+    def retrace() -> fx.GraphModule:
+        graph_module = conversion.trace(stage.traced.inputs).graph_module
+        mark_origins(GraphReader(graph_module, conversion.engine.ops, conversion.recipe.options))
+        return graph_module
+
+    check_backward(stage.traced.trace.own_backward, result)
+    _check_trace(stage, retrace(), originals(inputs))
+    blame = find_culprit(retrace, conversion.engine, inputs, originals)
+    where = None
+    if blame is not None:
+        where = f"rule {blame.rule!r} ({blame.origin}) at node {blame.node}"
+        where += f", {blame.source}" if blame.source else ""
+    return VerificationError(
+        f"the rewritten network is not the original: {result.detail}",
+        where=where,
+        hint="leave that rule out, and report it as a bug if it is a shipped one",
+    )
+
+
+def _check_trace(stage: Preserved, graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
+    """Do not blame a rule for what tracing took from the example: a batch size, say."""
+    plain = [dataclasses.replace(spec, encoded=False) for spec in stage.specs]
+    compared = _compared(stage, graph_module, plain, inputs)
+    result = verify(*compared, batch_sizes=(1, 2), sizes=_sizes(stage), gradients=False)
+    if any(row.verdict == "different" for row in result.comparisons):
+        raise TraceError(
+            f"the module's graph holds for inputs like the example only: {result.detail}",
+            where="; ".join(str(guard.source) for guard in stage.traced.trace.guards) or None,
+            hint="keep the number of samples, strides and the input's values out of Python's branches and numbers",
+        )

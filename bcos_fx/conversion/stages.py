@@ -1,0 +1,100 @@
+"""The stages that make a graph and rewrite it: trace, preserve, change."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import fx, nn
+
+from bcos_fx import example
+from bcos_fx.conversion.inputs import drift_batches
+from bcos_fx.conversion.records import Changed, Conversion, Inputs, Preserved, Traced
+from bcos_fx.network import InputSpec
+from bcos_fx.nn import BcosLayer
+from bcos_fx.report.collect import mark_origins, read_rows
+from bcos_fx.report.model import Drift
+from bcos_fx.rewriting.builders.input import input_affine
+from bcos_fx.rewriting.core.passes import PassLog
+from bcos_fx.rewriting.core.precision import Precision
+from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.rule import CHANGING_PHASES, PRESERVING_PHASES
+from bcos_fx.tracing.inputs import axes_by_name, bind
+from bcos_fx.validation import check_encoding, check_finite, check_images
+from bcos_fx.verification.drift import DriftMeter
+
+
+def traced(conversion: Conversion, example_inputs: Inputs | None) -> Traced:
+    """Turn the module into a graph of its own, and note what every node is.
+
+    Args:
+        conversion: what was asked for.
+        example_inputs: what the module takes; None: guesses are tried.
+    """
+    conversion.begin("tracing")
+    options = conversion.recipe.options
+    options.check_leaves([path for path, _ in conversion.module.named_modules()])
+    if example_inputs is None:
+        example_inputs, found = example.first_that_runs(conversion.module, conversion.trace)
+    else:
+        found = conversion.trace(example_inputs)
+    check_finite(found.graph_module)
+    reader = GraphReader(found.graph_module, conversion.engine.ops, options)
+    mark_origins(reader)
+    bound = bind(conversion.module, example_inputs)
+    return Traced(conversion, example_inputs, found, bound, reader, read_rows(reader), Precision(found.graph_module))
+
+
+def preserved(traced: Traced) -> Preserved:
+    """Run the phases that preserve the function, in float64: what they compute is rounded only once."""
+    conversion, options = traced.conversion, traced.conversion.recipe.options
+    traced.precision.raise_()
+    log = conversion.engine.run(traced.graph_module, PRESERVING_PHASES)
+    specs = _specs(traced)
+    # A network of peers' layers came with its own encoding: a recipe's statistics are not for it.
+    check_encoding(options, specs, log.near_misses, conversion.asked if traced.reader.has_peer_layers else None)
+    options.check_patterns(_bcos_layers(traced.graph_module))
+    if conversion.images is not None:
+        check_images(conversion.images, specs)
+    return Preserved(traced, specs, log)
+
+
+def _specs(traced: Traced) -> tuple[InputSpec, ...]:
+    named, batch_axis = traced.example.named, traced.conversion.batch_axis
+    axes = (0,) * len(named) if batch_axis == 0 else axes_by_name(list(named), list(named.values()), batch_axis)
+    nodes = [node for node in traced.graph_module.graph.nodes if node.op == "placeholder"]
+    first, *others = (_spec(traced, node, axis) for node, axis in zip(nodes, axes, strict=True))
+    return dataclasses.replace(first, **example.recorded_preprocessing(traced.conversion.module)), *others
+
+
+def _spec(traced: Traced, node: fx.Node, axis: int | None) -> InputSpec:
+    spec = InputSpec(str(node.target), tuple(node.meta.get("shape") or ()), samples=axis)
+    if not any(traced.reader.op(user) == "input_encoding" for user in node.users):
+        return spec
+    matrix, offset = input_affine(traced.conversion.recipe.options, spec.shape[1])
+    rows = tuple(tuple(row) for row in matrix.tolist())
+    return dataclasses.replace(spec, encoded=True, matrix=rows, offset=tuple(offset.tolist()))
+
+
+def _bcos_layers(graph_module: fx.GraphModule) -> dict[str, nn.Module]:
+    called = [str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"]
+    layers = {path: graph_module.get_submodule(path) for path in called}
+    return {path: layer for path, layer in layers.items() if isinstance(layer, BcosLayer)}
+
+
+def changed(preserved: Preserved, *, measured: bool) -> Changed:
+    """Run the phases that change the function, and measure how far each rule moved the output.
+
+    Args:
+        preserved: the stage before.
+        measured: whether to measure.
+    """
+    network = preserved.traced.graph_module
+    preserved.traced.precision.restore_()
+    meter = DriftMeter(network, drift_batches(preserved)) if measured else None
+    log = PassLog([*preserved.log.steps], [*preserved.log.near_misses])
+    drift: list[Drift] = []
+    for rule, done in preserved.traced.conversion.engine.sweeps(network, CHANGING_PHASES, log):
+        if meter is not None:
+            drift.append(meter.step(network, rule.name, len(done)))
+    total = meter.total(sum(step.nodes for step in drift)) if meter is not None and drift else None
+    return Changed(preserved, log, tuple(drift), total)

@@ -1,0 +1,79 @@
+"""Former spellings work for one release, with a warning, and mean the same."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bcos_fx
+from bcos_fx.deprecation import formerly
+from bcos_fx.errors import UsageError
+from bcos_fx.rewriting.core.options import Options
+from tests.small_networks import cnn, images
+
+
+@formerly(colour="color")
+def painted(what: str, *, color: str = "red") -> str:
+    return f"{color} {what}"
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = cnn()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"scores": self.network(x)}
+
+
+def test_a_former_name_warns_and_means_the_new_one() -> None:
+    with pytest.warns(DeprecationWarning, match="colour= is now color="):
+        assert painted("wall", colour="blue") == "blue wall"
+    assert painted("wall", color="blue") == "blue wall"
+    assert list(inspect.signature(painted).parameters) == ["what", "color"]
+
+
+def test_both_names_and_unknown_ones_are_refused() -> None:
+    with pytest.raises(UsageError, match="both were given"):
+        painted("wall", color="red", colour="blue")
+    with pytest.raises(UsageError, match="no option is named 'colur'") as caught:
+        painted("wall", colur="blue")
+    assert "color" in str(caught.value.hint)
+
+
+def test_output_of_a_conversion_is_now_its_output_key() -> None:
+    module, x = Pair().eval(), images()
+    with pytest.warns(DeprecationWarning, match="output= is now output_key="):
+        old = bcos_fx.plan(module, example_inputs=x, output="scores")
+    assert old == bcos_fx.plan(module, example_inputs=x, output_key="scores")
+    converted = bcos_fx.bcosify(module, example_inputs=x, output_key="scores")
+    with pytest.warns(DeprecationWarning, match="is now") as warned:
+        calibrated = bcos_fx.calibrate(converted, torch.rand(8, 3, 8, 8), reference=module, output="scores")
+    assert len(warned) == 2
+    assert calibrated.report.figures.calibration is not None
+
+
+def test_every_option_is_a_keyword_of_its_own() -> None:
+    parameters = inspect.signature(bcos_fx.bcosify).parameters
+    assert all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    assert set(Options().to_dict()) <= set(parameters)
+    assert list(inspect.signature(bcos_fx.plan).parameters) == list(parameters)
+    described = str(inspect.getdoc(bcos_fx.bcosify))
+    assert all(f"\n    {name}:" in described for name in parameters), "an option without a description"
+
+
+@pytest.mark.parametrize("name", sorted(set(Options().to_dict()) - {"b", "mean", "std"}))
+def test_an_option_reaches_the_report(name: str) -> None:
+    other: dict[str, Any] = {
+        "scale": "unit", "eps": 1e-3, "input": "folded", "channels": "bgr", "pixel_max": 255.0, "pool": "keep",
+        "activation": "remove", "bias": "keep", "projections": "value-and-output", "classifier": "pooled",
+        "positions": "strip-in-pool", "head": "keep", "logit_bias": -2.0, "temperature": 3.0, "leaf_modules": ("5",),
+    }  # fmt: skip
+    report = bcos_fx.plan(cnn(), example_inputs=images(), **{name: other[name]})
+    plain = bcos_fx.plan(cnn(), example_inputs=images())
+    assert report.to_dict()["options"][name] == (["5"] if name == "leaf_modules" else other[name])
+    assert plain.to_dict()["options"][name] != report.to_dict()["options"][name]
