@@ -146,7 +146,7 @@ def check_statistics(module: nn.Module, mean: tuple[float, ...], std: tuple[floa
     if mean and recorded is not None and recorded != (mean, std):
         raise UsageError(
             f"the recipe {recipe!r} has mean {mean} and std {std}, the module records {recorded[0]} and {recorded[1]}",
-            hint='give mean="auto" (--mean auto) for the module\'s own, or mean and std',
+            hint='give mean="auto" for the module\'s own, or mean and std',
         )
 
 

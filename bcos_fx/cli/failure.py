@@ -14,6 +14,7 @@ import typer
 
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.interruption import INTERRUPTED, MESSAGE, interrupted
+from bcos_fx.cli.spelling import in_options
 from bcos_fx.errors import BcosFxError, VerificationError
 
 CHECK_FAILED, BAD_INPUT = 1, 2
@@ -41,7 +42,7 @@ def guarded(command: Callable[Parameters, Result]) -> Callable[Parameters, Resul
                 raise typer.Exit(INTERRUPTED) from None
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # somebody closed the pipe that we print into, which is no error of anybody's
-            raise typer.Exit(_report(error)) from None
+            raise typer.Exit(_report(error, command)) from None
 
     return run
 
@@ -55,10 +56,11 @@ def list_skipped(skipped: dict[str, str]) -> None:
         raise typer.Exit(CHECK_FAILED)
 
 
-def _report(error: Exception) -> int:
+def _report(error: Exception, command: Callable[..., object]) -> int:
     if DEBUG.get():
         echo("".join(traceback.format_exception(error)), err=True)
-    echo(_message(error), err=True)
+    shown = in_options(error, command) if isinstance(error, BcosFxError) else error
+    echo(_message(shown), err=True)
     return CHECK_FAILED if isinstance(error, VerificationError) else BAD_INPUT
 
 

@@ -223,6 +223,6 @@ def _check_size(network: BcosNetwork, image: Tensor) -> None:
         raise UsageError(
             f"the network takes no image as large as a grid: {error.what}",
             where=error.where,
-            hint="play with windows (windows=True, --windows), as published for vision transformers, or with rescaled "
-            "cells (rescaled=True, --rescale)",
+            hint="play with windows (windows=True), as published for vision transformers, or with rescaled "
+            "cells (rescaled=True)",
         ) from error

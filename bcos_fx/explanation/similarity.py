@@ -63,12 +63,12 @@ class Cosine:
         if axis is None or outputs.shape[axis] != width:
             raise UsageError(
                 f"the text embeddings have {width} numbers, the network's output has shape {tuple(outputs.shape[1:])}",
-                hint="embed the texts with the text tower that belongs to this image tower (--text-tower)",
+                hint="embed the texts with the text tower that belongs to this image tower",
             )
         if outputs.dim() > 2 and self.location is None:
             raise UsageError(
                 f"the network gives an embedding for each place, {tuple(outputs.shape[1:])}",
-                hint='say which counts with location="max" or "mean" (--location)',
+                hint='say which counts with location="max" or location="mean"',
             )
         if outputs.dim() == 4:
             return outputs.flatten(2).transpose(1, 2)

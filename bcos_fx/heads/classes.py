@@ -42,7 +42,7 @@ def find_classes(wanted: Sequence[int | str], outputs: int, names: Sequence[str]
         raise UsageError(
             f"{len(wrong)} of {len(wanted)} classes are not found among the network's {outputs}: "
             f"{'; '.join(wrong[:_LISTED])}{more}",
-            hint="name classes by index, by WordNet id or as the network's classes are named (--classes names.txt)",
+            hint="name classes by index, by WordNet id or as the network's classes are named (class_names= lists them)",
         )
     by_index: dict[int, int | str] = {}
     for position, (index,) in found.items():

@@ -234,7 +234,7 @@ class FineTuning(LightningModule):
         if reference is None:
             raise UsageError(
                 "the test images have no labels, and there is no original to compare answers with",
-                hint="give labels, or the original with reference= (--reference)",
+                hint="give labels, or the original with reference=",
             )
         return reference.to(self.device)
 

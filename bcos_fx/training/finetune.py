@@ -149,7 +149,7 @@ def finetune(
     if training.distils and reference is None:
         raise UsageError(
             "the recipe distils, and there is no original to distil from",
-            hint="give reference= (--reference, a file converted with --recipe equivalent)",
+            hint="give reference= (the network, or what it is converted to with recipe='equivalent')",
         )
     where = None if folder is None else Path(folder)
     chosen = Head("new" if new_head and head == "keep" else head, class_names)

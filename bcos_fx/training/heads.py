@@ -59,7 +59,7 @@ class Head:
             return network
         raise UsageError(
             f"the data has {classes} classes, and the network {outputs}",
-            hint="new_head=True (--new-head) gives it a new last layer for them, head='subset' (--head subset) keeps "
+            hint="head='new' gives it a new last layer for them, head='subset' keeps "
             "its rows for classes that it knows; or take the data that it was made for",
         )
 

@@ -137,7 +137,7 @@ class Run:
         if found.is_file():
             raise UsageError(
                 f"there is a run in {self.folder} already",
-                hint="go on with resume=True (--resume), or use another folder",
+                hint="go on with resume=True, or use another folder",
             )
         return None
 
@@ -181,7 +181,7 @@ class Run:
     def _interrupted(self) -> KeyboardInterrupt:
         interrupt = KeyboardInterrupt()
         if self.folder is not None and (self.folder / NAME).is_file():
-            interrupt.add_note(f"the last checkpoint is {self.folder / NAME}; go on with resume=True (--resume)")
+            interrupt.add_note(f"the last checkpoint is {self.folder / NAME}; go on with resume=True")
         return interrupt
 
     @contextmanager

@@ -73,7 +73,7 @@ def test_a_boxs_score_is_explained_by_its_own_gradient(form: str, path: str) -> 
 def test_without_a_choice_all_paths_are_listed(form: str) -> None:
     with pytest.raises(bcos_fx.errors.UsageError) as caught:
         bcos_fx.bcosify(Detector(form).eval(), example_inputs=torch.rand(2, 3, 6, 6))
-    assert "output=" in str(caught.value)
+    assert "output_key=" in str(caught.value)
     for word in {"list of dicts": ["detections.0.scores"], "tuple of tuples": ["0.1", "'0.0'"]}.get(form, ["scores"]):
         assert word in str(caught.value)
 

@@ -60,7 +60,7 @@ class Branching(nn.Module):
 SUBJECTS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
     "swin_v2": (swin, (32, 16, 48, 36), {}),
     "swin_v2_t": (swin_v2_t, (224, 448), {}),
-    "interpolated positions": (dino, (32, 48, 24), {"output": "pooler_output"}),
+    "interpolated positions": (dino, (32, 48, 24), {"output_key": "pooler_output"}),
 }
 
 

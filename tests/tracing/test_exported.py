@@ -65,7 +65,7 @@ def test_both_ways_into_a_graph_agree(make: Any) -> None:
     """The same function, the same B-cos layers under the same names but for those of attention, both certified."""
     module, x = make(), images(32)
     options: dict[str, Any] = {"recipe": "equivalent", "example_inputs": x}
-    options |= {"output": 0} if make is mixed else {}
+    options |= {"output_key": 0} if make is mixed else {}
     direct = bcos_fx.bcosify(module, **options)
     through = bcos_fx.bcosify(exported(module, (x,)), **options)
     assert not through.report.unknown

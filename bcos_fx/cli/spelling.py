@@ -1,0 +1,89 @@
+"""Errors in the command line's own spelling: ``output_key="scores"`` becomes ``--output-key scores``.
+
+The library speaks of its keywords as ``name=value``, so that an error names what a caller in Python would write. Which
+of them a command has as an option, and how that is spelled, is read off the command's own parameters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from typer.models import OptionInfo
+
+from bcos_fx.errors import BcosFxError
+
+RENAMED = {
+    "calibration_images": "calibrate",
+    "example_inputs": "input_shape",
+    "metrics": "metric",
+    "protocols": "protocol",
+    "inputs": "input_shape",
+    "rescaled": "rescale",
+}
+"""Keywords of the library whose options have another name."""
+
+_KEYWORD = re.compile(r"""(?<![\w.\-"'])(?P<name>[a-z]\w*)=(?P<value>"[^"]*"|'[^']*'|-?[\w./*:+-]*\w)?(?![=\w(\[{])""")
+
+
+@dataclass(frozen=True)
+class Flags:
+    """How an option is spelled.
+
+    Attributes:
+        given: what is written to give a value, or to say yes.
+        refused: what is written to say no, if the option is a switch that has such a spelling.
+        is_switch: it takes no value.
+    """
+
+    given: str
+    refused: str | None
+    is_switch: bool
+
+
+def flags_of(command: Callable[..., Any]) -> dict[str, Flags]:
+    """Return parameter -> spelling for the options of a command."""
+    found = {}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        info = next((each for each in _metadata(hint) if isinstance(each, OptionInfo)), None)
+        if info is None:
+            continue
+        # In Annotated[...] typer takes the first word for a default, and moves it to the others later.
+        spellings = [each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str)]
+        words = [word.strip() for each in spellings for word in each.split("/")]
+        long = [word for word in words if word.startswith("--")]
+        refused = next((word for word in long if word.startswith("--no-")), None)
+        given = next((word for word in long if word != refused), f"--{name.replace('_', '-')}")
+        found[name] = Flags(given, refused, get_args(hint)[0] is bool)
+    return found
+
+
+def _metadata(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+
+
+def as_options(text: str, flags: Mapping[str, Flags]) -> str:
+    """Return a text with the keywords that a command has as options spelled as these; others stay as they are."""
+
+    def spelled(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        option = flags.get(name) or flags.get(RENAMED.get(name, ""))
+        if option is None:
+            return found[0]
+        if option.is_switch:
+            return (option.refused or found[0]) if value == "False" else option.given
+        if value is None or value == "None":
+            return option.given
+        bare = value[1:-1] if value[0] in "\"'" else value
+        return f"{option.given} {value if len(bare.split()) > 1 else bare}"
+
+    return _KEYWORD.sub(spelled, text)
+
+
+def in_options(error: BcosFxError, command: Callable[..., Any]) -> BcosFxError:
+    """Return the error as the command's user is to read it."""
+    flags = flags_of(command)
+    hint = None if error.hint is None else as_options(error.hint, flags)
+    return BcosFxError(as_options(error.what, flags), where=error.where, hint=hint)
