@@ -1,7 +1,7 @@
 """Fine-tuning on photographs: EfficientNet-Lite0 on ten classes, as itself and as a B-cos network, epoch by epoch.
 
 python benchmarks/photographs.py DATA STAGE [--arms original scratch published matched] [--images 7936] [--epochs 6]
-    [--few-images 2000] [--few-epochs 3] [--seeds 0 1 2] [--settings 0 1] [--grids 20] [--results FILE.jsonl]
+    [--few-images 2000] [--few-epochs 3] [--seeds 0 1 2] [--settings 0 1 2] [--grids 20] [--results FILE.jsonl]
     [--runs FOLDER] [--out FILE.md] [--quick]
 
 DATA holds imagenette_train.npz and imagenette_val.npz. The stages, each of which goes on where it was stopped:
@@ -54,10 +54,10 @@ Key = tuple[str, int, int, int, int]
 # Each arm's settings, as many for each: what differs from its recipe, B being that of the conversion.
 APART = {"depthwise": 1.0, "*": 2.0}
 SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "original": [{"lr": 1e-4}, {"lr": 3e-4}, {"lr": 1e-3}],
+    "original": [{"lr": 1e-4}, {"lr": 3e-4}, {"lr": 1e-4, "augment": "flip"}],
     "scratch": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 3e-3, "b": APART}],
     "published": [{"lr": 1e-3}, {"lr": 3e-4}, {"lr": 1e-4}],
-    "matched": [{"lr": 1e-3}, {"lr": 1e-3, "b": APART}, {"lr": 3e-3, "b": APART}],
+    "matched": [{"lr": 1e-3}, {"lr": 1e-3, "b": APART}, {"lr": 1e-3, "b": APART, "augment": "flip"}],
 }
 RECIPES = {"original": "equivalent", "scratch": "bcosification", "published": "bcosification", "matched": "matched"}
 # Arms that train for longer than --epochs, times so much: a network from scratch deserves a schedule of its own.
@@ -79,7 +79,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--batch-size", type=int, default=32)
     made.add_argument("--side", type=int, default=128, help="pixels")
     made.add_argument("--seeds", nargs="+", type=int, default=[0])
-    made.add_argument("--settings", nargs="+", type=int, default=[0, 1], help="what `choose` tries")
+    made.add_argument("--settings", nargs="+", type=int, default=[0, 1, 2], help="what `choose` tries")
     made.add_argument("--grids", type=int, default=20, help="at most, of each size, after an epoch")
     made.add_argument("--held", type=int, default=1500, help="photographs held back, to choose settings on")
     made.add_argument("--test-grids", type=int, default=200, help="at most, of each size, on test photographs")
@@ -340,7 +340,7 @@ def test(options: argparse.Namespace, results: Results) -> None:
 def described(arm: str, setting: int) -> str:
     found = dict(SETTINGS[arm][setting])
     b = found.pop("b", None)
-    words = [f"{name} {value:g}" for name, value in found.items()]
+    words = [f"{name} {value:g}" if name == "lr" else f"{name} {value}" for name, value in found.items()]
     return ", ".join([arm, *words, *([] if b is None else ["depthwise layers at B = 1"])])
 
 
