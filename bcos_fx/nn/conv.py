@@ -10,6 +10,8 @@ and group, that is over the first (input) axis of a weight in the layout (inputs
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -27,6 +29,8 @@ PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 # Up to so many pixels an image torch's 1 x 1 convolution of channels-last images takes up to 1.4 times as long as the
 # product of matrices that it is.
 _FEW_POSITIONS = 64
+# Kernels up to this size are written out for a compiler: those of 7 x 7, which are in use.
+_MANY_PLACES = 49
 
 
 class _Convolution(BcosLayer):
@@ -38,6 +42,7 @@ class _Convolution(BcosLayer):
     output_padding: tuple[int, ...]
     dilation: tuple[int, ...]
     in_channels: int
+    out_channels: int
     groups: int
 
     def _groups(self) -> int:
@@ -106,15 +111,46 @@ class _BcosConv(_Convolution):
         """Whether each channel is convolved with kernels of its own, on a processor with caches to stay in."""
         margins = self._margins()
         return (
-            1 < self.groups == self.in_channels
-            and x.dim() == self.spatial + 2
-            and x.is_cpu
+            x.is_cpu
             and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled(x.device.type)
-            and x.dtype == self.weight.dtype == statistics_dtype(x.dtype)
-            and (self.padding_mode == "zeros" or not any(margins))
+            and self._sees_channels_alone(x)
             and margins[::2] == margins[1::2]
         )
+
+    def _sees_channels_alone(self, x: Tensor) -> bool:
+        """Whether it is a depthwise layer on a batch padded with zeros, computed in the input's own precision."""
+        return (
+            1 < self.groups == self.in_channels
+            and x.dim() == self.spatial + 2
+            and not torch.is_autocast_enabled(x.device.type)
+            and x.dtype == self.weight.dtype == statistics_dtype(x.dtype)
+            and (self.padding_mode == "zeros" or not any(self._margins()))
+        )
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether a compiler makes one loop of the layer if it is written as products of numbers."""
+        return (
+            torch.compiler.is_compiling()
+            and not torch.compiler.is_exporting()  # what reads an exported graph knows convolutions
+            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            and self.out_channels == self.in_channels
+            and math.prod(self.kernel_size) <= _MANY_PLACES
+            and self._sees_channels_alone(x)
+        )
+
+    def _shifted(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The depthwise product as a sum, over the kernel's places, of the shifted input times the weight there."""
+        x = F.pad(x, self._margins())
+        sizes = [x.shape[axis - self.spatial] for axis in range(self.spatial)]
+        total: Any = 0
+        for place in itertools.product(*map(range, self.kernel_size)):
+            shifts = [index * dilation for index, dilation in zip(place, self.dilation, strict=True)]
+            left = [(k - 1 - i) * d for k, i, d in zip(self.kernel_size, place, self.dilation, strict=True)]
+            ends = [size - rest for size, rest in zip(sizes, left, strict=True)]
+            seen = x[(..., *map(slice, shifts, ends, self.stride))]
+            total = total + seen * weight[(slice(None), 0, *place)].view(-1, *[1] * self.spatial)
+        shifted: Tensor = total
+        return shifted
 
     def _steps(self, output_size: Sequence[int] | None) -> Sequence[int]:
         return self.stride if self._sees_single_pixels() else ()
@@ -143,6 +179,8 @@ class _BcosConv(_Convolution):
     def _map(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
         if self._multiplies_matrices(x):
             return F.linear(x.movedim(1, -1), weight.flatten(1)).movedim(-1, 1)
+        if self._fuses(x):
+            return self._shifted(x, weight)
         plain: Any = self  # torch's own convolution, with its padding, for any weight
         product: Tensor = plain._conv_forward(x, weight, None)
         return product

@@ -127,3 +127,41 @@ def test_other_inputs_take_the_general_form(monkeypatch: pytest.MonkeyPatch) -> 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         wide(random_input(2).float())
     assert not calls
+
+
+@pytest.mark.parametrize("scale", ["raw", "cosine", "unit"])
+@pytest.mark.parametrize("options", [o for o in OPTIONS if "out_channels" not in o], ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_compiler_is_given_products_of_numbers(
+    monkeypatch: pytest.MonkeyPatch, rank: int, options: dict[str, Any], scale: str
+) -> None:
+    layer, x = layer_of(rank, options, scale=scale), random_input(rank).detach()
+    expected, forward = layer(x).detach(), layer._conv_forward
+    convolved: list[int] = []
+    monkeypatch.setattr(layer, "_conv_forward", lambda *given: (convolved.append(1), forward(*given))[1])
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+    assert not convolved
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+    assert convolved  # for the backward pass
+    convolved.clear()
+    monkeypatch.setattr(convolutions, "_MANY_PLACES", 2)
+    with torch.no_grad():
+        layer(x)
+    assert convolved  # not to write out hundreds of products
+    monkeypatch.setattr(convolutions, "_MANY_PLACES", 49)
+    convolved.clear()
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    with torch.no_grad():
+        layer(x)
+    assert convolved
+
+
+def test_a_compiled_depthwise_layer_computes_the_same() -> None:
+    torch._dynamo.reset()
+    layer = layer_of(2, {"padding": 1, "stride": 2})
+    x = random_input(2).detach()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-12, atol=1e-12)
