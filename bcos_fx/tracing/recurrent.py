@@ -277,16 +277,24 @@ _CELLS: Sequence[type[nn.Module]] = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 def write_out(root: nn.Module) -> None:
     """Let recurrent layers and cells run step by step, in place; their weights move into linear layers.
 
-    Only PyTorch's own classes without hooks are changed: a subclass may compute anything.
+    A subclass keeps its own forward, and what it finds at ``super().forward`` is written out. One with hooks stays as
+    it is, and so does one whose forward does not call that: it may compute anything.
     """
     for part in list(root.modules()):
         hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks)
-        if any(hooks) or "forward" in vars(part):
+        base = next((kind for kind in (*_LAYERS, *_CELLS) if isinstance(part, kind)), None)
+        if base is None or any(hooks) or "forward" in vars(part) or not _reaches(type(part), base):
             continue
-        if type(part) in _LAYERS:
+        if base in _LAYERS:
             _write_out_layer(part)  # type: ignore[arg-type]
-        elif type(part) in _CELLS:
-            _write_out_cell(part)  # type: ignore[arg-type]
+        else:
+            _write_out_cell(part, base.__name__.removesuffix("Cell"))  # type: ignore[arg-type]
+
+
+def _reaches(kind: type[nn.Module], base: type[nn.Module]) -> bool:
+    """Whether each forward of a class leads on to the next by ``super()``, down to that of PyTorch's."""
+    own = [vars(each)["forward"] for each in kind.__mro__[: kind.__mro__.index(base)] if "forward" in vars(each)]
+    return all({"super", "forward"} <= set(getattr(getattr(each, "__code__", None), "co_names", ())) for each in own)
 
 
 def _write_out_layer(layer: nn.RNNBase) -> None:
@@ -302,8 +310,7 @@ def _write_out_layer(layer: nn.RNNBase) -> None:
     _exchange(layer, steps, layer_forward)
 
 
-def _write_out_cell(cell: nn.RNNCellBase) -> None:
-    kind = type(cell).__name__.removesuffix("Cell")
+def _write_out_cell(cell: nn.RNNCellBase, kind: str) -> None:
     biases = (cell.bias_ih, cell.bias_hh) if cell.bias else None
     step = Step(kind, (cell.weight_ih, cell.weight_hh), biases, None, str(getattr(cell, "nonlinearity", "tanh")))
     _exchange(cell, {"step": step}, cell_forward)
@@ -312,4 +319,10 @@ def _write_out_cell(cell: nn.RNNCellBase) -> None:
 def _exchange(module: nn.Module, steps: dict[str, Step], forward: Any) -> None:
     module._parameters.clear()
     module._modules.update(steps)
-    module.forward = MethodType(forward, module)
+    kind = type(module)
+    base = next(each for each in (*_LAYERS, *_CELLS) if issubclass(kind, each))
+    if kind.forward is base.forward:
+        module.forward = MethodType(forward, module)
+    else:  # in the order of lookup the written-out forward comes between the subclass and PyTorch's class
+        written = type(base.__name__, (base,), {"forward": forward, "__module__": __name__})
+        module.__class__ = type(kind.__name__, (kind, written), {"__module__": kind.__module__})
