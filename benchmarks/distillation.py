@@ -27,10 +27,10 @@ from bcos_fx.cli.demo import efficientnet_lite0
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import fair, gridpg, open_source
-from bcos_fx.evaluation.subjects import OnImages
 from bcos_fx.explanation.render.color import photograph
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.recipe import Training, load_training
+from bcos_fx.verification.original import NormalizedModel
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 SIDE = 224
@@ -160,7 +160,9 @@ def main() -> None:
     equivalent = bcos_fx.bcosify(
         network, recipe="equivalent", mean=MEAN, std=STD, example_inputs=torch.rand(2, 3, SIDE, SIDE), verified=False
     )
-    photographs = read(options.data, OnImages(network, equivalent), 30 if options.quick else None)
+    photographs = read(
+        options.data, NormalizedModel(network.eval(), equivalent.record.inputs), 30 if options.quick else None
+    )
     taught, tested = photographs.part(False), photographs.part(True)
     page = Page("Distillation from itself, without labels", options)
     page.text(

@@ -31,11 +31,12 @@ from bcos_fx.evaluation.plots import boxes
 from bcos_fx.evaluation.predictions import Subject, predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Grid, select
-from bcos_fx.evaluation.subjects import OnImages, subject_of
+from bcos_fx.evaluation.subjects import subject_of
 from bcos_fx.explanation.render.color import images as coloured
 from bcos_fx.explanation.render.color import to_image
 from bcos_fx.methods.baselines import BASELINES, baselines
 from bcos_fx.network import BcosNetwork
+from bcos_fx.verification.original import NormalizedModel
 
 ROOT = Path(__file__).resolve().parent.parent
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -110,7 +111,7 @@ class Case:
 
     def methods(self) -> list[tuple[str, Method]]:
         """All methods by name."""
-        original = OnImages(self.original, self.converted)
+        original = NormalizedModel(self.original.eval(), self.converted.record.inputs)
         others = baselines(network=original, reference=original.neutral, options=OPTIONS)
         named = [("plain", unconverted(self)), ("own", dynamic_linear(self.converted))]
         named += zip(BASELINES, others, strict=True)
@@ -181,7 +182,9 @@ def protocols(setting: Setting, smooth: Sequence[int]) -> Iterator[Protocol]:
 
 
 def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int], options: argparse.Namespace) -> None:
-    subject = subject_of(case.converted, case.data, original=OnImages(case.original, case.converted))
+    subject = subject_of(
+        case.converted, case.data, original=NormalizedModel(case.original.eval(), case.converted.record.inputs)
+    )
     found = predict(subject, Runner(folder=place(options, case.name)))
     right = sum(p.predicted == p.label for p in found.predictions) / len(found.predictions)
     agreed = sum(p.predicted == p.original for p in found.predictions) / len(found.predictions)

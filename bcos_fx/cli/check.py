@@ -198,13 +198,14 @@ def _original(
     """Return the network to compare with, and whether it takes images as a converted one does."""
     from bcos_fx.checkpoint import identify
     from bcos_fx.cli import values
-    from bcos_fx.cli.network import PartOfOutput, read_network
+    from bcos_fx.cli.network import read_network
+    from bcos_fx.verification.original import NormalizedModel
 
     if identify(path).kind == "bcos-fx":
         return read_artifact(path), True
     module = read_network(path, arch=arch, key=key, trust_pickle=trust_pickle)
     part = values.key(output_key)
-    return (module if part is None else PartOfOutput(module, part)), False
+    return (module if part is None else NormalizedModel(module, output_key=part)), False
 
 
 def _show(first: Path, second: Path, result: Verification, found: str) -> None:

@@ -17,9 +17,9 @@ from bcos_fx.errors import UsageError
 if TYPE_CHECKING:
     from bcos_fx.evaluation.selection import Protocol
     from bcos_fx.evaluation.session import Evaluation, Plan
-    from bcos_fx.evaluation.subjects import OnImages
     from bcos_fx.evaluation.team import Team
     from bcos_fx.network import BcosNetwork
+    from bcos_fx.verification.original import NormalizedModel
 
 NAME = "evaluate"
 EPILOG = """Examples:
@@ -159,11 +159,11 @@ def _measured(request: EvaluationRequest, plan: Plan, team: Team) -> tuple[Evalu
         return evaluation, write_report(evaluation, request.out) if team.leads else []
 
 
-def _networks(request: EvaluationRequest) -> tuple[BcosNetwork, OnImages | None]:
+def _networks(request: EvaluationRequest) -> tuple[BcosNetwork, NormalizedModel | None]:
     import torch
 
     from bcos_fx.cli.check import read_artifact
-    from bcos_fx.evaluation.subjects import OnImages
+    from bcos_fx.verification.original import NormalizedModel
 
     try:
         device = torch.device(request.device)
@@ -177,7 +177,7 @@ def _networks(request: EvaluationRequest) -> tuple[BcosNetwork, OnImages | None]
 
     arch, plus, file = request.original.partition("+")
     given = read_network(Path(file) if plus else None, arch=arch, key=None, trust_pickle=False)
-    return network.to(device), OnImages(given, network).to(device)
+    return network.to(device), NormalizedModel(given.eval(), network.record.inputs).to(device)
 
 
 def _check_folder(request: EvaluationRequest) -> None:

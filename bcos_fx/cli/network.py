@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcos_fx import example
 from bcos_fx.calibration import calibrate_
 from bcos_fx.checkpoint import build_architecture, read_model
 from bcos_fx.cli import values
@@ -26,19 +25,6 @@ from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE
 
 _DEFAULT_SHAPE = (3, 224, 224)
 _BATCH, _VERIFIED_ON = 16, 32
-
-
-class PartOfOutput(nn.Module):
-    """A network of which one part of the output is taken, as ``--output-key`` says."""
-
-    def __init__(self, module: nn.Module, output: int | str) -> None:
-        super().__init__()
-        self.module = module
-        self.output = output
-
-    def forward(self, *inputs: Tensor) -> Any:
-        """Return that part, for the inputs of the network."""
-        return example.selected(self.module(*inputs), self.output)
 
 
 def read_network(model: Path | None, *, arch: str | None, key: str | None, trust_pickle: bool) -> nn.Module:

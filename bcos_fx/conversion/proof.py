@@ -18,7 +18,7 @@ from bcos_fx.validation import check_backward
 from bcos_fx.verification.blame import find_culprit
 from bcos_fx.verification.conditioning import well_conditioned
 from bcos_fx.verification.equivalence import Verification, verify
-from bcos_fx.verification.original import EachAlone, NormalizedOriginal
+from bcos_fx.verification.original import EachAlone, NormalizedModel
 
 
 def _sizes(stage: Preserved) -> tuple[()] | None:
@@ -31,7 +31,8 @@ def _compared(
 ) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
     """What is compared, on what: where samples are not the first dimension, on whole inputs one by one."""
     conversion = stage.traced.conversion
-    original = NormalizedOriginal(conversion.module, stage.traced.example, specs, conversion.output_key)
+    call = stage.traced.example.call
+    original = NormalizedModel(conversion.module, specs, output_key=conversion.output_key, call=call)
     if not conversion.whole:
         return original, converted, inputs
     return EachAlone(original), EachAlone(converted), tuple(x.unsqueeze(0) for x in inputs)

@@ -12,8 +12,9 @@ from bcos_fx.evaluation.registry import named_baselines, named_metrics
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, fair
 from bcos_fx.evaluation.session import Evaluation, Plan, run_evaluation
-from bcos_fx.evaluation.subjects import OnImages, subject_of
+from bcos_fx.evaluation.subjects import subject_of
 from bcos_fx.network import BcosNetwork
+from bcos_fx.verification.original import NormalizedModel
 
 
 def evaluate(
@@ -59,7 +60,9 @@ def evaluate(
         raise UsageError(
             "a linear probe is trained, on images of its own", hint="call bcos_fx.evaluation.linear_probe for it"
         )
-    given = OnImages(original, model) if original is not None and isinstance(model, BcosNetwork) else original
+    given = original
+    if original is not None and isinstance(model, BcosNetwork):
+        given = NormalizedModel(original.eval(), model.record.inputs)
     subject = subject_of(model, data, original=given, shape=shape)
     runner = Runner(folder=None if folder is None else Path(folder), say=log or (lambda text: None))
     if runner.folder is not None:

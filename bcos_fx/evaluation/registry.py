@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.curve_measures import Measure, curve_measure
 from bcos_fx.evaluation.deletion import pixel_deletion
-from bcos_fx.evaluation.subjects import OnImages
 from bcos_fx.methods import baselines
 from bcos_fx.methods.method import Method
+from bcos_fx.verification.original import NormalizedModel
 
 _STEPS = 20
 
 
-def _post_hoc(name: str, network: OnImages) -> Method:
+def _post_hoc(name: str, network: NormalizedModel) -> Method:
     (method,) = baselines.baselines(name, network=network, reference=network.neutral)
     return method
 
@@ -44,7 +44,7 @@ def _pixels(direction: str, imputation: str) -> Measure:
     return curve_measure(direction, curve, places, ylabel="softmax of the class", settings=settings)
 
 
-BASELINES: dict[str, Callable[[OnImages], Method]] = {
+BASELINES: dict[str, Callable[[NormalizedModel], Method]] = {
     name: functools.partial(_post_hoc, name) for name in baselines.BASELINES
 }
 """Name -> what makes the method for an original network that takes images in [0, 1]."""

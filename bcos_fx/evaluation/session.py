@@ -17,9 +17,9 @@ from bcos_fx.evaluation.predictions import Outcome, Subject, predict
 from bcos_fx.evaluation.registry import BASELINES, MEASURES
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, select
-from bcos_fx.evaluation.subjects import OnImages
 from bcos_fx.methods.baselines import CONDITIONAL
 from bcos_fx.methods.method import Method, dynamic_linear
+from bcos_fx.verification.original import NormalizedModel
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _methods(subject: Subject, baselines: Sequence[str]) -> tuple[list[Method], 
     methods, refused = [dynamic_linear(subject.model)], dict[str, str]()
     if not baselines:
         return methods, refused
-    if not isinstance(subject.original, OnImages):
+    if not isinstance(subject.original, NormalizedModel):
         raise UsageError(
             "baselines explain the original network, which is not known",
             hint="name it: --original torchvision:resnet50@IMAGENET1K_V2, or --original ARCH+checkpoint.pth",

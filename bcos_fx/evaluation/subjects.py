@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bcos_fx.data.datasets import source_of
 from bcos_fx.data.preprocessing import CLIP, Preprocessing
@@ -69,33 +68,3 @@ def preprocessing_of(model: nn.Module, source: ImageSource, shape: tuple[int, ..
             "which size the images are to be brought to is not known", hint="give shape=(3, 224, 224), say"
         )
     return Preprocessing.of(tuple(found))
-
-
-class OnImages(nn.Module):
-    """The original of a converted network, as a function of the images in [0, 1] that the converted one takes.
-
-    Args:
-        original: takes what ``network`` was converted from: images that are normalised, in its own order of channels.
-        network: the converted one, which knows how.
-    """
-
-    def __init__(self, original: nn.Module, network: BcosNetwork) -> None:
-        super().__init__()
-        self.original = original.eval()
-        self._spec = network.record.inputs[0]
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the original's outputs for images (N, C, H, W) in [0, 1]."""
-        outputs: Tensor = self.original(self._spec.original(images))
-        return outputs
-
-    @property
-    def neutral(self) -> tuple[float, ...]:
-        """The colour that the original sees as 0 in every channel; where nothing is normalised, black."""
-        if not self._spec.encoded:
-            return (0.0,) * self._spec.shape[1]
-        matrix, offset = (
-            torch.tensor(values, dtype=torch.float64) for values in (self._spec.matrix, self._spec.offset)
-        )
-        return tuple(torch.linalg.solve(matrix, -offset).tolist())

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bcos_fx.artifact import load, save
 from bcos_fx.convert import bcosify
@@ -19,6 +19,7 @@ from bcos_fx.explanation.certify import certify
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
 from bcos_fx.testing import norm_statistics_from_data_, randomise_
+from bcos_fx.verification.original import NormalizedModel
 from bcos_fx.zoo.subjects import Subject, build
 
 Row = dict[str, Any]
@@ -86,7 +87,9 @@ class Examination:
 def prepare(subject: Subject) -> None:
     """Give the network weights that make it answer differently to different inputs, in place."""
     randomise_(subject.module)
-    norm_statistics_from_data_(_ByName(subject.module, list(subject.inputs)), tuple(_as_original(subject)))
+    names = list(subject.inputs)
+    by_name = NormalizedModel(subject.module, call=lambda module, given: module(**dict(zip(names, given, strict=True))))
+    norm_statistics_from_data_(by_name, tuple(_as_original(subject)))
     for norm in subject.module.modules():
         variance = getattr(norm, "running_var", None)
         if isinstance(variance, Tensor):
@@ -99,18 +102,6 @@ def _as_original(subject: Subject) -> Iterator[Tensor]:
     for value in subject.inputs.values():
         mean, std = (subject.options.get(key) for key in ("mean", "std"))
         yield value if mean is None else (value - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
-
-
-class _ByName(nn.Module):
-    """Calls a module with the positional arguments that it takes by name."""
-
-    def __init__(self, module: nn.Module, names: list[str]) -> None:
-        super().__init__()
-        self.module = module
-        self._names = names
-
-    def forward(self, *values: Tensor) -> Any:
-        return self.module(**dict(zip(self._names, values, strict=True)))
 
 
 def _size(subject: Subject) -> Row:

@@ -182,7 +182,7 @@ def test_baselines_play_on_the_same_grids(run: Run, data: Path, monkeypatch: pyt
     assert done.exit_code == 0, done.output
     own, other = json.loads(done.stdout)["gridpg"]
     assert other["method"] == "uniform"
-    assert other["method_settings"] == {"of": "OnImages"}
+    assert other["method_settings"] == {"of": "NormalizedModel"}
     assert other["mean"] == pytest.approx(0.25, abs=1e-12)
     assert own["grids"] == other["grids"]
     wrong = run(*words, "--baselines", "unifrom")
@@ -241,7 +241,7 @@ def test_further_measures_have_curves(run: Run, data: Path, monkeypatch: pytest.
     words = (*WORDS, "--metric", "fading", "--json", "--original", "arch.py:build", "--baselines", "uniform")
     done = run(*words)
     assert done.exit_code == 0, done.output
-    assert calls == [("B-cos", "BcosNetwork")] * 7 + [("uniform", "OnImages")] * 7
+    assert calls == [("B-cos", "BcosNetwork")] * 7 + [("uniform", "NormalizedModel")] * 7
     (curve,) = json.loads(done.stdout)["curves"]
     assert curve["settings"] == {"images_at_most": "7", "to": "black", "images": "7"}
     assert curve["mean"]["uniform"] == pytest.approx(curve["mean"]["B-cos"], abs=1e-4)  # the same function

@@ -14,8 +14,9 @@ from bcos_fx.evaluation.correctness import BINS, judged_accuracy
 from bcos_fx.evaluation.curve_measures import curve_measure
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
-from bcos_fx.evaluation.subjects import OnImages, subject_of
+from bcos_fx.evaluation.subjects import subject_of
 from bcos_fx.network import BcosNetwork
+from bcos_fx.verification.original import NormalizedModel
 from tests.evaluation.test_selection import predictions
 from tests.evaluation.toy import CLASSES, Colours, images
 
@@ -48,7 +49,7 @@ def test_top_five_and_agreement(network: BcosNetwork) -> None:
     worse = Colours().eval()
     with torch.no_grad():
         worse.conv.bias[2] += 20
-    found = accuracy(worse, data, original=OnImages(Colours(), network), batch_size=7)
+    found = accuracy(worse, data, original=NormalizedModel(Colours().eval(), network.record.inputs), batch_size=7)
     outputs = worse(pixels).detach()
     order = outputs.argsort(1, descending=True)
     assert found.top1 == pytest.approx(float((order[:, 0] == labels).double().mean()))
@@ -81,13 +82,13 @@ def test_the_original_sees_normalised_images_and_its_neutral_colour_as_zero() ->
     plain = Colours().eval()
     example = torch.rand(2, 3, 8, 8)
     made = bcos_fx.bcosify(plain, recipe="equivalent", example_inputs=example, mean=mean, std=std, channels="bgr")
-    original = OnImages(plain, made)
+    original = NormalizedModel(plain.eval(), made.record.inputs)
     torch.testing.assert_close(original(example), made(example), atol=1e-3, rtol=1e-4)
     assert original.neutral == pytest.approx(mean[::-1])  # told as RGB
     colour = torch.tensor(original.neutral).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     assert float(made.original_input(colour).abs().max()) < 1e-6
     unencoded = bcos_fx.bcosify(plain, recipe="equivalent", example_inputs=example, input="none")
-    assert OnImages(plain, unencoded).neutral == (0.0, 0.0, 0.0)
+    assert NormalizedModel(plain, unencoded.record.inputs).neutral == (0.0, 0.0, 0.0)
 
 
 def test_a_curve_needs_a_correct_image(network: BcosNetwork) -> None:
