@@ -28,6 +28,10 @@ RENAMED = {
 _KEYWORD = re.compile(r"""(?<![\w.\-"'])(?P<name>[a-z]\w*)=(?P<value>"[^"]*"|'[^']*'|-?[\w./*:+-]*\w)?(?![=\w(\[{])""")
 
 
+_WORD = re.compile(r"""(?<![\w.\-"'])[a-z]+(?:_[a-z]+)+(?![\w=(\[{"']|\.\w)""")
+"""A name that is no English word, as in "channel_axis is 9"."""
+
+
 @dataclass(frozen=True)
 class Flags:
     """How an option is spelled.
@@ -79,7 +83,11 @@ def as_options(text: str, flags: Mapping[str, Flags]) -> str:
         bare = value[1:-1] if value[0] in "\"'" else value
         return f"{option.given} {value if len(bare.split()) > 1 else bare}"
 
-    return _KEYWORD.sub(spelled, text)
+    def named(found: re.Match[str]) -> str:
+        option = flags.get(found[0]) or flags.get(RENAMED.get(found[0], ""))
+        return found[0] if option is None else option.given
+
+    return _WORD.sub(named, _KEYWORD.sub(spelled, text))
 
 
 def in_options(error: BcosFxError, command: Callable[..., Any]) -> BcosFxError:

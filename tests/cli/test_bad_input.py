@@ -36,7 +36,7 @@ def refused(run: Run, folder: Path, *words: str | Path, says: str) -> str:
         (("--channels", "bgrr"), "did you mean 'bgr'?"),
         (("--train", "evalgraph"), "eval-graph"),
         (("--recipe", "equivalnt"), "did you mean 'equivalent'?"),
-        (("--recipe", "equivalent", "--b", "2"), "fixes b"),
+        (("--recipe", "equivalent", "--b", "2"), "fixes --b"),
         (("--b", "two"), "--b is 'two'"),
         (("--b", "0.5"), "B is 0.5"),
         (("--b", "layer4.*="), "--b is 'layer4.*='"),

@@ -76,6 +76,8 @@ def test_every_keyword_of_the_library_is_an_option_or_known_to_be_none(name: str
         ("at weights.scale=2, --scale=raw", "at weights.scale=2, --scale=raw"),
         ("keep_source=True", "keep_source=True"),
         ("example_inputs=, a batch", "--input-shape, a batch"),
+        ("leaf_modules names 'pixel_max'", "--leaf-module names 'pixel_max'"),
+        ("at pixel_max.weight, of my_pixel_max, scale is 2", "at pixel_max.weight, of my_pixel_max, scale is 2"),
     ],
 )
 def test_what_is_said_of_a_keyword(text: str, shown: str) -> None:
