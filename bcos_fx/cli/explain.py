@@ -58,6 +58,7 @@ class Question:
         options: further arguments of ``bcos_fx.explain``.
         sources: names of what it is explained by; empty: the main input.
         batch_axis: the dimension of the input that holds the samples; None: a photograph is the whole input.
+        blocks: side of the blocks of pixels that pictures show the mean of.
     """
 
     target: Any
@@ -66,6 +67,7 @@ class Question:
     options: dict[str, Any]
     sources: tuple[str, ...] = ()
     batch_axis: int | None = 0
+    blocks: int = 1
 
 
 def run(
@@ -166,6 +168,14 @@ def run(
             "--out", "-o", help="Where to: .png .pdf .svg (a figure), .html (a gallery), .safetensors .npz (numbers)."
         ),
     ] = None,
+    blocks: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Draw blocks of this many pixels a side, each with its sum: 2 takes away the dotted grid that strided "
+            "first layers leave. Numbers do not change.",
+        ),
+    ] = 1,
     arch: Annotated[
         str | None,
         typer.Option(help="The plain network that a published B-cos checkpoint belongs to, as for convert."),
@@ -198,7 +208,7 @@ def run(
         question = _asked_by_text(texts, power, location, output, options)
     else:
         question = _asked(target, against, classes, output, options)
-    question = replace(question, sources=tuple(source or ()), batch_axis=values.axis(batch_axis))
+    question = replace(question, sources=tuple(source or ()), batch_axis=values.axis(batch_axis), blocks=blocks)
     network = _network(model, arch, recipe)
     data = open_source(images)
     place = out if out is not None else Path("explanation.png" if len(data) <= _IN_A_FIGURE else "explanation.html")
@@ -302,7 +312,10 @@ def _explain_all(
             continue
         parts = _explained(network, batch.images.to(next(network.parameters())), question)
         for name, explanation in parts.items():
-            collectors[name].add(explanation, [Path(data.name(index)).name for index in batch.indices])
+            collectors[name].add(
+                explanation.in_blocks(question.blocks) if question.blocks > 1 else explanation,
+                [Path(data.name(index)).name for index in batch.indices],
+            )
         found += [
             row_of({name: part[i] for name, part in parts.items()}, data.where(index))
             for i, index in enumerate(batch.indices)

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from bcos_fx.errors import UsageError
 from bcos_fx.explanation.completeness import Sums
 
 _LISTED = 5
@@ -95,6 +96,7 @@ class Result:
             number stands for itself.
         axes: names of the other dimensions, in order: those of ``contributions`` after N (and K).
         labels: what each of the K numbers is called where it is not one output by its index.
+        blocks: in pictures, pixels of a block of this side show their mean; see :meth:`in_blocks`.
     """
 
     inputs: Tensor
@@ -114,6 +116,7 @@ class Result:
     channel_axis: int | None = 1
     axes: tuple[str, ...] = ("row", "column")
     labels: tuple[str, ...] | None = None
+    blocks: int = 1
 
     @property
     def complete(self) -> bool:
@@ -200,6 +203,26 @@ class Result:
 
         tokens = None if self.tokens is None else self.tokens[samples]
         return replace(self._changed(lambda values: values[samples]), tokens=tokens)
+
+    def in_blocks(self, side: int) -> Self:
+        """Return the explanation with pictures in which the pixels of a block share its weights and contributions.
+
+        Odd and even pixels reach a 3 x 3 kernel of stride 2 by different weights, which leaves a dotted grid in
+        pictures of networks that begin so. The mean over blocks of that stride takes it away, and sums stay what they
+        are: nothing is smoothed across blocks, and numbers (``weights``, ``contributions``) do not change.
+
+        Args:
+            side: of a block, in pixels; 1 shows every pixel by itself.
+
+        Raises:
+            UsageError: no such blocks, or what is explained by is no image.
+        """
+        if isinstance(side, bool) or not isinstance(side, int) or side < 1:
+            raise UsageError(f"blocks of {side!r} pixels cannot be drawn", hint="give an integer of at least 1")
+        if len(self.axes) not in (2, 3):
+            shape = tuple(self.encoded.shape[1:])
+            raise UsageError(f"an explanation by {shape} is no picture", hint="leave the blocks out")
+        return replace(self, blocks=side)
 
     def of_target(self, place: int) -> Self:
         """Return the explanation of one of the K numbers of each sample, without the dimension K.

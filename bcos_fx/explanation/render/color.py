@@ -126,7 +126,7 @@ def pictures(explanation: Result, *, smooth: int | None = None, percentile: floa
     values = planes(explanation)
     if not explanation.colours:
         return signed(values, percentile=percentile)
-    weights = explanation.weights.flatten(0, -4).float().cpu()
+    weights = in_blocks(explanation.weights.flatten(0, -4).float().cpu(), explanation.blocks)
     return coloured(weights, values, smooth=smooth, percentile=percentile)
 
 
@@ -134,8 +134,20 @@ def planes(explanation: Result) -> Tensor:
     """Return the contributions of each sample and target as a plane (N * K, H, W), frames beside each other."""
     values = explanation.contributions
     rank = len(explanation.axes)
-    values = values.reshape(-1, *values.shape[-rank:]).float().cpu()
+    values = in_blocks(values.reshape(-1, *values.shape[-rank:]).float().cpu(), explanation.blocks)
     return strip(values) if rank == 3 else values
+
+
+def in_blocks(values: Tensor, side: int) -> Tensor:
+    """Return (..., H, W) with the mean of each block of so many pixels in all its pixels; sums stay what they are."""
+    if side == 1:
+        return values
+    height, width = values.shape[-2:]
+    rows = values.reshape(1, -1, height, width)
+    # A mean over what lies inside, so that blocks cut by the border keep their sums too.
+    means = F.avg_pool2d(rows, side, ceil_mode=True, count_include_pad=False)
+    spread = means.repeat_interleave(side, 2).repeat_interleave(side, 3)[..., :height, :width]
+    return spread.reshape(values.shape)
 
 
 def frames(count: int) -> list[int]:
