@@ -212,6 +212,10 @@ class _Analysis:
         return self._chosen_gate(call, values)
 
     def _chosen_gate(self, call: Call, values: list[fx.Node]) -> str:
+        as_given = [n for n in values if self._is_as_given(n)]
+        if len(self.marked) > 1 and len(values) == 2 and len(as_given) == 1:
+            self.choices[call.node] = Choice(as_given[0].name, "it is a source as given, and weights what layers made")
+            return VALUE
         activated = [n for n in values if self._is_activation(n)]
         gate = activated[0] if len(activated) == 1 else self._by_convention(call, values)
         if len(values) != 2 or values[0] is values[1] or gate is None:
@@ -225,6 +229,16 @@ class _Analysis:
             why = f"by convention ({call.op.name}): both factors are values, and the {place} one weights the other"
         self.choices[call.node] = Choice(gate.name, why)
         return VALUE
+
+    def _is_as_given(self, node: fx.Node) -> bool:
+        """Whether a node is an explained input or layer itself, moved or reshaped at the most: its own mask, say."""
+        while node not in self.marked:
+            call = self.calls[node]
+            plain = call is not None and call.op.linearity == "linear" and _WEIGHT not in call.op.parameters
+            if not plain or node.op == "call_module" or len(node.all_input_nodes) != 1:
+                return False
+            node = node.all_input_nodes[0]
+        return True
 
     def _by_convention(self, call: Call, values: list[fx.Node]) -> fx.Node | None:
         named = call.nodes(call.op.gate) if call.op.gate is not None else []
