@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import timm
 import torch
 import torchvision
 from bcos.models import pretrained as peers
@@ -33,9 +34,27 @@ class Setting:
     rounds: int = 25
     threads: tuple[int, ...] = (1, 2)
     formats: tuple[str, ...] = tuple(FORMATS)
+    networks: tuple[str, ...] = (  # timm's names
+        "resnet18",
+        "vit_small_patch16_224",
+        "efficientnet_b0",
+        "mobilenetv2_100",
+        "densenet121",
+        "convnext_atto",
+        "tf_efficientnet_lite0",
+    )
 
 
-QUICK = Setting("resnet18", batch=2, side=64, rounds=1, threads=(1,), formats=("contiguous",))
+QUICK = Setting(
+    "resnet18", batch=2, side=64, rounds=1, threads=(1,), formats=("contiguous",), networks=("mobilenetv2_050",)
+)
+# What the peer calls the networks that it has too.
+PEERS = {"resnet18": "resnet18", "vit_small_patch16_224": "simple_vit_s_patch16_224", "densenet121": "densenet121"}
+
+
+def converted(original: nn.Module, images: Tensor, **options: str) -> nn.Module:
+    """Return a network converted as published, at B = 2."""
+    return bcos_fx.bcosify(original, recipe="bcosification", example_inputs=images[:2], b=2, verified=False, **options)
 
 
 def subjects(setting: Setting) -> dict[str, tuple[nn.Module, Tensor]]:
@@ -43,19 +62,29 @@ def subjects(setting: Setting) -> dict[str, tuple[nn.Module, Tensor]]:
     torch.manual_seed(0)
     images = torch.rand(setting.batch, 3, setting.side, setting.side)
     original = norm_statistics_from_data_(getattr(torchvision.models, setting.architecture)(), images).eval()
-    example = images[:2]
-
-    def converted(**options: str) -> nn.Module:
-        return bcos_fx.bcosify(original, recipe="bcosification", example_inputs=example, b=2, verified=False, **options)
-
     # The peer's users encode an image while loading it; its networks begin with six channels.
     peer = getattr(peers, setting.architecture)(pretrained=False)
     return {
         ORIGINAL: (original, images),
-        "bcos_fx, as published": (converted(), images),
-        'bcos_fx, scale="cosine"': (converted(scale="cosine"), images),
+        "bcos_fx, as published": (converted(original, images), images),
+        'bcos_fx, scale="cosine"': (converted(original, images, scale="cosine"), images),
         "bcos": (peer, torch.cat([images, 1 - images], dim=1)),
     }
+
+
+def further(name: str, setting: Setting) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Return name -> network and its input, as :func:`subjects` does, for one of timm's architectures."""
+    torch.manual_seed(0)
+    images = torch.rand(setting.batch, 3, setting.side, setting.side)
+    original = norm_statistics_from_data_(timm.create_model(name), images).eval()
+    given = {
+        ORIGINAL: (original, images),
+        "bcos_fx, as published": (converted(original, images), images),
+        'bcos_fx, scale="cosine"': (converted(original, images, scale="cosine"), images),
+    }
+    if (factory := getattr(peers, PEERS.get(name, ""), None)) is not None:
+        given["bcos"] = (factory(pretrained=False), torch.cat([images, 1 - images], dim=1))
+    return given
 
 
 def forward(network: nn.Module, x: Tensor) -> Callable[[], object]:
@@ -130,6 +159,29 @@ def report_memory(page: Page, given: dict[str, tuple[nn.Module, Tensor]]) -> Non
     page.table(tuple(given), [cells])
 
 
+def report_networks(page: Page, setting: Setting) -> None:
+    columns = ("bcos_fx, as published", 'bcos_fx, scale="cosine"', "bcos")
+    page.text(
+        "## Other networks\n\nTimm's, random weights, contiguous, forward / forward and backward. Targets: ≤ 1.20 and "
+        "≤ 1.25. A dash where the `bcos` package has no such network; its ViT is a SimpleViT."
+    )
+    rows = []
+    for name in setting.networks:
+        given = further(name, setting)
+        for threads in setting.threads:
+            torch.set_num_threads(threads)
+            times = {kind: timed(kind, given, "contiguous", setting.rounds) for kind in PASSES}
+            first = " / ".join(f"{statistics.median(found[ORIGINAL]) * 1e3:.0f}" for found in times.values())
+            cells = [
+                " / ".join(f"{ratio(found, column, ORIGINAL):.2f}" for found in times.values())
+                if column in given
+                else "-"
+                for column in columns
+            ]
+            rows.append((name, str(threads), f"{first} ms", *cells))
+    page.table(("network", "threads", ORIGINAL, *columns), rows)
+
+
 def main() -> None:
     options = parsed(__doc__)
     setting = QUICK if options.quick else Setting()
@@ -149,6 +201,7 @@ def main() -> None:
     given = subjects(setting)
     report_times(page, setting, given)
     report_memory(page, given)
+    report_networks(page, setting)
     page.close()
 
 

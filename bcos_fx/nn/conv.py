@@ -147,8 +147,9 @@ class _BcosConv(_Convolution):
             shifts = [index * dilation for index, dilation in zip(place, self.dilation, strict=True)]
             left = [(k - 1 - i) * d for k, i, d in zip(self.kernel_size, place, self.dilation, strict=True)]
             ends = [size - rest for size, rest in zip(sizes, left, strict=True)]
-            seen = x[(..., *map(slice, shifts, ends, self.stride))]
-            total = total + seen * weight[(slice(None), 0, *place)].view(-1, *[1] * self.spatial)
+            seen: Any = (..., *map(slice, shifts, ends, self.stride))
+            here: Any = (slice(None), 0, *place)
+            total = total + x[seen] * weight[here].view(-1, *[1] * self.spatial)
         shifted: Tensor = total
         return shifted
 
