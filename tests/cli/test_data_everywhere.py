@@ -58,7 +58,7 @@ def commands(data: Path, artifact: Path, weights: Path, folder: Path) -> Iterato
     convert = ("convert", weights, "--arch", TINY, *SHAPE, "-o", "new.safetensors", "-f")
     yield "convert --images", (*convert, "--recipe", "equivalent", "--images", data), False
     yield "convert --calibrate", (*convert, "--calibrate", data), False
-    distil = ("--recipe", recipe(folder, "distil-kl"), "--reference", artifact, "--accelerator", "cpu")
+    distil = ("--recipe", recipe(folder, "distil-kl"), "--reference", artifact, "--epochs", 1, "--accelerator", "cpu")
     yield "finetune distilling", ("finetune", artifact, "--data", data, *distil, "-o", "distilled.safetensors"), False
     learn = (
         "--val",
