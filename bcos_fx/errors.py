@@ -59,7 +59,7 @@ class VerificationError(BcosFxError):
 
 
 class CheckpointError(BcosFxError):
-    """A file of somebody else's (a checkpoint, a state dict) cannot be read or does not fit."""
+    """A file of another program (a checkpoint, a state dict) cannot be read or does not fit."""
 
 
 class ArtifactError(BcosFxError):

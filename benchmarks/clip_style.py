@@ -72,7 +72,7 @@ class Images:
     names: tuple[str, ...]
 
     def part(self, places: Tensor) -> Images:
-        """Some images of single classes, which are then numbered anew."""
+        """Some images of single classes, which are then numbered again."""
         return Images(self.pixels[places], torch.arange(len(places)), tuple(self.names[int(p)] for p in places))
 
 

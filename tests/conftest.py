@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden", action="store_true", help="write the golden texts anew instead of comparing them")
+    parser.addoption("--golden", action="store_true", help="write the golden texts again instead of comparing them")
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 
 
 def compare(written: str, path: Path, request: pytest.FixtureRequest) -> None:
-    """Compare with the file; with ``pytest --golden`` write it anew, to be read before it is committed."""
+    """Compare with the file; with ``pytest --golden`` write it again, to be read before it is committed."""
     if request.config.getoption("--golden"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(written, encoding="utf-8")

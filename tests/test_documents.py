@@ -125,7 +125,7 @@ def commands_of(path: Path) -> list[str]:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("path", dict.fromkeys(path for path, _ in commands()), ids=lambda path: path.name)
 def test_the_commands_of_a_document_run_one_after_another(path: Path, folder: Path) -> None:
-    """In one folder, for some read what others wrote; and in one process, for each would import all anew."""
+    """In one folder, for some read what others wrote; and in one process, for each would import all again."""
     done = subprocess.run(
         [sys.executable, "-c", _ONE_AFTER_ANOTHER, *commands_of(path)],
         cwd=folder,

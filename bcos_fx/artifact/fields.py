@@ -1,4 +1,4 @@
-"""Typed access to JSON objects that somebody else may have written."""
+"""Typed access to JSON objects from untrusted files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Fields:
         return bool(self._typed(key, bool))
 
     def whole(self, key: str) -> int:
-        """Return a whole number."""
+        """Return an integer."""
         return int(self._typed(key, int))
 
     def items(self, key: str) -> list[Any]:

@@ -25,7 +25,7 @@ class Batch:
     """Some samples.
 
     Attributes:
-        inputs: what the network takes, on its device and in its dtype; nobody else's tensors.
+        inputs: what the network takes, on its device and in its dtype; newly allocated.
         labels: (N,) class indices, or None.
     """
 

@@ -1,6 +1,6 @@
 """What can be calibrated in a network, and how each kind of layer is changed.
 
-A batch norm takes the mean and variance of its input anew. Its output, and that of a B-cos layer which no batch norm
+A batch norm takes the mean and variance of its input again. Its output, and that of a B-cos layer which no batch norm
 takes up, is given the mean and deviation that the original's has, where that is known; then it is scaled until it has
 the original's power, for without a constant its mean may be another one. Before a rectifier the power is that of the
 positive part, which is what comes through: raising B makes outputs heavy-tailed, so that equal variances alone let too

@@ -38,7 +38,7 @@ def calibrate(
     """Return a copy of a converted network whose statistics and gains fit its raised B; ``model`` stays as it is.
 
     Raising B shrinks activations, and the statistics that the original was trained with no longer fit. Here every batch
-    norm measures mean and variance of its input anew, and every layer whose output no batch norm takes up is scaled to
+    norm measures mean and variance of its input again, and every layer whose output no batch norm takes up is scaled to
     the deviation (and shifted to the mean, where it has a bias) that the original's has, per channel, in the order of
     the graph: each layer sees what the calibrated ones before it give. No labels, no gradients, no randomness.
 

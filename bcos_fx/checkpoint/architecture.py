@@ -362,10 +362,10 @@ def _does_not_fit(
 ) -> CheckpointError:
     lists = (("missing from the file", missing), ("not in the network", unexpected), ("of another shape", misshapen))
     lines = ["the weights do not fit the network"]
-    for said, names in lists:
+    for label, names in lists:
         if names:
             rest = [f"... and {len(names) - 10} more"] if len(names) > 10 else []
-            lines.append(f"  {len(names)} {said}:")
+            lines.append(f"  {len(names)} {label}:")
             lines += [f"    {name}" for name in [*names[:10], *rest]]
     if part := _part_that_fits(state, expected):
         hint = f"the network is one part of what the file holds: --key {part} (key={part!r}) takes that alone"

@@ -51,7 +51,7 @@ def weights_at(path: Path) -> Path:
 
 
 def shards_of(index: Path) -> dict[Path, list[str]]:
-    """Return file -> names of the tensors that it is said to hold, of an index.
+    """Return file -> names of the tensors that an index lists for it.
 
     Raises:
         CheckpointError: it is no index, a file that it names is missing, or a name leads out of the folder.

@@ -92,7 +92,7 @@ def renamed(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 @contextmanager
 def _silent(library: Any) -> Iterator[None]:
-    """Keep its progress bars and warnings off the terminal: what does not fit is said by the caller."""
+    """Keep its progress bars and warnings off the terminal: the caller reports what does not fit."""
     log = library.utils.logging
     level, shown = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()

@@ -122,7 +122,7 @@ def _identify_zip(path: Path) -> FileKind:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        return _damaged(error)  # a member that is said to lie before the file's beginning
+        return _damaged(error)  # a member whose offset lies before the file's beginning
 
 
 def _damaged(error: Exception) -> FileKind:

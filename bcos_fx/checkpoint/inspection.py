@@ -33,7 +33,7 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that can be said of a file without running it.
+    """What is found in a file without running it.
 
     ``size`` is in bytes; ``problem`` says why the tensors could not be listed, where they could not;
     ``arch`` is the ``--arch`` that fits, where a torchvision network was recognised.
@@ -65,8 +65,8 @@ class Inspection:
         yield "size", f"{self.size:,} bytes"
         yield "kind", f"{self.kind}: {self.summary}"
         yield from self.facts
-        for said in self.unwrapped:
-            yield "unwrapped", said
+        for wrapper in self.unwrapped:
+            yield "unwrapped", wrapper
         if self.tensors:
             yield (
                 "tensors",

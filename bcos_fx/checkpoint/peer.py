@@ -117,13 +117,13 @@ def _does_not_fit(
     misshapen: list[str],
 ) -> CheckpointError:
     shapes = [f"{key} {tuple(state[key].shape)}, not {tuple(entries[key].tensor.shape)}" for key in misshapen]
-    said = [
+    problems = [
         f"{len(names)} {what}: {_listed(names)}"
         for what, names in (("missing", missing), ("unknown", unexpected), ("of another shape", shapes))
         if names
     ]
     hint = nearest(unexpected[0], list(entries)) if unexpected else "give the weights of the same architecture"
-    return CheckpointError("the weights are not those of this network", where="; ".join(said), hint=hint)
+    return CheckpointError("the weights are not those of this network", where="; ".join(problems), hint=hint)
 
 
 def _listed(names: list[str] | tuple[str, ...]) -> str:

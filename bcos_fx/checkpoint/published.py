@@ -104,11 +104,11 @@ class Published:
         missing = [path for path in self.weights if path not in raised and path not in linear_by_rule]
         others = [path for path in raised if path not in self.weights]
         if missing or others:
-            said = [f"{_listed(names)}: {what}" for names, what in ((missing, "B-cos in the file alone"),
+            differing = [f"{_listed(names)}: {what}" for names, what in ((missing, "B-cos in the file alone"),
                     (others, "plain in the file")) if names]  # fmt: skip
             raise CheckpointError(
                 "the layers that are B-cos in the file are not those that the recipe raises",
-                where=f"{self.source}: {'; '.join(said)}",
+                where=f"{self.source}: {'; '.join(differing)}",
                 hint="check --arch and --recipe",
             )
         for path, layer in raised.items():

@@ -102,16 +102,16 @@ class StateDict:
     @property
     def unwrapped(self) -> tuple[str, ...]:
         """What was taken off, one sentence each; empty for a plain state dict."""
-        said = []
+        remarks = []
         if self.nesting:
-            said.append(f"weights taken from the key {'.'.join(self.nesting)!r}")
+            remarks.append(f"weights taken from the key {'.'.join(self.nesting)!r}")
         if self.alternatives:
-            said.append(f"other weights in the file: {_listed(self.alternatives)} (choose with key=)")
+            remarks.append(f"other weights in the file: {_listed(self.alternatives)} (choose with key=)")
         if self.prefix:
-            said.append(f"prefix {self.prefix!r} removed from every name")
+            remarks.append(f"prefix {self.prefix!r} removed from every name")
         if self.ignored:
-            said.append(f"not used: {_listed(self.ignored)}")
-        return tuple(said)
+            remarks.append(f"not used: {_listed(self.ignored)}")
+        return tuple(remarks)
 
 
 def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, trust_pickle: bool = False) -> StateDict:

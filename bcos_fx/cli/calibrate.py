@@ -71,10 +71,10 @@ def run(
     force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite a file that is there.")] = False,
     json: Annotated[bool, typer.Option("--json", help="What changed as JSON on stdout, and nothing else.")] = False,
 ) -> None:
-    """Set a converted network's norm statistics and gains anew, from photographs without labels.
+    """Set a converted network's norm statistics and gains again, from photographs without labels.
 
     Raising B shrinks activations, and the statistics that the original was trained with no longer fit. Every batch
-    norm measures its input anew; layers that none follows are scaled to the original's outputs. The original itself is
+    norm measures its input again; layers that none follows are scaled to the original's outputs. The original itself is
     needed where there is no batch norm and biases were removed, and to say how often both agree; it helps everywhere.
 
     A network that was calibrated is where fine-tuning begins; it is not the original.
@@ -117,9 +117,9 @@ def _tell(network: BcosNetwork, target: Path, skipped: dict[str, str], *, json: 
 
     calibration = network.report.figures.calibration
     if json:
-        said: dict[str, Any] = {"output": str(target), "skipped": skipped}
-        said["calibration"] = None if calibration is None else dataclasses.asdict(calibration)
-        echo(json_module.dumps(said, indent=2, sort_keys=True))
+        facts: dict[str, Any] = {"output": str(target), "skipped": skipped}
+        facts["calibration"] = None if calibration is None else dataclasses.asdict(calibration)
+        echo(json_module.dumps(facts, indent=2, sort_keys=True))
     else:
         show_calibration(network.report, console())
         echo(f"Wrote {target}. Look at what it says now: bcos-fx explain {target} IMAGE")

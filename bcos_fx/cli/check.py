@@ -96,16 +96,16 @@ def run(
     if second is None:
         reading = {"arch": arch, "key": key, "trust_pickle": trust_pickle}
         if _is_ours(first, arch):
-            found, said = _alone(first, asked, json=json)
+            found, facts = _alone(first, asked, json=json)
         else:
-            found, said = _unconverted(first, reading, asked, input_shape, json=json)
+            found, facts = _unconverted(first, reading, asked, input_shape, json=json)
     elif source:
         raise UsageError("--source is for a network that is checked alone", hint="leave it out, or leave B out")
     else:
         reading = {"arch": arch, "key": key, "trust_pickle": trust_pickle, "output_key": output_key}
-        found, said = _against(first, second, reading, asked["batch_axis"], json=json)
+        found, facts = _against(first, second, reading, asked["batch_axis"], json=json)
     if json:
-        echo(json_module.dumps(said, indent=2, sort_keys=True))
+        echo(json_module.dumps(facts, indent=2, sort_keys=True))
     if found != "equal":
         raise typer.Exit(CHECK_FAILED)
 

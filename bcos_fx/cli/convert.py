@@ -103,13 +103,13 @@ def _tell(request: Request, network: BcosNetwork) -> None:
     path, size = request.output, request.output.stat().st_size
     found = verdict(network.report)
     if request.json:
-        said: dict[str, Any] = {
+        facts: dict[str, Any] = {
             "output": str(path),
             "bytes": size,
             "verdict": found,
             "report": network.report.to_dict(),
         }
-        echo(json.dumps(said, indent=2, sort_keys=True))
+        echo(json.dumps(facts, indent=2, sort_keys=True))
     else:
         stdout = console()
         show(network.report, stdout, nodes=request.nodes)

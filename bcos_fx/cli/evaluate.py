@@ -196,7 +196,7 @@ def _make_folder(request: EvaluationRequest, team: Team) -> None:
     team.gathered({})  # the others wait until that is done
 
 
-# ---------------------------------------------------------------- what is said
+# ---------------------------------------------------------------- output
 
 
 def _tell(evaluation: Evaluation, files: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""``bcos-fx explain``: why a converted network said what it said of photographs."""
+"""``bcos-fx explain``: why a converted network gives its answer for photographs."""
 
 from __future__ import annotations
 
@@ -216,8 +216,8 @@ def run(
     if json:
         written = {name or "": str(path) for name, path in _places(place, question).items()}
         files_written = {"file": str(place)} if len(written) == 1 else {"files": written}
-        said = {**files_written, "images": [row for row, _ in found], "skipped": skipped}
-        echo(json_module.dumps(said, indent=2, sort_keys=True))
+        facts = {**files_written, "images": [row for row, _ in found], "skipped": skipped}
+        echo(json_module.dumps(facts, indent=2, sort_keys=True))
     else:
         tell(found, _places(place, question).values(), len(data))
     list_skipped(skipped)

@@ -41,7 +41,7 @@ def guarded(command: Callable[Parameters, Result]) -> Callable[Parameters, Resul
                 echo(f"\n{MESSAGE}", err=True)
                 raise typer.Exit(INTERRUPTED) from None
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # somebody closed the pipe that we print into, which is no error of anybody's
+                raise  # the reader closed the pipe that we print into, which is not an error
             raise typer.Exit(_report(error, command)) from None
 
     return run
@@ -71,9 +71,9 @@ def _message(error: Exception) -> str:
         named = [f"  where: {os.fsdecode(name)}" for name in (error.filename,) if isinstance(name, str | bytes)]
         return "\n".join([f"error: the system says: {error.strerror}", *named])
     text = str(error).strip().splitlines()
-    said = f": {text[0]}" if text else ""
+    detail = f": {text[0]}" if text else ""
     return (
-        f"error: {type(error).__name__}{said}\n"
+        f"error: {type(error).__name__}{detail}\n"
         "  this is a bug in bcos-fx: nothing that you give it should end like this\n"
         "  try:   the same command as `bcos-fx --debug ...` for the traceback, and report it"
     )

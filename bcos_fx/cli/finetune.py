@@ -220,8 +220,8 @@ def _trained(request: FineTuneRequest) -> FineTuned:
 def _tell(request: FineTuneRequest, found: FineTuned) -> None:
     rows: list[dict[str, Any]] = [asdict(row) for row in found.history]
     if request.json:
-        said = {"output": str(request.out), "run": str(request.folder), "history": rows}
-        echo(json_module.dumps(said, indent=2, sort_keys=True))
+        facts = {"output": str(request.out), "run": str(request.folder), "history": rows}
+        echo(json_module.dumps(facts, indent=2, sort_keys=True))
         return
     first, last = found.history[0], found.history[-1]
     size = request.out.stat().st_size / 1e6

@@ -1,4 +1,4 @@
-"""What is said of texts on the command line, and what it means."""
+"""The options about texts of the command line, and what they mean."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def shape(text: str | None) -> tuple[int, ...] | None:
     """Read ``3,32,32`` or ``3x32x32``, the shape of one sample.
 
     Raises:
-        UsageError: a part is no positive whole number.
+        UsageError: a part is not a positive integer.
     """
     if text is None:
         return None

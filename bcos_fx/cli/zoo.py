@@ -88,9 +88,9 @@ class _Counter:
         from bcos_fx.zoo import cause
 
         self._done += 1
-        said = cause(row) or "good"
+        verdict = cause(row) or "good"
         seconds = row["seconds in all"]
-        echo(f"{self._done:>4} of {self._total}  {row['name']:<{self._width}} {seconds:>5.0f} s  {said}", err=True)
+        echo(f"{self._done:>4} of {self._total}  {row['name']:<{self._width}} {seconds:>5.0f} s  {verdict}", err=True)
 
 
 def _write_page(page: Path, rows: list[dict[str, Any]], side: int | None) -> None:

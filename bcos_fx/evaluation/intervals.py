@@ -12,7 +12,7 @@ def bootstrap(values: npt.NDArray[np.float64], *, level: float = 0.95, seed: int
     """Return the percentile bootstrap interval of a mean (Efron and Tibshirani 1993, chapter 13).
 
     Args:
-        values: (S, ...): whole samples are drawn anew, for the numbers of one depend on each other; NaN where nothing
+        values: (S, ...): whole samples are drawn again, for the numbers of one depend on each other; NaN where nothing
             could be measured.
         level: the share of resampled means that lies inside, in (0, 1).
         seed: of the draws: the same values give the same interval.

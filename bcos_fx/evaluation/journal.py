@@ -87,7 +87,7 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
         raise UsageError(
             "the file holds results of something else, and going on would mix them",
             where=f"{path}: {'; '.join(differences(found, header)[:_LISTED])}",
-            hint="write to another place, or remove the file to begin anew",
+            hint="write to another place, or remove the file to begin again",
         )
     seal, rows = digest_of_data(header), dict[int, Any]()
     for number, line in enumerate(lines[1:], start=2):

@@ -60,7 +60,7 @@ class Localisation:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """A 95 % bootstrap interval of the mean: grids are drawn anew, with all their targets."""
+        """A 95 % bootstrap interval of the mean: grids are drawn again, with all their targets."""
         return bootstrap(self.per_grid)
 
     @property

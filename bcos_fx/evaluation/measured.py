@@ -20,7 +20,7 @@ def bootstrap_interval(values: Tensor, *, level: float = 0.95, seed: int = 0) ->
     """Return the :func:`~bcos_fx.evaluation.intervals.bootstrap` interval of a mean.
 
     Args:
-        values: (S, ...), whose S samples are drawn anew with their whole rows; NaN where nothing could be measured.
+        values: (S, ...), whose S samples are drawn again with their whole rows; NaN where nothing could be measured.
         level: the share of resampled means inside, in (0, 1).
         seed: of the draws.
 
@@ -57,7 +57,7 @@ class Measured:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """A 95 % bootstrap interval of the mean; images are drawn anew, with all their classes."""
+        """A 95 % bootstrap interval of the mean; images are drawn again, with all their classes."""
         return bootstrap_interval(self.values)
 
     def plot(self) -> Figure:

@@ -191,10 +191,10 @@ def _fitted(features: Rows, labels: npt.NDArray[np.int64], weight_decay: float) 
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=1 / (weight_decay * len(labels)), max_iter=_ITERATIONS)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")
         model.fit(features, labels)
-    return model, not any(issubclass(item.category, ConvergenceWarning) for item in said)
+    return model, not any(issubclass(item.category, ConvergenceWarning) for item in raised)
 
 
 def _metrics(outputs: Any, classes: Any, labels: npt.NDArray[np.int64]) -> dict[str, float | None]:

@@ -90,7 +90,7 @@ def weight_randomisation(
 ) -> Randomised:
     """Measure how alike a method's maps stay when the network's weights become random; on copies of it.
 
-    Each parameter's numbers are drawn anew from a normal distribution of their own mean and standard deviation, so that
+    Each parameter's numbers are drawn again from a normal distribution of their own mean and standard deviation, so
     activations keep their scale; running statistics stay. A parameter whose numbers are all equal stays too.
 
     Args:
@@ -139,7 +139,7 @@ def _maps(make: Callable[[nn.Module], Method], network: nn.Module, images: Tenso
 def randomise_(
     network: nn.Module, layer: str, generator: torch.Generator, *, alone: bool, drawn: set[str] | None = None
 ) -> None:
-    """Draw a layer's parameters anew, in place.
+    """Draw a layer's parameters again, in place.
 
     Args:
         network: holds the layer; changed.

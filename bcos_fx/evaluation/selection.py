@@ -24,7 +24,7 @@ CONFIDENCES = ("sigmoid", "softmax")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network said of one image.
+    """What a network answers for one image.
 
     Attributes:
         index: of the image in its source.
@@ -105,7 +105,7 @@ class Protocol:
         for name, low in least.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise UsageError(f"{name} is {value!r}", hint=f"give a whole number of at least {low}")
+                raise UsageError(f"{name} is {value!r}", hint=f"give an integer of at least {low}")
         if self.smooth % 2 == 0:
             raise UsageError(f"smooth is {self.smooth!r}", hint="give an odd number of pixels")
         if self.seed >= 2**32:

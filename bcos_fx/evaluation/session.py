@@ -48,7 +48,7 @@ class Evaluation:
 
     Attributes:
         subject: of what, on what.
-        outcome: what the network said of every image.
+        outcome: what the network answers for every image.
         accuracy: None: not asked for.
         localisations: for each protocol one result per method; the network's own comes first.
         curves: of further measures.

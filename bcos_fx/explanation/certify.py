@@ -33,8 +33,8 @@ class Certification(Certificate):
 
     def to_text(self) -> str:
         """Return the certificate as text for people."""
-        said = super().to_text()
-        return said if self.completeness is None else f"{said}\ncontributions {self.completeness}"
+        text = super().to_text()
+        return text if self.completeness is None else f"{text}\ncontributions {self.completeness}"
 
 
 def certify(

@@ -163,10 +163,10 @@ class Completeness(Sums):
         }
 
     def __str__(self) -> str:
-        said = f"{self.verdict}: largest gap {self.worst:.1e} of the terms (tolerance {self.tolerance:.0e})"
+        line = f"{self.verdict}: largest gap {self.worst:.1e} of the terms (tolerance {self.tolerance:.0e})"
         if self.verdict == NOT_TESTED:
-            said += f"; {self.why_not_tested}"
-        return said + (f"; the output vanished at node {self.vanished}" if self.vanished else "")
+            line += f"; {self.why_not_tested}"
+        return line + (f"; the output vanished at node {self.vanished}" if self.vanished else "")
 
     @property
     def why_not_tested(self) -> str:

@@ -87,7 +87,7 @@ def explain(
     constants add up to the output (Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 3.2).
 
     Args:
-        model: a converted network in eval mode, or any other dynamic linear module, which is traced anew in each call.
+        model: a converted network in eval mode, or any other dynamic linear module, which is traced again in each call.
         images: (N, C, H, W), in [0, 1] for a converted image network; or whatever its first input is, such as
             embeddings (N, L, E) or features (N, F). On the model's device; not changed. Or all inputs by name, in any
             order.
@@ -280,7 +280,7 @@ def _in_order(model: nn.Module, images: Tensor | Mapping[str, Tensor], others: S
 
 
 def _explained_by(given: Sequence[Tensor]) -> Tensor:
-    """The input that outputs are explained by: the first that holds no whole numbers, as masks and indices do."""
+    """The input that outputs are explained by: the first that holds no integers, as masks and indices do."""
     return next((value for value in given if isinstance(value, Tensor) and value.is_floating_point()), given[0])
 
 

@@ -80,7 +80,7 @@ class Explanation(Result):
     def save(self, path: str | Path) -> Path:
         """Write the explanation: a figure (.png, .pdf, .svg), a gallery (.html) or its tensors (.safetensors, .npz).
 
-        The file is written under another name and renamed, so nobody sees half of it.
+        The file is written under another name and renamed, so no half-written file is ever seen.
 
         Raises:
             UsageError: another suffix, or a place that cannot be written to.

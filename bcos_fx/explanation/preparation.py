@@ -202,7 +202,7 @@ def _main_entry(graph_module: fx.GraphModule) -> fx.Node:
     found = main_input(nodes, {node: vocabulary().call(node, graph_module) for node in nodes})
     if not found:
         raise UsageError(
-            "the network reads whole numbers (token indices), which no weight multiplies",
+            "the network reads integers (token indices), which no weight multiplies",
             hint='explain it by the embeddings: source="the embedding layer\'s name"',
         )
     return entry(found[0], graph_module)

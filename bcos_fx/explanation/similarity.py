@@ -46,7 +46,7 @@ class Cosine:
             outputs: (N, D) embeddings, or one for each place: (N, D, H, W) or (N, L, D).
 
         Raises:
-            UsageError: the texts have another size, or there are places and it was not said which counts.
+            UsageError: the texts have another size, or there are places and ``location`` does not name which counts.
         """
         places = self._places(outputs)
         directions = self._directions.to(outputs)

@@ -37,7 +37,7 @@ def check_targets(images: Tensor, targets: object, classes: int | None = None) -
 
     Args:
         images: (N, C, H, W).
-        targets: (N, K) whole numbers; (N,) is one class per image.
+        targets: (N, K) integers; (N,) is one class per image.
         classes: how many classes there are, if known.
 
     Raises:
@@ -94,11 +94,11 @@ def scores(outputs: Tensor, score: str) -> Tensor:
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:
-    """Return a whole number.
+    """Return an integer.
 
     Raises:
         UsageError: it is none, or below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} is {value!r}", hint=f"give a whole number of at least {least}")
+        raise UsageError(f"{name} is {value!r}", hint=f"give an integer of at least {least}")
     return value

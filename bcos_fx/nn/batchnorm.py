@@ -39,7 +39,7 @@ class _Variance(torch.autograd.Function):
     def backward(ctx: Any, to_x: Tensor, to_variance: Tensor, _: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         factor = _by_channel(to_variance * (2 * x.shape[1] / x.numel()), x)
-        if torch.is_grad_enabled():  # somebody asked for a graph of the gradient
+        if torch.is_grad_enabled():  # a graph of the gradient is asked for
             centred: Tensor = x - x.mean(_all_but_channels(x), keepdim=True)
             return to_x + centred * factor
         offset = _by_channel(mean, x) * factor

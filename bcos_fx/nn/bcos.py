@@ -266,7 +266,7 @@ class BcosLayer(DynamicLayer):
             with torch.autocast(x.device.type, enabled=False):
                 return self._input_norm(x, output_size)
         x, energies = energy(x, dim=-1 - self.spatial, groups=self._groups(), steps=self._steps(output_size))
-        total = self._pool(energies, output_size)  # nobody else's, so it becomes the norm where it lies
+        total = self._pool(energies, output_size)  # newly allocated, so it becomes the norm in place
         square_eps, norm_eps = self._stabilisers(x.dtype)
         root = total.add_(square_eps).sqrt_()
         return x, root + norm_eps if norm_eps else root

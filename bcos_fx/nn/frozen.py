@@ -28,7 +28,7 @@ class FrozenLayer(nn.Module):
     """A layer of ours with its dynamic factor held fixed.
 
     Args:
-        layer: it, with a method ``frozen``; read anew in every call, so that it may be trained or moved.
+        layer: it, with a method ``frozen``; read again in every call, so that it may be trained or moved.
     """
 
     def __init__(self, layer: nn.Module) -> None:

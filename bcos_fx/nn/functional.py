@@ -120,9 +120,9 @@ class _Energy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, to_x: Tensor, to_energy: Tensor) -> tuple[Tensor, None, None, None]:
         (x,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # somebody asked for a graph of the gradient
+        if torch.is_grad_enabled():  # a graph of the gradient is asked for
             to_x = to_x.clone()
-        # to_x is nobody else's: it has just been computed for the alias that energy() gave out.
+        # to_x is newly allocated: it has just been computed for the alias that energy() gave out.
         part, seen = (_split(_seen(t, ctx.steps), ctx.dim, ctx.groups) for t in (to_x, x))
         part.addcmul_(seen, to_energy.unsqueeze(ctx.dim), value=2)
         return to_x, None, None, None
@@ -140,7 +140,7 @@ def energy(x: Tensor, *, dim: int, groups: int = 1, steps: Sequence[int] = ()) -
     Returns:
         x again, and x's shape (at the wanted positions) with ``groups`` in place of the channels, in float32 for 16-bit
         inputs, else in x's dtype. The map whose weights are multiplied with x must be given the x that is returned, and
-        nobody else: on the way back the energy's gradient is written over its own.
+        nothing else: on the way back the energy's gradient is written over its own.
     """
     if torch.is_grad_enabled() and x.requires_grad and not torch.compiler.is_compiling():
         shared, total = _Energy.apply(x, dim, groups, steps)
@@ -164,7 +164,7 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         y, norm, weight_norm = ctx.saved_tensors
-        # Grad mode is on here only if somebody asked for a graph of the gradient.
+        # Grad mode is on here only if a graph of the gradient is asked for.
         gradients = _differentiable_gradients if torch.is_grad_enabled() else scale_gradients
         to_out, to_norm, to_weight = gradients(gradient, y, norm, weight_norm, ctx.b)
         to_weight = None if to_weight is None else to_weight.reshape(weight_norm.shape)
@@ -213,7 +213,7 @@ def bcos_scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) 
     """Turn linear outputs into B-cos outputs: y = out * (|out| / (weight_norm * norm))^(b-1).
 
     Args:
-        out: what a linear map without bias returned; **overwritten** by the result, so nobody else may need it.
+        out: what a linear map without bias returned; **overwritten** by the result, so no other use may follow.
         norm: |x| > 0 per output position, broadcastable to ``out`` except for channels in groups: one per group.
         weight_norm: |w| > 0 per output channel, broadcastable to ``out`` without its batch; None for 1.
         b: the alignment pressure B > 1.

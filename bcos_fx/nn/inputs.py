@@ -69,7 +69,7 @@ class InputDecoding(nn.Module):
 class InputNormalisation(nn.Module):
     """The fixed, bias-free map N from e = [x, 1 - x] to [x', -x'] with x' = matrix x + offset.
 
-    Zeros are mapped to zeros, so padding may come before or after it. The numbers are kept exactly, and rounded anew to
+    Zeros are mapped to zeros, so padding may come before or after it. The numbers are kept exactly, and rounded to
     whatever precision the module is moved to; the state holds nothing of it.
 
     Args:

@@ -83,7 +83,7 @@ class CountedShift(Counted):
     """Counts the constant that a layer of ours has added: its bias or shift.
 
     Args:
-        layer: it, with a method ``constant_like``; read anew in every call, so that it may be trained or moved.
+        layer: it, with a method ``constant_like``; read again in every call, so that it may be trained or moved.
         source: what is counted.
     """
 

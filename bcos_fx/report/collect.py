@@ -75,7 +75,7 @@ def removed_nodes(steps: list[Step], before: tuple[NodeRow, ...], after: tuple[N
 def coverage(reader: GraphReader) -> Coverage:
     """Count the linear and convolution parameters on value paths, and those in B-cos layers.
 
-    A functional layer counts with the stored tensors that it reads, however indirectly, and a module that nobody knows
+    A functional layer counts with the stored tensors that it reads, however indirectly, and an unknown module
     with all its parameters: what no B-cos layer holds must not go missing from the total.
     """
     counted: dict[int, tuple[int, bool]] = {}

@@ -93,7 +93,7 @@ class LayerChange:
 
     Attributes:
         node: that calls the layer.
-        kind: ``statistics`` (of a batch norm: mean and deviation of its input were measured anew) or ``gain`` (the
+        kind: ``statistics`` (of a batch norm: mean and deviation of its input were measured again) or ``gain`` (the
             layer's output was given the original's deviation and, where it has a bias, mean).
         channels: how many it has.
         dead: channels whose values do not vary over the images; their scale was left as it was.

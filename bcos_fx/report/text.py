@@ -181,8 +181,10 @@ def _head(report: Findings) -> list[tuple[str, str]]:
         rows.append(
             ("normalisation", f"mean {_numbers(options['mean'])}, std {_numbers(options['std'])}{units}, done inside")
         )
-    said = f"{coverage.converted:,} of {coverage.total:,} linear and convolution parameters on value paths are B-cos"
-    rows.append(("coverage", f"{coverage.share:.1%} ({said})"))
+    sentence = (
+        f"{coverage.converted:,} of {coverage.total:,} linear and convolution parameters on value paths are B-cos"
+    )
+    rows.append(("coverage", f"{coverage.share:.1%} ({sentence})"))
     rows.append(("nodes", f"{len(report.before)} as traced, {len(report.nodes)} now"))
     return rows
 
@@ -247,20 +249,20 @@ def _drift_row(name: str, drift: Drift) -> Row:
 
 def calibration_sentence(calibration: Calibration) -> str:
     """Say in one sentence how well the network answered before and after its calibration."""
-    said = f"Calibrated on {calibration.images:,} images, without labels"
-    said += f"; gains matched to the {calibration.reference}" if calibration.reference == "original" else ""
+    sentence = f"Calibrated on {calibration.images:,} images, without labels"
+    sentence += f"; gains matched to the {calibration.reference}" if calibration.reference == "original" else ""
     before, after = calibration.before, calibration.after
     if before is not None and after is not None:
         pairs = (
             ("the highest class is the original's on", before.agreement, after.agreement),
             ("it is the label's on", before.accuracy, after.accuracy),
         )
-        said += "".join(
+        sentence += "".join(
             f"; {what} {now:.1%} of them, {was:.1%} before"
             for what, was, now in pairs
             if was is not None and now is not None
         )
-    return said + "."
+    return sentence + "."
 
 
 def _calibration(report: Findings) -> RenderableType | None:

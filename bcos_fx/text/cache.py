@@ -17,7 +17,7 @@ from bcos_fx.errors import UsageError
 
 
 def default_path() -> Path:
-    """Return where embeddings are kept where nothing else is said: below the user's cache folder."""
+    """Return the default place of embeddings: below the user's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "bcos_fx" / "text.sqlite"
 

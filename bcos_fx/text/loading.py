@@ -133,9 +133,9 @@ def _run(call: Callable[[], Result], name: str, what: str) -> Result:
     except ModuleNotFoundError as error:
         raise MissingExtraError(str(error.name), "transformers", f"{what} of {name}") from error
     except Exception as error:  # libraries raise anything, from OSError to AssertionError; the cause stays attached
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"{what} of {name} cannot be loaded: {said[0]}",
+            f"{what} of {name} cannot be loaded: {lines[0]}",
             where=name,
             hint="what is not on this machine is fetched from the Hugging Face hub, which HF_HUB_OFFLINE=1 forbids",
         ) from error

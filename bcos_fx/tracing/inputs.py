@@ -196,7 +196,7 @@ def advice(module: nn.Module, inputs: Inputs) -> str:
     own = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
     floats = [dtype for dtype in given if dtype.is_floating_point]
     if any(isinstance(part, nn.Embedding) for part in module.modules()):
-        return "an embedding reads whole numbers (torch.int64) below the number of its rows"
+        return "an embedding reads integers (torch.int64) below the number of its rows"
     if len(floats) < len(given):
         return "convert the images to floating point: x.float() / 255"
     if own and any(dtype not in own for dtype in floats):
@@ -232,15 +232,16 @@ def select_output(value: Any, output: int | str | None) -> Tensor:
     return chosen
 
 
-def _no_part(value: Any, said: str) -> UsageError:
+def _no_part(value: Any, suffix: str) -> UsageError:
     kind = "nothing" if value is None else f"a {type(value).__name__} that holds no tensor"
     paths = _paths(value)
     if not paths:
         return UsageError(
-            f"the module returns {kind}{said}", hint="a graph computes a tensor: wrap the module so that it returns one"
+            f"the module returns {kind}{suffix}",
+            hint="a graph computes a tensor: wrap the module so that it returns one",
         )
     return UsageError(
-        f"the module returns a {type(value).__name__} with {_listed([repr(_typed(path)) for path in paths])}{said}",
+        f"the module returns a {type(value).__name__} with {_listed([repr(_typed(path)) for path in paths])}{suffix}",
         hint="choose one of these with output_key=",
     )
 

@@ -125,7 +125,7 @@ def is_method(function: Callable[..., Any]) -> bool:
 
 
 def asks_in_place(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a call says that it changes its first argument: by its name, or by ``inplace=True``."""
+    """Whether a call declares that it changes its first argument: by its name, or by ``inplace=True``."""
     name = function.__name__
     if name.startswith("__"):
         return name == "__setitem__" or (name.startswith("__i") and name not in ("__index__", "__int__", "__invert__"))

@@ -102,7 +102,7 @@ _UFUNCS: dict[str, Callable[..., Any]] = {
 
 
 class SymbolicInt(Symbolic, torch.SymInt):
-    """A whole number that follows the input's shape."""
+    """An integer that follows the input's shape."""
 
 
 class SymbolicFloat(Symbolic, torch.SymFloat):
@@ -110,7 +110,7 @@ class SymbolicFloat(Symbolic, torch.SymFloat):
 
 
 class SymbolicBool(Symbolic, torch.SymBool):
-    """A comparison of sizes that nobody has asked the answer of yet."""
+    """A comparison of sizes whose answer is not needed yet."""
 
 
 def symbolic(recorder: SizeRecorder, value: object, op: str, target: Any, args: tuple[Any, ...]) -> Symbolic:
@@ -127,7 +127,7 @@ def concrete(value: Any) -> Any:
         return slice(concrete(value.start), concrete(value.stop), concrete(value.step))
     if isinstance(value, dict):
         return {key: concrete(item) for key, item in value.items()}
-    if isinstance(value, list):  # torch.fx has lists of its own, which cannot be made anew
+    if isinstance(value, list):  # torch.fx has lists of its own, which cannot be made again
         return [concrete(item) for item in value]
     if type(value) in (tuple, torch.Size):
         return type(value)([concrete(item) for item in value])

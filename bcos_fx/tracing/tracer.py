@@ -76,7 +76,7 @@ class Trace:
             (its name in this trace) and, where a literal only says the mode, ``training_argument`` and
             ``training_value``.
         guards: what Python code read from the shapes; the graph holds for inputs that answer the same.
-        notes: what Python code read from the values of whole-number inputs (masks), and whether it matters; where the
+        notes: what Python code read from the values of integer inputs (masks), and whether it matters; where the
             module stops gradients.
         own_backward: lines and modules with a backward pass of their own, which no graph holds.
         unused: parameters that the graph never uses (auxiliary heads).

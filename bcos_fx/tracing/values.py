@@ -1,4 +1,4 @@
-"""Numbers that Python code read from inputs of whole numbers, such as masks: does the graph hold for others too?
+"""Numbers that Python code read from inputs of integers, such as masks: does the graph hold for others too?
 
 A library asks a mask whether it masks anything, and leaves it out if not. The graph that was recorded with the mask is
 right either way; the one recorded without it is not. Which of the two a graph is, running both tells.
@@ -46,7 +46,7 @@ def drop_needless_checks(graph_module: GraphModule, inputs: list[Tensor], run: R
 
 
 def _others(inputs: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield inputs whose whole numbers are those of masks: nothing masked, the last place masked."""
+    """Yield inputs whose integers are those of masks: nothing masked, the last place masked."""
     for last in (1, 0):
         changed = [value if value.is_floating_point() else torch.ones_like(value) for value in inputs]
         for value in changed:

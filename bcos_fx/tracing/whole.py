@@ -1,6 +1,6 @@
 """What stays one call in a graph because a program asked for it: its own classes, and its own functions.
 
-PyTorch reports calls of its own functions to the recorder. A function of somebody else's is reported too where it goes
+PyTorch reports calls of its own functions to the recorder. A function of another package is reported too where it goes
 through the same protocol (:mod:`torch.overrides`), as :func:`kept_whole` makes it; outside of a recording it is the
 function that it was.
 """

@@ -27,7 +27,7 @@ class Alignment(nn.Module):
     Args:
         networks: converted networks, equal in structure; their layers' B is set.
         rises: the first whose pattern fits a layer decides; a layer that none names keeps its B.
-        tensors: let layers follow a tensor even where B is not learned, so that a compiled step is not compiled anew
+        tensors: let layers follow a tensor even where B is not learned, so that a compiled step is not compiled again
             for each value.
 
     Attributes:

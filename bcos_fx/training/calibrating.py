@@ -19,7 +19,7 @@ def usual_calibration(reference: nn.Module | None) -> Calibration:
 
     Args:
         reference: the original network, which is measured once, at the first call. None: norms take their statistics
-            anew, and outputs are not matched to anything: what the network was at B = 1 is no aim for a trained one.
+            again, and outputs are not matched to anything: what the network was at B = 1 is no aim for a trained one.
     """
     measured: list[Targets] = []
 

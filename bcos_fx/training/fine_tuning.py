@@ -299,7 +299,7 @@ class FineTuning(LightningModule):
         self._test_hits.reset()
 
     def epoch_means(self) -> tuple[float, float | None]:
-        """Return the epoch's mean loss and share of right answers (None without labels), and begin anew."""
+        """Return the epoch's mean loss and share of right answers (None without labels), and begin again."""
         loss = float(self._loss.compute())
         hits = float(self._hits.compute()) if self._hits.weight else None
         self._loss.reset()

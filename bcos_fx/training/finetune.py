@@ -336,7 +336,7 @@ def _calibration(
     """What calibrates before the first step and after later ones, and a few batches of training images as they are.
 
     Only what was not trained yet is matched to the original: pulling a trained network back to it undoes its training
-    (docs/finetuning.md has the figures), so later norms take their statistics anew and that is all.
+    (docs/finetuning.md has the figures), so later norms take their statistics again and that is all.
     """
     if training.calibrate == "never":
         return None

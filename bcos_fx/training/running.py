@@ -1,4 +1,4 @@
-"""One run of Lightning's Trainer: what it is told, and what its ends become."""
+"""One run of Lightning's Trainer: its options, and what becomes of each way to end."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class Run:
 
     def _kept(self, hint: str | None) -> str:
         if self.folder is None or not (self.folder / NAME).is_file():
-            return f"{hint or 'begin anew'}; no checkpoint was made yet"
+            return f"{hint or 'begin again'}; no checkpoint was made yet"
         return f"{hint or 'go on with resume'}; the last good checkpoint is {self.folder / NAME}"
 
     def _interrupted(self) -> KeyboardInterrupt:
@@ -186,7 +186,7 @@ class Run:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        """Keep Lightning's advice to itself: what matters is said by errors here."""
+        """Suppress Lightning's advice: what matters is raised as an error here."""
         chatter = logging.getLogger("lightning.pytorch")
         level = chatter.level
         chatter.setLevel(logging.ERROR)

@@ -74,9 +74,9 @@ class Copies:
 
     def __str__(self) -> str:
         ways = dict.fromkeys(row.how for row in self.rows)
-        said = ", ".join(f"{self.count(how)} {how}" for how in ways)
+        counts = ", ".join(f"{self.count(how)} {how}" for how in ways)
         named = f": {', '.join(self.missing[:5])}" if self.missing else ""
-        return f"{len(self.rows)} parameters: {said}{named}"
+        return f"{len(self.rows)} parameters: {counts}{named}"
 
 
 def find_copies(original: nn.Module, converted: BcosNetwork) -> Copies:
@@ -90,7 +90,7 @@ def find_copies(original: nn.Module, converted: BcosNetwork) -> Copies:
         converted: what came of it. Neither is changed.
     """
     search = _Search(original, converted)
-    # Parameters that are found whole under their own name go first, so that nobody else takes their copies.
+    # Parameters that are found whole under their own name go first, so that no other takes their copies.
     names = list(dict(original.named_parameters()))
     order = sorted(names, key=lambda name: not search.is_at_home(name))
     found = {name: search.find(name) for name in order}

@@ -121,7 +121,7 @@ def isolated_copy(module: Network, *, dtype: torch.dtype, apart_from: frozenset[
         raise UsageError(f"the {role}'s copy shares tensors with it", where=type(module).__name__, hint=hint)
     # No parameter gradients are wanted; not recording for them halves the memory of the gradient cases.
     twin.requires_grad_(False)
-    # Some networks fold weights for inference when eval() is called: train() first makes them fold anew.
+    # Some networks fold weights for inference when eval() is called: train() first makes them fold again.
     twin = twin.to(dtype)
     with suppress(BcosFxError):  # to train mode and back drops what an eval forward cached; one may refuse to train
         twin.train()

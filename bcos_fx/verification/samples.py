@@ -54,7 +54,7 @@ class Batch:
         return replace(self, tensors=tuple(change(tensor) for tensor in self.tensors))
 
     def per_sample(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """Apply ``change`` to the tensors that hold one sample per row, and count the rows anew."""
+        """Apply ``change`` to the tensors that hold one sample per row, and count the rows again."""
         changed = tuple(change(t) if self.is_batched(t) else t for t in self.tensors)
         return Batch(changed, self.names, changed[0].shape[0])
 

@@ -16,18 +16,18 @@ from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.zoo.examination import Examination, Row
 
 
-def examine(name: str, kept: Path, said: Path, side: int | None, threads: int) -> None:
+def examine(name: str, kept: Path, printed: Path, side: int | None, threads: int) -> None:
     """Examine a network, and keep its row in a file, whatever happens.
 
     Args:
         name: of the network.
         kept: the file of the row, written whenever there is more in it.
-        said: the file that takes what the process prints, also what is printed below Python.
+        printed: the file that takes what the process prints, also what is printed below Python.
         side: of the images in pixels, where the network takes that; None: its own.
         threads: that PyTorch may use.
     """
     os.setsid()  # the interrupt of a terminal is the starter's to handle, and must not become a row
-    _redirect(said)
+    _redirect(printed)
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")  # other people's networks warn of this and that
 
@@ -47,7 +47,7 @@ def examine(name: str, kept: Path, said: Path, side: int | None, threads: int) -
     note(examination.row)
 
 
-def _redirect(said: Path) -> None:
-    with said.open("wb") as stream:
+def _redirect(printed: Path) -> None:
+    with printed.open("wb") as stream:
         for descriptor in (1, 2):
             os.dup2(stream.fileno(), descriptor)

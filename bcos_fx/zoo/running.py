@@ -110,12 +110,12 @@ def _import_first(names: Iterable[str]) -> None:
 
 def _examined(name: str, side: int | None, limits: Limits, threads: int, stopping: threading.Event) -> Row:
     with tempfile.TemporaryDirectory() as folder:
-        kept, said = Path(folder) / "row.json", Path(folder) / "said"
+        kept, printed = Path(folder) / "row.json", Path(folder) / "said"
         start = time.monotonic()
-        process = _CONTEXT.Process(target=examine, args=(name, kept, said, side, threads))
+        process = _CONTEXT.Process(target=examine, args=(name, kept, printed, side, threads))
         process.start()
         over = _watch(process, limits, start, stopping)
-        last = said.read_text(errors="replace").strip().splitlines()[-1:] if said.exists() else []
+        last = printed.read_text(errors="replace").strip().splitlines()[-1:] if printed.exists() else []
         row: Row = json.loads(kept.read_text()) if kept.exists() else {"name": name}
         row["seconds in all"] = round(time.monotonic() - start, 1)
         row["date"] = datetime.date.today().isoformat()

@@ -225,7 +225,7 @@ _STRUCTURES: dict[str, Callable[[Document], Any]] = {
     "layer with a tensor too many": lambda d: module(d, "block.1").update(parameters=module(d, "bound")["parameters"]),
     "tensor of another shape": lambda d: module(d, "bound")["parameters"][1].update(key="norm.num_batches_tracked"),
     "no such tensor": lambda d: module(d, "bound")["parameters"][1].update(key="nowhere"),
-    "parameter of whole numbers": lambda d: d["modules"][0]["parameters"].append(
+    "parameter of integers": lambda d: d["modules"][0]["parameters"].append(
         {"name": "count", "key": "norm.num_batches_tracked", "gradient": True}
     ),
     "parameter and buffer": lambda d: module(d, "block")["parameters"].append(

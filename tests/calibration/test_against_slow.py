@@ -198,11 +198,11 @@ def mean_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def last_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Moments.add
 
-    def anew(self: Moments, values: Tensor) -> None:
+    def again(self: Moments, values: Tensor) -> None:
         Moments.__init__(self, self._dim)
         real(self, values)
 
-    monkeypatch.setattr(Moments, "add", anew)
+    monkeypatch.setattr(Moments, "add", again)
 
 
 def output_for_input(monkeypatch: pytest.MonkeyPatch) -> None:

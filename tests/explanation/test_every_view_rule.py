@@ -172,7 +172,7 @@ def _traced(module: nn.Module, x: Tensor) -> fx.GraphModule:
 
 @pytest.mark.parametrize("name", list(CASES))
 def test_golden_text(name: str, request: pytest.FixtureRequest) -> None:
-    """What the first network of each rule looks like before and after; ``pytest --golden`` writes the texts anew."""
+    """What the first network of each rule looks like before and after; ``pytest --golden`` writes the texts again."""
     module, x = built(CASES[name], next(iter(CASES[name].hits)))
     written = f"before\n{text(_traced(module, x))}\n\nafter\n{text(view_of(module, x).graph_module)}\n"
     golden.compare(written, GOLDEN / f"{name}.txt", request)

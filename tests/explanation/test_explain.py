@@ -116,7 +116,7 @@ def test_tokens_are_explained_by_their_embeddings() -> None:
     assert found.weights.shape == (COUNT, 5, 6)
     assert found.contributions.shape == (COUNT, 5)
     assert {"positions", "values.bias", "norm.bias", "head.bias"} == set(found.constants)
-    with pytest.raises(bcos_fx.BcosFxError, match="whole numbers"):
+    with pytest.raises(bcos_fx.BcosFxError, match="integers"):
         bcos_fx.explain(tokens, ids)
 
 

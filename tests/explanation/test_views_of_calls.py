@@ -171,7 +171,7 @@ def test_token_indices_are_explained_by_their_embedding() -> None:
     tokens = torch.randint(0, 9, (3, 4))
     found = check_completeness(view_of(network, tokens, source="e"), [tokens])
     assert found.worst < 1e-12
-    with pytest.raises(UsageError, match="whole numbers"):
+    with pytest.raises(UsageError, match="integers"):
         view_of(network, tokens)
 
 

@@ -216,7 +216,7 @@ def _text(graph_module: fx.GraphModule, options: bcos_fx.convert.Recipe) -> str:
 def test_golden_text(name: str, request: pytest.FixtureRequest) -> None:
     """What the first network of each rule looks like before and after, node by node.
 
-    ``pytest --golden`` writes the texts anew; read the difference before committing it.
+    ``pytest --golden`` writes the texts again; read the difference before committing it.
     """
     case = CASES[name]
     module = build(next(iter(case.hits.values())))

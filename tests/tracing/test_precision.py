@@ -52,7 +52,7 @@ class Fixing(Reading):
 
 
 class Remembering(Making):
-    """Keeps a size of its input as an attribute, and reads it at the next call before it sets it anew."""
+    """Keeps a size of its input as an attribute, and reads it at the next call before it sets it again."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -101,7 +101,7 @@ def test_a_loss_that_tapers_off(tmp_path: Path) -> None:
             "all losses taper off",
         ),
         ("[training]\nepochs = 0\n", 1, "epochs is 0"),
-        ('[training]\nepochs = "3"\n', 2, "must be a whole number"),
+        ('[training]\nepochs = "3"\n', 2, "must be an integer"),
         ('[training]\nloss = "bec"\n', 1, "did you mean 'bce'"),
         ("[training]\n[training.optimiser]\nlr = -1\n", 2, "lr is -1"),
         ("[training]\n[training.optimiser]\nlearning_rate = 1\n", 3, "unknown key"),

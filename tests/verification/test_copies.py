@@ -55,7 +55,7 @@ def test_every_parameter_is_found() -> None:
 
 
 def test_a_parameter_that_was_not_copied_is_missing() -> None:
-    """As in published code, where a layer was made anew and its weights were never loaded."""
+    """As in published code, where a layer was made again and its weights were never loaded."""
     module, network = made()
     for name, parameter in network.named_parameters():
         kept = parameter.detach().clone()

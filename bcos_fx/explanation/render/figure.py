@@ -100,15 +100,15 @@ def _draw_row(axes: list[Axes], sample: Result, top: int) -> None:
 
 
 def _caption(drawn: Figure, explanation: Result, rows: int, pairs: int) -> None:
-    said = list(explanation.notes)
+    remarks = list(explanation.notes)
     if len(explanation.axes) == 2 and not explanation.colours:
-        said.append(_NO_COLOURS)
+        remarks.append(_NO_COLOURS)
     if rows < pairs:
-        said.append(f"{rows} of {pairs} rows, one for each sample and target")
+        remarks.append(f"{rows} of {pairs} rows, one for each sample and target")
     if explanation.warning:
-        said.insert(0, explanation.warning)
-    if said:
+        remarks.insert(0, explanation.warning)
+    if remarks:
         colour = OWN if explanation.complete else FOR
         drawn.supxlabel(
-            textwrap.fill(shown_in_a_line(". ".join(said)), 110), fontsize=8, color=colour, parse_math=False
+            textwrap.fill(shown_in_a_line(". ".join(remarks)), 110), fontsize=8, color=colour, parse_math=False
         )

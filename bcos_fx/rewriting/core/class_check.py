@@ -165,8 +165,8 @@ def _dynamic(trial: _Trial, layer: DynamicLayer) -> str | None:
     if type(layer).constant_like is DynamicLayer.constant_like:
         return "it has constants, and no method constant_like that gives them"
     present = any(trial.call.arguments.get(name) is not None for name in trial.call.op.constants)
-    said = layer.constant_like(constant) if present else 0
-    return None if trial.same(constant, constant * 0 + said) else "constant_like is not what it adds"
+    stated = layer.constant_like(constant) if present else 0
+    return None if trial.same(constant, constant * 0 + stated) else "constant_like is not what it adds"
 
 
 def _selection(trial: _Trial) -> str | None:

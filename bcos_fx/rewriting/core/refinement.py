@@ -1,7 +1,7 @@
 """Where an op's options take it out of its linearity class.
 
 The vocabulary gives a class to an op as such. A clamp that does not pass through 0, a norm that reads the other
-samples of its batch or a call whose constant nobody can single out is not what its class says.
+samples of its batch or a call whose constant cannot be singled out is not what its class says.
 """
 
 from __future__ import annotations

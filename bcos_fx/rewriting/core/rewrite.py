@@ -110,7 +110,7 @@ class Rewriter:
         return Step(hit.rule.name, hit.rule.phase, name, before, label)
 
     def finish(self) -> None:
-        """Drop what is no longer used, check the graph and make its code anew."""
+        """Drop what is no longer used, check the graph and make its code again."""
         graph = self.graph_module.graph
         graph.eliminate_dead_code()
         for moved in (self._places.move_back(), self._places.move_out()):

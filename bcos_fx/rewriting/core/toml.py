@@ -1,4 +1,4 @@
-"""TOML tables that know the file and line of each key, and refuse keys that nobody asked for.
+"""TOML tables that know the file and line of each key, and refuse unknown keys.
 
 ``tomllib`` keeps no positions, so a second, much simpler reading of the text notes where each key
 stands. It only has to find keys; what they mean stays with ``tomllib``.
@@ -25,7 +25,7 @@ _ASSIGNMENT = re.compile(r"^\s*([A-Za-z0-9_\-.\"']+)\s*=")
 _NAMES = {
     str: "a text",
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     float: "a number",
     list: "a list",
     dict: "a table",
@@ -123,7 +123,7 @@ class Table:
         return bool(self._get(name, bool, default))
 
     def integer(self, name: str, default: Any = _MISSING) -> Any:
-        """Return a whole number."""
+        """Return an integer."""
         return self._get(name, int, default)
 
     def number(self, name: str, default: Any = _MISSING) -> Any:

@@ -98,7 +98,7 @@ def is_not_flatten_module(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("no-indices")
 def no_indices(reader: GraphReader, call: Call) -> Verdict:
-    """Max pooling whose indices nobody asked for."""
+    """Max pooling whose indices are not returned."""
     return "its indices are used, which an average does not have" if call.arguments["return_indices"] else True
 
 
