@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,11 @@ import bcos_fx
 from bcos_fx import rules
 from bcos_fx.artifact import from_bytes, to_bytes
 from bcos_fx.errors import ArtifactError, RewriteError, RuleError, UsageError
-from bcos_fx.rewriting.core import ops, registry, spelling
+from bcos_fx.rewriting.core import ops, spelling
 from tests.artifact.making import tampered
 from tests.rules import own_ops
 
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def unspoiled() -> Iterator[None]:
-    """Put back afterwards what a test registers or takes away."""
-    stores = (spelling._REGISTERED, ops._DECLARED, registry.BUILDERS._entries)
-    before = [dict(store) for store in stores]
-    yield
-    for store, kept in zip(stores, before, strict=True):
-        store.clear()
-        store.update(kept)
-    ops.forget_vocabulary()
 
 
 @pytest.fixture(scope="module")
