@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bcos_fx.calibration import calibrate_
 from bcos_fx.checkpoint import build_architecture, read_model
 from bcos_fx.cli import values
+from bcos_fx.cli.console import echo
 from bcos_fx.cli.request import Request
 from bcos_fx.data.batches import Batches, note_enlarged
 from bcos_fx.data.classes import read_classes
@@ -136,11 +137,14 @@ def find_images(place: Path, classes: Path | None = None) -> ImageSource:
 def calibration_images(network: BcosNetwork, source: ImageSource, count: int | None = None) -> Batches:
     """Return batches of images as the network takes them.
 
-    Raises:
-        UsageError: the labels cannot be meant for the network.
+    Labels only count hits: folders that cannot be classes of the network are any folders of photographs.
     """
     if not source.unlabelled:
-        source.check_classes(network.class_count())
+        try:
+            source.check_classes(network.class_count())
+        except UsageError as error:
+            source.unlabelled = True
+            echo(f"note: labels are left out, so hits are not counted: {error.what}", err=True)
     note_enlarged(source, network.preprocessing)
     return Batches(source, network.preprocessing, _BATCH, count)
 

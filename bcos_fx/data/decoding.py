@@ -25,6 +25,7 @@ from PIL import Image, UnidentifiedImageError
 
 from bcos_fx.budgets import IMAGE_BYTES, PIXELS
 from bcos_fx.errors import BcosFxError
+from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.files import kind_of_special
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
@@ -239,5 +240,5 @@ def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
 
 @functools.cache
 def note(text: str) -> None:
-    """Log a note for the user, once."""
-    logging.getLogger("bcos_fx").warning("note: %s", text)
+    """Log a note for the user, once, without what a terminal would obey: names of files may be in it."""
+    logging.getLogger("bcos_fx").warning("note: %s", shown_in_a_line(text))

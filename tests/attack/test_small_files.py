@@ -85,30 +85,29 @@ def test_a_small_file_is_refused_by_every_command(maker: Maker, tmp_path: Path) 
     assert not (tmp_path / "out.safetensors").exists()
 
 
-# What other readers are given: content of a file, and an expression of the file's path `p` that reads it.
+# What other readers are given: content of a file, and what reads it: a module and an expression of the file's path `p`.
 _DOTS = ".".join("a" * 100_000)
 READERS = {
-    "toml of dotted keys": (f"{_DOTS} = 1".encode(), "rewriting.core.toml.read_toml(p)"),
-    "toml of a dotted header": (f"[{_DOTS}]".encode(), "rewriting.core.toml.read_toml(p)"),
-    "toml of inline dots": (f"x = {{y = {{{_DOTS} = 1}}}}".encode(), "rewriting.core.toml.read_toml(p)"),
-    "toml of quoted dots": (".".join(['"a"'] * 100_000).encode() + b" = 1", "rewriting.core.toml.read_toml(p)"),
-    "toml of nested lists": (b"x = " + b"[" * 100_000, "rewriting.core.toml.read_toml(p)"),
-    "toml of many lines": (b"".join(b"a.k%d = 1\n" % n for n in range(100_000)), "rewriting.core.toml.read_toml(p)"),
-    "classes of nested lists": (b"[" * 1_000_000, "data.classes.read_classes(p)"),
-    "classes of empty lists": (b"[" + b"[]," * 4_000_000 + b"[]]", "data.classes.read_classes(p)"),
-    "classes of a long text": (b'["' + b"a" * 20_000_000 + b'"]', "data.classes.read_classes(p)"),
-    "templates of a long text": (b"a" * 20_000_000, "text.templates.read_templates(p)"),
+    "toml of dotted keys": (f"{_DOTS} = 1".encode(), "rewriting.core.toml:read_toml(p)"),
+    "toml of a dotted header": (f"[{_DOTS}]".encode(), "rewriting.core.toml:read_toml(p)"),
+    "toml of inline dots": (f"x = {{y = {{{_DOTS} = 1}}}}".encode(), "rewriting.core.toml:read_toml(p)"),
+    "toml of quoted dots": (".".join(['"a"'] * 100_000).encode() + b" = 1", "rewriting.core.toml:read_toml(p)"),
+    "toml of nested lists": (b"x = " + b"[" * 100_000, "rewriting.core.toml:read_toml(p)"),
+    "toml of many lines": (b"".join(b"a.k%d = 1\n" % n for n in range(100_000)), "rewriting.core.toml:read_toml(p)"),
+    "classes of nested lists": (b"[" * 1_000_000, "data.classes:read_classes(p)"),
+    "classes of empty lists": (b"[" + b"[]," * 4_000_000 + b"[]]", "data.classes:read_classes(p)"),
+    "classes of a long text": (b'["' + b"a" * 20_000_000 + b'"]', "data.classes:read_classes(p)"),
+    "templates of a long text": (b"a" * 20_000_000, "text.templates:read_templates(p)"),
     "embeddings with a long header": (
         (99_000_000).to_bytes(8, "little") + b"{" + b" " * 98_999_999,
-        "text.embedding.TextEmbeddings.load(p)",
+        "text.embedding:TextEmbeddings.load(p)",
     ),
 }
 _READER_CHILD = """
 import importlib, pathlib, resource, sys
 import bcos_fx
-room, _, rest = sys.argv[1].partition(".")
-module, _, call = rest.partition(".")
-found = importlib.import_module(f"bcos_fx.{room}.{module}")
+module, _, call = sys.argv[1].partition(":")
+found = importlib.import_module(f"bcos_fx.{module}")
 taken = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, taken + 2**30))
 try:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bcos_fx.cli import app
+from bcos_fx.data import decoding
 from bcos_fx.errors import UsageError
 from bcos_fx.escaping import shown
 from bcos_fx.terminal import EscapingConsole
@@ -198,8 +199,10 @@ def test_no_command_prints_them(run: Any, artifact: Path, folder: Path) -> None:
     assert commands >= {str(command.name) for command in app.registered_commands}
 
 
-def test_what_is_logged_is_constant(root: Path) -> None:
-    """Logging prints as it is: nothing of a file may be in it."""
-    text = (root / "bcos_fx" / "data" / "decoding.py").read_text()
-    assert text.count("_note(") == 2
+def test_what_is_logged_is_escaped(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Logging prints as it is: one place logs, and it escapes."""
+    files = [path for path in (root / "bcos_fx").rglob("*.py") if 'getLogger("bcos_fx")' in path.read_text()]
+    assert [path.name for path in files] == ["decoding.py"]
+    decoding.note("a file \x1b[2Jnamed\nso")
+    assert caplog.messages == [r"note: a file \x1b[2Jnamed\nso"]
     assert logging.getLogger("bcos_fx").handlers == []
