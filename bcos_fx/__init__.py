@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bcos_fx.calibration import calibrate
     from bcos_fx.convert import bcosify, plan
     from bcos_fx.diagnosis import why_not
-    from bcos_fx.evaluation.evaluate import evaluate
+    from bcos_fx.evaluation.measures import evaluate
     from bcos_fx.explanation.certify import certify
     from bcos_fx.explanation.explain import explain
     from bcos_fx.explanation.explanation import Explanation
@@ -53,7 +53,7 @@ __getattr__ = lazily(
         "bcosify": "bcos_fx.convert",
         "calibrate": "bcos_fx.calibration",
         "certify": "bcos_fx.explanation.certify",
-        "evaluate": "bcos_fx.evaluation.evaluate",
+        "evaluate": "bcos_fx.evaluation.measures",
         "explain": "bcos_fx.explanation.explain",
         "finetune": "bcos_fx.training.finetune",
         "load": "bcos_fx.artifact",

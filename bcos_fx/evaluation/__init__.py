@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from bcos_fx.data.stores import open_source
     from bcos_fx.evaluation.concept_map import text2concept
     from bcos_fx.evaluation.correctness import Accuracy, accuracy
-    from bcos_fx.evaluation.evaluate import evaluate
     from bcos_fx.evaluation.localisation import Localisation, gridpg
+    from bcos_fx.evaluation.measures import evaluate
     from bcos_fx.evaluation.probing import embed_images, linear_probe
     from bcos_fx.evaluation.reference import gridpg_reference
     from bcos_fx.evaluation.scoring import gridpg_score
@@ -50,7 +50,7 @@ __getattr__ = lazily(
         "accuracy": "bcos_fx.evaluation.correctness",
         "dynamic_linear": "bcos_fx.methods.method",
         "embed_images": "bcos_fx.evaluation.probing",
-        "evaluate": "bcos_fx.evaluation.evaluate",
+        "evaluate": "bcos_fx.evaluation.measures",
         "fair": "bcos_fx.evaluation.selection",
         "gridpg": "bcos_fx.evaluation.localisation",
         "gridpg_reference": "bcos_fx.evaluation.reference",

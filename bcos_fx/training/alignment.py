@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -26,7 +26,8 @@ class Alignment(nn.Module):
 
     Args:
         networks: converted networks, equal in structure; their layers' B is set.
-        rises: the first whose pattern fits a layer decides; a layer that none names keeps its B.
+        rises: the first whose pattern fits a layer decides; a layer that none names keeps its B. So does one whose B
+            was chosen by a pattern at conversion, where the rise is that of all layers (``*``).
         tensors: let layers follow a tensor even where B is not learned, so that a compiled step is not compiled again
             for each value.
 
@@ -40,7 +41,8 @@ class Alignment(nn.Module):
     def __init__(self, networks: Sequence[BcosNetwork], rises: Sequence[Rise], *, tensors: bool = False) -> None:
         super().__init__()
         paths = places_of_phase(networks[0], "align") if rises else []
-        self._rises = {path: rise for path in paths if (rise := first_named(rises, path, networks[0])) is not None}
+        found = {path: rise for path in paths if (rise := first_named(rises, path, networks[0])) is not None}
+        self._rises = {path: r for path, r in found.items() if r.layers != "*" or not was_chosen(path, networks[0])}
         check_named(rises, paths, list(self._rises.values()), "B-cos layer whose B may change")
         self._layers = {path: [_layer(network, path) for network in networks] for path in self._rises}
         self._first = {path: layers[0].b for path, layers in self._layers.items()}
@@ -104,6 +106,12 @@ def first_named(schedules: Sequence[Scheduled], path: str, network: nn.Module) -
     """Return the first schedule whose pattern fits the path or the family of a network's module."""
     layer = network.get_submodule(path)
     return next((schedule for schedule in schedules if fits(schedule.layers, path, layer)), None)
+
+
+def was_chosen(path: str, network: BcosNetwork) -> bool:
+    """Return whether a pattern at conversion chose the B of a layer (``--b depthwise=1``), so that no default does."""
+    b = network.report.options["b"]
+    return isinstance(b, Mapping) and any(fits(pattern, path, network.get_submodule(path)) for pattern in b)
 
 
 def check_named(schedules: Sequence[Scheduled], paths: Sequence[str], used: Sequence[Scheduled], what: str) -> None:

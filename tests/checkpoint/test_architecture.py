@@ -92,6 +92,7 @@ def test_a_module_that_is_not_there(factories: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(CheckpointError, match=r"did you mean .*factories\.py"):
         build_architecture(f"{factories.with_name('factory.py')}:net")
     monkeypatch.chdir(factories.parent)
+    monkeypatch.delitem(sys.modules, "factories", raising=False)  # of a test before this one
     with pytest.raises(CheckpointError, match=r"write factories\.py:tiny"):
         build_architecture("factories:tiny")
 

@@ -292,7 +292,7 @@ def test_images_of_half_the_networks_size_are_remarked_upon(run: Run, data: Path
         (("--original", "arch.py:built"), "built"),
         (("--original", "arch.py:build+missing.pth"), "missing.pth"),
         (("--classes", "missing.txt"), "cannot be read"),
-        (("--batch-size", "0"), "batch_size is 0"),
+        (("--batch-size", "0"), "--batch-size is 0"),
         (("--smooth", "4"), "odd"),
         (("-o", "data.npz"), "is a file"),
     ],

@@ -122,7 +122,7 @@ def test_mistakes_are_one_message_each(run: Run, start: Path, photographs: Path,
 def test_help_teaches(run: Run) -> None:
     done = run("finetune", "--help")
     assert done.exit_code == 0
-    for word in ("--data", "--val", "--recipe", "--resume", "--from-scratch", "--new-head", "one folder per class"):
+    for word in ("--data", "--val", "--recipe", "--resume", "--from-scratch", "--new-head", "a folder per class"):
         assert word in done.stdout
 
 

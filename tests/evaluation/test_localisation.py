@@ -114,7 +114,7 @@ def test_a_network_of_one_size_plays_in_windows() -> None:
     fixed = bcos_fx.bcosify(Fixed().eval(), recipe="equivalent", example_inputs=torch.rand(2, 3, 8, 8))
     with pytest.raises(UsageError, match="takes no image as large as a grid") as caught:
         gridpg(fixed, images(40), side=2)
-    assert "--windows" in str(caught.value)
+    assert "windows=True" in str(caught.value)
     found = gridpg(fixed, images(40), protocol=published(side=2, windows=True))
     assert found.mean > 0.5
     assert found.settings["windows"] == "8x8, stride half"

@@ -49,6 +49,19 @@ def test_b_rises_by_the_first_pattern_that_fits() -> None:
         Alignment([network], [Rise(), Rise(layers="0")])
 
 
+def test_a_rise_of_all_layers_leaves_b_that_the_conversion_chose() -> None:
+    chosen = converted(b={"4": 1.0})
+    alignment = Alignment([chosen], [Rise()])
+    alignment.set(1.0)
+    assert pressures(chosen) == [2.0, 1.0, 2.0]
+    named = converted(b={"4": 1.0})
+    Alignment([named], [Rise(layers="4", to=1.5), Rise()]).set(1.0)
+    assert pressures(named) == [2.0, 1.5, 2.0]
+    everywhere = converted(b={"4": 1.0, "*": 3.0})
+    Alignment([everywhere], [Rise()]).set(1.0)
+    assert pressures(everywhere) == [3.0, 1.0, 3.0]
+
+
 @pytest.mark.parametrize("scale", ["cosine", "raw", "unit"])
 @pytest.mark.parametrize("b", [1.0, 1.3, 2.0])
 def test_a_layer_that_follows_a_tensor_computes_the_same(b: float, scale: str) -> None:

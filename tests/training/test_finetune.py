@@ -291,7 +291,7 @@ def test_from_scratch_and_a_new_head(tmp_path: Path) -> None:
     pixels, labels = images(20)[0], torch.arange(20) % 5
     with pytest.raises(UsageError, match="the data has 5 classes, and the network 3") as caught:
         finetune(network, (pixels, labels), recipe=plain(epochs=1))
-    assert "--new-head" in str(caught.value)
+    assert "head='new'" in str(caught.value)
     few = (pixels, torch.arange(20) % 2)  # bare labels may leave out a class
     assert finetune(network, few, recipe=plain(epochs=1)).network(pixels).shape == (20, 3)
     found = finetune(network, (pixels, labels), recipe=plain(epochs=1), new_head=True).network

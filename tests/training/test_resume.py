@@ -71,7 +71,7 @@ def test_a_finished_run_goes_on_to_nothing(tmp_path: Path) -> None:
     same(whole, small_runs.full_run(tmp_path, resume=True))
     with pytest.raises(UsageError, match="there is a run in") as caught:
         small_runs.full_run(tmp_path)
-    assert "--resume" in str(caught.value)
+    assert "resume=True" in str(caught.value)
 
 
 def test_the_callers_random_numbers_and_network_stay_as_they_are() -> None:

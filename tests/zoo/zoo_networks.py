@@ -48,11 +48,16 @@ class Named(Convolutional):
 
 
 class Kept(nn.LSTM):
-    """A class of its own, which stays whole."""
+    """Calls the kernel itself, which stays whole."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        first = x.new_zeros(1, x.shape[0], self.hidden_size)
+        weights = self._flat_weights
+        return torch.lstm(x, (first, first), weights, True, 1, 0.0, self.training, False, self.batch_first)
 
 
 class Recurrent(nn.Module):
-    """Has a part that nobody can look into."""
+    """Has a part that tracing cannot look into."""
 
     def __init__(self) -> None:
         super().__init__()
