@@ -27,7 +27,7 @@ def on_value_path(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("reads-its-input-alone")
 def reads_its_input_alone(reader: GraphReader, call: Call) -> Verdict:
-    """The module is called with its input and nothing else, such as the size that its output shall have."""
+    """The module is called with its input and nothing else, such as the size of its output."""
     if len(call.node.args) + len(call.node.kwargs) <= len(call.op.inputs):
         return True
     return "it is called with more than its input, which a new layer would not be given"
