@@ -179,7 +179,7 @@ def tar_of_a_sparse_label(path: Path) -> None:
 def test_stores_of_images_refuse_them_too(maker: Maker, tmp_path: Path) -> None:
     path = tmp_path / ("images.tar" if "tar" in maker.__name__ else "images.npz")
     maker(path)
-    said = _refusal("data.stores.open_source(p)", path)
+    said = _refusal("data.stores:open_source(p)", path)
     assert "are read" in said
     assert "bytes" in said
 
