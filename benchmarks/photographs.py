@@ -418,7 +418,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         if options.quick:
-            options.images, options.few_images, options.held, options.tested = 32, 16, 40, 40
+            options.images, options.few_images, options.held, options.tested = 32, 31, 40, 40
             options.epochs = options.few_epochs = 1
             options.side, options.batch_size, options.settings = 96, 16, [0]
             options.grids = options.test_grids = 1
