@@ -86,13 +86,9 @@ def _weighted(network: BcosNetwork) -> str | None:
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
             calls = [other.target for other in network.graph.nodes if other.op == "call_module"]
             return str(node.target) if calls.count(node.target) == 1 else None
-        if node.op == "get_attr" or (module is not None and module.state_dict() and not _is_logit_layer(module)):
+        if node.op == "get_attr" or (module is not None and module.state_dict()):
             return None
     return None
-
-
-def _is_logit_layer(module: nn.Module) -> bool:
-    return isinstance(module, LogitLayer)
 
 
 def _exchanged(network: BcosNetwork, classes: int, made: Callable[[nn.Module], nn.Module]) -> BcosNetwork:
@@ -138,7 +134,7 @@ def _from_the_output(network: BcosNetwork) -> list[fx.Node]:
 def _logit_layers(network: BcosNetwork) -> list[str]:
     """The paths of the logit layers that stand behind the last layer with weights."""
     calls = [str(node.target) for node in _from_the_output(network) if node.op == "call_module"]
-    return [path for path in calls if _is_logit_layer(network.get_submodule(path))]
+    return [path for path in calls if isinstance(network.get_submodule(path), LogitLayer)]
 
 
 def _outputs(network: BcosNetwork) -> int:
