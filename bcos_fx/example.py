@@ -27,7 +27,7 @@ def guesses(module: nn.Module) -> Iterator[Tensor]:
     """Yield inputs that the module may take: two samples of noise in [0, 1], as its first layer reads them.
 
     Behind an encoding [x, 1 - x] a layer reads twice the channels of the input. An exported program notes the
-    shape of its input, which is taken as it is.
+    shape of its input, which is taken as it is. The size that the module itself records is the first guess.
 
     Raises:
         UsageError: the first layer does not say what the module takes.
@@ -40,8 +40,9 @@ def guesses(module: nn.Module) -> Iterator[Tensor]:
         if isinstance(layer, InputEncoding):
             parts = 2
         if isinstance(layer, nn.Conv2d):
-            for size in IMAGE_SIZES:
-                yield _noise(layer, layer.in_channels // parts, size, size)
+            sizes = [(size, size) for size in IMAGE_SIZES]
+            for height, width in dict.fromkeys([recorded_size(module) or sizes[0], *sizes]):
+                yield _noise(layer, layer.in_channels // parts, height, width)
             return
         if isinstance(layer, nn.Linear):
             yield _noise(layer, layer.in_features)
@@ -52,6 +53,17 @@ def guesses(module: nn.Module) -> Iterator[Tensor]:
                 hint="give example_inputs=, a batch of at least two samples",
             )
     raise UsageError("the module has no layer that says what it takes", hint="give example_inputs=")
+
+
+def recorded_size(module: nn.Module) -> tuple[int, int] | None:
+    """Return height and width of a module's images as it records them (timm and open_clip do), or None."""
+    for record, name in (("pretrained_cfg", "input_size"), ("preprocess_cfg", "size")):
+        recorded = getattr(module, record, None)
+        found = recorded.get(name) if isinstance(recorded, Mapping) else None
+        sides = [found] * 2 if isinstance(found, int) else list(found)[-2:] if isinstance(found, list | tuple) else []
+        if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides):
+            return sides[0], sides[1]
+    return None
 
 
 def _noise(layer: nn.Conv2d | nn.Linear, *shape: int) -> Tensor:

@@ -8,11 +8,10 @@ from bcos_fx.checkpoint.architecture import (
     guess_architecture,
     has_random_weights,
     load_into,
-    open_clip_choice,
-    open_clip_model,
 )
 from bcos_fx.checkpoint.identify import FileKind, identify
 from bcos_fx.checkpoint.inspection import Inspection, TensorRow, inspect
+from bcos_fx.checkpoint.libraries import open_clip_choice, open_clip_model
 from bcos_fx.checkpoint.model import read_model
 from bcos_fx.checkpoint.peer import load_peer_state, peer_state
 from bcos_fx.checkpoint.reading import StateDict, read_state_dict

@@ -1,6 +1,6 @@
 """Networks by name, and putting weights into them.
 
-An architecture is named ``torchvision:resnet50[@WEIGHTS]``, ``timm:NAME``, ``transformers:CLASS[@ATTENTION]``,
+An architecture is named ``torchvision:resnet50[@WEIGHTS]``, ``timm:NAME[.TAG]``, ``transformers:CLASS[@ATTENTION]``,
 ``open_clip:NAME[@TAG]`` (its image tower, with the pretrained weights of a tag), ``package.module:factory`` or
 ``path/to/file.py:factory``; a factory takes no arguments and returns an ``nn.Module``.
 """
@@ -9,29 +9,34 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bcos_fx.checkpoint import hugging_face
+from bcos_fx.checkpoint.libraries import (
+    built,
+    names_weights,
+    open_clip_tower,
+    required,
+    run_users_code,
+    timm_model,
+    torchvision_model,
+    without_downloads,
+)
 from bcos_fx.checkpoint.reading import StateDict
-from bcos_fx.errors import BcosFxError, CheckpointError, nearest
-from bcos_fx.lazy import library
+from bcos_fx.errors import CheckpointError, nearest
 from bcos_fx.tracing.wrappers import without_wrappers
 from bcos_fx.user_code import import_file
 
-Result = TypeVar("Result")
 FORMS = (
-    "torchvision:resnet50[@WEIGHTS], timm:NAME, transformers:CLASS[@ATTENTION], open_clip:NAME[@TAG], "
+    "torchvision:resnet50[@WEIGHTS], timm:NAME[.TAG], transformers:CLASS[@ATTENTION], open_clip:NAME[@TAG], "
     "package.module:factory or path/to/file.py:factory"
 )
-_WEIGHTS_BY_NAME = ("torchvision", "open_clip")
 # Library -> where its list of networks is, and the extra that brings it.
 _LISTED = {
     "torchvision": ("torchvision.models", "vision"),
@@ -56,34 +61,41 @@ _FAMILIES = (
 )
 
 
-def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = None) -> nn.Module:
+def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = None, fetch: bool = True) -> nn.Module:
     """Build the network that ``arch`` names; see the top of this file for the forms.
 
-    A class of transformers takes its sizes from ``configuration``, the content of a ``config.json``, where given.
+    Where the name includes weights, they are loaded, from a cache or the web. Those of torchvision put their
+    normalisation on the module as ``pretrained_cfg = {"mean": ..., "std": ..., "input_size": ..., "interpolation": ...,
+    "crop_pct": ...}``, as timm does with its own.
 
-    Where ``@WEIGHTS`` names torchvision weights, they are loaded, and their normalisation is put on the
-    module as ``pretrained_cfg = {"mean": ..., "std": ..., "interpolation": ..., "crop_pct": ...}``, as timm does with
-    its own.
+    Args:
+        arch: the name.
+        configuration: of a class of transformers, which takes its sizes from it: the content of a ``config.json``.
+        fetch: False where a file brings the weights, so that those of a tag of timm are not loaded.
 
     Raises:
-        CheckpointError: no such package, model or factory; the factory failed or returned no module.
+        CheckpointError: no such package, model or factory; the factory failed or returned no module; the weights
+            cannot be had, and the message says which file is missing and where it is looked for.
         MissingExtraError: the library that has it is not installed.
     """
     source, colon, name = arch.rpartition(":")
     if not colon or not source or not name:
         raise CheckpointError(f"{arch!r} names no architecture", hint=f"write it as {FORMS}")
     if source == "transformers":
-        return _transformers(name, arch, configuration)
-    if source in _LIBRARIES:
-        return _LIBRARIES[source](name, arch)
+        kind, chosen = hugging_face.named_class(required("transformers", "transformers"), name, arch)
+        return built(lambda: kind(hugging_face.configured(kind, configuration, chosen, arch)), arch)
+    if source == "timm":
+        return timm_model(name, arch, fetch=fetch)
+    if source in _BUILDERS:
+        return _BUILDERS[source](name, arch)
     factory = _member(_user_module(source, arch), name, arch)
-    return _call(factory, arch)
+    return built(factory, arch)
 
 
 def has_random_weights(arch: str) -> bool:
     """Whether the network that ``arch`` names comes with random weights: one of a library, with no weights named."""
     source, _, name = arch.rpartition(":")
-    return source in _LIBRARIES and not (source in _WEIGHTS_BY_NAME and "@" in name)
+    return source in (*_BUILDERS, "timm", "transformers") and not names_weights(source, name)
 
 
 def architecture_names(source: str) -> list[str]:
@@ -95,7 +107,7 @@ def architecture_names(source: str) -> list[str]:
     """
     if source not in _LISTED:
         raise CheckpointError(f"there is no list of the networks of {source!r}", hint=nearest(source, _LISTED))
-    return list(_library(*_LISTED[source]).list_models())
+    return list(required(*_LISTED[source]).list_models())
 
 
 def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -> None:
@@ -143,7 +155,7 @@ def guess_architecture(tensors: Mapping[str, Tensor]) -> str | None:
     for name in models.list_models(module=models):
         if name.startswith(starts) and starts:
             with torch.device("meta"):
-                candidate = models.get_model(name, weights=None, **_without_downloads(models, name))
+                candidate = models.get_model(name, weights=None, **without_downloads(models, name))
             if _signature(candidate.state_dict()) == wanted:
                 return f"torchvision:{name}"
     return None
@@ -169,108 +181,7 @@ def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: shape[1:] if name.rpartition(".")[0] == last else shape for name, shape in shapes.items()}
 
 
-def _torchvision(name: str, arch: str) -> nn.Module:
-    models = _library("torchvision.models", "vision")
-    name, _, wanted = name.partition("@")
-    known = models.list_models()
-    if name not in known:
-        raise CheckpointError(f"torchvision has no model {name!r}", where=arch, hint=nearest(name, known))
-    if not wanted:
-        return _call(lambda: models.get_model(name, weights=None, **_without_downloads(models, name)), arch)
-    choices = models.get_model_weights(name)
-    if wanted not in choices.__members__:
-        raise CheckpointError(
-            f"{name} has no weights {wanted!r}", where=arch, hint=nearest(wanted, choices.__members__)
-        )
-    weights = choices[wanted]
-    module = _call(lambda: models.get_model(name, weights=weights), arch)
-    preset = weights.transforms()
-    if hasattr(preset, "mean") and hasattr(preset, "std"):
-        recorded = {"mean": tuple(preset.mean), "std": tuple(preset.std), **_resizing(preset)}
-        module.pretrained_cfg = recorded  # type: ignore[assignment]
-    return module
-
-
-def _resizing(preset: Any) -> dict[str, Any]:
-    """How a weight's own preset resizes and crops, in timm's words; nothing of presets that do something else."""
-    resize, crop = getattr(preset, "resize_size", None), getattr(preset, "crop_size", None)
-    if not (isinstance(resize, list) and isinstance(crop, list) and len(resize) == len(crop) == 1):
-        return {}
-    return {"interpolation": preset.interpolation.value, "crop_pct": crop[0] / resize[0]}
-
-
-def _without_downloads(models: Any, name: str) -> dict[str, None]:
-    """Detection and segmentation models fetch a pre-trained backbone unless they are told not to."""
-    takes = inspect.signature(models.get_model_builder(name)).parameters
-    return {"weights_backbone": None} if "weights_backbone" in takes else {}
-
-
-def _timm(name: str, arch: str) -> nn.Module:
-    timm = _library("timm", "timm")
-    if not timm.is_model(name):
-        raise CheckpointError(f"timm has no model {name!r}", where=arch, hint=nearest(name, timm.list_models()))
-    return _call(lambda: timm.create_model(name, pretrained=False), arch)
-
-
-def _transformers(name: str, arch: str, configuration: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build a class of transformers, by a file's configuration or the default one of its kind."""
-    kind, chosen = hugging_face.named_class(_library("transformers", "transformers"), name, arch)
-    return _call(lambda: kind(hugging_face.configured(kind, configuration, chosen, arch)), arch)
-
-
-def open_clip_choice(text: str, arch: str) -> tuple[Any, str, str | None]:
-    """Return open_clip, the name of one of its models, and the tag of its pretrained weights, of ``NAME[@TAG]``.
-
-    Raises:
-        CheckpointError: it has no such model, or no such weights of it; names the nearest.
-        MissingExtraError: it is not installed.
-    """
-    open_clip = _library("open_clip", "clip")
-    name, at, tag = text.partition("@")
-    known = open_clip.list_models()
-    if name not in known:
-        raise CheckpointError(f"open_clip has no model {name!r}", where=arch, hint=nearest(name, known))
-    if at and tag not in (tags := open_clip.list_pretrained_tags_by_model(name)):
-        raise CheckpointError(f"open_clip has no weights {tag!r} of {name}", where=arch, hint=nearest(tag, tags))
-    return open_clip, name, tag or None
-
-
-def open_clip_model(open_clip: Any, name: str, tag: str | None) -> Any:
-    """Build one of open_clip's models, with the weights of a tag, or without and then without its word on that.
-
-    It logs that weights are random. Where none were asked for they come from the caller's file, or were meant to be.
-    """
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return tag is not None or "No pretrained weights" not in record.getMessage()
-
-    root = logging.getLogger()
-    root.addFilter(wanted)
-    try:
-        return open_clip.create_model(name, pretrained=tag)
-    finally:
-        root.removeFilter(wanted)
-
-
-def _open_clip(name: str, arch: str) -> nn.Module:
-    """Build the image tower of one of open_clip's models; one with weights records their mean and std."""
-    open_clip, name, tag = open_clip_choice(name, arch)
-    visual = _call(lambda: open_clip_model(open_clip, name, tag).visual, arch)
-    if not tag and hasattr(visual, "preprocess_cfg"):
-        del visual.preprocess_cfg  # without weights it is CLIP's mean and std for every model, and no record
-    return visual
-
-
-_LIBRARIES: dict[str, Callable[[str, str], nn.Module]] = {
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "transformers": _transformers,
-    "open_clip": _open_clip,
-}
-
-
-def _library(name: str, extra: str) -> Any:
-    return library(name, extra, f"--arch {name.partition('.')[0]}:...")
+_BUILDERS: dict[str, Callable[[str, str], nn.Module]] = {"torchvision": torchvision_model, "open_clip": open_clip_tower}
 
 
 def _user_module(source: str, arch: str) -> ModuleType:
@@ -281,8 +192,8 @@ def _user_module(source: str, arch: str) -> ModuleType:
             near = [str(path.with_name(item.name)) for item in path.parent.glob("*.py")]
             hint = nearest(source, near) if near else f"there are no Python files in {path.parent}"
             raise CheckpointError(f"there is no file {source!r}", where=arch, hint=hint)
-        return _run_users_code(lambda: import_file(path), arch, f"importing {source}")
-    return _run_users_code(lambda: _import_named(source, arch), arch, f"importing {source}")
+        return run_users_code(lambda: import_file(path), arch, f"importing {source}")
+    return run_users_code(lambda: _import_named(source, arch), arch, f"importing {source}")
 
 
 def _import_named(source: str, arch: str) -> ModuleType:
@@ -305,30 +216,6 @@ def _member(module: ModuleType, name: str, arch: str) -> Callable[[], Any]:
     own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
     known = own or [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     raise CheckpointError(f"{arch.rpartition(':')[0]} has no factory {name!r}", where=arch, hint=nearest(name, known))
-
-
-def _call(factory: Callable[[], Any], arch: str) -> nn.Module:
-    module: object = _run_users_code(factory, arch, "building the network")
-    if isinstance(module, nn.Module):
-        return module
-    raise CheckpointError(
-        f"the factory returned {type(module).__name__}, not an nn.Module",
-        where=arch,
-        hint="let it take no arguments and return the network",
-    )
-
-
-def _run_users_code(call: Callable[[], Result], arch: str, doing: str) -> Result:
-    try:
-        return call()
-    except BcosFxError:
-        raise
-    except Exception as error:  # code that is not ours may raise anything; the cause stays attached
-        raise CheckpointError(
-            f"{doing} raised {type(error).__name__}: {error}",
-            where=arch,
-            hint="the factory must run by itself, without arguments and without downloads",
-        ) from error
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str, expected: set[str]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def read_model(
 
     Args:
         path: weights or a folder of them, which need ``arch``; or, with ``trust_pickle``, a pickled module or ``.pt2``.
-        arch: ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME``, ``package.module:factory`` or ``file.py:factory``.
+        arch: ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[.TAG]``, ``package.module:factory`` or ``file.py:factory``.
         key: the dotted path of keys to the weights, where the file holds several sets.
         trust_pickle: let the file run the code that it carries. Only for files that you made.
 
@@ -50,7 +50,7 @@ def read_model(
         state = read_state_dict(path, key=key, trust_pickle=trust_pickle)
         with readable(Path(path)):
             configuration = configuration_beside(Path(path)) if arch.startswith("transformers:") else None
-        module = build_architecture(arch, configuration=configuration)
+        module = build_architecture(arch, configuration=configuration, fetch=False)
         published = load_published(module, state, _settings(path, kind, state, trust_pickle))
         if published is None:
             _load_plain(module, state)

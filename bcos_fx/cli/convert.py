@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +76,18 @@ def check_targets(request: Request) -> None:
 def converted(request: Request, stages: Stages) -> tuple[BcosNetwork, nn.Module]:
     """Read the network that a request names, and convert it; the original comes back too."""
     stages("starting", listed=False)
-    from bcos_fx.cli.network import conversion_arguments, read_network
+    from bcos_fx.cli.network import arguments_for, conversion_arguments, random_weights, read_network
     from bcos_fx.convert import bcosify
 
     arguments = conversion_arguments(request)
     stages("reading")
     original = read_network(request.model, arch=request.arch, key=request.key, trust_pickle=request.trust_pickle)
-    return bcosify(original, progress=stages, **arguments), original
+    random = random_weights(request.model, request.arch)
+    if random is not None:
+        echo(f"warning: {random}", err=True)
+    network = bcosify(original, progress=stages, **arguments | arguments_for(original, request))
+    notes = network.report.notes if random is None else (random, *network.report.notes)
+    return network.with_report(dataclasses.replace(network.report, notes=notes)), original
 
 
 def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, stages: Stages) -> dict[str, str]:
@@ -96,7 +102,6 @@ def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, sta
 
 
 def _tell(request: Request, network: BcosNetwork) -> None:
-    from bcos_fx.checkpoint import has_random_weights
     from bcos_fx.cli.console import console
     from bcos_fx.report.text import drift_sentence, show, verdict
 
@@ -116,8 +121,6 @@ def _tell(request: Request, network: BcosNetwork) -> None:
         echo(f"Wrote {path} ({size / 1e6:,.1f} MB). {drift_sentence(network.report)}")
         if request.picture is not None:
             echo(f"Drew {request.picture}.")
-    if request.model is None and request.arch is not None and has_random_weights(request.arch):
-        echo(f"warning: no checkpoint was named, so the weights of {request.arch} are random.", err=True)
     if found == "not tested":
         echo(
             "warning: the file was written, but its equivalence is NOT TESTED: the network answers nearly the same to "

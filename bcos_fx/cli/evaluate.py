@@ -173,10 +173,13 @@ def _networks(request: EvaluationRequest) -> tuple[BcosNetwork, NormalizedModel 
     network = read_artifact(request.model).eval()
     if request.original is None:
         return network.to(device), None
-    from bcos_fx.cli.network import read_network
+    from bcos_fx.cli.network import random_weights, read_network
 
     arch, plus, file = request.original.partition("+")
-    given = read_network(Path(file) if plus else None, arch=arch, key=None, trust_pickle=False)
+    checkpoint = Path(file) if plus else None
+    if (random := random_weights(checkpoint, arch)) is not None:
+        echo(f"warning: {random}", err=True)
+    given = read_network(checkpoint, arch=arch, key=None, trust_pickle=False)
     return network.to(device), NormalizedModel(given.eval(), network.record.inputs).to(device)
 
 

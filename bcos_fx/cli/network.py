@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.calibration import calibrate_
-from bcos_fx.checkpoint import build_architecture, read_model
+from bcos_fx.checkpoint import build_architecture, has_random_weights, published, read_model
 from bcos_fx.cli import values
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.request import Request
@@ -20,11 +20,12 @@ from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.data.stores import open_source
 from bcos_fx.errors import UsageError, nearest
+from bcos_fx.example import recorded_preprocessing, recorded_size, recorded_statistics
 from bcos_fx.explanation.layout import own_form
 from bcos_fx.network import BcosNetwork
-from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE
+from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE, load_recipe
 
-_DEFAULT_SHAPE = (3, 224, 224)
+_DEFAULT_SIZE = (224, 224)
 _BATCH, _VERIFIED_ON = 16, 32
 
 
@@ -40,6 +41,36 @@ def read_network(model: Path | None, *, arch: str | None, key: str | None, trust
     if arch is None:
         raise UsageError("there is nothing to convert", hint="name a checkpoint, or a network with --arch")
     return build_architecture(arch).eval()
+
+
+def random_weights(model: Path | None, arch: str | None) -> str | None:
+    """Return the warning for a network whose weights are random: a library's, with neither weights nor a file named."""
+    if model is not None or arch is None or not has_random_weights(arch):
+        return None
+    name = {"torchvision": "pretrained", "timm": "pretrained", "open_clip": "TAG"}.get(arch.partition(":")[0])
+    named = "a checkpoint" if name is None else f"trained ones, --arch {arch}@{name}, or a checkpoint"
+    return f"RANDOM WEIGHTS: {arch} names no weights, so the network has learned nothing; give {named}"
+
+
+def arguments_for(module: nn.Module, request: Request) -> dict[str, Any]:
+    """Return the arguments that depend on the network: what its library records of its images, and images to prove on.
+
+    The recorded mean and std are taken unless an option or the recipe has some, or the input is taken as it is.
+
+    Raises:
+        UsageError: an image cannot be read.
+    """
+    found: dict[str, Any] = {}
+    if request.images is not None:
+        shape = values.shape(request.input_shape) or (3, *(recorded_size(module) or _DEFAULT_SIZE))
+        found["images"] = _some_images(request.images, Preprocessing.of(shape, **recorded_preprocessing(module)))
+    recorded, options = recorded_statistics(module), load_recipe(request.recipe or DEFAULT_RECIPE).options
+    given = options.mean or (request.mean, request.std, request.batch_axis) != (None, None, None)
+    raw = (request.input or options.input) == "none" or published.origin_of(module) is not None
+    first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
+    if recorded is not None and not (given or raw) and first is not None and first.in_channels == len(recorded[0]):
+        found["mean"] = "auto"
+    return found
 
 
 def conversion_arguments(request: Request) -> dict[str, Any]:
@@ -70,10 +101,8 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
     if shape is not None:
         samples = example_of(shape)
         arguments["example_inputs"] = own_form(samples, values.in_range(axis, samples.dim()))
-    if request.images is not None:
-        arguments["images"] = _some_images(request.images, shape or _DEFAULT_SHAPE)
-    if request.calibrate is not None:
-        find_images(request.calibrate)  # a folder that is not there is found out before the work, not after it
+    for place in filter(None, (request.images, request.calibrate)):
+        find_images(place)  # a folder that is not there is found out before the work, not after it
     return arguments | _options(request)
 
 
@@ -110,13 +139,13 @@ def _head(request: Request) -> dict[str, Any]:
     return {"classes": wanted, "class_names": names}
 
 
-def _some_images(place: Path, shape: tuple[int, ...]) -> Tensor:
+def _some_images(place: Path, preprocessing: Preprocessing) -> Tensor:
     """Read some images of a source, evenly spread, to verify a conversion on.
 
     Raises:
         UsageError: there are none, or one cannot be read.
     """
-    source, preprocessing = open_source(place), Preprocessing.of(shape)
+    source = open_source(place)
     note_enlarged(source, preprocessing)
     (part,) = Batches(source, preprocessing, _VERIFIED_ON, _VERIFIED_ON).parts
     return torch.stack([source.read(index, preprocessing).image for index in part])

@@ -46,7 +46,8 @@ class Request:
         str | None,
         typer.Option(
             help="The network that the weights belong to: torchvision:resnet50, torchvision:resnet50@IMAGENET1K_V2 "
-            "(with its weights), timm:NAME, transformers:CLASS[@eager|@sdpa], open_clip:NAME[@TAG] "
+            "(with its weights), timm:NAME.TAG or timm:NAME@pretrained, transformers:CLASS[@eager|@sdpa], "
+            "open_clip:NAME[@TAG] "
             "(its image tower, with the weights of a tag), package.module:factory or file.py:factory.",
             rich_help_panel=_FILE,
         ),
@@ -202,8 +203,8 @@ class Request:
         str | None,
         typer.Option(
             help="The mean that the network's images were normalised with, per channel: 0.485,0.456,0.406 for most "
-            "ImageNet networks; auto takes it and --std from the weights named in --arch. The result takes images "
-            "in [0, 1] and normalises inside.",
+            "ImageNet networks; auto takes it and --std from what the library of --arch records. (default: auto where "
+            "it records them, else 0 and 1) The result takes images in [0, 1] and normalises inside.",
             rich_help_panel=_INPUT,
         ),
     ] = None

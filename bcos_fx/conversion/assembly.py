@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bcos_fx.conversion.records import Changed
+from bcos_fx.example import recorded_statistics
 from bcos_fx.network import BcosNetwork, Guard, Record
 from bcos_fx.report import Report
 from bcos_fx.report.collect import coverage, read_rows, removed_nodes, unknown_rows
@@ -62,9 +63,15 @@ def _notes(stage: Changed) -> tuple[str, ...]:
         notes.append(f"layers on value paths were found for the input {main[0]!r}; factors by other inputs weight it")
     if conversion.module.training:
         notes.append("the module was in train mode; it was traced, and is returned, in eval mode")
-    if any(step.rule == "image-input-encoded" for step in stage.log.steps) and not conversion.recipe.options.mean:
-        notes.append(
-            "mean and std were not given, so the network takes images as the original does, in [0, 1]; the 1 - x "
-            "half of the first kernel has no effect of its own until it is trained, and colours mean nothing yet"
-        )
+    options, recorded = conversion.recipe.options, recorded_statistics(conversion.module)
+    if any(step.rule == "image-input-encoded" for step in stage.log.steps):
+        if not options.mean:
+            notes.append(
+                "mean and std were not given, so the network takes images as the original does, in [0, 1]; the 1 - x "
+                "half of the first kernel has no effect of its own until it is trained, and colours mean nothing yet"
+            )
+        if recorded is not None:
+            given = "taken" if recorded == (options.mean, options.std) else "NOT taken"
+            numbers = " and ".join(", ".join(f"{value:g}" for value in part) for part in recorded)
+            notes.append(f"the original records its normalisation, which was {given}: mean and std are {numbers}")
     return tuple(notes)

@@ -122,6 +122,88 @@ def test_timm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         build_architecture("timm:tinny")
 
 
+@pytest.fixture
+def built_of_timm(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """What timm is asked to build; the library's own lists of models and weights are real."""
+    timm, asked = pytest.importorskip("timm"), list[tuple[str, bool]]()
+
+    def create(name: str, pretrained: bool) -> nn.Module:
+        asked.append((name, pretrained))
+        return nn.Linear(1, 1)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("name", "built"),
+    [
+        ("resnet18", ("resnet18", False)),
+        ("resnet18.a1_in1k", ("resnet18.a1_in1k", True)),
+        ("resnet18@tv_in1k", ("resnet18.tv_in1k", True)),
+        ("resnet18@pretrained", ("resnet18", True)),
+        ("resnet18.tv_in1k@pretrained", ("resnet18.tv_in1k", True)),
+        ("inception_v3@gluon_in1k", ("inception_v3.gluon_in1k", True)),
+    ],
+)
+def test_a_name_of_timm_that_includes_weights_loads_them(
+    name: str, built: tuple[str, bool], built_of_timm: list[tuple[str, bool]]
+) -> None:
+    build_architecture(f"timm:{name}")
+    assert built_of_timm == [built]
+    assert has_random_weights(f"timm:{name}") is not built[1]
+
+
+def test_weights_of_a_file_take_the_place_of_named_ones(tmp_path: Path, built_of_timm: list[tuple[str, bool]]) -> None:
+    read_model(save(nn.Linear(1, 1).state_dict(), tmp_path / "a.pt"), arch="timm:resnet18.a1_in1k")
+    assert built_of_timm == [("resnet18.a1_in1k", False)]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet18.a1_in2k", "did you mean 'a1_in1k'"),
+        ("resnet18@", "known: a1_in1k, a2_in1k"),
+        ("test_vit@nothing", "timm has no weights 'nothing' of test_vit"),
+        ("resnet18x.a1_in1k", "did you mean 'resnet18"),
+    ],
+)
+def test_weights_that_timm_does_not_have(name: str, words: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(CheckpointError, match=words):
+        build_architecture(f"timm:{name}")
+
+
+def _offline(*names: object, **options: object) -> nn.Module:
+    raise OSError("no network")
+
+
+@pytest.mark.parametrize(
+    ("arch", "function", "file"),
+    [
+        (
+            "timm:resnet18.a1_in1k",
+            "timm.create_model",
+            r"model\.safetensors of huggingface\.co/timm/resnet18\.a1_in1k, in the cache",
+        ),
+        (
+            "torchvision:resnet18@pretrained",
+            "torchvision.models.get_model",
+            r"cache as /.*/checkpoints/resnet18-\w+\.pth",
+        ),
+        ("open_clip:RN50@openai", "open_clip.create_model", r"huggingface\.co/timm/resnet50_clip\.openai"),
+        ("open_clip:RN50@yfcc15m", "open_clip.create_model", r"huggingface\.co/timm/resnet50_clip\.yfcc15m"),
+    ],
+)
+def test_weights_that_cannot_be_had_name_the_file_and_the_cache(
+    arch: str, function: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(function.partition(".")[0])
+    monkeypatch.setattr(function, _offline)
+    with pytest.raises(CheckpointError, match=rf"(?s)could not be downloaded: OSError: no network.*{file}"):
+        build_architecture(arch)
+
+
 @pytest.mark.parametrize(
     ("library", "extra"), [("timm", "timm"), ("transformers", "transformers"), ("open_clip", "clip")]
 )
@@ -163,6 +245,7 @@ def test_transformers_by_class(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arch", "random"),
     [
         ("timm:resnet18", True),
+        ("timm:resnet18.a1_in1k", False),
         ("torchvision:resnet18", True),
         ("torchvision:resnet18@IMAGENET1K_V1", False),
         ("transformers:ViTModel@eager", True),
@@ -217,6 +300,7 @@ def test_named_weights_bring_their_normalisation(monkeypatch: pytest.MonkeyPatch
     assert module.pretrained_cfg == {
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
+        "input_size": (3, 224, 224),
         "interpolation": "bilinear",
         "crop_pct": 224 / 256,
     }

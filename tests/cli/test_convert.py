@@ -198,11 +198,54 @@ def test_same_arguments_give_the_same_bytes(run: Run, folder: Path, weights: Pat
     assert (folder / "a.safetensors").read_bytes() == (folder / "b.safetensors").read_bytes()
 
 
-def test_recorded_normalisation_is_found(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """What --arch timm:tiny builds: a network that records its normalisation and size."""
     made = tiny_model.build()
-    made.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    made.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "input_size": (3, 12, 10)}
     monkeypatch.setattr("bcos_fx.cli.network.build_architecture", lambda arch: made)
-    done = run("convert", "--arch", "timm:tiny", *SHAPE, "--mean", "auto", "--json")
-    assert json.loads(done.stdout)["report"]["options"]["mean"] == [0.1, 0.2, 0.3]
-    assert "no checkpoint was named, so the weights of timm:tiny are random" in done.stderr
-    assert bcosify(made, example_inputs=torch.rand(2, 3, 8, 8), mean="auto").report.options["mean"] == [0.1, 0.2, 0.3]
+    return made
+
+
+@pytest.mark.parametrize("given", [(), ("--mean", "auto")])
+def test_recorded_normalisation_and_size_are_taken(
+    given: tuple[str, ...], run: Run, folder: Path, recorded: torch.nn.Module
+) -> None:
+    done = run("plan", "--arch", "timm:tiny", *given, "--json")
+    report = json.loads(done.stdout)
+    assert (report["options"]["mean"], report["options"]["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert report["inputs"]["x"].startswith("(N, 3, 12, 10)")
+    assert any(
+        "records its normalisation, which was taken: mean and std are 0.1, 0.2, 0.3" in n for n in report["notes"]
+    )
+
+
+@pytest.mark.parametrize("given", [("--mean", "0,0,0", "--std", "1,1,1"), ("--input", "none"), ("--recipe", "clip")])
+def test_what_is_chosen_goes_before_what_is_recorded(
+    given: tuple[str, ...], run: Run, folder: Path, recorded: torch.nn.Module
+) -> None:
+    done = run("plan", "--arch", "timm:tiny", *given, "--json")
+    if "clip" in given:  # a recipe with other statistics than the network's is a question for the user
+        assert (done.exit_code, "the module records (0.1, 0.2, 0.3)" in done.stderr) == (2, True)
+        return
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["options"]["mean"] != [0.1, 0.2, 0.3]
+    assert any("NOT taken" in note for note in report["notes"]) == ("none" not in given)
+
+
+def test_random_weights_are_reported_first(run: Run, folder: Path, weights: Path, recorded: torch.nn.Module) -> None:
+    done = run("convert", "--arch", "timm:tiny", "--recipe", "equivalent", "--json")
+    warning = "RANDOM WEIGHTS: timm:tiny names no weights"
+    assert json.loads(done.stdout)["report"]["notes"][0].startswith(warning)
+    assert done.stderr.startswith(f"warning: {warning}")
+    assert warning in load("tiny.bcos.safetensors").report.to_text().replace("\n    ", " ")
+    assert "RANDOM" not in run("plan", "weights.pth", "--arch", TINY, *SHAPE).output
+
+
+def test_the_library_takes_a_record_only_when_asked(recorded: torch.nn.Module) -> None:
+    x = torch.rand(2, 3, 8, 8)
+    assert bcosify(recorded, example_inputs=x, mean="auto").report.options["mean"] == [0.1, 0.2, 0.3]
+    report = bcosify(recorded, example_inputs=x).report
+    assert report.options["mean"] == []
+    assert any("NOT taken" in note for note in report.notes)
