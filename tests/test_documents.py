@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from bcos_fx.cli import app
 from bcos_fx.text import TextEmbeddings
 from bcos_fx.training.recipe import load_training
 from tests.evaluation import toy
+from tests.forks import run_code
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -126,14 +126,7 @@ def commands_of(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", dict.fromkeys(path for path, _ in commands()), ids=lambda path: path.name)
 def test_the_commands_of_a_document_run_one_after_another(path: Path, folder: Path) -> None:
     """In one folder, for some read what others wrote; and in one process, for each would import all again."""
-    done = subprocess.run(
-        [sys.executable, "-c", _ONE_AFTER_ANOTHER, *commands_of(path)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=1100,
-        check=False,
-    )
+    done = run_code(_ONE_AFTER_ANOTHER, folder, *commands_of(path), timeout=1100)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -158,9 +151,7 @@ def test_an_example_in_python_runs(path: Path, code: str, tmp_path: Path) -> Non
     pytest.importorskip(_NEEDED.get(path.name, "torch"))
     for name, content in files_of(path).items():
         (tmp_path / name).write_text(content, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", _GIVEN + code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
+    done = run_code(_GIVEN + code, tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "graph.png" not in code or (tmp_path / "graph.png").stat().st_size > 10_000
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 
 import bcos_fx
+from tests.forks import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -21,15 +19,7 @@ EXAMPLES = ROOT / "examples"
 
 def run(name: str, folder: Path, *arguments: str) -> str:
     """Run an example as its text says, somewhere else, and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=200,
-    )
+    done = run_script(EXAMPLES / name, folder, *arguments, strict=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -21,6 +20,7 @@ from bcos_fx.errors import UsageError, nearest
 from bcos_fx.zoo.selection import select
 from tests.attack.small_files import HARMLESS, MAKERS, Maker, deflated, many_steps, tuple_as_key
 from tests.cli.conftest import SHAPE, TINY
+from tests.forks import run_code
 
 _SECONDS = 240
 # Memory is limited after the libraries are loaded: to what they take, and 1 GiB.
@@ -49,14 +49,7 @@ for words in json.loads(sys.argv[1]):
 
 def outcomes(folder: Path, *commands: list[str]) -> dict[str, tuple[int, str]]:
     """Run commands in a process of limited memory: command -> exit code and output."""
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, json.dumps(commands)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-        check=False,
-    )
+    done = run_code(_CHILD, folder, json.dumps(commands), timeout=_SECONDS)
     assert done.returncode == 0, done.stderr[-2000:]
     return {name: (code, said) for name, code, said in map(json.loads, done.stdout.splitlines())}
 
@@ -120,13 +113,7 @@ else:
 
 
 def _refusal(expression: str, path: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", _READER_CHILD, expression, str(path)],
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-        check=False,
-    )
+    done = run_code(_READER_CHILD, path.parent, expression, str(path), timeout=_SECONDS)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -225,7 +212,5 @@ def test_a_run_s_checkpoint_is_read_within_budgets_too(maker: Maker, tmp_path: P
     from bcos_fx.training.checkpoints import _SEAL
 
     path.write_bytes(content + _SEAL % hashlib.sha256(content).hexdigest().encode())
-    done = subprocess.run(
-        [sys.executable, "-c", _CHECKPOINT, str(path)], capture_output=True, text=True, timeout=_SECONDS, check=False
-    )
+    done = run_code(_CHECKPOINT, tmp_path, str(path), timeout=_SECONDS)
     assert "are read" in done.stdout, done.stderr[-2000:]
