@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from bcos_fx.network import BcosNetwork
     from bcos_fx.report import Report
     from bcos_fx.training.finetune import finetune
+    from bcos_fx.training.recipe import Training
+    from bcos_fx.training.settings import RunSettings
     from bcos_fx.verification import verify
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "BcosNetwork",
     "Explanation",
     "Report",
+    "RunSettings",
+    "Training",
     "__version__",
     "bcosify",
     "calibrate",
@@ -50,6 +54,8 @@ __getattr__ = lazily(
         "BcosNetwork": "bcos_fx.network",
         "Explanation": "bcos_fx.explanation.explanation",
         "Report": "bcos_fx.report",
+        "RunSettings": "bcos_fx.training.settings",
+        "Training": "bcos_fx.training.recipe",
         "bcosify": "bcos_fx.convert",
         "calibrate": "bcos_fx.calibration",
         "certify": "bcos_fx.explanation.certify",

@@ -31,6 +31,7 @@ import bcos_fx
 from bcos_fx.checkpoint import read_model
 from bcos_fx.training.recipe import load_training
 from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -146,11 +147,13 @@ def train_all(options: argparse.Namespace, setting: Mapping[str, int]) -> None:
             (images, labels),
             recipe=load_training("gradual").with_changes(changes),
             validation=(test, truth),
-            reference=original,
-            folder=folder,
-            resume=True,
-            measures={"gridpg": pointing_on(test[:1000], truth[:1000])},
-            accelerator="cpu",
+            original=original,
+            run=RunSettings(
+                folder=folder,
+                resume=True,
+                measures={"gridpg": pointing_on(test[:1000], truth[:1000])},
+                accelerator="cpu",
+            ),
         )
         first, last = trained.history[0], trained.history[-1]
         row = {

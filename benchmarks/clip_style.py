@@ -35,6 +35,7 @@ from bcos_fx.network import BcosNetwork
 from bcos_fx.text import TextCache, TextEmbeddings, class_embeddings, load_text_tower
 from bcos_fx.training.recipe import Optimiser, Training
 from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.settings import RunSettings
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
 TEMPLATES = ("a photo of a {}.", "a close-up photo of a {}.", "a picture of the {}.", "{}")
@@ -151,7 +152,7 @@ def aligned(setting: Setting, tower: nn.Module, photographs: Images, b: float, *
         calibrate="steps",
     )
     data = photographs.pixels, photographs.labels  # which a loss between embeddings does not read
-    found = bcos_fx.finetune(start, data, recipe=training, reference=tower, accelerator="cpu")
+    found = bcos_fx.finetune(start, data, recipe=training, original=tower, run=RunSettings(accelerator="cpu"))
     assert isinstance(found.network, BcosNetwork)
     return found.network
 
@@ -167,7 +168,7 @@ def aligned_by_layers(setting: Setting, tower: nn.Module, photographs: Images, *
         optimiser=Optimiser(name="adam", lr=1e-3, warmup=0.5, clip=0.01),
     )
     data = photographs.pixels, photographs.labels
-    found = bcos_fx.finetune(start, data, recipe=training, reference=tower, accelerator="cpu")
+    found = bcos_fx.finetune(start, data, recipe=training, original=tower, run=RunSettings(accelerator="cpu"))
     assert isinstance(found.network, BcosNetwork)
     return found.network
 

@@ -30,6 +30,7 @@ from bcos_fx.evaluation import fair, gridpg, open_source
 from bcos_fx.explanation.render.color import photograph
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.recipe import Training, load_training
+from bcos_fx.training.settings import RunSettings
 from bcos_fx.verification.original import NormalizedModel
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -120,11 +121,13 @@ def stages(
         calibrated,
         taught.images,
         recipe=distilled(epochs, compared),
-        reference=original,
-        folder=folder / arm,
-        resume=True,
-        accelerator="cpu",
-        told=lambda row: print(f"{arm}: {row}", file=sys.stderr, flush=True),
+        original=original,
+        run=RunSettings(
+            folder=folder / arm,
+            resume=True,
+            accelerator="cpu",
+            on_epoch=lambda row: print(f"{arm}: {row}", file=sys.stderr, flush=True),
+        ),
     )
     kind = f"B = {b}, biases {biases}"
     names = f"{kind}, converted", f"{kind}, calibrated", f"{kind}, {compared} distilled"

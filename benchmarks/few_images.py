@@ -29,6 +29,7 @@ from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.evaluation import open_source
 from bcos_fx.heads.layers import with_new_head
 from bcos_fx.network import BcosNetwork
+from bcos_fx.training.settings import RunSettings
 
 EPOCHS = 40
 ARMS = {
@@ -109,9 +110,8 @@ def trained(arm: str, seed: int, train: Path, options: argparse.Namespace) -> Bc
         start,
         train,
         head="new",
-        reference=efficientnet_lite0(),
-        accelerator="cpu",
-        notice=lambda line: print(f"{arm}: {line}", file=sys.stderr, flush=True),
+        original=efficientnet_lite0(),
+        run=RunSettings(accelerator="cpu", log=lambda line: print(f"{arm}: {line}", file=sys.stderr, flush=True)),
         seed=seed,
         channels_last=True,
         epochs=epochs,

@@ -37,6 +37,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import fair, gridpg
 from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.schedule import Course, Fade, Rise, Taper
+from bcos_fx.training.settings import RunSettings
 
 Key = tuple[str, int, int, int, int]
 FIELDS = ("arm", "setting", "seed", "subset", "epochs")
@@ -221,13 +222,15 @@ def train_all(options: argparse.Namespace, results: Results) -> None:
             (images, labels),
             recipe=training_of(arm, setting, epochs, seed),
             validation=(test, truth),
-            reference=original,
-            folder=options.runs / "-".join(map(str, key)),
-            resume=True,
+            original=original,
+            run=RunSettings(
+                folder=options.runs / "-".join(map(str, key)),
+                resume=True,
+                measures={} if arm == "original" else {"gridpg": pointing_on(test[:1000], truth[:1000])},
+                accelerator="cpu",
+                on_epoch=lambda row, key=key: results.add(key, row),
+            ),
             from_scratch=arm == "scratch",
-            measures={} if arm == "original" else {"gridpg": pointing_on(test[:1000], truth[:1000])},
-            accelerator="cpu",
-            told=lambda row, key=key: results.add(key, row),
         )
 
 

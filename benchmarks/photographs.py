@@ -45,6 +45,7 @@ from bcos_fx.evaluation.selection import Protocol, published, select
 from bcos_fx.evaluation.subjects import subject_of
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.recipe import Training, load_training
+from bcos_fx.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -273,14 +274,16 @@ def train(options: argparse.Namespace, results: Results, keys: list[Key]) -> Non
             split.train,
             recipe=training_of(key, options.batch_size),
             validation=split.held,
-            reference=original_of(options.data),
-            folder=folder,
-            resume=True,
+            original=original_of(options.data),
+            run=RunSettings(
+                folder=folder,
+                resume=True,
+                measures=pointed,
+                measure_every=POINTED_AT,
+                accelerator="cpu",
+                on_epoch=lambda row, key=key: results.epoch(key, row),
+            ),
             from_scratch=arm == "scratch",
-            measures=pointed,
-            measure_every=POINTED_AT,
-            accelerator="cpu",
-            told=lambda row, key=key: results.epoch(key, row),
         )
         for row in found.history:  # a run that was stopped after its last checkpoint, before its last line
             results.epoch(key, row)

@@ -19,6 +19,7 @@ import bcos_fx
 from bcos_fx.checkpoint import build_architecture
 from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.settings import RunSettings
 
 ORIGINAL = "original"
 CLASSES = 10
@@ -73,7 +74,11 @@ def measured(setting: Setting) -> Times:
             recipe = training.with_changes({"epochs": 2, "batch_size": setting.batch})
             reference = setting.network if recipe.distils else None
             bcos_fx.finetune(
-                network, (images, labels), recipe=recipe, reference=reference, accelerator="cpu", told=rows.append
+                network,
+                (images, labels),
+                recipe=recipe,
+                original=reference,
+                run=RunSettings(accelerator="cpu", on_epoch=rows.append),
             )
             times[name].append((rows[-1].seconds - rows[-2].seconds) / setting.steps)
     return times

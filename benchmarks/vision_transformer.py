@@ -45,6 +45,7 @@ from bcos_fx.evaluation.selection import published, select
 from bcos_fx.evaluation.subjects import subject_of
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.recipe import Optimiser, Training
+from bcos_fx.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -183,12 +184,14 @@ def align(options: argparse.Namespace, results: Results, tower: Tower) -> None:
             data,
             recipe=training,
             validation=parts(options).held,
-            reference=original,
-            folder=kept.parent,
-            resume=True,
-            checkpoint_steps=50,
-            accelerator="cpu",
-            told=lambda row, variant=variant: print(variant, row, file=sys.stderr, flush=True),
+            original=original,
+            run=RunSettings(
+                folder=kept.parent,
+                resume=True,
+                checkpoint_steps=50,
+                accelerator="cpu",
+                on_epoch=lambda row, variant=variant: print(variant, row, file=sys.stderr, flush=True),
+            ),
         )
         bcos_fx.save(ended.network, kept, overwrite=True)
         last = ended.history[-1]

@@ -301,15 +301,16 @@ assert torch.equal(bcos_fx.load(path).get_parameter("layer.weight"), network.wei
 assert issubclass(bcos_fx.errors.UsageError, bcos_fx.BcosFxError)
 assert bcos_fx.__version__
 try:
-    bcos_fx.finetune(model, 3, recipe="equivalent")
+    run = bcos_fx.RunSettings(folder="run")
+    bcos_fx.finetune(model, 3, recipe=bcos_fx.Training(epochs=1), run=run)
 except bcos_fx.errors.BcosFxError as error:
     assert "int" in str(error) or "lightning" in str(error), error
 assert bcos_fx.calibrate(model, torch.randn(8, 4)).report.figures.calibration is not None
 print(sorted(bcos_fx.__all__))
 """
 _CALLED = """
-    BcosFxError BcosNetwork Explanation Report __version__ bcosify calibrate certify evaluate explain finetune load plan
-    save verify why_not
+    BcosFxError BcosNetwork Explanation Report RunSettings Training __version__ bcosify calibrate certify evaluate
+    explain finetune load plan save verify why_not
 """.split()
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import bcos_fx
+from bcos_fx.cli import app
+from bcos_fx.cli.former import FORMER
 from bcos_fx.deprecation import formerly
 from bcos_fx.errors import UsageError
 from bcos_fx.rewriting.core.options import Options
@@ -77,3 +81,49 @@ def test_an_option_reaches_the_report(name: str) -> None:
     plain = bcos_fx.plan(cnn(), example_inputs=images())
     assert report.to_dict()["options"][name] == (["5"] if name == "leaf_modules" else other[name])
     assert plain.to_dict()["options"][name] != report.to_dict()["options"][name]
+
+
+def test_former_keywords_of_finetune_mean_what_they_are_now() -> None:
+    pytest.importorskip("lightning")
+    network = bcos_fx.bcosify(cnn(), example_inputs=images(), recipe="equivalent")
+    data = (torch.rand(8, 3, 8, 8), torch.arange(8) % 2)
+    asked: dict[str, Any] = {"epochs": 1, "batch_size": 4, "loss": "distil-kl"}
+    rows: list[Any] = []
+    with pytest.warns(DeprecationWarning, match="is now") as warned:
+        old = bcos_fx.finetune(network, data, reference=network, accelerator="cpu", told=rows.append, **asked)
+    assert sorted(str(each.message) for each in warned) == [
+        "accelerator= is now run=RunSettings(accelerator=...)",
+        "reference= is now original=",
+        "told= is now run=RunSettings(on_epoch=...)",
+    ]
+    assert len(rows) == len(old.history) == 2
+    run = bcos_fx.RunSettings(accelerator="cpu")
+    new = bcos_fx.finetune(network, data, original=network, run=run, **asked)
+    assert old.history[-1].loss == new.history[-1].loss
+    with pytest.raises(UsageError, match=r"told= is part of run="):
+        bcos_fx.finetune(network, data, run=run, told=rows.append)
+    with pytest.warns(DeprecationWarning, match='new_head= is now head="new"'):
+        assert bcos_fx.finetune(network, data, new_head=True, run=run, epochs=1, loss="bce").network.class_count() == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "note"),
+    [
+        (("calibrate", "none.st", "--images", "none"), "note: --images is now --data"),
+        (("calibrate", "none.st", "--images=none"), "note: --images is now --data"),
+        (("finetune", "none.st", "--data", "d", "-o", "o", "--new-head"), "note: --new-head is now --head new"),
+        (("finetune", "none.st", "--data", "d", "-o", "o", "--reference", "r"), "note: --reference is now --original"),
+    ],
+)
+def test_former_options_are_read_and_noted(words: tuple[str, ...], note: str) -> None:
+    done = CliRunner().invoke(app, words, prog_name="bcos-fx")
+    assert done.exit_code == 2
+    assert note in done.stderr
+    assert "none.st" in done.stderr.replace(note, "")
+    assert "No such option" not in done.stderr
+
+
+def test_no_help_shows_a_former_option() -> None:
+    for name, former in FORMER.items():
+        shown = CliRunner().invoke(app, [name, "--help"], prog_name="bcos-fx").stdout
+        assert not [option for option in former if re.search(rf"{option}\b", shown)]

@@ -27,14 +27,15 @@ _LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 _ONE_AFTER_ANOTHER = """
 import shlex, sys
 from bcos_fx.cli import main
-for command in sys.argv[1:]:
-    print(f"$ {command}", flush=True)
-    sys.argv = shlex.split(command)
-    try:
-        main()
-    except SystemExit as end:
-        if end.code:
-            sys.exit(f"exit code {end.code}: {command}")
+if __name__ == "__main__":  # not in processes that a command starts
+    for command in sys.argv[1:]:
+        print(f"$ {command}", flush=True)
+        sys.argv = shlex.split(command)
+        try:
+            main()
+        except SystemExit as end:
+            if end.code:
+                sys.exit(f"exit code {end.code}: {command}")
 """
 # The library of an extra that a document's Python is about.
 _NEEDED = {"baselines.md": "captum", "finetuning.md": "lightning", "language_models.md": "transformers"}

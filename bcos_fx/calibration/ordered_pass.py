@@ -227,7 +227,7 @@ class _Run:
             raise UsageError(
                 "there is nothing to calibrate in this network",
                 where=why or "it has neither a batch norm nor a B-cos layer",
-                hint="give the original with reference=" if reason else "calibrate a network that has one",
+                hint="give the original with original=" if reason else "calibrate a network that has one",
             )
 
     def _check_targets(self) -> None:
@@ -244,7 +244,7 @@ class _Run:
                 self.layers.remove(layer)
             elif target is not None and len(target.mean) != layer.channels:
                 raise UsageError(
-                    f"the reference is not the network that was converted: {len(target.mean)} channels where "
+                    f"the original given is not the network that was converted: {len(target.mean)} channels where "
                     f"the converted network has {layer.channels}",
                     where=f"node {layer.node.name}",
                     hint="give the very module that was converted",

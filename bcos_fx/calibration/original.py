@@ -106,8 +106,8 @@ class Original:
     ) -> nn.Module:
         if not isinstance(reference, nn.Module):
             raise UsageError(
-                f"the reference is a {type(reference).__name__}, not a network",
-                hint="give the module that was converted, or leave reference= out",
+                f"the original is a {type(reference).__name__}, not a network",
+                hint="give the module that was converted, or leave original= out",
             )
         self._like = next(iter(reference.parameters()), example.inputs[0])
         inputs = self._inputs(tuple(value[:2] for value in example.inputs))
@@ -194,7 +194,7 @@ def _check_original(reference: BcosNetwork) -> None:
         reason = f"its B is {raised:g}"
     if reason is not None:
         raise UsageError(
-            f"the reference does not compute what the original does: {reason}",
+            f"the original given does not compute what the original does: {reason}",
             hint="give the original, or a conversion of it by the recipe equivalent",
         )
 
@@ -226,9 +226,9 @@ def _check_same(nodes: Sequence[tuple[str, str]], network: BcosNetwork) -> None:
     pairs = zip([*nodes, ("nothing", "nothing")], [*wanted, ("nothing", "nothing")], strict=False)
     (has, op), (name, was) = next((mine, its) for mine, its in pairs if mine != its)
     raise UsageError(
-        "the reference is not the network that was converted: their graphs differ",
-        where=f"node {has} ({op}) of the reference, where the converted network had {name} ({was})",
-        hint="give the very module that was converted, or leave reference= out",
+        "the original given is not the network that was converted: their graphs differ",
+        where=f"node {has} ({op}) of the original given, where the converted network had {name} ({was})",
+        hint="give the very module that was converted, or leave original= out",
     )
 
 

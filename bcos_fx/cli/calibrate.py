@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 NAME = "calibrate"
 EPILOG = """Examples:
 
-bcos-fx calibrate model.safetensors --images photos/ -o calibrated.safetensors
+bcos-fx calibrate model.safetensors --data photos/ -o calibrated.safetensors
 
-bcos-fx calibrate model.safetensors --images photos/ --original resnet50.pth --arch torchvision:resnet50
+bcos-fx calibrate model.safetensors --data photos/ --original resnet50.pth --arch torchvision:resnet50
 
-bcos-fx calibrate model.safetensors --images labelled.npz --count 500
+bcos-fx calibrate model.safetensors --data labelled.npz --count 500
 
 Exit code 0: written. 1: written, but some images could not be read. 2: bad input, nothing written.
 """
@@ -34,7 +34,7 @@ Exit code 0: written. 1: written, but some images could not be read. 2: bad inpu
 
 def run(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
-    images: Annotated[
+    data: Annotated[
         Path,
         typer.Option(
             help="Photographs like those that the network is for; a few hundred are enough. They are "
@@ -89,9 +89,9 @@ def run(
         from bcos_fx.cli.network import calibrate_on, calibration_images, find_images
 
         network = read_artifact(model)
-        photographs = calibration_images(network, find_images(images, classes), count)
-        reference = _original(original, arch, key, trust_pickle)
-        skipped = calibrate_on(network, photographs, reference, values.key(output_key), stages.passing)
+        photographs = calibration_images(network, find_images(data, classes), count)
+        given = _original(original, arch, key, trust_pickle)
+        skipped = calibrate_on(network, photographs, given, values.key(output_key), stages.passing)
         stages("writing")
         save(network, target, overwrite=force)
     _tell(network, target, skipped, json=json)

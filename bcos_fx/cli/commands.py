@@ -26,6 +26,7 @@ from bcos_fx.cli import (
 )
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import DEBUG, guarded
+from bcos_fx.cli.former import Command
 from bcos_fx.cli.imports import importing
 from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.version import __version__
@@ -107,4 +108,4 @@ for _command in (
     demo,
 ):
     _run = _command.run if _command in (embed, inspect, zoo, demo) else importing(_command.run)  # these meet no ops
-    app.command(_command.NAME, help=_flowing(_command.run.__doc__), epilog=_command.EPILOG)(guarded(_run))
+    app.command(_command.NAME, cls=Command, help=_flowing(_command.run.__doc__), epilog=_command.EPILOG)(guarded(_run))

@@ -26,7 +26,7 @@ bcos-fx finetune start.safetensors --data train/ --val val/ -o bcos.safetensors
 
 bcos-fx finetune start.safetensors --data train/ --val val/ -o bcos.safetensors --resume
 
-bcos-fx finetune matched.safetensors --data train/ --recipe matched --reference original.safetensors -o bcos.safetensors
+bcos-fx finetune matched.safetensors --data train/ --recipe matched --original original.safetensors -o bcos.safetensors
 
 bcos-fx finetune start.safetensors --data train.npz --recipe my.toml --epochs 5 --lr 3e-4 -o bcos.safetensors
 
@@ -98,17 +98,11 @@ class FineTuneRequest:
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Begin with random weights.", rich_help_panel=_WHAT)
     ] = False
-    new_head: Annotated[
-        bool,
-        typer.Option(
-            "--new-head", help="Give the network a new last layer for the classes of --data.", rich_help_panel=_WHAT
-        ),
-    ] = False
     head: Annotated[
         str,
         typer.Option(
-            help="keep; new (as --new-head); or subset: keep MODEL's own rows for the classes of --data, which are "
-            "named by ImageNet index, WordNet id or name.",
+            help="keep; new: a new last layer for the classes of --data; or subset: keep MODEL's own rows for the "
+            "classes of --data, which are named by ImageNet index, WordNet id or name.",
             rich_help_panel=_WHAT,
         ),
     ] = "keep"
@@ -121,7 +115,7 @@ class FineTuneRequest:
             rich_help_panel=_WHAT,
         ),
     ] = None
-    reference: Annotated[
+    original: Annotated[
         Path | None,
         typer.Option(
             help="For recipes that distil: the original, converted with --recipe equivalent.", rich_help_panel=_WHAT
@@ -191,28 +185,30 @@ def _trained(request: FineTuneRequest) -> FineTuned:
     from bcos_fx.cli.check import read_artifact
     from bcos_fx.data.classes import read_classes
     from bcos_fx.training.finetune import finetune
+    from bcos_fx.training.settings import RunSettings
 
     return finetune(
         read_artifact(request.model),
         request.data,
         recipe=request.recipe,
         validation=request.val,
-        reference=None if request.reference is None else read_artifact(request.reference),
-        folder=request.folder,
-        resume=request.resume,
-        from_scratch=request.from_scratch,
-        new_head=request.new_head,
+        original=None if request.original is None else read_artifact(request.original),
         head=request.head,
         class_names=None if request.classes is None else read_classes(request.classes),
-        loggers=request.logger,
-        checkpoint_steps=request.checkpoint_steps,
-        workers=request.workers,
-        accelerator=request.accelerator,
-        devices=request.devices,
-        nodes=request.nodes,
-        progress=sys.stderr.isatty() and not request.json,
-        told=lambda row: echo(str(row), err=True),
-        notice=lambda line: echo(line, err=True),
+        from_scratch=request.from_scratch,
+        run=RunSettings(
+            folder=request.folder,
+            resume=request.resume,
+            checkpoint_steps=request.checkpoint_steps,
+            loggers=request.logger,
+            workers=request.workers,
+            accelerator=request.accelerator,
+            devices=request.devices,
+            nodes=request.nodes,
+            progress=sys.stderr.isatty() and not request.json,
+            on_epoch=lambda row: echo(str(row), err=True),
+            log=lambda line: echo(line, err=True),
+        ),
         **{name: getattr(request, name) for name in ("epochs", "batch_size", "lr", "seed", "augment", "precision")},
     )
 

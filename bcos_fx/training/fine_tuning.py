@@ -225,7 +225,7 @@ class FineTuning(LightningModule):
     def _of_all_processes(self, values: Tensor | None) -> tuple[Tensor, int]:
         """The reference's values (n, ...) of all processes, one after another, and where this one's begin."""
         if values is None:
-            raise UsageError("there is no original to gather the outputs of", hint="give reference=")
+            raise UsageError("there is no original to gather the outputs of", hint="give original=")
         everything: Any = self.all_gather(values.detach())
         return everything.flatten(0, 1), self.global_rank * len(values)
 
@@ -234,7 +234,7 @@ class FineTuning(LightningModule):
         if reference is None:
             raise UsageError(
                 "the test images have no labels, and there is no original to compare answers with",
-                hint="give labels, or the original with reference=",
+                hint="give labels, or the original with original=",
             )
         return reference.to(self.device)
 

@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import importlib.util
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from bcos_fx.training.identity import identity, name_of, of_images
 from bcos_fx.training.places import made_up_images, places_of_phase, without_zero_constants
 from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.renewal import reinitialised
+from bcos_fx.training.settings import RunSettings, settings_of, with_former_keywords
 from bcos_fx.training.sizing import sized
 from bcos_fx.training.sources import Renumbered, identity_of
 from bcos_fx.validation import check_module
@@ -57,32 +58,19 @@ class FineTuned:
     classes: tuple[str, ...]
 
 
+@with_former_keywords
 def finetune(
     model: nn.Module,
     data: Any,
     *,
     recipe: str | Path | Training | None = None,
     validation: Any = None,
-    reference: nn.Module | None = None,
+    original: nn.Module | None = None,
     calibration: Calibration | None = None,
-    folder: str | Path | None = None,
-    resume: bool = False,
-    from_scratch: bool = False,
-    new_head: bool = False,
     head: str = "keep",
     class_names: Sequence[str] | None = None,
-    loggers: Sequence[str] = (),
-    gallery: Tensor | None = None,
-    measures: Mapping[str, Callable[[nn.Module], float]] | None = None,
-    measure_every: int | Collection[int] = 1,
-    checkpoint_steps: int = 0,
-    workers: int = 0,
-    accelerator: str = "auto",
-    devices: int = 1,
-    nodes: int = 1,
-    progress: bool = False,
-    told: Callable[[Any], None] | None = None,
-    notice: Callable[[str], None] | None = None,
+    from_scratch: bool = False,
+    run: RunSettings | str | Path | None = None,
     **changes: Any,
 ) -> FineTuned:
     """Train a converted network, by a recipe, with Lightning.
@@ -100,33 +88,17 @@ def finetune(
             and there are more of them (:mod:`bcos_fx.training.sizing`), unless ``changes`` names them; a training that
             is given itself is kept as it is.
         validation: test images, in any of these forms.
-        reference: the original network, for recipes that distil, and for calibration to match; a copy of it is used.
+        original: the original network, for recipes that distil, and for calibration to match; a copy of it is used.
         calibration: called where the recipe calibrates, with the network, to be changed in place, batches of images,
             and path of a layer -> the share of its constant that a fade has left. None:
             :func:`bcos_fx.calibration.calibrate_`, matching the original before the first step alone.
-        folder: for checkpoint, history, gallery and logs; None writes nothing. With several epochs, name one.
-        resume: go on from the checkpoint in ``folder``, if there is one; the result is the same to the last bit as
-            that of a run that was never stopped, on the same machine. A checkpoint that was altered, or that is of
-            other weights, data, recipe or settings, is refused.
-        from_scratch: begin with random weights.
-        new_head: exchange the last layer for one with as many classes as the data has; the same as ``head="new"``.
-        head: ``keep``, ``new``, or ``subset``: keep the network's own rows for the classes of the data, which are named
-            by index, WordNet id or name, as :func:`bcos_fx.heads.classes.find_classes` takes them.
+        head: ``keep``; ``new``: exchange the last layer for one with as many classes as the data has; or ``subset``:
+            keep the network's own rows for the classes of the data, which are named by index, WordNet id or name, as
+            :func:`bcos_fx.heads.classes.find_classes` takes them.
         class_names: for ``subset``, names of the network's classes, in order; None: those of ImageNet-1k where it has
             1,000.
-        loggers: names of Lightning's loggers, such as ``csv``, ``tensorboard``, ``wandb``.
-        gallery: (K, C, H, W) images to explain after every epoch; None takes the first few test images.
-        measures: name -> what is measured of the network (a GridPG, say), in eval mode.
-        measure_every: after so many epochs, or after those of these numbers; and after the last.
-        checkpoint_steps: save after so many steps too, not only after epochs; 0 for never.
-        workers: processes that read images.
-        accelerator: ``auto``, ``cpu``, ``gpu``, ..., as Lightning's Trainer takes it.
-        devices: processes per machine; with several, Lightning's DDP trains, and batches are per process.
-        nodes: machines.
-        progress: show a bar on stderr.
-        told: called with each epoch's line of history.
-        notice: called with one line of text at a time: what is trained on and for how long, what the data make
-            doubtful, and after the first steps how much time is left.
+        from_scratch: begin with random weights.
+        run: where the run writes, when it saves and where it computes; a path is its folder.
         changes: any field of :class:`~bcos_fx.training.recipe.Training` or of its optimiser, such as ``epochs=5`` or
             ``lr=1e-3``, in place of the recipe's.
 
@@ -141,78 +113,63 @@ def finetune(
     """
     if importlib.util.find_spec("lightning") is None:
         raise MissingExtraError("lightning", "train", "fine-tuning")
-    from bcos_fx.training.running import Run
+    from bcos_fx.training.running import Fitting
 
     check_module(model)
     training = _training(model, recipe, changes)
-    tell = notice or (lambda line: None)
-    if training.distils and reference is None:
+    settings = settings_of(run)
+    if training.distils and original is None:
         raise UsageError(
             "the recipe distils, and there is no original to distil from",
-            hint="give reference= (the network, or what it is converted to with recipe='equivalent')",
+            hint="give original= (the network, or what it is converted to with recipe='equivalent')",
         )
-    where = None if folder is None else Path(folder)
-    chosen = Head("new" if new_head and head == "keep" else head, class_names)
+    chosen = Head(head, class_names)
 
     def own(network: nn.Module, source: ImageSource | None) -> dict[str, Any]:
         return identity(
             network,
             training,
-            reference=reference,
+            original=original,
             data={
                 "training images": identity_of(data) if source is None else source.identity(),
                 "test images": identity_of(validation),
             },
             settings={
-                "gallery": of_images(gallery),
+                "gallery": of_images(settings.gallery),
                 "calibration": None if calibration is None else name_of(calibration),
-                "processes": devices * nodes,
+                "processes": settings.processes,
             },
         )
 
-    with preserved(), _alone(where):
+    with preserved(), _alone(settings.path):
         source = chosen.numbered(None if isinstance(data, DataLoader) else source_of(data))
         if source is not None and not isinstance(recipe, Training):
-            training = _sized(training, source, changes, tell)
+            training = _sized(training, source, changes, settings.log)
         network = _network(model, source, training, from_scratch=from_scratch, head=chosen)
         preprocessing = _preprocessing(network, source)
         if source is not None and preprocessing is not None:
             note_enlarged(source, preprocessing)
-        train = _training_loader(source, data, preprocessing, training, workers)
-        test = _testing_loader(validation, source, preprocessing, training, workers)
-        shown = gallery if gallery is not None else _first_images(test)
-        prepared = _calibration(calibration, source, preprocessing, training, reference)
-        run = Run(
+        train = _training_loader(source, data, preprocessing, training, settings.workers)
+        test = _testing_loader(validation, source, preprocessing, training, settings.workers)
+        shown = settings.gallery if settings.gallery is not None else _first_images(test)
+        fitting = Fitting(
             network=network,
             training=training,
-            reference=reference,
-            calibration=prepared,
-            folder=where,
-            identity={} if where is None else own(network, source),
+            original=original,
+            calibration=_calibration(calibration, source, preprocessing, training, original),
+            settings=dataclasses.replace(settings, gallery=shown if isinstance(network, BcosNetwork) else None),
+            identity={} if settings.folder is None else own(network, source),
             classes=() if source is None else source.classes,
         )
-        history, checkpoint = run.fit(
-            train,
-            test,
-            resume=resume,
-            loggers=loggers,
-            gallery=shown if isinstance(network, BcosNetwork) else None,
-            measures=measures or {},
-            measure_every=measure_every,
-            checkpoint_steps=checkpoint_steps,
-            trainer={"accelerator": accelerator, "devices": devices, "num_nodes": nodes},
-            progress=progress,
-            told=told,
-            notice=tell,
-        )
-    trained = run.module.result.cpu().eval()
+        history, checkpoint = fitting.fit(train, test)
+    trained = fitting.module.result.cpu().eval()
     for parameter, given in zip(trained.parameters(), network.parameters(), strict=True):
         parameter.requires_grad_(given.requires_grad)  # an average is not trained itself
-    if run.module.alignment is not None:
-        run.module.alignment.settle()
+    if fitting.module.alignment is not None:
+        fitting.module.alignment.settle()
     if isinstance(trained, BcosNetwork):
         trained = _settled(trained, shown, training)
-    return FineTuned(trained, tuple(history), checkpoint, run.classes)
+    return FineTuned(trained, tuple(history), checkpoint, fitting.classes)
 
 
 def _alone(folder: Path | None) -> AbstractContextManager[None]:
@@ -236,17 +193,15 @@ def _training(model: nn.Module, recipe: str | Path | Training | None, changes: M
     return training
 
 
-def _sized(
-    training: Training, source: ImageSource, changes: Mapping[str, Any], notice: Callable[[str], None]
-) -> Training:
+def _sized(training: Training, source: ImageSource, changes: Mapping[str, Any], log: Callable[[str], None]) -> Training:
     """The training as it fits the images, which is announced."""
     labels = source.labels if training.needs_labels and source.labels is not None else ()
     numbers = Counter(labels) if source.classes else Counter()
     counts = [numbers[index] for index in range(len(source.classes))]
     found = sized(training, len(source), [name for name, value in changes.items() if value is not None], counts)
-    notice(f"training on {found}")
+    log(f"training on {found}")
     for line in found.notes:
-        notice(f"note: {line}")
+        log(f"note: {line}")
     return found.training
 
 
@@ -331,7 +286,7 @@ def _calibration(
     source: ImageSource | None,
     preprocessing: Preprocessing | None,
     training: Training,
-    reference: nn.Module | None,
+    original: nn.Module | None,
 ) -> Any:
     """What calibrates before the first step and after later ones, and a few batches of training images as they are.
 
@@ -346,7 +301,7 @@ def _calibration(
     count = min(_CALIBRATED, len(samples))
     chosen = torch.linspace(0, len(samples) - 1, count).long().tolist()
     images = images_of(samples, chosen)
-    at_first, later = calibration or usual_calibration(reference), calibration or usual_calibration(None)
+    at_first, later = calibration or usual_calibration(original), calibration or usual_calibration(None)
     return at_first, later, torch.split(images, training.batch_size)
 
 

@@ -16,7 +16,7 @@ def identity(
     network: nn.Module,
     training: Training,
     *,
-    reference: nn.Module | None,
+    original: nn.Module | None,
     data: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -25,17 +25,17 @@ def identity(
     Args:
         network: with its start weights.
         training: its recipe.
-        reference: the original network, or None.
+        original: the original network, or None.
         data: what images there are, by their use.
         settings: what else decides about the result or the history.
     """
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
-    original = None if reference is None else {"structure": structure_of(reference), "values": values_of(reference)}
+    described = None if original is None else {"structure": structure_of(original), "values": values_of(original)}
     found = {
         "network": structure_of(network),
         "start weights": values_of(network),
         "frozen parameters": frozen,
-        "original": original,
+        "original": described,
         "recipe": training.to_dict(),
         **data,
         "settings": dict(settings),

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,7 @@ from bcos_fx.training.checkpoints import KEY, NAME, noted
 from bcos_fx.training.data import Replayable
 from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.finite import broken_tensor
-
-Measure = Callable[[nn.Module], float]
+from bcos_fx.training.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -79,36 +78,17 @@ class Recorder(Callback):
     Args:
         loader: of the training batches: where it stands is kept with history and counts. Lightning would keep that too,
             but does not take it up again after an epoch's end without tests.
-        folder: where to; None keeps the history only.
+        settings: where to write (None keeps the history only), what to explain and to measure, when to save, and what
+            to call with each epoch and, after the first steps, with how long the training will take.
         identity: what the checkpoints are of.
-        gallery: (K, ...) images that are explained after every epoch, or None.
         names: class names for the gallery.
-        measures: name -> what is measured of the network, when ``measure_every`` asks for it and at the last epoch.
-        measure_every: so many epochs (0: never), or the numbers of those after which to measure.
-        checkpoint_steps: besides every epoch's end, save after so many steps; 0 for never.
-        told: called with each new epoch.
-        notice: called once, after the first steps, with how long the training will take.
     """
 
     def __init__(
-        self,
-        loader: Replayable,
-        folder: Path | None,
-        *,
-        identity: Mapping[str, Any],
-        gallery: Tensor | None,
-        names: tuple[str, ...],
-        measures: Mapping[str, Measure],
-        measure_every: int | Collection[int],
-        checkpoint_steps: int,
-        told: Callable[[Epoch], None] | None,
-        notice: Callable[[str], None],
+        self, loader: Replayable, settings: RunSettings, *, identity: Mapping[str, Any], names: tuple[str, ...]
     ) -> None:
-        self._loader, self._folder, self._identity = loader, folder, identity
-        self._gallery, self._names = gallery, names
-        self._measures, self._measure_every = measures, measure_every
-        self._checkpoint_steps, self._told = checkpoint_steps, told
-        self._notice, self._timed = notice, _Timer()
+        self._loader, self._settings, self._identity, self._names = loader, settings, identity, names
+        self._folder, self._timed = settings.path, _Timer()
         self.history: list[Epoch] = []
         self._images, self._before, self._since = 0, 0.0, time.monotonic()
 
@@ -154,11 +134,12 @@ class Recorder(Callback):
         self._images += len(images) * trainer.world_size
         left = self._timed.step(trainer.estimated_stepping_batches - trainer.global_step)
         if left is not None and trainer.is_global_zero:
-            self._notice(f"about {duration(left)} to go, tests and galleries apart")
+            self._settings.log(f"about {duration(left)} to go, tests and galleries apart")
         # Not after an epoch's last batch: the epoch's end saves, with its test.
         within = batch_idx + 1 < trainer.num_training_batches
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if within and stepped and self._checkpoint_steps and trainer.global_step % self._checkpoint_steps == 0:
+        every = self._settings.checkpoint_steps
+        if within and stepped and every and trainer.global_step % every == 0:
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -188,7 +169,9 @@ class Recorder(Callback):
         try:
             share, residual = self._explain(network, number, trainer.is_global_zero)
             due = number == trainer.max_epochs or self._is_measured(number)
-            measured = {name: float(measure(network)) for name, measure in self._measures.items()} if due else {}
+            measured = (
+                {name: float(measure(network)) for name, measure in self._settings.measures.items()} if due else {}
+            )
         finally:
             network.train(training)
         b = 1.0 if pl_module.alignment is None else pl_module.alignment.mean()
@@ -200,16 +183,20 @@ class Recorder(Callback):
         self._publish(trainer, row)
 
     def _is_measured(self, number: int) -> bool:
-        every = self._measure_every
+        every = self._settings.measure_every
         return number in every if isinstance(every, Collection) else bool(every) and number % every == 0
 
     def _explain(self, network: nn.Module, number: int, writes: bool) -> tuple[float | None, float | None]:
         """Explain the fixed images; return the share of constants and the largest relative gap."""
-        if self._gallery is None or not isinstance(network, BcosNetwork):
+        images = self._settings.gallery
+        if images is None or not isinstance(network, BcosNetwork):
             return None, None
         with torch.enable_grad():
             found = explain(
-                network, self._gallery.to(next(network.parameters())), names=self._names or None, allow_incomplete=True
+                network,
+                self._settings.gallery.to(next(network.parameters())),
+                names=self._names or None,
+                allow_incomplete=True,
             )
         if writes and self._folder is not None:
             path = self._folder / "gallery" / f"epoch_{number:04d}.html"
@@ -231,8 +218,7 @@ class Recorder(Callback):
             logger.save()
         if self._folder is not None:
             write_history(self.history, self._folder / "history.csv")
-        if self._told is not None:
-            self._told(row)
+        self._settings.on_epoch(row)
 
 
 class _Timer:

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,85 +20,67 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import nn
 
 from bcos_fx.errors import MissingExtraError, TrainingError, UsageError, nearest
 from bcos_fx.training.checkpoints import NAME, WholeCheckpoints, check_identity, read_checkpoint
 from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.recipe import Training
-from bcos_fx.training.recording import Epoch, Measure, Recorder
+from bcos_fx.training.recording import Epoch, Recorder
+from bcos_fx.training.settings import RunSettings
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 @dataclass
-class Run:
+class Fitting:
     """A network, its recipe and the place of its files.
 
     Attributes:
         network: trained in place.
         training: how.
-        reference, calibration: see :class:`FineTuning`.
-        folder: of the files, or None.
+        original, calibration: see :class:`FineTuning`.
+        settings: where it writes, when it saves and where it computes; of the gallery, what is explained.
         identity: what its checkpoints are of, and what one must be of for the run to go on from it.
         classes: names.
     """
 
     network: nn.Module
     training: Training
-    reference: nn.Module | None
+    original: nn.Module | None
     calibration: Any
-    folder: Path | None
+    settings: RunSettings
     identity: Mapping[str, Any]
     classes: tuple[str, ...]
 
-    def fit(
-        self,
-        train: Any,
-        test: Any,
-        *,
-        resume: bool,
-        loggers: Sequence[str],
-        gallery: Tensor | None,
-        measures: Mapping[str, Measure],
-        measure_every: int | Collection[int],
-        checkpoint_steps: int,
-        trainer: Mapping[str, Any],
-        progress: bool,
-        told: Callable[[Epoch], None] | None,
-        notice: Callable[[str], None],
-    ) -> tuple[list[Epoch], Path | None]:
+    @property
+    def folder(self) -> Path | None:
+        """Of the files, or None."""
+        return self.settings.path
+
+    def fit(self, train: Any, test: Any) -> tuple[list[Epoch], Path | None]:
         """Train; return the history and the checkpoint's path. See :func:`bcos_fx.training.finetune.finetune`."""
-        checkpoint = self._checkpoint(resume=resume)
-        self.module = FineTuning(self.network, self.training, lambda: len(train), self.reference, self.calibration)
+        settings = self.settings
+        checkpoint = self._checkpoint()
+        self.module = FineTuning(self.network, self.training, lambda: len(train), self.original, self.calibration)
         if self.training.channels_last:
             self.network.to(memory_format=torch.channels_last)
-        recorder = Recorder(
-            train,
-            self.folder,
-            identity=self.identity,
-            gallery=gallery,
-            names=self.classes,
-            measures=measures,
-            measure_every=measure_every,
-            checkpoint_steps=checkpoint_steps,
-            told=told,
-            notice=notice,
-        )
-        bar = [RichProgressBar(console_kwargs={"stderr": True})] if progress else []
-        several = trainer["devices"] * trainer["num_nodes"] > 1
+        recorder = Recorder(train, settings, identity=self.identity, names=self.classes)
+        bar = [RichProgressBar(console_kwargs={"stderr": True})] if settings.progress else []
         with self._quiet():
             made = self._trainer(
-                **trainer,
-                strategy=self._processes() if several else "auto",
+                accelerator=settings.accelerator,
+                devices=settings.devices,
+                num_nodes=settings.nodes,
+                strategy=self._processes() if settings.processes > 1 else "auto",
                 max_epochs=self.training.epochs,
                 precision=_PRECISION[self.training.precision],
                 accumulate_grad_batches=self.training.optimiser.accumulate,
                 callbacks=[recorder, *bar],
                 plugins=[WholeCheckpoints()],
-                logger=[self._logger(name) for name in loggers],
-                default_root_dir=self.folder,
-                enable_progress_bar=progress,
+                logger=[self._logger(name) for name in settings.loggers],
+                default_root_dir=settings.path,
+                enable_progress_bar=settings.progress,
                 enable_checkpointing=False,
                 enable_model_summary=False,
                 use_distributed_sampler=False,
@@ -124,14 +106,14 @@ class Run:
                 hint="another accelerator, number of devices or precision (fp16 needs a GPU)",
             ) from error
 
-    def _checkpoint(self, *, resume: bool) -> Path | None:
+    def _checkpoint(self) -> Path | None:
         """Return the checkpoint to go on from, which fits; see that there is none to overwrite."""
         if self.folder is None:
-            if resume:
+            if self.settings.resume:
                 raise UsageError("there is nothing to go on from without a folder", hint="name the run's folder")
             return None
         found = self.folder / NAME
-        if resume and found.is_file():
+        if self.settings.resume and found.is_file():
             check_identity(read_checkpoint(found), self.identity, found)
             return found
         if found.is_file():

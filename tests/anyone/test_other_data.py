@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.training.losses import class_targets, total_loss
+from bcos_fx.training.settings import RunSettings
 
 pytest.importorskip("lightning")
 
@@ -41,7 +42,7 @@ KINDS: dict[str, tuple[Any, tuple[int, ...]]] = {
 def trained(make: Any, x: Tensor, y: Tensor, outputs: int, **options: Any) -> Any:
     torch.manual_seed(0)
     network = bcos_fx.bcosify(make(outputs).eval(), example_inputs=x[:2], b=1.25, head="keep")
-    return bcos_fx.finetune(network, (x, y), batch_size=16, accelerator="cpu", **options)
+    return bcos_fx.finetune(network, (x, y), batch_size=16, run=RunSettings(accelerator="cpu"), **options)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -117,7 +117,7 @@ def test_every_command_writes_to_names_that_are_not_text(run: Any, artifact: Pat
     folder = artifact.parent
     for words, written in (
         (("convert", weights, "--arch", TINY, *SHAPE, "-o", f"{NOT_TEXT}.safetensors"), f"{NOT_TEXT}.safetensors"),
-        (("calibrate", artifact, "--images", photos / "a", "-o", f"{NOT_TEXT}.c"), f"{NOT_TEXT}.c"),
+        (("calibrate", artifact, "--data", photos / "a", "-o", f"{NOT_TEXT}.c"), f"{NOT_TEXT}.c"),
         (("explain", artifact, photos / "a", "-o", f"{NOT_TEXT}.html"), f"{NOT_TEXT}.html"),
         (("explain", artifact, photos / "a", "-o", f"{NOT_TEXT}.png"), f"{NOT_TEXT}.png"),
         (("explain", artifact, photos / "a", "-o", f"{NOT_TEXT}.npz", "--json"), f"{NOT_TEXT}.npz"),

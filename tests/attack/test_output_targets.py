@@ -131,7 +131,7 @@ def test_commands_refuse_it_before_the_work(
     _photograph(photo)
     for words in (
         ("convert", weights, "--arch", TINY, *SHAPE, "-o", target, "--force"),
-        ("calibrate", artifact, "--images", tmp_path, "-o", target, "--force"),
+        ("calibrate", artifact, "--data", tmp_path, "-o", target, "--force"),
         ("finetune", artifact, "--data", tmp_path, "-o", target, "--force"),
         ("explain", artifact, photo, "-o", target),
         ("embed", "--text", "a", "--text-tower", "minilm", "-o", target),

@@ -35,6 +35,7 @@ from bcos_fx.evaluation.selection import fair
 from bcos_fx.locking import LOCK, holding
 from bcos_fx.training.checkpoints import KEY, WholeCheckpoints
 from bcos_fx.training.finetune import FineTuned, finetune
+from bcos_fx.training.settings import RunSettings
 from tests.training import small_runs
 
 NAME = "last.ckpt"
@@ -66,9 +67,13 @@ class Run:
     network: Callable[[], nn.Module] = small_runs.converted
 
     def go(self, *, resume: bool) -> FineTuned:
-        options = {"recipe": small_runs.plain(), "reference": small_runs.original()} | self.given
+        options = {"recipe": small_runs.plain(), "original": small_runs.original()} | self.given
         return finetune(
-            self.network(), self.data, validation=self.validation, folder=self.folder, resume=resume, **options
+            self.network(),
+            self.data,
+            validation=self.validation,
+            run=RunSettings(folder=self.folder, resume=resume),
+            **options,
         )
 
 
@@ -345,7 +350,7 @@ def test_a_checkpoint_of_another_run_is_refused(run: Run, tmp_path: Path) -> Non
 
 def test_a_new_head_is_the_same_one_when_a_run_goes_on(tmp_path: Path) -> None:
     data = write_images(tmp_path / "four", classes=("a", "b", "c", "d"))
-    run = Run(tmp_path / "run", data, None, given={"new_head": True})
+    run = Run(tmp_path / "run", data, None, given={"head": "new"})
     first = run.go(resume=False)
     torch.rand(7)
     again = run.go(resume=True)
@@ -418,6 +423,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from bcos_fx.locking import holding
+from bcos_fx.training.settings import RunSettings
+from bcos_fx.training.settings import RunSettings
 with holding(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

@@ -149,8 +149,8 @@ class Files:
         yield "check", self.missing
         yield "check", self.weights
         yield "check", self.model, self.missing
-        yield "calibrate", self.model, "--images", self.photos, "-o", folder / f"calibrated{HOSTILE}.safetensors"
-        yield "calibrate", self.model, "--images", self.missing
+        yield "calibrate", self.model, "--data", self.photos, "-o", folder / f"calibrated{HOSTILE}.safetensors"
+        yield "calibrate", self.model, "--data", self.missing
         yield "finetune", self.model, "--data", self.missing, "-o", folder / "o.safetensors"
         yield "finetune", self.missing, "--data", self.data, "-o", folder / "o.safetensors"
         yield "embed", self.missing, "--text-tower", HOSTILE

@@ -45,7 +45,7 @@ def raised(run: Run, weights: Path) -> Path:
 
 
 def test_the_file_is_what_the_library_makes(run: Run, raised: Path, weights: Path, photographs: Path) -> None:
-    done = run("calibrate", raised, "--images", photographs, "--original", weights, "--arch", TINY)
+    done = run("calibrate", raised, "--data", photographs, "--original", weights, "--arch", TINY)
     assert done.exit_code == 0, done.stderr
     images = torch.stack([read(file) for file in sorted(photographs.iterdir())])
     wanted = calibrate(load(raised), images, tiny_model.build(), batch_size=16)
@@ -64,14 +64,14 @@ def test_convert_calibrates_at_once(run: Run, raised: Path, weights: Path, photo
     done = run("convert", weights, "--arch", TINY, *SHAPE, "--calibrate", photographs, "-o", "once.safetensors")
     assert done.exit_code == 0, done.stderr
     assert "Calibrated on 40 images" in done.stdout
-    run("calibrate", raised, "--images", photographs, "--original", weights, "--arch", TINY, "-o", "two.safetensors")
+    run("calibrate", raised, "--data", photographs, "--original", weights, "--arch", TINY, "-o", "two.safetensors")
     first, second = load("once.safetensors"), load("two.safetensors")
     for name, value in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], value)
 
 
 def test_without_the_original_it_says_what_was_left(run: Run, raised: Path, photographs: Path) -> None:
-    done = run("calibrate", raised, "--images", photographs, "--json")
+    done = run("calibrate", raised, "--data", photographs, "--json")
     assert done.exit_code == 0, done.stderr
     said = json.loads(done.stdout)
     assert [row["kind"] for row in said["calibration"]["layers"]] == ["statistics"]
@@ -85,7 +85,7 @@ def test_labels_count_the_hits_before_and_after(run: Run, raised: Path, photogra
         (photographs / str(n % 3)).mkdir(exist_ok=True)
         file.rename(photographs / str(n % 3) / file.name)
     (photographs / "0" / "00bad.png").write_bytes(b"no image")
-    done = run("calibrate", raised, "--images", photographs, "--count", 21, "--json")
+    done = run("calibrate", raised, "--data", photographs, "--count", 21, "--json")
     assert done.exit_code == 1, done.output
     said = json.loads(done.stdout)
     files = sorted(photographs.rglob("*.png"), key=lambda file: (file.parent.name, file.name))
@@ -96,7 +96,7 @@ def test_labels_count_the_hits_before_and_after(run: Run, raised: Path, photogra
     labels = torch.tensor([int(file.parent.name) for file in chosen if file.name != "00bad.png"])
     hits = float((network(images).argmax(1) == labels).double().mean())
     assert said["calibration"]["before"]["accuracy"] == pytest.approx(hits)
-    done = run("calibrate", raised, "--images", photographs, "--force")
+    done = run("calibrate", raised, "--data", photographs, "--force")
     assert "it is the label's on" in " ".join(done.stdout.split())
 
 
@@ -105,20 +105,20 @@ def test_labels_that_are_not_the_networks_are_left_out_or_refused(
 ) -> None:
     """Labels only count hits, so any folders of photographs will do; class names that are given are meant."""
     (folder / "names.txt").write_text("dog\ncat\n")
-    done = run("calibrate", raised, "--images", photographs, "--classes", "names.txt")
+    done = run("calibrate", raised, "--data", photographs, "--classes", "names.txt")
     assert done.exit_code == 2
     assert "have no labels" in done.stderr
     (photographs / "zebra").mkdir()
     for file in list(photographs.glob("*.png")):
         file.rename(photographs / "zebra" / file.name)
-    done = run("calibrate", raised, "--images", photographs, "--classes", "names.txt")
+    done = run("calibrate", raised, "--data", photographs, "--classes", "names.txt")
     assert done.exit_code == 2
     assert "zebra" in done.stderr
-    done = run("calibrate", raised, "--images", photographs, "-f")
+    done = run("calibrate", raised, "--data", photographs, "-f")
     assert done.exit_code == 0
     assert "note: labels are left out, so hits are not counted: there are 1 folders of classes" in done.stderr
     (photographs / "zebra").rename(photographs / "99")
-    done = run("calibrate", raised, "--images", photographs, "-f")
+    done = run("calibrate", raised, "--data", photographs, "-f")
     assert done.exit_code == 0
     assert "note: labels are left out" in done.stderr
     assert "the label 99 is none of the network's" in done.stderr
@@ -130,7 +130,7 @@ def test_a_network_in_double_precision_takes_labelled_images(run: Run, photograp
     (photographs / "1").mkdir()
     for file in photographs.glob("*.png"):
         file.rename(photographs / "1" / file.name)
-    done = run("calibrate", "double.safetensors", "--images", photographs, "--json")
+    done = run("calibrate", "double.safetensors", "--data", photographs, "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["calibration"]["after"]["accuracy"] is not None
 
@@ -141,7 +141,7 @@ def test_a_corrupt_image_is_skipped_listed_and_shown_by_the_exit_code(
 ) -> None:
     (photographs / "bad.jpg").write_bytes(b"no image")
     words = {
-        "calibrate": (raised, "--images", photographs),
+        "calibrate": (raised, "--data", photographs),
         "convert": (weights, "--arch", TINY, *SHAPE, "--calibrate", photographs),
     }[command]
     done = run(command, *words, "-o", "written.safetensors")
@@ -158,12 +158,12 @@ def test_bad_input_ends_with_2_and_writes_nothing(
     (folder / "bad" / "a.jpg").write_bytes(b"no image")
     (folder / "empty").mkdir()
     cases = [
-        ((raised, "--images", "photograph"), "did you mean 'photographs'"),
-        ((raised, "--images", "empty"), "there are no images"),
-        ((raised, "--images", "bad"), "none of the 1 images can be read"),
-        ((weights, "--images", photographs), "not a converted network"),
-        ((raised, "--images", photographs, "-o", raised), "is there already"),
-        ((raised, "--images", photographs, "--original", "nothing.pth", "--arch", TINY), "nothing.pth"),
+        ((raised, "--data", "photograph"), "did you mean 'photographs'"),
+        ((raised, "--data", "empty"), "there are no images"),
+        ((raised, "--data", "bad"), "none of the 1 images can be read"),
+        ((weights, "--data", photographs), "not a converted network"),
+        ((raised, "--data", photographs, "-o", raised), "is there already"),
+        ((raised, "--data", photographs, "--original", "nothing.pth", "--arch", TINY), "nothing.pth"),
     ]
     for words, said in cases:
         done = run("calibrate", *words)

@@ -53,12 +53,12 @@ def recipe(folder: Path, loss: str) -> Path:
 
 def commands(data: Path, artifact: Path, weights: Path, folder: Path) -> Iterator[tuple[str, tuple[Any, ...], bool]]:
     """Name, words, and whether labels are needed."""
-    yield "calibrate", ("calibrate", artifact, "--images", data, "-o", "calibrated.safetensors", "-f"), False
+    yield "calibrate", ("calibrate", artifact, "--data", data, "-o", "calibrated.safetensors", "-f"), False
     yield "explain", ("explain", artifact, data, "-o", "explained.npz"), False
     convert = ("convert", weights, "--arch", TINY, *SHAPE, "-o", "new.safetensors", "-f")
     yield "convert --images", (*convert, "--recipe", "equivalent", "--images", data), False
     yield "convert --calibrate", (*convert, "--calibrate", data), False
-    distil = ("--recipe", recipe(folder, "distil-kl"), "--reference", artifact, "--epochs", 1, "--accelerator", "cpu")
+    distil = ("--recipe", recipe(folder, "distil-kl"), "--original", artifact, "--epochs", 1, "--accelerator", "cpu")
     yield "finetune distilling", ("finetune", artifact, "--data", data, *distil, "-o", "distilled.safetensors"), False
     learn = (
         "--val",
@@ -168,7 +168,7 @@ def test_the_same_files_are_the_same_tensors_everywhere(
     )
     for words in (
         ("evaluate", artifact, "--data", data, "--metric", "accuracy"),
-        ("calibrate", artifact, "--images", data, "-o", "calibrated.safetensors"),
+        ("calibrate", artifact, "--data", data, "-o", "calibrated.safetensors"),
         ("finetune", artifact, "--data", data, *learn),
         ("explain", artifact, data, "-o", "explained.npz"),
     ):

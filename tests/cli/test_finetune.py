@@ -78,8 +78,8 @@ def test_layers_are_matched_to_those_of_the_original(run: Run, weights: Path, ph
     done = run(*command)
     assert done.exit_code == 2
     assert "there is no original to distil from" in done.stderr
-    assert "--reference" in done.stderr
-    done = run(*command, "--reference", "equivalent.st")
+    assert "--original" in done.stderr
+    done = run(*command, "--original", "equivalent.st")
     assert done.exit_code == 0, done.output
     assert all(m.b == 2.0 for m in bcos_fx.load("out.st").modules() if isinstance(m, BcosLayer))
 
@@ -110,7 +110,8 @@ def test_mistakes_are_one_message_each(run: Run, start: Path, photographs: Path,
         photographs,
         "-o",
         "new.safetensors",
-        "--new-head",
+        "--head",
+        "new",
         "--epochs",
         "1",
         "--from-scratch",
@@ -122,7 +123,7 @@ def test_mistakes_are_one_message_each(run: Run, start: Path, photographs: Path,
 def test_help_teaches(run: Run) -> None:
     done = run("finetune", "--help")
     assert done.exit_code == 0
-    for word in ("--data", "--val", "--recipe", "--resume", "--from-scratch", "--new-head", "a folder per class"):
+    for word in ("--data", "--val", "--recipe", "--resume", "--from-scratch", "--head", "a folder per class"):
         assert word in done.stdout
 
 

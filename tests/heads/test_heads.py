@@ -20,6 +20,7 @@ from bcos_fx.heads.classes import find_classes
 from bcos_fx.heads.layers import with_new_head, with_subset_head
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.recipe import Training
+from bcos_fx.training.settings import RunSettings
 
 NAMES = ("tench, Tinca tinca", "English springer", "crane", "cassette player", "crane", "chain-saw")
 KEPT = [4, 0, 3]
@@ -209,7 +210,7 @@ def test_fine_tuning_begins_with_the_rows_of_its_classes(tmp_path: Path) -> None
         validation=data,
         head="subset",
         class_names=NAMES,
-        measures={"first": lambda network: float(seen.append(network(images).argmax(1)) or 0)},
+        run=RunSettings(measures={"first": lambda network: float(seen.append(network(images).argmax(1)) or 0)}),
     )
     assert torch.equal(seen[0], expected)
     assert found.network.class_count() == 3

@@ -243,7 +243,7 @@ def test_two_files_take_a_layer_through_every_command(tmp_path: Path) -> None:
         "0 bcos-fx inspect start.safetensors",
         f"0 bcos-fx check same.safetensors {imported}",
         f"0 bcos-fx explain same.safetensors images/class_0/0.png -o picture.npz {imported}",
-        f"0 bcos-fx calibrate start.safetensors --images images -o calibrated.safetensors {imported}",
+        f"0 bcos-fx calibrate start.safetensors --data images -o calibrated.safetensors {imported}",
         f"0 bcos-fx finetune calibrated.safetensors --data images --epochs 1 --batch-size 3 --augment none "
         f"-o tuned.safetensors {imported}",
         f"0 bcos-fx check tuned.safetensors {imported}",

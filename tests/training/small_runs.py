@@ -22,6 +22,7 @@ from bcos_fx.network import BcosNetwork
 from bcos_fx.training.finetune import FineTuned, finetune
 from bcos_fx.training.recipe import Optimiser, Training
 from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.settings import RunSettings
 
 CLASSES = 3
 
@@ -104,9 +105,7 @@ def full_run(folder: Path, *, resume: bool = False) -> FineTuned:
         images(),
         recipe=training(),
         validation=images(12),
-        folder=folder,
-        resume=resume,
-        checkpoint_steps=2,
+        run=RunSettings(folder=folder, resume=resume, checkpoint_steps=2),
     )
 
 

@@ -31,6 +31,7 @@ from bcos_fx.training.finetune import finetune
 from bcos_fx.training.places import constants_of
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.settings import RunSettings
 from tests.training.small_runs import (
     CLASSES,
     converted,
@@ -78,11 +79,13 @@ def test_a_run_leaves_history_gallery_logs_and_a_network_without_biases(tmp_path
         images(),
         recipe=training(),
         validation=images(12),
-        folder=tmp_path / "run",
-        loggers=("csv", "tensorboard"),
-        measures={"always_three": lambda network: 3.0 if not network.training else 0.0},
-        measure_every=2,
-        told=lambda row: told.append(str(row)),
+        run=RunSettings(
+            folder=tmp_path / "run",
+            loggers=("csv", "tensorboard"),
+            measures={"always_three": lambda network: 3.0 if not network.training else 0.0},
+            measure_every=2,
+            on_epoch=lambda row: told.append(str(row)),
+        ),
     )
     rows = found.history
     assert [row.epoch for row in rows] == [0, 1, 2, 3]
@@ -151,7 +154,7 @@ def test_a_learned_b_moves_and_one_that_drifts_ends_near_two() -> None:
 )
 def test_options_train_to_finite_weights(changes: dict[str, Any]) -> None:
     found = finetune(
-        converted(), images(), recipe=plain(epochs=1, **changes), reference=original(), validation=images(6)
+        converted(), images(), recipe=plain(epochs=1, **changes), original=original(), validation=images(6)
     )
     assert all(bool(torch.isfinite(p).all()) for p in found.network.parameters())
     assert found.history[-1].loss is not None
@@ -235,7 +238,7 @@ def test_only_what_was_not_trained_yet_is_matched_to_the_original(monkeypatch: p
 
     monkeypatch.setattr("bcos_fx.training.finetune.usual_calibration", spied)
     stairs = (Rise(course=Course("steps", end=1.0, steps=2)),)
-    finetune(converted(), images(), recipe=plain(rises=stairs, calibrate="steps"), reference=original())
+    finetune(converted(), images(), recipe=plain(rises=stairs, calibrate="steps"), original=original())
     assert matched == [True, False, False]
 
 
@@ -253,7 +256,7 @@ def test_a_calibration_leaves_constants_faded() -> None:
     assert not any(bool(constant.any()) for constant in constants_of(gone.get_submodule(path)))
     rises, fades = (Rise(course=Course("linear", end=1.0)),), (Fade(course=Course("linear", end=0.6)),)
     recipe = plain(rises=rises, fades=fades, calibrate="steps")
-    found = finetune(converted(), images(), recipe=recipe, validation=images(12), reference=converted())
+    found = finetune(converted(), images(), recipe=recipe, validation=images(12), original=converted())
     assert [row.bias_share == 0 for row in found.history] == [False, False, True]
 
 
@@ -275,7 +278,7 @@ def test_every_source_of_images(tmp_path: Path) -> None:
     for a, b in zip(first.network.parameters(), second.network.parameters(), strict=True):
         assert torch.equal(a, b)  # whatever it draws follows from the seed
     bare = DataLoader(pixels, batch_size=4)  # type: ignore[arg-type]
-    found = finetune(converted(), bare, recipe=plain(epochs=1, loss="distil-kl"), reference=original(), validation=bare)
+    found = finetune(converted(), bare, recipe=plain(epochs=1, loss="distil-kl"), original=original(), validation=bare)
     assert found.history[0].accuracy is not None
     with pytest.raises(UsageError, match="the batches hold no labels"):
         finetune(converted(), bare, recipe=recipe)
@@ -294,7 +297,7 @@ def test_from_scratch_and_a_new_head(tmp_path: Path) -> None:
     assert "head='new'" in str(caught.value)
     few = (pixels, torch.arange(20) % 2)  # bare labels may leave out a class
     assert finetune(network, few, recipe=plain(epochs=1)).network(pixels).shape == (20, 3)
-    found = finetune(network, (pixels, labels), recipe=plain(epochs=1), new_head=True).network
+    found = finetune(network, (pixels, labels), recipe=plain(epochs=1), head="new").network
     assert found(pixels).shape == (20, 5)
     bcos_fx.save(found, tmp_path / "five.safetensors")
     assert torch.equal(bcos_fx.load(tmp_path / "five.safetensors")(pixels), found(pixels))
@@ -359,7 +362,7 @@ def test_a_network_with_nothing_to_train_is_refused() -> None:
 def test_the_original_that_is_distilled_from_stays_as_it_is() -> None:
     reference = original().train()
     before = {name: value.clone() for name, value in reference.state_dict().items()}
-    finetune(converted(), images(), recipe=plain(epochs=1, loss="distil-kl"), reference=reference)
+    finetune(converted(), images(), recipe=plain(epochs=1, loss="distil-kl"), original=reference)
     assert all(module.training for module in reference.modules())
     assert all(parameter.requires_grad for parameter in reference.parameters())
     assert all(torch.equal(value, before[name]) for name, value in reference.state_dict().items())
@@ -402,7 +405,7 @@ def test_a_corrupt_image_is_named(workers: int, tmp_path: Path) -> None:
     broken = folder / "class_1" / "4.png"
     broken.write_bytes(broken.read_bytes()[:40])
     with pytest.raises(UsageError, match="the image cannot be read") as caught:
-        finetune(converted(), folder, recipe=plain(), workers=workers)
+        finetune(converted(), folder, recipe=plain(), run=RunSettings(workers=workers))
     assert caught.value.where == str(broken)
     assert "Traceback" not in str(caught.value)
 
@@ -415,9 +418,7 @@ def test_images_alone_are_distilled_on_whatever_they_come_in(tmp_path: Path) -> 
         Image.fromarray((picture.permute(1, 2, 0) * 255).byte().numpy()).save(folder / f"{number:02d}.png")
     read = torch.stack([(p * 255).byte().float() / 255 for p in pixels])
     recipe = plain(epochs=2, loss="distil-kl", augment="flip")
-    ways = [
-        finetune(converted(), data, recipe=recipe, reference=original(), validation=data) for data in (read, folder)
-    ]
+    ways = [finetune(converted(), data, recipe=recipe, original=original(), validation=data) for data in (read, folder)]
     for row in ways[0].history[1:]:
         assert row.train_accuracy is None
         assert 0 <= row.accuracy <= 1
@@ -427,13 +428,13 @@ def test_images_alone_are_distilled_on_whatever_they_come_in(tmp_path: Path) -> 
         with pytest.raises(UsageError, match="the batches hold no labels"):
             finetune(converted(), data, recipe=plain())
     with pytest.raises(UsageError, match="there are no images in the tensor"):
-        finetune(converted(), pixels[:0], recipe=recipe, reference=original())
+        finetune(converted(), pixels[:0], recipe=recipe, original=original())
 
 
 def test_embeddings_have_a_cosine_and_no_accuracy() -> None:
     pixels, _ = images(12)
     network, asked = original(), {"loss": "distil-pairwise", "epochs": 1}
-    found = finetune(converted(), pixels, recipe=plain(**asked), reference=network, validation=pixels)
+    found = finetune(converted(), pixels, recipe=plain(**asked), original=network, validation=pixels)
     with torch.no_grad():
         theirs = network((pixels - 0.4) / 0.3)
         slow = torch.nn.functional.cosine_similarity(found.network(pixels), theirs, dim=1).mean()
@@ -457,10 +458,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_layer(tmp_path: Path, mon
     with monkeypatch.context() as patched:
         patched.setattr(FineTuning, "on_train_batch_start", spoil)
         with pytest.raises(TrainingError, match="the loss is not finite any more, at step 8") as caught:
-            finetune(converted(), images(), recipe=plain(), folder=tmp_path)
+            finetune(converted(), images(), recipe=plain(), run=tmp_path)
     assert str(caught.value.where).startswith("the layer 4 (BcosConv2d)")
     assert f"the last good checkpoint is {tmp_path / 'last.ckpt'}" in str(caught.value)
-    found = finetune(converted(), images(), recipe=plain(), folder=tmp_path, resume=True)
+    found = finetune(converted(), images(), recipe=plain(), run=RunSettings(folder=tmp_path, resume=True))
     assert len(found.history) == 3
 
 
@@ -476,9 +477,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
         return 0.0
 
     with pytest.raises(TrainingError, match=r"0\.weight is not finite any more, at step 12") as caught:
-        finetune(converted(), images(), recipe=plain(), folder=tmp_path, measures={"poison": poison})
+        finetune(converted(), images(), recipe=plain(), run=RunSettings(folder=tmp_path, measures={"poison": poison}))
     assert "the last good checkpoint" in str(caught.value)
-    found = finetune(converted(), images(), recipe=plain(), folder=tmp_path, resume=True)
+    found = finetune(converted(), images(), recipe=plain(), run=RunSettings(folder=tmp_path, resume=True))
     assert all(bool(torch.isfinite(p).all()) for p in found.network.parameters())
 
 
@@ -505,19 +506,21 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pyte
 
 
 def test_checkpoints_of_something_else_are_refused(tmp_path: Path) -> None:
-    finetune(converted(), images(), recipe=plain(epochs=1), folder=tmp_path)
+    finetune(converted(), images(), recipe=plain(epochs=1), run=tmp_path)
     with pytest.raises(UsageError, match=r"of another run: recipe\.epochs was 1 and is 2"):
-        finetune(converted(), images(), recipe=plain(epochs=2), folder=tmp_path, resume=True)
+        finetune(converted(), images(), recipe=plain(epochs=2), run=RunSettings(folder=tmp_path, resume=True))
     with pytest.raises(UsageError, match="of another run: network was"):
-        finetune(converted(scale="unit"), images(), recipe=plain(epochs=1), folder=tmp_path, resume=True)
+        finetune(
+            converted(scale="unit"), images(), recipe=plain(epochs=1), run=RunSettings(folder=tmp_path, resume=True)
+        )
     with pytest.raises(UsageError, match=r"training images\.images was 24 and is 12"):
-        finetune(converted(), images(12), recipe=plain(epochs=1), folder=tmp_path, resume=True)
+        finetune(converted(), images(12), recipe=plain(epochs=1), run=RunSettings(folder=tmp_path, resume=True))
     (tmp_path / "last.ckpt").write_bytes(b"PK not a checkpoint")
     with pytest.raises(UsageError, match="the checkpoint cannot be read"):
-        finetune(converted(), images(), recipe=plain(epochs=1), folder=tmp_path, resume=True)
+        finetune(converted(), images(), recipe=plain(epochs=1), run=RunSettings(folder=tmp_path, resume=True))
     torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
     with pytest.raises(UsageError, match="it does not end in a checksum"):
-        finetune(converted(), images(), recipe=plain(epochs=1), folder=tmp_path, resume=True)
+        finetune(converted(), images(), recipe=plain(epochs=1), run=RunSettings(folder=tmp_path, resume=True))
 
 
 def test_other_misuse(tmp_path: Path) -> None:
@@ -525,11 +528,16 @@ def test_other_misuse(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="labels go from 3 to 5, and the network has 3 classes"):
         finetune(converted(), loader, recipe=plain())
     with pytest.raises(UsageError, match="Lightning cannot train like that"):
-        finetune(converted(), images(), recipe=plain(), accelerator="gpu" if not torch.cuda.is_available() else "hpu")
+        finetune(
+            converted(),
+            images(),
+            recipe=plain(),
+            run=RunSettings(accelerator="gpu" if not torch.cuda.is_available() else "hpu"),
+        )
     with pytest.raises(UsageError, match="without a folder"):
-        finetune(converted(), images(), recipe=plain(), resume=True)
+        finetune(converted(), images(), recipe=plain(), run=RunSettings(resume=True))
     with pytest.raises(UsageError, match="did you mean 'csv'"):
-        finetune(converted(), images(), recipe=plain(), folder=tmp_path, loggers=["cvs"])
+        finetune(converted(), images(), recipe=plain(), run=RunSettings(folder=tmp_path, loggers=["cvs"]))
     with pytest.raises(UsageError, match="did you mean 'epochs'"):
         finetune(converted(), images(), recipe=plain(), epoch=3)
     with pytest.raises(UsageError, match="there is no original to distil from"):
@@ -537,7 +545,7 @@ def test_other_misuse(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="the test images have no labels, and there is no original"):
         finetune(converted(), images(), recipe=plain(), validation=images()[0])
     with pytest.raises(UsageError, match="no layer is named 'nine'"):
-        finetune(converted(), images(), recipe=plain(loss="distil-cosine", features="nine"), reference=original())
+        finetune(converted(), images(), recipe=plain(loss="distil-cosine", features="nine"), original=original())
     with pytest.raises(UsageError, match="images cannot be taken from a int"):
         finetune(converted(), 3, recipe=plain())
 
@@ -550,10 +558,10 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path) 
     assert threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as caught:
-        finetune(converted(), images(), recipe=plain(epochs=3), folder=tmp_path, told=interrupt)
+        finetune(converted(), images(), recipe=plain(epochs=3), run=RunSettings(folder=tmp_path, on_epoch=interrupt))
     assert any("resume=True" in note for note in caught.value.__notes__)
     assert signal.getsignal(signal.SIGINT) is handler
-    found = finetune(converted(), images(), recipe=plain(epochs=3), folder=tmp_path, resume=True)
+    found = finetune(converted(), images(), recipe=plain(epochs=3), run=RunSettings(folder=tmp_path, resume=True))
     shutil.rmtree(tmp_path)
     whole = finetune(converted(), images(), recipe=plain(epochs=3))
     for a, b in zip(found.network.parameters(), whole.network.parameters(), strict=True):

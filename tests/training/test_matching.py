@@ -16,6 +16,7 @@ from bcos_fx.network import BcosNetwork
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.matching import LayerMatching, layer_distance, moments, read_by_layers
 from bcos_fx.training.schedule import Course, Taper
+from bcos_fx.training.settings import RunSettings
 from tests.training.small_runs import converted, images, original, plain, without_batch_statistics
 
 # Lightning and torchvision come with the extras.
@@ -90,7 +91,7 @@ def test_it_teaches_layers_without_labels() -> None:
     network, reference = linear_pair(recipe="bcosification")
     pixels = images(60)[0]
     recipe = plain(epochs=8, loss="distil-layers", rises=(), lr=0.02)
-    found = finetune(network, pixels, recipe=recipe, validation=pixels, reference=reference)
+    found = finetune(network, pixels, recipe=recipe, validation=pixels, original=reference)
     losses = [row.loss for row in found.history if row.loss is not None]
     assert losses[-1] < 0.5 * losses[0]
     before, after = (LayerMatching(n, reference)(pixels)[2].detach() for n in (network, found.network))
@@ -108,8 +109,8 @@ def test_all_layers_but_the_last_learn_from_it() -> None:
 
 def test_a_run_that_is_taken_up_again_ends_as_one_that_never_stopped(tmp_path: Path) -> None:
     recipe = plain(epochs=4, loss={"distil-layers": 3.0, "off-label-bce": 1.0}, augment="flip-and-shift")
-    given = {"recipe": recipe, "validation": images(9), "reference": original()}
-    whole = finetune(converted(), images(), folder=tmp_path / "whole", **given)
+    given = {"recipe": recipe, "validation": images(9), "original": original()}
+    whole = finetune(converted(), images(), run=tmp_path / "whole", **given)
 
     class Stopped(Exception):
         pass
@@ -119,8 +120,8 @@ def test_a_run_that_is_taken_up_again_ends_as_one_that_never_stopped(tmp_path: P
             raise Stopped
 
     with pytest.raises(Stopped):
-        finetune(converted(), images(), folder=tmp_path / "part", told=stop, **given)
-    again = finetune(converted(), images(), folder=tmp_path / "part", resume=True, **given)
+        finetune(converted(), images(), run=RunSettings(folder=tmp_path / "part", on_epoch=stop), **given)
+    again = finetune(converted(), images(), run=RunSettings(folder=tmp_path / "part", resume=True), **given)
     assert [dataclasses.replace(row, seconds=0.0) for row in again.history] == [
         dataclasses.replace(row, seconds=0.0) for row in whole.history
     ]
@@ -135,9 +136,9 @@ def test_a_loss_that_has_tapered_off_costs_nothing_more(monkeypatch: pytest.Monk
     monkeypatch.setattr(LayerMatching, "__call__", lambda self, x: ran.append(x) or real(self, x))
     losses, taper = {"distil-layers": 3.0, "off-label-bce": 1.0}, Taper("distil-layers", Course("linear", end=0.25))
     recipe = plain(epochs=4, loss=losses, tapers=(taper,), rises=())
-    found = finetune(converted(b=2.0), images(), recipe=recipe, reference=original())
+    found = finetune(converted(b=2.0), images(), recipe=recipe, original=original())
     assert len(ran) == 6
-    kept = finetune(converted(b=2.0), images(), recipe=plain(epochs=1, loss=losses, rises=()), reference=original())
+    kept = finetune(converted(b=2.0), images(), recipe=plain(epochs=1, loss=losses, rises=()), original=original())
     assert found.history[1].loss < kept.history[1].loss
 
 
@@ -149,7 +150,7 @@ def test_a_compiled_step_compares_the_same() -> None:
             linear_pair(recipe="gradual")[0],
             images(),
             recipe=recipe,
-            reference=without_batch_statistics(),
+            original=without_batch_statistics(),
             compiled=compiled,
         )
         for compiled in (False, True)
@@ -163,19 +164,20 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no original to distil from"):
         finetune(converted(), images(), recipe=recipe)
     told: list[Any] = []  # it is refused before any test is made
-    given = {"recipe": recipe, "validation": images(), "told": told.append, "folder": tmp_path / "a" / "run"}
-    with pytest.raises(UsageError, match="the reference is not the network that was converted"):
-        finetune(converted(), images(), reference=without_batch_statistics(), **given)
+    given = {"recipe": recipe, "validation": images()}
+    run = RunSettings(folder=tmp_path / "a" / "run", on_epoch=told.append)
+    with pytest.raises(UsageError, match="the original given is not the network that was converted"):
+        finetune(converted(), images(), original=without_batch_statistics(), run=run, **given)
     assert not told
     assert not (tmp_path / "a" / "run").exists()
     with pytest.raises(UsageError, match="distil-layers compares a converted network with its original"):
-        finetune(original(), images(), recipe=recipe, reference=original())
+        finetune(original(), images(), recipe=recipe, original=original())
     for wrong, reason in (
         (converted(b=2.0), "its B is 2"),
         (converted(b=1.0, bias="strip"), "its biases were removed"),
     ):
         with pytest.raises(UsageError, match=f"does not compute what the original does: {reason}"):
-            finetune(converted(), images(), recipe=recipe, reference=wrong)
+            finetune(converted(), images(), recipe=recipe, original=wrong)
 
     class Cut(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -190,4 +192,4 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     single = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
     network = bcos_fx.bcosify(single, example_inputs=torch.rand(2, 3, 2, 2), recipe="bcosification", input="none")
     with pytest.raises(UsageError, match="no B-cos layer reads anything"):
-        finetune(network, (torch.rand(6, 3, 2, 2), torch.arange(6) % 3), recipe=recipe, reference=single)
+        finetune(network, (torch.rand(6, 3, 2, 2), torch.arange(6) % 3), recipe=recipe, original=single)

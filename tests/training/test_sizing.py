@@ -13,6 +13,7 @@ from torch import nn
 import bcos_fx
 from bcos_fx.training.recipe import Optimiser, Training
 from bcos_fx.training.recording import duration
+from bcos_fx.training.settings import RunSettings
 from bcos_fx.training.sizing import ENOUGH_STEPS, sized, steps_per_epoch
 
 pytest.importorskip("lightning")
@@ -91,7 +92,7 @@ def some_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_few_images_get_small_batches_and_the_user_is_told(network: bcos_fx.BcosNetwork) -> None:
     lines: list[str] = []
-    found = bcos_fx.finetune(network, some_images(40), epochs=2, accelerator="cpu", notice=lines.append)
+    found = bcos_fx.finetune(network, some_images(40), epochs=2, run=RunSettings(accelerator="cpu", log=lines.append))
     assert [row.images for row in found.history] == [0, 40, 80]
     assert lines[0] == "training on 40 images, 2 epochs of 5 steps (batches of 8), adam at 0.0001"
     assert lines[1] == (
@@ -104,6 +105,8 @@ def test_few_images_get_small_batches_and_the_user_is_told(network: bcos_fx.Bcos
 def test_a_training_given_itself_is_kept(network: bcos_fx.BcosNetwork) -> None:
     lines: list[str] = []
     training = Training(epochs=1, batch_size=40)
-    found = bcos_fx.finetune(network, some_images(40), recipe=training, accelerator="cpu", notice=lines.append)
+    found = bcos_fx.finetune(
+        network, some_images(40), recipe=training, run=RunSettings(accelerator="cpu", log=lines.append)
+    )
     assert len(found.history) == 2
     assert not any(line.startswith("training on") for line in lines)

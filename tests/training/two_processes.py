@@ -14,6 +14,7 @@ import torch
 
 import bcos_fx
 from bcos_fx.training.finetune import finetune
+from bcos_fx.training.settings import RunSettings
 from tests.training import small_runs
 
 if __name__ == "__main__":
@@ -28,10 +29,9 @@ if __name__ == "__main__":
         network,
         (pixels, labels),
         recipe=small_runs.plain(batch_size=batch, epochs=3, clip=0.05, **loss),
-        reference=small_runs.without_batch_statistics() if loss else None,
+        original=small_runs.without_batch_statistics() if loss else None,
         validation=small_runs.images(13),
-        devices=processes,
-        accelerator="cpu",
+        run=RunSettings(devices=processes, accelerator="cpu"),
     )
     rows = [[row.loss, row.accuracy, row.cosine, row.train_accuracy, row.b, row.images] for row in found.history]
     weights = sum(p.detach().double().abs().sum().item() for p in found.network.parameters())
