@@ -194,7 +194,7 @@ def bcosify(
 
 
 def _options(**given: Any) -> dict[str, Any]:
-    """The options that the caller chose; of most of them None leaves the recipe's."""
+    """Return the options that the caller chose; None means the recipe's value for most of them."""
     unset: dict[str, object] = {"eps": FROM_RECIPE, "logit_bias": FROM_RECIPE}
     chosen = {name: value for name, value in given.items() if value is not unset.get(name)}
     leaves = chosen.get("leaf_modules")

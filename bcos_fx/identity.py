@@ -95,7 +95,7 @@ def _node(node: fx.Node) -> str:
 
 
 def _encoded(value: Any) -> Iterable[Any]:
-    """The bytes of a data set's item; of what is no data, its type."""
+    """Yield the bytes of a dataset's item; for a value that is not data, its type."""
     if isinstance(value, Tensor):
         yield f"{value.dtype} {tuple(value.shape)} ".encode()
         if value.numel() and not value.is_meta:

@@ -125,7 +125,7 @@ def _holder() -> bytes:
 
 
 def _named(content: bytes) -> str:
-    """The process that a lock's file names; the file may hold anything."""
+    """Return the process that a lock's file names; the file may hold anything."""
     try:
         found = json.loads(content)
         process, host, since = int(found["process"]), ascii(found["host"])[1:-1], ascii(found["since"])[1:-1]

@@ -51,7 +51,7 @@ def _imported(path: Path) -> ModuleType | None:
 
 
 def _free_name(path: Path) -> str:
-    """The name by which an import statement finds the file, or could; another where that would find something else."""
+    """Return the name by which an import statement would find the file; another name if that one is taken."""
     try:
         found = None if path.stem in sys.modules else importlib.util.find_spec(path.stem)
         taken = path.stem in sys.modules or (found is not None and Path(found.origin or "").resolve() != path)

@@ -41,7 +41,7 @@ def rn50() -> nn.Module:
 
 
 def rn50_openai() -> nn.Module:
-    """The same with OpenAI's weights, which open_clip fetches."""
+    """Build the same with OpenAI's weights, which open_clip fetches."""
     import open_clip
 
     visual = open_clip.create_model("RN50-quickgelu", pretrained="openai").visual

@@ -71,7 +71,7 @@ def describe(model: BcosNetwork) -> tuple[str, dict[str, Tensor]]:
 
 
 def _ops(model: BcosNetwork, vocabulary: Vocabulary) -> list[Op]:
-    """The ops of a network's nodes, and of the layers inside of layers."""
+    """Return the ops of a network's nodes and of the layers inside its layers."""
     called = [vocabulary.of(node, model) for node in model.graph.nodes]
     return [op for op in (*called, *(vocabulary.of_class(type(part)) for part in model.modules())) if op is not None]
 

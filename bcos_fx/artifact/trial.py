@@ -140,7 +140,7 @@ class _Run:
 
 
 def _placed(value: Any) -> Any:
-    """An argument with every device replaced by the one on which the trial runs."""
+    """Replace every device in an argument by the device on which the trial runs."""
     if isinstance(value, torch.device):
         return _META
     if isinstance(value, Mapping):

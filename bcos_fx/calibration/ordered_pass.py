@@ -206,7 +206,7 @@ class _Run:
         self._check_targets()
 
     def _original(self, reference: Any, batch: Batch) -> Original | None:
-        """What gains are matched to; None where there are none, or nothing is known of the original."""
+        """Return what gains are matched to, or None if there is no reference and no layer has a gain."""
         self._check_layers(reference is None)
         if reference is not None:
             return Original(self.network, reference, batch, self.output)

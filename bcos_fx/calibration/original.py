@@ -119,7 +119,7 @@ class Original:
         return graph_module
 
     def _inputs(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """What the original takes in place of the network's inputs; its own tensors, for it may write into them."""
+        """Convert the network's inputs to the original's; newly allocated, because the original may write into them."""
         if not self._specs:
             return tuple(value.clone() for value in inputs)
         given = [spec.original(value) for spec, value in zip(self._specs, inputs, strict=True)]

@@ -146,7 +146,7 @@ def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -
 
 
 def guess_architecture(tensors: Mapping[str, Tensor]) -> str | None:
-    """The torchvision model with the same names and, class count apart, the same shapes; None when there is none."""
+    """Find the torchvision model with these names and shapes, class count apart; None if there is none."""
     if importlib.util.find_spec("torchvision") is None:
         return None
     models = importlib.import_module("torchvision.models")
@@ -264,7 +264,7 @@ def _does_not_fit(
 
 
 def _part_that_fits(state: StateDict, expected: Mapping[str, Any]) -> str:
-    """The key under which the file holds all that the network wants, in its shapes; empty where there is none."""
+    """Find the key under which the file holds every tensor of the network in its shape; empty if there is none."""
     held = {name: value for name, value in expected.items() if isinstance(value, Tensor)}
     wanted = {name: value.shape for name, value in held.items() if not name.endswith("num_batches_tracked")}
     first = next(iter(wanted), "")

@@ -78,7 +78,7 @@ class Inspection:
             yield "problem", self.problem
 
     def to_text(self) -> str:
-        """The head and the table of tensors as plain text."""
+        """Format the header and the table of tensors as plain text."""
         head = [f"{label:<10} {value}" for label, value in self.rows()]
         width = max((len(row.name) for row in self.tensors), default=0)
         table = [
@@ -89,7 +89,7 @@ class Inspection:
         return "\n".join(head + table)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, ready for JSON."""
+        """Return the inspection as plain values, ready for JSON."""
         return asdict(self) | {
             "elements": self.elements,
             "nonfinite": self.nonfinite,

@@ -122,7 +122,7 @@ def _resizing(preset: Any) -> dict[str, Any]:
 
 
 def without_downloads(models: Any, name: str) -> dict[str, None]:
-    """Detection and segmentation models fetch a pre-trained backbone by default."""
+    """Return the keywords that stop torchvision from downloading a backbone, as detection models do by default."""
     takes = inspect.signature(models.get_model_builder(name)).parameters
     return {"weights_backbone": None} if "weights_backbone" in takes else {}
 

@@ -79,7 +79,7 @@ def _load_plain(module: nn.Module, state: StateDict) -> None:
 def _settings(
     path: str | os.PathLike[str], kind: FileKind, state: StateDict, trust_pickle: bool
 ) -> Mapping[str, Any] | None:
-    """What a training framework kept beside the weights as its own settings, if it did."""
+    """Return the settings that a training framework stored beside the weights, if any."""
     if "hyper_parameters" not in state.ignored and "hyper_parameters" not in state.nesting:
         return None
     content = load_object(path, kind, trust_pickle=trust_pickle)
@@ -98,7 +98,7 @@ def _exported(path: str | os.PathLike[str]) -> nn.Module:
 
 
 def _module_in(content: Any, path: str | os.PathLike[str], key: str | None) -> nn.Module:
-    """The module itself, or the one inside a dict: under ``key``, a usual name, or the only one there."""
+    """Return the module, or the one inside a dict: under ``key``, under a usual name, or the only one."""
     if isinstance(content, nn.Module):
         return content
     if isinstance(content, dict):
@@ -114,7 +114,7 @@ def _module_in(content: Any, path: str | os.PathLike[str], key: str | None) -> n
 
 
 def _needs_arch(path: str | os.PathLike[str], kind: FileKind, key: str | None) -> CheckpointError:
-    """The error for weights without a network; reading them may find a better reason first."""
+    """Return the error for weights without a network; reading them may raise a more specific one first."""
     state = load_tensors(path, key=key)
     guess = guess_architecture(state.tensors)
     return CheckpointError(

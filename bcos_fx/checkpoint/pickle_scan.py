@@ -226,13 +226,13 @@ def _grow(target: Built, parts: list[Any]) -> None:
 
 
 def _integers(sizes: tuple[Any, ...]) -> list[int]:
-    """The integers among arguments, and in tuples among them; booleans are flags."""
+    """Return the integers among arguments and in tuples among them; booleans are left out."""
     flat = [part for size in sizes for part in (size if isinstance(size, tuple) else (size,))]
     return [size for size in flat if type(size) is int]
 
 
 def _shown(key: Any) -> str:
-    """A key as text; of what is not a short text or number only its type."""
+    """Format a key as text: a short string or a number in full, of anything else only the type."""
     if isinstance(key, str):
         return key if len(key) <= _SHOWN else f"{key[:_SHOWN]}…"
     if isinstance(key, bool | float | None) or (isinstance(key, int) and abs(key) <= _LARGEST_KEY):
@@ -241,14 +241,14 @@ def _shown(key: Any) -> str:
 
 
 def _persistent(identity: Any) -> Any:
-    """What a persistent id stands for: torch's old format wraps a module's class in one; the rest are storages."""
+    """Resolve a persistent id: torch's old format wraps a module's class in one; the others are storages."""
     if isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module":
         return identity[1]
     return Built("storage")
 
 
 def _label(value: Any) -> str:
-    """The type name of a symbolic value; plain numbers and strings are their own type's."""
+    """Return the type name of a symbolic value, or of a plain number or string."""
     if isinstance(value, Built):
         return value.label
     return "tuple" if isinstance(value, _Tuple) else type(value).__name__

@@ -226,7 +226,7 @@ def _published_names(tensors: Mapping[str, Tensor], module: nn.Module) -> bool:
 
 
 def _own_tensors(state: StateDict) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """The network's tensors without prefixes, which code wrote them, and what was left aside."""
+    """Return the network's tensors without prefixes, the code base that wrote them, and notes on what was left out."""
     tensors, notes = dict(state.tensors), []
     averaged = [key for key in tensors if key.startswith(_AVERAGED)]
     if averaged and len(averaged) < len(tensors):
@@ -250,7 +250,7 @@ def _is_training(state: StateDict) -> bool:
 
 
 def _pressure(tensors: Mapping[str, Tensor], hyper: Mapping[str, Any] | None, source: str) -> float:
-    """The B that a file names: learned ones beside the weights, or that of the training's settings; else the usual one.
+    """Return the B of the file: learned beside the weights, or from the training's settings, or else the usual one.
 
     Raises:
         CheckpointError: it is none that our layers compute as the file's do.
@@ -316,7 +316,7 @@ class _Assignment:
         self.values[target] = tensor
 
     def _path(self, path: str) -> str | None:
-        """The architecture's own path of what a file calls so; None where there is no such part."""
+        """Translate a path in the file to the architecture's own path; None if there is no such part."""
         part, found = self.module, []
         for name in path.split(".") if path else []:
             own = list(part._modules)
@@ -331,7 +331,7 @@ class _Assignment:
         return ".".join(found)
 
     def _complete(self) -> None:
-        """What the file leaves out: biases and running means are 0; anything else is missing."""
+        """Fill in what the file leaves out: biases and running means are 0; record any other tensor as missing."""
         for name, tensor in self.expected.items():
             last = name.rpartition(".")[2]
             if name in self.values or last in _COUNTERS:

@@ -201,7 +201,7 @@ def load_object(path: str | os.PathLike[str], kind: FileKind, *, trust_pickle: b
 
 
 def pickled_module_refused(path: str | os.PathLike[str], kind: FileKind) -> CheckpointError:
-    """The error that says what the pickle holds, why it stays shut, and the way out."""
+    """Return the error that names the content of the pickle, the reason why it is not opened, and what to do."""
     return CheckpointError(
         f"the file holds {kind.summary}; opening a pickled module runs code that the file carries, so it stays shut",
         where=str(path),
@@ -234,7 +234,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _torch_load(path: str | os.PathLike[str], kind: FileKind, *, trust_pickle: bool) -> Any:
-    """The only call of :func:`torch.load`."""
+    """Call :func:`torch.load`; the package calls it only here."""
     try:
         # torch's warnings here are about how the file was pickled: nothing that its reader could change.
         with readable(Path(path)), warnings.catch_warnings(action="ignore"):
@@ -296,7 +296,7 @@ def _unwrap(content: Any, source: str, key: str | None) -> StateDict:
 
 
 def _follow(content: Any, key: str, source: str) -> Any:
-    """What lies under a dotted path of keys, which may end in the start of tensors' names: a part of a network."""
+    """Return what a dotted path of keys leads to; it may end in a prefix of tensor names (a part of a network)."""
     parts = key.split(".")
     for place, part in enumerate(parts):
         if isinstance(content, Mapping) and part in content:
@@ -324,13 +324,13 @@ def _candidates(content: Any, depth: int) -> list[str]:
 
 
 def _looks_like_weights(key: str, content: Any) -> bool:
-    """A dict of tensors is weights under a usual key; elsewhere (random states, scalers) only by its names."""
+    """Check for weights: a dict of tensors under a usual key, or (not random states, scalers) with weights' names."""
     names = _tensors_in(content)
     return bool(names) and (key in NESTING_KEYS or any("weight" in name for name in names))
 
 
 def _tensors_in(content: Any) -> dict[str, Tensor]:
-    """The tensors of a mapping from names to tensors and perhaps a few other things."""
+    """Return the tensors of a mapping from names to tensors and perhaps a few other values."""
     if not isinstance(content, Mapping):
         return {}
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}

@@ -134,7 +134,7 @@ def photographs() -> tuple[Tensor, list[int]]:
 
 
 def _imagenet_classes() -> list[str]:
-    """The names of ImageNet's classes, as torchvision keeps them."""
+    """Return the names of ImageNet's classes, as torchvision stores them."""
     names: list[str] = _library("torchvision.models").ResNet18_Weights.DEFAULT.meta["categories"]
     return names
 

@@ -285,7 +285,7 @@ def _asked_by_text(
 
 
 def _number(text: str) -> int | str | tuple[int, ...]:
-    """An index, the place of one unit such as 3,120,88 (class, row, column), or a name."""
+    """Parse an index, the place of one unit such as 3,120,88 (class, row, column), or a name."""
     parts = text.split(",")
     if len(parts) > 1 and all(part.strip().isdecimal() for part in parts):
         return tuple(int(part) for part in parts)

@@ -14,7 +14,7 @@ _NAMED = 20
 
 
 def row_of(parts: dict[str | None, Explanation], file: str) -> tuple[dict[str, Any], bool]:
-    """The sums of one image, explained by one source (None: the main input) or several, and whether they add up."""
+    """Return the sums of one image, explained by one or several sources (None: main input), and whether they add up."""
 
     def numbers(values: Any) -> list[float]:
         return [float(value) for value in values.flatten()]

@@ -29,7 +29,7 @@ def _sizes(stage: Preserved) -> tuple[()] | None:
 def _compared(
     stage: Preserved, converted: nn.Module, specs: Sequence[InputSpec], inputs: tuple[Tensor, ...]
 ) -> tuple[nn.Module, nn.Module, tuple[Tensor, ...]]:
-    """What is compared, on what: where samples are not the first dimension, on whole inputs one by one."""
+    """Return what to compare, and the inputs; whole inputs one by one where samples are not the first dimension."""
     conversion = stage.traced.conversion
     call = stage.traced.example.call
     original = NormalizedModel(conversion.module, specs, output_key=conversion.output_key, call=call)
@@ -56,7 +56,7 @@ def prove(stage: Preserved) -> Verification:
 
 
 def _not_the_original(stage: Preserved, result: Verification) -> VerificationError:
-    """The error that names the rule; raises another where no rule is to blame."""
+    """Return the error that names the rule; raise another one if no rule is the cause."""
     conversion, inputs = stage.traced.conversion, comparison_inputs(stage, 2)
 
     def originals(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -121,7 +121,7 @@ def _sample(item: Any, name: str) -> Sample:
 
 
 def _label(label: Any, name: str) -> Any:
-    """A class index, a tensor of numbers, or None."""
+    """Convert a label to a class index, a tensor of numbers, or None."""
     if label is None or isinstance(label, int):
         return None if label is None else int(label)
     try:

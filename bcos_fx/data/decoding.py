@@ -202,7 +202,7 @@ def _bits(image: Image.Image) -> int:
 
 
 def _tag(image: Image.Image, number: int) -> Any:
-    """A TIFF tag's first value; None where there is none."""
+    """Return a TIFF tag's first value, or None if the tag is absent."""
     value = getattr(image, "tag_v2", {}).get(number)
     return value[0] if isinstance(value, tuple) and value else value
 

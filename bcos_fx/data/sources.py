@@ -61,7 +61,7 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What tells these images from others, as plain data; the same on another machine."""
+        """Return what distinguishes these images from others, as plain data that is the same on every machine."""
 
     def read(self, index: int, preprocessing: Preprocessing | None) -> Sample:
         """Read an image as a network takes it; without preprocessing, a tensor as it is.

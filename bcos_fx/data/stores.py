@@ -115,12 +115,12 @@ def _folder(root: Path, classes: Sequence[str] | None) -> ImageSource:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The images of a class, in folders within its own too."""
+    """List the images of a class, including those in its subfolders."""
     return _pictures(sorted(folder.rglob("*")))
 
 
 def _pictures(items: Sequence[Path]) -> list[Path]:
-    """The pictures among files; where there are none, the arrays."""
+    """Return the pictures among files, or the arrays if there are no pictures."""
     files = [item for item in items if item.suffix.lower() in (*SUFFIXES, ".npy") and item.is_file()]
     return [file for file in files if file.suffix.lower() != ".npy"] or files
 
@@ -247,7 +247,7 @@ def _shards(paths: Sequence[Path], classes: Sequence[str] | None) -> ImageSource
 
 
 def _samples(path: Path, archive: tarfile.TarFile, stream: BinaryIO) -> Iterator[ImageRecord]:
-    """The images of a shard. Files that follow each other with one name up to the first dot are one sample."""
+    """Yield the images of a shard. Consecutive files with one name up to the first dot are one sample."""
     key, parts = "", dict[str, tarfile.TarInfo]()
     for member in archive:
         if not member.isreg():
@@ -270,7 +270,7 @@ def _sample(path: Path, key: str, parts: dict[str, tarfile.TarInfo], stream: Bin
 
 
 def _label(path: Path, key: str, parts: dict[str, tarfile.TarInfo], stream: BinaryIO) -> int | None:
-    """The label of a sample; None where it has no file that could hold one."""
+    """Read the label of a sample; None if it has no file that could hold one."""
     try:
         if "cls" in parts:
             label = int(_content(parts["cls"], stream))

@@ -52,7 +52,7 @@ def _card(subject: Subject, own: Localisation, number: int, name: str) -> str:
 
 
 def _pictures(subject: Subject, own: Localisation, image: Tensor, labels: Sequence[int]) -> list[Image.Image]:
-    """The network's explanation of each label: coloured where W(x) has colours, signed contributions elsewhere."""
+    """Draw the network's explanation of each label: in color where W(x) has colors, else signed contributions."""
     targets = torch.tensor([list(labels)], device=image.device)
     if own.protocol.windows:
         method = windowed(dynamic_linear(subject.model), subject.preprocessing.height, subject.preprocessing.width)

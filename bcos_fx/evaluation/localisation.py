@@ -186,7 +186,7 @@ def slug(name: str) -> str:
 
 
 def _cell(subject: Subject, protocol: Protocol) -> Subject:
-    """The same, with images of the size of a cell."""
+    """Return the same subject with images of the size of a cell."""
     shrunk = protocol.side if protocol.rescaled else 1
     preprocessing = dataclasses.replace(subject.preprocessing, shrunk=shrunk)
     return dataclasses.replace(subject, preprocessing=preprocessing)

@@ -46,7 +46,7 @@ class Subject:
         return next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
 
     def header(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a file of results begins with: what the results are of."""
+        """Return the header of a results file, which identifies what the results were computed from."""
         like = self.like
         computed = {"images": str(self.preprocessing), "dtype": str(like.dtype), "device": like.device.type}
         return {
@@ -143,7 +143,7 @@ def _of_batch(subject: Subject, indices: range) -> dict[str, Any]:
 
 
 def _rows(outputs: Tensor, read: list[int], labels: list[int], originals: list[int] | None) -> list[list[Any]]:
-    """The fields of a :class:`Prediction` for each image."""
+    """Return the fields of a :class:`Prediction` for each image."""
     logits, predicted = outputs.max(1)
     probabilities = outputs.softmax(1).gather(1, predicted.unsqueeze(1)).squeeze(1)
     five = outputs.topk(min(5, outputs.shape[1]), dim=1).indices

@@ -51,7 +51,7 @@ def _score_of_target(contributions: list[list[float]], k: int, side: int, smooth
 
 
 def _mean_around(contributions: list[list[float]], y: int, x: int, smooth: int) -> float:
-    """The mean over the box around a pixel; pixels outside the map are counted, as zeros."""
+    """Compute the mean over the box around a pixel; pixels outside the map count as zeros."""
     reach = smooth // 2
     added = 0.0
     for row in range(y - reach, y + reach + 1):

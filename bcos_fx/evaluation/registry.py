@@ -24,7 +24,7 @@ def _post_hoc(name: str, network: NormalizedModel) -> Method:
 
 
 def _pixels(direction: str, imputation: str) -> Measure:
-    """Deletion or insertion of the most important pixels first (Petsiuk et al., BMVC 2018, section 4.1)."""
+    """Return deletion or insertion of the most important pixels first (Petsiuk et al., BMVC 2018, section 4.1)."""
 
     def curve(method: Method, network: nn.Module, image: Tensor, label: int) -> list[float]:
         found = pixel_deletion(

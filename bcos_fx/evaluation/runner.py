@@ -95,7 +95,7 @@ class Runner:
         return None if self.folder is None else self.folder / f"{name}{f'.{rank}' if rank else ''}.jsonl"
 
     def _left_by_earlier_runs(self, name: str, journal: Journal) -> dict[int, Any]:
-        """What runs of more processes than this one wrote into files of theirs."""
+        """Read the results that runs with more processes than this one wrote into their own files."""
         if self.folder is None:
             return {}
         others = sorted({*self.folder.glob(f"{name}.jsonl"), *self.folder.glob(f"{name}.[0-9]*.jsonl")})

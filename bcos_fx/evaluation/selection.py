@@ -204,7 +204,7 @@ def _confidence(prediction: Prediction, protocol: Protocol) -> float:
 
 
 def _drawn(ordered: dict[int, list[int]], protocol: Protocol) -> list[int]:
-    """The list of images that grids are cut from."""
+    """Draw the list of images that grids are cut from."""
     waiting = {label: iter(images) for label, images in ordered.items()}
     left = {label: len(images) for label, images in ordered.items()}
     draw = np.random.RandomState(protocol.seed)

@@ -58,7 +58,7 @@ class ArrangedView(ExplanationView):
         return 1
 
     def _check_samples(self, leaves: Mapping[fx.Node, Tensor], samples: int) -> None:
-        """Sources hold their samples where the layout says."""
+        """Accept every source: the layout defines where its samples lie."""
 
     def value(self, inputs: Sequence[Any]) -> Tensor:
         """Run the view for its value alone."""
@@ -88,7 +88,7 @@ class ArrangedView(ExplanationView):
             yield from super().steps(own)
 
     def _joined(self, run: Callable[[list[Any]], Tensor], inputs: Sequence[Any]) -> Tensor:
-        """What runs give for each sample, as (N, ...)."""
+        """Run each sample by itself and concatenate the results to (N, ...)."""
         return torch.cat([samples_first(run(own), self.layout.end) for own in self.layout.each(inputs)])
 
     def dynamic_weights(self, inputs: Sequence[Any], select: Select) -> DynamicWeights:

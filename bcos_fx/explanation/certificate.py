@@ -167,14 +167,14 @@ def certificate(prepared: Prepared) -> Certificate:
 
 
 def _drawn(reader: GraphReader, output: fx.Node) -> Iterator[Break]:
-    """What the output depends on that is drawn at random, be it a value, a gate or a constant."""
+    """Yield what the output depends on that is drawn at random: a value, a gate or a constant."""
     for node in sources_of(output):
         if draws_at_random(node, reader.call(node)):
             yield _break(reader, node, _DRAWN)
 
 
 def unfinished(reader: GraphReader) -> tuple[Break, ...]:
-    """What an explanation view does not do justice to: factors that nothing holds fixed, constants that nothing counts.
+    """Return what an explanation view left undone: factors that are not detached, constants that are not counted.
 
     Args:
         reader: of the finished view.
@@ -197,7 +197,7 @@ def _left_undone(reader: GraphReader, node: fx.Node) -> str | None:
 
 
 def uncounted(found: Certificate, counted: tuple[str, ...]) -> tuple[Break, ...]:
-    """The constants of a certificate that a view does not count, by source."""
+    """Return the constants of a certificate that a view does not count, by source."""
     return tuple(
         Break(constant.node, "constant", f"{constant.source} contributes, and no rule could count it", "", None)
         for constant in found.constants

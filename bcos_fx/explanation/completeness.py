@@ -214,7 +214,7 @@ def check_completeness(
 
 
 def _coarsest(view: ExplanationView, inputs: Sequence[Tensor], dtype: torch.dtype) -> torch.dtype:
-    """The coarsest precision of all values on the way to the output."""
+    """Return the coarsest precision of all values on the way to the output."""
     with torch.no_grad():
         for node, value in view.network_steps(inputs):
             if isinstance(value, Tensor) and value.is_floating_point() and view.on_value_path(node):
@@ -265,7 +265,7 @@ def _is_nothing(found: DynamicWeights) -> bool:
 
 
 def _vanishing(view: ExplanationView, inputs: Sequence[Tensor]) -> str | None:
-    """The first node whose value is below the smallest normal number everywhere, though what it reads is not."""
+    """Return the first node whose value underflows (below the smallest normal number) though its inputs do not."""
     with torch.no_grad():
         for node, value in view.steps(inputs):
             if isinstance(value, Tensor) and value.is_floating_point() and value.numel() and view.on_value_path(node):

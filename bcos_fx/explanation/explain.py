@@ -219,7 +219,7 @@ def _result(
 
 
 def _scored(found: Explanation, names: Sequence[str]) -> Explanation:
-    """The explanation of numbers that are themselves the scores of named things, and not parts of the outputs."""
+    """Return the explanation as one of named scores: its values are scores, not entries of the outputs."""
     scores = found.output.reshape(len(found), len(names))
     places = torch.arange(len(names), device=scores.device).expand_as(scores)
     return replace(
@@ -280,7 +280,7 @@ def _in_order(model: nn.Module, images: Tensor | Mapping[str, Tensor], others: S
 
 
 def _explained_by(given: Sequence[Tensor]) -> Tensor:
-    """The input that outputs are explained by: the first that holds no integers, as masks and indices do."""
+    """Return the input that outputs are explained by: the first that holds no integers, as masks and indices do."""
     return next((value for value in given if isinstance(value, Tensor) and value.is_floating_point()), given[0])
 
 
@@ -317,7 +317,7 @@ def _check_count(view: ExplanationView, given: int) -> None:
 
 
 def _notes(model: nn.Module, given: Sequence[Tensor]) -> list[str]:
-    """What is odd about the images: warned of, and kept."""
+    """Warn about images outside the expected range, and return the warnings as notes."""
     notes = []
     for spec, images in zip(model.record.inputs, given, strict=False) if isinstance(model, BcosNetwork) else ():
         if not spec.encoded:

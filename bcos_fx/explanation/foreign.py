@@ -49,7 +49,7 @@ def traced(module: nn.Module, inputs: Inputs | None, batch_axis: BatchAxis = 0) 
 
 
 def _alone(module: nn.Module, inputs: Inputs, error: ExampleError) -> UsageError:
-    """The error of a network that does not run on two of the samples: another one where it runs on all of them."""
+    """Return the error for a network that does not run on two of the samples; another one if it runs on all of them."""
     with suppress(RuntimeError, ValueError, TypeError, IndexError), torch.no_grad():
         own_copy(module)(*bind(module, inputs).args, **bind(module, inputs).kwargs)
         return UsageError(
@@ -105,7 +105,7 @@ def _agree(found: Any, wanted: Any) -> bool:
 
 
 def _repeated(module: nn.Module, inputs: Inputs, batch_axis: BatchAxis) -> Inputs:
-    """The inputs as they are, but at least two samples: a single one could be taken for a size that is always 1."""
+    """Repeat a single sample: tracing could take its size for one that is always 1."""
     named = bind(module, inputs).named
     axes = axes_by_name(list(named), list(named.values()), batch_axis)
     pairs = list(zip(named.values(), axes, strict=True))

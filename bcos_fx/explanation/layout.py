@@ -86,7 +86,7 @@ def find_layout(
 
 
 def _grown(name: str, one: tuple[int, ...], two: tuple[int, ...]) -> int | None:
-    """The dimension that holds the samples, by the shapes for one and for two of them.
+    """Find the dimension that holds the samples, from the shapes for one sample and for two.
 
     None where samples share a dimension with something else: the whole of it is then the one sample that is run.
     """

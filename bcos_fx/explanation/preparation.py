@@ -114,7 +114,7 @@ def _starts(graph_module: fx.GraphModule, source: Source) -> dict[str, fx.Node]:
 
 
 def _find_source(graph_module: fx.GraphModule, name: str) -> fx.Node:
-    """An input, encoded where it is, or a layer's result."""
+    """Find an input (its encoding, if it has one) or a layer's result by name."""
     inputs = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
     called = {str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
     is_input = name in inputs and (_is_floating(inputs[name]) or name not in called)  # a layer may have its name
@@ -128,7 +128,7 @@ def _find_source(graph_module: fx.GraphModule, name: str) -> fx.Node:
 
 
 def _find_layer(graph_module: fx.GraphModule, name: str, inputs: Sequence[str]) -> fx.Node:
-    """A layer; the error for what is none names the inputs too, which are sources as well."""
+    """Find a layer; the error for an unknown name lists the inputs too, because they are sources as well."""
     try:
         return find_layer(graph_module, name)
     except UsageError as error:
@@ -166,7 +166,7 @@ def find_layer(graph_module: fx.GraphModule, name: str) -> fx.Node:
 
 
 def _result(layer: fx.Node, nodes: list[fx.Node]) -> fx.Node:
-    """The node that gives what a layer gave when it was traced: where it was moved before a pooling, the flattening."""
+    """Return the node with the result of a layer as traced: the flattening, if the layer was moved before a pooling."""
     origin = layer.meta.get("origin")
     return layer if origin is None else [node for node in nodes if node.meta.get("origin") == origin][-1]
 
@@ -197,7 +197,7 @@ def input_of(start: fx.Node) -> fx.Node:
 
 
 def _main_entry(graph_module: fx.GraphModule) -> fx.Node:
-    """The main input, encoded where it is."""
+    """Return the main input, or its encoding if it has one."""
     nodes = list(graph_module.graph.nodes)
     found = main_input(nodes, {node: vocabulary().call(node, graph_module) for node in nodes})
     if not found:

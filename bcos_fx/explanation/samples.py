@@ -64,7 +64,7 @@ def chunks(view: ExplanationView, images: Tensor, batch_size: int | None) -> lis
 
 
 def _bytes_per_sample(view: ExplanationView, images: Tensor) -> float:
-    """What a backward pass keeps at the most: the values of all nodes, as they were in the example run."""
+    """Estimate the most that a backward pass keeps per sample: the values of all nodes, as in the example run."""
     shapes = [node.meta.get("shape") for node in view.graph_module.graph.nodes]
     example = view.inputs[0].meta.get("shape") or images.shape
     numbers = sum(torch.Size(shape).numel() for shape in shapes if shape)

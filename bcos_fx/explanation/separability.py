@@ -52,7 +52,7 @@ def is_separable(graph_module: fx.GraphModule, inputs: Sequence[fx.Node], run: R
 
 
 def _observed(run: Run, inputs: Sequence[Tensor], wanted: set[fx.Node]) -> dict[fx.Node, _Seen] | None:
-    """What some nodes give for samples of which all but the first are NaN; None where the graph does not run."""
+    """Record what nodes give for samples of which all but the first are NaN; None if the graph does not run."""
     samples, seen = len(inputs[0]), dict[fx.Node, _Seen]()
 
     try:
@@ -72,7 +72,7 @@ def _grows(two: tuple[int, ...], three: tuple[int, ...]) -> bool:
 
 
 def _stand_in(node: fx.Node, samples: int, like: Tensor) -> Tensor:
-    """A first sample of 0.5, the others NaN; on the network's device and in its precision."""
+    """Return a first sample of 0.5 and NaN for the others, on the network's device and in its precision."""
     shape, noted = tuple(node.meta.get("shape") or (1,)), node.meta.get("dtype")
     dtype = like.dtype if noted is None or noted.is_floating_point else noted
     value = torch.full((samples, *shape[1:]), 0.5 if dtype.is_floating_point else 0, dtype=dtype, device=like.device)

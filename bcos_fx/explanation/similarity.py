@@ -57,7 +57,7 @@ class Cosine:
         return scores[:, 0] if self._single else scores
 
     def _places(self, outputs: Tensor) -> Tensor:
-        """The embeddings (N, L, D) of all places; L is 1 where there is one of the whole image."""
+        """Return the embeddings (N, L, D) of all places; L is 1 for one embedding of the whole image."""
         width = self._directions.shape[1]
         axis = {2: 1, 3: 2, 4: 1}.get(outputs.dim())
         if axis is None or outputs.shape[axis] != width:

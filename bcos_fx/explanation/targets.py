@@ -163,7 +163,7 @@ def _is_single(target: Callable[[Tensor], Tensor], value: Tensor) -> bool:
 
 
 def _unit(target: Any, value: Tensor) -> Chosen:
-    """A channel of an inner layer, summed over its positions, or one unit of it."""
+    """Parse a target in an inner layer: a channel, summed over its positions, or one unit."""
     if target is None:
         raise UsageError(
             f"a layer of shape {tuple(value.shape[1:])} has no predicted class",

@@ -223,7 +223,7 @@ class ExplanationView:
         return len(inputs[0])
 
     def _ones(self, inputs: Sequence[Any], *, requires_grad: bool) -> list[Tensor]:
-        """The ledger for a batch like this, in the network's precision: the first input may hold integers."""
+        """Return a tensor of ones for each source of constants, in the network's precision."""
         samples, like = self.samples(inputs), inputs[0]
         dtype = like.dtype if like.is_floating_point() else self._like().dtype
         return [torch.ones(samples, dtype=dtype, device=like.device, requires_grad=requires_grad) for _ in self.sources]
@@ -281,7 +281,7 @@ class ExplanationView:
 
 
 def _output(graph_module: fx.GraphModule) -> fx.Node:
-    """The node whose value the graph returns."""
+    """Return the node whose value the graph returns."""
     node: fx.Node = next(node for node in graph_module.graph.nodes if node.op == "output").all_input_nodes[0]
     return node
 
@@ -349,7 +349,7 @@ _VIEWS: WeakKeyDictionary[BcosNetwork, dict[Any, tuple[ExplanationView | None, A
 
 
 def _made_of(network: BcosNetwork) -> list[Any]:
-    """What a view depends on: which layers there are, which of them add something, and tensors that the graph reads.
+    """Return what a view depends on: the layers, which of them add a constant, and the tensors that the graph reads.
 
     The rest is read again from the layers. Moving or casting a network puts new buffers in the old ones' place; the
     tensors themselves are kept here, so that no new one can have an old one's identity.

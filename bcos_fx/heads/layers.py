@@ -80,7 +80,7 @@ def last_layer(network: nn.Module) -> nn.Module:
 
 
 def _weighted(network: BcosNetwork) -> str | None:
-    """The path of the last layer with weights, where it is linear or a convolution that is called once."""
+    """Return the path of the last layer with weights, if it is linear or a convolution that is called once."""
     for node in _from_the_output(network):
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -122,7 +122,7 @@ def _selected(layer: nn.Module, kept: Sequence[int], outputs: int) -> nn.Module:
 
 
 def _from_the_output(network: BcosNetwork) -> list[fx.Node]:
-    """The nodes that lead to the output, backwards, as long as there is one way only."""
+    """Return the nodes that lead to the output, last first, as long as each reads a single node."""
     node = next(n for n in network.graph.nodes if n.op == "output")
     way = []
     while len(node.all_input_nodes) == 1:
@@ -132,19 +132,19 @@ def _from_the_output(network: BcosNetwork) -> list[fx.Node]:
 
 
 def _logit_layers(network: BcosNetwork) -> list[str]:
-    """The paths of the logit layers that stand behind the last layer with weights."""
+    """Return the paths of the logit layers behind the last layer with weights."""
     calls = [str(node.target) for node in _from_the_output(network) if node.op == "call_module"]
     return [path for path in calls if isinstance(network.get_submodule(path), LogitLayer)]
 
 
 def _outputs(network: BcosNetwork) -> int:
-    """The number of classes as the graph's notes have it."""
+    """Return the number of classes that the graph's metadata holds."""
     shape = _from_the_output(network)[0].meta["shape"]
     return int(shape[1])
 
 
 def _logit_layer(layer: LogitLayer, old: int, classes: int) -> LogitLayer:
-    """The usual bias follows the number of classes; any other is kept."""
+    """Build a logit layer for another number of classes: the usual bias follows that number, another is kept."""
     usual = old > 1 and math.isclose(layer.bias, math.log(1 / (old - 1)))
     return LogitLayer(math.log(1 / (classes - 1)) if usual else layer.bias, layer.temperature)
 
@@ -159,7 +159,7 @@ def _widened(layer: nn.Module, classes: int) -> nn.Module:
 
 
 def _with_shapes(network: BcosNetwork) -> BcosNetwork:
-    """The network with its graph's notes of shapes taken again."""
+    """Return the network with the shapes in its graph's metadata recorded again."""
     graph_module = network.graph_module()
     like = next(network.parameters())
     inputs = [torch.zeros(spec.shape, dtype=like.dtype, device=like.device) for spec in network.record.inputs]

@@ -68,7 +68,7 @@ def grad_cam(explained: Explained, *, layer: str | None = None, relu: bool = Tru
 
 
 def _weighted(graph_module: fx.GraphModule, node: fx.Node, differences: Tensor, targets: Tensor) -> Tensor:
-    """The weighted sum of feature maps, (N, K, h, w)."""
+    """Compute the weighted sum of feature maps, (N, K, h, w)."""
     start = next(n for n in graph_module.graph.nodes if n.op == "placeholder")
     end = next(n for n in graph_module.graph.nodes if n.op == "output").all_input_nodes[0]
     with torch.no_grad():

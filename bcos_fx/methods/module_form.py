@@ -95,7 +95,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _plain(call: Call) -> nn.Module:
-    """The op's own module, with the call's options."""
+    """Build the op's own module with the call's options."""
     options = {name: value for name, value in call.arguments.items() if name not in call.op.inputs}
     made: nn.Module = resolve(call.op.modules[0])(**options)
     return made

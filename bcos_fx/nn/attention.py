@@ -62,7 +62,7 @@ class Attention(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The options."""
+        """Return the options."""
         return f"dropout={self.dropout:g}, is_causal={self.is_causal}, scale={self.scale}, enable_gqa={self.enable_gqa}"
 
 
@@ -84,5 +84,5 @@ class Heads(nn.Module):
         return torch.unflatten(x, -1, self.sizes).permute(self.order)
 
     def extra_repr(self) -> str:
-        """The options."""
+        """Return the options."""
         return f"sizes={self.sizes}, order={self.order}"

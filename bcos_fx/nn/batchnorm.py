@@ -49,7 +49,7 @@ class _Variance(torch.autograd.Function):
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The biased variance and the mean of x's channels (N, C, ...)."""
+    """Compute the biased variance and the mean of x's channels (N, C, ...)."""
     if x.dim() == 4 and x.is_cpu and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
         mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)  # slower than what follows in other layouts
         return variance, mean
@@ -163,19 +163,19 @@ class _BatchNormUncentred(nn.Module):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def frozen(self, x: Tensor) -> Tensor:
-        """The layer's value in eval, parameters detached; nothing of x's size is kept for the backward pass."""
+        """Return the layer's value in eval, parameters detached; nothing of x's size is kept for the backward pass."""
         scale = self._broadcast(self._scale(self.running_var), x)
         if self.running_mean is None:
             return x * scale
         return torch.addcmul(self.constant_like(x), x, scale)
 
     def constant_like(self, y: Tensor) -> Tensor:
-        """The constant that eval adds, detached, shaped to broadcast to y; 0 where there is none."""
+        """Return the constant that eval adds, detached, shaped to broadcast to y; 0 if there is none."""
         constant = self.constant()
         return self._broadcast(torch.zeros_like(self.running_var) if constant is None else constant, y)
 
     def _scale(self, variance: Tensor) -> Tensor:
-        """The factor of each channel, weight / sigma."""
+        """Return the factor of each channel, weight / sigma."""
         inverse = (variance + self.eps).rsqrt()
         return inverse if self.weight is None else inverse * self.weight
 

@@ -153,7 +153,7 @@ class BcosLayer(DynamicLayer):
         return self._affine(self._scaled_product(x, output_size))
 
     def _scaled_product(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
-        """The B-cos transform at B > 1, without gain and bias."""
+        """Compute the B-cos transform at B > 1, without gain and bias."""
         # Norms first: x is then read while in cache, and the product is scaled while in cache.
         x, norm = self._input_norm(x, output_size)
         weight_norm = self._cosine_weight_norm()
@@ -171,7 +171,7 @@ class BcosLayer(DynamicLayer):
         return self._affine(linear * factor)
 
     def frozen(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
-        """The layer's value with |cos|^(B-1) and all parameters detached: its gradient is the dynamic weight."""
+        """Return the layer's value with |cos|^(B-1) and all parameters detached: its gradient is the dynamic weight."""
         linear = self._map(x, self._held_weight(), output_size)
         if self.b > 1:
             with torch.no_grad():
@@ -201,7 +201,7 @@ class BcosLayer(DynamicLayer):
         return values.view(-1, *[1] * (self.weight.dim() - 1))
 
     def constant_like(self, y: Tensor) -> Tensor:
-        """The bias, detached, in y's dtype and shaped to broadcast to it."""
+        """Return the bias, detached, in y's dtype and shaped to broadcast to it."""
         constant: Tensor = self.bias.detach().to(y.dtype).view(-1, *[1] * self.spatial)
         return constant
 
@@ -209,12 +209,12 @@ class BcosLayer(DynamicLayer):
         return self._effective_weight().detach()
 
     def _plain_forward(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
-        """The plain class's own forward, which at B = 1 keeps every bit of its result."""
+        """Call the plain class's own forward, which at B = 1 keeps every bit of its result."""
         y: Tensor = self.plain_class.forward(self, x)
         return y
 
     def _map(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
-        """The plain layer's product with any weight, without bias."""
+        """Return the plain layer's product with any weight, without bias."""
         raise NotImplementedError
 
     def _pool(self, energies: Tensor, output_size: Sequence[int] | None) -> Tensor:
@@ -272,7 +272,7 @@ class BcosLayer(DynamicLayer):
         return x, root + norm_eps if norm_eps else root
 
     def _stabilisers(self, dtype: torch.dtype) -> tuple[float, float]:
-        """What is added to |x|^2 and what to its root, for inputs of a dtype."""
+        """Return what is added to |x|^2 and what to its root, for inputs of a dtype."""
         eps = default_eps(dtype) if self.eps is None else self.eps
         # Under the root too, where it changes nothing but the gradient at 0.
         return (default_eps(dtype), eps) if self.eps_at == "norm" else (eps, 0.0)
@@ -288,7 +288,7 @@ class BcosLayer(DynamicLayer):
         return y
 
     def extra_repr(self) -> str:
-        """The plain layer's options, then b and scale."""
+        """Return the plain layer's options, then b and scale."""
         return f"{super().extra_repr()}, b={self.b:g}, scale={self.scale}"
 
 

@@ -139,7 +139,7 @@ class _BcosConv(_Convolution):
         )
 
     def _shifted(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The depthwise product as a sum, over the kernel's places, of the shifted input times the weight there."""
+        """Compute the depthwise product as a sum over kernel positions of the shifted input times the weight there."""
         x = F.pad(x, self._margins())
         sizes = [x.shape[axis - self.spatial] for axis in range(self.spatial)]
         total: Any = 0
@@ -160,7 +160,7 @@ class _BcosConv(_Convolution):
         return set(self.kernel_size) == {1} and not any(self._margins())
 
     def _margins(self) -> list[int]:
-        """Padding before and after each dimension, the last one first, as :func:`torch.nn.functional.pad` takes it."""
+        """Return the padding of each dimension, last one first, as :func:`torch.nn.functional.pad` takes it."""
         plain: Any = self
         margins: list[int] = list(plain._reversed_padding_repeated_twice)
         return margins

@@ -90,7 +90,7 @@ def depthwise(x: Tensor, weight: Tensor, weight_norm: Tensor | None, windows: Wi
 
 
 def _independent(x: Tensor) -> Sequence[int]:
-    """The dimensions that may be cut: samples, and channels where each is in memory of its own."""
+    """Return the dimensions that may be split: samples, and channels if each is contiguous in memory."""
     return (-x.dim(),) if x.stride(1) == 1 else (-x.dim(), 1 - x.dim())
 
 
@@ -156,7 +156,7 @@ def _scale_gradients(
 def _differentiable_gradients(
     ctx: Any, g: Tensor, x: Tensor, weight: Tensor, weight_norm: Tensor | None
 ) -> list[Tensor | None]:
-    """The same gradients through steps that are differentiable one by one."""
+    """Compute the same gradients in steps that are differentiable one by one."""
     windows: Windows = ctx.windows
     y = bcos_scale(windows.product(x, weight), windows.roots(x) + windows.norm_eps, weight_norm, ctx.b)
     inputs = (x, weight, weight_norm)

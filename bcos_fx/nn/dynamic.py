@@ -40,7 +40,7 @@ class DynamicLayer(nn.Module):
         raise NotImplementedError
 
     def frozen(self, x: Tensor) -> Tensor:
-        """The layer's value at x, shape and value as ``forward``'s, with the factor detached from the graph.
+        """Return the layer's value at x, equal to ``forward``'s, with the factor detached from the graph.
 
         The gradient of the result with respect to x is the dynamic weight W(x).
         """
@@ -48,5 +48,5 @@ class DynamicLayer(nn.Module):
         return self.recompose(linear, factor.detach())
 
     def constant_like(self, y: Tensor) -> Tensor:
-        """The constant that ``forward`` adds, detached, shaped to broadcast to y, the layer's value."""
+        """Return the constant that ``forward`` adds, detached, shaped to broadcast to y, the layer's value."""
         raise NotImplementedError

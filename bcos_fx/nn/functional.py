@@ -26,12 +26,12 @@ _FOLDS = 8
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which norms are computed: float32 for the 16-bit floats, else the dtype itself."""
+    """Return the dtype in which norms are computed: float32 for the 16-bit floats, else the dtype itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def default_eps(dtype: torch.dtype) -> float:
-    """The eps in |x| = sqrt(sum x^2 + eps): the smallest normal number of the dtype that norms are computed in.
+    """Return the eps in |x| = sqrt(sum x^2 + eps): the smallest normal number of the dtype of norms.
 
     It only keeps 0/0 out. Its root is 1e-19 in float32, so an activation of 1e-13 is still measured exactly.
     """
@@ -81,7 +81,7 @@ def _sum_squares(x: Tensor, dim: int) -> Tensor:
 
 
 def _seen(x: Tensor, steps: Sequence[int]) -> Tensor:
-    """A view of every ``steps``-th position of x along its last dimensions."""
+    """Return a view of every ``steps``-th position of x along its last dimensions."""
     if any(step > 1 for step in steps):
         wanted: Any = (..., *(slice(None, None, step) for step in steps))
         x = x[wanted]
@@ -89,7 +89,7 @@ def _seen(x: Tensor, steps: Sequence[int]) -> Tensor:
 
 
 def _split(x: Tensor, dim: int, groups: int) -> Tensor:
-    """A view of x with channels as (groups, rest)."""
+    """Return a view of x with channels as (groups, rest)."""
     return torch.unflatten(x, dim, (groups, x.shape[dim] // groups))
 
 
@@ -196,7 +196,7 @@ def scale_gradients(g: Tensor, y: Tensor, norm: Tensor, weight_norm: Tensor | No
 
 
 def _differentiable_gradients(g: Tensor, y: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Gradients:
-    """The same gradients as plain expressions, for a second derivative; that is taken as 0 where y = 0."""
+    """Compute the same gradients as plain expressions, for a second derivative; that is taken as 0 where y = 0."""
     y, norm, weight_norm = _by_group(y, norm, weight_norm)
     zero = y == 0
     ratio = torch.where(zero, 1, y).abs() / norm
@@ -241,7 +241,7 @@ def bcos_scale_by(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: Tens
 
 
 def alignment(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:
-    """The dynamic factor |cos|^(b-1) of :func:`bcos_scale`, in out's shape; nothing is overwritten.
+    """Compute the dynamic factor |cos|^(b-1) of :func:`bcos_scale`, in out's shape; nothing is overwritten.
 
     Written for views that detach it. Its own gradient is infinite at out = 0 for 1 < b < 2.
     """
@@ -259,7 +259,7 @@ def _scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> T
 
 
 def _fitting(scratch: Tensor | None, piece: Tensor) -> Tensor | None:
-    """The scratch tensor of the piece before, unless this one is smaller, as the last may be."""
+    """Return the previous piece's scratch tensor, or None if this piece has another shape, as the last one may."""
     return scratch if scratch is not None and scratch.shape == piece.shape else None
 
 
@@ -278,7 +278,7 @@ def _power_(base: Tensor, exponent: float) -> Tensor:
 
 
 def _by_group(out: Tensor, norm: Tensor, weight_norm: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Views in which channels are (groups, channels per group), so that one norm per group broadcasts."""
+    """Return views in which channels are (groups, channels per group), so that one norm per group broadcasts."""
     for dim, (groups, channels) in enumerate(zip(norm.shape, out.shape, strict=True)):
         if 1 < groups < channels:
             split = (groups, channels // groups)

@@ -38,9 +38,9 @@ class LogitLayer(nn.Module):
         return x / self.temperature + self.bias
 
     def constant_like(self, y: Tensor) -> Tensor:
-        """The bias as a tensor that broadcasts to y."""
+        """Return the bias as a tensor that broadcasts to y."""
         return torch.full((), self.bias, dtype=y.dtype, device=y.device)
 
     def extra_repr(self) -> str:
-        """The two numbers."""
+        """Return the two numbers."""
         return f"bias={self.bias:g}, temperature={self.temperature:g}"

@@ -41,7 +41,7 @@ class InputEncoding(nn.Module):
         return torch.cat([x, 1 - x], self.dim)
 
     def extra_repr(self) -> str:
-        """The dimension."""
+        """Return the dimension."""
         return f"dim={self.dim}"
 
 
@@ -62,7 +62,7 @@ class InputDecoding(nn.Module):
         return (plus - minus) / 2
 
     def extra_repr(self) -> str:
-        """The dimension."""
+        """Return the dimension."""
         return f"dim={self.dim}"
 
 
@@ -151,17 +151,17 @@ class InputNormalisation(nn.Module):
         return torch.cat([mapped, -mapped], dim=1)
 
     def extra_repr(self) -> str:
-        """The channels of x and x'."""
+        """Return the numbers of channels of x and x'."""
         return f"{len(self.matrix[0])}, {len(self.matrix)}"
 
 
 def widen(weight: Tensor) -> Tensor:
-    """The kernel [w/2, -w/2] (out, 2C', *k): it reads [x', -x'] as ``weight`` (out, C', *k), one group, reads x'."""
+    """Return the kernel [w/2, -w/2] (out, 2C', *k): on [x', -x'] it gives what ``weight`` (out, C', *k) gives on x'."""
     return torch.cat([weight / 2, -weight / 2], dim=1)
 
 
 def fold(weight: Tensor, matrix: Matrix, offset: Numbers) -> Tensor:
-    """The kernel on e = [x, 1 - x] that equals ``weight`` on x' = matrix x + offset: widen(weight) after N.
+    """Return the kernel on e = [x, 1 - x] that equals ``weight`` on x' = matrix x + offset: widen(weight) after N.
 
     Args:
         weight: (out, C', *k), one group.

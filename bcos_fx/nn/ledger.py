@@ -75,7 +75,7 @@ class Counted(nn.Module):
         self.column = 0
 
     def extra_repr(self) -> str:
-        """What is counted."""
+        """Return the source and the column."""
         return f"{self.source!r}, column={self.column}"
 
 

@@ -54,7 +54,7 @@ class NormLayer(DynamicLayer):
         return y
 
     def constant_like(self, y: Tensor) -> Tensor:
-        """The bias, detached, shaped to broadcast to y."""
+        """Return the bias, detached, shaped to broadcast to y."""
         return self._broadcast(self.bias.detach().to(y.dtype), y)
 
     def _broadcast(self, parameter: Tensor, y: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class CentringNorm(NormLayer):
         return x
 
     def _dims(self, x: Tensor) -> tuple[int, ...]:
-        """The dimensions of the grouped x that statistics run over."""
+        """Return the dimensions of the grouped x that statistics run over."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:

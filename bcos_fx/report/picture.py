@@ -189,7 +189,7 @@ class _Panel:
         return self.top + (row - self.start + 0.5) * _ROW
 
     def _inside(self, first: int, last: int) -> tuple[float, float] | None:
-        """The part of a span of rows that stands in this panel; a line that goes on in another meets its edge."""
+        """Clip a span of rows to this panel; a line that continues in another panel is cut at the edge."""
         if last < self.start or first >= self.stop:
             return None
         return max(first, self.start - 0.5), min(last, self.stop - 0.5)

@@ -83,7 +83,7 @@ class JointNetwork(nn.Module):
         return scores
 
     def extra_repr(self) -> str:
-        """The specification."""
+        """Return the specification."""
         return repr(self.specification)
 
 

@@ -109,7 +109,7 @@ def _transformers(name: str, rest: str) -> TextTower:
 
 
 def _vector(model: Any, tokens: Any) -> Tensor:
-    """The vector that a class of transformers gives a text, under whichever name."""
+    """Return the vector that a model of transformers computes for a text, under any of its names."""
     found = model.get_text_features(**tokens) if hasattr(model, "get_text_features") else model(**tokens)
     for name in ("text_embeds", "pooler_output"):
         if isinstance(getattr(found, name, None), Tensor):

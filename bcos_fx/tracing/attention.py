@@ -132,7 +132,7 @@ def _heads(tensor: Tensor, number: int) -> Tensor:
 
 
 def _shares(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-    """The weight of each key for each scaled query, (N, heads, L, S)."""
+    """Compute the weight of each key for each scaled query, (N, heads, L, S)."""
     scores = torch.matmul(queries, keys.transpose(-2, -1))
     return torch.softmax(scores if mask is None else scores + mask, dim=-1)
 
@@ -140,7 +140,7 @@ def _shares(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
 def _one_mask(
     attention: Tensor | None, padding: Tensor | None, heads: int, dtype: torch.dtype, *, batched: bool
 ) -> Tensor | None:
-    """The sum of both masks, which broadcasts to (N, heads, L, S): 0 where a query attends, -inf where it does not."""
+    """Add both masks to one that broadcasts to (N, heads, L, S): 0 where a query attends, -inf where it does not."""
     attention, padding = (mask if mask is None else _additive(mask, dtype) for mask in (attention, padding))
     if attention is not None and attention.dim() == 3:
         attention = torch.unflatten(attention, 0, (-1, heads))
@@ -153,7 +153,7 @@ def _one_mask(
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as what is added to scores: a mask of truth values is True where nothing is attended to."""
+    """Convert a mask to one that is added to scores; a boolean mask is True where nothing is attended to."""
     if mask.is_floating_point():
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))

@@ -35,7 +35,7 @@ def passed_by(root: nn.Module) -> Iterator[None]:
 
 
 def _homes(root: nn.Module) -> list[Any]:
-    """The classes of all modules, and the source files that these are defined in; PyTorch's own left out."""
+    """Return the classes of all modules and the modules that define them, PyTorch's own left out."""
     kinds = {kind for module in root.modules() for kind in type(module).__mro__}
     own = [kind for kind in kinds if kind is not object and not kind.__module__.startswith(("torch.", "builtins"))]
     files = {id(home): home for kind in own if (home := sys.modules.get(kind.__module__)) is not None}
@@ -43,7 +43,7 @@ def _homes(root: nn.Module) -> list[Any]:
 
 
 def _without_cache(value: Any) -> Callable[..., Any] | None:
-    """The function behind a cache, or behind a wrapper that keeps its cache in its closure."""
+    """Return the function behind a cache, or behind a wrapper that keeps its cache in its closure."""
     bare: Callable[..., Any] | None = getattr(value, "__wrapped__", None)
     if isinstance(value, _Cache):
         return bare

@@ -42,6 +42,6 @@ class Draws:
 
 
 def _generators(given: Iterable[Any]) -> list[torch.Generator]:
-    """The global generators in use, and those that a call is given."""
+    """Return the global generators in use, and those that a call is given."""
     devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     return [torch.default_generator, *devices, *(each for each in given if isinstance(each, torch.Generator))]

@@ -82,7 +82,7 @@ class Exported(nn.Module):
 
 
 def _sizes(noted: Tensor) -> list[int | None]:
-    """The sizes that a program was exported for; None where any will do."""
+    """Return the sizes that a program was exported for; None for a size that may vary."""
     return [size if isinstance(size, int) else None for size in noted.shape]
 
 
@@ -127,7 +127,7 @@ def _as_it_was(node: fx.Node) -> Iterator[None]:
 
 
 def _source(node: fx.Node) -> Source | None:
-    """The innermost line of the original that is not PyTorch's."""
+    """Return the innermost line of the original's code that is not PyTorch's."""
     lines = [found for found in _FRAME.findall(node.meta.get("stack_trace") or "") if not is_torchs(found[0])]
     if not lines:
         return None

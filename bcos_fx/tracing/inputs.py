@@ -282,7 +282,7 @@ def part_of(value: Any, output: int | str) -> Any:
 
 
 def _paths(value: Any, before: str = "", depth: int = 0) -> list[str]:
-    """The paths to all tensors in an output; a named tuple's fields by their names alone."""
+    """Return the paths to all tensors in an output; a named tuple's fields by their names alone."""
     if isinstance(value, Tensor):
         return [before]
     if depth == _DEEPEST:

@@ -160,7 +160,7 @@ def _refuse(path: str, part: nn.Module) -> None:
 
 
 def qualified_name(kind: type) -> str:
-    """The full name of a class, by which it can be known without being imported."""
+    """Return the full name of a class, which identifies it without an import."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 

@@ -35,7 +35,7 @@ def _makes(node: Node) -> bool:
 
 
 def other_precision(inputs: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> torch.dtype | None:
-    """The precision to record in besides that of the inputs, or of the parameters; None where there are several."""
+    """Return the precision to record in besides that of the inputs or parameters; None if there are several."""
     own = {tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()}
     own = own or {tensor.dtype for tensor in parameters if tensor.is_floating_point()}
     if len(own) != 1:

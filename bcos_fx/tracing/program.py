@@ -257,7 +257,7 @@ class _Source:
                 self._lines.append(f"{' = '.join(done)} = None")
 
     def _public_name(self, name: str) -> str:
-        """The name by which callers give an input, put where the compiler has been: it is a text like any other."""
+        """Return the name by which callers give an input; it is put back after the compiler, as any other text."""
         wanted = self._inputs.get(name, name)
         return name if wanted in self._taken else wanted
 
@@ -285,7 +285,7 @@ class _Source:
         return "root" + "".join(f"._modules[{self._text(part)}]" for part in path.split(".") if part)
 
     def _expression(self, value: Any) -> str:
-        """An argument: nodes, plain numbers and containers are written out, whatever else it holds is a constant."""
+        """Return the source text of an argument: nodes, plain numbers and containers, anything else as a constant."""
         kind = type(value)
         if isinstance(value, fx.Node):
             return self._names[value]

@@ -55,7 +55,7 @@ def _opened(module: nn.Module, done: dict[int, nn.Module], above: frozenset[int]
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
-    """The module that a wrapper holds; None of what is no wrapper."""
+    """Return the module that a wrapper holds, or None if the module is not a wrapper."""
     for kind in type(module).__mro__:
         name = _WRAPPERS.get(f"{kind.__module__}.{kind.__qualname__}")
         if name is not None:
@@ -65,7 +65,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 
 def _with_parts(module: nn.Module, parts: dict[str, nn.Module]) -> nn.Module:
-    """A module of the same class over the same tensors, with other parts, that runs as Python."""
+    """Return a module of the same class over the same tensors, with other parts, that runs as Python."""
     twin = copy.copy(module)
     twin.__dict__["_modules"] = dict(module._modules) | parts
     twin.__dict__["_compiled_call_impl"] = None

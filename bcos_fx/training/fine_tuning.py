@@ -223,7 +223,7 @@ class FineTuning(LightningModule):
         return mean
 
     def _of_all_processes(self, values: Tensor | None) -> tuple[Tensor, int]:
-        """The reference's values (n, ...) of all processes, one after another, and where this one's begin."""
+        """Gather the reference's values (n, ...) of all processes, and return where this process's own begin."""
         if values is None:
             raise UsageError("there is no original to gather the outputs of", hint="give original=")
         everything: Any = self.all_gather(values.detach())

@@ -194,7 +194,7 @@ def _training(model: nn.Module, recipe: str | Path | Training | None, changes: M
 
 
 def _sized(training: Training, source: ImageSource, changes: Mapping[str, Any], log: Callable[[str], None]) -> Training:
-    """The training as it fits the images, which is announced."""
+    """Fit the training's settings to the number of images, and log the result."""
     labels = source.labels if training.needs_labels and source.labels is not None else ()
     numbers = Counter(labels) if source.classes else Counter()
     counts = [numbers[index] for index in range(len(source.classes))]
@@ -288,7 +288,7 @@ def _calibration(
     training: Training,
     original: nn.Module | None,
 ) -> Any:
-    """What calibrates before the first step and after later ones, and a few batches of training images as they are.
+    """Return the calibrations before the first step and for later ones, and a few batches of training images.
 
     Only what was not trained yet is matched to the original: pulling a trained network back to it undoes its training
     (docs/finetuning.md has the figures), so later norms take their statistics again and that is all.
@@ -306,7 +306,7 @@ def _calibration(
 
 
 def _settled(network: BcosNetwork, images: Tensor | None, training: Training) -> BcosNetwork:
-    """The trained network: without constants that are gone, and with a report that says what it is now."""
+    """Return the trained network without constants that reached 0, with a report that describes it as it is now."""
     if training.fades:
         like = next(network.parameters())
         network = without_zero_constants(network, made_up_images(network) if images is None else images.to(like))

@@ -127,7 +127,7 @@ def layer_distance(ours: Tensor, theirs: Tensor, statistics: Tensor) -> Tensor:
 
 
 def _tapped(network: BcosNetwork, names: list[str]) -> fx.GraphModule:
-    """The network over the same parts, with the values of some nodes behind its output."""
+    """Return the network over the same parts, with the values of some nodes as further outputs."""
     tapped = network.graph_module()
     (output,) = tapped.graph.find_nodes(op="output")
     nodes = {node.name: node for node in tapped.graph.nodes}

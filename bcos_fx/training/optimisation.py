@@ -64,7 +64,7 @@ def rate(step: int, options: Optimiser, steps: int, steps_per_epoch: int) -> flo
 
 
 def _norms_by_unit(values: Tensor) -> Tensor:
-    """The norm of each unit, kept broadcastable: of a weight (units, ...) its slices; a vector is one unit.
+    """Compute the norm of each unit, broadcastable: for a weight (units, ...) of its slices; a vector is one unit.
 
     A vector has one dimension at most that is longer than 1, as in the published code: also a weight (1, n) or (n, 1).
     """

@@ -85,7 +85,7 @@ def sized(training: Training, images: int, given: Collection[str], counts: Seque
 
 
 def _batch_size(largest: int, images: int) -> int:
-    """The largest power of two, 8 at least, of which an epoch has a dozen; the recipe's if that is smaller."""
+    """Return the largest power of two, at least 8, that makes a dozen batches per epoch, up to the recipe's size."""
     dozenth = max(_SMALLEST_BATCH, images // _LEAST_BATCHES)
     return min(largest, 1 << (dozenth.bit_length() - 1))
 

@@ -149,7 +149,7 @@ class _Search:
         return places
 
     def _removed_by(self, name: str, wanted: Tensor) -> Iterator[str]:
-        """The changing rules that took a parameter away: with the node that read it, or a vector out of its layer."""
+        """Yield the changing rules that removed a parameter, with the node that read it or as a layer's vector."""
         changing = {rule for rule, use in self.report.rules.items() if use.preserves == "never"}
         readers = {row.name for row in self.report.before if row.module == name}
         for row in self.report.before:  # in the order of the graph, so readers of readers come later

@@ -230,7 +230,7 @@ def _run(
 
 
 def _way_back(outputs: Mapping[str, Tensor], leaves: Batch, *, seed: int) -> Outcome:
-    """The input gradients, or the error on the way to them, which takes nothing from the outputs."""
+    """Return the input gradients, or the error on the way to them; the outputs are kept in either case."""
     try:
         return Outcome(_at_rest(_input_gradients(outputs, leaves, seed=seed)))
     except FAILURES as failure:

@@ -98,7 +98,7 @@ def prepare(subject: Subject) -> None:
 
 
 def _as_original(subject: Subject) -> Iterator[Tensor]:
-    """What the network itself gets to see: normalised images, where its conversion takes that step over."""
+    """Yield the inputs of the original: normalized images, if the conversion takes over that step."""
     for value in subject.inputs.values():
         mean, std = (subject.options.get(key) for key in ("mean", "std"))
         yield value if mean is None else (value - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
@@ -149,7 +149,7 @@ def _opaque_share(network: BcosNetwork) -> float:
 
 
 def _inputs(network: BcosNetwork, subject: Subject) -> Iterator[Tensor]:
-    """The network's own inputs: an image network takes them in [0, 1], as they were made up."""
+    """Yield the converted network's own inputs: images in [0, 1], as they were generated."""
     for spec in network.record.inputs:
         value = subject.inputs[spec.name][:_EXPLAINED]
         yield value.double() if value.is_floating_point() else value

@@ -66,7 +66,7 @@ def _full(values: Tensor, percentile: float) -> Tensor:
 
 
 def _boxed(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """The mean of (N, 1, H, W) over a box, zeros beyond the border, as published; a square as rows, then columns."""
+    """Average (N, 1, H, W) over a box with zeros beyond the border, as published; a square box rows first."""
     return F.avg_pool2d(values, size, stride=1, padding=(size[0] // 2, size[1] // 2))
 
 
@@ -203,7 +203,7 @@ def portrait(explanation: Result, sample: int) -> tuple[Image.Image | None, str]
 
 
 def _channels(explanation: Result) -> int | None:
-    """The dimension of the inputs that holds their channels; of an inner layer's explanation by convention."""
+    """Return the dimension of the inputs that holds channels; by convention for an inner layer's explanation."""
     if explanation.inputs.dim() == explanation.encoded.dim():
         return explanation.channel_axis
     return 1 if explanation.inputs.dim() > 3 else None

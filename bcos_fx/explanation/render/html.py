@@ -58,7 +58,7 @@ def cards(explanation: Result, labels: Sequence[str] = ()) -> list[str]:
 
 
 def _label(sample: int, labels: Sequence[str], samples: int) -> str:
-    """What a sample is called; one that stands alone needs no number."""
+    """Return the name of a sample; a single sample needs no number."""
     return labels[sample] if sample < len(labels) else f"sample {sample}" if samples > 1 else ""
 
 
@@ -77,7 +77,7 @@ def _card(sample: Result, label: str) -> str:
 
 
 def _views(sample: Result, label: str) -> str:
-    """The input, the target's picture and its contributions, in one row; or its tokens."""
+    """Render the input, the target's picture and its contributions in one row, or the tokens."""
     if sample.tokens is not None or (len(sample.axes) == 1 and sample.contributions.shape[-1] <= _SPANS):
         return spans(sample)
     tags = [

@@ -54,7 +54,7 @@ def _panel(ax: Axes, image: Image.Image | None, title: str) -> None:
 
 
 def _scale(ax: Axes, values: Tensor) -> None:
-    """A colour bar for a signed map: what full colour stands for."""
+    """Draw a color bar for a signed map, with the value that full color stands for."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 

@@ -103,7 +103,7 @@ def write_whole(path: Path, contents: bytes) -> None:
 
 
 def _figure(explanation: Result, form: str) -> bytes:
-    """The same explanation gives the same bytes, and text that editors can change: TrueType, not Type 3."""
+    """Render a figure with reproducible bytes and editable text (TrueType fonts, not Type 3)."""
     import matplotlib as mpl  # an extra
 
     buffer = io.BytesIO()

@@ -19,7 +19,7 @@ from bcos_fx.rewriting.core.registry import builder, predicate
 
 @predicate("undoes-a-transpose")
 def undoes_a_transpose(reader: GraphReader, call: Call) -> Verdict:
-    """The two dimensions that it exchanges are those that the transpose before it exchanged."""
+    """Check that the two dimensions exchanged are those that the transpose before it exchanged."""
     before = reader.call(call.inputs[0])
     while before is not None and before.op.name == "clone":
         before = reader.call(before.inputs[0])
@@ -35,7 +35,7 @@ def _exchanged(call: Call, rank: int) -> set[int]:
 
 @predicate("restores-rows")
 def restores_rows(reader: GraphReader, call: Call) -> Verdict:
-    """What was reshaped to rows before a layer stands as before, but for the number of features."""
+    """Check that what was reshaped to rows before a layer regains its shape, but for the number of features."""
     layer = call.inputs[0]
     flat = layer.all_input_nodes[0]
     before, after = reader.shape(flat.all_input_nodes[0]), reader.shape(call.node)
@@ -47,7 +47,7 @@ def restores_rows(reader: GraphReader, call: Call) -> Verdict:
 
 @builder("attention-with-dropout")
 def attention_with_dropout(build: Build) -> nn.Module:
-    """Attention that drops in train mode the share of its weights that the call was seen to drop then."""
+    """Build an attention that drops in train mode the share of its weights that the call was seen to drop."""
     given = build.call.arguments
     options = {name: given[name] for name in ("is_causal", "scale", "enable_gqa")}
     if any(isinstance(value, fx.Node) for value in options.values()):
@@ -61,7 +61,7 @@ def attention_with_dropout(build: Build) -> nn.Module:
 
 @predicate("packs-values-with-gates")
 def packs_values_with_gates(reader: GraphReader, call: Call) -> Verdict:
-    """One of several pieces that a layer's result is cut into, of which some are values and others only weights.
+    """Check that the node is one of the pieces of a layer's result, of which some are values and others only weights.
 
     Also the last piece that is left, where the others have layers of their own by now. A network that came as a B-cos
     network keeps its layers, whose weights go back to where they came from.
@@ -95,13 +95,13 @@ def _pieces(reader: GraphReader, fork: fx.Node) -> int | None:
 
 
 def _dim(call: Call | None, rank: int) -> int:
-    """The dimension along which a node is cut; a node that is indexed is cut along the first."""
+    """Return the dimension along which a node is split; a node that is indexed is split along the first."""
     dim = None if call is None else call.arguments.get("dim")
     return int(dim) % rank if isinstance(dim, int) else 0
 
 
 def _sizes(reader: GraphReader, call: Call) -> list[int]:
-    """The sizes of the pieces of a split or chunk, as in the example run."""
+    """Return the sizes of the pieces of a split or chunk, as in the example run."""
     shape = reader.shape(call.inputs[0]) or (0,)
     whole = torch.empty(shape[_dim(call, len(shape))], device="meta")
     how = call.arguments["chunks" if call.op.name == "chunk" else "split_size"]
@@ -156,7 +156,7 @@ def _cut(hit: Hit, reader: GraphReader) -> _Cut:
 
 @builder("part-of-a-projection")
 def part_of_a_projection(build: Build) -> Part:
-    """A linear layer for one of the pieces that a layer's result is cut into, with a copy of its weights."""
+    """Build a linear layer for one of the pieces that a layer's result is split into, with a copy of its weights."""
     layer, cut = build.layer, _cut(build.hit, build.reader)
     if not isinstance(layer, nn.Linear):
         raise Refused("it is no linear layer")
@@ -172,7 +172,7 @@ def part_of_a_projection(build: Build) -> Part:
 
 @builder("heads-of-a-part")
 def heads_of_a_part(build: Build) -> nn.Module:
-    """How the pieces of a layer's result were reshaped, for one of them."""
+    """Build the reshaping of a layer's pieces for one of them."""
     cut = _cut(build.hit, build.reader)
     if len(cut.sizes) < 2 and cut.order == tuple(range(len(cut.order))):
         return nn.Identity()

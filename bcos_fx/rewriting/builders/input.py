@@ -27,13 +27,13 @@ WIDENING = {nn.Linear: "in_features", nn.Conv1d: "in_channels", nn.Conv2d: "in_c
 
 @builder("input-encoding")
 def input_encoding(build: Build) -> nn.Module:
-    """Encode x as [x, 1 - x] along the channels."""
+    """Build the layer that encodes x as [x, 1 - x] along the channels."""
     return bnn.InputEncoding(dim=1)
 
 
 @builder("input-decoding")
 def input_decoding(build: Build) -> nn.Module:
-    """Half the first half of the channels minus half the second: [x', -x'] -> x'."""
+    """Build the layer that halves the channels, [x', -x'] -> x': half the first half minus half the second."""
     return bnn.InputDecoding(dim=1)
 
 
@@ -53,7 +53,7 @@ def input_affine(options: Options, channels: int) -> tuple[Tensor, Tensor]:
 
 @builder("input-normalisation")
 def input_normalisation(build: Build) -> nn.Module:
-    """The fixed bias-free map from [x, 1 - x] to [x', -x'], x' = (pixel_max * x - mean) / std."""
+    """Build the fixed bias-free map from [x, 1 - x] to [x', -x'], x' = (pixel_max * x - mean) / std."""
     shape = build.reader.shape(build.call.node)
     if shape is None:
         raise Refused("the number of its channels is not known")
@@ -67,7 +67,7 @@ def _normalisation(build: Build, matrix: Tensor, offset: Tensor) -> bnn.InputNor
 
 @builder("absorbed-normalisation")
 def absorbed_normalisation(build: Build) -> nn.Module:
-    """The normalisation map followed by one more shift or scale per channel, which it takes in."""
+    """Build the normalization map that absorbs the shift or scale per channel that follows it."""
     calls = build.hit.calls
     normalisation = calls["normalisation"].module
     if not isinstance(normalisation, bnn.InputNormalisation):
@@ -97,7 +97,7 @@ def _constant(build: Build, value: object) -> Tensor:
 
 @builder("widened-layer")
 def widened_layer(build: Build) -> Rewired:
-    """The layer on [x', -x'] with weights [w/2, -w/2]: exact at B = 1, and above it by the angle of w to x'."""
+    """Build the layer on [x', -x'] with weights [w/2, -w/2]: exact at B = 1, above it by the angle of w to x'."""
     layer = build.layer
     name = WIDENING.get(type(layer))
     if name is None:
@@ -131,7 +131,7 @@ def metadata_moved(
 
 @builder("folded-layer")
 def folded_layer(build: Build) -> nn.Module:
-    """The widened layer with the normalisation map inside its kernel, so that it reads [x, 1 - x] itself."""
+    """Build the widened layer with the normalization map inside its kernel, so that it reads [x, 1 - x] itself."""
     layer, normalisation = build.layer, build.hit.calls["normalisation"].module
     weight = layer._parameters["weight"]
     if weight is None or not isinstance(normalisation, bnn.InputNormalisation):

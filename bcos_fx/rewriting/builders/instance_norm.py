@@ -18,7 +18,7 @@ _BATCH_NORMS = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
 @predicate("uses-running-statistics")
 def uses_running_statistics(reader: GraphReader, call: Call) -> Verdict:
-    """An instance norm that takes stored statistics in eval: a module that keeps them, or a call that asks for them."""
+    """Check that the instance norm uses stored statistics in eval: a module that keeps them, or a call given them."""
     if call.arguments.get("running_mean") is None or call.arguments.get("running_var") is None:
         return False
     return call.module is not None or call.arguments["use_input_stats"] is False
@@ -26,13 +26,13 @@ def uses_running_statistics(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("uses-its-own-statistics")
 def uses_its_own_statistics(reader: GraphReader, call: Call) -> Verdict:
-    """A call of an instance norm that takes the statistics of each sample, and keeps none."""
+    """Check that the call computes the statistics of each sample, and keeps none."""
     return call.arguments["use_input_stats"] is True and call.arguments.get("running_mean") is None
 
 
 @builder("batch-norm-from-instance-norm")
 def batch_norm_from_instance_norm(build: Build) -> nn.Module:
-    """A batch norm with the statistics, scale and shift of an instance norm: in eval the same affine function."""
+    """Build a batch norm with an instance norm's statistics, scale and shift: in eval the same affine function."""
     norm = build.layer
     cls = _BATCH_NORMS[_rank(build)]
     made: nn.Module = construct(
@@ -45,7 +45,7 @@ def batch_norm_from_instance_norm(build: Build) -> nn.Module:
 
 @builder("instance-norm-from-parameters")
 def instance_norm_from_parameters(build: Build) -> nn.Module:
-    """An instance norm module around the very Parameters of a functional call."""
+    """Build an instance norm module around the very Parameters of a functional call."""
     weight, bias = build.tensor("weight"), build.tensor("bias")
     if (weight is None) != (bias is None):
         raise Refused("it has a scale without a shift, or a shift without a scale")
@@ -59,7 +59,7 @@ def instance_norm_from_parameters(build: Build) -> nn.Module:
 
 
 def _rank(build: Build) -> int:
-    """The number of dimensions of what the norm reads, with the samples as the first."""
+    """Return the number of dimensions of what the norm reads, with the samples as the first."""
     rank = len(build.reader.shape(build.call.inputs[0]) or ())
     whole = build.call.module is None or isinstance(build.call.module, _INSTANCE_NORMS.get(rank, ()))
     if rank not in _INSTANCE_NORMS or not whole:

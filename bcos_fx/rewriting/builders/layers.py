@@ -25,13 +25,13 @@ from bcos_fx.tracing.program import attribute
 
 @builder("module-form")
 def as_module(build: Build) -> nn.Module:
-    """The module of a parameterless functional call, with those of the call's options that it has."""
+    """Build the module of a parameterless functional call, with those of the call's options that it has."""
     return module_form(build.call)
 
 
 @builder("layer-from-parameters")
 def layer_from_parameters(build: Build) -> nn.Module:
-    """A linear or convolution module around the very Parameters of a functional call."""
+    """Build a linear or convolution module around the very Parameters of a functional call."""
     weight, bias = build.tensor("weight"), build.tensor("bias")
     return _layer(
         build.call,
@@ -63,7 +63,7 @@ def _layer(call: Call, weight: nn.Parameter | None, bias: nn.Parameter | None) -
 
 @builder("layer-from-computed-parameters")
 def layer_from_computed_parameters(build: Build) -> nn.Module:
-    """A linear or convolution module with what a functional call's weight and bias come to, as new Parameters."""
+    """Build a linear or convolution module with a functional call's computed weight and bias as new Parameters."""
     found: dict[str, nn.Parameter | None] = {"weight": None, "bias": None}
     for name in found:
         for node in build.call.nodes(name):
@@ -82,7 +82,7 @@ def computed_parameter(reader: GraphReader, node: fx.Node) -> nn.Parameter:
 
 @builder("batch-norm-from-parameters")
 def batch_norm_from_parameters(build: Build) -> nn.Module:
-    """A batch-norm module around the tensors of a functional call."""
+    """Build a batch-norm module around the tensors of a functional call."""
     arguments = build.call.arguments
     mean, variance = build.tensor("running_mean"), build.tensor("running_var")
     if mean is None or variance is None:
@@ -103,7 +103,7 @@ def batch_norm_from_parameters(build: Build) -> nn.Module:
 
 @builder("norm-from-parameters")
 def norm_from_parameters(build: Build) -> nn.Module:
-    """A layer, group or RMS norm module around the very Parameters of a functional call."""
+    """Build a layer, group or RMS norm module around the very Parameters of a functional call."""
     call = build.call
     cls = resolve(call.op.modules[0])
     options = {
@@ -132,13 +132,13 @@ def norm_from_parameters(build: Build) -> nn.Module:
 
 @builder("global-average-pool")
 def global_average_pool(build: Build) -> nn.Module:
-    """The canonical global pooling: an adaptive average to one pixel."""
+    """Build the canonical global pooling: an adaptive average to one pixel."""
     return nn.AdaptiveAvgPool2d(1)
 
 
 @builder("flatten-features")
 def flatten_features(build: Build) -> nn.Module:
-    """The canonical flattening: everything from the channels on."""
+    """Build the canonical flattening: everything from the channels on."""
     return nn.Flatten(1)
 
 
@@ -157,7 +157,7 @@ def new_parameter(values: Tensor, like: Tensor) -> nn.Parameter:
 
 @builder("pointwise-conv")
 def pointwise_conv(build: Build) -> nn.Module:
-    """The 1x1 convolution that a linear layer is, applied to each pixel."""
+    """Build the 1x1 convolution that equals a linear layer applied to each pixel."""
     linear = build.layer
     if not isinstance(linear, nn.Linear):
         raise Refused("it is no linear layer")
@@ -177,7 +177,7 @@ def pointwise_conv(build: Build) -> nn.Module:
 
 @builder("spatial-batch-norm")
 def spatial_batch_norm(build: Build) -> nn.Module:
-    """The batch norm over maps of a batch norm over vectors, with the same tensors."""
+    """Build the batch norm over maps that equals a batch norm over vectors, with the same tensors."""
     norm = build.layer
     spatial = construct(nn.BatchNorm2d, constructor_options(norm))
     adopt_tensors(spatial, norm)
@@ -189,7 +189,7 @@ def spatial_batch_norm(build: Build) -> nn.Module:
 
 @builder("bcos-norm")
 def bcos_norm(build: Build) -> nn.Module:
-    """Our form of a norm: uncentred batch norm with the mean folded, or a norm whose 1/sigma is a step of its own."""
+    """Build the form of a norm for B-cos networks: an uncentered batch norm, or a norm with 1/sigma split off."""
     plain: nn.Module = build.layer
     norm: Any = vocabulary().form_of(type(plain))
     if norm is None:
@@ -199,7 +199,7 @@ def bcos_norm(build: Build) -> nn.Module:
 
 @builder("bcos-layer")
 def bcos_layer(build: Build) -> nn.Module:
-    """The B-cos form of a linear or convolution layer at B = 1, around the same Parameters."""
+    """Build the B-cos form of a linear or convolution layer at B = 1, around the same Parameters."""
     plain = build.layer
     cls = vocabulary().form_of(type(plain))
     if cls is None and isinstance(plain, NonDynamicallyQuantizableLinear):  # it computes what Linear does
@@ -215,13 +215,13 @@ def bcos_layer(build: Build) -> nn.Module:
 
 @builder("in-place-rectifier")
 def in_place_rectifier(build: Build) -> nn.Module:
-    """A rectifier that overwrites its input."""
+    """Build a rectifier that overwrites its input."""
     return {"relu": nn.ReLU, "relu6": nn.ReLU6}[build.call.op.name](inplace=True)
 
 
 @builder("in-place-sum")
 def in_place_sum(build: Build) -> nn.Module:
-    """A sum that takes the memory of its first part."""
+    """Build a sum that overwrites its first operand."""
     return bnn.InPlaceSum()
 
 
@@ -230,7 +230,7 @@ def in_place_sum(build: Build) -> nn.Module:
 
 @builder("average-pool")
 def average_pool(build: Build) -> nn.Module:
-    """Average pooling with a max pooling's window, stride, padding and rounding."""
+    """Build the average pooling with a max pooling's window, stride, padding and rounding."""
     arguments = build.call.arguments
     classes: dict[str, type[nn.Module]] = {"1": nn.AvgPool1d, "2": nn.AvgPool2d, "3": nn.AvgPool3d}
     stride = arguments["stride"] or arguments["kernel_size"]
@@ -240,7 +240,7 @@ def average_pool(build: Build) -> nn.Module:
 
 @builder("without-bias")
 def without_bias(build: Build) -> nn.Module:
-    """The same layer without its bias or shift."""
+    """Build the same layer without its bias or shift."""
     layer = build.layer
     constant = "shift" if hasattr(layer, "shift") else "bias"
     if constant not in inspect.signature(type(layer)).parameters:
@@ -250,13 +250,13 @@ def without_bias(build: Build) -> nn.Module:
 
 @builder("raised-layer")
 def raised_layer(build: Build) -> nn.Module:
-    """The same B-cos layer with the B that the options ask for."""
+    """Build the same B-cos layer with the B that the options give."""
     return rebuilt(build.layer, b=build.options.pressure(str(build.call.node.target), build.layer))
 
 
 @builder("logit-layer")
 def logit_layer(build: Build) -> nn.Module:
-    """A logit layer, by default with bias log(1 / (C - 1)): every class starts at probability 1 / C."""
+    """Build a logit layer, by default with bias log(1 / (C - 1)): every class starts at probability 1 / C."""
     shape = build.reader.shape(build.call.inputs[0]) or (0, 2)
     bias = build.options.logit_bias
     return bnn.LogitLayer(

@@ -50,14 +50,14 @@ class _Arrangement:
 
 @predicate("reads-rearranged-pixels")
 def reads_rearranged_pixels(reader: GraphReader, call: Call) -> Verdict:
-    """The layer reads pixels of the decoded image in another order, channels apart, and nothing else reads them."""
+    """Check that the layer alone reads pixels of the decoded image, in another order but with channels apart."""
     found = _arrangement(reader, call)
     return found if isinstance(found, str) else found is not None
 
 
 @builder("widened-layer-of-rearranged")
 def widened_layer_of_rearranged(build: Build) -> Rewired:
-    """The layer on rearranged [x', -x'] with weights w/2 and -w/2, wherever each pixel has come to stand."""
+    """Build the layer on rearranged [x', -x'] with weights w/2 and -w/2, at the place where each pixel now stands."""
     found, layer = _arrangement(build.reader, build.call), build.layer
     name, weight = WIDENING.get(type(layer)), layer._parameters["weight"]
     if not isinstance(found, _Arrangement) or name is None or weight is None:
@@ -97,7 +97,7 @@ def _arrangement(reader: GraphReader, call: Call) -> _Arrangement | str | None:
 def _leak(
     nodes: list[fx.Node], layer: fx.Node, plain: Mapping[fx.Node, Any], both: Mapping[fx.Node, Any]
 ) -> str | None:
-    """The reason why the graph elsewhere would read another size than it does now, if it would."""
+    """Return the reason why the rest of the graph would read another size than it does now, if it would."""
     for node in nodes:
         outside = [user for user in node.users if user not in nodes and user is not layer]
         changed = _size(plain[node]) != _size(both[node])
@@ -115,7 +115,7 @@ def _is_tensor(node: fx.Node) -> bool:
 
 
 def _between(reader: GraphReader, last: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
-    """The decoding behind a value, and the nodes between, in order; None unless linear operations alone lie between."""
+    """Return the decoding behind a value and the nodes between, in order; None unless all of these are linear."""
     decodings, found, pending = set(), set(), [last]
     while pending:
         node = pending.pop()
@@ -183,7 +183,7 @@ class _Run:
     def _choices(
         self, node: fx.Node, args: Any, kwargs: Any, values: dict[fx.Node, Any]
     ) -> Iterator[tuple[bool, tuple[Any, Any]]]:
-        """The call as it is, then with one of its sizes doubled."""
+        """Yield the call as it is, then with one of its sizes doubled."""
         yield False, (args, kwargs)
         call = self.reader.call(node)
         name = None if call is None else _SIZES.get(call.op.name)

@@ -26,7 +26,7 @@ from bcos_fx.rewriting.core.registry import builder, predicate
 
 @predicate("is-a-plain-bcos-transform")
 def is_a_plain_bcos_transform(reader: GraphReader, call: Call) -> Verdict:
-    """A peer's B-cos layer whose transform ours is: B fixed at 1 or 2, no MaxOut, no bias inside, zero padding."""
+    """Check that a peer's B-cos layer computes ours: B fixed at 1 or 2, no MaxOut, no bias inside, zero padding."""
     layer: Any = call.module
     b = float(layer.b)
     if layer.max_out != 1:
@@ -44,7 +44,7 @@ def is_a_plain_bcos_transform(reader: GraphReader, call: Call) -> Verdict:
 
 @builder("peer-bcos-layer")
 def peer_bcos_layer(build: Build) -> nn.Module:
-    """Our B-cos layer around the weight of a peer's, of unit norm or as it is, without a gain; its B and its eps."""
+    """Build the B-cos layer around a peer's weight (of unit norm or as it is), with the peer's B and eps."""
     peer: Any = build.layer
     inner = peer.linear
     cls = bnn.BcosConv2d if isinstance(inner, nn.Conv2d) else bnn.BcosLinear
@@ -62,7 +62,7 @@ def peer_bcos_layer(build: Build) -> nn.Module:
 
 @builder("peer-batch-norm")
 def peer_batch_norm(build: Build) -> nn.Module:
-    """Our uncentred batch norm around a peer's tensors; the peer's running mean is no part of its function."""
+    """Build an uncentered batch norm around a peer's tensors; the peer's running mean does not affect its output."""
     peer: Any = build.layer
     shift = peer.bias is not None
     affine = peer.weight is not None
@@ -79,7 +79,7 @@ def peer_batch_norm(build: Build) -> nn.Module:
 
 @builder("peer-norm")
 def peer_norm(build: Build) -> nn.Module:
-    """Our layer, group or position norm around a peer's Parameters, centred where it is."""
+    """Build a layer, group or position norm around a peer's Parameters, centered if the peer's is."""
     peer: Any = build.layer
     name = type(peer).__name__
     options: dict[str, Any] = {"eps": peer.eps, "centred": "Uncentered" not in name}
@@ -99,7 +99,7 @@ def peer_norm(build: Build) -> nn.Module:
 
 @builder("peer-logit-layer")
 def peer_logit_layer(build: Build) -> nn.Module:
-    """Our logit layer with a peer's two numbers, of which it may lack either."""
+    """Build a logit layer with a peer's bias and temperature, either of which the peer may lack."""
     peer: Any = build.layer
     bias, temperature = peer.logit_bias, peer.logit_temperature
     try:

@@ -21,7 +21,7 @@ from bcos_fx.tracing.program import attribute
 
 @predicate("weights-by-stored-matrix")
 def weights_by_stored_matrix(reader: GraphReader, call: Call) -> Verdict:
-    """The second factor is a matrix that follows from stored tensors alone, of which nothing else uses any."""
+    """Check that the second factor is a matrix computed from stored tensors alone, of which nothing else uses any."""
     first, matrix = (call.arguments.get(name) for name in ("input", "other"))
     if not (isinstance(first, fx.Node) and isinstance(matrix, fx.Node)):
         return False
@@ -38,7 +38,7 @@ def weights_by_stored_matrix(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("adds-stored-vector")
 def adds_stored_vector(reader: GraphReader, call: Call) -> Verdict:
-    """One of the summands is a parameter with a number for each feature."""
+    """Check that one of the summands is a parameter with a number for each feature."""
     vector, shape = _vector(call), reader.shape(call.node)
     if vector is None or shape is None or reader.shape(vector) != shape[-1:]:
         return False
@@ -53,13 +53,13 @@ def _vector(call: Call) -> fx.Node | None:
 
 @predicate("has-no-bias")
 def has_no_bias(reader: GraphReader, call: Call) -> Verdict:
-    """The layer adds nothing."""
+    """Check that the layer adds nothing."""
     return getattr(call.module, "bias", None) is None
 
 
 @builder("linear-from-matrix")
 def linear_from_matrix(build: Build) -> nn.Module:
-    """The linear layer that multiplies by a stored matrix: its weight is that matrix, transposed."""
+    """Build the linear layer that multiplies by a stored matrix: its weight is that matrix, transposed."""
     matrix = computed_parameter(build.reader, build.call.nodes("other")[0])
     weight = nn.Parameter(matrix.detach().t().contiguous(), matrix.requires_grad)
     options = {"in_features": weight.shape[1], "out_features": weight.shape[0], "bias": False}
@@ -70,7 +70,7 @@ def linear_from_matrix(build: Build) -> nn.Module:
 
 @builder("layer-with-added-bias")
 def layer_with_added_bias(build: Build) -> nn.Module:
-    """The layer with the vector that is added to what it gives as its bias."""
+    """Build the layer with the vector that is added to its result as its bias."""
     vector = _vector(build.hit.calls["sum"])
     if vector is None:
         raise Refused("nothing stored is added to it")

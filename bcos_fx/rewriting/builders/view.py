@@ -25,9 +25,9 @@ from bcos_fx.rewriting.core.slots import SLOTS, Slot
 
 @predicate("carries-a-value")
 def carries_a_value(reader: GraphReader, call: Call) -> Verdict:
-    """The node's result is a value that reaches the output; what only feeds gates needs no explanation.
+    """Check that the node's result is a value that reaches the output; what only feeds gates needs no explanation.
 
-    Nor does the node that outputs are explained by: what it was made of is not asked.
+    The node that outputs are explained by needs none either: what it was computed from is not explained.
     """
     if call.node.meta.get(EXPLAINED):
         return False
@@ -36,50 +36,50 @@ def carries_a_value(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("has-a-frozen-form")
 def has_a_frozen_form(reader: GraphReader, call: Call) -> Verdict:
-    """Its module has a method ``frozen``, as every DynamicLayer has: its value with the dynamic factor held fixed."""
+    """Check that the module has a method ``frozen``, as every DynamicLayer has: its value with the factor detached."""
     return callable(getattr(type(call.module), "frozen", None))
 
 
 @predicate("says-its-constant")
 def says_its_constant(reader: GraphReader, call: Call) -> Verdict:
-    """Its module has a method ``constant_like``, as every DynamicLayer has: the constant that it adds."""
+    """Check that the module has a method ``constant_like`` of its own, which returns the constant that it adds."""
     own = getattr(type(call.module), "constant_like", None)
     return callable(own) and own is not bnn.DynamicLayer.constant_like
 
 
 @predicate("does-not-say-its-constant")
 def does_not_say_its_constant(reader: GraphReader, call: Call) -> Verdict:
-    """What constant the call adds can only be found by applying it to 0."""
+    """Check that the constant that the call adds can only be found by applying it to 0."""
     return says_its_constant(reader, call) is False
 
 
 @predicate("is-in-place")
 def is_in_place(reader: GraphReader, call: Call) -> Verdict:
-    """An activation that overwrites its input."""
+    """Check that the activation overwrites its input."""
     return bool(getattr(call.module, "inplace", False))
 
 
 @predicate("reads-a-live-gate")
 def reads_a_live_gate(reader: GraphReader, call: Call) -> Verdict:
-    """It reads something that is only a weight, and that a gradient could still flow through."""
+    """Check that the call reads a tensor that is only a weight, and through which a gradient could still flow."""
     return SLOTS["gate"](reader, call) is not None
 
 
 @predicate("has-a-constant-operand")
 def has_a_constant_operand(reader: GraphReader, call: Call) -> Verdict:
-    """It adds, joins or selects a tensor that does not depend on the input, beside a value."""
+    """Check that the call adds, joins or selects a tensor that does not depend on the input, beside a value."""
     return SLOTS["constant"](reader, call) is not None
 
 
 @predicate("has-a-literal-operand")
 def has_a_literal_operand(reader: GraphReader, call: Call) -> Verdict:
-    """It adds or selects a number other than 0 beside a value."""
+    """Check that the call adds or selects a number other than 0 beside a value."""
     return SLOTS["literal"](reader, call) is not None
 
 
 @predicate("adds-an-uncounted-constant")
 def adds_an_uncounted_constant(reader: GraphReader, call: Call) -> Verdict:
-    """It adds a constant of its own, and nothing counts that yet."""
+    """Check that the call adds a constant of its own that is not counted yet."""
     counted = any(reader.op(user) == "counted_value" and user.args[0] is call.node for user in call.node.users)
     return not counted and adds_a_constant(call)
 
@@ -132,25 +132,25 @@ def operand_source(reader: GraphReader, slot: Slot, call: Call) -> str:
 
 @builder("out-of-place-sum")
 def out_of_place_sum(build: Build) -> nn.Module:
-    """A sum in memory of its own."""
+    """Build a sum that does not overwrite its operands."""
     return bnn.Sum()
 
 
 @builder("out-of-place-activation")
 def out_of_place_activation(build: Build) -> nn.Module:
-    """The same activation in memory of its own."""
+    """Build the same activation, not in place."""
     return rebuilt(build.layer, inplace=False)
 
 
 @builder("counted-shift")
 def counted_shift(build: Build) -> nn.Module:
-    """Counts the constant that a layer of ours adds."""
+    """Build the layer that counts the constant that a bcos_fx layer adds."""
     return bnn.CountedShift(build.layer, shift_source(build.call))
 
 
 @builder("counted-at-zero")
 def counted_at_zero(build: Build) -> nn.Module:
-    """Counts the constant that an affine call adds, which is its value at 0."""
+    """Build the layer that counts the constant that an affine call adds, which is its value at 0."""
     call = build.call
     read = call.node.all_input_nodes
     value = call.nodes(call.op.value[0])
@@ -160,7 +160,7 @@ def counted_at_zero(build: Build) -> nn.Module:
 
 
 def _as_function_of(call: Call, read: list[fx.Node]) -> Callable[..., Tensor]:
-    """The call as a function of the nodes that it reads, in order."""
+    """Return the call as a function of the nodes that it reads, in order."""
     function = as_function(call)
     template = (call.node.args, dict(call.node.kwargs))
     places = {node: place for place, node in enumerate(read)}
@@ -175,14 +175,14 @@ def _as_function_of(call: Call, read: list[fx.Node]) -> Callable[..., Tensor]:
 
 @builder("counted-constant")
 def counted_constant(build: Build) -> nn.Module:
-    """Counts a constant operand."""
+    """Build the layer that counts a constant operand."""
     slot = _slot(build, "constant")
     return bnn.CountedConstant(operand_source(build.reader, slot, build.call), broadcast=_broadcasts(build))
 
 
 @builder("counted-literal")
 def counted_literal(build: Build) -> nn.Module:
-    """Counts a number that is an operand."""
+    """Build the layer that counts a number that is an operand."""
     slot = _slot(build, "literal")
     source = operand_source(build.reader, slot, build.call)
     return bnn.CountedLiteral(float(slot.content), source, broadcast=_broadcasts(build))
@@ -202,7 +202,7 @@ def _broadcasts(build: Build) -> bool:
 
 @builder("frozen-layer")
 def frozen_layer(build: Build) -> nn.Module:
-    """A dynamic layer with its factor held fixed."""
+    """Build a dynamic layer whose factor is detached."""
     if len(build.call.node.all_input_nodes) != 1:
         raise Refused("it is called with more than its input")
     return bnn.FrozenLayer(build.layer)
@@ -210,7 +210,7 @@ def frozen_layer(build: Build) -> nn.Module:
 
 @builder("frozen-ratio")
 def frozen_ratio(build: Build) -> nn.Module:
-    """An activation as its input times a ratio that is held fixed."""
+    """Build an activation as its input times a ratio that is detached."""
     if build.call.nodes(build.call.op.value[0]) != build.call.node.all_input_nodes[:1]:
         raise Refused("the value does not stand first among what it reads")
     if contradiction(build.call) is not None:
@@ -222,7 +222,7 @@ def frozen_ratio(build: Build) -> nn.Module:
 
 @builder("frozen-normalisation")
 def frozen_normalisation(build: Build) -> nn.Module:
-    """A division by a norm that is held fixed."""
+    """Build a division by a norm that is detached."""
     given = build.call.arguments
     if build.call.op.name == "l2_normalise":
         dim = given["dim"]
@@ -232,5 +232,5 @@ def frozen_normalisation(build: Build) -> nn.Module:
 
 @builder("held-fixed")
 def held_fixed(build: Build) -> nn.Module:
-    """No gradient flows through what is only a weight."""
+    """Build the layer that detaches what is only a weight."""
     return bnn.HeldFixed()

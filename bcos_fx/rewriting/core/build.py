@@ -77,7 +77,7 @@ class Build:
 
 
 def _options_lost(call: Call) -> list[str]:
-    """The arguments of a call, other than the values that it leaves out, that its module has no option for."""
+    """Return the arguments of a call that its module has no option for, except those left at their defaults."""
     accepted = inspect.signature(resolve(call.op.modules[0]).__init__).parameters if call.op.modules else {}
     options = {n: value for n, value in call.arguments.items() if n not in call.op.inputs and n != "inplace"}
     given = {n for n, value in options.items() if isinstance(value, fx.Node) or value != call.op.defaults.get(n)}

@@ -55,13 +55,13 @@ def first_mixed(
 
 
 def _labels_of(node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor | None:
-    """The positions that a call's first labelled tensor holds."""
+    """Return the positions that a call's first labeled tensor holds."""
     found = [values[source] for source in node.all_input_nodes if isinstance(values.get(source), Tensor)]
     return found[0] if found else None
 
 
 def _summed(call: Call, labels: Tensor) -> int | None:
-    """The dimension of its input that a layer sums over, or None of an operation that sums over none."""
+    """Return the dimension of its input that a layer sums over; None for an operation that sums over none."""
     name = call.op.name
     if _CONVOLUTION.fullmatch(name):
         spatial = int(name[-2])
@@ -81,7 +81,7 @@ def _summed(call: Call, labels: Tensor) -> int | None:
 
 
 def _varying(labels: Tensor, dimension: int, shape: tuple[int, ...]) -> list[int]:
-    """The input's dimensions that vary along one dimension of the labels, over their whole length."""
+    """Return the input's dimensions that vary along one dimension of the labels, over their whole length."""
     line = labels.movedim(dimension, 0).flatten(1)[:, 0]
     places = torch.stack(torch.unravel_index(line, shape))
     distinct = [len(row.unique()) for row in places]
@@ -100,7 +100,7 @@ def _resampled(labels: Tensor, shape: tuple[int, ...]) -> Tensor | None:
 
 
 def _followed(node: fx.Node, call: Call | None, graph_module: fx.GraphModule, values: Mapping[fx.Node, Any]) -> Any:
-    """The positions behind what an operation gives; None where they are lost."""
+    """Compute the positions behind an operation's result; None if they cannot be followed."""
     labels = _labels_of(node, values)
     moving = call is None or call.op.name in _MOVING or node.meta.get("type") in ("size", "tuple")
     if node.op != "output" and moving and all(source in values for source in node.all_input_nodes):

@@ -79,7 +79,7 @@ def _check_spellings(name: str, table: Table, spelled: Mapping[str, tuple[str, .
 
 
 def _form(spelled: Mapping[str, tuple[str, ...]]) -> Form:
-    """What a registered class or function says of its arguments; ``input`` where PyTorch's are named."""
+    """Return the argument form that a registered class or function declares; ``input`` for PyTorch's own."""
     own = [name for kind in _KINDS[:2] for name in spelled[kind] if is_own(name)]
     return form_of(resolve(own[0])) if own else (("input",), {}, ())
 

@@ -58,7 +58,7 @@ def gate_at_the_end(node: fx.Node, read: Reader) -> fx.Node | None:
 
 
 def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:
-    """The node before, and whether what lies between is a gate; None where a step would leave the ending."""
+    """Return the node before, and whether a gate lies between; None if a step would leave the ending."""
     call = read(node)
     if call is None or node.op in ("placeholder", "get_attr", "output"):
         return None
@@ -78,7 +78,7 @@ def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:
 
 
 def _with_itself(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:
-    """A value that meets only what is computed from it alone: a sum of its powers, or whether it is below a bound."""
+    """Return a value that meets only what is computed from it alone: a sum of its powers, a comparison with a bound."""
     for value in call.node.all_input_nodes:
         between = _computed_from(value, [node for node in call.node.all_input_nodes if node is not value])
         if between is None or not _same_shape(call.node, value):
@@ -93,7 +93,7 @@ def _with_itself(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:
 
 
 def _computed_from(value: fx.Node, nodes: list[fx.Node]) -> set[fx.Node] | None:
-    """What lies between a value and some nodes; None where one of them depends on an input by another way."""
+    """Return the nodes between a value and some nodes; None if one of them depends on an input by another way."""
     between, pending = set(nodes), list(nodes)
     while pending:
         for source in pending.pop().all_input_nodes:

@@ -122,7 +122,7 @@ class Places:
         return len(built) > 1
 
     def _container(self, call: Call) -> str:
-        """The path of a plain module in the old one's place, or beside it where it is called elsewhere too."""
+        """Return the path of a plain module in the old one's place, or beside it if that is called elsewhere too."""
         key = id(call.module)
         if key not in self._containers:
             path, alone = str(call.node.target), len(self._reader.callers[key]) == 1
@@ -168,13 +168,13 @@ def source_of(hit: Hit, name: str, entry: Replacement) -> str:
 
 
 def _owner_of_matched(hit: Hit) -> str:
-    """The path of the one module whose tensors a rule names as pattern nodes of their own; empty if there is none."""
+    """Return the path of the one module whose tensors a rule matches as nodes; empty if there is no such module."""
     owners = {str(node.target).rpartition(".")[0] for node in hit.nodes.values() if node.op == "get_attr"}
     return owners.pop() if len(owners) == 1 else ""
 
 
 def _owner(call: Call) -> str:
-    """The path of the one module whose tensors a functional call reads, directly or through computations.
+    """Return the path of the one module whose tensors a functional call reads, directly or through computations.
 
     A bias may be put together from several modules' (multi-head attention); then the weight's module counts. Of a
     product it is the module of the stored factor. A call that was made by a part of that module, which holds no tensors
@@ -198,7 +198,7 @@ def _exists(root: nn.Module, path: str) -> bool:
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """A module of the same class, tensors and parts, whose own can be changed without changing the other's."""
+    """Copy a module shallowly: its own stores can then be changed without changing the original's."""
     twin = copy.copy(module)
     for store in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         setattr(twin, store, copy.copy(getattr(module, store)))

@@ -99,7 +99,7 @@ class Vocabulary:
         self.spellings = {resolve(name): name for op in stored for name in (*op.modules, *op.functions)}
 
     def _members(self) -> frozenset[str]:
-        """The names of functions in families, by which rules may name one of them alone."""
+        """Return the names of functions in families, by which rules may name one of them alone."""
         spelled = [each for op in self.ops.values() if op.family for each in (*op.functions, *op.methods)]
         return frozenset(each.rpartition(".")[2] for each in spelled) - set(self.ops)
 

@@ -60,7 +60,7 @@ def _ratio(call: Call) -> str | None:
 
 
 def _zeros(call: Call) -> Tensor | None:
-    """A zero for the input of an elementwise call; for a declared op many, in the shape of the example, if known."""
+    """Return a zero input for an elementwise call; for a declared op, in the shape of the example if that is known."""
     if call.op.declared is None:
         return torch.zeros(1)
     own = {} if call.module is None else call.module.state_dict(keep_vars=True)
@@ -70,7 +70,7 @@ def _zeros(call: Call) -> Tensor | None:
 
 
 def _options(call: Call) -> list[fx.Node]:
-    """What an elementwise call reads besides its value: a learnt power, a slope for each channel."""
+    """Return the nodes that an elementwise call reads besides its value: a learned power, a slope for each channel."""
     value = call.nodes(call.op.value[0])
     return [node for node in call.node.all_input_nodes if node not in value]
 
@@ -129,7 +129,7 @@ def _picked(call: Call, parameter: str = "index") -> str | None:
 
 
 def _reduced(call: Call) -> str | None:
-    """Sums, means, maxima and minima of what is scattered to one place are dynamic linear; products are not."""
+    """Return why a scatter is not dynamic linear: products are not; sums, means, maxima and minima are."""
     reduce = call.arguments.get("reduce")
     if reduce in (None, "add", "sum", "mean", "amax", "amin"):
         return None

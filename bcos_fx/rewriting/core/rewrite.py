@@ -137,7 +137,7 @@ class Rewriter:
                 set_module(root, path, _bare(holder))
 
     def _slots(self, hit: Hit) -> dict[str, Slot]:
-        """The slots that the rule names, found before anything is changed."""
+        """Find the slots that the rule names, before anything is changed."""
         named = {name for e in hit.rule.replace.values() for name in (*e.inputs, e.instead_of or "")}
         named.add(hit.rule.result or "")
         found = {}
@@ -212,7 +212,7 @@ def _rewire(part: Rewired) -> None:
 
 
 def _bare(module: nn.Module) -> nn.Module:
-    """A module without a class of its own, of the same tensors and parts."""
+    """Return a plain ``nn.Module`` with the same tensors and parts."""
     bare = nn.Module().train(module.training)
     for store in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         setattr(bare, store, getattr(module, store))
@@ -287,7 +287,7 @@ class _Edit:
         return entry.build is None and name not in self.hit.nodes
 
     def _nodes(self, name: str) -> list[fx.Node]:
-        """The nodes that an input of an entry names: one, but for ``node.inputs`` and an argument that is left out."""
+        """Return the nodes that an input of an entry names: one, except for ``node.inputs`` and an omitted argument."""
         matched, _, suffix = name.partition(".")
         if suffix in ARGUMENTS:
             return self.hit.calls[matched].nodes(suffix)

@@ -32,7 +32,7 @@ def note_shape(node: fx.Node, graph_module: fx.GraphModule) -> None:
 
 
 def _stand_in(node: fx.Node, precision: torch.dtype) -> Any:
-    """A tensor of the node's shape; floating-point ones in the precision that the network has now."""
+    """Return a tensor of the node's shape; a floating-point one in the precision that the network has now."""
     shape, dtype, value = (node.meta.get(name) for name in ("shape", "dtype", "value"))
     if shape is not None:
         return torch.empty(shape, dtype=precision if dtype is None or dtype.is_floating_point else dtype)

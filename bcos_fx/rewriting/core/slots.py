@@ -60,7 +60,7 @@ def _leaves(value: Any) -> Iterator[Slot]:
 
 
 def live_gate(reader: GraphReader, call: Call) -> Slot | None:
-    """The first slot that is only a weight and through which a gradient could still flow."""
+    """Return the first slot that is only a weight and through which a gradient could still flow."""
     for slot in slots(call):
         if not isinstance(slot.content, fx.Node) or reader.op(slot.content) == "held_fixed":
             continue
@@ -70,12 +70,12 @@ def live_gate(reader: GraphReader, call: Call) -> Slot | None:
 
 
 def constant_operand(reader: GraphReader, call: Call) -> Slot | None:
-    """The first tensor or size that does not depend on the input and is added to, joined with or selected beside it."""
+    """Return the first tensor or size that does not depend on the input and is added, joined or selected beside it."""
     return next((slot for slot in constant_operands(reader, call) if isinstance(slot.content, fx.Node)), None)
 
 
 def literal_operand(reader: GraphReader, call: Call) -> Slot | None:
-    """The first number other than 0 that is added to or selected beside a value."""
+    """Return the first number other than 0 that is added to or selected beside a value."""
     return next((slot for slot in constant_operands(reader, call) if not isinstance(slot.content, fx.Node)), None)
 
 
@@ -94,7 +94,7 @@ def _contributes(reader: GraphReader, slot: Slot) -> bool:
 
 
 def carrier(reader: GraphReader, call: Call) -> Slot | None:
-    """The first operand that carries a value: it tells how many samples there are, and how they lie."""
+    """Return the first operand that carries a value: it defines the number of samples and their layout."""
     for slot in slots(call):
         content = slot.content
         if isinstance(content, fx.Node) and slot.parameter in reader.flow.value_parameters(call):
@@ -104,7 +104,7 @@ def carrier(reader: GraphReader, call: Call) -> Slot | None:
 
 
 def _operands(reader: GraphReader, call: Call) -> list[Slot]:
-    """The slots of value parameters that hold constants or gates, where the call carries a value besides."""
+    """Return the slots of value parameters that hold constants or gates, if the call carries a value besides."""
     if call.op.linearity not in ("linear", "selection") or reader.flow.kinds[call.node.name] not in (VALUE, UNKNOWN):
         return []
     found = [slot for slot in slots(call) if slot.parameter in reader.flow.value_parameters(call)]

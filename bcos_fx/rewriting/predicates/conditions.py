@@ -19,7 +19,7 @@ from bcos_fx.rewriting.core.registry import predicate
 
 @predicate("on-value-path")
 def on_value_path(reader: GraphReader, call: Call) -> Verdict:
-    """The node carries a value that reaches the output."""
+    """Check that the node carries a value that reaches the output."""
     if reader.flow.on_value_path(call.node):
         return True
     return "it feeds gates only (a weight of something else), so it stays an ordinary layer"
@@ -27,7 +27,7 @@ def on_value_path(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("reads-its-input-alone")
 def reads_its_input_alone(reader: GraphReader, call: Call) -> Verdict:
-    """The module is called with its input and nothing else, such as the size of its output."""
+    """Check that the module is called with its input and nothing else, such as the size of its output."""
     if len(call.node.args) + len(call.node.kwargs) <= len(call.op.inputs):
         return True
     return "it is called with more than its input, which a new layer would not be given"
@@ -35,7 +35,7 @@ def reads_its_input_alone(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("parameters-are-its-own")
 def parameters_are_its_own(reader: GraphReader, call: Call) -> Verdict:
-    """No other module or function of the graph uses the node's parameters, and nothing else calls its module."""
+    """Check that nothing else in the graph uses the node's parameters or calls its module."""
     if call.module is None:
         return "its parameters are no module's"
     if len(reader.callers[id(call.module)]) > 1:
@@ -53,7 +53,7 @@ def _is_stored(reader: GraphReader, value: object) -> bool:
 
 @predicate("parameters-are-stored")
 def parameters_are_stored(reader: GraphReader, call: Call) -> Verdict:
-    """Weight, bias and statistics of a functional call are stored tensors, not computed ones."""
+    """Check that weight, bias and statistics of a functional call are stored tensors, not computed ones."""
     for name in ("weight", "bias", "running_mean", "running_var"):
         value = call.arguments.get(name)
         if isinstance(value, fx.Node) and not _is_stored(reader, value):
@@ -63,7 +63,7 @@ def parameters_are_stored(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("weight-is-stored")
 def weight_is_stored(reader: GraphReader, call: Call) -> Verdict:
-    """A functional call is given a stored weight at all, and all its options as plain numbers."""
+    """Check that a functional call is given a stored weight, and all its options as plain numbers."""
     if not _is_stored(reader, call.arguments.get("weight")):
         value = call.arguments.get("weight")
         name = value.name if isinstance(value, fx.Node) else repr(value)
@@ -73,7 +73,7 @@ def weight_is_stored(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("parameters-follow-from-stored")
 def parameters_follow_from_stored(reader: GraphReader, call: Call) -> Verdict:
-    """Weight and bias of a functional call follow from stored tensors alone, at least one of them by a computation."""
+    """Check that a call's weight and bias follow from stored tensors alone, at least one of them by a computation."""
     given = [node for name in ("weight", "bias") for node in call.nodes(name)]
     if all(_is_stored(reader, node) for node in given):
         return False
@@ -85,7 +85,7 @@ def parameters_follow_from_stored(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("literal-options")
 def literal_options(reader: GraphReader, call: Call) -> Verdict:
-    """Options of the call (strides, sizes) are plain numbers, not computed from another tensor's size."""
+    """Check that options of the call (strides, sizes) are plain numbers, not computed from a tensor's size."""
     data = (*call.op.value, "weight", "bias", "running_mean", "running_var")
     for name in call.arguments:
         if name not in data and call.nodes(name):
@@ -95,19 +95,19 @@ def literal_options(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("has-a-kernel")
 def has_a_kernel(reader: GraphReader, call: Call) -> Verdict:
-    """The op multiplies the value with a kernel (``weighted`` in the vocabulary), and is no other package's layer."""
+    """Check that the op multiplies the value by a kernel (``weighted`` in the vocabulary) and is not a peer's layer."""
     return call.op.weighted and not call.op.peers
 
 
 @predicate("is-a-bcos-layer")
 def is_a_bcos_layer(reader: GraphReader, call: Call) -> Verdict:
-    """The module is a B-cos layer of bcos_fx or a subclass of one, so that it has a B."""
+    """Check that the module is a B-cos layer of bcos_fx or of a subclass, so that it has a B."""
     return isinstance(call.module, BcosLayer)
 
 
 @predicate("has-bias")
 def has_bias(reader: GraphReader, call: Call) -> Verdict:
-    """The module adds a constant: a bias or, a batch norm, a shift."""
+    """Check that the module adds a constant: a bias or, for a batch norm, a shift."""
     return getattr(call.module, "bias", None) is not None or getattr(call.module, "shift", False) is True
 
 
@@ -116,7 +116,7 @@ def has_bias(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("has-running-statistics")
 def has_running_statistics(reader: GraphReader, call: Call) -> Verdict:
-    """The norm keeps running statistics."""
+    """Check that the norm keeps running statistics."""
     if getattr(call.module, "running_var", None) is not None:
         return True
     return "without running statistics its output depends on the other samples of the batch"
@@ -124,7 +124,7 @@ def has_running_statistics(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("no-running-statistics")
 def no_running_statistics(reader: GraphReader, call: Call) -> Verdict:
-    """The norm takes its statistics from each sample, in eval too."""
+    """Check that the norm computes its statistics from each sample, in eval too."""
     if getattr(call.module, "running_var", None) is None:
         return True
     return "with running statistics it is one function in train and another in eval"
@@ -135,19 +135,19 @@ def no_running_statistics(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("is-not-in-place")
 def is_not_in_place(reader: GraphReader, call: Call) -> Verdict:
-    """A rectifier that leaves its input as it is."""
+    """Check that a rectifier leaves its input as it is."""
     return not (call.node.op == "call_module" and getattr(call.module, "inplace", False))
 
 
 @predicate("is-plain-sum")
 def is_plain_sum(reader: GraphReader, call: Call) -> Verdict:
-    """The sum of two different values, neither of them scaled."""
+    """Check that the call sums two different values, neither of them scaled."""
     return call.arguments.get("alpha") in (None, 1) and call.inputs[0] is not call.inputs[1]
 
 
 @predicate("reads-a-tensor-of-its-own")
 def reads_a_tensor_of_its_own(reader: GraphReader, call: Call) -> Verdict:
-    """The input is a tensor of the result's own shape and type, so that the result fits into its memory."""
+    """Check that the input has the result's own shape and type, so that the result fits into its memory."""
     value = call.inputs[0]
     same_type = value.meta.get("dtype") == call.node.meta.get("dtype")
     return same_type and reader.shape(value) is not None and reader.shape(value) == reader.shape(call.node)
@@ -155,19 +155,19 @@ def reads_a_tensor_of_its_own(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("follows-mode")
 def follows_mode(reader: GraphReader, call: Call) -> Verdict:
-    """The call's ``training`` argument was seen to follow the module's mode."""
+    """Check that the call's ``training`` argument was seen to follow the module's mode."""
     return "training_argument" in call.node.meta
 
 
 @predicate("is-frozen")
 def is_frozen(reader: GraphReader, call: Call) -> Verdict:
-    """The call's ``training`` argument is false in either mode."""
+    """Check that the call's ``training`` argument is false in either mode."""
     return call.arguments.get("training") is False and "training_argument" not in call.node.meta
 
 
 @predicate("never-drops")
 def never_drops(reader: GraphReader, call: Call) -> Verdict:
-    """Dropout that does nothing in either mode."""
+    """Check that a dropout does nothing in either mode."""
     if isinstance(call.arguments.get("p"), int | float) and call.arguments["p"] == 0:
         return True
     return call.module is None and call.arguments["training"] is False and "training_argument" not in call.node.meta
@@ -178,7 +178,7 @@ def never_drops(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("b-differs")
 def b_differs(reader: GraphReader, call: Call) -> Verdict:
-    """The B-cos layer has another B than the options ask for, and did not come as a B-cos layer with a B of its own."""
+    """Check that the B-cos layer's B differs from the options', and that it was not a B-cos layer in the original."""
     layer = call.module
     if not isinstance(layer, BcosLayer) or layer.b == reader.options.pressure(str(call.node.target), layer):
         return False

@@ -18,7 +18,7 @@ from bcos_fx.tracing.program import attribute
 
 @predicate("is-image-input")
 def is_image_input(reader: GraphReader, call: Call) -> Verdict:
-    """An input (N, C, H, W) with as many channels as mean and std have, or one or three where they are not given.
+    """Check for an input (N, C, H, W) with one channel per value of mean and std, or one or three without them.
 
     With mean and std also (N, C, T) and (N, C, D, H, W), where the first layer sums over dimension 1.
     """
@@ -55,7 +55,7 @@ def _channels_elsewhere(reader: GraphReader, node: fx.Node, shape: tuple[int, ..
 
 @predicate("splits-channels-in-half")
 def splits_channels_in_half(reader: GraphReader, call: Call) -> Verdict:
-    """The layer reads the decoded input along its channels and can be widened: ungrouped, zero-padded."""
+    """Check that the layer reads the decoded input along its channels and can be widened: ungrouped, zero-padded."""
     if getattr(call.module, "groups", 1) != 1:
         return "it is a grouped convolution, whose groups would no longer see the pairs [x, -x]"
     shape = reader.shape(call.inputs[0]) or reader.shape(call.node)
@@ -66,7 +66,7 @@ def splits_channels_in_half(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("pads-with-zero")
 def pads_with_zero(reader: GraphReader, call: Call) -> Verdict:
-    """Padding of the spatial dimensions with zero."""
+    """Check that only the spatial dimensions are padded, with zero."""
     value = call.arguments.get("value")
     if call.arguments.get("mode") != "constant" or (value is not None and value != 0):
         return "it pads with something else than zero, which is no linear map"
@@ -77,21 +77,21 @@ def pads_with_zero(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("stays-floating")
 def stays_floating(reader: GraphReader, call: Call) -> Verdict:
-    """Gives floating-point numbers."""
+    """Check that the result holds floating-point numbers."""
     dtype = call.node.meta.get("dtype")
     return True if dtype is not None and dtype.is_floating_point else f"it gives {dtype}, which has no halves"
 
 
 @predicate("keeps-channels")
 def keeps_channels(reader: GraphReader, call: Call) -> Verdict:
-    """Flattens everything from the channels on, so that channels stay the slowest dimension."""
+    """Check that everything from the channels on is flattened, so that channels stay the slowest dimension."""
     shape, out = reader.shape(call.inputs[0]), reader.shape(call.node)
     return shape is not None and out is not None and len(out) == 2 and out == (shape[0], math.prod(shape[1:]))
 
 
 @predicate("is-size-free")
 def is_size_free(reader: GraphReader, call: Call) -> Verdict:
-    """A flatten from dimension 1, or a reshape that reads the batch size and leaves the rest to -1."""
+    """Check for a flatten from dimension 1, or a reshape that reads the batch size and leaves the rest to -1."""
     if call.op.name == "flatten":
         last = len(reader.shape(call.inputs[0]) or (0,) * 4) - 1
         return bool(call.arguments["start_dim"] == 1 and call.arguments["end_dim"] in (-1, last))
@@ -101,7 +101,7 @@ def is_size_free(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("shifts-or-scales-channels")
 def shifts_or_scales_channels(reader: GraphReader, call: Call) -> Verdict:
-    """Adds, subtracts, multiplies or divides by one constant per channel (or one for all)."""
+    """Check that one constant per channel (or one for all) is added, subtracted, multiplied or divided by."""
     other = call.arguments.get("other")
     if call.arguments.get("alpha") not in (None, 1) or call.arguments.get("rounding_mode") is not None:
         return False
@@ -125,7 +125,7 @@ def shifts_or_scales_channels(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("is-classifier-output")
 def is_classifier_output(reader: GraphReader, call: Call) -> Verdict:
-    """The output is one row of class scores per sample, with no logit layer yet."""
+    """Check that the output is one row of class scores per sample, with no logit layer yet."""
     if not call.inputs:
         return "the output is no tensor"
     shape = reader.shape(call.inputs[0])

@@ -18,7 +18,7 @@ def _spatial(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @predicate("means-over-space")
 def means_over_space(reader: GraphReader, call: Call) -> Verdict:
-    """A mean over all spatial dimensions of an image, and no other."""
+    """Check that the mean runs over all spatial dimensions of an image, and no other."""
     shape, dims = reader.shape(call.inputs[0]), call.arguments["dim"]
     if shape is None or len(shape) != 4 or call.arguments.get("dtype") is not None:
         return False
@@ -30,19 +30,19 @@ def means_over_space(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("keeps-dimensions")
 def keeps_dimensions(reader: GraphReader, call: Call) -> Verdict:
-    """A reduction that keeps the reduced dimensions."""
+    """Check that the reduction keeps the reduced dimensions."""
     return call.arguments["keepdim"] is True
 
 
 @predicate("drops-dimensions")
 def drops_dimensions(reader: GraphReader, call: Call) -> Verdict:
-    """A reduction that removes the reduced dimensions."""
+    """Check that the reduction removes the reduced dimensions."""
     return call.arguments["keepdim"] is False
 
 
 @predicate("covers-whole-map")
 def covers_whole_map(reader: GraphReader, call: Call) -> Verdict:
-    """An average pool whose window is the map's own height and width, so that it covers a map of any size."""
+    """Check that the window is the map's own height and width, so that the pool covers a map of any size."""
     window, image = call.arguments["kernel_size"], call.inputs[0]
     if not isinstance(window, tuple | list) or not _averages_all(call):
         return False
@@ -62,14 +62,14 @@ def _is_size_of(value: object, image: fx.Node, dim: int) -> bool:
 
 @predicate("averages-to-one-pixel")
 def averages_to_one_pixel(reader: GraphReader, call: Call) -> Verdict:
-    """An average pool without padding that gave a single pixel in the example run."""
+    """Check that an average pool without padding gave a single pixel in the example run."""
     out = reader.shape(call.node)
     return out is not None and out[2:] == (1, 1) and _averages_all(call)
 
 
 @predicate("flattens-one-pixel")
 def flattens_one_pixel(reader: GraphReader, call: Call) -> Verdict:
-    """Turns (N, C, 1, 1) into (N, C)."""
+    """Check that the call turns (N, C, 1, 1) into (N, C)."""
     if not call.inputs:  # a stored tensor, such as a weight that is given its spatial dimensions
         return False
     shape, out = reader.shape(call.inputs[0]), reader.shape(call.node)
@@ -78,33 +78,33 @@ def flattens_one_pixel(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("has-one-pixel")
 def has_one_pixel(reader: GraphReader, call: Call) -> Verdict:
-    """Reads a map (N, C, 1, 1)."""
+    """Check that the call reads a map (N, C, 1, 1)."""
     shape = reader.shape(call.inputs[0]) if call.inputs else None
     return shape is not None and len(shape) == 4 and shape[2:] == (1, 1)
 
 
 @predicate("has-two-dimensions")
 def has_two_dimensions(reader: GraphReader, call: Call) -> Verdict:
-    """Gives (N, C)."""
+    """Check that the result is (N, C)."""
     shape = reader.shape(call.node)
     return shape is not None and len(shape) == 2
 
 
 @predicate("is-not-flatten-module")
 def is_not_flatten_module(reader: GraphReader, call: Call) -> Verdict:
-    """Anything but ``nn.Flatten(1)``, the canonical form."""
+    """Check that the module is not ``nn.Flatten(1)``, the canonical form."""
     return not (isinstance(call.module, nn.Flatten) and call.module.start_dim == 1 and call.module.end_dim == -1)
 
 
 @predicate("no-indices")
 def no_indices(reader: GraphReader, call: Call) -> Verdict:
-    """Max pooling whose indices are not returned."""
+    """Check that a max pooling does not return its indices."""
     return "its indices are used, which an average does not have" if call.arguments["return_indices"] else True
 
 
 @predicate("not-dilated")
 def not_dilated(reader: GraphReader, call: Call) -> Verdict:
-    """Max pooling without dilation."""
+    """Check that a max pooling has no dilation."""
     dilation = call.arguments["dilation"]
     plain = all(d == 1 for d in (dilation if isinstance(dilation, tuple | list) else (dilation,)))
     return True if plain else f"average pooling knows no dilation ({dilation!r})"
@@ -112,7 +112,7 @@ def not_dilated(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("padded-with-numbers")
 def padded_with_numbers(reader: GraphReader, call: Call) -> Verdict:
-    """Pooling of what was not padded with infinities."""
+    """Check that the input of a pooling was not padded with infinities."""
     producer = reader.call(call.inputs[0])
     infinite = producer is not None and producer.op.name == "pad" and producer.arguments.get("value") == -math.inf
     return "its input is padded with -inf, which would be averaged" if infinite else True

@@ -17,7 +17,7 @@ _PROJECTIONS = ("linear", "bcos_linear")
 
 @predicate("adds-positions")
 def adds_positions(reader: GraphReader, call: Call) -> Verdict:
-    """Adds a constant that is another one at each place, the same for all samples, to a value of the result's shape."""
+    """Check that the call adds a constant that varies with the place, not with the sample, to a value of its shape."""
     found = constant_operands(reader, call)
     if len(found) != 1 or not isinstance(found[0].content, fx.Node) or call.arguments.get("alpha") not in (None, 1):
         return False
@@ -32,7 +32,7 @@ def adds_positions(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("is-asked-for-here")
 def is_asked_for_here(reader: GraphReader, call: Call) -> Verdict:
-    """The option ``positions`` asks for all, or for those of attention pools and the sum is read by projections alone.
+    """Check that ``positions`` applies to all sums, or to those that only the projections of an attention pool read.
 
     A pool's queries, keys and values read the sum and nothing else does; elsewhere a residual or a norm reads it.
     """

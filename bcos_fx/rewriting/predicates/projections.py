@@ -40,13 +40,13 @@ _COMPUTING = (
 
 @predicate("is-stripped-here")
 def is_stripped_here(reader: GraphReader, call: Call) -> Verdict:
-    """The option ``bias`` asks for all constants, or for those on value paths and the node is on one."""
+    """Check that ``bias`` applies to all constants, or to those on value paths and the node is on one."""
     return True if reader.options.bias == "strip-all" else on_value_path(reader, call)
 
 
 @predicate("is-to-be-raised")
 def is_to_be_raised(reader: GraphReader, call: Call) -> Verdict:
-    """Where ``projections`` is output: it makes no values of an attention and stands behind no attention pool."""
+    """Check that the layer is raised: with ``projections`` = output not an attention's values, nor after a pool."""
     if (
         reader.options.projections != "output" or reader.has_peer_layers
     ):  # what came as a B-cos network is raised nowhere
@@ -65,7 +65,7 @@ def is_to_be_raised(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("means-over-tokens")
 def means_over_tokens(reader: GraphReader, call: Call) -> Verdict:
-    """A mean over everything but samples and features, of tokens (N, L, C) or a map of them (N, H, W, C)."""
+    """Check for a mean over all but samples and features, of tokens (N, L, C) or a map of them (N, H, W, C)."""
     shape, dims = reader.shape(call.inputs[0]), call.arguments["dim"]
     dims = (dims,) if isinstance(dims, int) else dims
     if shape is None or len(shape) < 3 or not isinstance(dims, tuple | list) or call.arguments.get("dtype") is not None:
@@ -81,7 +81,7 @@ def means_over_tokens(reader: GraphReader, call: Call) -> Verdict:
 
 @predicate("is-last-layer")
 def is_last_layer(reader: GraphReader, call: Call) -> Verdict:
-    """What the layer gives is the network's output, or becomes it by a softmax or sigmoid alone."""
+    """Check that the layer's result is the network's output, perhaps after a softmax or sigmoid."""
     users, seen = list(call.node.users), call.node
     while len(users) == 1 and users[0].op != "output" and _is_end(reader, users[0]):
         seen, users = users[0], list(users[0].users)
