@@ -19,6 +19,7 @@ from bcos_fx.checkpoint import published
 from bcos_fx.conversion.assembly import assembled
 from bcos_fx.conversion.inputs import example_for_original
 from bcos_fx.conversion.proof import prove
+from bcos_fx.conversion.recorded import recorded_classes, recorded_origin
 from bcos_fx.conversion.records import Conversion, Inputs, Progress
 from bcos_fx.conversion.stages import changed, preserved, traced
 from bcos_fx.deprecation import formerly
@@ -96,7 +97,9 @@ def bcosify(
         classes: which classes of a classifier to keep, in order: indices, names, or WordNet ids, as
             :func:`bcos_fx.heads.classes.find_classes` takes them. The original is converted, verified and calibrated
             with all of its classes. None: all.
-        class_names: names of the module's classes, in order; None: those of ImageNet-1k where it has 1,000.
+        class_names: names of the module's classes, in order, kept with the network; None: those that the module
+            records (``config.id2label``, ``pretrained_cfg``). For ``classes`` also those of ImageNet-1k where it has
+            1,000.
         train: ``refuse`` (``.train()`` raises where the module's train graph is another than its eval graph) or
             ``eval-graph`` (train the eval graph).
         verified: prove that the preserving rules preserved the function, and measure the drift of the others.
@@ -160,7 +163,9 @@ def bcosify(
     # Parameters that are made in the caller's inference mode could never be trained.
     with own_modes():
         if isinstance(module, BcosNetwork):
-            return with_classes(example.equal_copy(module), classes, class_names)
+            same = example.equal_copy(module)
+            known = same.record.classes if class_names is None else tuple(class_names)
+            return with_classes(same.with_record(classes=known), classes)
         if batch_axis != 0:
             example.check_whole(example_inputs, has_images=images is not None or calibration_images is not None)
         chosen = example.chosen_options(module, b, mean, std, options)
@@ -173,13 +178,15 @@ def bcosify(
         proof = prove(preserving) if verified else None
         changing = changed(preserving, measured=verified)
         network = published.settled(module, assembled(changing, proof, train))
+        known = recorded_classes(module, network.outputs) if class_names is None else tuple(class_names)
+        network.with_record(classes=known, origin=recorded_origin(module))
         if calibration_images is not None:
             conversion.begin("calibrating")
             calibrate_(network, calibration_images, module, output_key=output_key, measured=verified, progress=progress)
         if classes is not None:
             if keep_source:
                 raise UsageError("keep_source converts the module again, with all of its classes", hint="leave it out")
-            network = with_classes(network, classes, class_names)
+            network = with_classes(network, classes)
         if keep_source:
             settings: dict[str, Any] = {"recipe": recipe, "b": b, "mean": mean, "std": std, "rules": rules, **options}
             settings |= {"output_key": output_key, "batch_axis": batch_axis}

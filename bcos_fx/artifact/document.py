@@ -19,14 +19,15 @@ from bcos_fx.artifact.trial import check_runs
 from bcos_fx.artifact.values import decode, encode
 from bcos_fx.errors import ArtifactError, BcosFxError
 from bcos_fx.network import BcosNetwork, Record
+from bcos_fx.network.facts import check_facts
 from bcos_fx.rewriting.core.op import Op
 from bcos_fx.rewriting.core.ops import Vocabulary, vocabulary
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.version import __version__
 
-FORMAT = 3
-"""Number of the newest format; files of it and of lower ones are read. It is written where a file holds ops that a
-program declared, and 2 elsewhere."""
+FORMAT = 4
+"""Number of the newest format; files of it and of lower ones are read. It is written where a file holds names of
+classes, runs of training or an origin; else 3 where it holds ops that a program declared; else 2."""
 
 # What torch's constructors, fx and Python's compiler raise about descriptions that make no sense.
 _BUILD_ERRORS = (
@@ -53,13 +54,13 @@ def describe(model: BcosNetwork) -> tuple[str, dict[str, Tensor]]:
     writer = ModuleWriter(ops)
     nodes = write_graph(model.graph, model, ops)
     writer.add(model)
-    own = write_ops(_ops(model, ops))
+    own, record = write_ops(_ops(model, ops)), model.record
     document = {
-        "format": FORMAT if own else FORMAT - 1,
+        "format": FORMAT if record.classes or record.training or record.origin else 3 if own else 2,
         "versions": {"bcos_fx": __version__, "torch": torch.__version__.partition("+")[0]},
         "modules": writer.entries,
         "nodes": nodes,
-        "record": encode(model.record, "record"),
+        "record": encode(record, "record"),
     }
     document |= {"ops": own} if own else {}
     read_back = restored(Fields(parse(_dumped(document)), "the network"), writer.tensors)
@@ -178,6 +179,7 @@ def _built(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
         setattr(graph_module, parts, getattr(root, parts))
     graph_module.train(False)
     network = BcosNetwork(graph_module, record)
+    check_facts(record.classes, record.training, record.origin, network.outputs, ArtifactError)
     check_runs(network)
     for module, training in modules.training:
         module.training = training

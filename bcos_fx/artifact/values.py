@@ -62,11 +62,19 @@ def encode(value: Any, where: str, depth: int = 0) -> Any:
             hint="a file holds plain numbers, texts, tuples, lists, dicts, slices, and torch's dtypes and devices",
         )
     tag, items = parts
-    encoded = [encode(item, where, depth + 1) for item in items]
     if tag in _dataclasses():
-        names = [field.name for field in dataclasses.fields(kind)]
-        return {tag: dict(zip(names, encoded, strict=True))}
+        # A field that holds its default is left out, so that versions that do not have it read the file too.
+        held = {field.name: item for field, item in zip(dataclasses.fields(kind), items, strict=True)}
+        kept = {name: item for name, item in held.items() if not _is_default(kind, name, item)}
+        return {tag: {name: encode(item, where, depth + 1) for name, item in kept.items()}}
+    encoded = [encode(item, where, depth + 1) for item in items]
     return encoded if tag == "list" else {tag: encoded}
+
+
+def _is_default(kind: type[Any], name: str, value: Any) -> bool:
+    """Whether a dataclass's field holds what it is made with; equal values of another type are kept as they are."""
+    default = _defaults()[kind.__name__][name]
+    return type(default) is type(value) and bool(default == value)
 
 
 def _parts(value: Any) -> tuple[str, list[Any]] | None:
@@ -174,6 +182,18 @@ def _dataclass(kind: type[Any], content: Any, where: str, depth: int) -> Any:
         if name in values and not fits(values[name], hint):
             raise ArtifactError(f"{_shortened(values[name])} is not what belongs here", where=f"{where}.{name}")
     return kind(**values)
+
+
+@functools.cache
+def _defaults() -> dict[str, dict[str, Any]]:
+    """Dataclass -> field -> its default; MISSING where it has none."""
+    return {
+        name: {
+            field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            for field in dataclasses.fields(kind)
+        }
+        for name, kind in _dataclasses().items()
+    }
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from bcos_fx.checkpoint.architecture import (
     has_random_weights,
     load_into,
 )
+from bcos_fx.checkpoint.folders import digest_of_weights
 from bcos_fx.checkpoint.identify import FileKind, identify
 from bcos_fx.checkpoint.inspection import Inspection, TensorRow, inspect
 from bcos_fx.checkpoint.libraries import open_clip_choice, open_clip_model
@@ -23,6 +24,7 @@ __all__ = [
     "TensorRow",
     "architecture_names",
     "build_architecture",
+    "digest_of_weights",
     "guess_architecture",
     "has_random_weights",
     "identify",

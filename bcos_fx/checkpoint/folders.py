@@ -6,6 +6,7 @@ leads out of the folder.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,22 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
             hint="download them into the same folder",
         )
     return shards
+
+
+def digest_of_weights(path: Path) -> tuple[str, str]:
+    """Return the name of a file of weights and its SHA-256; of an index that of its shards, joined by their names.
+
+    Raises:
+        CheckpointError: a folder has no weights, or an index is none.
+        OSError: a file cannot be read.
+    """
+    file = weights_at(path)
+    digest = hashlib.sha256()
+    for part in sorted(shards_of(file)) if file.name.endswith(INDEX) else [file]:
+        with part.open("rb") as stream:
+            while content := stream.read(2**20):
+                digest.update(content)
+    return file.name, digest.hexdigest()
 
 
 def configuration_beside(path: Path) -> dict[str, Any] | None:

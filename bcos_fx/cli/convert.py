@@ -76,7 +76,7 @@ def check_targets(request: Request) -> None:
 def converted(request: Request, stages: Stages) -> tuple[BcosNetwork, nn.Module]:
     """Read the network that a request names, and convert it; the original comes back too."""
     stages("starting", listed=False)
-    from bcos_fx.cli.network import arguments_for, conversion_arguments, random_weights, read_network
+    from bcos_fx.cli.network import arguments_for, conversion_arguments, origin_of, random_weights, read_network
     from bcos_fx.convert import bcosify
 
     arguments = conversion_arguments(request)
@@ -87,7 +87,8 @@ def converted(request: Request, stages: Stages) -> tuple[BcosNetwork, nn.Module]
         echo(f"warning: {random}", err=True)
     network = bcosify(original, progress=stages, **arguments | arguments_for(original, request))
     notes = network.report.notes if random is None else (random, *network.report.notes)
-    return network.with_report(dataclasses.replace(network.report, notes=notes)), original
+    network.with_report(dataclasses.replace(network.report, notes=notes))
+    return network.with_record(origin=origin_of(request, network, original)), original
 
 
 def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, stages: Stages) -> dict[str, str]:

@@ -142,9 +142,8 @@ def _measured(request: EvaluationRequest, plan: Plan, team: Team) -> tuple[Evalu
     check_extras(plan.metrics)
     names = None if request.classes is None else read_classes(request.classes)
     network, original = _networks(request)
-    subject = subject_of(
-        classifier(network, request, plan, names), open_source(request.data, classes=names), original=original
-    )
+    data = request.data if names is None else open_source(request.data, classes=names)
+    subject = subject_of(classifier(network, request, plan, names), data, original=original)
     _check_folder(request)
     quiet = request.json or not team.leads
     runner = Runner(

@@ -53,7 +53,8 @@ class EvaluationRequest:
     classes: Annotated[
         Path | None,
         typer.Option(
-            help="Names of the network's classes, as for explain: folders are then found by name.",
+            help="Names of the network's classes, as for explain: folders are then found by name. (default: those in "
+            "the file)",
             rich_help_panel=_DATA,
             show_default=False,
         ),

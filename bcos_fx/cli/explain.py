@@ -96,7 +96,11 @@ def run(
         str | None, typer.Option(help="Explain why the target's output is larger than this class's, by name or index.")
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(help="Class names: one a line, a JSON list, or a JSON object from index to name.")
+        Path | None,
+        typer.Option(
+            help="Class names: one a line, a JSON list, or a JSON object from index to name. (default: those in MODEL)",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         str | None, typer.Option(help="Explain another value: logits (before a final softmax), or a layer by name.")
@@ -198,18 +202,22 @@ def run(
     """
     from bcos_fx.cli import values
     from bcos_fx.cli.sums import tell
+    from bcos_fx.data.classes import read_classes
     from bcos_fx.data.stores import open_source
 
     options = {"channel_axis": channel_axis, "allow_incomplete": allow_incomplete}
     texts = TextOptions(tuple(text or ()), text_tower, text_embeddings, templates)
-    if texts != TextOptions():
-        if target is not None or against is not None or classes is not None:
-            raise UsageError("classes and texts were asked for", hint="leave --target, --against and --classes out")
+    by_text = texts != TextOptions()
+    if by_text and (target is not None or against is not None or classes is not None):
+        raise UsageError("classes and texts were asked for", hint="leave --target, --against and --classes out")
+    names = None if classes is None else read_classes(classes)
+    network = _network(model, arch, recipe)
+    if by_text:
         question = _asked_by_text(texts, power, location, output, options)
     else:
-        question = _asked(target, against, classes, output, options)
+        own = network.record.classes if output in (None, "logits") else ()  # an inner layer's channels are no classes
+        question = _asked(target, against, names or own or None, output, options)
     question = replace(question, sources=tuple(source or ()), batch_axis=values.axis(batch_axis), blocks=blocks)
-    network = _network(model, arch, recipe)
     data = open_source(images)
     place = out if out is not None else Path("explanation.png" if len(data) <= _IN_A_FIGURE else "explanation.html")
     found, skipped = _explain_all(network, data, question, place, quiet=json)
@@ -257,14 +265,12 @@ def _network(model: Path, arch: str | None, recipe: str | None) -> BcosNetwork:
 def _asked(
     target: str | None,
     against: str | None,
-    classes: Path | None,
+    names: tuple[str, ...] | None,
     output: str | None,
     options: dict[str, Any],
 ) -> Question:
-    from bcos_fx.data.classes import read_classes
     from bcos_fx.explanation.targets import difference, named
 
-    names = None if classes is None else read_classes(classes)
     wanted = None if target is None else named(_number(target), names)
     if against is not None:
         other = named(_number(against), names)

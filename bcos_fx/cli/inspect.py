@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +47,8 @@ def run(
 ) -> None:
     """Say what a file is and holds: kind, classes that it would import, tensors, the --arch that fits. Runs nothing.
 
-    Of a converted network: its recipe, options, coverage, what was proved, and its operations.
+    Of a converted network: its recipe, options, coverage, what was proved, its classes, its origin and how it was
+    trained, and its operations.
     """
     from bcos_fx.artifact import read_header
     from bcos_fx.checkpoint import inspect
@@ -72,7 +74,7 @@ def _is_sound(inspection: Inspection) -> bool:
 
 
 def _plain(header: Header) -> dict[str, Any]:
-    report = header.record.report
+    record, report = header.record, header.record.report
     return {
         "format": header.format,
         "versions": dict(header.versions),
@@ -81,6 +83,9 @@ def _plain(header: Header) -> dict[str, Any]:
         "coverage": {"converted": report.coverage.converted, "total": report.coverage.total},
         "verification": report.figures.verification,
         "inputs": dict(report.inputs),
+        "classes": list(record.classes),
+        "training": [asdict(run) for run in record.training],
+        "origin": None if record.origin is None else asdict(record.origin),
         "ops": dict(header.ops),
         "parameters": header.parameters,
         "tensors": header.tensors,
@@ -90,15 +95,21 @@ def _plain(header: Header) -> dict[str, Any]:
 
 
 def _head(path: Path, header: Header) -> str:
+    from bcos_fx.network.facts import described
     from bcos_fx.report.text import render_head
 
+    record = header.record
     ops = ", ".join(f"{count} {op}" for op, count in header.ops.items())
     return render_head(
-        header.record.report,
+        record.report,
         before=[
             ("file", str(path)),
             ("kind", f"a network converted by bcos_fx {header.versions.get('bcos_fx', '?')}, format {header.format}"),
             ("size", f"{header.size:,} bytes, {'whole' if header.intact else 'ALTERED: does not fit its checksum'}"),
         ],
-        after=[("parameters", f"{header.parameters:,} in {header.tensors} tensors"), ("operations", ops)],
+        after=[
+            *described(record.classes, record.training, record.origin),
+            ("parameters", f"{header.parameters:,} in {header.tensors} tensors"),
+            ("operations", ops),
+        ],
     )

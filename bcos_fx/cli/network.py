@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.calibration import calibrate_
-from bcos_fx.checkpoint import build_architecture, has_random_weights, published, read_model
+from bcos_fx.checkpoint import build_architecture, digest_of_weights, has_random_weights, published, read_model
 from bcos_fx.cli import values
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.request import Request
@@ -22,10 +23,11 @@ from bcos_fx.data.stores import open_source
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.example import recorded_preprocessing, recorded_size, recorded_statistics
 from bcos_fx.explanation.layout import own_form
-from bcos_fx.network import BcosNetwork
+from bcos_fx.network import BcosNetwork, Origin
 from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE, load_recipe
 
 _DEFAULT_SIZE = (224, 224)
+_RECORDED = {"license": "license", "url": "origin_url"}
 _BATCH, _VERIFIED_ON = 16, 32
 
 
@@ -117,6 +119,20 @@ def _check_whole(request: Request) -> None:
         )
 
 
+def origin_of(request: Request, network: BcosNetwork, original: nn.Module) -> Origin:
+    """Return what is known of the network that was converted: its architecture, its file of weights, its licence."""
+    origin = network.record.origin or Origin(type(original).__name__)
+    known: dict[str, str] = {} if request.arch is None else {"name": request.arch}
+    if request.model is not None:
+        known["file"], known["sha256"] = digest_of_weights(request.model)
+    elif request.arch is not None and not has_random_weights(request.arch):
+        recorded = getattr(original, "pretrained_cfg", None) or {}
+        known |= {name: str(recorded[key]) for name, key in _RECORDED.items() if recorded.get(key)}
+    if request.license is not None:
+        known["license"] = request.license
+    return replace(origin, **known)
+
+
 def example_of(shape: tuple[int, ...]) -> Tensor:
     """Return two samples of a shape, in [0, 1]."""
     return torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
@@ -126,16 +142,16 @@ def _head(request: Request) -> dict[str, Any]:
     """Which of the classifier's classes are kept."""
     if request.head not in ("keep", "subset"):
         raise UsageError(f"--head is {request.head!r}", hint=nearest(request.head, ("keep", "subset")))
+    names = None if request.classes is None else read_classes(request.classes)
     if request.head == "keep":
-        if request.data is not None or request.classes is not None:
-            raise UsageError("--data and --classes name the classes to keep", hint="--head subset keeps them")
-        return {}
+        if request.data is not None:
+            raise UsageError("--data names the classes to keep", hint="--head subset keeps them")
+        return {"class_names": names}
     if request.data is None:
         raise UsageError("which classes are to be kept is not known", hint="name a folder of them with --data")
     found = open_source(request.data)
     found.check_labelled()
     wanted = found.classes or tuple(map(str, sorted(set(found.labels or ()))))
-    names = None if request.classes is None else read_classes(request.classes)
     return {"classes": wanted, "class_names": names}
 
 

@@ -111,8 +111,8 @@ class Request:
     classes: Annotated[
         Path | None,
         typer.Option(
-            help="For --head subset: the names of the network's classes, in order: one a line, or JSON. (default: "
-            "those of ImageNet-1k, for 1,000 classes)",
+            help="Names of the network's classes, in order: one a line, or JSON. They are kept in the file, and every "
+            "command uses them. (default: those that the weights come with)",
             show_default=False,
             rich_help_panel=_WHAT,
         ),
@@ -269,6 +269,16 @@ class Request:
             rich_help_panel=_OUT,
         ),
     ] = True
+    license: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            help="Licence of the weights, such as apache-2.0; it is kept in the file. (default: that of weights named "
+            "in --arch, where their library records it)",
+            show_default=False,
+            rich_help_panel=_OUT,
+        ),
+    ] = None
     out: Annotated[
         Path | None,
         typer.Option(

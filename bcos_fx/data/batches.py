@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from bcos_fx.data.arrays import image_of_array
+from bcos_fx.data.datasets import source_of
 from bcos_fx.data.decoding import Unreadable, note
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.sources import ImageSource, Sample
@@ -92,6 +96,30 @@ class Batches:
             except Unreadable as error:
                 self.skipped[self.source.name(index)] = error.what
         return ReadBatch(read, samples, stacked([s.image for s in samples], self.source, read)) if read else None
+
+
+def prepared(images: Any, preprocessing: Preprocessing) -> Tensor:
+    """Return images (N, C, H, W) in [0, 1] as a network takes them.
+
+    Args:
+        images: a path, a picture, an array or tensor of one image or several (N, ...), or a list of these.
+        preprocessing: how they become the network's input.
+
+    Raises:
+        Unreadable: a file is no image, or its values have no known range.
+        UsageError: something is no image, or does not fit the network.
+    """
+    found: list[Tensor] = []
+    for place, image in enumerate(images if isinstance(images, list | tuple) else [images]):
+        if isinstance(image, str | os.PathLike) or getattr(image, "ndim", 0) == 4:
+            source = source_of(image)
+            found += [source.read(index, preprocessing).image for index in range(len(source))]
+        else:
+            one = image_of_array(image) if isinstance(image, np.ndarray) else image
+            found.append(preprocessing(one, f"image {place}"))
+    if not found:
+        raise UsageError("there are no images", hint="give a path, a picture, an array, or a list of these")
+    return torch.stack(found)
 
 
 def stacked(images: Sequence[Tensor], source: ImageSource, indices: Sequence[int]) -> Tensor:

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from bcos_fx.data.arrays import image_of_array
+from bcos_fx.data.classes import classes_named
 from bcos_fx.data.decoding import BROKEN, Unreadable
-from bcos_fx.data.sources import ArraySource, ImageSource, Sample
+from bcos_fx.data.sources import ArraySource, ImageFiles, ImageSource, Sample
 from bcos_fx.data.stores import open_source
 from bcos_fx.errors import UsageError
 from bcos_fx.identity import counts, digest_of_data, digest_of_items, few
@@ -58,6 +59,35 @@ def source_of(data: object, *, classes: Sequence[str] | None = None) -> ImageSou
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes | Mapping):
         return DatasetSource(cast("Dataset[Any]", data))
     raise UsageError(f"images cannot be taken from a {type(data).__name__}", hint=_FORMS)
+
+
+def source_for(data: object, classes: Sequence[str]) -> ImageSource:
+    """Return a source of images whose labels are a network's classes, where both name theirs.
+
+    Folders named after the network's classes get those labels. Names in other words (WordNet ids beside English ones)
+    tell nothing, and labels are then what they are without names.
+
+    Args:
+        data: as for :func:`source_of`; a source comes back as it is.
+        classes: names of the network's classes, in order; empty where they are not known.
+
+    Raises:
+        UsageError: as :func:`source_of`, or the data numbers classes of the same names in another order.
+    """
+    source = source_of(data)
+    found = [classes_named(name, classes) for name in source.classes]
+    same = all(place in hits for place, hits in enumerate(found))
+    if source is data or same or not any(found):
+        return source
+    if isinstance(source, ImageFiles) and source.kind == "folder":
+        return source_of(data, classes=classes)
+    place = next(place for place, hits in enumerate(found) if place not in hits)
+    own = repr(classes[place]) if place < len(classes) else f"none of {len(classes)}"
+    raise UsageError(
+        f"the data and the network number their classes differently: {place} is {source.classes[place]!r} in the data "
+        f"and {own} in the network",
+        hint="number the labels as the network does, or give a folder with a folder per class, found by its name",
+    )
 
 
 def is_data(data: object) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from bcos_fx.data.datasets import source_of
+from bcos_fx.data.datasets import source_for
 from bcos_fx.data.preprocessing import CLIP, Preprocessing
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError
@@ -28,7 +28,7 @@ def subject_of(
 
     Args:
         model: takes images in [0, 1]; in eval mode.
-        dataset: whatever :func:`bcos_fx.data.datasets.source_of` takes.
+        dataset: whatever :func:`bcos_fx.data.datasets.source_of` takes; classes that data and network name are matched.
         original: takes the same images.
         shape: (C, H, W) of one image; None: what the converted network was made for, or of the data set's first tensor.
 
@@ -41,7 +41,7 @@ def subject_of(
         check_module(network)
         if network.training:
             raise UsageError("the network is in train mode", hint="call network.eval() first")
-    source = source_of(dataset)
+    source = source_for(dataset, model.record.classes if isinstance(model, BcosNetwork) else ())
     source.check_labelled()
     return Subject(model, source, preprocessing_of(model, source, shape), original)
 

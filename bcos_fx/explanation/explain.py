@@ -103,7 +103,7 @@ def explain(
             the place of the images. What does not depend on the source is listed among the constants where it is added,
             and is a weight where it multiplies. A list of names explains by all of them at once.
         others: the network's further inputs, in order, where ``images`` is the first.
-        names: class names, for targets and pictures.
+        names: class names, for targets and pictures; None: those that a converted network keeps.
         batch_size: samples that are computed at once; None: as many as fit into memory.
         channel_axis: the dimension of what outputs are explained by that holds its channels, over which
             ``contributions`` are summed, as counted in (N, ...); None: the one that the first layer sums over.
@@ -144,6 +144,8 @@ def explain(
     images = next(iter(shown.values()), images if batch_axis == 0 else arranged[0])
     if not view.certificate.ok and not (allow_incomplete and view.certificate.repeatable):
         raise _not_linear(view)
+    if names is None and isinstance(model, BcosNetwork) and output in (None, "logits"):
+        names = model.record.classes or None
     wanted = named(target, names)
     parts, choices = [], []
     for place in chunks(view, images, batch_size):

@@ -52,16 +52,25 @@ def with_subset_head(network: BcosNetwork, indices: Sequence[int]) -> BcosNetwor
     new = _exchanged(network, len(kept), lambda layer: _selected(layer, kept, outputs))
     shown = ", ".join(map(str, kept[:_SHOWN])) + (", ..." if len(kept) > _SHOWN else "")
     note = f"the head has {len(kept)} of the original's {outputs} classes ({shown}); figures are of all of them"
-    return new.with_report(dataclasses.replace(new.report, notes=(*new.report.notes, note)))
+    new.with_report(dataclasses.replace(new.report, notes=(*new.report.notes, note)))
+    return new.with_record(classes=tuple(network.record.classes[index] for index in kept if network.record.classes))
 
 
 def with_classes(
     network: BcosNetwork, classes: Sequence[int | str] | None, names: Sequence[str] | None = None
 ) -> BcosNetwork:
-    """Return the network with the classes that are named, as :func:`find_classes` reads them; with all for None."""
+    """Return the network with the classes that are named, as :func:`find_classes` reads them; with all for None.
+
+    Args:
+        network: a classifier; it is not changed.
+        classes: which to keep, in order.
+        names: of the network's classes, in order; None: those that it keeps itself.
+    """
     if classes is None:
         return network
-    return with_subset_head(network, find_classes(classes, network.class_count(), names))
+    return with_subset_head(
+        network, find_classes(classes, network.class_count(), names or network.record.classes or None)
+    )
 
 
 def last_layer(network: nn.Module) -> nn.Module:
@@ -159,14 +168,14 @@ def _widened(layer: nn.Module, classes: int) -> nn.Module:
 
 
 def _with_shapes(network: BcosNetwork) -> BcosNetwork:
-    """Return the network with the shapes in its graph's metadata recorded again."""
+    """Return the network with its graph's shapes recorded again, and without the names of its former classes."""
     graph_module = network.graph_module()
     like = next(network.parameters())
     inputs = [torch.zeros(spec.shape, dtype=like.dtype, device=like.device) for spec in network.record.inputs]
     mode = graph_module.training
     with torch.no_grad():
         _Noting(graph_module.eval()).run(*inputs)
-    return BcosNetwork(graph_module.train(mode), network.record)
+    return BcosNetwork(graph_module.train(mode), dataclasses.replace(network.record, classes=()))
 
 
 class _Noting(fx.Interpreter):

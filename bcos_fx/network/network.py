@@ -6,109 +6,20 @@ import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, fx, nn
 
+from bcos_fx.data.batches import prepared
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.errors import UsageError, nearest
+from bcos_fx.network.facts import check_facts
+from bcos_fx.network.record import InputSpec, Record
 from bcos_fx.report import Report
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.program import compiled, module_at
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What one input of the network takes.
-
-    Attributes:
-        name: of the placeholder.
-        shape: of the example.
-        encoded: an image in [0, 1] is expected, and encoded inside.
-        matrix, offset: the original network expects matrix @ x + offset per pixel; empty where not encoded.
-        samples: the dimension that holds the samples; None where the input is one sample as a whole.
-        interpolation, crop_pct: how images are brought to size, where the original recorded it; else None.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    encoded: bool = False
-    matrix: tuple[tuple[float, ...], ...] = ()
-    offset: tuple[float, ...] = ()
-    samples: int | None = 0
-    interpolation: str | None = None
-    crop_pct: float | None = None
-
-    def sizes(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return a shape without its number of samples."""
-        return tuple(size for place, size in enumerate(shape) if place != self.samples)
-
-    def sample(self, shape: Sequence[int]) -> str:
-        """Return a shape in words, with N for the number of samples."""
-        return f"({', '.join('N' if place == self.samples else str(size) for place, size in enumerate(shape))})"
-
-    def preprocessing(self, shape: tuple[int, ...] | None = None) -> Preprocessing:
-        """Return how images become this input: as the original recorded it, else as is usual for ImageNet.
-
-        Args:
-            shape: (C, H, W) of one image; None: this input's own.
-
-        Raises:
-            UsageError: the input is no image with 1 or 3 channels.
-        """
-        return Preprocessing.of(
-            self.sizes(self.shape) if shape is None else shape,
-            interpolation=self.interpolation,
-            crop_pct=self.crop_pct,
-            in_unit_range=self.encoded,
-        )
-
-    def original(self, x: Tensor) -> Tensor:
-        """Return what the original network expects in place of ``x`` (N, C, H, W)."""
-        if not self.encoded:
-            return x
-        matrix = torch.tensor(self.matrix, dtype=torch.float64).to(x)
-        offset = torch.tensor(self.offset, dtype=torch.float64).to(x)
-        shifted = torch.einsum("dc,nc...->nd...", matrix, x) + offset.view(-1, *[1] * (x.ndim - 2))
-        return shifted.contiguous()
-
-    def described(self) -> str:
-        """Say in words what the network takes."""
-        shape = self.sample(self.shape)
-        return f"{shape}, an image in [0, 1], encoded inside" if self.encoded else f"{shape}, as the original takes it"
-
-
-@dataclass(frozen=True)
-class Guard:
-    """A value that tracing took from a shape: the graph holds only for inputs that give the same."""
-
-    kind: str
-    value: str
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.source} ({self.kind} was {self.value})"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a converted network knows about itself; plain data, kept with the weights.
-
-    Attributes:
-        report: what was done and measured.
-        inputs: one entry per input, in order.
-        guards: what tracing took from shapes.
-        train_difference: where the original's train graph differs from the eval graph, or None.
-        train: ``refuse`` to train such a network, or train the ``eval-graph``.
-    """
-
-    report: Report
-    inputs: tuple[InputSpec, ...]
-    guards: tuple[Guard, ...] = ()
-    train_difference: str | None = None
-    train: str = "refuse"
 
 
 class OtherSizes(Protocol):
@@ -177,6 +88,29 @@ class BcosNetwork(nn.Module):
         """How images become the first input; UsageError where that is no image with 1 or 3 channels."""
         return self.record.inputs[0].preprocessing()
 
+    def preprocess(self, images: Any) -> Tensor:
+        """Return images as the first input, prepared as every command prepares them; see :attr:`preprocessing`.
+
+        Args:
+            images: a path (of an image, an array, or a folder of them), a picture of PIL, an array or a tensor; or a
+                list of these.
+
+        Returns:
+            (N, C, H, W) in [0, 1], also for one image, on the device and in the type of the network's parameters;
+            newly allocated. Where the network holds its samples elsewhere, they are there.
+
+        Raises:
+            UsageError: the network takes no photographs, or something is none.
+        """
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        found = prepared(images, self.preprocessing).to(like)
+        samples = self.record.inputs[0].samples
+        if samples is None:
+            if len(found) > 1:
+                raise UsageError(f"the network takes one image, and {len(found)} were given", hint="one at a time")
+            return found[0]
+        return found.movedim(0, samples)
+
     def original_input(self, x: Tensor, index: int = 0) -> Tensor:
         """Return what the original network expects in place of this network's input ``x``."""
         return self.record.inputs[index].original(x)
@@ -242,6 +176,13 @@ class BcosNetwork(nn.Module):
                 "the network puts out no row of scores (N, classes)", hint="convert it with output_key= that part"
             )
         return int(found.shape[1])
+
+    @property
+    def outputs(self) -> int | None:
+        """How many classes it gives scores for, (N, classes, ...), by the graph's notes; None where it does not."""
+        (value,) = next(node for node in self.graph.nodes if node.op == "output").args
+        shape = value.meta.get("shape") if isinstance(value, fx.Node) else None
+        return int(shape[1]) if shape is not None and len(shape) > 1 else None
 
     def keep_source(self, other_sizes: OtherSizes) -> None:
         """Take inputs of other sizes too, by graphs that are made when they are first needed."""
@@ -318,7 +259,17 @@ class BcosNetwork(nn.Module):
 
     def with_report(self, report: Report) -> Self:
         """Set the report, in place, and return the network."""
-        self.record = replace(self.record, report=report)
+        return self.with_record(report=report)
+
+    def with_record(self, **changes: Any) -> Self:
+        """Set fields of the record (``classes``, ``training``, ``origin``, ``report``), in place; return the network.
+
+        Raises:
+            UsageError: they do not fit the network.
+        """
+        record = replace(self.record, **changes)
+        check_facts(record.classes, record.training, record.origin, self.outputs, UsageError)
+        self.record = record
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BcosNetwork:

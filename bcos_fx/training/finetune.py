@@ -95,15 +95,16 @@ def finetune(
         head: ``keep``; ``new``: exchange the last layer for one with as many classes as the data has; or ``subset``:
             keep the network's own rows for the classes of the data, which are named by index, WordNet id or name, as
             :func:`bcos_fx.heads.classes.find_classes` takes them.
-        class_names: for ``subset``, names of the network's classes, in order; None: those of ImageNet-1k where it has
-            1,000.
+        class_names: for ``subset``, names of the network's classes, in order; None: those that it keeps, or those of
+            ImageNet-1k where it has 1,000.
         from_scratch: begin with random weights.
         run: where the run writes, when it saves and where it computes; a path is its folder.
         changes: any field of :class:`~bcos_fx.training.recipe.Training` or of its optimiser, such as ``epochs=5`` or
             ``lr=1e-3``, in place of the recipe's.
 
     Returns:
-        The trained network, and its history.
+        The trained network, and its history. The network keeps how it was trained, and the names of its classes where
+        the data has some.
 
     Raises:
         UsageError: an argument, the data or the checkpoint does not fit, or another run uses the folder.
@@ -113,6 +114,7 @@ def finetune(
     """
     if importlib.util.find_spec("lightning") is None:
         raise MissingExtraError("lightning", "train", "fine-tuning")
+    from bcos_fx.training.recording import run_of
     from bcos_fx.training.running import Fitting
 
     check_module(model)
@@ -169,6 +171,10 @@ def finetune(
         fitting.module.alignment.settle()
     if isinstance(trained, BcosNetwork):
         trained = _settled(trained, shown, training)
+        named = "its own settings" if isinstance(recipe, Training) else Path(recipe or trained.report.recipe).stem
+        images = None if source is None else len(source)
+        done = run_of(training, named, history, data=data, images=images, validation=validation)
+        trained.with_record(training=(*trained.record.training, done))
     return FineTuned(trained, tuple(history), checkpoint, fitting.classes)
 
 

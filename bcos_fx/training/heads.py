@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bcos_fx.data.classes import classes_named
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.heads.layers import with_classes, with_new_head
@@ -46,7 +47,7 @@ class Head:
         """
         if self.kind == "subset":
             return with_classes(network, _named(source), self.names)
-        return network if source is None else self._of_size(network, source, seed)
+        return network if source is None else _with_names(self._of_size(network, source, seed), source)
 
     def _of_size(self, network: BcosNetwork, source: ImageSource, seed: int) -> BcosNetwork:
         """Where classes have no names, bare labels may leave out some of the network's."""
@@ -62,6 +63,19 @@ class Head:
             hint="head='new' gives it a new last layer for them, head='subset' keeps "
             "its rows for classes that it knows; or take the data that it was made for",
         )
+
+
+def _with_names(network: BcosNetwork, source: ImageSource) -> BcosNetwork:
+    """Return the network with the names that the data gives its classes, where it names all of them.
+
+    Names of its own that mean the same classes in the same order are kept.
+    """
+    own, outputs = network.record.classes, network.outputs
+    if len(source.classes) != outputs:
+        return network
+    if own and all(place in classes_named(name, own) for place, name in enumerate(source.classes)):
+        return network
+    return network.with_record(classes=tuple(source.classes))
 
 
 def _named(source: ImageSource | None) -> tuple[str, ...]:

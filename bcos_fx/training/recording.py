@@ -6,8 +6,9 @@ import csv
 import dataclasses
 import io
 import math
+import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.explanation import Explanation
 from bcos_fx.explanation.explain import explain
 from bcos_fx.files import replacing
-from bcos_fx.network import BcosNetwork
+from bcos_fx.network import BcosNetwork, TrainingRun
 from bcos_fx.nn import LogitLayer
 from bcos_fx.training.checkpoints import KEY, NAME, noted
 from bcos_fx.training.data import Replayable
 from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.finite import broken_tensor
+from bcos_fx.training.recipe import Training
 from bcos_fx.training.settings import RunSettings
 
 
@@ -275,3 +277,50 @@ def write_history(history: list[Epoch], path: Path) -> None:
         writer.writerow(["" if v is None else v for v in [*own, *(row.measures.get(name) for name in measures)]])
     with replacing(path, "the history", error=TrainingError, hint="make room, and go on with resume") as stream:
         stream.write(text.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def run_of(
+    training: Training,
+    recipe: str,
+    history: Sequence[Epoch],
+    *,
+    data: object,
+    images: int | None,
+    validation: object,
+) -> TrainingRun:
+    """Return what a network keeps of a run.
+
+    Args:
+        training: as it was run.
+        recipe: what it is called.
+        history: of the run, epoch 0 first.
+        data: the training images, in the caller's form.
+        images: how many there are; None where that is not known.
+        validation: the test images; None for none.
+    """
+    loss = training.loss if isinstance(training.loss, str) else " + ".join(training.loss)
+    optimiser = training.optimiser
+    return TrainingRun(
+        data=_called(data),
+        images=images,
+        recipe=recipe,
+        epochs=training.epochs,
+        options={
+            "loss": loss,
+            "optimiser": optimiser.name,
+            "lr": float(optimiser.lr),
+            "batch_size": training.batch_size,
+            "seed": training.seed,
+            "augment": training.augment,
+        },
+        tested_on="" if validation is None else _called(validation),
+        before=history[0].accuracy if history else None,
+        accuracy=history[-1].accuracy if history else None,
+    )
+
+
+def _called(data: object) -> str:
+    """Return the name of a folder or file, without where it is; of other data their type."""
+    if isinstance(data, str | os.PathLike):
+        return Path(os.path.abspath(data)).name
+    return f"a {type(data).__name__}"

@@ -29,11 +29,11 @@ def read(data: bytes) -> dict[str, Any]:
     tensors = sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0]))
     _check_tensors(tensors, len(data) - 8 - length)
     _check_sum(document, tensors, data[8 + length :])
-    own = {"ops"} if document["format"] == 3 else set()
+    own = {"ops"} if document["format"] == 3 or (document["format"] == 4 and "ops" in document) else set()
     _expect(
         set(document) == {"format", "versions", "sha256", "modules", "nodes", "record"} | own, "keys of the document"
     )
-    _expect(document["format"] in (1, 2, 3), "format")
+    _expect(document["format"] in (1, 2, 3, 4), "format")
     paths = _check_modules(document["modules"], header)
     _check_nodes(document["nodes"], paths)
     _check_value(document["record"], set())

@@ -297,7 +297,12 @@ def test_named_weights_bring_their_normalisation(monkeypatch: pytest.MonkeyPatch
     build = models.get_model
     monkeypatch.setattr(models, "get_model", lambda name, weights: build(name, weights=None))
     module = build_architecture("torchvision:squeezenet1_1@IMAGENET1K_V1")
-    assert module.pretrained_cfg == {
+    recorded = dict(module.pretrained_cfg)
+    names = recorded.pop("label_names")
+    assert (names[0], len(names)) == ("tench", 1000)
+    assert recorded.pop("origin_url").startswith("https://github.com/pytorch/vision")
+    assert recorded == {
+        "name": "torchvision:squeezenet1_1@IMAGENET1K_V1",
         "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
         "input_size": (3, 224, 224),

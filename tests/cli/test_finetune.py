@@ -54,6 +54,12 @@ def test_a_network_is_trained_written_and_taken_up_again(run: Run, start: Path, 
     assert "2 epochs of 3 steps (batches of 4)" in done.stderr.splitlines()[0]
     network = bcos_fx.load("out.safetensors")
     assert {m.b for m in network.modules() if isinstance(m, BcosLayer)} == {2.0}
+    (kept,) = network.record.training
+    assert (kept.data, kept.images, kept.recipe, kept.epochs, kept.tested_on) == ("train", 12, "gradual", 2, "train")
+    assert kept.options["batch_size"] == 4
+    told = [line.split("accuracy ")[1].split(",")[0] for line in done.stderr.splitlines() if line.startswith("epoch")]
+    assert (f"{kept.before:.2%}", f"{kept.accuracy:.2%}") == (told[0], told[-1])
+    assert network.record.classes == ("class_0", "class_1", "class_2")
     assert Path("out.safetensors.run/history.csv").read_text().count("\n") == 4
     explained = run("explain", "out.safetensors", photographs / "class_0" / "0.png", "--json")
     # The logit layer's bias is a constant too; the network's own are gone.

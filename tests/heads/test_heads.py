@@ -217,6 +217,29 @@ def test_fine_tuning_begins_with_the_rows_of_its_classes(tmp_path: Path) -> None
     assert found.classes == ("chain_saw", "english-springer", "tench")
 
 
+def test_names_of_classes_follow_the_head_and_the_data(tmp_path: Path) -> None:
+    whole = converted(made(LinearHead), class_names=NAMES)
+    data = write_images(tmp_path / "train", ["chain_saw", "english-springer", "tench"])
+    found = finetune(whole, data, recipe=training(), head="subset").network
+    assert found.record.classes == tuple(NAMES[index] for index in (5, 1, 0))
+    assert finetune(whole, data, recipe=training(), head="new").network.record.classes == found_names(data)
+    twice = finetune(found, data, recipe=training(), validation=data).network.record
+    assert [run.recipe for run in twice.training] == ["its own settings", "its own settings"]
+    assert twice.training[1].accuracy is not None
+    assert whole.record.training == ()
+
+
+def test_names_that_mean_other_classes_become_those_of_the_data(tmp_path: Path) -> None:
+    whole = converted(made(LinearHead), class_names=NAMES)
+    folders = sorted(("tench", "crow", "owl", "ant", "bee", "cat"))
+    data = write_images(tmp_path / "train", folders)
+    assert finetune(whole, data, recipe=training()).network.record.classes == tuple(folders)
+
+
+def found_names(data: Path) -> tuple[str, ...]:
+    return tuple(sorted(folder.name for folder in data.iterdir()))
+
+
 def test_unnamed_labels_are_indices_of_classes_to_keep(tmp_path: Path) -> None:
     whole = converted(made(LinearHead))
     data = write_images(tmp_path / "train", ["5", "1", "3"])

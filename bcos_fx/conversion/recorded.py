@@ -1,0 +1,85 @@
+"""What a module records of itself beside its weights: names of its classes, and which architecture it is.
+
+Only attributes that libraries set are read: ``pretrained_cfg`` (timm, and the architectures of
+:mod:`bcos_fx.checkpoint`) and ``config.id2label`` (transformers).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from bcos_fx.network import Origin
+
+_IMAGENET = re.compile(r"in[0-9]+k")  # in the tag of weights: a1_in1k, fb_in22k_ft_in1k
+
+
+def recorded_classes(module: nn.Module, outputs: int | None) -> tuple[str, ...]:
+    """Return the names of a module's classes as it records them; none where they are not ``outputs`` in number.
+
+    Of timm's architectures those of ImageNet, where the weights that an architecture is published with were trained on
+    it and the number of classes is theirs; whether those weights are in the module cannot be seen.
+    """
+    recorded = _pretrained_cfg(module)
+    found = _of_config(getattr(module, "config", None)) or _of_pretrained(recorded)
+    if not found and "timm" in sys.modules and recorded.get("num_classes") == outputs:
+        found = _of_imagenet(recorded)
+    names = tuple(name.strip() for name in found if isinstance(name, str) and name.strip())
+    return names if len(names) == len(found) == outputs else ()
+
+
+def recorded_origin(module: nn.Module) -> Origin:
+    """Return the architecture that a module records, else its class; whose weights it has cannot be seen."""
+    recorded = _pretrained_cfg(module)
+    if isinstance(name := recorded.get("name"), str):
+        return Origin(name, url=_text(recorded.get("origin_url")), license=_text(recorded.get("license")))
+    if isinstance(name := recorded.get("architecture"), str) and name:
+        return Origin(f"timm:{name}")
+    return Origin(f"{type(module).__module__}.{type(module).__qualname__}")
+
+
+def _pretrained_cfg(module: nn.Module) -> Mapping[str, Any]:
+    recorded = getattr(module, "pretrained_cfg", None)
+    return recorded if isinstance(recorded, Mapping) else {}
+
+
+def _of_config(config: Any) -> Sequence[Any]:
+    """Names out of a configuration of transformers; ``LABEL_0`` and so on stand for names that were never given."""
+    names = getattr(config, "id2label", None)
+    if not isinstance(names, Mapping):
+        return ()
+    places = {str(place): name for place, name in names.items()}
+    found = [places.get(str(place)) for place in range(len(places))]
+    return () if found == [f"LABEL_{place}" for place in range(len(found))] else found
+
+
+def _of_pretrained(recorded: Mapping[str, Any]) -> Sequence[Any]:
+    for key in ("label_descriptions", "label_names"):
+        names = recorded.get(key)
+        if (
+            key == "label_descriptions"
+            and isinstance(names, Mapping)
+            and isinstance(recorded.get("label_names"), list | tuple)
+        ):
+            names = [names.get(name) for name in recorded["label_names"]]
+        if isinstance(names, list | tuple) and names:
+            return names
+    return ()
+
+
+def _of_imagenet(recorded: Mapping[str, Any]) -> Sequence[Any]:
+    data: Any = sys.modules["timm"].data
+    subset = data.infer_imagenet_subset(dict(recorded))
+    return (
+        data.ImageNetInfo(subset).label_descriptions()
+        if subset and _IMAGENET.search(_text(recorded.get("tag")))
+        else ()
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
