@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bcos_fx.explanation.certify import certify
     from bcos_fx.explanation.explain import explain
     from bcos_fx.explanation.explanation import Explanation
+    from bcos_fx.exporting.export import export
     from bcos_fx.network import BcosNetwork
     from bcos_fx.report import Report
     from bcos_fx.training.finetune import finetune
@@ -40,6 +41,7 @@ __all__ = [
     "certify",
     "evaluate",
     "explain",
+    "export",
     "finetune",
     "load",
     "plan",
@@ -61,6 +63,7 @@ __getattr__ = lazily(
         "certify": "bcos_fx.explanation.certify",
         "evaluate": "bcos_fx.evaluation.measures",
         "explain": "bcos_fx.explanation.explain",
+        "export": "bcos_fx.exporting.export",
         "finetune": "bcos_fx.training.finetune",
         "load": "bcos_fx.artifact",
         "plan": "bcos_fx.convert",

@@ -306,11 +306,15 @@ try:
 except bcos_fx.errors.BcosFxError as error:
     assert "int" in str(error) or "lightning" in str(error), error
 assert bcos_fx.calibrate(model, torch.randn(8, 4)).report.figures.calibration is not None
+try:
+    bcos_fx.export(model, "model.onx")
+except bcos_fx.errors.UsageError as error:
+    assert ".onnx" in str(error)
 print(sorted(bcos_fx.__all__))
 """
 _CALLED = """
     BcosFxError BcosNetwork Explanation Report RunSettings Training __version__ bcosify calibrate certify evaluate
-    explain finetune load plan save verify why_not
+    explain export finetune load plan save verify why_not
 """.split()
 
 

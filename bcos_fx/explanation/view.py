@@ -220,7 +220,8 @@ class ExplanationView:
 
     def samples(self, inputs: Sequence[Any]) -> int:
         """Return how many samples inputs hold."""
-        return len(inputs[0])
+        count: int = inputs[0].shape[0]  # and not its length, which would tie an exported graph to this batch
+        return count
 
     def _ones(self, inputs: Sequence[Any], *, requires_grad: bool) -> list[Tensor]:
         """Return a tensor of ones for each source of constants, in the network's precision."""

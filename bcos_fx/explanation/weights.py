@@ -104,7 +104,7 @@ def for_autograd(value: Any) -> Any:
 
 def or_zeros(weights: Tensor | None, leaf: Tensor, numbers: Tensor) -> Tensor:
     """Return the weights of a leaf, 0 where nothing carries its value to the numbers."""
-    return leaf.new_zeros(len(leaf), numbers.shape[1], *leaf.shape[1:]) if weights is None else weights
+    return leaf.new_zeros(leaf.shape[0], numbers.shape[1], *leaf.shape[1:]) if weights is None else weights
 
 
 def gradients(numbers: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor | None]:

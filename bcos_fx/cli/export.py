@@ -1,0 +1,89 @@
+"""``bcos-fx export``: a converted network, or its explanation, as a file for ONNX runtimes and ``torch.export``."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bcos_fx.cli.console import echo
+from bcos_fx.cli.progress import Stages
+from bcos_fx.cli.request import IMAGE_FORMS
+from bcos_fx.files import check_target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bcos_fx.network import BcosNetwork
+
+NAME = "export"
+EPILOG = """Examples:
+
+bcos-fx export model.safetensors -o network.onnx
+
+bcos-fx export model.safetensors --explanation -o explanation.onnx
+
+bcos-fx export model.safetensors --explanation --images photos/ -o explanation.pt2
+
+Exit code 0: written, and the file computes what the network does. 1: it does not, or the network is not dynamic linear;
+nothing is written. 2: bad input, or an operation that cannot be exported; nothing is written.
+"""
+_CHECKED = 4
+
+
+def run(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: .onnx, or .pt2 for torch.export.load.")],
+    explanation: Annotated[
+        bool,
+        typer.Option(
+            "--explanation",
+            help="Export the explanation: (image, target) to (logits, contributions, constants, weights), for any "
+            "target when it runs. Left out: the network.",
+        ),
+    ] = False,
+    output: Annotated[
+        str | None, typer.Option(help="What is explained: logits (before a final softmax), or a layer by name.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="What it is explained by: an input or a layer by name. Left out: the main input.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help=f"Photographs to check the file on: {IMAGE_FORMS}. Left out: made-up images."),
+    ] = None,
+    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite a file that is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="What was written as JSON on stdout, and nothing else.")] = False,
+) -> None:
+    """Write a converted network, or its explanation, as a file that runs without bcos_fx and without PyTorch.
+
+    An explanation is the backward pass of the explanation view, as a graph of ordinary operations: any ONNX runtime
+    computes why the network gave an output, and a browser can. The file is run before it is put in its place: its
+    numbers are those of bcos-fx explain, and contributions and constants add up to the network's output.
+    """
+    check_target(out, overwrite=force)
+    with Stages() as stages:
+        stages("starting", listed=False)
+        from bcos_fx.cli.check import read_artifact
+        from bcos_fx.exporting.export import export
+
+        network = read_artifact(model)
+        samples = None if images is None else _samples(network, images)
+        stages("exporting")
+        found = export(network, out, samples, explanation=explanation, output=output, source=source, overwrite=force)
+    echo(json_module.dumps(found.to_dict(), indent=2, sort_keys=True) if json else found.to_text())
+
+
+def _samples(network: BcosNetwork, images: Path) -> Tensor:
+    """Read a few photographs, evenly spread over those that were named, as the network takes them."""
+    import torch
+
+    from bcos_fx.data.batches import Batches
+    from bcos_fx.data.stores import open_source
+
+    source = open_source(images)
+    (part,) = Batches(source, network.preprocessing, _CHECKED, _CHECKED).parts
+    like = next(network.parameters())
+    return torch.stack([source.read(index, network.preprocessing).image for index in part]).to(like)

@@ -1,0 +1,173 @@
+"""The two forms of a file: ONNX, and a program of ``torch.export``; each as bytes, and run as a reader would run it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from bcos_fx.errors import TraceError, UsageError, nearest
+from bcos_fx.exporting.graphs import ANY
+from bcos_fx.lazy import library
+from bcos_fx.version import __version__
+
+Runner = Callable[[Sequence[Tensor]], list[Tensor]]
+KEY = "bcos_fx"
+"""Under this name a file holds what is known about it, as JSON."""
+_LARGEST = 2**31 - 1
+_OPERATION = re.compile(r"op='([^']+)'")
+
+
+class Onnx:
+    """ONNX, run by onnxruntime on the processor."""
+
+    suffix = ".onnx"
+
+    @staticmethod
+    def check_installed() -> None:
+        """Check that the libraries are there.
+
+        Raises:
+            MissingExtraError: one is not.
+        """
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            library(name, "onnx", "an export to ONNX")
+
+    @staticmethod
+    def write(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], facts: str) -> bytes:
+        """Return the file.
+
+        Args:
+            program: the graph.
+            inputs: names of what it takes.
+            outputs: names of what it gives.
+            facts: what is known about it, as JSON.
+
+        Raises:
+            TraceError: ONNX has no operation for one of the program's.
+            UsageError: the file would be larger than 2 GiB.
+        """
+        try:
+            made = torch.onnx.export(
+                program, (), input_names=list(inputs), output_names=list(outputs), dynamo=True, verbose=False
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise _unknown(error) from error
+        assert made is not None
+        model = made.model_proto
+        if model.ByteSize() > _LARGEST:
+            raise UsageError("an ONNX file holds at most 2 GiB", hint="export to .pt2, or convert to half precision")
+        _tidy(model, facts)
+        written: bytes = model.SerializeToString(deterministic=True)
+        return written
+
+    @staticmethod
+    def reader(content: bytes) -> Runner:
+        """Return a function that runs a file.
+
+        Raises:
+            UsageError: onnxruntime has no kernel for an operation in this precision.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors have no common class
+            raise UsageError(
+                f"onnxruntime cannot run the file: {str(error).partition(chr(10))[0]}",
+                hint="export the network in float32: network.float()",
+            ) from error
+        names = [each.name for each in session.get_inputs()]
+
+        def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+            given = {name: value.detach().cpu().numpy() for name, value in zip(names, inputs, strict=True)}
+            return [torch.from_numpy(value) for value in session.run(None, given)]
+
+        return run
+
+
+class Program:
+    """A program of ``torch.export``, run by PyTorch without this package."""
+
+    suffix = ".pt2"
+
+    @staticmethod
+    def check_installed() -> None:
+        """PyTorch is there."""
+
+    @staticmethod
+    def write(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], facts: str) -> bytes:
+        """Return the file; the names are in ``facts``, for a program's inputs and outputs are known by their order."""
+        stream = io.BytesIO()
+        torch.export.save(program, stream, extra_files={KEY: facts})
+        return stream.getvalue()
+
+    @staticmethod
+    def reader(content: bytes) -> Runner:
+        """Return a function that runs a file, which must come from this process: reading one can run code."""
+        logger = logging.getLogger("torch._export.serde.serialize")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it warns of sizes that were fixed while the program was recorded
+        try:
+            module = torch.export.load(io.BytesIO(content)).module()
+        finally:
+            logger.setLevel(level)
+
+        def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+            with torch.no_grad():
+                found = module(*inputs)
+            return [found] if isinstance(found, Tensor) else list(found)
+
+        return run
+
+
+Format = type[Onnx] | type[Program]
+_FORMATS: Mapping[str, Format] = {each.suffix: each for each in (Onnx, Program)}
+
+
+def format_of(suffix: str) -> Format:
+    """Return the format that a file's ending names.
+
+    Raises:
+        UsageError: it names none.
+    """
+    if suffix.lower() not in _FORMATS:
+        raise UsageError(f"no format is named {suffix!r}", hint=nearest(suffix, _FORMATS))
+    return _FORMATS[suffix.lower()]
+
+
+def _unknown(error: Exception) -> TraceError:
+    """Name the operation that ONNX does not have, out of the exporter's long report."""
+    found = _OPERATION.search(str(error))
+    what = f"ONNX has no operation for {found[1]}" if found else f"no ONNX: {str(error).partition(chr(10))[0]}"
+    return TraceError(
+        what, where="torch.onnx", hint="export to .pt2, or replace the layer that computes it before the conversion"
+    )
+
+
+def _tidy(model: Any, facts: str) -> None:
+    """Name the free size of batches, and leave out what refers to the code and the machine that made the file."""
+    model.producer_name, model.producer_version, model.doc_string = KEY, __version__, ""
+    del model.metadata_props[:]
+    model.metadata_props.add(key=KEY, value=facts)
+    graph = model.graph
+    graph.name = KEY
+    del graph.metadata_props[:], graph.value_info[:]
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        del value.metadata_props[:]
+    free = next((size.dim_param for size in graph.input[0].type.tensor_type.shape.dim if size.dim_param), None)
+    for value in (*graph.input, *graph.output):
+        for size in value.type.tensor_type.shape.dim:
+            if free is not None and size.dim_param == free:
+                size.dim_param = ANY
