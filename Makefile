@@ -4,6 +4,7 @@ VENV ?= .venv
 OLD_VENV ?= $(VENV)-torch-2.13
 WORKERS ?= 2
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OLD_STAMP := $(OLD_VENV)/.installed
@@ -13,7 +14,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-old lint format types build clean
+.PHONY: help venv demo test test-all test-old bench lint format types build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +45,9 @@ test-all: $(STAMP) test-old ## every test, and the core on the oldest torch
 
 test-old: $(OLD_STAMP) ## the core's tests on torch 2.13, without torchvision
 	$(OLD_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not vision and not peer" --ignore tests/test_packaging.py $(ARGS)
+
+bench: $(STAMP) ## pages of docs/results whose code has changed; BENCH_ARGS="--data DIR" for those of real data
+	$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
 
 lint: $(STAMP) ## ruff, rules and format
 	$(BIN)/ruff check .

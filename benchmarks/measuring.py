@@ -6,16 +6,89 @@ Imports nothing but the standard library, so that a benchmark of start-up can us
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import os
 import platform
+import re
 import resource
 import statistics
+import sys
 import time
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 Times = dict[str, list[float]]
+ROOT = Path(__file__).resolve().parent.parent
+_DIGEST = re.compile(r"^- Code: ([0-9a-f]{12}) ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class MeasuredPage:
+    """A page of docs/results, as benchmarks/pages.toml describes it.
+
+    Attributes:
+        name: of the page and of its script.
+        measures: files and folders of the code that it measures.
+        data: whether the script takes the folder of data.
+        options: further words for the script.
+    """
+
+    name: str
+    measures: tuple[str, ...]
+    data: bool = False
+    options: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Return a digest of the code that is measured and of the script; comments and docstrings do not count."""
+        found = hashlib.sha256()
+        for place in (f"benchmarks/{self.name}.py", *self.measures):
+            path = ROOT / place
+            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in (".py", ".toml"))
+            for file in files:
+                found.update(f"{file.relative_to(ROOT)}\n{_code(file)}\n".encode())
+        return found.hexdigest()[:12]
+
+
+def _code(file: Path) -> str:
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".py":
+        return text
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0] = ast.Pass()
+    return ast.dump(tree)
+
+
+def measured_pages() -> list[MeasuredPage]:
+    """Return the pages in the order in which they are made."""
+    described = tomllib.loads((ROOT / "benchmarks" / "pages.toml").read_text(encoding="utf-8"))
+    return [
+        MeasuredPage(name, tuple(given["measures"]), given.get("data", False), tuple(given.get("options", ())))
+        for name, given in described.items()
+    ]
+
+
+def digest_in(page: str) -> str | None:
+    """Return the digest that a page names, or None."""
+    found = _DIGEST.search(page)
+    return None if found is None else found[1]
+
+
+def _own_page() -> MeasuredPage | None:
+    """Return the page of the script that is running."""
+    name = Path(sys.argv[0]).stem
+    return next((page for page in measured_pages() if page.name == name), None)
 
 
 def parsed(description: str | None) -> argparse.Namespace:
@@ -115,6 +188,8 @@ class Page:
         if options.quick:
             self.text("**Tiny settings, to show that the script runs: these figures say nothing.**")
         self.text(f"- Machine: {processor()}, {cores} cores, {platform.system()}\n- Versions: {_versions()}")
+        if (own := _own_page()) is not None:
+            self.text(f"- Code: {own.digest()} (a digest of {', '.join(own.measures)}; `make bench` compares it)")
 
     def text(self, paragraph: str) -> None:
         """Add a paragraph."""
