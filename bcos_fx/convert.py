@@ -20,7 +20,7 @@ from bcos_fx.conversion.assembly import assembled
 from bcos_fx.conversion.inputs import example_for_original
 from bcos_fx.conversion.proof import prove
 from bcos_fx.conversion.recorded import recorded_classes, recorded_origin
-from bcos_fx.conversion.records import Conversion, Inputs, Progress
+from bcos_fx.conversion.records import Conversion
 from bcos_fx.conversion.stages import changed, preserved, traced
 from bcos_fx.deprecation import formerly
 from bcos_fx.errors import UsageError
@@ -33,17 +33,17 @@ from bcos_fx.rewriting.core.options import FROM_RECIPE, FromRecipe
 from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE, load_recipe
 from bcos_fx.tracing import own_modes
 from bcos_fx.tracing.exported import as_module
-from bcos_fx.tracing.inputs import BatchAxis
+from bcos_fx.tracing.inputs import BatchAxis, ExampleInputs
 from bcos_fx.validation import check_module
 
-Parameters = ParamSpec("Parameters")
+P = ParamSpec("P")
 
 
 @formerly(output="output_key")
 def bcosify(
     module: nn.Module,
     *,
-    example_inputs: Inputs | None = None,
+    example_inputs: ExampleInputs | None = None,
     recipe: str | Path = DEFAULT_RECIPE,
     b: float | Mapping[str, float] | None = None,
     mean: Sequence[float] | float | str | None = None,
@@ -58,7 +58,7 @@ def bcosify(
     verified: bool = True,
     batch_axis: BatchAxis = 0,
     keep_source: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
     scale: Scale | None = None,
     eps: float | Literal["published"] | FromRecipe | None = FROM_RECIPE,
     input: Literal["normalised", "folded", "none"] | None = None,
@@ -208,8 +208,8 @@ def _options(**given: Any) -> dict[str, Any]:
     return chosen if leaves is None or isinstance(leaves, str) else chosen | {"leaf_modules": tuple(leaves)}
 
 
-def _dry_run(convert: Callable[Parameters, BcosNetwork]) -> Callable[Parameters, Report]:
-    def plan(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Report:
+def _dry_run(convert: Callable[P, BcosNetwork]) -> Callable[P, Report]:
+    def plan(*args: P.args, **kwargs: P.kwargs) -> Report:
         """Return what :func:`bcosify` would do, as the report of a dry run.
 
         Takes the arguments of :func:`bcosify`. The report equals that of the real run, figures apart.

@@ -10,11 +10,11 @@ from typing import Any, ParamSpec, TypeVar
 
 from bcos_fx.errors import UsageError, nearest
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def formerly(**names: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+def formerly(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Let a function take former names of its keywords too; its signature shows the new ones alone.
 
     Args:
@@ -24,12 +24,12 @@ def formerly(**names: str) -> Callable[[Callable[Parameters, Result]], Callable[
     is given beside the new one.
     """
 
-    def decorate(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
         signature = inspect.signature(function)
         known = list(signature.parameters)
 
         @functools.wraps(function)
-        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
             given: dict[str, Any] = dict(kwargs)
             for old in [name for name in names if name in given]:
                 new = names[old]

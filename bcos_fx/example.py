@@ -15,9 +15,9 @@ from bcos_fx.errors import UsageError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import InputEncoding
 from bcos_fx.tracing.exported import Exported
-from bcos_fx.tracing.inputs import ExampleError, part_of
+from bcos_fx.tracing.inputs import ExampleError, ExampleInputs, part_of
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 IMAGE_SIZES = (224, 64, 32)
 _USUAL = "for ImageNet models usually mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)"
@@ -73,7 +73,7 @@ def _noise(layer: nn.Conv2d | nn.Linear, *shape: int) -> Tensor:
     return torch.rand(2, *shape, generator=generator, dtype=torch.float32).to(dtype=weight.dtype, device=device)
 
 
-def first_that_runs(module: nn.Module, run: Callable[[Tensor], Result]) -> tuple[Tensor, Result]:
+def first_that_runs(module: nn.Module, run: Callable[[Tensor], T]) -> tuple[Tensor, T]:
     """Try guesses of a module's input until one runs; return it and what ``run`` made of it.
 
     Raises:
@@ -198,7 +198,7 @@ def check_whole(inputs: object, *, has_images: bool) -> None:
         raise UsageError("images hold their samples first, and batch_axis= has them elsewhere", hint="leave images out")
 
 
-def like(example: Tensor | Sequence[Any] | Mapping[str, Any], values: Sequence[Tensor]) -> Any:
+def like(example: ExampleInputs, values: Sequence[Tensor]) -> Any:
     """Return example inputs of the same form, with other tensors in the places of theirs, in order."""
     if isinstance(example, Tensor):
         return values[0]

@@ -47,7 +47,7 @@ _SIZE_LIMIT = 2**63
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where one tensor lies: dtype as in :data:`DTYPES`, first and last byte counted from the end of the header."""
 
     name: str
@@ -63,7 +63,7 @@ class Digest:
     def __init__(self, text: str) -> None:
         self._hash = hashlib.sha256(text.encode())
 
-    def add(self, entry: Entry, content: memoryview) -> None:
+    def add(self, entry: TensorEntry, content: memoryview) -> None:
         """Take in one tensor."""
         self._hash.update(json.dumps([entry.name, entry.dtype, entry.shape, len(content)]).encode())
         self._hash.update(content)
@@ -73,7 +73,7 @@ class Digest:
         return self._hash.hexdigest()
 
 
-def laid_out(tensors: Mapping[str, Tensor]) -> list[Entry]:
+def laid_out(tensors: Mapping[str, Tensor]) -> list[TensorEntry]:
     """Return where each tensor goes: wide dtypes first, so that every tensor is aligned, then by name.
 
     Raises:
@@ -85,7 +85,7 @@ def laid_out(tensors: Mapping[str, Tensor]) -> list[Entry]:
             known = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _NAMES))
             raise ArtifactError(f"a {tensor.dtype} tensor cannot be stored", where=name, hint=f"store one of {known}")
         end = begin + tensor.numel() * tensor.element_size()
-        entries.append(Entry(name, _NAMES[tensor.dtype], tuple(tensor.shape), begin, end))
+        entries.append(TensorEntry(name, _NAMES[tensor.dtype], tuple(tensor.shape), begin, end))
         begin = end
     return entries
 
@@ -173,7 +173,7 @@ class Container:
         if self._data + expected < self.size:
             raise ArtifactError(f"{self.size - self._data - expected} bytes too many follow the tensors in the file")
 
-    def tensors(self, digest: Digest) -> Iterator[tuple[Entry, Tensor]]:
+    def tensors(self, digest: Digest) -> Iterator[tuple[TensorEntry, Tensor]]:
         """Read the tensors one by one, adding each to the digest."""
         self._stream.seek(self._data)
         for entry in self.entries:
@@ -226,7 +226,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _entry(name: str, value: Any) -> Entry:
+def _entry(name: str, value: Any) -> TensorEntry:
     keys = {"dtype", "shape", "data_offsets"}
     if not isinstance(value, dict) or set(value) != keys or value["dtype"] not in list(DTYPES):
         raise ArtifactError("the file's header is damaged: a tensor has no dtype or place", where=f"tensor {name!r}")
@@ -239,7 +239,7 @@ def _entry(name: str, value: Any) -> Entry:
         raise ArtifactError("a tensor is larger than any memory", where=f"tensor {name!r}")
     if offsets[1] - offsets[0] != math.prod(shape) * width:
         raise ArtifactError(f"a tensor's place does not fit its shape {tuple(shape)}", where=f"tensor {name!r}")
-    return Entry(name, value["dtype"], tuple(shape), *offsets)
+    return TensorEntry(name, value["dtype"], tuple(shape), *offsets)
 
 
 def _naturals(value: Any) -> bool:

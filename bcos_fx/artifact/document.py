@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bcos_fx.artifact.container import Container, Digest, content_of, laid_out, parse
 from bcos_fx.artifact.fields import Fields
-from bcos_fx.artifact.graph import GraphReader, write_graph
+from bcos_fx.artifact.graph import GraphBuilder, write_graph
 from bcos_fx.artifact.modules import ModuleReader, ModuleWriter
 from bcos_fx.artifact.own_ops import check_ops, check_same_results, write_ops
 from bcos_fx.artifact.record import read_record
@@ -171,7 +171,7 @@ def _built(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
     record = read_record(fields.value("record"))
     modules = ModuleReader(ops, tensors)
     root = modules.read(fields.items("modules"))
-    graph = GraphReader(root, ops).read(fields.items("nodes"), [spec.name for spec in record.inputs])
+    graph = GraphBuilder(root, ops).read(fields.items("nodes"), [spec.name for spec in record.inputs])
     graph_module = GraphModule(root, graph)
     graph.lint()
     # fx takes the parts in the order in which the graph uses them, and drops the unused ones.

@@ -82,7 +82,7 @@ def _dotted(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', function)}"
 
 
-class GraphReader:
+class GraphBuilder:
     """Rebuilds a graph from its nodes as data.
 
     Args:

@@ -42,7 +42,7 @@ def check_runs(network: BcosNetwork) -> None:
     budget = replace(VALUE_NUMBERS, limit=max(VALUE_NUMBERS.limit, VALUE_GROWTH * largest))
     with torch.no_grad():
         with _on_meta(network), _META:  # tensors that the graph makes are made there too
-            _Run(network, budget).run()
+            _TrialRun(network, budget).run()
         _run_once(network)
 
 
@@ -96,7 +96,7 @@ def _formless(tensor: Any) -> Any:
     return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
 
 
-class _Run:
+class _TrialRun:
     def __init__(self, network: BcosNetwork, budget: Budget) -> None:
         self._network, self._budget = network, budget
         self._like = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)

@@ -21,8 +21,6 @@ from bcos_fx.errors import UsageError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.report.model import Agreement, Calibration, LayerChange
 
-Progress = Callable[[str], None]
-
 
 @formerly(output="output_key", reference="original")
 def calibrate(
@@ -33,7 +31,7 @@ def calibrate(
     output_key: int | str | None = None,
     batch_size: int = 64,
     memory: int = 2 << 30,
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> BcosNetwork:
     """Return a copy of a converted network whose statistics and gains fit its raised B; ``model`` stays as it is.
 
@@ -89,7 +87,7 @@ def calibrate_(
     memory: int = 2 << 30,
     measured: bool = False,
     constants: Mapping[str, float] = MappingProxyType({}),
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Calibrate a network in place: as :func:`calibrate`, but parameters, buffers and the report of ``network`` change.
 
@@ -117,7 +115,7 @@ def calibrate_(
     """
     _check_network(network)
     with torch.inference_mode(False), torch.no_grad(), evaluating(network), Frontier(memory) as frontier:
-        run = _Run(network, frontier, output_key, measured, constants, progress or (lambda stage: None))
+        run = _CalibrationRun(network, frontier, output_key, measured, constants, progress or (lambda stage: None))
         run.read(read_batches(images, network, batch_size), original)
         calibration = run.calibrate()
     report = network.report
@@ -166,7 +164,7 @@ def _check_network(network: object) -> None:
             )
 
 
-class _Run:
+class _CalibrationRun:
     """One calibration of a network, in place."""
 
     def __init__(
@@ -176,7 +174,7 @@ class _Run:
         output: int | str | None,
         measured: bool,
         constants: Mapping[str, float],
-        say: Progress,
+        say: Callable[[str], None],
     ) -> None:
         self.network, self.frontier, self.measured, self.say = network, frontier, measured, say
         self.output = output

@@ -19,7 +19,7 @@ from torch import nn
 from bcos_fx.errors import BcosFxError, CheckpointError, nearest
 from bcos_fx.lazy import library
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 
 def names_weights(source: str, name: str) -> bool:
@@ -59,7 +59,7 @@ def built(factory: Callable[[], Any], arch: str, weights: Callable[[], str] | No
     )
 
 
-def run_users_code(call: Callable[[], Result], arch: str, doing: str) -> Result:
+def run_users_code(call: Callable[[], T], arch: str, doing: str) -> T:
     """Run code that is not ours.
 
     Raises:

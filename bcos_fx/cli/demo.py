@@ -38,7 +38,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Agreement:
+class DemoComparison:
     """Original and converted on the photographs.
 
     Attributes:
@@ -139,7 +139,7 @@ def _imagenet_classes() -> list[str]:
     return names
 
 
-def _compare(original: nn.Module, converted: BcosNetwork, images: Tensor, labels: list[int]) -> Agreement:
+def _compare(original: nn.Module, converted: BcosNetwork, images: Tensor, labels: list[int]) -> DemoComparison:
     import copy
 
     import torch
@@ -154,10 +154,10 @@ def _compare(original: nn.Module, converted: BcosNetwork, images: Tensor, labels
             errors[str(dtype).removeprefix("torch.")] = float((a - b).abs().max() / a.abs().max())
     truth, top_a, top_b = torch.tensor(labels), a.argmax(1), b.argmax(1)
     right = int((top_a == truth).sum()), int((top_b == truth).sum())
-    return Agreement(len(labels), right, int((top_a == top_b).sum()), errors)
+    return DemoComparison(len(labels), right, int((top_a == top_b).sum()), errors)
 
 
-def _tell(equivalent: BcosNetwork, published: BcosNetwork, agreement: Agreement) -> None:
+def _tell(equivalent: BcosNetwork, published: BcosNetwork, agreement: DemoComparison) -> None:
     from rich.text import Text
 
     from bcos_fx.cli.console import console

@@ -20,15 +20,15 @@ from bcos_fx.errors import BcosFxError, VerificationError
 CHECK_FAILED, BAD_INPUT = 1, 2
 DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-def guarded(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def guarded(command: Callable[P, T]) -> Callable[P, T]:
     """Wrap a command so that every error becomes a message on stderr and an exit code."""
 
     @functools.wraps(command)
-    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return command(*args, **kwargs)
         except typer.Exit:

@@ -17,7 +17,7 @@ import typer
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.user_code import import_file
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 Imports = Annotated[
     list[Path] | None,
@@ -31,11 +31,11 @@ Imports = Annotated[
 ]
 
 
-def importing(command: Callable[..., Result]) -> Callable[..., Result]:
+def importing(command: Callable[..., T]) -> Callable[..., T]:
     """Give a command the option ``--import``, whose files are imported before the command runs."""
 
     @functools.wraps(command)
-    def run(imports: list[Path] | None = None, **given: Any) -> Result:
+    def run(imports: list[Path] | None = None, **given: Any) -> T:
         for path in imports or ():
             import_rules(path)
         return command(**given)

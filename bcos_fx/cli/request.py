@@ -15,7 +15,7 @@ import typer
 from bcos_fx.rewriting.core.location import rules_directory
 
 Asked = TypeVar("Asked")
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 IMAGE_FORMS = "a folder of images or of a folder per class, an image, .npy, .npz, or webdataset shards (.tar)"
 """What every command takes as images; docs/data.md has the details."""
@@ -312,12 +312,12 @@ class Request:
         return Path(named.partition("@")[0] + ".bcos.safetensors")
 
 
-def takes(asked: type[Asked]) -> Callable[[Callable[[Asked], Result]], Callable[..., Result]]:
+def takes(asked: type[Asked]) -> Callable[[Callable[[Asked], T]], Callable[..., T]]:
     """Give a command that takes one dataclass the dataclass's fields as its parameters, for typer to read."""
 
-    def decorate(command: Callable[[Asked], Result]) -> Callable[..., Result]:
+    def decorate(command: Callable[[Asked], T]) -> Callable[..., T]:
         @functools.wraps(command)
-        def run(**given: Any) -> Result:
+        def run(**given: Any) -> T:
             return command(asked(**given))
 
         hints = get_type_hints(asked, include_extras=True)

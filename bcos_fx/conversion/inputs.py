@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bcos_fx import example
-from bcos_fx.conversion.records import Inputs, Preserved
+from bcos_fx.conversion.records import Preserved
+from bcos_fx.tracing.inputs import ExampleInputs
 from bcos_fx.verification.samples import imagine
 
 
@@ -34,12 +35,14 @@ def drift_batches(stage: Preserved) -> list[tuple[Tensor, ...]]:
     return [(part,) for part in torch.split(inputs[0], size) if len(part) == size]
 
 
-def example_for_original(stage: Preserved, inputs: Sequence[Tensor]) -> Inputs:
+def example_for_original(stage: Preserved, inputs: Sequence[Tensor]) -> ExampleInputs:
     """Return inputs of the converted network as an example for the original: in its form, two samples at least."""
     whole = stage.traced.conversion.whole
     pairs = [torch.cat([x, x]) if len(x) == 1 and not whole else x for x in inputs]
     triples = zip(stage.specs, pairs, examples(stage), strict=True)
-    made: Inputs = example.like(stage.traced.inputs, [spec.original(x.detach()).to(old) for spec, x, old in triples])
+    made: ExampleInputs = example.like(
+        stage.traced.inputs, [spec.original(x.detach()).to(old) for spec, x, old in triples]
+    )
     return made
 
 

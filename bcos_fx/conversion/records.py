@@ -5,7 +5,7 @@ The graph itself is one object, which the stages rewrite in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,11 +19,8 @@ from bcos_fx.rewriting.core.precision import Precision
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.recipe import Recipe
 from bcos_fx.tracing import Trace, trace
-from bcos_fx.tracing.inputs import BatchAxis
-from bcos_fx.tracing.inputs import Inputs as BoundInputs
+from bcos_fx.tracing.inputs import BatchAxis, BoundInputs, ExampleInputs
 
-Progress = Callable[[str], None]
-Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """What a module takes: a tensor, all inputs in order, or by name."""
 
 
@@ -47,7 +44,7 @@ class Conversion:
     images: Tensor | None
     output_key: int | str | None
     batch_axis: BatchAxis
-    progress: Progress | None
+    progress: Callable[[str], None] | None
 
     @property
     def whole(self) -> bool:
@@ -86,7 +83,7 @@ class Traced:
     """
 
     conversion: Conversion
-    inputs: Inputs
+    inputs: ExampleInputs
     trace: Trace
     example: BoundInputs
     reader: GraphReader

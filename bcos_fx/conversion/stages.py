@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from bcos_fx import example
 from bcos_fx.conversion.inputs import drift_batches
-from bcos_fx.conversion.records import Changed, Conversion, Inputs, Preserved, Traced
+from bcos_fx.conversion.records import Changed, Conversion, Preserved, Traced
 from bcos_fx.network import InputSpec
 from bcos_fx.nn import BcosLayer
 from bcos_fx.report.collect import mark_origins, read_rows
@@ -18,12 +18,12 @@ from bcos_fx.rewriting.core.passes import PassLog
 from bcos_fx.rewriting.core.precision import Precision
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.rule import CHANGING_PHASES, PRESERVING_PHASES
-from bcos_fx.tracing.inputs import axes_by_name, bind
+from bcos_fx.tracing.inputs import ExampleInputs, axes_by_name, bind
 from bcos_fx.validation import check_encoding, check_finite, check_images
 from bcos_fx.verification.drift import DriftMeter
 
 
-def traced(conversion: Conversion, example_inputs: Inputs | None) -> Traced:
+def traced(conversion: Conversion, example_inputs: ExampleInputs | None) -> Traced:
     """Turn the module into a graph of its own, and note what every node is.
 
     Args:

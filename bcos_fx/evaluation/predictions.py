@@ -65,7 +65,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Predictions:
     """What the pass over all images found.
 
     Attributes:
@@ -91,7 +91,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest_of_data([structure_of(model), values_of(model)])
 
 
-def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Outcome:
+def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Predictions:
     """Run the network, and the original where there is one, over all images.
 
     Images are read in batches; of each, a few numbers are kept. Results are written as they come.
@@ -122,7 +122,7 @@ def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Outcom
     unreadable = {name: reason for part in found for name, reason in part["unreadable"].items()}
     if not predictions:
         raise UsageError(f"none of the {total} images can be read", where=next(iter(unreadable.values())))
-    return Outcome(predictions, unreadable)
+    return Predictions(predictions, unreadable)
 
 
 def _of_batch(subject: Subject, indices: range) -> dict[str, Any]:

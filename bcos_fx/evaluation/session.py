@@ -13,7 +13,7 @@ from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
 from bcos_fx.evaluation.curve_measures import CurveSet
 from bcos_fx.evaluation.localisation import Localisation, play
-from bcos_fx.evaluation.predictions import Outcome, Subject, predict
+from bcos_fx.evaluation.predictions import Predictions, Subject, predict
 from bcos_fx.evaluation.registry import BASELINES, MEASURES
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, select
@@ -56,7 +56,7 @@ class Evaluation:
     """
 
     subject: Subject
-    outcome: Outcome
+    outcome: Predictions
     accuracy: Accuracy | None = None
     localisations: tuple[tuple[Localisation, ...], ...] = ()
     curves: tuple[CurveSet, ...] = field(default=())
@@ -132,7 +132,7 @@ def _refusal(method: Method, subject: Subject) -> str | None:
 
 
 def _played(
-    subject: Subject, methods: Sequence[Method], outcome: Outcome, protocol: Protocol, runner: Runner
+    subject: Subject, methods: Sequence[Method], outcome: Predictions, protocol: Protocol, runner: Runner
 ) -> tuple[Localisation, ...]:
     grids = select(outcome.predictions, protocol)
     return tuple(

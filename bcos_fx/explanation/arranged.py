@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError
-from bcos_fx.explanation.foreign import Inputs
-from bcos_fx.explanation.layout import Layout, find_layout, samples_first
-from bcos_fx.explanation.preparation import Source
+from bcos_fx.explanation.layout import SampleLayout, find_layout, samples_first
+from bcos_fx.explanation.preparation import SourceNames
 from bcos_fx.explanation.view import ExplanationView, in_order, view_of
 from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights
 from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.exported import as_module
-from bcos_fx.tracing.inputs import BatchAxis, axes_by_name
+from bcos_fx.tracing.inputs import BatchAxis, ExampleInputs, axes_by_name
 
 
 class ArrangedView(ExplanationView):
@@ -36,7 +35,7 @@ class ArrangedView(ExplanationView):
         self._axes, self._separable = {}, False
         names = {name: node.name for name, node in self.starts.items()}
         axes = axes_by_name([str(node.target) for node in self.inputs], given, batch_axis)
-        self.layout: Layout = find_layout(self._shapes, given, axes, names, next(self._ends()).name)
+        self.layout: SampleLayout = find_layout(self._shapes, given, axes, names, next(self._ends()).name)
         self.samples_in = self.layout.starts
 
     def _ends(self) -> Any:
@@ -115,11 +114,11 @@ class ArrangedView(ExplanationView):
 
 def arranged_view_of(
     module: nn.Module,
-    inputs: Inputs | None,
+    inputs: ExampleInputs | None,
     batch_axis: BatchAxis,
     *,
     output: str | None = None,
-    source: Source = None,
+    source: SourceNames = None,
 ) -> ExplanationView:
     """Build the explanation view of a network; see :func:`bcos_fx.certify` for the arguments.
 

@@ -10,10 +10,9 @@ from torch import nn
 from bcos_fx.explanation.arranged import arranged_view_of
 from bcos_fx.explanation.certificate import Certificate
 from bcos_fx.explanation.completeness import Completeness, check_completeness
-from bcos_fx.explanation.foreign import Inputs
-from bcos_fx.explanation.preparation import Source
+from bcos_fx.explanation.preparation import SourceNames
 from bcos_fx.explanation.view import in_order
-from bcos_fx.tracing.inputs import BatchAxis
+from bcos_fx.tracing.inputs import BatchAxis, ExampleInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +38,10 @@ class Certification(Certificate):
 
 def certify(
     module: nn.Module,
-    inputs: Inputs | None = None,
+    inputs: ExampleInputs | None = None,
     *,
     output: str | None = None,
-    source: Source = None,
+    source: SourceNames = None,
     batch_axis: BatchAxis = 0,
 ) -> Certification:
     """Say whether a network is dynamic linear: f(x) = W(x)·x + constants.

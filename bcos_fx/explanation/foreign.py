@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -15,16 +15,15 @@ from bcos_fx.errors import TraceError, UsageError
 from bcos_fx.nn.functional import default_tolerance
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.tracing import Trace, trace
-from bcos_fx.tracing.inputs import BatchAxis, ExampleError, axes_by_name, bind
+from bcos_fx.tracing.inputs import BatchAxis, ExampleError, ExampleInputs, axes_by_name, bind
 from bcos_fx.tracing.modules import own_copy
 
-Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """What a network takes: a tensor, all inputs in order, or by name."""
 
 _AS_A_WHOLE = "where the samples of a batch belong together, batch_axis=None explains the inputs as one sample"
 
 
-def traced(module: nn.Module, inputs: Inputs | None, batch_axis: BatchAxis = 0) -> fx.GraphModule:
+def traced(module: nn.Module, inputs: ExampleInputs | None, batch_axis: BatchAxis = 0) -> fx.GraphModule:
     """Trace a network, and check that its graph holds for the inputs that are given.
 
     Args:
@@ -48,7 +47,7 @@ def traced(module: nn.Module, inputs: Inputs | None, batch_axis: BatchAxis = 0) 
     return found.graph_module
 
 
-def _alone(module: nn.Module, inputs: Inputs, error: ExampleError) -> UsageError:
+def _alone(module: nn.Module, inputs: ExampleInputs, error: ExampleError) -> UsageError:
     """Return the error for a network that does not run on two of the samples; another one if it runs on all of them."""
     with suppress(RuntimeError, ValueError, TypeError, IndexError), torch.no_grad():
         own_copy(module)(*bind(module, inputs).args, **bind(module, inputs).kwargs)
@@ -60,7 +59,7 @@ def _alone(module: nn.Module, inputs: Inputs, error: ExampleError) -> UsageError
     return error
 
 
-def _check_samples(module: nn.Module, inputs: Inputs, found: Trace, batch_axis: BatchAxis) -> None:
+def _check_samples(module: nn.Module, inputs: ExampleInputs, found: Trace, batch_axis: BatchAxis) -> None:
     """Run network and graph on all samples, and on the first: its numbers of samples may be part of the graph.
 
     Raises:
@@ -104,18 +103,20 @@ def _agree(found: Any, wanted: Any) -> bool:
     return torch.allclose(found, wanted, rtol=0, atol=limit, equal_nan=True)
 
 
-def _repeated(module: nn.Module, inputs: Inputs, batch_axis: BatchAxis) -> Inputs:
+def _repeated(module: nn.Module, inputs: ExampleInputs, batch_axis: BatchAxis) -> ExampleInputs:
     """Repeat a single sample: tracing could take its size for one that is always 1."""
     named = bind(module, inputs).named
     axes = axes_by_name(list(named), list(named.values()), batch_axis)
     pairs = list(zip(named.values(), axes, strict=True))
     if any(axis is not None and value.shape[axis] > 1 for value, axis in pairs):
         return inputs
-    made: Inputs = example.like(inputs, [x if axis is None else x.repeat_interleave(2, axis) for x, axis in pairs])
+    made: ExampleInputs = example.like(
+        inputs, [x if axis is None else x.repeat_interleave(2, axis) for x, axis in pairs]
+    )
     return made
 
 
-def _two_samples(inputs: Inputs) -> Inputs:
+def _two_samples(inputs: ExampleInputs) -> ExampleInputs:
     """At least two samples: a single one could be taken for a size that is always 1."""
     if isinstance(inputs, Tensor):
         return torch.cat([inputs, inputs]) if len(inputs) == 1 else inputs[:2]

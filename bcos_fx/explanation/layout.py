@@ -19,7 +19,7 @@ _HINT = "batch_axis= names the dimension of samples: a number, None, or a number
 
 
 @dataclass(frozen=True)
-class Layout:
+class SampleLayout:
     """Where inputs, sources and the explained value hold their samples.
 
     Attributes:
@@ -60,7 +60,7 @@ def find_layout(
     axes: tuple[int | None, ...],
     starts: Mapping[str, str],
     end: str,
-) -> Layout:
+) -> SampleLayout:
     """Find where sources and the explained value hold their samples, by running a network on one sample and on two.
 
     Args:
@@ -78,11 +78,11 @@ def find_layout(
     if all(axis is None for axis in axes):
         # A graph's own output (1, classes) is one sample already.
         as_it_is = len(one[end]) == 2 and one[end][0] == 1 and given[0].shape[:1] != (1,)
-        return Layout(axes, dict.fromkeys(starts), 0 if as_it_is else None)
+        return SampleLayout(axes, dict.fromkeys(starts), 0 if as_it_is else None)
     pairs = [x if axis is None else x.repeat_interleave(2, axis) for x, axis in zip(parts, axes, strict=True)]
     two = _shapes(shapes, pairs)
     found = {name: _grown(f"the source {name!r}", one[node], two[node]) for name, node in starts.items()}
-    return Layout(axes, found, _grown("the output", one[end], two[end]))
+    return SampleLayout(axes, found, _grown("the output", one[end], two[end]))
 
 
 def _grown(name: str, one: tuple[int, ...], two: tuple[int, ...]) -> int | None:

@@ -31,7 +31,7 @@ _FILES = ("canonical", "interop-bcos", "norm", "linear", "explain")
 _LIKE = 5
 _EDGES = ("placeholder", "get_attr", "output")
 
-Source = str | Sequence[str] | None
+SourceNames = str | Sequence[str] | None
 """What outputs are explained by: the main input, an input or a layer by name, or several of them."""
 
 
@@ -73,7 +73,9 @@ def _shipped() -> Recipe:
     )
 
 
-def prepare(network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: Source = None) -> Prepared:
+def prepare(
+    network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: SourceNames = None
+) -> Prepared:
     """Prepare a network for analysis; it is not changed.
 
     Args:
@@ -97,7 +99,7 @@ def prepare(network: BcosNetwork | fx.GraphModule, *, output: str | None = None,
     return Prepared(graph_module, starts, output or "output", _before_gates(graph_module) is not end)
 
 
-def _starts(graph_module: fx.GraphModule, source: Source) -> dict[str, fx.Node]:
+def _starts(graph_module: fx.GraphModule, source: SourceNames) -> dict[str, fx.Node]:
     if source is None:
         start = _main_entry(graph_module)
         _check_leads_somewhere(graph_module, start, str(input_of(start).target))

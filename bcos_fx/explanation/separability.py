@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from bcos_fx.nn import Counted, CountedConstant
 
-Run = Callable[[Sequence[Tensor]], Iterator[tuple[fx.Node, Any]]]
+RunNodes = Callable[[Sequence[Tensor]], Iterator[tuple[fx.Node, Any]]]
 """Runs a view on inputs, and yields every node with its value."""
 
 
@@ -27,7 +27,7 @@ class _Seen:
     mixed: bool
 
 
-def is_separable(graph_module: fx.GraphModule, inputs: Sequence[fx.Node], run: Run, like: Tensor) -> bool:
+def is_separable(graph_module: fx.GraphModule, inputs: Sequence[fx.Node], run: RunNodes, like: Tensor) -> bool:
     """Say whether the samples of a batch can be told apart.
 
     Args:
@@ -51,7 +51,7 @@ def is_separable(graph_module: fx.GraphModule, inputs: Sequence[fx.Node], run: R
     return all(shape[0] == 2 for shape, _ in shapes) or not any(seen.mixed for seen in two.values())
 
 
-def _observed(run: Run, inputs: Sequence[Tensor], wanted: set[fx.Node]) -> dict[fx.Node, _Seen] | None:
+def _observed(run: RunNodes, inputs: Sequence[Tensor], wanted: set[fx.Node]) -> dict[fx.Node, _Seen] | None:
     """Record what nodes give for samples of which all but the first are NaN; None if the graph does not run."""
     samples, seen = len(inputs[0]), dict[fx.Node, _Seen]()
 

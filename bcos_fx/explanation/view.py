@@ -25,8 +25,8 @@ from torch import Tensor, fx, nn
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.explanation.axes import Axes, axes_of
 from bcos_fx.explanation.certificate import Certificate, certificate, uncounted, unfinished, with_breaks
-from bcos_fx.explanation.foreign import Inputs, traced
-from bcos_fx.explanation.preparation import Prepared, Source, entry, prepare, recipe
+from bcos_fx.explanation.foreign import traced
+from bcos_fx.explanation.preparation import Prepared, SourceNames, entry, prepare, recipe
 from bcos_fx.explanation.separability import is_separable
 from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights, for_autograd, gradients, or_zeros
 from bcos_fx.network import BcosNetwork
@@ -39,7 +39,7 @@ from bcos_fx.rewriting.core.rewrite import add_ledger
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.graph_module import GraphModule
-from bcos_fx.tracing.inputs import BatchAxis
+from bcos_fx.tracing.inputs import BatchAxis, ExampleInputs
 from bcos_fx.tracing.program import evaluate, steps
 from bcos_fx.validation import check_module
 
@@ -64,7 +64,7 @@ class ExplanationView:
     """
 
     def __init__(
-        self, network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: Source = None
+        self, network: BcosNetwork | fx.GraphModule, *, output: str | None = None, source: SourceNames = None
     ) -> None:
         prepared = prepare(network, output=output, source=source)
         self.end_name = None if output is None else _output(prepared.graph_module).name
@@ -289,10 +289,10 @@ def _output(graph_module: fx.GraphModule) -> fx.Node:
 
 def view_of(
     module: nn.Module,
-    inputs: Inputs | None = None,
+    inputs: ExampleInputs | None = None,
     *,
     output: str | None = None,
-    source: Source = None,
+    source: SourceNames = None,
     batch_axis: BatchAxis = 0,
 ) -> ExplanationView:
     """Build the explanation view of a network; see :func:`certify` for the arguments.
@@ -322,7 +322,7 @@ def view_of(
         return view
 
 
-def in_order(names: Sequence[str], inputs: Inputs) -> list[Tensor]:
+def in_order(names: Sequence[str], inputs: ExampleInputs) -> list[Tensor]:
     """Return a network's inputs in its own order.
 
     Args:

@@ -147,11 +147,11 @@ class ModuleForm(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the graph's output for its input (N, C, H, W)."""
-        outputs: Tensor = _Run(self).run(images)
+        outputs: Tensor = _ModuleRun(self).run(images)
         return outputs
 
 
-class _Run(fx.Interpreter):
+class _ModuleRun(fx.Interpreter):
     def __init__(self, form: ModuleForm) -> None:
         super().__init__(form.graph_module)
         self.form = form

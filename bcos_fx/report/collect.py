@@ -7,7 +7,7 @@ from torch import fx, nn
 from bcos_fx.nn import BcosLayer
 from bcos_fx.report.model import Coverage, NodeRow
 from bcos_fx.rewriting.core.reader import GraphReader, is_boundary
-from bcos_fx.rewriting.core.rewrite import Step
+from bcos_fx.rewriting.core.rewrite import RuleApplication
 from bcos_fx.tracing.program import attribute
 
 
@@ -65,7 +65,9 @@ def unknown_rows(reader: GraphReader, rows: tuple[NodeRow, ...]) -> tuple[NodeRo
     return tuple(row for row in rows if row.op not in known and not is_boundary(row.op))
 
 
-def removed_nodes(steps: list[Step], before: tuple[NodeRow, ...], after: tuple[NodeRow, ...]) -> dict[str, str]:
+def removed_nodes(
+    steps: list[RuleApplication], before: tuple[NodeRow, ...], after: tuple[NodeRow, ...]
+) -> dict[str, str]:
     """Return the traced nodes that are gone, each with the rule that rewrote it or its surroundings last."""
     present = {row.name for row in after}
     last = {step.node: step.rule for step in steps}

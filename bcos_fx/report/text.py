@@ -23,7 +23,7 @@ _NODES_NAMED = 4
 # Above this change of the output, relative to its size, a network is no longer the one that was trained.
 _LARGE_CHANGE = 0.1
 
-Row = Sequence[str | Text]
+TableRow = Sequence[str | Text]
 Facts = Sequence[tuple[str, str]]
 
 
@@ -237,13 +237,13 @@ def _drift(report: Findings) -> RenderableType:
     sentence = Text(drift_sentence(report))
     if not steps:
         return sentence
-    rows: list[Row] = [_drift_row(step.rule, step) for step in steps]
+    rows: list[TableRow] = [_drift_row(step.rule, step) for step in steps]
     if total is not None:
         rows.append([Text(str(cell), style="bold") for cell in _drift_row("all together", total)])
     return Group(sentence, _table(("rule", "nodes", "change of output", "same highest"), rows, right=(1, 2, 3)))
 
 
-def _drift_row(name: str, drift: Drift) -> Row:
+def _drift_row(name: str, drift: Drift) -> TableRow:
     return (name, str(drift.nodes), _percent(drift.change), "" if drift.agreement is None else f"{drift.agreement:.0%}")
 
 
@@ -313,7 +313,7 @@ def _train(report: Findings) -> RenderableType | None:
 
 
 def _nodes(report: Findings) -> RenderableType:
-    rows: list[Row] = [(row.name, _was_is(row), ", ".join(row.rules), row.source or "") for row in report.nodes]
+    rows: list[TableRow] = [(row.name, _was_is(row), ", ".join(row.rules), row.source or "") for row in report.nodes]
     rows += [
         (row.name, Text(f"{row.was or row.op} -> removed", style="red"), report.removed[row.name], row.source or "")
         for row in report.before
@@ -329,7 +329,7 @@ def _was_is(row: NodeRow) -> str:
     return now if row.was == row.op else f"{row.was} -> {now}"
 
 
-def _table(titles: Sequence[str], rows: Iterable[Row], *, right: Sequence[int] = ()) -> Table:
+def _table(titles: Sequence[str], rows: Iterable[TableRow], *, right: Sequence[int] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for index, title in enumerate(titles):
         table.add_column(title, justify="right" if index in right else "left", overflow="fold")

@@ -20,7 +20,7 @@ from bcos_fx.nn import BcosLayer
 from bcos_fx.nn.batchnorm import _BatchNormUncentred
 from bcos_fx.nn.norms import NormLayer
 
-Network = TypeVar("Network", bound=nn.Module)
+M = TypeVar("M", bound=nn.Module)
 
 
 def _tracked(module: nn.Module) -> list[_NormBase]:
@@ -28,7 +28,7 @@ def _tracked(module: nn.Module) -> list[_NormBase]:
 
 
 @torch.no_grad()
-def randomise_(module: Network, seed: int = 0) -> Network:
+def randomise_(module: M, seed: int = 0) -> M:
     """Give every parameter and norm statistic a random value of order one, in place.
 
     Weights are drawn with variance 2 / fan-in (He et al., ICCV 2015, section 2.2), so activations keep their size;
@@ -61,7 +61,7 @@ def randomise_(module: Network, seed: int = 0) -> Network:
     return module
 
 
-def norm_statistics_from_data_(module: Network, inputs: Tensor | tuple[Tensor, ...]) -> Network:
+def norm_statistics_from_data_(module: M, inputs: Tensor | tuple[Tensor, ...]) -> M:
     """Set the running statistics of all norms to those of ``inputs``, in one pass, in place.
 
     The norms alone run in train mode, so each one sees its predecessors already normalised with the same
@@ -90,7 +90,7 @@ def norm_statistics_from_data_(module: Network, inputs: Tensor | tuple[Tensor, .
     return module
 
 
-def unit_gain_from_data_(network: Network, images: Tensor) -> Network:
+def unit_gain_from_data_(network: M, images: Tensor) -> M:
     """Rescale every B-cos layer and norm so that what it makes of its input has deviation 1, in one pass, in place.
 
     Raising B shrinks activations, and in a deep network of random weights they vanish. The layers are set in the order

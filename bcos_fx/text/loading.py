@@ -20,7 +20,7 @@ from bcos_fx.lazy import library
 from bcos_fx.text.sentences import minilm
 from bcos_fx.text.tower import TextTower, TokenTower
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 FORMS = "open_clip:NAME[@TAG], open_clip:NAME+FILE, transformers:CLASS@FOLDER or minilm"
 
@@ -125,7 +125,7 @@ def _vector(model: Any, tokens: Any) -> Tensor:
 _LOADERS: dict[str, Callable[[str, str], TextTower]] = {"open_clip": _open_clip, "transformers": _transformers}
 
 
-def _run(call: Callable[[], Result], name: str, what: str) -> Result:
+def _run(call: Callable[[], T], name: str, what: str) -> T:
     try:
         return call()
     except BcosFxError:

@@ -13,7 +13,7 @@ from torch.fx.node import map_aggregate
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing.scalars import ForeignScalarError, plain_scalar
 from bcos_fx.tracing.sizes import Symbolic
-from bcos_fx.tracing.source import Source, current_source
+from bcos_fx.tracing.source import SourceLine, current_source
 
 LEAVE_WHOLE = "leave its module as one operation: leaf_modules=[its name], --leaf-module"
 """What to do about a line that cannot be traced, nor written in another way."""
@@ -120,7 +120,7 @@ def _rebuilt(value: Any, leaf: Callable[[Any], Any]) -> Any:
     return leaf(value)
 
 
-def fill_meta(node: Node, value: object, source: Source, module: tuple[str, str]) -> None:
+def fill_meta(node: Node, value: object, source: SourceLine, module: tuple[str, str]) -> None:
     """Write what is known about a node into its ``meta``, as plain values that survive a deep copy."""
     is_tensor = isinstance(value, Tensor)
     number = plain_number(value)

@@ -17,12 +17,12 @@ from torch.nn import functional
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing.source import current_source
 
-Part = Callable[[str], AbstractContextManager[None]]
+PartContext = Callable[[str], AbstractContextManager[None]]
 """While what it returns lasts, calls are recorded as made by a part, of that name, of the module that is running."""
 
 
 def multi_head_attention(
-    part: Part,
+    part: PartContext,
     query: Tensor,
     key: Tensor,
     value: Tensor,

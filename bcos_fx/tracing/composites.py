@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bcos_fx.tracing.attention import Part, multi_head_attention
+from bcos_fx.tracing.attention import PartContext, multi_head_attention
 from bcos_fx.tracing.joining import JOINING
 from bcos_fx.tracing.recurrent import pack_padded, pad_packed
 
 Composite = Callable[..., Any]
 
 
-def find(function: Callable[..., Any], part: Part) -> Composite | None:
+def find(function: Callable[..., Any], part: PartContext) -> Composite | None:
     """Return the function that computes what a PyTorch function or method does by several calls; None for others.
 
     The result of that function is NotImplemented where these arguments are better recorded as the call that they are.

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from torch.overrides import _get_current_function_mode
 
 from bcos_fx.tracing.recorder import Recorder
-from bcos_fx.tracing.source import Source, is_torchs, telling
+from bcos_fx.tracing.source import SourceLine, is_torchs, telling
 from bcos_fx.tracing.wrappers import unwrapped
 
 _PRECISION_CHECK = torch.ops.aten._assert_tensor_metadata.default
@@ -68,7 +68,7 @@ class Exported(nn.Module):
 
     def run(self, values: tuple[Any, ...]) -> Any:
         """Run the program on its inputs, in order."""
-        with telling(Source("exported program", 0, "the sizes of its inputs")):
+        with telling(SourceLine("exported program", 0, "the sizes of its inputs")):
             self._check(values)
         runner = _Regrouped(self, garbage_collect_values=False, graph=self.calls)
         return self.calls.process_outputs(runner.run(*values, enable_io_processing=False))
@@ -126,10 +126,10 @@ def _as_it_was(node: fx.Node) -> Iterator[None]:
         yield
 
 
-def _source(node: fx.Node) -> Source | None:
+def _source(node: fx.Node) -> SourceLine | None:
     """Return the innermost line of the original's code that is not PyTorch's."""
     lines = [found for found in _FRAME.findall(node.meta.get("stack_trace") or "") if not is_torchs(found[0])]
     if not lines:
         return None
     file, line, text = lines[-1]
-    return Source(file.rpartition("/")[2], int(line), text.strip())
+    return SourceLine(file.rpartition("/")[2], int(line), text.strip())

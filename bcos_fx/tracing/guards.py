@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Guard:
+class TracedGuard:
     """A branch or a number that tracing took from a shape: the graph holds only for inputs that answer the same.
 
     Attributes:

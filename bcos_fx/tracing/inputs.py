@@ -17,6 +17,9 @@ from bcos_fx.tracing.modules import Alone
 
 _DEEPEST = 8
 
+ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""The inputs of one call of a module: one tensor, positional arguments, or arguments by name."""
+
 BatchAxis = int | None | Mapping[str, int | None]
 """Dimension of the samples in the first input; None: it is one sample as a whole; or name of an input -> either."""
 
@@ -26,7 +29,7 @@ class ExampleError(UsageError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class BoundInputs:
     """The example run's arguments.
 
     Attributes:
@@ -45,7 +48,7 @@ class Inputs:
         args = [new.get(id(value), value) for value in self.args]
         return module(*args, **{name: new.get(id(value), value) for name, value in self.kwargs.items()})
 
-    def cast(self, dtype: torch.dtype) -> Inputs:
+    def cast(self, dtype: torch.dtype) -> BoundInputs:
         """Return the same arguments with floating-point tensors in another precision."""
         new = {
             id(value): (name, value.to(dtype) if value.is_floating_point() else value.clone())
@@ -57,10 +60,10 @@ class Inputs:
 
         args = tuple(exchanged(value) for value in self.args)
         kwargs = {name: exchanged(value) for name, value in self.kwargs.items()}
-        return Inputs(args, kwargs, dict(new.values()))
+        return BoundInputs(args, kwargs, dict(new.values()))
 
 
-def bind(module: nn.Module, example: Tensor | Sequence[Any] | Mapping[str, Any]) -> Inputs:
+def bind(module: nn.Module, example: ExampleInputs) -> BoundInputs:
     """Match the example inputs with the signature of ``module.forward`` and clone them.
 
     Raises:
@@ -83,7 +86,7 @@ def bind(module: nn.Module, example: Tensor | Sequence[Any] | Mapping[str, Any])
     named = _tensors_by_name(signature, bound)
     if not named:
         raise TraceError("no input of the module is a tensor", hint="give example_inputs with at least one tensor")
-    return Inputs(bound.args, bound.kwargs, named)
+    return BoundInputs(bound.args, bound.kwargs, named)
 
 
 def _clone(name: str, value: Any) -> Any:
@@ -166,7 +169,7 @@ def axes_by_name(names: Sequence[str], given: Sequence[Tensor], batch_axis: Batc
     return axes
 
 
-def check_state(module: nn.Module, inputs: Inputs) -> None:
+def check_state(module: nn.Module, inputs: BoundInputs) -> None:
     """Check that the parameters are there, on one device, and that the inputs are on it too.
 
     Raises:
@@ -190,7 +193,7 @@ def check_state(module: nn.Module, inputs: Inputs) -> None:
             )
 
 
-def advice(module: nn.Module, inputs: Inputs) -> str:
+def advice(module: nn.Module, inputs: BoundInputs) -> str:
     """Say what to look at when a module does not run on its example inputs."""
     given = [tensor.dtype for tensor in inputs.named.values()]
     own = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]

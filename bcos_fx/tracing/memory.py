@@ -17,14 +17,14 @@ from torch.fx import Node
 
 from bcos_fx.tracing.functional import set_item
 
-Record = Callable[[str, Any, tuple[Any, ...], dict[str, Any], object], Node]
+RecordFunction = Callable[[str, Any, tuple[Any, ...], dict[str, Any], object], Node]
 
 _RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"})
 _SWAPS = frozenset({"transpose", "swapaxes", "swapdims", "t"})
 
 
 @dataclass(eq=False)
-class Entry:
+class RecordedTensor:
     """A tensor of the example run (kept alive, so that its identity stays its own) and the node that computes it."""
 
     tensor: Tensor
@@ -35,10 +35,10 @@ class Entry:
 class Memory:
     """The tensors of one example run, by identity and by storage."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: RecordFunction) -> None:
         self._record = record
-        self._entries: dict[int, Entry] = {}
-        self._by_storage: dict[int, list[Entry]] = {}
+        self._entries: dict[int, RecordedTensor] = {}
+        self._by_storage: dict[int, list[RecordedTensor]] = {}
 
     def add(self, tensor: Tensor, node: Node) -> None:
         """Note that `node` computes `tensor`; a tensor seen before moves to its new node."""
@@ -46,7 +46,7 @@ class Memory:
         if entry is not None:
             entry.node = node
             return
-        entry = Entry(tensor, node)
+        entry = RecordedTensor(tensor, node)
         self._entries[id(tensor)] = entry
         self._by_storage.setdefault(_storage(tensor), []).append(entry)
 
@@ -59,14 +59,14 @@ class Memory:
         """Whether this very tensor object has an entry."""
         return id(tensor) in self._entries
 
-    def find(self, tensor: Tensor) -> Entry | None:
+    def find(self, tensor: Tensor) -> RecordedTensor | None:
         """Return the entry of this very tensor object, or of one that is the same part of the same storage."""
         entry = self._entries.get(id(tensor))
         if entry is not None:
             return entry
         return next((e for e in self.sharing(tensor) if _geometry(e.tensor) == _geometry(tensor)), None)
 
-    def sharing(self, tensor: Tensor) -> list[Entry]:
+    def sharing(self, tensor: Tensor) -> list[RecordedTensor]:
         """Return the entries whose storage `tensor` uses, oldest first."""
         key = _storage(tensor)
         return self._by_storage.get(key, []) if key else []
@@ -88,7 +88,7 @@ class Memory:
                 continue
             self._follow(entry, changed, replaced, where)
 
-    def _climb(self, changed: Entry, node: Node, replaced: dict[Node, Node]) -> None:
+    def _climb(self, changed: RecordedTensor, node: Node, replaced: dict[Node, Node]) -> None:
         """Write the new value of a view back into its base, the base's base and so on."""
         view, old, new = changed, changed.node, node
         while True:
@@ -103,7 +103,7 @@ class Memory:
             replaced[base.node] = new
             view, old, base.node = base, base.node, new
 
-    def _follow(self, entry: Entry, changed: Entry, replaced: dict[Node, Node], where: str) -> None:
+    def _follow(self, entry: RecordedTensor, changed: RecordedTensor, replaced: dict[Node, Node], where: str) -> None:
         """Recompute another alias from the nodes that were replaced, or mark it as broken."""
         if entry.broken is None and _geometry(entry.tensor) == _geometry(changed.tensor):
             self._move(entry, changed.node, replaced)
@@ -112,11 +112,11 @@ class Memory:
         else:
             entry.broken = where
 
-    def _move(self, entry: Entry, node: Node, replaced: dict[Node, Node]) -> None:
+    def _move(self, entry: RecordedTensor, node: Node, replaced: dict[Node, Node]) -> None:
         replaced[entry.node] = node
         entry.node = node
 
-    def _replay(self, entry: Entry, replaced: dict[Node, Node]) -> Node:
+    def _replay(self, entry: RecordedTensor, replaced: dict[Node, Node]) -> Node:
         old = entry.node
         args = tuple(replaced.get(a, a) if isinstance(a, Node) else a for a in old.args)
         return self._record(old.op, old.target, args, dict(old.kwargs), entry.tensor)
@@ -144,7 +144,9 @@ def _overlap(first: Tensor, second: Tensor) -> bool:
     return bool(marks.as_strided(second.shape, second.stride(), second.storage_offset()).any())
 
 
-def _inverse(view: Entry, old: Node, base: Entry, new: Node) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
+def _inverse(
+    view: RecordedTensor, old: Node, base: RecordedTensor, new: Node
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]] | None:
     """Find the call that puts `new`, the new value of `view`, back into `base`; None where there is no simple one.
 
     `old` is the node that made the view of `base`.

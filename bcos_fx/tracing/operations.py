@@ -83,10 +83,10 @@ _METHODS = frozenset(
 
 _REPLACED = {"copy_": copy_into, "fill_": fill, "__setitem__": set_item}
 
-Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
+RecordedCall = tuple[str, Any, tuple[Any, ...], dict[str, Any]]
 
 
-def graph_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def graph_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordedCall:
     """Return node kind, target and arguments for a call of a PyTorch function, method or operator.
 
     Arithmetic on tensors becomes a function of the ``operator`` module however it was written, because PyTorch
@@ -132,7 +132,7 @@ def asks_in_place(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("inplace")) or name.endswith("_")
 
 
-def out_of_place(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+def out_of_place(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordedCall | None:
     """Return the call that computes what an in-place call leaves in its first argument; None if none is known."""
     name = function.__name__
     if kwargs.get("inplace"):

@@ -22,12 +22,12 @@ from bcos_fx.tracing import composites, operations
 from bcos_fx.tracing.arguments import LEAVE_WHOLE, describe, fill_meta, graph_argument, numbers, oddity, tensors
 from bcos_fx.tracing.chance import Draws
 from bcos_fx.tracing.functional import require
-from bcos_fx.tracing.guards import Guard
+from bcos_fx.tracing.guards import TracedGuard
 from bcos_fx.tracing.memory import Memory, same_memory
 from bcos_fx.tracing.modes import GradientStops, unfollowable
 from bcos_fx.tracing.operations import graph_call
 from bcos_fx.tracing.sizes import Symbolic, concrete, symbolic
-from bcos_fx.tracing.source import Source, autograd_forwards, current_source, error_source, is_running
+from bcos_fx.tracing.source import SourceLine, autograd_forwards, current_source, error_source, is_running
 
 
 class Recorder(TorchFunctionMode):
@@ -40,7 +40,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.graph = Graph()
-        self.guards: dict[Guard, None] = {}
+        self.guards: dict[TracedGuard, None] = {}
         self.constants: dict[str, Tensor] = {}
         self.changed_state: dict[str, str] = {}  # buffer -> the line that changed it
         self.own_backward: dict[str, None] = {}  # lines that call functions with a backward of their own
@@ -101,8 +101,7 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """While this lasts, calls are recorded as made by a part of the module that is running."""
-        path = self.modules[-1][0] if self.modules else ""
-        self.modules.append((f"{path}.{name}" if path else name, ""))
+        self.modules.append((".".join([*(path for path, _ in self.modules[-1:] if path), name]), ""))
         try:
             yield
         finally:
@@ -170,7 +169,7 @@ class Recorder(TorchFunctionMode):
 
     def guard(self, kind: str, node: Node, value: object) -> None:
         """Note that Python code read `value` from `node`."""
-        self.guards[Guard(kind, node.name, value, str(current_source()))] = None
+        self.guards[TracedGuard(kind, node.name, value, str(current_source()))] = None
 
     def node_of(self, tensor: Tensor) -> Node:
         """Return the node that computes what `tensor` holds now; tensors from elsewhere become constants."""
@@ -233,7 +232,9 @@ class Recorder(TorchFunctionMode):
 
     # Calling
 
-    def _call(self, func: Callable[..., Any], call: operations.Call, args: Any, kwargs: Any, *, in_place: bool) -> Any:
+    def _call(
+        self, func: Callable[..., Any], call: operations.RecordedCall, args: Any, kwargs: Any, *, in_place: bool
+    ) -> Any:
         """Run `func` for its value and record `call` for it."""
         op, target, call_args, call_kwargs = call
         call_args, call_kwargs = self._argument(tuple(call_args)), self._argument(call_kwargs)
@@ -384,7 +385,7 @@ class Recorder(TorchFunctionMode):
         entry = self.memory.find(tensor)
         return entry is not None and entry.node in self._dependent
 
-    def _where(self, source: Source | None = None) -> str:
+    def _where(self, source: SourceLine | None = None) -> str:
         path, kind = self.modules[-1] if self.modules else ("", "")
         line = source or current_source()
         return f"{line} in module {path!r} ({kind})" if kind else str(line)

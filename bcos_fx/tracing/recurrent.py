@@ -35,7 +35,7 @@ _CANDIDATE = {"LSTM": 2, "GRU": 2, "RNN": 0}
 """Which of the blocks of rows of the weights belongs to the candidate: i f g o, r z n, or the one."""
 
 
-class Step(nn.Module):
+class RecurrentStep(nn.Module):
     """One step of a recurrent layer, in one direction, with linear layers for its parts.
 
     Args:
@@ -178,7 +178,7 @@ def _layers(layer: nn.RNNBase, x: Tensor, given: State | None, run: Any) -> tupl
 
 
 def _run(
-    step: Step, x: Tensor, given: State | None, *, backwards: bool, lengths: Tensor | None = None
+    step: RecurrentStep, x: Tensor, given: State | None, *, backwards: bool, lengths: Tensor | None = None
 ) -> tuple[Tensor, State]:
     """Run one layer in one direction on (N, T, features); beyond a sample's length its state stays, and it shows 0."""
     steps = list(zip(*(part.unbind(1) for part in step.read(x)), strict=True))
@@ -263,7 +263,7 @@ def rows_of(data: Tensor, batch_sizes: Tensor) -> Tensor:
 def cell_forward(self: nn.RNNCellBase, input: Tensor, hx: Any = None) -> Any:
     """Return the next state, as ``nn.LSTMCell``, ``nn.GRUCell`` and ``nn.RNNCell`` do; (N, features) or (features,)."""
     step = self._modules["step"]
-    assert isinstance(step, Step)  # for the type alone
+    assert isinstance(step, RecurrentStep)  # for the type alone
     read = step.read(input)
     given = hx if hx is None or isinstance(hx, tuple) else (hx,)
     state = step(read, step.start(read, given))
@@ -306,17 +306,19 @@ def _write_out_layer(layer: nn.RNNBase) -> None:
     for suffix in suffixes:
         weights = (stored[f"weight_ih_l{suffix}"], stored[f"weight_hh_l{suffix}"])
         biases = (stored[f"bias_ih_l{suffix}"], stored[f"bias_hh_l{suffix}"]) if layer.bias else None
-        steps[f"layer_{suffix}"] = Step(kind, weights, biases, stored.get(f"weight_hr_l{suffix}"), activation)  # type: ignore[arg-type]
+        steps[f"layer_{suffix}"] = RecurrentStep(kind, weights, biases, stored.get(f"weight_hr_l{suffix}"), activation)  # type: ignore[arg-type]
     _exchange(layer, steps, layer_forward)
 
 
 def _write_out_cell(cell: nn.RNNCellBase, kind: str) -> None:
     biases = (cell.bias_ih, cell.bias_hh) if cell.bias else None
-    step = Step(kind, (cell.weight_ih, cell.weight_hh), biases, None, str(getattr(cell, "nonlinearity", "tanh")))
+    step = RecurrentStep(
+        kind, (cell.weight_ih, cell.weight_hh), biases, None, str(getattr(cell, "nonlinearity", "tanh"))
+    )
     _exchange(cell, {"step": step}, cell_forward)
 
 
-def _exchange(module: nn.Module, steps: dict[str, Step], forward: Any) -> None:
+def _exchange(module: nn.Module, steps: dict[str, RecurrentStep], forward: Any) -> None:
     module._parameters.clear()
     module._modules.update(steps)
     kind = type(module)

@@ -20,7 +20,7 @@ _ENTRY = os.path.join(_TRACING, "tracer.py")
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceLine:
     """A line of code: base name of its file, its number from 1, its text without the indentation."""
 
     file: str
@@ -32,11 +32,11 @@ class Source:
         return f"{place}: {self.text}" if self.text else place
 
 
-_TOLD: ContextVar[Source | None] = ContextVar("the line that a call came from", default=None)
+_TOLD: ContextVar[SourceLine | None] = ContextVar("the line that a call came from", default=None)
 
 
 @contextlib.contextmanager
-def telling(source: Source | None) -> Iterator[None]:
+def telling(source: SourceLine | None) -> Iterator[None]:
     """While this lasts, calls come from this line, whatever is running; None changes nothing."""
     token = _TOLD.set(source)
     try:
@@ -50,7 +50,7 @@ def is_torchs(filename: str) -> bool:
     return filename.startswith(_TORCH)
 
 
-def current_source() -> Source:
+def current_source() -> SourceLine:
     """Find the innermost running line that is neither PyTorch's nor the tracer's.
 
     A model made of PyTorch's own containers has no such line; then it is the innermost line of a container.
@@ -59,7 +59,7 @@ def current_source() -> Source:
     if told is not None:
         return told
     frame = sys._getframe(1)
-    container: Source | None = None
+    container: SourceLine | None = None
     while frame is not None and frame.f_code.co_filename != _ENTRY:
         name = frame.f_code.co_filename
         if not name.startswith((_TORCH, _TRACING)):
@@ -69,10 +69,10 @@ def current_source() -> Source:
         if frame.f_back is None:
             break
         frame = frame.f_back
-    return container or Source("the module itself", 0, "")
+    return container or SourceLine("the module itself", 0, "")
 
 
-def error_source(error: BaseException) -> Source | None:
+def error_source(error: BaseException) -> SourceLine | None:
     """Find the innermost line, neither PyTorch's nor the tracer's, of those that an error came through."""
     found, trace = None, error.__traceback__
     while trace is not None:
@@ -100,5 +100,5 @@ def is_running(codes: frozenset[CodeType]) -> bool:
     return False
 
 
-def _at(filename: str, line: int) -> Source:
-    return Source(os.path.basename(filename), line, linecache.getline(filename, line).strip())
+def _at(filename: str, line: int) -> SourceLine:
+    return SourceLine(os.path.basename(filename), line, linecache.getline(filename, line).strip())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from bcos_fx.errors import BcosFxError, TraceError, UsageError
 from bcos_fx.tracing.arguments import LEAVE_WHOLE
 from bcos_fx.tracing.caches import passed_by
 from bcos_fx.tracing.graph_module import GraphModule
-from bcos_fx.tracing.guards import Guard
-from bcos_fx.tracing.inputs import ExampleError, Inputs, advice, bind, check_state, select_output
+from bcos_fx.tracing.guards import TracedGuard
+from bcos_fx.tracing.inputs import BoundInputs, ExampleError, ExampleInputs, advice, bind, check_state, select_output
 from bcos_fx.tracing.kernels import KernelWatch
 from bcos_fx.tracing.modes import TRANSFORMED, gradients_told, is_transforming, own_modes
 from bcos_fx.tracing.modules import (
@@ -85,7 +85,7 @@ class Trace:
     """
 
     graph_module: GraphModule
-    guards: tuple[Guard, ...]
+    guards: tuple[TracedGuard, ...]
     notes: tuple[str, ...]
     own_backward: tuple[str, ...]
     unused: tuple[str, ...]
@@ -95,7 +95,7 @@ class Trace:
 
 def trace(
     module: nn.Module,
-    example_inputs: Tensor | Sequence[Any] | Mapping[str, Any],
+    example_inputs: ExampleInputs,
     *,
     output: int | str | None = None,
     leaf_modules: Leaves = (),
@@ -144,7 +144,7 @@ def trace(
 
 
 def _record(
-    root: nn.Module, inputs: Inputs, output: int | str | None, leaf_modules: Leaves, recorder: Recorder
+    root: nn.Module, inputs: BoundInputs, output: int | str | None, leaf_modules: Leaves, recorder: Recorder
 ) -> Tensor:
     """Run `root` once under `recorder`; return the selected output."""
     for name, tensor in inputs.named.items():
@@ -170,7 +170,7 @@ def _state(root: nn.Module) -> dict[str, Tensor]:
 
 
 def _evaluated(
-    root: nn.Module, inputs: Inputs, example: Any, output: int | str | None, leaf_modules: Leaves
+    root: nn.Module, inputs: BoundInputs, example: Any, output: int | str | None, leaf_modules: Leaves
 ) -> tuple[Recorder, Tensor]:
     recorder = _recorder(root)
     kept = attributes(root)
@@ -184,7 +184,7 @@ def _evaluated(
 
 
 def _check_repeats(
-    root: nn.Module, inputs: Inputs, output: int | str | None, expected: Tensor, kept: Attributes
+    root: nn.Module, inputs: BoundInputs, output: int | str | None, expected: Tensor, kept: Attributes
 ) -> None:
     """Run `root` once more: with state that it changes itself, it gives something else."""
     torch.manual_seed(0)
@@ -299,7 +299,7 @@ def _follow_precision(
     root: nn.Module,
     evaluated: Recorder,
     graph_module: GraphModule,
-    inputs: Inputs,
+    inputs: BoundInputs,
     output: int | str | None,
     leaf_modules: Leaves,
 ) -> tuple[str, ...]:
@@ -324,7 +324,7 @@ def _follow_precision(
     return ()
 
 
-def _confirm(graph_module: GraphModule, inputs: Inputs, expected: Tensor) -> float:
+def _confirm(graph_module: GraphModule, inputs: BoundInputs, expected: Tensor) -> float:
     """Run the graph on the example: a difference means that something was not seen. Return the largest."""
     with buffers_kept(graph_module):
         actual = graph_module(*inputs.named.values())
@@ -347,7 +347,7 @@ def _on_precision(lines: tuple[str, ...], error: float) -> tuple[str, ...]:
     )
 
 
-def _runner(root: nn.Module, inputs: Inputs, output: int | str | None) -> Callable[[list[Tensor]], Tensor]:
+def _runner(root: nn.Module, inputs: BoundInputs, output: int | str | None) -> Callable[[list[Tensor]], Tensor]:
     """Return what runs the module on other tensors, and leaves its buffers as they are."""
 
     def run(values: list[Tensor]) -> Tensor:

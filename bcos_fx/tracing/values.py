@@ -17,11 +17,13 @@ from bcos_fx.errors import TraceError
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.graph_module import GraphModule
 
-Run = Callable[[list[Tensor]], Tensor]
+RunGraph = Callable[[list[Tensor]], Tensor]
 Agree = Callable[[Tensor, Tensor], bool]
 
 
-def drop_needless_checks(graph_module: GraphModule, inputs: list[Tensor], run: Run, agree: Agree) -> tuple[str, ...]:
+def drop_needless_checks(
+    graph_module: GraphModule, inputs: list[Tensor], run: RunGraph, agree: Agree
+) -> tuple[str, ...]:
     """Take out of a graph, in place, the checks of numbers that it is right without.
 
     Args:
@@ -55,7 +57,9 @@ def _others(inputs: list[Tensor]) -> Iterator[list[Tensor]]:
         yield changed
 
 
-def _holds_without(graph_module: GraphModule, check: Node, others: list[list[Tensor]], run: Run, agree: Agree) -> bool:
+def _holds_without(
+    graph_module: GraphModule, check: Node, others: list[list[Tensor]], run: RunGraph, agree: Agree
+) -> bool:
     """Whether the module computes what the graph does where the number is another; False where none was found."""
     told = [values for values in others if _refuses(_with_checks(graph_module, {check.name}), values)]
     unchecked = _with_checks(graph_module, set())

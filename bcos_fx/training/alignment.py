@@ -15,7 +15,7 @@ from bcos_fx.nn.families import fits
 from bcos_fx.training.places import places_of_phase
 from bcos_fx.training.schedule import Fade, Rise
 
-Scheduled = TypeVar("Scheduled", Rise, Fade)
+S = TypeVar("S", Rise, Fade)
 
 
 class Alignment(nn.Module):
@@ -102,7 +102,7 @@ class Alignment(nn.Module):
         return sum(layer.b for layer in self._all) / len(self._all) if self._all else 1.0
 
 
-def first_named(schedules: Sequence[Scheduled], path: str, network: nn.Module) -> Scheduled | None:
+def first_named(schedules: Sequence[S], path: str, network: nn.Module) -> S | None:
     """Return the first schedule whose pattern fits the path or the family of a network's module."""
     layer = network.get_submodule(path)
     return next((schedule for schedule in schedules if fits(schedule.layers, path, layer)), None)
@@ -114,7 +114,7 @@ def was_chosen(path: str, network: BcosNetwork) -> bool:
     return isinstance(b, Mapping) and any(fits(pattern, path, network.get_submodule(path)) for pattern in b)
 
 
-def check_named(schedules: Sequence[Scheduled], paths: Sequence[str], used: Sequence[Scheduled], what: str) -> None:
+def check_named(schedules: Sequence[S], paths: Sequence[str], used: Sequence[S], what: str) -> None:
     """Check that every schedule decides about a layer.
 
     Raises:

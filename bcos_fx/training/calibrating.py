@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from bcos_fx.calibration import Targets, calibrate_, measure_original
 from bcos_fx.network import BcosNetwork
 
-Calibration = Callable[[BcosNetwork, Sequence[Tensor], Mapping[str, float]], object]
+CalibrationFunction = Callable[[BcosNetwork, Sequence[Tensor], Mapping[str, float]], object]
 """Called with a network, to be changed in place, with batches of its input images, and with the path of a layer -> the
 share in [0, 1] of its constant that the schedule leaves it."""
 
 
-def usual_calibration(reference: nn.Module | None) -> Calibration:
+def usual_calibration(reference: nn.Module | None) -> CalibrationFunction:
     """Return :func:`~bcos_fx.calibration.calibrate_` for a network whose B rises while it is trained.
 
     Args:

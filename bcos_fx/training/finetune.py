@@ -25,7 +25,7 @@ from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.locking import holding
 from bcos_fx.network import BcosNetwork
 from bcos_fx.seeding import preserved
-from bcos_fx.training.calibrating import Calibration, usual_calibration
+from bcos_fx.training.calibrating import CalibrationFunction, usual_calibration
 from bcos_fx.training.data import Replayable, Samples, images_of, testing_loader, training_loader
 from bcos_fx.training.heads import Head
 from bcos_fx.training.identity import identity, name_of, of_images
@@ -66,7 +66,7 @@ def finetune(
     recipe: str | Path | Training | None = None,
     validation: Any = None,
     original: nn.Module | None = None,
-    calibration: Calibration | None = None,
+    calibration: CalibrationFunction | None = None,
     head: str = "keep",
     class_names: Sequence[str] | None = None,
     from_scratch: bool = False,
@@ -288,7 +288,7 @@ def _first_images(test: Loader | None) -> Tensor | None:
 
 
 def _calibration(
-    calibration: Calibration | None,
+    calibration: CalibrationFunction | None,
     source: ImageSource | None,
     preprocessing: Preprocessing | None,
     training: Training,

@@ -266,10 +266,10 @@ def _loss(table: Table) -> dict[str, Any]:
 
 
 Made = TypeVar("Made")
-Scheduled = TypeVar("Scheduled", Rise, Fade, Taper)
+S = TypeVar("S", Rise, Fade, Taper)
 
 
-def _scheduled(table: Table, kind: type[Scheduled]) -> Scheduled:
+def _scheduled(table: Table, kind: type[S]) -> S:
     given = _fields(table, kind)
     course = _fields(table, Course)
     return _made(table, kind, {**given, "course": _checked(table, Course, course)})

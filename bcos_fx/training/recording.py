@@ -74,7 +74,7 @@ class Epoch:
         return ", ".join([*parts, f"{self.seconds:.0f} s"])
 
 
-class Recorder(Callback):
+class HistoryRecorder(Callback):
     """Writes history, gallery and checkpoint.
 
     Args:

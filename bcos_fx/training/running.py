@@ -26,7 +26,7 @@ from bcos_fx.errors import MissingExtraError, TrainingError, UsageError, nearest
 from bcos_fx.training.checkpoints import NAME, WholeCheckpoints, check_identity, read_checkpoint
 from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.recipe import Training
-from bcos_fx.training.recording import Epoch, Recorder
+from bcos_fx.training.recording import Epoch, HistoryRecorder
 from bcos_fx.training.settings import RunSettings
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -65,7 +65,7 @@ class Fitting:
         self.module = FineTuning(self.network, self.training, lambda: len(train), self.original, self.calibration)
         if self.training.channels_last:
             self.network.to(memory_format=torch.channels_last)
-        recorder = Recorder(train, settings, identity=self.identity, names=self.classes)
+        recorder = HistoryRecorder(train, settings, identity=self.identity, names=self.classes)
         bar = [RichProgressBar(console_kwargs={"stderr": True})] if settings.progress else []
         with self._quiet():
             made = self._trainer(

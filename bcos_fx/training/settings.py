@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-Measure = Callable[[nn.Module], float]
+P = ParamSpec("P")
+T = TypeVar("T")
+ValidationMetric = Callable[[nn.Module], float]
 
 
 def _silent(message: object) -> None:
@@ -52,7 +52,7 @@ class RunSettings:
     checkpoint_steps: int = 0
     loggers: Sequence[str] = ()
     gallery: Tensor | None = None
-    measures: Mapping[str, Measure] = field(default_factory=dict)
+    measures: Mapping[str, ValidationMetric] = field(default_factory=dict)
     measure_every: int | Collection[int] = 1
     workers: int = 0
     accelerator: str = "auto"
@@ -81,12 +81,12 @@ def settings_of(run: RunSettings | str | Path | None) -> RunSettings:
 _FORMER = {"told": "on_epoch", "notice": "log"}
 
 
-def with_former_keywords(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def with_former_keywords(function: Callable[P, T]) -> Callable[P, T]:
     """Let ``finetune`` take its keywords of the previous release too, with a DeprecationWarning."""
     own = {f.name for f in dataclasses.fields(RunSettings)}
 
     @functools.wraps(function)
-    def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         given: dict[str, Any] = dict(kwargs)
         changed: dict[str, str] = {}
         if "reference" in given:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from bcos_fx.nn import InputEncoding
 from bcos_fx.rewriting.core.passes import Engine
-from bcos_fx.rewriting.core.rewrite import Step
+from bcos_fx.rewriting.core.rewrite import RuleApplication
 from bcos_fx.rewriting.core.rule import PRESERVING_PHASES, Rule
 from bcos_fx.tracing.modules import deep_copy
 from bcos_fx.verification.divergence import first_divergence
@@ -48,7 +48,7 @@ class Blame:
     error: float
 
 
-class _Found(Exception):
+class _CulpritFound(Exception):
     def __init__(self, blame: Blame, step: int) -> None:
         self.blame, self.step = blame, step
         super().__init__(blame)
@@ -71,7 +71,7 @@ class _Check:
             self.bound = max(bound, ROUNDINGS * self._own_movement())
         self.checked = range(0)
         self._step = 0
-        self._last: tuple[Rule, Step, fx.GraphModule] | None = None
+        self._last: tuple[Rule, RuleApplication, fx.GraphModule] | None = None
 
     def _own_movement(self) -> float:
         """How far the graph as traced moves by rounding, relative to its scale: no rule is to blame for that."""
@@ -87,7 +87,7 @@ class _Check:
         """Count applications from 1 again, and check those whose number is in ``checked``."""
         self.checked, self._step, self._last = checked, 0, None
 
-    def __call__(self, rule: Rule, step: Step, graph_module: fx.GraphModule) -> None:
+    def __call__(self, rule: Rule, step: RuleApplication, graph_module: fx.GraphModule) -> None:
         self._step += 1
         self._last = rule, step, graph_module
         if self._step in self.checked:
@@ -98,7 +98,7 @@ class _Check:
         if self._last is not None and self._step not in self.checked:
             self._compare(*self._last)
 
-    def _compare(self, rule: Rule, step: Step, graph_module: fx.GraphModule) -> None:
+    def _compare(self, rule: Rule, step: RuleApplication, graph_module: fx.GraphModule) -> None:
         inputs = self.encoded if is_encoded(graph_module) else self.original
         error = self._error(graph_module, inputs)
         if error <= self.bound:
@@ -106,7 +106,7 @@ class _Check:
         divergence = first_divergence(self.traced, graph_module, self.original, inputs, tolerance=self.bound)
         source = next((n.meta.get("source") for n in graph_module.graph.nodes if n.name == step.node), None)
         blame = Blame(rule.name, rule.origin, step.node, divergence.node if divergence else None, source, error)
-        raise _Found(blame, self._step)
+        raise _CulpritFound(blame, self._step)
 
     def _error(self, graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> float:
         return _distance(self.expected, graph_module, inputs)
@@ -154,12 +154,12 @@ def find_culprit(
     check = _Check(traced, transform(encoded), encoded, tolerance)
     again = dataclasses.replace(engine, after_step=check, progress=None)
 
-    def first_bad(checked: range) -> _Found | None:
+    def first_bad(checked: range) -> _CulpritFound | None:
         check.begin(checked)
         try:
             again.run(_double(retrace()), PRESERVING_PHASES)
             check.finish()
-        except _Found as found:
+        except _CulpritFound as found:
             return found
         return None
 

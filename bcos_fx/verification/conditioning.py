@@ -11,10 +11,8 @@ from bcos_fx.verification.equivalence import Verification
 
 _CONTRAST = 0.25
 
-Inputs = tuple[Tensor, ...]
 
-
-def well_conditioned(prove: Callable[[Inputs], Verification], inputs: Inputs) -> Verification:
+def well_conditioned(prove: Callable[[tuple[Tensor, ...]], Verification], inputs: tuple[Tensor, ...]) -> Verification:
     """Return the proof on inputs; where rounding hides what it could find, the one on inputs of less contrast.
 
     Args:

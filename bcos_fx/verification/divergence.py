@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from bcos_fx.errors import UsageError
+from bcos_fx.tracing.inputs import ExampleInputs
 from bcos_fx.verification.running import FAILURES
 
 # A value this much smaller than the largest one seen is round-off of a sum that cancels, not a signal.
@@ -40,14 +41,11 @@ class Divergence:
     failure: str | None = None
 
 
-Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
-
-
 def first_divergence(
     original_graph: fx.GraphModule,
     converted_graph: fx.GraphModule,
-    inputs_original: Inputs,
-    inputs_converted: Inputs,
+    inputs_original: ExampleInputs,
+    inputs_converted: ExampleInputs,
     *,
     tolerance: float,
     skip: Collection[str] = (),
@@ -97,7 +95,9 @@ def _computed(graph_module: fx.GraphModule) -> set[str]:
     return {node.name for node in graph_module.graph.nodes if node.op not in ("placeholder", "get_attr")}
 
 
-def _reference(graph_module: fx.GraphModule, inputs: Inputs, names: Collection[str]) -> Iterator[tuple[str, Any]]:
+def _reference(
+    graph_module: fx.GraphModule, inputs: ExampleInputs, names: Collection[str]
+) -> Iterator[tuple[str, Any]]:
     for node, value, failure in _values(graph_module, inputs):
         if failure is not None:
             raise UsageError(
@@ -109,7 +109,7 @@ def _reference(graph_module: fx.GraphModule, inputs: Inputs, names: Collection[s
             yield node.name, value
 
 
-def _values(graph_module: fx.GraphModule, inputs: Inputs) -> Iterator[tuple[fx.Node, Any, Exception | None]]:
+def _values(graph_module: fx.GraphModule, inputs: ExampleInputs) -> Iterator[tuple[fx.Node, Any, Exception | None]]:
     """Yield each node with its value as it is computed, or with the error it raised, which ends the run."""
     interpreter = fx.Interpreter(graph_module)
     interpreter.args_iter = iter(_arguments(graph_module, inputs))
@@ -124,7 +124,7 @@ def _values(graph_module: fx.GraphModule, inputs: Inputs) -> Iterator[tuple[fx.N
             del interpreter.env[spent]
 
 
-def _arguments(graph_module: fx.GraphModule, inputs: Inputs) -> list[Any]:
+def _arguments(graph_module: fx.GraphModule, inputs: ExampleInputs) -> list[Any]:
     if isinstance(inputs, Tensor):
         return [inputs]
     if isinstance(inputs, Mapping):

@@ -32,7 +32,7 @@ from bcos_fx.verification.running import (
     storages,
     transformed,
 )
-from bcos_fx.verification.samples import Batch, extend, gather, imagine, jitter, other_sizes, resize
+from bcos_fx.verification.samples import CallInputs, extend, gather, imagine, jitter, other_sizes, resize
 from bcos_fx.verification.sensitivity import settle
 
 
@@ -211,7 +211,7 @@ def _tolerance(dtype: torch.dtype, tolerance: float | None, batch_sizes: Sequenc
     return tolerance
 
 
-def _made_up(original: nn.Module, converted: nn.Module, count: int, *, seed: int) -> Batch:
+def _made_up(original: nn.Module, converted: nn.Module, count: int, *, seed: int) -> CallInputs:
     shape = getattr(converted, "input_shape", None) or getattr(original, "input_shape", None)
     if shape is None:
         raise UsageError(
@@ -221,7 +221,7 @@ def _made_up(original: nn.Module, converted: nn.Module, count: int, *, seed: int
     return imagine(tuple(shape), count, seed=seed)
 
 
-def _eval_cases(batch: Batch, batch_sizes: Sequence[int]) -> list[Case]:
+def _eval_cases(batch: CallInputs, batch_sizes: Sequence[int]) -> list[Case]:
     """Cut the samples into one batch of each size, and what is left into batches of the largest."""
     cases, start = [], 0
     for size in batch_sizes:
@@ -242,7 +242,7 @@ def _with_gradient(cases: Sequence[Case], *, seed: int) -> list[Case]:
     return [moved if case is chosen else case for case in cases]
 
 
-def _size_cases(batch: Batch, sizes: Sequence[Sequence[int]] | None) -> list[Case]:
+def _size_cases(batch: CallInputs, sizes: Sequence[Sequence[int]] | None) -> list[Case]:
     if sizes and (batch.image is None or any(len(size) != batch.image.dim() - 2 for size in sizes)):
         raise UsageError(
             f"sizes {[tuple(size) for size in sizes]} do not fit inputs of {batch.describe()}",
@@ -256,7 +256,7 @@ def _size_cases(batch: Batch, sizes: Sequence[Sequence[int]] | None) -> list[Cas
     return cases
 
 
-def _train_cases(batch: Batch, size: int, *, gradients: bool, seed: int) -> list[Case]:
+def _train_cases(batch: CallInputs, size: int, *, gradients: bool, seed: int) -> list[Case]:
     """Train mode needs more than one sample; the run in eval mode after it sees the statistics it left."""
     chosen = batch.take(0, max(size, 2))
     noisy, gradient = (jitter(chosen, seed=seed), "train, input gradient") if gradients else (chosen, "")
@@ -265,7 +265,7 @@ def _train_cases(batch: Batch, size: int, *, gradients: bool, seed: int) -> list
 
 
 def _check_original(
-    cases: Sequence[Case], outcomes: Sequence[Outcome], batch: Batch, sizes: Sequence[Sequence[int]] | None
+    cases: Sequence[Case], outcomes: Sequence[Outcome], batch: CallInputs, sizes: Sequence[Sequence[int]] | None
 ) -> None:
     """Tell a caller whose inputs do not suit the original, rather than call the networks different."""
     plain = [outcome for case, outcome in zip(cases, outcomes, strict=True) if case.group == "eval"]
@@ -347,7 +347,7 @@ def _blame(
     result: Verification,
     original: nn.Module,
     converted: nn.Module,
-    batch: Batch,
+    batch: CallInputs,
     transform: Callable[[Tensor], Tensor] | None,
 ) -> Verification:
     """Name the first node that differs in eval mode, if both networks are graphs and there is one."""

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Verdict = Literal["equal", "different", "not tested"]
+EqualityVerdict = Literal["equal", "different", "not tested"]
 
 # Below this share of its scale an output is a constant with noise, and comparing it proves nothing.
 LEAST_SPREAD = 1e-5
@@ -40,7 +40,7 @@ class Comparison:
     scale: float
     spread: float
     relative: float
-    verdict: Verdict
+    verdict: EqualityVerdict
     sensitivity: float = 0.0
 
 
@@ -124,7 +124,7 @@ def _compare_one(name: str, a: Tensor, b: Tensor, *, spread: float | None, toler
     scale, error = _scale(a), _error(a, b)
     unit = scale if spread is None else min(scale, spread)
     relative = 0.0 if error == 0 else error / unit if unit > 0 else math.inf
-    verdict: Verdict = "equal" if relative <= tolerance else "different"
+    verdict: EqualityVerdict = "equal" if relative <= tolerance else "different"
     silent = spread is not None and spread <= LEAST_SPREAD * scale
     # A large error is a difference even where the output hardly varies; only a small one proves nothing there.
     if error <= tolerance * scale and (silent or not bool(torch.isfinite(a).all())):

@@ -21,10 +21,10 @@ from torch.overrides import TorchFunctionMode
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.tracing import own_modes
 from bcos_fx.tracing.modules import deep_copy
-from bcos_fx.verification.samples import Batch
+from bcos_fx.verification.samples import CallInputs
 from bcos_fx.verification.widening import Widened
 
-Network = TypeVar("Network", bound=nn.Module)
+M = TypeVar("M", bound=nn.Module)
 
 # What a forward may raise when an input does not suit it; anything else is a defect and is let through.
 FAILURES = (
@@ -53,7 +53,7 @@ class Case:
     """
 
     name: str
-    batch: Batch
+    batch: CallInputs
     group: str
     training: bool = False
     gradient: str = ""
@@ -100,7 +100,7 @@ def storages(module: nn.Module) -> frozenset[int]:
     return frozenset(addresses - {0})
 
 
-def isolated_copy(module: Network, *, dtype: torch.dtype, apart_from: frozenset[int], role: str) -> Network:
+def isolated_copy(module: M, *, dtype: torch.dtype, apart_from: frozenset[int], role: str) -> M:
     """Copy a module, in ``dtype`` and eval mode, and make sure that the copy shares no memory.
 
     Args:
@@ -229,7 +229,7 @@ def _run(
     return Outcome(_at_rest(outputs), gradient=_way_back(outputs, leaves, seed=seed) if case.gradient else None)
 
 
-def _way_back(outputs: Mapping[str, Tensor], leaves: Batch, *, seed: int) -> Outcome:
+def _way_back(outputs: Mapping[str, Tensor], leaves: CallInputs, *, seed: int) -> Outcome:
     """Return the input gradients, or the error on the way to them; the outputs are kept in either case."""
     try:
         return Outcome(_at_rest(_input_gradients(outputs, leaves, seed=seed)))
@@ -241,7 +241,7 @@ def _at_rest(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {place: value.detach().cpu() for place, value in values.items()}
 
 
-def placed(batch: Batch, module: nn.Module, *, dtype: torch.dtype) -> Batch:
+def placed(batch: CallInputs, module: nn.Module, *, dtype: torch.dtype) -> CallInputs:
     """Copy a batch to the module's device, its floating-point tensors in ``dtype``."""
     first = next((tensor for tensor in (*module.parameters(), *module.buffers())), None)
     device = first.device if first is not None else batch.tensors[0].device
@@ -252,7 +252,7 @@ def placed(batch: Batch, module: nn.Module, *, dtype: torch.dtype) -> Batch:
     return batch.map(place)
 
 
-def transformed(batch: Batch, transform: Callable[[Tensor], Tensor] | None) -> Batch:
+def transformed(batch: CallInputs, transform: Callable[[Tensor], Tensor] | None) -> CallInputs:
     """Apply ``transform`` to the first tensor of a batch."""
     if transform is None:
         return batch
@@ -276,7 +276,7 @@ def _flat(value: object, place: str = "output") -> Iterator[tuple[str, Tensor]]:
             yield from _flat(getattr(value, field.name), f"{place}.{field.name}")
 
 
-def _input_gradients(outputs: Mapping[str, Tensor], leaves: Batch, *, seed: int) -> dict[str, Tensor]:
+def _input_gradients(outputs: Mapping[str, Tensor], leaves: CallInputs, *, seed: int) -> dict[str, Tensor]:
     """Gradient of a fixed random projection of all outputs, for each floating-point input; zeros where none flows."""
     generator = torch.Generator().manual_seed(seed)
     total: Tensor | None = None

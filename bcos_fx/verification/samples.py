@@ -26,7 +26,7 @@ _INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True)
-class Batch:
+class CallInputs:
     """The tensors of one call of a network.
 
     Attributes:
@@ -49,20 +49,20 @@ class Batch:
         arguments = self.arguments
         return module(**arguments) if isinstance(arguments, dict) else module(*arguments)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, change: Callable[[Tensor], Tensor]) -> CallInputs:
         """Apply ``change`` to every tensor."""
         return replace(self, tensors=tuple(change(tensor) for tensor in self.tensors))
 
-    def per_sample(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def per_sample(self, change: Callable[[Tensor], Tensor]) -> CallInputs:
         """Apply ``change`` to the tensors that hold one sample per row, and count the rows again."""
         changed = tuple(change(t) if self.is_batched(t) else t for t in self.tensors)
-        return Batch(changed, self.names, changed[0].shape[0])
+        return CallInputs(changed, self.names, changed[0].shape[0])
 
     def is_batched(self, tensor: Tensor) -> bool:
         """Whether a tensor holds one sample per row; others (a mask for all samples, say) are passed whole."""
         return tensor.dim() > 0 and tensor.shape[0] == self.count
 
-    def take(self, start: int, stop: int) -> Batch:
+    def take(self, start: int, stop: int) -> CallInputs:
         """Select the samples from ``start`` up to ``stop``, as a copy."""
         return self.per_sample(lambda tensor: tensor[start:stop].clone())
 
@@ -78,7 +78,7 @@ class Batch:
         return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in self.tensors)
 
 
-def gather(inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Batch:
+def gather(inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> CallInputs:
     """Take a caller's inputs as detached tensors; nothing of the caller's is changed by what follows.
 
     Args:
@@ -107,7 +107,7 @@ def gather(inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> Batch:
             f"the first input has shape {tuple(tensors[0].shape)}: no samples",
             hint="give at least one sample, in the first dimension",
         )
-    return Batch(tensors, names, tensors[0].shape[0])
+    return CallInputs(tensors, names, tensors[0].shape[0])
 
 
 def _checked(value: object, index: int) -> Tensor:
@@ -129,7 +129,7 @@ def _checked(value: object, index: int) -> Tensor:
     return value.detach()
 
 
-def imagine(shape: Sequence[int], count: int, *, seed: int) -> Batch:
+def imagine(shape: Sequence[int], count: int, *, seed: int) -> CallInputs:
     """Make up ``count`` samples (count, *shape) in [0, 1), float64, that differ strongly from each other.
 
     Args:
@@ -143,7 +143,7 @@ def imagine(shape: Sequence[int], count: int, *, seed: int) -> Batch:
     for index in range(count):
         structure = kinds[index % len(kinds)](tuple(shape), generator)
         samples.append((1 - _NOISE) * structure + _NOISE * _noise(tuple(shape), generator))
-    return Batch((torch.stack(samples),), None, count)
+    return CallInputs((torch.stack(samples),), None, count)
 
 
 def _noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -178,7 +178,7 @@ def _bright(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return 1 - _dark(shape, generator)
 
 
-def extend(batch: Batch, count: int, *, seed: int) -> Batch:
+def extend(batch: CallInputs, count: int, *, seed: int) -> CallInputs:
     """Add samples until there are ``count``: given ones with their values shuffled, so in the same range.
 
     A shuffled sample holds only values that the given one holds, so class indices and tokens stay valid.
@@ -202,7 +202,7 @@ def _shuffled(row: Tensor, generator: torch.Generator) -> Tensor:
     return (row + shuffled) / 2 if row.is_floating_point() else shuffled
 
 
-def jitter(batch: Batch, *, seed: int) -> Batch:
+def jitter(batch: CallInputs, *, seed: int) -> CallInputs:
     """Blend a thousandth of noise into floating-point tensors, within their range, to break ties between pixels."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -216,7 +216,7 @@ def jitter(batch: Batch, *, seed: int) -> Batch:
     return batch.map(blend)
 
 
-def nudge(batch: Batch, *, seed: int) -> Batch:
+def nudge(batch: CallInputs, *, seed: int) -> CallInputs:
     """Round every floating-point value the other way: each moves up or down by one unit in its last place."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -229,13 +229,13 @@ def rounded_otherwise(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return torch.nextafter(tensor, torch.where(up, math.inf, -math.inf).to(tensor))
 
 
-def resize(batch: Batch, size: Sequence[int]) -> Batch:
+def resize(batch: CallInputs, size: Sequence[int]) -> CallInputs:
     """Interpolate the one image argument to another spatial size."""
     mode = _INTERPOLATION[len(size)]
     return batch.map(lambda image: F.interpolate(image, size=list(size), mode=mode, align_corners=False))
 
 
-def other_sizes(batch: Batch) -> Iterator[tuple[int, ...]]:
+def other_sizes(batch: CallInputs) -> Iterator[tuple[int, ...]]:
     """Yield spatial sizes worth trying besides the batch's own: another in all sides, and oblong.
 
     Small sides grow, lest a layer be left without pixels; large ones shrink, which tests as much and costs half.

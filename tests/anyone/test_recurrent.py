@@ -372,7 +372,7 @@ def test_a_wrong_step_is_found(mutant: str, monkeypatch: pytest.MonkeyPatch) -> 
         run = recurrent._run
         monkeypatch.setattr(recurrent, "_run", lambda *given, backwards: run(*given, backwards=False))
     else:
-        monkeypatch.setattr(recurrent.Step, "start", lambda self, read, given: (read[0], read[0]))
+        monkeypatch.setattr(recurrent.RecurrentStep, "start", lambda self, read, given: (read[0], read[0]))
     with pytest.raises(bcos_fx.errors.BcosFxError):
         bcos_fx.bcosify(reader("both directions"), example_inputs=sequences(), recipe="equivalent")
 

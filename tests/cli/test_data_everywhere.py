@@ -152,7 +152,7 @@ def test_the_same_files_are_the_same_tensors_everywhere(
         monkeypatch.setattr(owner, attribute, call)
 
     recorded("evaluate", predictions, "class_outputs", lambda model, images: images)
-    recorded("calibrate", ordered_pass._Run, "_output", lambda self, batch: batch.inputs[0])
+    recorded("calibrate", ordered_pass._CalibrationRun, "_output", lambda self, batch: batch.inputs[0])
     recorded("finetune", FineTuning, "validation_step", lambda self, batch, index: batch[0])
     recorded("explain", explain, "explain", lambda network, images, *_: images)
     data = folder / "data"

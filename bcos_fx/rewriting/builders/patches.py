@@ -78,7 +78,7 @@ def _arrangement(reader: GraphReader, call: Call) -> _Arrangement | str | None:
     stray = [user.name for user in others if user not in nodes and user is not call.node]
     if stray:
         return f"{stray[0]} reads the rearranged pixels too"
-    run = _Run(reader, decoding, nodes)
+    run = _NumberedRun(reader, decoding, nodes)
     axis = -1 if call.op.name == "linear" else 1
     try:
         plain = run.on_plain()
@@ -140,7 +140,7 @@ def _between(reader: GraphReader, last: fx.Node) -> tuple[fx.Node, list[fx.Node]
     return decoding, [node for node in ordered if node in depends]
 
 
-class _Run:
+class _NumberedRun:
     """The nodes between a decoding and a layer, run on numbers that are all different."""
 
     def __init__(self, reader: GraphReader, decoding: fx.Node, nodes: list[fx.Node]) -> None:

@@ -90,17 +90,17 @@ def _holds(value: Any, wanted: Any) -> bool:
 
 
 @dataclass
-class _Found:
+class _PartialMatch:
     """What has been matched so far: see :class:`Hit`."""
 
     nodes: dict[str, fx.Node]
     calls: dict[str, Call]
     stand_in: dict[str, fx.Node]
 
-    def copy(self) -> _Found:
-        return _Found(dict(self.nodes), dict(self.calls), dict(self.stand_in))
+    def copy(self) -> _PartialMatch:
+        return _PartialMatch(dict(self.nodes), dict(self.calls), dict(self.stand_in))
 
-    def take(self, other: _Found) -> None:
+    def take(self, other: _PartialMatch) -> None:
         self.nodes |= other.nodes
         self.calls |= other.calls
         self.stand_in |= other.stand_in
@@ -111,7 +111,7 @@ class _Matcher:
         self.rule, self.reader, self.predicates = rule, reader, predicates
 
     def match(self, node: fx.Node) -> Hit:
-        found = _Found({}, {}, {})
+        found = _PartialMatch({}, {}, {})
         self._node(self.rule.anchor, node, found)
         ordered = [name for name in self.rule.match if name in found.nodes]
         for name in ordered:
@@ -119,7 +119,7 @@ class _Matcher:
         calls = {name: found.calls[name] for name in ordered if name in found.calls}
         return Hit(self.rule, {name: found.nodes[name] for name in ordered}, calls, found.stand_in)
 
-    def _node(self, name: str, node: fx.Node, found: _Found) -> None:
+    def _node(self, name: str, node: fx.Node, found: _PartialMatch) -> None:
         pattern, call = self.rule.match[name], self.reader.call(node)
         wrong = self._wrong_kind(name, pattern, node, call)
         if wrong is not None:
@@ -150,7 +150,7 @@ class _Matcher:
             return f"{node.name} is computed from stored tensors alone, so it is a constant"
         return None
 
-    def _inputs(self, pattern: NodePattern, call: Call, found: _Found) -> None:
+    def _inputs(self, pattern: NodePattern, call: Call, found: _PartialMatch) -> None:
         if not pattern.inputs:
             return
         names_stored = any(name != ANY and PARAMETER in self.rule.match[name].ops for name in pattern.inputs)

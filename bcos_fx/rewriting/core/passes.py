@@ -19,7 +19,7 @@ from bcos_fx.rewriting.core.ops import Vocabulary, vocabulary
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.recipe import Recipe
 from bcos_fx.rewriting.core.registry import BUILDERS, PREDICATES
-from bcos_fx.rewriting.core.rewrite import Rewriter, Step
+from bcos_fx.rewriting.core.rewrite import Rewriter, RuleApplication
 from bcos_fx.rewriting.core.rule import PHASES, Rule
 
 MAX_SWEEPS = 50
@@ -36,7 +36,7 @@ class PassLog:
         near_misses: what almost matched in the end, with reasons.
     """
 
-    steps: list[Step] = field(default_factory=list)
+    steps: list[RuleApplication] = field(default_factory=list)
     near_misses: list[NearMiss] = field(default_factory=list)
 
 
@@ -45,11 +45,11 @@ BEFORE_SWEEP: ContextVar[Callable[[Rule, GraphReader, Mapping[str, Builder], Map
 )
 """Called before each sweep of a rule, wherever the passes run, with the graph as the rule finds it."""
 
-AfterStep = Callable[[Rule, Step, fx.GraphModule], None]
+AfterStep = Callable[[Rule, RuleApplication, fx.GraphModule], None]
 """Called after each application of a rule, with the graph in a runnable state; may raise to stop the passes."""
 
 
-Sweeps = Generator[tuple[Rule, list[Step], Rewriter], None, Returned]
+Sweeps = Generator[tuple[Rule, list[RuleApplication], Rewriter], None, Returned]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Engine:
 
     def sweeps(
         self, graph_module: fx.GraphModule, phases: tuple[str, ...], log: PassLog
-    ) -> Iterator[tuple[Rule, list[Step]]]:
+    ) -> Iterator[tuple[Rule, list[RuleApplication]]]:
         """Rewrite a graph module, in place, and yield each sweep of a rule that changed something.
 
         Args:
@@ -128,13 +128,15 @@ class Engine:
                 return missed
         raise _unsettled(rules, log.steps[before:])
 
-    def _sweep(self, rule: Rule, reader: GraphReader, rewriter: Rewriter) -> tuple[list[Step], list[NearMiss]]:
+    def _sweep(
+        self, rule: Rule, reader: GraphReader, rewriter: Rewriter
+    ) -> tuple[list[RuleApplication], list[NearMiss]]:
         reader.refresh()
         watch = BEFORE_SWEEP.get()
         if watch is not None:
             watch(rule, reader, self.builders, self.predicates)
         missed: list[NearMiss] = []
-        steps: list[Step] = []
+        steps: list[RuleApplication] = []
         anchor = rule.match[rule.anchor]
         for node in list(reader.graph_module.graph.nodes):
             if node in rewriter.erased or not anchor.admits(self.ops.of(node, reader.graph_module), node.target):
@@ -148,7 +150,7 @@ class Engine:
                 self._apply(found, rewriter, steps, missed)
         return steps, missed
 
-    def _apply(self, hit: Hit, rewriter: Rewriter, steps: list[Step], missed: list[NearMiss]) -> None:
+    def _apply(self, hit: Hit, rewriter: Rewriter, steps: list[RuleApplication], missed: list[NearMiss]) -> None:
         done = rewriter.apply(hit)
         if isinstance(done, NearMiss):
             missed.append(done)
@@ -159,7 +161,7 @@ class Engine:
             self.after_step(hit.rule, done, rewriter.graph_module)
 
 
-def _unsettled(rules: list[Rule], steps: list[Step]) -> RewriteError:
+def _unsettled(rules: list[Rule], steps: list[RuleApplication]) -> RewriteError:
     """Name the rules that still fire, at one node that they keep changing."""
     by_name = {rule.name: rule for rule in rules}
     at = steps[-1].node

@@ -30,7 +30,7 @@ LEDGER_INPUT = "_ledger"
 
 
 @dataclass(frozen=True)
-class Step:
+class RuleApplication:
     """One application of a rule.
 
     Attributes:
@@ -92,7 +92,7 @@ class Rewriter:
         """The graph module that is edited."""
         return self._reader.graph_module
 
-    def apply(self, hit: Hit) -> Step | NearMiss:
+    def apply(self, hit: Hit) -> RuleApplication | NearMiss:
         """Carry out a rewrite, or say why its builder refused; then nothing was changed."""
         try:
             built = {name: self._build(hit, name, entry) for name, entry in hit.rule.replace.items()}
@@ -107,7 +107,7 @@ class Rewriter:
                 _rewire(part)
         self.erased |= edit.erased
         label = "removed" if after is None else self._reader.op(after) or str(after.target)
-        return Step(hit.rule.name, hit.rule.phase, name, before, label)
+        return RuleApplication(hit.rule.name, hit.rule.phase, name, before, label)
 
     def finish(self) -> None:
         """Drop what is no longer used, check the graph and make its code again."""
