@@ -22,6 +22,7 @@ from bcos_fx.cli import (
     inspect,
     plan,
     recipes,
+    report,
     rules,
     zoo,
 )
@@ -103,6 +104,7 @@ for _command in (
     explain,
     evaluate,
     export,
+    report,
     inspect,
     rules,
     recipes,

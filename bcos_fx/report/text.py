@@ -80,7 +80,9 @@ def render_head(report: Findings, *, before: Facts = (), after: Facts = (), widt
     """
     lines = io.StringIO()
     console = EscapingConsole(file=lines, width=width, color_system=None, force_terminal=False)
-    console.print(_facts([*before, *_head(report), ("equivalence", _verdict_line(report)), *after]), highlight=False)
+    console.print(
+        _facts([*before, *head_rows(report), ("equivalence", _verdict_line(report)), *after]), highlight=False
+    )
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 
@@ -144,7 +146,7 @@ def _verdict_line(report: Findings) -> str:
 
 
 def _sections(report: Findings, nodes: bool) -> Iterator[tuple[str, RenderableType]]:
-    yield "Conversion", _facts(_head(report))
+    yield "Conversion", _facts(head_rows(report))
     yield "Rules applied", _applied(report)
     yield "Equivalence", _verification(report)
     yield _CHANGE, _drift(report)
@@ -165,7 +167,8 @@ def _sections(report: Findings, nodes: bool) -> Iterator[tuple[str, RenderableTy
         yield _NEXT, Text(step, style="yellow")
 
 
-def _head(report: Findings) -> list[tuple[str, str]]:
+def head_rows(report: Findings) -> list[tuple[str, str]]:
+    """Return recipe, options, inputs and coverage as rows of label and text."""
     options = report.options
     defaults = Options().to_dict()
     changed = [

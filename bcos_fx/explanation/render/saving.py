@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,21 @@ def write_whole(path: Path, contents: bytes) -> None:
         stream.write(contents)
 
 
-def _figure(explanation: Result, form: str) -> bytes:
-    """Render a figure with reproducible bytes and editable text (TrueType fonts, not Type 3)."""
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Draw so that the same figure gives the same bytes, and text that editors can change: TrueType, not Type 3."""
     import matplotlib as mpl  # an extra
 
-    buffer = io.BytesIO()
     settings: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "bcos_fx"}
     with mpl.rc_context(settings), warnings.catch_warnings():
         # Names in a script that the font lacks are drawn as boxes, which the picture itself shows.
         warnings.filterwarnings("ignore", "Glyph ", UserWarning)
+        yield
+
+
+def _figure(explanation: Result, form: str) -> bytes:
+    buffer = io.BytesIO()
+    with reproducible():
         figure(explanation).savefig(buffer, format=form, dpi=110, metadata=_DATELESS[form])
     return buffer.getvalue()
 

@@ -1,0 +1,107 @@
+"""``bcos-fx report``: one decision of a network, with all that an auditor needs to check it."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bcos_fx.cli.console import echo
+from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.errors import UsageError
+from bcos_fx.files import check_target, replacing
+
+NAME = "report"
+EPILOG = """Examples:
+
+bcos-fx report model.safetensors photo.jpg -o report.html --date 2026-11-30
+
+bcos-fx report model.safetensors photo.jpg -o report.pdf --against cat --against lynx
+
+Exit code 0: written. 1: written, and contributions do not add up. 2: bad input.
+"""
+
+
+def run(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted classifier, from bcos-fx convert.")],
+    image: Annotated[Path, typer.Argument(metavar="PHOTO", help="The photograph that was decided about.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to: .html (one file, needs no network) or .pdf.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="The class that is compared with others, by name or index. (default: the predicted one)",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Explain why not this class, by name or index; repeatable. (default: the next in order)",
+            show_default=False,
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, max=20, help="How many of the highest classes are explained.")] = 3,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="Class names, as for explain. (default: those in MODEL)", show_default=False),
+    ] = None,
+    date: Annotated[
+        str, typer.Option(help="The date, as it is to stand in the report; the clock is not read.", show_default=False)
+    ] = "",
+    confidence: Annotated[
+        str,
+        typer.Option(
+            help="How scores become probabilities: softmax or sigmoid. (default: by the loss of the last training that "
+            "MODEL records, else softmax)",
+            show_default=False,
+        ),
+    ] = "",
+    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite the report if it is there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The outcome as JSON on stdout, and nothing else.")] = False,
+) -> None:
+    """Report on one decision: the network, its proof and certificate, and why it decided so and not otherwise.
+
+    The report is one file: what the network is and how it was trained, the equivalence proof and the certificate, the
+    answer with probabilities, explanations of the highest classes, why not another class, all constants, whether the
+    sums add up, and the SHA-256 of both files. The same files and date give the same bytes.
+    """
+    suffix = out.suffix.lower()
+    if suffix not in (".html", ".pdf"):
+        form = suffix or "a file without suffix"
+        raise UsageError(f"a report cannot be written as {form}", hint="-o NAME.html, or -o NAME.pdf")
+    check_target(out, overwrite=force)
+    from bcos_fx.audit import audit
+    from bcos_fx.data.classes import read_classes
+
+    if suffix == ".pdf":
+        from bcos_fx.audit.pdf import pdf as write
+    else:
+        from bcos_fx.audit.page import page as write
+    names = None if classes is None else read_classes(classes)
+    found = audit(
+        model,
+        image,
+        target=_class(target),
+        against=[_class(other) for other in against or ()],
+        top=top,
+        names=names,
+        date=date,
+        confidence=confidence,
+    )
+    contents = write(found)
+    with replacing(out, "the report", overwrite=force) as stream:
+        stream.write(contents)
+    if json:
+        facts = {"file": str(out), "complete": found.complete, "prediction": found.prediction}
+        echo(json_module.dumps(facts | {"probabilities": found.probabilities}, indent=2, sort_keys=True))
+    else:
+        listed = ", ".join(f"{name} {share:.1%}" for name, share in found.probabilities.items())
+        echo(f"Wrote {out}: {listed}.")
+    if not found.complete:
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _class(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text
