@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 import signal
 import threading
 import warnings
@@ -22,7 +24,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from bcos_fx.errors import MissingExtraError, TrainingError, UsageError, nearest
+from bcos_fx.errors import TrainingError, UsageError, nearest
 from bcos_fx.training.checkpoints import NAME, WholeCheckpoints, check_identity, read_checkpoint
 from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.recipe import Training
@@ -126,15 +128,19 @@ class Fitting:
     def _logger(self, name: str) -> Logger:
         if self.folder is None:
             raise UsageError("loggers need a folder", hint="name the run's folder")
-        known = {n.removesuffix("Logger").lower(): n for n in lightning_loggers.__all__ if n != "Logger"}
+        known = {n.removesuffix("Logger").lower(): n for n in lightning_loggers.__all__ if _writes_to_a_folder(n)}
         if name not in known:
             raise UsageError(f"Lightning has no logger {name!r}", hint=nearest(name, known))
         kind: Any = getattr(lightning_loggers, known[name])
         try:
             logger: Logger = kind(save_dir=str(self.folder / "logs"))
         except ModuleNotFoundError as error:
-            library = (error.name or name).partition(".")[0]
-            raise MissingExtraError(library, "train", f"the logger {name!r}") from error
+            named = re.search(r"'([^']+)'", str(error))  # Lightning names the requirement, with its version
+            library = error.name or (named[1] if named else name)
+            raise UsageError(
+                f"the logger {name!r} needs the library {library}, which is not installed",
+                hint=f'pip install "{library}"',
+            ) from error
         return logger
 
     def _run(self, trainer: Trainer, train: Any, test: Any, checkpoint: Path | None) -> None:
@@ -185,3 +191,7 @@ class Fitting:
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
+
+
+def _writes_to_a_folder(logger: str) -> bool:
+    return "save_dir" in inspect.signature(getattr(lightning_loggers, logger)).parameters
