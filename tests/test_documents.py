@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -58,6 +59,14 @@ def blocks(language: str) -> list[tuple[Path, str]]:
         for found, code in _FENCE.findall(path.read_text(encoding="utf-8"))
         if found == language
     ]
+
+
+def imported(code: str) -> set[str]:
+    """The libraries that an example imports."""
+    nodes = list(ast.walk(ast.parse(code)))
+    named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    named |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module is not None}
+    return {name.partition(".")[0] for name in named}
 
 
 def files_of(document: Path) -> dict[str, str]:
@@ -149,7 +158,8 @@ def test_other_commands_are_targets_of_the_makefile(command: str) -> None:
     ids=lambda value: getattr(value, "name", "code"),
 )
 def test_an_example_in_python_runs(path: Path, code: str, tmp_path: Path) -> None:
-    pytest.importorskip(_NEEDED.get(path.name, "torch"))
+    for library in sorted({_NEEDED.get(path.name, "torch"), *imported(code)}):
+        pytest.importorskip(library)
     for name, content in files_of(path).items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     done = run_code(_GIVEN + code, tmp_path, timeout=120)

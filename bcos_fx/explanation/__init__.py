@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from bcos_fx.lazy import lazily
 
 if TYPE_CHECKING:
-    from bcos_fx.explanation.attribution import Contributions
+    from bcos_fx.explanation.attribution import Contributions, contributions_as_arrays
     from bcos_fx.explanation.explanation import Explanation
     from bcos_fx.explanation.result import Constants
     from bcos_fx.explanation.similarity import cosine
     from bcos_fx.explanation.targets import difference
 
-__all__ = ["Constants", "Contributions", "Explanation", "cosine", "difference"]
+__all__ = ["Constants", "Contributions", "Explanation", "contributions_as_arrays", "cosine", "difference"]
 
 __getattr__ = lazily(
     __name__,
@@ -21,6 +21,7 @@ __getattr__ = lazily(
         "Constants": "bcos_fx.explanation.result",
         "Contributions": "bcos_fx.explanation.attribution",
         "Explanation": "bcos_fx.explanation.explanation",
+        "contributions_as_arrays": "bcos_fx.explanation.attribution",
         "cosine": "bcos_fx.explanation.similarity",
         "difference": "bcos_fx.explanation.targets",
     },

@@ -1,9 +1,10 @@
-"""Contributions behind the interface of captum's attribution methods, so that its tools and metrics take them."""
+"""Contributions behind the interfaces of captum and Quantus, so that their tools and metrics take them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -69,6 +70,29 @@ class Contributions:
     def has_convergence_delta(self) -> bool:
         """Say that :meth:`attribute` can return what is left over."""
         return True
+
+
+def contributions_as_arrays(
+    model: nn.Module, inputs: npt.NDArray[Any], targets: npt.NDArray[Any], **options: Any
+) -> npt.NDArray[Any]:
+    """Return the contributions of images, as Quantus calls an explanation function.
+
+    Args:
+        model: a dynamic linear network in eval mode.
+        inputs: (N, C, H, W), or whatever the network takes first; not changed.
+        targets: (N,) indices of outputs.
+        options: what Quantus passes besides, such as ``device``; not used.
+
+    Returns:
+        An array in the shape of ``inputs``.
+
+    Raises:
+        UsageError, VerificationError: as for :meth:`Contributions.attribute`.
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    given, indices = torch.as_tensor(inputs).to(like), torch.as_tensor(targets).long().to(like.device)
+    found: npt.NDArray[Any] = Contributions(model).attribute(given, indices).cpu().numpy()
+    return found
 
 
 def _folded(contributions: Tensor, like: Tensor) -> Tensor:

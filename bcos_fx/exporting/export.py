@@ -19,7 +19,9 @@ from bcos_fx.exporting.graphs import ANY, program
 from bcos_fx.exporting.subjects import Check, ExplanationOfOutputs, Network, Subject
 from bcos_fx.files import check_target, replacing
 from bcos_fx.network import BcosNetwork
+from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.inputs import bind
+from bcos_fx.validation import check_module
 from bcos_fx.verification.samples import imagine
 from bcos_fx.version import __version__
 
@@ -78,7 +80,7 @@ def export(
     explanation: bool = False,
     output: str | None = None,
     source: str | None = None,
-    overwrite: bool = True,
+    overwrite: bool = False,
 ) -> ExportedFile:
     """Write a network, or its explanation, as a graph that runs without this package.
 
@@ -110,6 +112,8 @@ def export(
     form.check_installed()
     if not explanation and (output, source) != (None, None):
         raise UsageError("an output or source was named, and the network is exported", hint="set explanation=True")
+    if not isinstance(model, BcosNetwork):
+        check_module(model := as_module(model))
     if model.training:
         raise UsageError("the network is in train mode, and what is exported is eval mode", hint="call network.eval()")
     names, given = _inputs(model, inputs)

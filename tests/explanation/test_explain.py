@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import bcos_fx
-from bcos_fx.explanation import Contributions, difference
+from bcos_fx.explanation import Contributions, contributions_as_arrays, difference
 from tests.explanation.networks import Embedded, Small, Tokens, converted, images, normalised, small
 
 COUNT = 3
@@ -247,6 +248,8 @@ def test_contributions_serve_captum(network: Any) -> None:
     )
     (alone,) = method.attribute((x,), target=torch.tensor([2, 2, 2]))
     assert torch.equal(alone, attributed)
+    arrays = contributions_as_arrays(network, x.numpy(), np.full(COUNT, 2), device="cpu")
+    np.testing.assert_array_equal(arrays, attributed.numpy())
     sensitivity = metrics.sensitivity_max(method.attribute, x, target=2, perturb_radius=1e-3, n_perturb_samples=2)
     assert sensitivity.shape == (COUNT,)
     with pytest.raises(bcos_fx.BcosFxError, match="2 inputs"):

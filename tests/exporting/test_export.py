@@ -183,7 +183,7 @@ def test_a_file_that_computes_something_else_is_not_written(
     path.write_bytes(b"what was there")
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten()).eval()
     with pytest.raises(VerificationError, match="contributions differ"):
-        bcos_fx.export(network, path, images(size=5), explanation=True)
+        bcos_fx.export(network, path, images(size=5), explanation=True, overwrite=True)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("wrong.pt2", b"what was there")]
 
 
@@ -221,7 +221,7 @@ def test_refusals_say_what_and_where_and_what_to_do(cnn: bcos_fx.BcosNetwork, tm
     squared = nn.Sequential(nn.Linear(4, 4), nn.Softmax(1)).eval()
     assert 'output="logits"' in refused(VerificationError, squared, out, torch.rand(2, 4), explanation=True)
     (tmp_path / "there.onnx").touch()
-    assert "there already" in refused(UsageError, cnn, tmp_path / "there.onnx", overwrite=False)
+    assert "there already" in refused(UsageError, cnn, tmp_path / "there.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["there.onnx"]
 
 
