@@ -95,7 +95,7 @@ def replacing(
     except OSError as problem:
         reason = problem.strerror or problem
         raise error(f"{what} cannot be written: {reason}", where=str(path), hint=hint) from problem
-    except _Refused as problem:
+    except _RefusedPath as problem:
         raise error(f"{what} cannot be written: {problem.what}", where=problem.where, hint=problem.hint) from problem
 
 
@@ -117,14 +117,14 @@ def appending(path: Path, what: str = "the file") -> Iterator[BinaryIO]:
         ) from problem
 
 
-class _Refused(UsageError):
+class _RefusedPath(UsageError):
     """The path itself is refused, whatever is to be written to it."""
 
 
 def _resolved(path: Path, overwrite: bool) -> Path:
     """Return the path without symbolic links, which nothing or a regular file has."""
     if "\0" in os.fspath(path):
-        raise _Refused("the path holds a null character", where=repr(str(path)), hint=PLACE)
+        raise _RefusedPath("the path holds a null character", where=repr(str(path)), hint=PLACE)
     final = Path(os.path.realpath(path))
     try:
         status = os.stat(path)  # through the system, which refuses other people's links in shared folders
@@ -132,18 +132,18 @@ def _resolved(path: Path, overwrite: bool) -> Path:
         _check_folder(final)
         return final
     except OSError as problem:
-        raise _Refused(str(problem.strerror or problem), where=str(path), hint=PLACE) from problem
+        raise _RefusedPath(str(problem.strerror or problem), where=str(path), hint=PLACE) from problem
     special = kind_of_special(status)
     link = "a link to " if path.is_symlink() else ""
     if special is not None:
         folder = stat.S_ISDIR(status.st_mode)
         hint = "name a file in that folder" if folder else "name a regular file; nothing was changed"
-        raise _Refused(f"{path} is {link}{special}, not a file", where=str(path), hint=hint)
+        raise _RefusedPath(f"{path} is {link}{special}, not a file", where=str(path), hint=hint)
     if not final.exists():  # a descriptor's link below /proc, to a file that was removed
-        raise _Refused(f"{path} is an open file without a name", where=str(path), hint=PLACE)
+        raise _RefusedPath(f"{path} is an open file without a name", where=str(path), hint=PLACE)
     if not overwrite:
         hint = "replace it with --force (overwrite=True), or choose another name"
-        raise _Refused(f"{path} is there already", where=str(path), hint=hint)
+        raise _RefusedPath(f"{path} is there already", where=str(path), hint=hint)
     return final
 
 
@@ -152,7 +152,7 @@ def _check_folder(final: Path) -> None:
     if not folder.is_dir():
         near = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
         hint = nearest(folder.name, near[:50]) if near else "make it first"
-        raise _Refused(f"there is no folder {folder}", where=str(final), hint=f"{hint}; name an existing folder")
+        raise _RefusedPath(f"there is no folder {folder}", where=str(final), hint=f"{hint}; name an existing folder")
 
 
 @contextmanager

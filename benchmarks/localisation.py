@@ -28,10 +28,10 @@ from bcos_fx.data.sources import ImageFiles, ImageSource
 from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, fair, open_source
 from bcos_fx.evaluation.localisation import grid_image, play
 from bcos_fx.evaluation.plots import boxes
-from bcos_fx.evaluation.predictions import Subject, predict
+from bcos_fx.evaluation.predictions import EvaluationTask, predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Grid, select
-from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.evaluation.tasks import task_of
 from bcos_fx.explanation.render.color import images as coloured
 from bcos_fx.explanation.render.color import to_image
 from bcos_fx.methods.baselines import BASELINES, baselines
@@ -182,10 +182,10 @@ def protocols(setting: Setting, smooth: Sequence[int]) -> Iterator[Protocol]:
 
 
 def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int], options: argparse.Namespace) -> None:
-    subject = subject_of(
+    task = task_of(
         case.converted, case.data, original=NormalizedModel(case.original.eval(), case.converted.record.inputs)
     )
-    found = predict(subject, Runner(folder=place(options, case.name)))
+    found = predict(task, Runner(folder=place(options, case.name)))
     right = sum(p.predicted == p.label for p in found.predictions) / len(found.predictions)
     agreed = sum(p.predicted == p.original for p in found.predictions) / len(found.predictions)
     page.text(
@@ -201,13 +201,13 @@ def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int],
         few = setting.slow[protocol.side]
         chosen = {name: method for name, method in methods if few or name not in SLOW}
         results = [
-            play(subject, method, grids[:few] if name in SLOW else grids, protocol, runner)
+            play(task, method, grids[:few] if name in SLOW else grids, protocol, runner)
             for name, method in chosen.items()
         ]
         played |= chosen
         rows += [row_of(result) for result in results]
         if protocol.smooth == smooth[0]:
-            drawn.append((subject, results))
+            drawn.append((task, results))
     page.table(("grid", "smoothed over", "method", "GridPG", "95 %", "chance", "grids"), rows)
     page.text("\n".join(f"- {method.name}: {dict(method.settings)}" for method in played.values() if method.settings))
     if options.pictures is not None:
@@ -235,17 +235,17 @@ def row_of(result: Localisation) -> tuple[str, ...]:
     )
 
 
-def draw(case: Case, drawn: list[tuple[Subject, list[Localisation]]], folder: Path) -> None:
+def draw(case: Case, drawn: list[tuple[EvaluationTask, list[Localisation]]], folder: Path) -> None:
     """Write a figure of boxes for each size of grids, and the median grid with its explanations."""
     folder.mkdir(parents=True, exist_ok=True)
-    for subject, results in drawn:
+    for task, results in drawn:
         side = results[0].protocol.side
         name = f"localisation-{case.name.lower()}-{side}x{side}"
         boxes(results).savefig(folder / f"{name}.png", dpi=110)
         own = results[1]
         order = own.per_grid.mean(1).argsort().tolist()
         grid = own.grids[order[len(order) // 2]]
-        image = grid_image(subject, grid, own.protocol)
+        image = grid_image(task, grid, own.protocol)
         found = bcos_fx.explain(case.converted, image, image.new_tensor([grid.labels]).long())
         strip([to_image(image[0]), *coloured(found)]).save(folder / f"{name}-median.png", optimize=True)
 
@@ -263,16 +263,16 @@ def strip(pictures: Sequence[Image.Image], size: int = 150) -> Image.Image:
 
 def report_cost(page: Page, case: Case, setting: Setting, options: argparse.Namespace) -> None:
     """Time the explanations of grids: all targets at once, and one after another, in turn grid by grid."""
-    subject = subject_of(case.converted, case.data)
+    task = task_of(case.converted, case.data)
     played = fair(side=3, grids=setting.cost_grids)
     cells = [[index % len(case.data) for index in range(9 * n, 9 * n + 9)] for n in range(setting.cost_grids)]
     grids = [Grid(tuple(each), tuple((case.data.labels or ())[index] for index in each)) for each in cells]
 
     def at_once(grid: Grid) -> None:
-        bcos_fx.explain(case.converted, grid_image(subject, grid, played), [list(grid.labels)])
+        bcos_fx.explain(case.converted, grid_image(task, grid, played), [list(grid.labels)])
 
     def one_by_one(grid: Grid) -> None:
-        image = grid_image(subject, grid, played)
+        image = grid_image(task, grid, played)
         for label in grid.labels:
             bcos_fx.explain(case.converted, image, label)
 
@@ -282,7 +282,7 @@ def report_cost(page: Page, case: Case, setting: Setting, options: argparse.Name
     at_once(grids[0])
     runner = Runner(folder=place(options, f"{case.name}-cost"))
     threads = {"threads": setting.threads}
-    rows = runner.run("cost", subject.header("cost", threads), [1] * len(grids), timed, "cost")
+    rows = runner.run("cost", task.header("cost", threads), [1] * len(grids), timed, "cost")
     first, second = (sum(column) for column in zip(*rows, strict=True))
     page.text(
         f"## Cost\n\n{len(grids)} grids of 3x3 cells, {case.name}, threads: {setting.threads}. The 9 targets of a grid "

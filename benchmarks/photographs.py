@@ -42,7 +42,7 @@ from bcos_fx.evaluation.localisation import play
 from bcos_fx.evaluation.predictions import predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, published, select
-from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.evaluation.tasks import task_of
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.settings import RunSettings
@@ -190,12 +190,12 @@ def protocols(grids: int) -> dict[str, Protocol]:
 
 def pointing(network: nn.Module, data: Path, protocol: Protocol) -> float:
     """GridPG of a network's own explanation; NaN where it is sure of too few images."""
-    subject, runner = subject_of(network, open_source(data)), Runner()
+    task, runner = task_of(network, open_source(data)), Runner()
     try:
-        grids = select(predict(subject, runner).predictions, protocol)
+        grids = select(predict(task, runner).predictions, protocol)
     except UsageError:
         return math.nan
-    return play(subject, dynamic_linear(network), grids, protocol, runner).mean
+    return play(task, dynamic_linear(network), grids, protocol, runner).mean
 
 
 def measures(data: Path, grids: int) -> dict[str, Callable[[nn.Module], float]]:

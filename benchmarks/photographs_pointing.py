@@ -25,10 +25,10 @@ from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, o
 from bcos_fx.evaluation.deletion import Curves, pixel_deletion
 from bcos_fx.evaluation.localisation import play
 from bcos_fx.evaluation.plots import boxes, curves
-from bcos_fx.evaluation.predictions import Outcome, Subject, predict
+from bcos_fx.evaluation.predictions import EvaluationTask, Outcome, predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import published, select
-from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.evaluation.tasks import task_of
 from bcos_fx.methods.baselines import baselines
 from bcos_fx.verification.original import NormalizedModel
 
@@ -63,11 +63,11 @@ def photographs(options: argparse.Namespace, folder: Path) -> Path:
     return archive(source, folder, f"{options.part}-every-{step}", range(first, total, step)[: options.photographs])
 
 
-def methods(subject: Subject) -> list[Method]:
+def methods(task: EvaluationTask) -> list[Method]:
     """The network's own explanation, then the post-hoc ones of the original."""
-    original = subject.original
+    original = task.original
     assert isinstance(original, NormalizedModel)
-    return [dynamic_linear(subject.model), *baselines(network=original, reference=original.neutral, options=OPTIONS)]
+    return [dynamic_linear(task.model), *baselines(network=original, reference=original.neutral, options=OPTIONS)]
 
 
 def is_slow(method: Method) -> bool:
@@ -75,12 +75,12 @@ def is_slow(method: Method) -> bool:
 
 
 def localised(
-    subject: Subject, found: Outcome, protocol: Protocol, options: argparse.Namespace, runner: Runner
+    task: EvaluationTask, found: Outcome, protocol: Protocol, options: argparse.Namespace, runner: Runner
 ) -> list[Localisation]:
     grids = select(found.predictions, protocol)[: options.grids]
     return [
-        play(subject, method, grids[: options.slow_grids] if is_slow(method) else grids, protocol, runner)
-        for method in methods(subject)
+        play(task, method, grids[: options.slow_grids] if is_slow(method) else grids, protocol, runner)
+        for method in methods(task)
         if options.slow_grids or not is_slow(method)
     ]
 
@@ -90,16 +90,16 @@ def row_of(result: Localisation) -> tuple[str, ...]:
     return (f"{side}x{side}", result.method, f"{result.mean:.3f}", f"{low:.3f} to {high:.3f}", str(len(result.grids)))
 
 
-def deleted(subject: Subject, found: Outcome, options: argparse.Namespace) -> dict[str, tuple[Curves, Curves]]:
+def deleted(task: EvaluationTask, found: Outcome, options: argparse.Namespace) -> dict[str, tuple[Curves, Curves]]:
     """Method -> its curves with the most and with the least important pixels first, each on the network it explains."""
     right = [p for p in found.predictions if p.predicted == p.label and p.original == p.label][: options.curves]
-    images = subject.read([p.index for p in right])
+    images = task.read([p.index for p in right])
     targets = torch.tensor([[p.label] for p in right])
     result = {}
-    for method in methods(subject):
+    for method in methods(task):
         if is_slow(method):
             continue
-        network = subject.model if not result else subject.original
+        network = task.model if not result else task.original
         assert network is not None
         most, least = (
             pixel_deletion(method, network, images, targets, order=order, imputation="mean", steps=20)
@@ -119,8 +119,8 @@ def tell(options: argparse.Namespace, scratch: Path) -> None:
     network = bcos_fx.load(options.network)
     source = open_source(photographs(options, scratch))
     original = NormalizedModel(original_of(options.data), network.record.inputs)
-    subject, runner = subject_of(network, source, original=original), Runner(folder=options.folder)
-    found = predict(subject, runner)
+    task, runner = task_of(network, source, original=original), Runner(folder=options.folder)
+    found = predict(task, runner)
     right = [np.mean([getattr(p, name) == p.label for p in found.predictions]) for name in ("predicted", "original")]
     page.text(
         "- EfficientNet-Lite0, ten classes, B-cosified and fine-tuned by `benchmarks/photographs.py`: right on "
@@ -135,13 +135,13 @@ def tell(options: argparse.Namespace, scratch: Path) -> None:
         options.pictures.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, ...]] = []
     for side in (2, 3):
-        results = localised(subject, found, published(side=side, grids=options.grids), options, runner)
+        results = localised(task, found, published(side=side, grids=options.grids), options, runner)
         rows += map(row_of, results)
         if options.pictures is not None:
             boxes(results).savefig(options.pictures / f"photographs-pointing-{side}x{side}.png", dpi=110)
     page.table(("grid", "method", "GridPG", "95 %", "grids"), rows)
     page.text("Targets: 2x2 at least 0.95, 3x3 at least 0.88, and 0.1 above every post-hoc method.")
-    report_deletion(page, deleted(subject, found, options), options)
+    report_deletion(page, deleted(task, found, options), options)
     page.close()
 
 

@@ -42,7 +42,7 @@ from bcos_fx.evaluation.predictions import predict
 from bcos_fx.evaluation.probing import embed_images, linear_probe
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import published, select
-from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.evaluation.tasks import task_of
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.recipe import Optimiser, Training
 from bcos_fx.training.settings import RunSettings
@@ -259,13 +259,13 @@ def figures(network: nn.Module, train: Path, test: Path, options: argparse.Names
 def pointing(probed: Probed, data: Path, grids: int) -> dict[str, float | None]:
     """GridPG of the probe's classes, in windows of the network's size."""
     method, runner = Method("B-cos", {}, probed.contributions), Runner()
-    subject = subject_of(probed, open_source(data), shape=probed.input_shape)
-    predictions = predict(subject, runner).predictions
+    task = task_of(probed, open_source(data), shape=probed.input_shape)
+    predictions = predict(task, runner).predictions
     row: dict[str, float | None] = {}
     for side in (2, 3):
         protocol = published(side=side, grids=grids, windows=True)
         try:
-            row[f"gridpg {side}x{side}"] = play(subject, method, select(predictions, protocol), protocol, runner).mean
+            row[f"gridpg {side}x{side}"] = play(task, method, select(predictions, protocol), protocol, runner).mean
         except UsageError:  # sure of too few photographs
             row[f"gridpg {side}x{side}"] = None
     return row

@@ -183,7 +183,7 @@ def scan_pickle(stream: IO[bytes]) -> PickleScan:
     machine = _Machine()
     root: Any = None
     try:
-        for steps, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", _Bounded(stream)))):
+        for steps, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", _BoundedStream(stream)))):
             PICKLE_STEPS.check(steps, "the pickle", CheckpointError)
             if opcode.name == "STOP":
                 root = machine.stack[-1]
@@ -199,7 +199,7 @@ def scan_pickle(stream: IO[bytes]) -> PickleScan:
     )
 
 
-class _Bounded:
+class _BoundedStream:
     """A stream from which no more is read than a pickle may have."""
 
     def __init__(self, stream: IO[bytes]) -> None:

@@ -137,13 +137,13 @@ def _measured(request: EvaluationRequest, plan: Plan, team: Team) -> tuple[Evalu
     from bcos_fx.evaluation.report import check_extras, write_report
     from bcos_fx.evaluation.runner import Runner
     from bcos_fx.evaluation.session import run_evaluation
-    from bcos_fx.evaluation.subjects import subject_of
+    from bcos_fx.evaluation.tasks import task_of
 
     check_extras(plan.metrics)
     names = None if request.classes is None else read_classes(request.classes)
     network, original = _networks(request)
     data = request.data if names is None else open_source(request.data, classes=names)
-    subject = subject_of(classifier(network, request, plan, names), data, original=original)
+    task = task_of(classifier(network, request, plan, names), data, original=original)
     _check_folder(request)
     quiet = request.json or not team.leads
     runner = Runner(
@@ -154,7 +154,7 @@ def _measured(request: EvaluationRequest, plan: Plan, team: Team) -> tuple[Evalu
     )
     with runner.alone():
         _make_folder(request, team)
-        evaluation = run_evaluation(subject, plan, runner)
+        evaluation = run_evaluation(task, plan, runner)
         return evaluation, write_report(evaluation, request.out) if team.leads else []
 
 

@@ -18,7 +18,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.clip_benchmark import LINEAR_PROBE, ZERO_SHOT, record, zero_shot_metrics
 from bcos_fx.evaluation.probing import check_solver, embed_images, linear_probe
 from bcos_fx.evaluation.session import Evaluation
-from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.evaluation.tasks import task_of
 from bcos_fx.explanation.render.saving import write_whole
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
@@ -52,7 +52,7 @@ def classifier(
 
 def zero_shot_record(evaluation: Evaluation, *, model: Path, data: Path, folder: Path) -> Path:
     """Write what a zero-shot classifier was measured to be, in the form of CLIP Benchmark; return the file."""
-    classifier = evaluation.subject.model
+    classifier = evaluation.task.model
     assert isinstance(classifier, ZeroShot)
     metrics = zero_shot_metrics(evaluation.outcome.predictions, len(classifier.texts.names))
     return _written(ZERO_SHOT, metrics, classifier.tower, model, data, folder)
@@ -74,9 +74,9 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
     names = None if request.classes is None else read_classes(request.classes)
     tower, parts = network(), []
     for path in (request.train_data, request.data):
-        subject = subject_of(tower, open_source(path, classes=names))
-        echo(f"Embedding {len(subject.source)} images of {path}.", err=True)
-        parts.append(embed_images(tower, subject.source, subject.preprocessing, batch_size=request.batch_size))
+        task = task_of(tower, open_source(path, classes=names))
+        echo(f"Embedding {len(task.source)} images of {path}.", err=True)
+        parts.append(embed_images(tower, task.source, task.preprocessing, batch_size=request.batch_size))
     found = linear_probe(*parts)
     request.out.mkdir(parents=True, exist_ok=True)
     metrics = {**{f"lp_{name}": value for name, value in found.metrics.items()}, "weight_decay": found.weight_decay}

@@ -16,7 +16,7 @@ from bcos_fx.evaluation.intervals import bootstrap
 from bcos_fx.evaluation.predictions import predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import CONFIDENCES, Prediction
-from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.evaluation.tasks import task_of
 
 BINS = 15
 """Bins of the calibration error (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.1)."""
@@ -77,8 +77,8 @@ def accuracy(
         UsageError: data or network do not fit; says which image or what of the network.
         MissingExtraError: torchmetrics is not installed.
     """
-    subject = subject_of(model, dataset, original=original, shape=shape)
-    found = predict(subject, Runner(), batch_size=batch_size)
+    task = task_of(model, dataset, original=original, shape=shape)
+    found = predict(task, Runner(), batch_size=batch_size)
     return judged_accuracy(found.predictions, confidence=confidence, unreadable=found.unreadable)
 
 

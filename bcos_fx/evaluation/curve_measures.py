@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.localisation import slug
-from bcos_fx.evaluation.predictions import Subject
+from bcos_fx.evaluation.predictions import EvaluationTask
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.methods.method import Method
 
-Measure = Callable[[Subject, Sequence[Method], Sequence[Prediction], Runner], "CurveSet"]
+Measure = Callable[[EvaluationTask, Sequence[Method], Sequence[Prediction], Runner], "CurveSet"]
 Curve = Callable[[Method, nn.Module, Tensor, int], Sequence[float]]
 """From a method, the network that it explains, an image (1, C, H, W) and its class to the values of a curve."""
 
@@ -65,22 +65,22 @@ def curve_measure(
     given = {"images_at_most": images, **(settings or {})}
 
     def measure(
-        subject: Subject, methods: Sequence[Method], predictions: Sequence[Prediction], runner: Runner
+        task: EvaluationTask, methods: Sequence[Method], predictions: Sequence[Prediction], runner: Runner
     ) -> CurveSet:
         chosen = [p for p in predictions if p.predicted == p.label][:images]
         if not chosen:
             raise UsageError(f"no image is classified correctly, so {name} has nothing to measure")
-        subject.source.prepare([p.index for p in chosen])
+        task.source.prepare([p.index for p in chosen])
         values = {}
         for place, method in enumerate(methods):
-            network = subject.model if place == 0 or subject.original is None else subject.original
+            network = task.model if place == 0 or task.original is None else task.original
 
             def of_image(number: int, method: Method = method, network: nn.Module = network) -> list[float]:
-                image = subject.read([chosen[number].index])
+                image = task.read([chosen[number].index])
                 return [float(value) for value in curve(method, network, image, chosen[number].label)]
 
             told = {key: str(value) for key, value in {**given, **method.settings, "method": method.name}.items()}
-            header = subject.header(name, told)
+            header = task.header(name, told)
             title = f"{name}-{slug(method.name)}"
             rows = runner.run(title, header, [1] * len(chosen), of_image, f"{name} {method.name}")
             values[method.name] = np.array(rows, dtype=np.float64)

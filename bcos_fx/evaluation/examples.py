@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bcos_fx.evaluation.composition import windowed
 from bcos_fx.evaluation.localisation import Localisation, grid_image
-from bcos_fx.evaluation.predictions import Subject
+from bcos_fx.evaluation.predictions import EvaluationTask
 from bcos_fx.evaluation.session import Evaluation
 from bcos_fx.explanation.explain import explain
 from bcos_fx.explanation.render.color import images, signed, to_image
@@ -29,20 +29,20 @@ def example_cards(evaluation: Evaluation) -> list[str]:
         own = results[0]
         order = np.argsort(-own.per_grid.mean(1), kind="stable").tolist()
         places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-        cards += [_card(evaluation.subject, own, number, name) for name, number in places.items()]
+        cards += [_card(evaluation.task, own, number, name) for name, number in places.items()]
     return cards
 
 
-def _card(subject: Subject, own: Localisation, number: int, name: str) -> str:
+def _card(task: EvaluationTask, own: Localisation, number: int, name: str) -> str:
     grid, scores = own.grids[number], own.per_grid[number].tolist()
-    image = grid_image(subject, grid, own.protocol)
+    image = grid_image(task, grid, own.protocol)
     views = [_view(to_image(image[0]), f"grid {number}")]
-    for picture, label, score in zip(_pictures(subject, own, image, grid.labels), grid.labels, scores, strict=True):
-        views.append(_view(picture, f"{subject.source.class_name(label)}: {score:.3f}"))
+    for picture, label, score in zip(_pictures(task, own, image, grid.labels), grid.labels, scores, strict=True):
+        views.append(_view(picture, f"{task.source.class_name(label)}: {score:.3f}"))
     mean = float(np.mean(scores))
     side = own.protocol.side
     title = f"{name} of {len(own.grids)}: {side}x{side} grid {number}, mean score {mean:.3f}"
-    files = ", ".join(subject.source.name(index) for index in grid.images)
+    files = ", ".join(task.source.name(index) for index in grid.images)
     words = html.escape(f"{title} {files}".lower(), quote=True)
     return (
         f'<figure class="card" data-words="{words}" data-output="{mean:.6g}">'
@@ -51,13 +51,13 @@ def _card(subject: Subject, own: Localisation, number: int, name: str) -> str:
     )
 
 
-def _pictures(subject: Subject, own: Localisation, image: Tensor, labels: Sequence[int]) -> list[Image.Image]:
+def _pictures(task: EvaluationTask, own: Localisation, image: Tensor, labels: Sequence[int]) -> list[Image.Image]:
     """Draw the network's explanation of each label: in color where W(x) has colors, else signed contributions."""
     targets = torch.tensor([list(labels)], device=image.device)
     if own.protocol.windows:
-        method = windowed(dynamic_linear(subject.model), subject.preprocessing.height, subject.preprocessing.width)
+        method = windowed(dynamic_linear(task.model), task.preprocessing.height, task.preprocessing.width)
         return [to_image(picture) for picture in signed(method.maps(image, targets)[0].float().cpu())]
-    return images(explain(subject.model, image, targets))
+    return images(explain(task.model, image, targets))
 
 
 def _view(picture: Image.Image, caption: str) -> str:

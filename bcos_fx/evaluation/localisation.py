@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.composition import composed, windowed
 from bcos_fx.evaluation.intervals import bootstrap
-from bcos_fx.evaluation.predictions import Subject, predict
+from bcos_fx.evaluation.predictions import EvaluationTask, predict
 from bcos_fx.evaluation.runner import Runner, Track, untracked
 from bcos_fx.evaluation.scoring import gridpg_score
 from bcos_fx.evaluation.selection import Grid, Protocol, fair, published, select
-from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.evaluation.tasks import task_of
 from bcos_fx.methods.method import Method, dynamic_linear
 from bcos_fx.network import BcosNetwork
 
@@ -141,12 +141,12 @@ def gridpg(
         VerificationError: the network is not dynamic linear.
     """
     played = _protocol(protocol, side, grids)
-    subject = subject_of(model, dataset, shape=shape)
+    task = task_of(model, dataset, shape=shape)
     runner = Runner(folder=folder, track=track)
     with runner.alone():
-        found = predict(subject, runner, batch_size=batch_size)
+        found = predict(task, runner, batch_size=batch_size)
         chosen = select(found.predictions, played)
-        result = play(subject, method or dynamic_linear(model), chosen, played, runner)
+        result = play(task, method or dynamic_linear(model), chosen, played, runner)
     return dataclasses.replace(result, unreadable=found.unreadable)
 
 
@@ -158,21 +158,23 @@ def _protocol(protocol: str | Protocol, side: int, grids: int) -> Protocol:
     return PROTOCOLS[protocol](side=side, grids=grids)
 
 
-def play(subject: Subject, method: Method, grids: Sequence[Grid], protocol: Protocol, runner: Runner) -> Localisation:
+def play(
+    task: EvaluationTask, method: Method, grids: Sequence[Grid], protocol: Protocol, runner: Runner
+) -> Localisation:
     """Score a method on grids that were chosen already, the same for every method.
 
     Raises:
         UsageError: the network takes no image as large as a grid, or the method gave something that is no map.
     """
-    height, width = subject.preprocessing.height, subject.preprocessing.width
+    height, width = task.preprocessing.height, task.preprocessing.width
     explained = windowed(method, height, width) if protocol.windows else method
     settings = {name: str(value) for name, value in explained.settings.items()}
-    header = subject.header("gridpg", protocol.to_dict() | {"method": method.name, "method_settings": settings})
-    subject.source.prepare([index for grid in grids for index in grid.images])
+    header = task.header("gridpg", protocol.to_dict() | {"method": method.name, "method_settings": settings})
+    task.source.prepare([index for grid in grids for index in grid.images])
     name = f"gridpg-{protocol.side}x{protocol.side}-{slug(method.name)}"
     label = f"{method.name} {protocol.side}x{protocol.side}"
     rows = runner.run(
-        name, header, [1] * len(grids), lambda number: _scores(subject, explained, grids[number], protocol), label
+        name, header, [1] * len(grids), lambda number: _scores(task, explained, grids[number], protocol), label
     )
     notes = [f"{len(grids)} of {protocol.grids} grids: the images gave no more"] if len(grids) < protocol.grids else []
     return Localisation(
@@ -185,22 +187,22 @@ def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
 
 
-def _cell(subject: Subject, protocol: Protocol) -> Subject:
-    """Return the same subject with images of the size of a cell."""
+def _cell(task: EvaluationTask, protocol: Protocol) -> EvaluationTask:
+    """Return the same task with images of the size of a cell."""
     shrunk = protocol.side if protocol.rescaled else 1
-    preprocessing = dataclasses.replace(subject.preprocessing, shrunk=shrunk)
-    return dataclasses.replace(subject, preprocessing=preprocessing)
+    preprocessing = dataclasses.replace(task.preprocessing, shrunk=shrunk)
+    return dataclasses.replace(task, preprocessing=preprocessing)
 
 
-def grid_image(subject: Subject, grid: Grid, protocol: Protocol) -> Tensor:
+def grid_image(task: EvaluationTask, grid: Grid, protocol: Protocol) -> Tensor:
     """Return a grid as an image (1, C, H, W), on the model's device."""
-    return composed(_cell(subject, protocol).read(grid.images), protocol.side).unsqueeze(0)
+    return composed(_cell(task, protocol).read(grid.images), protocol.side).unsqueeze(0)
 
 
-def _scores(subject: Subject, method: Method, grid: Grid, protocol: Protocol) -> list[float]:
-    image = grid_image(subject, grid, protocol)
-    if isinstance(subject.model, BcosNetwork) and not protocol.windows:
-        _check_size(subject.model, image)
+def _scores(task: EvaluationTask, method: Method, grid: Grid, protocol: Protocol) -> list[float]:
+    image = grid_image(task, grid, protocol)
+    if isinstance(task.model, BcosNetwork) and not protocol.windows:
+        _check_size(task.model, image)
     targets = torch.tensor([grid.labels], device=image.device)
     maps = method.maps(image, targets)
     if tuple(maps.shape) != (1, protocol.cells, *image.shape[2:]):
@@ -210,7 +212,7 @@ def _scores(subject: Subject, method: Method, grid: Grid, protocol: Protocol) ->
             hint="a method gives (N, K, H, W); see bcos_fx.methods.method.Method",
         )
     if not bool(torch.isfinite(maps).all()):
-        named = ", ".join(subject.source.name(index) for index in grid.images)
+        named = ", ".join(task.source.name(index) for index in grid.images)
         raise UsageError(f"the method {method.name} gave NaN or infinity", where=f"the grid of {named}")
     scores: list[float] = gridpg_score(maps.detach(), protocol.cells, smooth=protocol.smooth)[0].tolist()
     return scores

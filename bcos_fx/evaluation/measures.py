@@ -12,7 +12,7 @@ from bcos_fx.evaluation.registry import named_baselines, named_metrics
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, fair
 from bcos_fx.evaluation.session import Evaluation, Plan, run_evaluation
-from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.evaluation.tasks import task_of
 from bcos_fx.network import BcosNetwork
 from bcos_fx.verification.original import NormalizedModel
 
@@ -63,11 +63,11 @@ def evaluate(
     given = original
     if original is not None and isinstance(model, BcosNetwork):
         given = NormalizedModel(original.eval(), model.record.inputs)
-    subject = subject_of(model, data, original=given, shape=shape)
+    task = task_of(model, data, original=given, shape=shape)
     runner = Runner(folder=None if folder is None else Path(folder), say=log or (lambda text: None))
     if runner.folder is not None:
         runner.folder.mkdir(parents=True, exist_ok=True)
-    return run_evaluation(subject, plan, runner)
+    return run_evaluation(task, plan, runner)
 
 
 def _listed(names: str | Sequence[str]) -> str | None:

@@ -25,7 +25,7 @@ from bcos_fx.version import __version__
 
 
 @dataclass(frozen=True)
-class Subject:
+class EvaluationTask:
     """What is evaluated, and on what.
 
     Attributes:
@@ -91,13 +91,13 @@ def fingerprint(model: nn.Module) -> str:
     return digest_of_data([structure_of(model), values_of(model)])
 
 
-def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Predictions:
+def predict(task: EvaluationTask, runner: Runner, *, batch_size: int = 32) -> Predictions:
     """Run the network, and the original where there is one, over all images.
 
     Images are read in batches; of each, a few numbers are kept. Results are written as they come.
 
     Args:
-        subject: network and images.
+        task: network and images.
         runner: how the work is done.
         batch_size: images at once. Results hold for it: rounding depends on what is computed together.
 
@@ -106,16 +106,16 @@ def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Predic
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise UsageError(f"batch_size is {batch_size!r}", hint="give an integer of at least 1")
-    total = len(subject.source)
+    total = len(task.source)
     if not total:
         raise UsageError("there are no images to evaluate on")
     batches = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
-    header = subject.header("predictions", {"batch_size": batch_size})
+    header = task.header("predictions", {"batch_size": batch_size})
     found = runner.run(
         "predictions",
         header,
         [len(batch) for batch in batches],
-        lambda number: _of_batch(subject, batches[number]),
+        lambda number: _of_batch(task, batches[number]),
         "predicting",
     )
     predictions = tuple(Prediction(*row) for part in found for row in part["rows"])
@@ -125,20 +125,19 @@ def predict(subject: Subject, runner: Runner, *, batch_size: int = 32) -> Predic
     return Predictions(predictions, unreadable)
 
 
-def _of_batch(subject: Subject, indices: range) -> dict[str, Any]:
-    reader = Batches(subject.source, subject.preprocessing, len(indices))
+def _of_batch(task: EvaluationTask, indices: range) -> dict[str, Any]:
+    reader = Batches(task.source, task.preprocessing, len(indices))
     found = reader.read(indices)
     if found is None:
         return {"rows": [], "unreadable": reader.skipped}
-    read, batch = found.indices, found.images.to(subject.like)
-    outputs = _judged_outputs(subject.model, batch)
+    read, batch = found.indices, found.images.to(task.like)
+    outputs = _judged_outputs(task.model, batch)
     classes = outputs.shape[1]
-    subject.source.check_classes(classes)
+    task.source.check_classes(classes)
     labels = [
-        subject.source.class_index(sample.label, index, classes)
-        for index, sample in zip(read, found.samples, strict=True)
+        task.source.class_index(sample.label, index, classes) for index, sample in zip(read, found.samples, strict=True)
     ]
-    originals = None if subject.original is None else _judged_outputs(subject.original, batch).argmax(1).tolist()
+    originals = None if task.original is None else _judged_outputs(task.original, batch).argmax(1).tolist()
     return {"rows": _rows(outputs, read, labels, originals), "unreadable": reader.skipped}
 
 

@@ -70,7 +70,7 @@ def check_extras(metrics: Sequence[str]) -> None:
 
 def as_data(evaluation: Evaluation) -> dict[str, Any]:
     """Return all figures as plain data: what ``results.json`` holds."""
-    header = evaluation.subject.header("evaluation", {})
+    header = evaluation.task.header("evaluation", {})
     return {
         **{name: header[name] for name in ("bcos-fx", "model", "original", "data", "settings")},
         "accuracy": None if evaluation.accuracy is None else evaluation.accuracy.to_dict(),
@@ -125,7 +125,7 @@ def _summary_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
 def _score_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
     """Every score of every cell."""
     yield ["protocol", "side", "method", "grid", "cell", "image", "label", "score"]
-    source = evaluation.subject.source
+    source = evaluation.task.source
     for results in evaluation.localisations:
         for result in results:
             for number, (grid, scores) in enumerate(zip(result.grids, result.per_grid.tolist(), strict=True)):

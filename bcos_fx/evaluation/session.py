@@ -13,7 +13,7 @@ from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
 from bcos_fx.evaluation.curve_measures import CurveSet
 from bcos_fx.evaluation.localisation import Localisation, play
-from bcos_fx.evaluation.predictions import Predictions, Subject, predict
+from bcos_fx.evaluation.predictions import EvaluationTask, Predictions, predict
 from bcos_fx.evaluation.registry import BASELINES, MEASURES
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, select
@@ -47,7 +47,7 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        subject: of what, on what.
+        task: of what, on what.
         outcome: what the network answers for every image.
         accuracy: None: not asked for.
         localisations: for each protocol one result per method; the network's own comes first.
@@ -55,7 +55,7 @@ class Evaluation:
         refused: baselines that were left out -> why they are not right for this network.
     """
 
-    subject: Subject
+    task: EvaluationTask
     outcome: Predictions
     accuracy: Accuracy | None = None
     localisations: tuple[tuple[Localisation, ...], ...] = ()
@@ -63,13 +63,13 @@ class Evaluation:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def run_evaluation(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
+def run_evaluation(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluation:
     """Measure all that is planned.
 
-    Every method plays on the same grids: those of images that ``subject.model`` is sure of.
+    Every method plays on the same grids: those of images that ``task.model`` is sure of.
 
     Args:
-        subject: network, images, and the original for baselines.
+        task: network, images, and the original for baselines.
         plan: what is measured.
         runner: how the work is done.
 
@@ -77,41 +77,41 @@ def run_evaluation(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
         UsageError: baselines without an original network, data that do not fit, or a folder that is in use.
     """
     with runner.alone():
-        return _evaluated(subject, plan, runner)
+        return _evaluated(task, plan, runner)
 
 
-def _evaluated(subject: Subject, plan: Plan, runner: Runner) -> Evaluation:
-    methods, refused = _methods(subject, plan.baselines)
-    smaller = enlarged(subject.source, subject.preprocessing)
+def _evaluated(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluation:
+    methods, refused = _methods(task, plan.baselines)
+    smaller = enlarged(task.source, task.preprocessing)
     if smaller is not None and runner.team.leads:
         runner.say(smaller)
-    outcome = predict(subject, runner, batch_size=plan.batch_size)
+    outcome = predict(task, runner, batch_size=plan.batch_size)
     accuracy = None
     if "accuracy" in plan.metrics or "zeroshot" in plan.metrics:
         accuracy = judged_accuracy(outcome.predictions, confidence=plan.confidence, unreadable=outcome.unreadable)
     localisations = tuple(
-        _played(subject, methods, outcome, protocol, runner)
+        _played(task, methods, outcome, protocol, runner)
         for protocol in (plan.protocols if "gridpg" in plan.metrics else ())
     )
     curves = tuple(
-        MEASURES[name](subject, methods, outcome.predictions, runner) for name in plan.metrics if name in MEASURES
+        MEASURES[name](task, methods, outcome.predictions, runner) for name in plan.metrics if name in MEASURES
     )
-    return Evaluation(subject, outcome, accuracy, localisations, curves, refused)
+    return Evaluation(task, outcome, accuracy, localisations, curves, refused)
 
 
-def _methods(subject: Subject, baselines: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
+def _methods(task: EvaluationTask, baselines: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
     """Return the methods to compare, and why others are left out."""
-    methods, refused = [dynamic_linear(subject.model)], dict[str, str]()
+    methods, refused = [dynamic_linear(task.model)], dict[str, str]()
     if not baselines:
         return methods, refused
-    if not isinstance(subject.original, NormalizedModel):
+    if not isinstance(task.original, NormalizedModel):
         raise UsageError(
             "baselines explain the original network, which is not known",
             hint="name it: --original torchvision:resnet50@IMAGENET1K_V2, or --original ARCH+checkpoint.pth",
         )
     for name in baselines:
-        method = BASELINES[name](subject.original)
-        reason = _refusal(method, subject) if name in CONDITIONAL else None
+        method = BASELINES[name](task.original)
+        reason = _refusal(method, task) if name in CONDITIONAL else None
         if reason is None:
             methods.append(method)
         else:
@@ -119,10 +119,10 @@ def _methods(subject: Subject, baselines: Sequence[str]) -> tuple[list[Method], 
     return methods, refused
 
 
-def _refusal(method: Method, subject: Subject) -> str | None:
+def _refusal(method: Method, task: EvaluationTask) -> str | None:
     """Say why a method is not right for the network; it is asked now, not after an hour of other work."""
-    like = next(subject.model.parameters(), torch.zeros(()))
-    shape = (1, subject.preprocessing.channels, *subject.preprocessing.size)
+    like = next(task.model.parameters(), torch.zeros(()))
+    shape = (1, task.preprocessing.channels, *task.preprocessing.size)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
     try:
         method.maps(image, torch.zeros(1, 1, dtype=torch.long, device=like.device))
@@ -132,10 +132,10 @@ def _refusal(method: Method, subject: Subject) -> str | None:
 
 
 def _played(
-    subject: Subject, methods: Sequence[Method], outcome: Predictions, protocol: Protocol, runner: Runner
+    task: EvaluationTask, methods: Sequence[Method], outcome: Predictions, protocol: Protocol, runner: Runner
 ) -> tuple[Localisation, ...]:
     grids = select(outcome.predictions, protocol)
     return tuple(
-        dataclasses.replace(play(subject, method, grids, protocol, runner), unreadable=outcome.unreadable)
+        dataclasses.replace(play(task, method, grids, protocol, runner), unreadable=outcome.unreadable)
         for method in methods
     )

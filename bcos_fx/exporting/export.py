@@ -16,7 +16,7 @@ from bcos_fx.errors import TraceError, UsageError
 from bcos_fx.explanation.view import in_order
 from bcos_fx.exporting.formats import format_of
 from bcos_fx.exporting.graphs import ANY, program
-from bcos_fx.exporting.subjects import Check, ExplanationOfOutputs, Network, Subject
+from bcos_fx.exporting.subjects import ExplanationOfOutputs, Exportable, ExportableNetwork, FileCheck
 from bcos_fx.files import check_target, replacing
 from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.exported import as_module
@@ -49,7 +49,7 @@ class ExportedFile:
     outputs: tuple[str, ...]
     constants: tuple[str, ...]
     why_one: str | None
-    check: Check
+    check: FileCheck
     size: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +117,9 @@ def export(
     if model.training:
         raise UsageError("the network is in train mode, and what is exported is eval mode", hint="call network.eval()")
     names, given = _inputs(model, inputs)
-    subject: Subject = ExplanationOfOutputs(model, given, output, source) if explanation else Network(model, given)
+    subject: Exportable = (
+        ExplanationOfOutputs(model, given, output, source) if explanation else ExportableNetwork(model, given)
+    )
     recorded, why_one = _recorded(subject)
     taken = [*names, "target_index" if "target" in names else "target"] if explanation else names
     shapes = {name: _shape(value, why_one) for name, value in zip(taken, subject.arguments(slice(1)), strict=True)}
@@ -159,7 +161,7 @@ def _made_up(model: BcosNetwork) -> list[Tensor]:
     return [imagine(spec.sizes(spec.shape), _SAMPLES, seed=0).tensors[0].to(like)]
 
 
-def _recorded(subject: Subject) -> tuple[ExportedProgram, str | None]:
+def _recorded(subject: Exportable) -> tuple[ExportedProgram, str | None]:
     """Return the program, and why it takes one sample at a time where it does."""
     if subject.why_one is None:
         try:

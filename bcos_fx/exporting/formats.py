@@ -17,7 +17,7 @@ from bcos_fx.exporting.graphs import ANY
 from bcos_fx.lazy import library
 from bcos_fx.version import __version__
 
-Runner = Callable[[Sequence[Tensor]], list[Tensor]]
+RunFile = Callable[[Sequence[Tensor]], list[Tensor]]
 KEY = "bcos_fx"
 """Under this name a file holds what is known about it, as JSON."""
 _LARGEST = 2**31 - 1
@@ -68,7 +68,7 @@ class Onnx:
         return written
 
     @staticmethod
-    def reader(content: bytes) -> Runner:
+    def reader(content: bytes) -> RunFile:
         """Return a function that runs a file.
 
         Raises:
@@ -94,7 +94,7 @@ class Onnx:
         return run
 
 
-class Program:
+class Pt2:
     """A program of ``torch.export``, run by PyTorch without this package."""
 
     suffix = ".pt2"
@@ -111,7 +111,7 @@ class Program:
         return stream.getvalue()
 
     @staticmethod
-    def reader(content: bytes) -> Runner:
+    def reader(content: bytes) -> RunFile:
         """Return a function that runs a file, which must come from this process: reading one can run code."""
         logger = logging.getLogger("torch._export.serde.serialize")
         level = logger.level
@@ -129,8 +129,8 @@ class Program:
         return run
 
 
-Format = type[Onnx] | type[Program]
-_FORMATS: Mapping[str, Format] = {each.suffix: each for each in (Onnx, Program)}
+Format = type[Onnx] | type[Pt2]
+_FORMATS: Mapping[str, Format] = {each.suffix: each for each in (Onnx, Pt2)}
 
 
 def format_of(suffix: str) -> Format:

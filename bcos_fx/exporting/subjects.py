@@ -15,13 +15,13 @@ from bcos_fx.explanation.explain import explain
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.view import view_of
 from bcos_fx.explanation.weights import DynamicWeights
-from bcos_fx.exporting.formats import Runner
+from bcos_fx.exporting.formats import RunFile
 from bcos_fx.exporting.graphs import ExplanationGraph, NetworkGraph, rows
 from bcos_fx.nn.functional import default_tolerance
 
 
 @dataclass(frozen=True)
-class Check:
+class FileCheck:
     """What a file was found to compute.
 
     Attributes:
@@ -37,7 +37,7 @@ class Check:
     gap: float = 0.0
 
 
-class Subject(ABC):
+class Exportable(ABC):
     """What is exported.
 
     Attributes:
@@ -64,7 +64,7 @@ class Subject(ABC):
         """Return what the graph takes, for some of the samples."""
 
     @abstractmethod
-    def check(self, run: Runner, at_once: int) -> Check:
+    def check(self, run: RunFile, at_once: int) -> FileCheck:
         """Run a file on the samples, so many at once, and compare what it gives.
 
         Raises:
@@ -76,7 +76,7 @@ class Subject(ABC):
             yield slice(start, start + at_once)
 
 
-class Network(Subject):
+class ExportableNetwork(Exportable):
     """A network as it is.
 
     Args:
@@ -96,17 +96,17 @@ class Network(Subject):
         """Return the network's inputs."""
         return [value[samples] for value in self.given]
 
-    def check(self, run: Runner, at_once: int) -> Check:
+    def check(self, run: RunFile, at_once: int) -> FileCheck:
         """Compare the outputs with the network's own."""
         worst = 0.0
         for part in self._parts(at_once):
             with torch.no_grad():
                 wanted = self.graph(*self.arguments(part))
             worst = max(worst, _compared(dict(zip(self.outputs, wanted, strict=True)), run(self.arguments(part))))
-        return Check(worst)
+        return FileCheck(worst)
 
 
-class ExplanationOfOutputs(Subject):
+class ExplanationOfOutputs(Exportable):
     """The explanation of any one output of each sample.
 
     Args:
@@ -144,7 +144,7 @@ class ExplanationOfOutputs(Subject):
         """Return the network's inputs, and targets."""
         return [value[samples] for value in (*self.given, self._targets)]
 
-    def check(self, run: Runner, at_once: int) -> Check:
+    def check(self, run: RunFile, at_once: int) -> FileCheck:
         """Compare all numbers with those of :func:`bcos_fx.explain`, and add up contributions and constants."""
         worst, sums = 0.0, list[Completeness]()
         for part in self._parts(at_once):
@@ -159,7 +159,7 @@ class ExplanationOfOutputs(Subject):
         if incomplete is not None:
             raise VerificationError(f"the file's contributions and constants do not add up: {incomplete}")
         verdict = next((each.verdict for each in sums if each.ok), NOT_TESTED)
-        return Check(worst, verdict, max(each.worst for each in sums))
+        return FileCheck(worst, verdict, max(each.worst for each in sums))
 
     def _explained(self, part: slice, target: Tensor) -> Explanation:
         first, *others = (value[part] for value in self.given)

@@ -34,7 +34,7 @@ def find_classes(wanted: Sequence[int | str], outputs: int, names: Sequence[str]
         raise UsageError(f"{len(names)} class names are given for {outputs} classes", hint="name every class, in order")
     if len(wanted) < 2:
         raise UsageError(f"{len(wanted)} of the network's classes cannot be told apart", hint="keep at least two")
-    known = _Known(outputs, names)
+    known = _KnownClasses(outputs, names)
     found = {position: known.indices(item) for position, item in enumerate(wanted)}
     wrong = [known.refusal(wanted[position], hits) for position, hits in found.items() if len(hits) != 1]
     if wrong:
@@ -52,7 +52,7 @@ def find_classes(wanted: Sequence[int | str], outputs: int, names: Sequence[str]
     return list(by_index)
 
 
-class _Known:
+class _KnownClasses:
     """The classes of a network by every word for them."""
 
     def __init__(self, outputs: int, names: Sequence[str] | None) -> None:

@@ -148,7 +148,7 @@ def energy(x: Tensor, *, dim: int, groups: int = 1, steps: Sequence[int] = ()) -
     return x, _energy(x, dim, groups, steps)
 
 
-class _Scale(torch.autograd.Function):
+class _BcosScale(torch.autograd.Function):
     """The scaling by r^(B-1), and its gradients from y: b r^(b-1) g, -(b-1) y g / norm, -(b-1) y g / weight_norm."""
 
     @staticmethod
@@ -222,7 +222,7 @@ def bcos_scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) 
         ``out`` itself, now y. Differentiable twice; the gradients where y = 0 are 0.
     """
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, norm, weight_norm)):
-        scaled: Tensor = _Scale.apply(out, norm, weight_norm, b)
+        scaled: Tensor = _BcosScale.apply(out, norm, weight_norm, b)
         return scaled
     return _scale(out, norm, weight_norm, b)
 

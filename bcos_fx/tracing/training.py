@@ -13,7 +13,7 @@ from torch.nn import functional
 from bcos_fx.tracing.arguments import describe
 
 
-class _Difference(Exception):
+class _GraphsDiffer(Exception):
     """Two nodes differ in more than literals that follow the mode."""
 
 
@@ -40,7 +40,7 @@ def align(evaluated: Graph, trained: Graph, constants: tuple[Mapping[str, Tensor
         same[node] = other
         try:
             marks = _mode_literals(node, other, same)
-        except _Difference:
+        except _GraphsDiffer:
             return _sentence(node, other)
         if len(marks) > 1:
             return _sentence(node, other)
@@ -58,7 +58,7 @@ def _same_constant(node: Node, evaluated: Mapping[str, Tensor], trained: Mapping
 
 def _mode_literals(node: Node, other: Node, same: Mapping[Node, Node]) -> list[tuple[int | str, bool | float]]:
     if len(node.args) != len(other.args) or node.kwargs.keys() != other.kwargs.keys():
-        raise _Difference
+        raise _GraphsDiffer
     pairs: list[tuple[int | str, Any, Any]] = [
         (i, *pair) for i, pair in enumerate(zip(node.args, other.args, strict=True))
     ]
@@ -79,10 +79,10 @@ def _is_dropped_share(node: Node, place: int | str) -> bool:
 def _require_same(value: Any, trained: Any, same: Mapping[Node, Node]) -> None:
     if isinstance(value, Node):
         if same.get(value) is not trained:
-            raise _Difference
+            raise _GraphsDiffer
     elif isinstance(value, (tuple, list)):
         if not isinstance(trained, type(value)) or len(value) != len(trained):
-            raise _Difference
+            raise _GraphsDiffer
         for item, other in zip(value, trained, strict=True):
             _require_same(item, other, same)
     elif isinstance(value, dict):
@@ -90,7 +90,7 @@ def _require_same(value: Any, trained: Any, same: Mapping[Node, Node]) -> None:
     elif isinstance(value, slice) and isinstance(trained, slice):
         _require_same((value.start, value.stop, value.step), (trained.start, trained.stop, trained.step), same)
     elif type(value) is not type(trained) or not (value == trained or value != value):
-        raise _Difference
+        raise _GraphsDiffer
 
 
 def _sentence(node: Node, other: Node) -> str:

@@ -54,7 +54,7 @@ class _CulpritFound(Exception):
         super().__init__(blame)
 
 
-class _Check:
+class _BlameCheck:
     """Compares the graph's output after some of the applications with the output as traced.
 
     Args:
@@ -151,7 +151,7 @@ def find_culprit(
     """
     traced = _double(retrace())
     encoded = tuple(x.double() if x.is_floating_point() else x for x in inputs)
-    check = _Check(traced, transform(encoded), encoded, tolerance)
+    check = _BlameCheck(traced, transform(encoded), encoded, tolerance)
     again = dataclasses.replace(engine, after_step=check, progress=None)
 
     def first_bad(checked: range) -> _CulpritFound | None:

@@ -20,7 +20,7 @@ from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
 from bcos_fx.testing import norm_statistics_from_data_, randomise_
 from bcos_fx.verification.original import NormalizedModel
-from bcos_fx.zoo.subjects import Subject, build
+from bcos_fx.zoo.cases import ModelCase, build
 
 Row = dict[str, Any]
 Note = Callable[[Row], None]
@@ -46,29 +46,29 @@ class Examination:
     def run(self) -> Row:
         """Go through all stages; an error is left to the caller, and the row says in which stage it came."""
         with self._stage("build"):
-            subject = build(self.row["name"], side=self._side)
-            prepare(subject)
-            self.row |= _size(subject)
+            case = build(self.row["name"], side=self._side)
+            prepare(case)
+            self.row |= _size(case)
         with self._stage("convert"):
-            network = self._converted(subject)
+            network = self._converted(case)
             self.row |= _conversion(network)
         with self._stage("certify"):
-            self.row |= _certification(network, subject)
+            self.row |= _certification(network, case)
         with self._stage("save and load"):
-            self.row["saved"] = _same_after_saving(network, list(_inputs(network, subject)))
+            self.row["saved"] = _same_after_saving(network, list(_inputs(network, case)))
         self.row["stage"] = "done"
         self._note(self.row)
         return self.row
 
-    def _converted(self, subject: Subject) -> BcosNetwork:
-        pair = {name: value[:2] for name, value in subject.inputs.items()}
+    def _converted(self, case: ModelCase) -> BcosNetwork:
+        pair = {name: value[:2] for name, value in case.inputs.items()}
         return bcosify(
-            subject.module,
+            case.module,
             example_inputs=pair,
-            output_key=subject.output,
+            output_key=case.output,
             recipe="equivalent",
             progress=self._substage,
-            **subject.options,
+            **case.options,
         )
 
     def _substage(self, stage: str) -> None:
@@ -84,31 +84,31 @@ class Examination:
         self.row["seconds"][name] = round(time.perf_counter() - start, 1)
 
 
-def prepare(subject: Subject) -> None:
+def prepare(case: ModelCase) -> None:
     """Give the network weights that make it answer differently to different inputs, in place."""
-    randomise_(subject.module)
-    names = list(subject.inputs)
-    by_name = NormalizedModel(subject.module, call=lambda module, given: module(**dict(zip(names, given, strict=True))))
-    norm_statistics_from_data_(by_name, tuple(_as_original(subject)))
-    for norm in subject.module.modules():
+    randomise_(case.module)
+    names = list(case.inputs)
+    by_name = NormalizedModel(case.module, call=lambda module, given: module(**dict(zip(names, given, strict=True))))
+    norm_statistics_from_data_(by_name, tuple(_as_original(case)))
+    for norm in case.module.modules():
         variance = getattr(norm, "running_var", None)
         if isinstance(variance, Tensor):
             # A channel that is dead on these inputs must not turn the rounding of others into a signal.
             variance.clamp_(min=_LEAST_VARIANCE * float(variance.mean()))
 
 
-def _as_original(subject: Subject) -> Iterator[Tensor]:
+def _as_original(case: ModelCase) -> Iterator[Tensor]:
     """Yield the inputs of the original: normalized images, if the conversion takes over that step."""
-    for value in subject.inputs.values():
-        mean, std = (subject.options.get(key) for key in ("mean", "std"))
+    for value in case.inputs.values():
+        mean, std = (case.options.get(key) for key in ("mean", "std"))
         yield value if mean is None else (value - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
 
 
-def _size(subject: Subject) -> Row:
+def _size(case: ModelCase) -> Row:
     return {
-        "parameters": sum(parameter.numel() for parameter in subject.module.parameters()),
-        "inputs": {name: list(value.shape[1:]) for name, value in subject.inputs.items()},
-        "output": subject.output,
+        "parameters": sum(parameter.numel() for parameter in case.module.parameters()),
+        "inputs": {name: list(value.shape[1:]) for name, value in case.inputs.items()},
+        "output": case.output,
     }
 
 
@@ -148,15 +148,15 @@ def _opaque_share(network: BcosNetwork) -> float:
     return float(sum(inside.values()) / max(sum(parameter.numel() for parameter in network.parameters()), 1))
 
 
-def _inputs(network: BcosNetwork, subject: Subject) -> Iterator[Tensor]:
+def _inputs(network: BcosNetwork, case: ModelCase) -> Iterator[Tensor]:
     """Yield the converted network's own inputs: images in [0, 1], as they were generated."""
     for spec in network.record.inputs:
-        value = subject.inputs[spec.name][:_EXPLAINED]
+        value = case.inputs[spec.name][:_EXPLAINED]
         yield value.double() if value.is_floating_point() else value
 
 
-def _certification(network: BcosNetwork, subject: Subject) -> Row:
-    inputs = list(_inputs(network, subject))
+def _certification(network: BcosNetwork, case: ModelCase) -> Row:
+    inputs = list(_inputs(network, case))
     found = certify(network.double(), inputs)
     measured = found.completeness
     assert measured is not None

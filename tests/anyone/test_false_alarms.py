@@ -152,14 +152,14 @@ def test_no_rule_is_named_for_what_the_original_does_to_itself(monkeypatch: pyte
     module = Chaotic(34).double().eval()
     x = vectors(2)
     traced = bcos_fx.tracing.trace(module, x).graph_module
-    check = blame._Check(traced, (x,), (x,), 1e-9)
+    check = blame._BlameCheck(traced, (x,), (x,), 1e-9)
     assert check.bound > 1e-9
     assert check._error(bcos_fx.tracing.trace(rounded(module, 21), x).graph_module, (x,)) <= check.bound
 
 
 def test_a_calm_network_is_held_to_the_given_bound() -> None:
     module, x = nn.Sequential(nn.Linear(6, 3), nn.Tanh()).double().eval(), vectors(2)
-    assert blame._Check(bcos_fx.tracing.trace(module, x).graph_module, (x,), (x,), 1e-9).bound == 1e-9
+    assert blame._BlameCheck(bcos_fx.tracing.trace(module, x).graph_module, (x,), (x,), 1e-9).bound == 1e-9
 
 
 def test_integers_among_the_weights_stay() -> None:

@@ -14,7 +14,7 @@ from bcos_fx.evaluation.correctness import BINS, judged_accuracy
 from bcos_fx.evaluation.curve_measures import curve_measure
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
-from bcos_fx.evaluation.subjects import subject_of
+from bcos_fx.evaluation.tasks import task_of
 from bcos_fx.network import BcosNetwork
 from bcos_fx.verification.original import NormalizedModel
 from tests.evaluation.test_selection import predictions
@@ -94,4 +94,4 @@ def test_the_original_sees_normalised_images_and_its_neutral_colour_as_zero() ->
 def test_a_curve_needs_a_correct_image(network: BcosNetwork) -> None:
     measure = curve_measure("none", lambda *given: [0.0], [0.0], ylabel="nothing")
     with pytest.raises(UsageError, match="none has nothing to measure"):
-        measure(subject_of(network, images(6)), [], [Prediction(0, 1, 2, 0.0, 0.5, False)], Runner())
+        measure(task_of(network, images(6)), [], [Prediction(0, 1, 2, 0.0, 0.5, False)], Runner())

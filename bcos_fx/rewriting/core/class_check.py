@@ -21,7 +21,7 @@ from bcos_fx.rewriting.core.call_function import as_function
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
 
-_Function = Callable[[list[Tensor]], Tensor]
+_TensorFunction = Callable[[list[Tensor]], Tensor]
 _VERDICTS: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
 _VERDICT = "declared_class"
 """Key of a node's meta: which callable and op were tried, and what came of it."""
@@ -138,7 +138,7 @@ def _linear(trial: _Trial) -> str | None:
     return None if _is_linear(trial, trial, x, y) else "a sum of two inputs does not give the sum of their results"
 
 
-def _is_linear(trial: _Trial, function: _Function, x: list[Tensor], y: list[Tensor]) -> bool:
+def _is_linear(trial: _Trial, function: _TensorFunction, x: list[Tensor], y: list[Tensor]) -> bool:
     """Whether f(ax + by) = a f(x) + b f(y), for what f gives beyond f(0)."""
     zero = function([torch.zeros_like(v) for v in x])
     mixed = function([_A * v + _B * w for v, w in zip(x, y, strict=True)]) - zero

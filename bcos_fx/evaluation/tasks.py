@@ -11,19 +11,19 @@ from bcos_fx.data.datasets import source_for
 from bcos_fx.data.preprocessing import CLIP, Preprocessing
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.predictions import Subject
+from bcos_fx.evaluation.predictions import EvaluationTask
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
 from bcos_fx.validation import check_module
 
 
-def subject_of(
+def task_of(
     model: nn.Module,
     dataset: object,
     *,
     original: nn.Module | None = None,
     shape: tuple[int, ...] | None = None,
-) -> Subject:
+) -> EvaluationTask:
     """Check model and data, and put them together.
 
     Args:
@@ -43,7 +43,7 @@ def subject_of(
             raise UsageError("the network is in train mode", hint="call network.eval() first")
     source = source_for(dataset, model.record.classes if isinstance(model, BcosNetwork) else ())
     source.check_labelled()
-    return Subject(model, source, preprocessing_of(model, source, shape), original)
+    return EvaluationTask(model, source, preprocessing_of(model, source, shape), original)
 
 
 def preprocessing_of(model: nn.Module, source: ImageSource, shape: tuple[int, ...] | None = None) -> Preprocessing:

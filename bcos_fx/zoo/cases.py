@@ -25,7 +25,7 @@ _FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, LookupError)
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelCase:
     """A network that is to be examined.
 
     Attributes:
@@ -41,7 +41,7 @@ class Subject:
     options: dict[str, Any]
 
 
-def build(name: str, *, side: int | None = None) -> Subject:
+def build(name: str, *, side: int | None = None) -> ModelCase:
     """Build the network that ``name`` names, with random weights, and inputs for it.
 
     Args:
@@ -63,7 +63,7 @@ def build(name: str, *, side: int | None = None) -> Subject:
             failure = failure or error  # the first inputs are the likeliest
             module = _built(name)  # some keep what they read from the inputs that they failed on
             continue
-        return Subject(module, inputs, _output(result), options)
+        return ModelCase(module, inputs, _output(result), options)
     raise UsageError(f"the network takes none of the inputs that were tried: {failure}", where=name)
 
 
