@@ -155,6 +155,20 @@ def check_images(images: object, specs: Sequence[InputSpec]) -> None:
         check_range(images)
 
 
+def check_same_classes(network: int, original: int) -> None:
+    """Check that a network and the original that it is compared with have as many classes.
+
+    Raises:
+        UsageError: they have not, so that an index does not name one class of both.
+    """
+    if network != original:
+        raise UsageError(
+            f"the original has {original} classes, and the network has {network}",
+            hint="give the original with the same classes in the same order: what was converted, or a conversion of it "
+            "by the recipe equivalent with the classes that were kept (--head subset, classes=)",
+        )
+
+
 def check_range(images: Tensor) -> None:
     """Check that these are floating-point images in [0, 1], NaN left out.
 

@@ -20,6 +20,7 @@ from bcos_fx.deprecation import formerly
 from bcos_fx.errors import UsageError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.report.model import Agreement, Calibration, LayerChange
+from bcos_fx.validation import check_same_classes
 
 
 @formerly(output="output_key", reference="original")
@@ -295,7 +296,11 @@ class _CalibrationRun:
         return self.program.result(values)
 
     def _predicted(self, output: Any) -> list[Tensor]:
-        return [output.argmax(1).cpu()] if is_classes(output) else []
+        if not is_classes(output):
+            return []
+        if self.targets is not None and self.targets.classes is not None:
+            check_same_classes(output.shape[1], self.targets.classes)
+        return [output.argmax(1).cpu()]
 
     def _agreements(self, position: int) -> tuple[Agreement | None, Agreement | None]:
         if not self.measured:

@@ -41,6 +41,7 @@ class Targets:
         dims: node -> number of dimensions of its output.
         images: how many samples it was measured on.
         predictions: per batch, the index of each sample's highest output; empty where outputs are no classes.
+        classes: how many there are; None where outputs are no classes.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Targets:
     dims: dict[str, int] = field(default_factory=dict)
     images: int = 0
     predictions: list[Tensor] = field(default_factory=list)
+    classes: int | None = None
 
 
 def counterparts(network: BcosNetwork) -> dict[str, str]:
@@ -163,6 +165,7 @@ class Original:
         output = self.run(inputs, [name for name in dims if self.has(name)], note)
         if is_classes(output):
             targets.predictions.append(output.argmax(1).cpu())
+            targets.classes = output.shape[1]
 
 
 def is_classes(output: object) -> bool:

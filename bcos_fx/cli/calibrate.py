@@ -15,8 +15,6 @@ from bcos_fx.cli.request import IMAGE_FORMS
 from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from bcos_fx.network import BcosNetwork
 
 NAME = "calibrate"
@@ -86,27 +84,17 @@ def run(
         from bcos_fx.artifact import save
         from bcos_fx.cli import values
         from bcos_fx.cli.check import read_artifact
-        from bcos_fx.cli.network import calibrate_on, calibration_images, find_images
+        from bcos_fx.cli.network import calibrate_on, calibration_images, find_images, read_original
 
         network = read_artifact(model)
         photographs = calibration_images(network, find_images(data, classes), count)
-        given = _original(original, arch, key, trust_pickle)
+        given = None
+        if original is not None or arch is not None:
+            given = read_original(original, arch=arch, key=key, trust_pickle=trust_pickle)
         skipped = calibrate_on(network, photographs, given, values.key(output_key), stages.passing)
         stages("writing")
         save(network, target, overwrite=force)
     _tell(network, target, skipped, json=json)
-
-
-def _original(original: Path | None, arch: str | None, key: str | None, trust_pickle: bool) -> nn.Module | None:
-    from bcos_fx.checkpoint import identify
-    from bcos_fx.cli.check import read_artifact
-    from bcos_fx.cli.network import read_network
-
-    if original is None and arch is None:
-        return None
-    if original is not None and original.is_file() and identify(original).kind == "bcos-fx":
-        return read_artifact(original)
-    return read_network(original, arch=arch, key=key, trust_pickle=trust_pickle)
 
 
 def _tell(network: BcosNetwork, target: Path, skipped: dict[str, str], *, json: bool) -> None:

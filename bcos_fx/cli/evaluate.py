@@ -172,14 +172,15 @@ def _networks(request: EvaluationRequest) -> tuple[BcosNetwork, NormalizedModel 
     network = read_artifact(request.model).eval()
     if request.original is None:
         return network.to(device), None
-    from bcos_fx.cli.network import random_weights, read_network
+    from bcos_fx.cli.network import read_original
+    from bcos_fx.network import BcosNetwork
 
     arch, plus, file = request.original.partition("+")
-    checkpoint = Path(file) if plus else None
-    if (random := random_weights(checkpoint, arch)) is not None:
-        echo(f"warning: {random}", err=True)
-    given = read_network(checkpoint, arch=arch, key=None, trust_pickle=False)
-    return network.to(device), NormalizedModel(given.eval(), network.record.inputs).to(device)
+    alone = not plus and Path(arch).is_file()
+    model, named = (Path(arch), None) if alone else (Path(file) if plus else None, arch)
+    original = read_original(model, arch=named, key=None, trust_pickle=False)
+    specs = None if isinstance(original, BcosNetwork) else network.record.inputs
+    return network.to(device), NormalizedModel(original, specs).to(device)
 
 
 def _check_folder(request: EvaluationRequest) -> None:

@@ -45,8 +45,9 @@ class EvaluationRequest:
     original: Annotated[
         str | None,
         typer.Option(
-            help="The network that MODEL was converted from: torchvision:resnet50@IMAGENET1K_V2, or ARCH+FILE, such as "
-            "torchvision:resnet50+checkpoint.pth. Agreement with it is measured too.",
+            help="The network that MODEL was converted from: torchvision:resnet50@IMAGENET1K_V2, ARCH+FILE, such as "
+            "torchvision:resnet50+checkpoint.pth, or a converted file of it (--recipe equivalent). It needs the same "
+            "classes in the same order. Agreement with it is measured too.",
             show_default=False,
         ),
     ] = None

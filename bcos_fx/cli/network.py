@@ -10,8 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.artifact import load
 from bcos_fx.calibration import calibrate_
-from bcos_fx.checkpoint import build_architecture, digest_of_weights, has_random_weights, published, read_model
+from bcos_fx.checkpoint import (
+    build_architecture,
+    digest_of_weights,
+    has_random_weights,
+    identify,
+    published,
+    read_model,
+)
 from bcos_fx.cli import values
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.request import Request
@@ -43,6 +51,18 @@ def read_network(model: Path | None, *, arch: str | None, key: str | None, trust
     if arch is None:
         raise UsageError("there is nothing to convert", hint="name a checkpoint, or a network with --arch")
     return build_architecture(arch).eval()
+
+
+def read_original(model: Path | None, *, arch: str | None, key: str | None, trust_pickle: bool) -> nn.Module:
+    """Read what a converted network is compared with: a network in any form that convert takes, or a converted one.
+
+    Random weights are warned of on stderr.
+    """
+    if model is not None and model.is_file() and identify(model).kind == "bcos-fx":
+        return load(model).eval()
+    if (random := random_weights(model, arch)) is not None:
+        echo(f"warning: {random}", err=True)
+    return read_network(model, arch=arch, key=key, trust_pickle=trust_pickle).eval()
 
 
 def random_weights(model: Path | None, arch: str | None) -> str | None:

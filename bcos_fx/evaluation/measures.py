@@ -37,7 +37,8 @@ def evaluate(
         data: labelled images: a path (see :func:`bcos_fx.evaluation.open_source`), Dataset or DataLoader.
         metrics: names out of ``accuracy``, ``gridpg``, ``deletion`` and ``insertion``, or ``all`` of them.
         protocols: how the Grid Pointing Game is played, once for each; None: :func:`bcos_fx.evaluation.fair`, 3x3.
-        original: the network that ``model`` was converted from; agreement with it is measured too.
+        original: the network that ``model`` was converted from, or a conversion of it by the recipe equivalent, with
+            the same classes in the same order; agreement with it is measured too.
         baselines: names of post-hoc methods on ``original`` to compare with, or ``all``; they need ``original``.
         shape: (C, H, W) that files are brought to; None: the converted network's own.
         batch_size: images at once in the pass over all of them, >= 1.
@@ -62,7 +63,8 @@ def evaluate(
         )
     given = original
     if original is not None and isinstance(model, BcosNetwork):
-        given = NormalizedModel(original.eval(), model.record.inputs)
+        specs = None if isinstance(original, BcosNetwork) else model.record.inputs
+        given = NormalizedModel(original.eval(), specs)
     task = task_of(model, data, original=given, shape=shape)
     runner = Runner(folder=None if folder is None else Path(folder), say=log or (lambda text: None))
     if runner.folder is not None:

@@ -21,6 +21,7 @@ from bcos_fx.identity import digest_of_data, structure_of, values_of
 from bcos_fx.methods.requests import class_outputs
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
+from bcos_fx.validation import check_same_classes
 from bcos_fx.version import __version__
 
 
@@ -137,7 +138,11 @@ def _of_batch(task: EvaluationTask, indices: range) -> dict[str, Any]:
     labels = [
         task.source.class_index(sample.label, index, classes) for index, sample in zip(read, found.samples, strict=True)
     ]
-    originals = None if task.original is None else _judged_outputs(task.original, batch).argmax(1).tolist()
+    originals = None
+    if task.original is not None:
+        theirs = _judged_outputs(task.original, batch)
+        check_same_classes(classes, theirs.shape[1])
+        originals = theirs.argmax(1).tolist()
     return {"rows": _rows(outputs, read, labels, originals), "unreadable": reader.skipped}
 
 

@@ -27,6 +27,7 @@ from bcos_fx.training.mixing import mixer
 from bcos_fx.training.optimisation import clip_adaptively_, make_optimiser, parameter_groups, rate
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.statistics import FreshStatistics
+from bcos_fx.validation import check_same_classes
 
 
 class FineTuning(LightningModule):
@@ -281,9 +282,11 @@ class FineTuning(LightningModule):
             theirs = self._original_outputs(images)
             self._test_hits.update(torch.nn.functional.cosine_similarity(self.result(images), theirs, dim=1))
             return
-        if labels is None:
-            labels = self._original_outputs(images).argmax(1)
         outputs = self.result(images)
+        if labels is None:
+            theirs = self._original_outputs(images)
+            check_same_classes(outputs.shape[1], theirs.shape[1])
+            labels = theirs.argmax(1)
         if _are_classes(labels):
             self._test_hits.update((outputs.argmax(1) == labels).float())
         elif self._options.has_several_labels:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
+from bcos_fx.validation import check_same_classes
 
 PAIR_SCALE, PAIR_BIAS = 10.0, -10.0
 
@@ -157,6 +158,7 @@ def total_loss(
         elif name in REGRESSION and labels is not None:
             parts.append(weight * REGRESSION[name](ours, labels))
         elif name in ON_OUTPUTS and theirs is not None:
+            check_same_classes(ours.shape[1], theirs.shape[1])
             parts.append(weight * ON_OUTPUTS[name](ours, theirs))
         elif name == "distil-layers" and layers is not None:
             parts.append(weight * layers)

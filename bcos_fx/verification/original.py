@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.network import InputSpec
+from bcos_fx.network import BcosNetwork, InputSpec
 from bcos_fx.tracing.inputs import part_of
 
 
@@ -51,7 +51,8 @@ class NormalizedModel(nn.Module):
     @property
     def neutral(self) -> tuple[float, ...]:
         """The color that the original gets as 0 in every channel; where nothing is normalized, black."""
-        spec = (self._specs or ())[0]
+        specs = self.module.record.inputs if isinstance(self.module, BcosNetwork) else self._specs or ()
+        spec = specs[0]
         if not spec.encoded:
             return (0.0,) * spec.sizes(spec.shape)[0]
         matrix, offset = (torch.tensor(values, dtype=torch.float64) for values in (spec.matrix, spec.offset))

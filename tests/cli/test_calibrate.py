@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,16 @@ def test_convert_calibrates_at_once(run: Run, raised: Path, weights: Path, photo
     first, second = load("once.safetensors"), load("two.safetensors")
     for name, value in first.state_dict().items():
         assert torch.equal(second.state_dict()[name], value)
+
+
+def test_an_original_of_other_classes_is_refused(run: Run, raised: Path, photographs: Path, folder: Path) -> None:
+    lines = ("import torch", "def build():", "    head = torch.nn.Linear(3, 7)",
+             "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), head)")  # fmt: skip
+    (folder / "other.py").write_text("\n".join(lines))
+    done = run("calibrate", raised, "--data", photographs, "--arch", "other.py:build")
+    assert done.exit_code == 2
+    assert re.search(r"the original has 7 classes, and the network has \d", done.stderr)
+    assert not Path("raised.calibrated.safetensors").exists()
 
 
 def test_without_the_original_it_says_what_was_left(run: Run, raised: Path, photographs: Path) -> None:

@@ -106,6 +106,24 @@ def test_published_is_the_papers(run: Run, data: Path) -> None:
     }
 
 
+def test_an_original_of_other_classes_is_refused(run: Run, data: Path) -> None:
+    done = run(*WORDS, "--original", "arch.py:fewer")
+    assert done.exit_code == 2
+    assert "the original has 5 classes, and the network has 6" in done.stderr
+    assert not Path("evaluation/results.json").exists()
+
+
+def test_a_converted_file_is_an_original_too(run: Run, data: Path) -> None:
+    words = (*WORDS, "--metric", "accuracy,gridpg", "--baselines", "grad-cam,rise", "--json")
+    of_file = json.loads(run(*words, "--original", "toy.safetensors", "-o", "a").stdout)
+    of_factory = json.loads(run(*words, "--original", "arch.py:build", "-o", "b").stdout)
+    assert of_file["accuracy"] == of_factory["accuracy"]
+    assert of_file["accuracy"]["agreement"] == 1.0
+    means = [[round(result["mean"], 5) for result in found["gridpg"]] for found in (of_file, of_factory)]
+    assert means[0] == means[1]
+    assert len(means[0]) > 1
+
+
 # ---------------------------------------------------------------- interruptions
 
 

@@ -21,6 +21,8 @@ FACTORY = """
 from tests.evaluation.toy import Colours
 def build():
     return Colours(centred=True)
+def fewer():
+    return Colours(5, centred=True)
 """
 
 

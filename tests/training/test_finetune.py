@@ -550,6 +550,15 @@ def test_other_misuse(tmp_path: Path) -> None:
         finetune(converted(), 3, recipe=plain())
 
 
+@pytest.mark.parametrize("loss", ["distil-kl", "distil-bce", "cross-entropy"])
+def test_an_original_of_other_classes_is_refused(loss: str) -> None:
+    other = original()
+    other[-1] = nn.Linear(6, CLASSES + 1)
+    pixels = images()[0] if loss == "cross-entropy" else None  # answers like the original's are counted
+    with pytest.raises(UsageError, match=f"the original has {CLASSES + 1} classes, and the network has {CLASSES}"):
+        finetune(converted(), images(), recipe=plain(epochs=1, loss=loss), original=other, validation=pixels)
+
+
 def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path) -> None:
     def interrupt(row: Any) -> None:
         if row.epoch == 2:
