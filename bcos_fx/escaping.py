@@ -7,6 +7,7 @@ another. Errors pass through here when they become text, and so does all that th
 
 from __future__ import annotations
 
+import html
 import re
 
 # All of Unicode's control, format and surrogate characters and its line separators, but for tabs, line feeds, and
@@ -38,3 +39,8 @@ def shown_in_a_line(text: str) -> str:
 def shortened(text: str) -> str:
     """Return a text, or of one with many thousands of characters its beginning and end."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+
+
+def shown_in_html(text: str) -> str:
+    """Return a text as :func:`shown` does, fit for HTML: for its text and for its quoted attributes."""
+    return html.escape(shown(text), quote=True)

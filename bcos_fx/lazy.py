@@ -59,4 +59,4 @@ def library(name: str, extra: str, purpose: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise MissingExtraError(name.partition(".")[0], extra, purpose) from error
+        raise MissingExtraError((error.name or name).partition(".")[0], extra, purpose) from error

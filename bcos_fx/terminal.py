@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -26,3 +26,8 @@ class EscapingConsole(Console):
         encoding = (options or self.options).encoding
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(shown(segment.text, encoding), segment.style)
+
+
+def plain_console(file: TextIO, width: int) -> EscapingConsole:
+    """Return a console that writes plain text to a file, in a notebook too."""
+    return EscapingConsole(file=file, width=width, color_system=None, force_terminal=False, force_jupyter=False)

@@ -15,9 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "bcos_fx"
 FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = """
-    version escaping terminal errors deprecation files budgets lazy locking user_code seeding identity data nn tracing
-    rewriting rules report network verification validation calibration artifact checkpoint text example heads conversion
-    convert explanation exporting diagnosis audit methods evaluation training cli
+    version escaping display drawing terminal errors deprecation files budgets lazy locking user_code seeding identity
+    data nn tracing rewriting rules report network verification validation calibration artifact checkpoint text example
+    heads conversion convert explanation exporting diagnosis audit methods evaluation training cli
 """.split()
 # These stand beside the line of rooms: what each may import, at the most.
 BESIDE = {

@@ -8,7 +8,8 @@ from bcos_fx.audit.section import Section
 from bcos_fx.explanation.certify import Certification
 from bcos_fx.network import BcosNetwork
 from bcos_fx.network.facts import described
-from bcos_fx.report.text import drift_sentence, head_rows, next_step, verdict
+from bcos_fx.report.sentences import drift_sentence, next_step, verdict
+from bcos_fx.report.text import head_rows
 
 _LISTED = 20
 

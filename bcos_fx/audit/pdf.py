@@ -13,7 +13,6 @@ from bcos_fx.audit.audit import Audit
 from bcos_fx.audit.section import Section
 from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.explanation.render.figure import require_matplotlib
-from bcos_fx.explanation.render.saving import reproducible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +32,8 @@ def pdf(found: Audit) -> bytes:
     """
     require_matplotlib()
     from matplotlib.backends.backend_pdf import PdfPages
+
+    from bcos_fx.drawing import reproducible
 
     buffer = io.BytesIO()
     with reproducible():

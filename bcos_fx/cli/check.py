@@ -113,7 +113,7 @@ def run(
 def _alone(path: Path, asked: dict[str, Any], *, json: bool) -> tuple[str, dict[str, Any]]:
     network = read_artifact(path)
     from bcos_fx.cli import linear
-    from bcos_fx.report.text import drift_sentence, verdict
+    from bcos_fx.report.sentences import drift_sentence, verdict
 
     report = network.report
     found = verdict(report)
@@ -175,7 +175,7 @@ def _against(
     first: Path, second: Path, reading: dict[str, Any], batch_axis: int | None, *, json: bool
 ) -> tuple[str, dict[str, Any]]:
     from bcos_fx.cli import linear
-    from bcos_fx.report.text import drift_sentence, overall
+    from bcos_fx.report.sentences import drift_sentence, overall
     from bcos_fx.verification import verify
 
     network = read_artifact(second)

@@ -78,6 +78,7 @@ def converted(request: Request, stages: Stages) -> tuple[BcosNetwork, nn.Module]
     stages("starting", listed=False)
     from bcos_fx.cli.network import arguments_for, conversion_arguments, origin_of, random_weights, read_network
     from bcos_fx.convert import bcosify
+    from bcos_fx.explanation.certify import explainable
 
     arguments = conversion_arguments(request)
     stages("reading")
@@ -86,8 +87,12 @@ def converted(request: Request, stages: Stages) -> tuple[BcosNetwork, nn.Module]
     if random is not None:
         echo(f"warning: {random}", err=True)
     network = bcosify(original, progress=stages, **arguments | arguments_for(original, request))
-    notes = network.report.notes if random is None else (random, *network.report.notes)
-    network.with_report(dataclasses.replace(network.report, notes=notes))
+    stages("certifying")
+    report = network.report
+    certified = explainable(network, batch_axis=arguments.get("batch_axis", 0))
+    figures = dataclasses.replace(report.figures, explainable=certified)
+    notes = report.notes if random is None else (random, *report.notes)
+    network.with_report(dataclasses.replace(report, notes=notes, figures=figures))
     return network.with_record(origin=origin_of(request, network, original)), original
 
 
@@ -104,7 +109,8 @@ def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, sta
 
 def _tell(request: Request, network: BcosNetwork) -> None:
     from bcos_fx.cli.console import console
-    from bcos_fx.report.text import drift_sentence, show, verdict
+    from bcos_fx.report.sentences import drift_sentence, verdict
+    from bcos_fx.report.text import show
 
     path, size = request.output, request.output.stat().st_size
     found = verdict(network.report)
@@ -122,6 +128,10 @@ def _tell(request: Request, network: BcosNetwork) -> None:
         echo(f"Wrote {path} ({size / 1e6:,.1f} MB). {drift_sentence(network.report)}")
         if request.picture is not None:
             echo(f"Drew {request.picture}.")
+    certified = network.report.figures.explainable
+    if certified is not None and certified.output is None:
+        echo(f"warning: the file was written, but the network is NOT EXPLAINABLE: {certified}", err=True)
+        raise typer.Exit(CHECK_FAILED)
     if found == "not tested":
         echo(
             "warning: the file was written, but its equivalence is NOT TESTED: the network answers nearly the same to "

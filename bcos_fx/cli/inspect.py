@@ -82,6 +82,8 @@ def _plain(header: Header) -> dict[str, Any]:
         "options": dict(header.options),
         "coverage": {"converted": report.coverage.converted, "total": report.coverage.total},
         "verification": report.figures.verification,
+        "explainable": None if report.figures.explainable is None else asdict(report.figures.explainable),
+        "trained": report.figures.trained,
         "inputs": dict(report.inputs),
         "classes": list(record.classes),
         "training": [asdict(run) for run in record.training],

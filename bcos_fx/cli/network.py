@@ -32,6 +32,7 @@ from bcos_fx.errors import UsageError, nearest
 from bcos_fx.example import recorded_preprocessing, recorded_size, recorded_statistics
 from bcos_fx.explanation.layout import own_form
 from bcos_fx.network import BcosNetwork, Origin
+from bcos_fx.report.sentences import RANDOM_WEIGHTS
 from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE, load_recipe
 
 _DEFAULT_SIZE = (224, 224)
@@ -71,7 +72,7 @@ def random_weights(model: Path | None, arch: str | None) -> str | None:
         return None
     name = {"torchvision": "pretrained", "timm": "pretrained", "open_clip": "TAG"}.get(arch.partition(":")[0])
     named = "a checkpoint" if name is None else f"trained ones, --arch {arch}@{name}, or a checkpoint"
-    return f"RANDOM WEIGHTS: {arch} names no weights, so the network has learned nothing; give {named}"
+    return f"{RANDOM_WEIGHTS}: {arch} names no weights, so the network has learned nothing; give {named}"
 
 
 def arguments_for(module: nn.Module, request: Request) -> dict[str, Any]:

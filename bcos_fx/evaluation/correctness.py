@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bcos_fx.display import Displayed
 from bcos_fx.errors import MissingExtraError, UsageError, nearest
 from bcos_fx.evaluation.intervals import bootstrap
 from bcos_fx.evaluation.predictions import predict
@@ -22,8 +23,8 @@ BINS = 15
 """Bins of the calibration error (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.1)."""
 
 
-@dataclass(frozen=True)
-class Accuracy:
+@dataclass(frozen=True, repr=False)
+class Accuracy(Displayed):
     """How often a network is right, and how well it knows.
 
     Attributes:
@@ -47,6 +48,15 @@ class Accuracy:
     calibration_error: float
     confidence: str
     unreadable: Mapping[str, str] = field(default_factory=dict)
+
+    def brief(self) -> list[str]:
+        """Return the figures in a line."""
+        low, high = self.interval
+        line = f"Accuracy: top-1 {self.top1:.4f} (95 % in {low:.4f} to {high:.4f}), top-5 {self.top5:.4f}"
+        if self.agreement is not None and self.original_top1 is not None:
+            line += f", the original's top-1 {self.original_top1:.4f}, agreement {self.agreement:.4f}"
+        left_out = f", {len(self.unreadable)} could not be read" if self.unreadable else ""
+        return [f"{line}, calibration error {self.calibration_error:.4f} on {self.images} images{left_out}"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain data."""

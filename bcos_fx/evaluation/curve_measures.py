@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.localisation import slug
 from bcos_fx.evaluation.predictions import EvaluationTask
@@ -21,8 +22,8 @@ Curve = Callable[[Method, nn.Module, Tensor, int], Sequence[float]]
 """From a method, the network that it explains, an image (1, C, H, W) and its class to the values of a curve."""
 
 
-@dataclass(frozen=True, eq=False)
-class CurveSet:
+@dataclass(frozen=True, eq=False, repr=False)
+class CurveSet(Displayed):
     """What a measure found for each method, as curves over the share of an image that was changed.
 
     Attributes:
@@ -38,6 +39,11 @@ class CurveSet:
     values: Mapping[str, npt.NDArray[np.float64]]
     ylabel: str
     settings: Mapping[str, object] = field(default_factory=dict)
+
+    def brief(self) -> list[str]:
+        """Return the mean over the curve of each method."""
+        means = [f"  {name}: {values.mean():.4f} on {len(values)} images" for name, values in self.values.items()]
+        return [f"{self.measure}, mean over the curve:", *means]
 
 
 def curve_measure(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.measured import Measured, bootstrap_interval, checked_maps, new_figure
 from bcos_fx.methods.method import Method
@@ -27,8 +28,8 @@ ORDERS = ("most", "least", "random")
 _BLUR, _SIGMA = 11, 5.0
 
 
-@dataclass(frozen=True, eq=False)
-class Curves:
+@dataclass(frozen=True, eq=False, repr=False)
+class Curves(Displayed):
     """How a class's score changes with the share of pixels that are deleted or inserted.
 
     Attributes:
@@ -52,6 +53,10 @@ class Curves:
     def auc(self) -> Tensor:
         """The area under each curve, (N, K), by the trapezoidal rule: a mean score, as the shares go from 0 to 1."""
         return torch.trapezoid(self.curves, self.shares.to(self.curves), dim=2)
+
+    def brief(self) -> list[str]:
+        """Return the mean area under the curves, and its interval."""
+        return [f"Curves: {self.measured}"]
 
     @property
     def measured(self) -> Measured:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from bcos_fx.escaping import shown_in_html
 from bcos_fx.evaluation.composition import windowed
 from bcos_fx.evaluation.localisation import Localisation, grid_image
 from bcos_fx.evaluation.predictions import EvaluationTask
@@ -43,11 +43,11 @@ def _card(task: EvaluationTask, own: Localisation, number: int, name: str) -> st
     side = own.protocol.side
     title = f"{name} of {len(own.grids)}: {side}x{side} grid {number}, mean score {mean:.3f}"
     files = ", ".join(task.source.name(index) for index in grid.images)
-    words = html.escape(f"{title} {files}".lower(), quote=True)
+    words = shown_in_html(f"{title} {files}".lower())
     return (
         f'<figure class="card" data-words="{words}" data-output="{mean:.6g}">'
-        f"<figcaption><b>{html.escape(title)}</b></figcaption>"
-        f'<div class="views">{"".join(views)}</div><p class="note">{html.escape(files)}</p></figure>'
+        f"<figcaption><b>{shown_in_html(title)}</b></figcaption>"
+        f'<div class="views">{"".join(views)}</div><p class="note">{shown_in_html(files)}</p></figure>'
     )
 
 
@@ -62,5 +62,5 @@ def _pictures(task: EvaluationTask, own: Localisation, image: Tensor, labels: Se
 
 def _view(picture: Image.Image, caption: str) -> str:
     picture.thumbnail((_SIDE, _SIDE))  # a page of full grids would be tens of megabytes
-    text = html.escape(caption)
+    text = shown_in_html(caption)
     return f'<div class="view"><img src="{data_uri(picture)}" alt="{text}" width="{_SIDE}"><span>{text}</span></div>'

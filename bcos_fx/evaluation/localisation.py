@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.composition import composed, windowed
 from bcos_fx.evaluation.intervals import bootstrap
@@ -31,8 +32,8 @@ PROTOCOLS = {"published": published, "fair": fair}
 _PERCENTILES = (25, 50, 75)
 
 
-@dataclass(frozen=True, eq=False)
-class Localisation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Localisation(Displayed):
     """How well a way of explaining localises, by the Grid Pointing Game.
 
     Attributes:
@@ -94,13 +95,14 @@ class Localisation:
             "notes": list(self.notes),
         }
 
-    def __repr__(self) -> str:
+    def brief(self) -> list[str]:
+        """Return the mean score, its interval and chance, and what is odd about the result."""
         side, (low, high) = self.protocol.side, self.interval
         lines = [
             f"GridPG {side}x{side}, {self.protocol.name}: {self.method} {self.mean:.3f} (95 % in {low:.3f} to "
             f"{high:.3f}; chance {1 / self.protocol.cells:.3f}; {len(self.grids)} grids)"
         ]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return [*lines, *(f"  note: {note}" for note in self.notes)]
 
 
 def gridpg(

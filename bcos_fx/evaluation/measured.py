@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.display import Displayed
+from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.intervals import bootstrap
+from bcos_fx.lazy import library
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,8 +36,8 @@ def bootstrap_interval(values: Tensor, *, level: float = 0.95, seed: int = 0) ->
     return bootstrap(values.detach().double().cpu().numpy(), level=level, seed=seed)
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
+@dataclass(frozen=True, eq=False, repr=False)
+class Measured(Displayed):
     """One measure of one method.
 
     Attributes:
@@ -64,9 +66,10 @@ class Measured:
         """Draw the values as a box; see :func:`plot_boxes` for several methods beside each other."""
         return plot_boxes([self])
 
-    def __str__(self) -> str:
+    def brief(self) -> list[str]:
+        """Return the mean and its interval in a line."""
         low, high = self.interval
-        return f"{self.measure} of {self.method}: {self.mean:.4g} (95 % in {low:.4g} to {high:.4g})"
+        return [f"{self.measure} of {self.method}: {self.mean:.4g} (95 % in {low:.4g} to {high:.4g})"]
 
 
 def plot_boxes(results: Sequence[Measured]) -> Figure:
@@ -98,11 +101,9 @@ def new_figure(*, width: float = 4.8, height: float = 3.4) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "plot", "drawing a measure") from error
-    return Figure(figsize=(max(width, 2.6), height), layout="constrained")
+    drawing = library("bcos_fx.drawing", "plot", "drawing measures")
+    made: Figure = drawing.Drawing(figsize=(max(width, 2.6), height), layout="constrained")
+    return made
 
 
 def checked_maps(maps: object, images: Tensor, targets: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bcos_fx.errors import MissingExtraError
+from bcos_fx.lazy import library
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,11 +115,9 @@ def curves(
 
 
 def _figure(*, width: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("matplotlib", "plot", "drawing an evaluation") from error
-    return Figure(figsize=(width, 3.6), layout="constrained")
+    drawing = library("bcos_fx.drawing", "plot", "drawing an evaluation")
+    made: Figure = drawing.Drawing(figsize=(width, 3.6), layout="constrained")
+    return made
 
 
 def _plain(ax) -> None:  # type: ignore[no-untyped-def]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import html
 import importlib.util
 import io
 import json
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcos_fx.errors import MissingExtraError
+from bcos_fx.escaping import shown_in_html
 from bcos_fx.evaluation.examples import example_cards
 from bcos_fx.evaluation.plots import boxes, curves
 from bcos_fx.evaluation.session import Evaluation
@@ -44,7 +44,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
     plots = dict(_plots(evaluation))
     contents = {
         "results.json": json.dumps(as_data(evaluation), indent=2, sort_keys=True).encode() + b"\n",
-        "results.csv": _csv(_summary_rows(evaluation)),
+        "results.csv": _csv(evaluation.rows()),
         "scores.csv": _csv(_score_rows(evaluation)),
         **{f"{name}.png": _drawn(figure, "png") for name, figure in plots.items()},
         "evaluation.html": _page(evaluation, plots).encode("utf-8", "replace"),
@@ -94,32 +94,11 @@ def as_data(evaluation: Evaluation) -> dict[str, Any]:
 
 def summary(evaluation: Evaluation) -> list[list[str]]:
     """Return the figures as rows of text, a head first: measure, method, value, 95 % interval, and on what."""
-    return [[_text(cell) for cell in row] for row in _summary_rows(evaluation)]
+    return [[_text(cell) for cell in row] for row in evaluation.rows()]
 
 
 def _text(cell: Any) -> str:
     return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
-
-
-def _summary_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
-    yield ["measure", "method", "value", "low", "high", "on"]
-    found = evaluation.accuracy
-    if found is not None:
-        images = f"{found.images} images"
-        yield ["top-1 accuracy", "network", found.top1, *found.interval, images]
-        yield ["top-5 accuracy", "network", found.top5, "", "", images]
-        if found.agreement is not None and found.original_top1 is not None:
-            yield ["top-1 accuracy", "original", found.original_top1, "", "", images]
-            yield ["agreement with the original", "network", found.agreement, "", "", images]
-        yield [f"calibration error ({found.confidence})", "network", found.calibration_error, "", "", images]
-    for results in evaluation.localisations:
-        for result in results:
-            measure = f"GridPG {result.protocol.side}x{result.protocol.side} ({result.protocol.name})"
-            yield [measure, result.method, result.mean, *result.interval, f"{len(result.grids)} grids"]
-    for curve in evaluation.curves:
-        measure = f"{curve.measure}, mean over the curve"
-        for method, values in curve.values.items():
-            yield [measure, method, float(values.mean()), "", "", f"{len(values)} images"]
 
 
 def _score_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
@@ -172,10 +151,10 @@ def _page(evaluation: Evaluation, plots: dict[str, Figure]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in rows[0])
+    head = "".join(f"<th>{shown_in_html(cell)}</th>" for cell in rows[0])
     body = "".join(
-        f"<tr><th>{html.escape(row[0])}</th><th>{html.escape(row[1])}</th>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[2:])
+        f"<tr><th>{shown_in_html(row[0])}</th><th>{shown_in_html(row[1])}</th>"
+        + "".join(f"<td>{shown_in_html(cell)}</td>" for cell in row[2:])
         + "</tr>"
         for row in rows[1:]
     )
@@ -184,12 +163,12 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _figure(name: str, figure: Figure) -> str:
     data = base64.b64encode(_drawn(figure, "png")).decode()
-    alt, width = html.escape(name, quote=True), round(96 * figure.get_figwidth())
+    alt, width = shown_in_html(name), round(96 * figure.get_figwidth())
     return f'<p><img src="data:image/png;base64,{data}" alt="{alt}" width="{width}" style="max-width:100%"></p>'
 
 
 def _refused(evaluation: Evaluation) -> str:
-    rows = [f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in evaluation.refused.items()]
+    rows = [f"<li>{shown_in_html(name)}: {shown_in_html(why)}</li>" for name, why in evaluation.refused.items()]
     return f"<h2>Left out</h2><ul>{''.join(rows)}</ul>" if rows else ""
 
 
@@ -197,7 +176,7 @@ def _unreadable(evaluation: Evaluation) -> str:
     found = evaluation.outcome.unreadable
     if not found:
         return ""
-    items = [f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in list(found.items())[:_LISTED]]
+    items = [f"<li>{shown_in_html(name)}: {shown_in_html(why)}</li>" for name, why in list(found.items())[:_LISTED]]
     more = f"<li>and {len(found) - _LISTED} more</li>" if len(found) > _LISTED else ""
     return f'<p class="wrong">{counted_images(found)} could not be read</p><ul>{"".join(items)}{more}</ul>'
 
@@ -208,5 +187,5 @@ def counted_images(found: Sized) -> str:
 
 
 def _settings(evaluation: Evaluation) -> str:
-    text = html.escape(json.dumps(as_data(evaluation), indent=2, sort_keys=True))
+    text = shown_in_html(json.dumps(as_data(evaluation), indent=2, sort_keys=True))
     return f"<details><summary>All figures and settings</summary><pre>{text}</pre></details>"

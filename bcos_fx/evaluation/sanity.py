@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.measured import Measured, checked_maps, new_figure
 from bcos_fx.methods.method import Method
@@ -29,8 +30,8 @@ SIMILARITIES = ("rank correlation", "rank correlation of absolute values", "SSIM
 _SSIM_WINDOW = 11
 
 
-@dataclass(frozen=True, eq=False)
-class Randomised:
+@dataclass(frozen=True, eq=False, repr=False)
+class Randomised(Displayed):
     """How alike a method's maps are before and after weights became random.
 
     Attributes:
@@ -46,6 +47,11 @@ class Randomised:
     similarities: Mapping[str, Tensor]
     left_out: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def brief(self) -> list[str]:
+        """Return how alike maps still are with all weights random, for each similarity."""
+        rows = [f"  {measured}" for measured in self.measured.values()]
+        return [f"Randomised, {len(self.layers)} layers, the last one:", *rows]
 
     @property
     def curve(self) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from bcos_fx.data.batches import enlarged
+from bcos_fx.display import Displayed
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
 from bcos_fx.evaluation.curve_measures import CurveSet
@@ -42,8 +44,8 @@ class Plan:
     batch_size: int = 32
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Displayed):
     """What was measured.
 
     Attributes:
@@ -61,6 +63,33 @@ class Evaluation:
     localisations: tuple[tuple[Localisation, ...], ...] = ()
     curves: tuple[CurveSet, ...] = field(default=())
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    def rows(self) -> Iterator[list[Any]]:
+        """Yield the figures as rows, a head first: measure, method, value, 95 % interval, and on what."""
+        yield ["measure", "method", "value", "low", "high", "on"]
+        found = self.accuracy
+        if found is not None:
+            images = f"{found.images} images"
+            yield ["top-1 accuracy", "network", found.top1, *found.interval, images]
+            yield ["top-5 accuracy", "network", found.top5, "", "", images]
+            if found.agreement is not None and found.original_top1 is not None:
+                yield ["top-1 accuracy", "original", found.original_top1, "", "", images]
+                yield ["agreement with the original", "network", found.agreement, "", "", images]
+            yield [f"calibration error ({found.confidence})", "network", found.calibration_error, "", "", images]
+        for results in self.localisations:
+            for result in results:
+                measure = f"GridPG {result.protocol.side}x{result.protocol.side} ({result.protocol.name})"
+                yield [measure, result.method, result.mean, *result.interval, f"{len(result.grids)} grids"]
+        for curve in self.curves:
+            measure = f"{curve.measure}, mean over the curve"
+            for method, values in curve.values.items():
+                yield [measure, method, float(values.mean()), "", "", f"{len(values)} images"]
+
+    def brief(self) -> list[str]:
+        """Return a line for each figure."""
+        _, *rows = self.rows()
+        lines = [f"  {measure}, {method}: {value:.4f} on {on}" for measure, method, value, _, _, on in rows]
+        return ["Evaluation:", *lines, *(f"  {name} was left out: {why}" for name, why in self.refused.items())]
 
 
 def run_evaluation(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluation:

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from bcos_fx.display import Displayed
 from bcos_fx.explanation.preparation import Prepared
 from bcos_fx.nn.dynamic import DynamicLayer
 from bcos_fx.report.collect import op_name
@@ -26,7 +27,7 @@ from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.slots import SLOTS, constant_operands
 from bcos_fx.rewriting.core.stored import sources_of
 
-_SHOWN = 20
+_SHOWN, _FIRST = 20, 3
 _DRAWN = "it draws random numbers in eval mode, so no two runs are the same function"
 
 
@@ -81,8 +82,8 @@ class GateChoice:
     why: str
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, repr=False)
+class Certificate(Displayed):
     """Whether a network is dynamic linear, and on what terms.
 
     Attributes:
@@ -117,6 +118,13 @@ class Certificate:
     def to_json(self) -> str:
         """Return the certificate as JSON with sorted keys."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)
+
+    def brief(self) -> list[str]:
+        """Return the verdict, the first breaks, and how many constants and choices there are."""
+        listed = Certificate.to_text(replace(self, constants=(), choices=(), breaks=self.breaks[:_FIRST]))
+        more = [f"  and {len(self.breaks) - _FIRST} more"] if len(self.breaks) > _FIRST else []
+        counts = f"{len({constant.source for constant in self.constants})} constants, {len(self.choices)} gates chosen"
+        return [f"Certificate: {listed}", *more, f"  {counts}"]
 
     def to_text(self) -> str:
         """Return the certificate as text for people."""

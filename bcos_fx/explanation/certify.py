@@ -7,15 +7,17 @@ from typing import Any
 
 from torch import nn
 
+from bcos_fx.errors import BcosFxError
 from bcos_fx.explanation.arranged import arranged_view_of
 from bcos_fx.explanation.certificate import Certificate
 from bcos_fx.explanation.completeness import Completeness, check_completeness
 from bcos_fx.explanation.preparation import SourceNames
 from bcos_fx.explanation.view import in_order
+from bcos_fx.report.model import Explainable
 from bcos_fx.tracing.inputs import BatchAxis, ExampleInputs
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Certification(Certificate):
     """A certificate, with what was measured.
 
@@ -30,10 +32,35 @@ class Certification(Certificate):
         measured = None if self.completeness is None else self.completeness.to_dict()
         return dataclasses.asdict(dataclasses.replace(self, completeness=None)) | {"completeness": measured}
 
+    def brief(self) -> list[str]:
+        """Return the certificate's lines and, where it was measured, whether contributions add up."""
+        measured = [] if self.completeness is None else [f"  contributions {self.completeness}"]
+        return [*super().brief(), *measured]
+
     def to_text(self) -> str:
         """Return the certificate as text for people."""
         text = super().to_text()
         return text if self.completeness is None else f"{text}\ncontributions {self.completeness}"
+
+
+def explainable(network: nn.Module, *, batch_axis: BatchAxis = 0) -> Explainable:
+    """Say whether a network's output can be explained, or the value before its last gates, and why not.
+
+    Args:
+        network: a converted network; nothing is run.
+        batch_axis: as for :func:`certify`.
+    """
+    reasons: tuple[str, ...] = ()
+    for output in (None, "logits"):
+        try:
+            found = certify(network, output=output, batch_axis=batch_axis)
+        except BcosFxError as error:
+            reasons = reasons or (error.what,)
+            continue
+        if found.ok:
+            return Explainable(output or "output", reasons)
+        reasons = reasons or tuple(map(str, found.breaks))
+    return Explainable(None, reasons)
 
 
 def certify(

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
+from bcos_fx.display import Displayed
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.result import Constants
 from bcos_fx.explanation.weights import as_constant
 
 
-class JointExplanation(Mapping[str, Explanation]):
+class JointExplanation(Displayed, Mapping[str, Explanation]):
     """Why a network gave an output, by several sources: f = Σ over sources (Σ contributions) + Σ constants.
 
     ``joint["after"]`` is the explanation by one source, with its contributions, its weights and its pictures; what the
@@ -92,7 +93,8 @@ class JointExplanation(Mapping[str, Explanation]):
         own = [f"{name}: {note}" for name, part in self.items() for note in part.notes if note not in shared]
         return (*shared, *own)
 
-    def __repr__(self) -> str:
+    def brief(self) -> list[str]:
+        """Return the verdict, and the sum that makes up the first sample's output."""
         totals = {name: float(total.flatten()[0]) for name, total in self.totals.items()}
         terms = " ".join(f"{total:+.4g} from {name}" for name, total in totals.items())
         first = self._first[0]
@@ -101,4 +103,4 @@ class JointExplanation(Mapping[str, Explanation]):
             f"Explanation by {', '.join(self)}: {self.verdict}",
             f"  {first.target_name()}: {float(first.output.flatten()[0]):.4g} = {terms} {rest:+.4g} constants",
         ]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return [*lines, *(f"  note: {note}" for note in self.notes)]

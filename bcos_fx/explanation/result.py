@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import shown
 from bcos_fx.explanation.completeness import Sums
 
 _LISTED = 5
@@ -66,7 +67,7 @@ class Constants(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         named = ", ".join(f"{source}: {value:+.3g}" for source, value in self.largest())
         more = f", and {len(self) - _LISTED} more" if len(self) > _LISTED else ""
-        return f"Constants({len(self)}{': ' if named else ''}{named}{more})"
+        return shown(f"Constants({len(self)}{': ' if named else ''}{named}{more})")
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,12 +287,11 @@ class Result:
         return f"{label}: {output:.4g} = {own:.4g} from the input {constants:+.4g} constants {residual:+.1e} residual"
 
     def __repr__(self) -> str:
-        several = f", {self.output.shape[1]} targets each" if self.several else ""
-        lines = [
-            f"Explanation of {len(self)} samples{several}: {self.where} = W(x)·x + {len(self.constants)} constants"
-        ]
+        count = f"{len(self)} sample{'s' * (len(self) != 1)}"
+        count += f", {self.output.shape[1]} targets each" if self.several else ""
+        lines = [f"Explanation of {count}: {self.where} = W(x)·x + {len(self.constants)} constants"]
         lines += [f"  {self.warning}"] if self.warning else []
         lines += [f"  {line}" for line in self.summary()]
         if len(self) > _LISTED:
             lines.append(f"  and {len(self) - _LISTED} more")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return shown("\n".join([*lines, *(f"  note: {note}" for note in self.notes)]))

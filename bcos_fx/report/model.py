@@ -146,6 +146,26 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Explainable:
+    """Whether the network's output is W(x)·x + constants, by its certificate.
+
+    Attributes:
+        output: what can be explained so: ``output``, or ``logits`` before a final softmax or sigmoid; None: neither.
+        reasons: where the output stops being so, and why; empty if ``output`` can be explained.
+    """
+
+    output: str | None
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        first = self.reasons[0] if self.reasons else ""
+        more = f" (and {len(self.reasons) - 1} more)" if len(self.reasons) > 1 else ""
+        if self.output is None:
+            return f"no, because {first}{more}"
+        return "yes" if self.output == "output" else f"yes, the {self.output} (output={self.output!r}); {first}{more}"
+
+
+@dataclass(frozen=True)
 class Figures:
     """What was measured; empty in a dry run.
 
@@ -154,12 +174,16 @@ class Figures:
         drift: one entry per changing rule, in order.
         total_drift: all changing rules together.
         calibration: the latest one, or None.
+        explainable: what a certificate says; None where there is none.
+        trained: how often the weights were fine-tuned since the conversion.
     """
 
     verification: Mapping[str, Any] | None = None
     drift: tuple[Drift, ...] = ()
     total_drift: Drift | None = None
     calibration: Calibration | None = None
+    explainable: Explainable | None = None
+    trained: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.files import check_target, replacing
@@ -55,9 +55,6 @@ def draw(report: Findings, path: Path) -> Path:
 
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's own matplotlibrc stays out of the picture
-        mpl.rcParams["svg.fonttype"] = "none"  # text stays text, and names can be searched for
-        mpl.rcParams["svg.hashsalt"] = "bcos_fx"  # the same bytes again
-        mpl.rcParams["pdf.fonttype"] = 42
         # Hinting would round each letter's width up to whole pixels, and text would outgrow its box.
         mpl.rcParams["text.hinting"] = "none"
         figure = _figure(report)
@@ -82,14 +79,9 @@ def check_drawable(path: Path) -> None:
 
 def _write(figure: Figure, path: Path) -> None:
     kind = path.suffix.lower().removeprefix(".")
-    dates: dict[str, dict[str, Any]] = {
-        "svg": {"Date": None, "Creator": "bcos_fx"},
-        "pdf": {"CreationDate": None, "Creator": "bcos_fx"},
-        "png": {"Software": "bcos_fx"},
-    }
     dpi = min(_PIXELS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
     with replacing(path, "the picture") as stream:
-        figure.savefig(stream, format=kind, dpi=dpi, metadata=dates[kind])
+        figure.savefig(stream, format=kind, dpi=dpi)
 
 
 @dataclass(frozen=True)
@@ -130,14 +122,14 @@ class _Sizes:
 
 
 def _figure(report: Findings) -> Figure:
-    from matplotlib.figure import Figure
+    from bcos_fx.drawing import Drawing
 
     layout = lay_out(report)
     sizes = _Sizes(layout)
     title = _title(report)
     width = max(2 * _MARGIN + sizes.panel * len(layout.panels), 6.5, 2 * _MARGIN + 0.1 * max(map(len, title)))
     height = _HEAD + _TITLE + sizes.height + _MARGIN
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Drawing(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)  # rows count downwards

@@ -5,12 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bcos_fx.display import Displayed
 from bcos_fx.report.model import Findings
+from bcos_fx.report.sentences import opening, verdict_line
 
 
-@dataclass(frozen=True)
-class Report(Findings):
+@dataclass(frozen=True, repr=False)
+class Report(Displayed, Findings):
     """Everything that a conversion did and found; see :class:`bcos_fx.report.model.Findings` for its attributes."""
+
+    def brief(self) -> list[str]:
+        """Return the recipe, how much was converted, the proof, and what the network is for."""
+        coverage = f"{self.coverage.share:.1%} of its linear and convolution parameters are B-cos"
+        return [
+            f"Report: converted by the recipe {self.recipe!r}; {coverage}",
+            f"  equivalence: {verdict_line(self)}",
+            *(f"  {label}: {sentence}" for label, sentence in opening(self)),
+        ]
 
     def to_text(self, *, nodes: bool = False, width: int = 110) -> str:
         """Return the report as text for people.

@@ -5,23 +5,30 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bcos_fx.report.model import Calibration, Drift, Findings, NodeRow
+from bcos_fx.report.model import Drift, Findings, NodeRow
+from bcos_fx.report.sentences import (
+    calibration_sentence,
+    drift_sentence,
+    next_step,
+    opening,
+    percent,
+    scientific,
+    verdict,
+    verdict_line,
+)
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.rule import PHASES
-from bcos_fx.terminal import EscapingConsole
+from bcos_fx.terminal import plain_console
 
 _CHANGE, _CALIBRATION, _NEXT = "Change of the function", "Calibration", "What next"
 _STATED_ELSEWHERE = ("b", "mean", "std")
 _NODES_NAMED = 4
-# Above this change of the output, relative to its size, a network is no longer the one that was trained.
-_LARGE_CHANGE = 0.1
 
 TableRow = Sequence[str | Text]
 Facts = Sequence[tuple[str, str]]
@@ -36,7 +43,7 @@ def render(report: Findings, *, nodes: bool = False, width: int = 110) -> str:
         width: of the lines, in characters.
     """
     lines = io.StringIO()
-    show(report, EscapingConsole(file=lines, width=width, color_system=None, force_terminal=False), nodes=nodes)
+    show(report, plain_console(lines, width), nodes=nodes)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines()) + "\n"
 
 
@@ -79,73 +86,14 @@ def render_head(report: Findings, *, before: Facts = (), after: Facts = (), widt
         width: of the lines, in characters.
     """
     lines = io.StringIO()
-    console = EscapingConsole(file=lines, width=width, color_system=None, force_terminal=False)
-    console.print(
-        _facts([*before, *head_rows(report), ("equivalence", _verdict_line(report)), *after]), highlight=False
-    )
+    console = plain_console(lines, width)
+    facts = [*before, *opening(report), *head_rows(report), ("equivalence", verdict_line(report)), *after]
+    console.print(_facts(facts), highlight=False)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines())
 
 
-def drift_sentence(report: Findings) -> str:
-    """Say in one sentence how far the changing rules moved the output."""
-    total = report.figures.total_drift
-    if total is None:
-        if report.figures.verification is None:
-            return "How far the output moved was not measured."
-        return "No rule changed the function: the network computes what the original did."
-    kept = "" if total.agreement is None else f"; the highest class stayed the highest on {total.agreement:.0%} of them"
-    return f"The changing rules moved the output by {_percent(total.change)} of its size on the test inputs{kept}."
-
-
-def next_step(report: Findings) -> str | None:
-    """Say what has to be done before the network can be used, or None where nothing has."""
-    if report.figures.calibration is not None:
-        return (
-            "Calibration is no training: fine-tune the network on the original's training data before you rely on it, "
-            "and before you believe what it explains."
-        )
-    total = report.figures.total_drift
-    at_risk = _raised(report.options["b"]) or report.options["bias"] != "keep"
-    if total is None and report.figures.verification is None and at_risk:
-        return (
-            "Raising B and removing biases change the function: expect a network at chance until it is fine-tuned on "
-            "the original's training data."
-        )
-    # Written so that a change that is not a number counts as large.
-    if total is None or total.change <= _LARGE_CHANGE:
-        return None
-    if at_risk:
-        return (
-            "This network answers at chance until it is calibrated and fine-tuned: raising B and removing biases took "
-            "its activations out of the range that it was trained in. Calibrate it on a few hundred images without "
-            "labels (bcos-fx calibrate, bcos_fx.calibrate), then fine-tune it on the original's training data before "
-            "you use it, and before you believe what it explains."
-        )
-    return "Its outputs are no longer the original's: fine-tune it on the original's training data before you use it."
-
-
-def verdict(report: Findings) -> str:
-    """Say in one phrase what the verification found: equal, different, not tested or not verified."""
-    found = report.figures.verification
-    return "not verified" if found is None else overall(found)
-
-
-def overall(verification: Mapping[str, Any]) -> str:
-    """Say in one phrase what a verification, as plain data, found: equal, different or not tested."""
-    if verification["ok"]:
-        return "equal"
-    # One run that could have found a difference and did not is no proof while another proves nothing.
-    return "different" if any(row["verdict"] == "different" for row in verification["comparisons"]) else "not tested"
-
-
-def _verdict_line(report: Findings) -> str:
-    found = report.figures.verification
-    if found is None:
-        return verdict(report)
-    return f"{verdict(report)}, worst relative error {_scientific(found['error'])} in {found['dtype']}"
-
-
 def _sections(report: Findings, nodes: bool) -> Iterator[tuple[str, RenderableType]]:
+    yield "What this is", _facts(opening(report))
     yield "Conversion", _facts(head_rows(report))
     yield "Rules applied", _applied(report)
     yield "Equivalence", _verification(report)
@@ -219,14 +167,15 @@ def _verification(report: Findings) -> RenderableType:
     style = {"equal": "green", "not tested": "yellow", "different": "red"}[verdict(report)]
     heading = Text(f"{verdict(report).upper()} ", style=f"bold {style}")
     heading.append(
-        f"worst relative error {_scientific(found['error'])} (tolerance {_scientific(found['tolerance'])}) in "
-        f"{found['dtype']}, original against converted before any rule that changes the function",
+        f"worst relative error {scientific(found['error'])} (tolerance {scientific(found['tolerance'])}) in "
+        f"{found['dtype']}, original against converted before any rule that changes the function"
+        + (": the weights were trained since" if report.figures.trained else ""),
         style="default",
     )
     parts: list[RenderableType] = [heading]
     if found["comparisons"]:
         rows = [
-            (row["name"], _scientific(row["relative"]), _scientific(row["spread"]), row["verdict"])
+            (row["name"], scientific(row["relative"]), scientific(row["spread"]), row["verdict"])
             for row in found["comparisons"]
         ]
         parts.append(_table(("what was run", "relative error", "output varies by", "verdict"), rows, right=(1, 2)))
@@ -247,25 +196,7 @@ def _drift(report: Findings) -> RenderableType:
 
 
 def _drift_row(name: str, drift: Drift) -> TableRow:
-    return (name, str(drift.nodes), _percent(drift.change), "" if drift.agreement is None else f"{drift.agreement:.0%}")
-
-
-def calibration_sentence(calibration: Calibration) -> str:
-    """Say in one sentence how well the network answered before and after its calibration."""
-    sentence = f"Calibrated on {calibration.images:,} images, without labels"
-    sentence += f"; gains matched to the {calibration.reference}" if calibration.reference == "original" else ""
-    before, after = calibration.before, calibration.after
-    if before is not None and after is not None:
-        pairs = (
-            ("the highest class is the original's on", before.agreement, after.agreement),
-            ("it is the label's on", before.accuracy, after.accuracy),
-        )
-        sentence += "".join(
-            f"; {what} {now:.1%} of them, {was:.1%} before"
-            for what, was, now in pairs
-            if was is not None and now is not None
-        )
-    return sentence + "."
+    return (name, str(drift.nodes), percent(drift.change), "" if drift.agreement is None else f"{drift.agreement:.0%}")
 
 
 def _calibration(report: Findings) -> RenderableType | None:
@@ -378,17 +309,5 @@ def _pressure(report: Findings) -> str:
     return ", ".join(f"{pattern}={value:g}" for pattern, value in b.items()) + ", other layers 1"
 
 
-def _raised(b: float | Mapping[str, float]) -> bool:
-    return any(value > 1 for value in (b.values() if isinstance(b, Mapping) else (b,)))
-
-
 def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:g}" for value in values)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}" if share < 10 else f"{share:.3g} times"
-
-
-def _scientific(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.1e}" if value else "0"

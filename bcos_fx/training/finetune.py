@@ -21,6 +21,7 @@ from bcos_fx.data.batches import note_enlarged
 from bcos_fx.data.datasets import DatasetSource, StreamSource, source_of
 from bcos_fx.data.preprocessing import Preprocessing, is_photograph
 from bcos_fx.data.sources import ImageSource
+from bcos_fx.display import Displayed
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.locking import holding
 from bcos_fx.network import BcosNetwork
@@ -41,8 +42,8 @@ _SHOWN, _CALIBRATED = 6, 1024
 Loader = Any
 
 
-@dataclass(frozen=True)
-class FineTuned:
+@dataclass(frozen=True, repr=False)
+class FineTuned(Displayed):
     """What :func:`finetune` returns.
 
     Attributes:
@@ -56,6 +57,11 @@ class FineTuned:
     history: tuple[Any, ...]
     checkpoint: Path | None
     classes: tuple[str, ...]
+
+    def brief(self) -> list[str]:
+        """Return the network as it came, and its last epoch."""
+        kept = [] if self.checkpoint is None else [f"  checkpoint: {self.checkpoint}"]
+        return ["Fine-tuned:", *(f"  {epoch}" for epoch in (self.history[0], self.history[-1])), *kept]
 
 
 @with_former_keywords
@@ -320,6 +326,8 @@ def _settled(network: BcosNetwork, images: Tensor | None, training: Training) ->
     b: Any = pressures if len(set(pressures.values())) > 1 else next(iter(pressures.values()), 1.0)
     note = f"fine-tuned for {training.epochs} epochs: weights, and figures of drift, are not those of the conversion"
     notes = (*(n for n in network.report.notes if not n.startswith("fine-tuned for")), note)
+    report = network.report
+    figures = dataclasses.replace(report.figures, trained=report.figures.trained + 1)
     return network.with_report(
-        dataclasses.replace(network.report, options={**network.report.options, "b": b}, notes=notes)
+        dataclasses.replace(report, options={**report.options, "b": b}, notes=notes, figures=figures)
     )

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from bcos_fx.display import Displayed
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.nn.functional import default_tolerance
 from bcos_fx.verification.divergence import first_divergence
@@ -36,8 +37,8 @@ from bcos_fx.verification.samples import CallInputs, extend, gather, imagine, ji
 from bcos_fx.verification.sensitivity import settle
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Displayed):
     """The result of :func:`verify`; true in a boolean context when the networks are equal.
 
     Attributes:
@@ -62,6 +63,15 @@ class Verification:
 
     def __bool__(self) -> bool:
         return self.ok
+
+    def brief(self) -> list[str]:
+        """Return the verdict in one sentence."""
+        return [f"Verification: {self.detail}"]
+
+    def to_text(self) -> str:
+        """Return the verdict, and a line for each run."""
+        rows = [f"  {row.name}: {row.verdict}, relative error {row.relative:.1e}" for row in self.comparisons]
+        return "\n".join([*self.brief(), *rows])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; numbers that are not finite become None."""

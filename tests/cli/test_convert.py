@@ -54,6 +54,43 @@ def test_options_reach_the_library(run: Run, folder: Path, weights: Path) -> Non
     assert (chosen["mean"], chosen["std"]) == ([103.5, 116.3, 123.7], [57.4, 57.1, 58.4])
 
 
+def test_a_network_that_cannot_be_explained_is_written_and_fails(run: Run, folder: Path) -> None:
+    rounded = ("--arch", f"{tiny_model.__file__}:build_rounded", *SHAPE, "--recipe", "equivalent")
+    done = run("convert", *rounded, "-o", "rounded.safetensors")
+    assert done.exit_code == 1
+    assert "NOT EXPLAINABLE: no, because round_1" in done.stderr
+    for shown in (done.stdout, run("inspect", "rounded.safetensors").stdout, run("plan", *rounded).stdout):
+        assert re.search(r"^ *explainable +no, because round_1", shown, re.MULTILINE)
+    (facts,) = json.loads(run("inspect", "rounded.safetensors", "--json").stdout)
+    assert facts["explainable"]["output"] is None
+    assert "round" in facts["explainable"]["reasons"][0]
+
+
+@pytest.mark.parametrize(("factory", "verdict"), [("build", "yes"), ("build_softmax", "yes, the logits")])
+def test_a_network_that_can_be_explained_is_called_so(factory: str, verdict: str, run: Run, folder: Path) -> None:
+    arch = ("--arch", f"{tiny_model.__file__}:{factory}", *SHAPE, "--recipe", "equivalent")
+    done = run("convert", *arch, "-o", "a.safetensors")
+    assert done.exit_code == 0, done.stderr
+    for shown in (done.stdout, run("inspect", "a.safetensors").stdout):
+        assert re.search(rf"^ *explainable +{verdict}", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("equivalent", ("explaining the original as it is", "bcos-fx explain")),
+        ("bcosification", ("at chance until it is trained", "convert it by the recipe equivalent")),
+    ],
+)
+def test_the_report_begins_with_what_the_network_is_for(
+    recipe: str, words: tuple[str, str], run: Run, folder: Path, weights: Path
+) -> None:
+    shown = run("convert", weights, "--arch", TINY, *SHAPE, "--recipe", recipe).stdout
+    first = " ".join(shown.split("Conversion\n")[0].split())
+    assert first.startswith("What this is made for")
+    assert first.index(words[0]) < first.index(words[1])
+
+
 def test_json_is_all_there_is_on_stdout(run: Run, folder: Path, weights: Path) -> None:
     done = run("convert", weights, "--arch", TINY, *SHAPE, "--recipe", "equivalent", "--json")
     said = json.loads(done.stdout)

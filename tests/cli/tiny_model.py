@@ -56,5 +56,21 @@ def build_constant() -> nn.Module:
     return Constant().eval()
 
 
+class Rounded(Tiny):
+    """Begins with a step, which no weight of the input explains."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((4 * x).round())
+
+
+def build_rounded() -> nn.Module:
+    torch.manual_seed(0)
+    return Rounded().eval()
+
+
+def build_softmax() -> nn.Module:
+    return nn.Sequential(build(), nn.Softmax(1)).eval()
+
+
 def fails() -> nn.Module:
     raise ValueError("no data here")

@@ -132,6 +132,16 @@ def test_pictures_are_written_whole(suffix: str, found: Explanation, tmp_path: P
             assert picture.width > 600
 
 
+@pytest.mark.parametrize("suffix", [".pdf", ".svg", ".png"])
+def test_pictures_are_the_same_bytes_whoever_writes_them(suffix: str, found: Explanation, tmp_path: Path) -> None:
+    found.save(tmp_path / f"a{suffix}")
+    found[:].plot().savefig(tmp_path / f"b{suffix}", dpi=110)
+    written = [(tmp_path / f"{name}{suffix}").read_bytes() for name in "ab"]
+    assert written[0] == written[1]
+    assert b"/Type3" not in written[0].replace(b" ", b"")
+    assert re.search(rb"20\d\d-\d\d-\d\d|CreationDate", written[0]) is None
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_numbers_come_back_as_they_were(suffix: str, several: Explanation, tmp_path: Path) -> None:
     path = several.save(tmp_path / f"e{suffix}")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from bcos_fx.report.model import Drift, Figures
-from bcos_fx.report.text import drift_sentence, next_step, render, render_head, verdict
+from bcos_fx.report.sentences import drift_sentence, next_step, verdict
+from bcos_fx.report.text import render, render_head
 from bcos_fx.rewriting.core.options import Options
 from tests.report.made_report import DRIFT, PROVED, made_report
 

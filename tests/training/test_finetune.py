@@ -116,6 +116,10 @@ def test_a_run_leaves_history_gallery_logs_and_a_network_without_biases(tmp_path
     assert all(m.bias is None for m in found.network.modules() if isinstance(m, BcosLayer))
     assert "layer-bias-stripped" in found.network.report.rules
     assert any("fine-tuned for 3 epochs" in note for note in found.network.report.notes)
+    assert "equal, worst relative error" in repr(found.network.report)
+    assert "its weights were trained since" in repr(found.network.report)
+    assert "no longer the original" in repr(found.network.report)
+    assert "What next" not in found.network.report.to_text()
     bcos_fx.save(found.network, tmp_path / "out.safetensors")
     again = bcos_fx.load(tmp_path / "out.safetensors")
     assert torch.equal(again(images()[0]), found.network(images()[0]))

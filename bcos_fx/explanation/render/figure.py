@@ -49,7 +49,7 @@ def figure(explanation: Result, *, top: int = 5) -> Figure:
         top: how many of the highest classes are shown as bars, at least 1.
 
     Returns:
-        A figure of its own, unknown to pyplot: show it in a notebook, or call its ``savefig``.
+        A figure outside of pyplot: a notebook shows it by itself, and ``savefig`` writes the same bytes each time.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -58,13 +58,13 @@ def figure(explanation: Result, *, top: int = 5) -> Figure:
     require_matplotlib()
     if top < 1:
         raise UsageError(f"top is {top!r}", hint="give an integer of at least 1")
-    from matplotlib.figure import Figure
+    from bcos_fx.drawing import Drawing
 
     targets = explanation.output.shape[1] if explanation.several else 1
     pairs = [(sample, place) for sample in range(len(explanation)) for place in range(targets)]
     shown = pairs[:MOST_ROWS]
     widths = [*_widths(explanation), 1.7]
-    drawn = Figure(figsize=(_CELL * sum(widths), (_CELL + 0.55) * len(shown) + 0.5), layout="constrained")
+    drawn = Drawing(figsize=(_CELL * sum(widths), (_CELL + 0.55) * len(shown) + 0.5), layout="constrained")
     axes = drawn.subplots(len(shown), len(widths), squeeze=False, width_ratios=widths)
     for row, (sample, place) in enumerate(shown):
         _draw_row(list(axes[row]), explanation[sample].of_target(place), top)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from importlib import resources
 
 from PIL import Image
 
+from bcos_fx.escaping import shown_in_html
 from bcos_fx.explanation.render.color import images, planes, portrait, signed, to_image
 from bcos_fx.explanation.render.tokens import spans
 from bcos_fx.explanation.result import Result
@@ -29,7 +29,7 @@ def page(cards: Sequence[str], *, title: str = "Explanations", above: str = "") 
     """
     template = resources.files("bcos_fx.explanation.render").joinpath("gallery.html").read_text(encoding="utf-8")
     before, after = template.split("{{cards}}")
-    facts = {"{{title}}": html.escape(title), "{{count}}": str(len(cards)), "{{above}}": above}
+    facts = {"{{title}}": shown_in_html(title), "{{count}}": str(len(cards)), "{{above}}": above}
     for name, text in facts.items():
         before, after = before.replace(name, text), after.replace(name, text)
     return "\n".join([before, *cards, after])
@@ -64,15 +64,15 @@ def _label(sample: int, labels: Sequence[str], samples: int) -> str:
 
 def _card(sample: Result, label: str) -> str:
     target = sample.target_name()
-    heading = f"<b>{html.escape(label)}</b> {html.escape(target)}" if label else f"<b>{html.escape(target)}</b>"
+    heading = f"<b>{shown_in_html(label)}</b> {shown_in_html(target)}" if label else f"<b>{shown_in_html(target)}</b>"
     pieces = [f"<figcaption>{heading}</figcaption>", _views(sample, label)]
     if sample.warning:
-        pieces.append(f'<p class="wrong">{html.escape(sample.warning)}</p>')
+        pieces.append(f'<p class="wrong">{shown_in_html(sample.warning)}</p>')
     pieces += [_sums(sample), _constants(sample), _scores(sample)]
-    pieces += [f'<p class="note">{html.escape(note)}</p>' for note in sample.notes]
-    words = html.escape(f"{label} {target}".strip().lower(), quote=True)
+    pieces += [f'<p class="note">{shown_in_html(note)}</p>' for note in sample.notes]
+    words = shown_in_html(f"{label} {target}".strip().lower())
     confidence = float(sample.output.flatten()[0])
-    data = f'data-words="{words}" data-target="{html.escape(target, quote=True)}" data-output="{confidence:.6g}"'
+    data = f'data-words="{words}" data-target="{shown_in_html(target)}" data-output="{confidence:.6g}"'
     return f'<figure class="card" {data}>{"".join(pieces)}</figure>'
 
 
@@ -82,8 +82,8 @@ def _views(sample: Result, label: str) -> str:
         return spans(sample)
     tags = [
         f'<div class="view" style="flex:0 1 {_SIDE}px;min-width:0"><img src="{data_uri(picture)}" '
-        f'alt="{html.escape(f"{name}: {label}", quote=True)}" width="{_SIDE}" style="max-width:100%;height:auto">'
-        f"<span>{html.escape(name)}</span></div>"
+        f'alt="{shown_in_html(f"{name}: {label}")}" width="{_SIDE}" style="max-width:100%;height:auto">'
+        f"<span>{shown_in_html(name)}</span></div>"
         for name, picture in _pictures(sample)
     ]
     return f'<div class="views" style="display:flex;gap:.6rem">{"".join(tags)}</div>'
@@ -121,7 +121,7 @@ def _sums(sample: Result) -> str:
         numbers = (float(output[place]), own, float(constants[place]))
         cells = "".join(f"<td>{number:.4g}</td>" for number in numbers)
         rows.append(
-            f"<tr><th>{html.escape(sample.target_name(place))}</th>{cells}<td>{float(residual[place]):.1e}</td></tr>"
+            f"<tr><th>{shown_in_html(sample.target_name(place))}</th>{cells}<td>{float(residual[place]):.1e}</td></tr>"
         )
     head = "<tr><th></th><th>output</th><th>input</th><th>constants</th><th>residual</th></tr>"
     return f'<table class="sums">{head}{"".join(rows)}</table>'
@@ -131,7 +131,7 @@ def _constants(sample: Result) -> str:
     largest = sample.constants.largest(_LARGEST)
     if not largest:
         return "<p>No constant contributes.</p>"
-    items = "".join(f"<li>{html.escape(source)}: {value:+.3g}</li>" for source, value in largest)
+    items = "".join(f"<li>{shown_in_html(source)}: {value:+.3g}</li>" for source, value in largest)
     return f"<details><summary>{len(sample.constants)} constants</summary><ul>{items}</ul></details>"
 
 
@@ -140,7 +140,7 @@ def _scores(sample: Result) -> str:
         return ""
     values, classes = sample.scores[0].float().cpu().topk(min(_TOP, sample.scores.shape[1]))
     rows = "".join(
-        f"<tr><th>{html.escape(sample.name(int(index)))}</th><td>{float(value):.4g}</td></tr>"
+        f"<tr><th>{shown_in_html(sample.name(int(index)))}</th><td>{float(value):.4g}</td></tr>"
         for value, index in zip(values, classes, strict=True)
     )
     return f"<details open><summary>highest outputs</summary><table>{rows}</table></details>"

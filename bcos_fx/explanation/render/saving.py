@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +18,6 @@ from bcos_fx.explanation.result import Result
 from bcos_fx.files import check_target, replacing
 
 _FIGURES = (".png", ".pdf", ".svg")
-_DATELESS: dict[str, dict[str, None]] = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None},
-    "svg": {"Date": None},
-}
 
 
 def save(explanation: Result, path: Path) -> Path:
@@ -103,22 +95,9 @@ def write_whole(path: Path, contents: bytes) -> None:
         stream.write(contents)
 
 
-@contextmanager
-def reproducible() -> Iterator[None]:
-    """Draw so that the same figure gives the same bytes, and text that editors can change: TrueType, not Type 3."""
-    import matplotlib as mpl  # an extra
-
-    settings: Any = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "bcos_fx"}
-    with mpl.rc_context(settings), warnings.catch_warnings():
-        # Names in a script that the font lacks are drawn as boxes, which the picture itself shows.
-        warnings.filterwarnings("ignore", "Glyph ", UserWarning)
-        yield
-
-
 def _figure(explanation: Result, form: str) -> bytes:
     buffer = io.BytesIO()
-    with reproducible():
-        figure(explanation).savefig(buffer, format=form, dpi=110, metadata=_DATELESS[form])
+    figure(explanation).savefig(buffer, format=form, dpi=110)
     return buffer.getvalue()
 
 

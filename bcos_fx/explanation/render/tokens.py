@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import shown_in_html
 from bcos_fx.explanation.result import Result
 
 Tokens = tuple[tuple[str, ...], ...]
@@ -83,11 +83,11 @@ def spans(sample: Result) -> str:
         rows = contributions(sample, place)
         largest = max((abs(value) for _, value in rows), default=0) or 1
         words = " ".join(_span(name, value, abs(value) / largest) for name, value in rows)
-        shown.append(f'<p class="tokens"><b>{html.escape(sample.target_name(place))}</b> {words}</p>')
+        shown.append(f'<p class="tokens"><b>{shown_in_html(sample.target_name(place))}</b> {words}</p>')
     return "".join(shown)
 
 
 def _span(name: str, value: float, strength: float) -> str:
     colour = "200,30,30" if value > 0 else "30,60,200"
     style = f"background:rgba({colour},{0.7 * strength:.2f})"
-    return f'<span style="{style}" title="{value:+.4g}">{html.escape(name)}</span>'
+    return f'<span style="{style}" title="{value:+.4g}">{shown_in_html(name)}</span>'
