@@ -103,11 +103,11 @@ def torchvision_model(name: str, arch: str) -> nn.Module:
     weights = choices[wanted]
     module = built(lambda: models.get_model(name, weights=weights), arch, lambda: _from_url(weights.url))
     preset = weights.transforms()
-    known: dict[str, Any] = {"name": arch, "label_names": weights.meta.get("categories")}
-    known["origin_url"] = weights.meta.get("recipe")
+    recorded: dict[str, Any] = {"name": arch, "label_names": weights.meta.get("categories")}
+    recorded["origin_url"] = weights.meta.get("recipe")
     if hasattr(preset, "mean") and hasattr(preset, "std"):
-        known |= {"mean": tuple(preset.mean), "std": tuple(preset.std), **_resizing(preset)}
-    module.pretrained_cfg = known  # type: ignore[assignment]
+        recorded |= {"mean": tuple(preset.mean), "std": tuple(preset.std), **_resizing(preset)}
+    module.pretrained_cfg = recorded  # type: ignore[assignment]
     return module
 
 

@@ -7,14 +7,17 @@ from typing import Any
 
 from torch import nn
 
+from bcos_fx.conversion.recorded import recorded_classes
 from bcos_fx.data.datasets import source_for
 from bcos_fx.data.preprocessing import CLIP, Preprocessing
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.predictions import EvaluationTask
+from bcos_fx.heads.classes import check_same_names
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
 from bcos_fx.validation import check_module
+from bcos_fx.verification.original import NormalizedModel
 
 
 def task_of(
@@ -41,9 +44,17 @@ def task_of(
         check_module(network)
         if network.training:
             raise UsageError("the network is in train mode", hint="call network.eval() first")
+    if isinstance(model, BcosNetwork) and original is not None:
+        check_same_names(model.record.classes, _classes_of(original, len(model.record.classes)))
     source = source_for(dataset, model.record.classes if isinstance(model, BcosNetwork) else ())
     source.check_labelled()
     return EvaluationTask(model, source, preprocessing_of(model, source, shape), original)
+
+
+def _classes_of(original: nn.Module, count: int) -> tuple[str, ...]:
+    """Names of an original's classes, as its file or its library records them; none where they are not known."""
+    module = original.module if isinstance(original, NormalizedModel) else original
+    return module.record.classes if isinstance(module, BcosNetwork) else recorded_classes(module, count)
 
 
 def preprocessing_of(model: nn.Module, source: ImageSource, shape: tuple[int, ...] | None = None) -> Preprocessing:

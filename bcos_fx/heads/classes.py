@@ -90,6 +90,30 @@ class _KnownClasses:
         return f"{item!r} (nearest: {close[0]!r})"
 
 
+def check_same_names(network: Sequence[str], original: Sequence[str]) -> None:
+    """Check that a network and the original that it is compared with name the same classes in the same order.
+
+    Names are the same where one of those between commas is, or the words of one are among the other's: ``crane`` is
+    called ``crane bird`` elsewhere. Where one side has no names, there is nothing to compare.
+
+    Raises:
+        UsageError: they do not; names the first class that differs.
+    """
+    for index, (ours, theirs) in enumerate(zip(network, original, strict=False)):
+        if not _same(ours, theirs):
+            raise UsageError(
+                f"the network and the original have other classes, or the same in another order: class {index} is "
+                f"{ours!r} in the network and {theirs!r} in the original",
+                hint="give the original that was converted",
+            )
+
+
+def _same(name: str, other: str) -> bool:
+    synonyms = [{_plain(part) for part in (text, *text.split(","))} for text in (name, other)]
+    words = [set(_plain(text.replace(",", " ")).split()) for text in (name, other)]
+    return bool(synonyms[0] & synonyms[1]) or words[0] <= words[1] or words[1] <= words[0]
+
+
 def _plain(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 

@@ -196,7 +196,7 @@ class HistoryRecorder(Callback):
         with torch.enable_grad():
             found = explain(
                 network,
-                self._settings.gallery.to(next(network.parameters())),
+                images.to(next(network.parameters())),
                 names=self._names or None,
                 allow_incomplete=True,
             )

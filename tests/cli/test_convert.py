@@ -62,8 +62,8 @@ def test_a_network_that_cannot_be_explained_is_written_and_fails(run: Run, folde
     for shown in (done.stdout, run("inspect", "rounded.safetensors").stdout, run("plan", *rounded).stdout):
         assert re.search(r"^ *explainable +no, because round_1", shown, re.MULTILINE)
     (facts,) = json.loads(run("inspect", "rounded.safetensors", "--json").stdout)
-    assert facts["explainable"]["output"] is None
-    assert "round" in facts["explainable"]["reasons"][0]
+    assert facts["bcos_fx"]["explainable"]["output"] is None
+    assert "round" in facts["bcos_fx"]["explainable"]["reasons"][0]
 
 
 @pytest.mark.parametrize(("factory", "verdict"), [("build", "yes"), ("build_softmax", "yes, the logits")])

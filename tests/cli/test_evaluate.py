@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.artifact import load, save
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import Method, registry
 from bcos_fx.evaluation.curve_measures import curve_measure
@@ -111,6 +112,29 @@ def test_an_original_of_other_classes_is_refused(run: Run, data: Path) -> None:
     assert done.exit_code == 2
     assert "the original has 5 classes, and the network has 6" in done.stderr
     assert not Path("evaluation/results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "refused"),
+    [
+        (("red", "green", "blue", "crane bird", "maillot, tank suit", "Tinca tinca, tench"), False),
+        ((), False),
+        (("green", "red", "blue", "crane", "maillot", "tench"), True),
+        (("red", "green", "blue", "crane", "maillot", "toad"), True),
+    ],
+)
+def test_names_and_order_of_classes_are_compared(
+    theirs: tuple[str, ...], refused: bool, run: Run, data: Path, tmp_path: Path
+) -> None:
+    ours = ("red", "green", "blue", "crane", "maillot tank suit", "tench")
+    for name, classes in (("ours", ours), ("theirs", theirs)):
+        save(load("toy.safetensors").with_record(classes=classes), f"{name}.safetensors")
+    words = ("evaluate", "ours.safetensors", "--data", "data.npz", "--metric", "accuracy", "-o", "a")
+    named = ("--classes", "names.txt")
+    Path("names.txt").write_text("\n".join(ours), encoding="utf-8")
+    done = run(*words, *named, "--original", "theirs.safetensors")
+    assert ("in the same order" in done.stderr or "in another order" in done.stderr) == refused
+    assert (done.exit_code == 2) == refused, done.output
 
 
 def test_a_converted_file_is_an_original_too(run: Run, data: Path) -> None:
