@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bcos_fx.explanation.explain import explain
     from bcos_fx.explanation.explanation import Explanation
     from bcos_fx.exporting.export import export
+    from bcos_fx.hub import from_pretrained, push_to_hub, save_pretrained
     from bcos_fx.network import BcosNetwork
     from bcos_fx.report import Report
     from bcos_fx.training.finetune import finetune
@@ -43,9 +44,12 @@ __all__ = [
     "explain",
     "export",
     "finetune",
+    "from_pretrained",
     "load",
     "plan",
+    "push_to_hub",
     "save",
+    "save_pretrained",
     "verify",
     "why_not",
 ]
@@ -65,9 +69,12 @@ __getattr__ = lazily(
         "explain": "bcos_fx.explanation.explain",
         "export": "bcos_fx.exporting.export",
         "finetune": "bcos_fx.training.finetune",
+        "from_pretrained": "bcos_fx.hub",
         "load": "bcos_fx.artifact",
         "plan": "bcos_fx.convert",
+        "push_to_hub": "bcos_fx.hub",
         "save": "bcos_fx.artifact",
+        "save_pretrained": "bcos_fx.hub",
         "verify": "bcos_fx.verification",
         "why_not": "bcos_fx.diagnosis",
     },

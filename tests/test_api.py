@@ -310,11 +310,17 @@ try:
     bcos_fx.export(model, "model.onx")
 except bcos_fx.errors.UsageError as error:
     assert ".onnx" in str(error)
+folder = bcos_fx.save_pretrained(model, "folder")
+assert torch.equal(bcos_fx.from_pretrained(folder).get_parameter("layer.weight"), network.weight)
+try:
+    bcos_fx.push_to_hub(model, "no/such/name")
+except bcos_fx.errors.BcosFxError as error:
+    assert "user/name" in str(error) or "huggingface_hub" in str(error), error
 print(sorted(bcos_fx.__all__))
 """
 _CALLED = """
     BcosFxError BcosNetwork Explanation Report RunSettings Training __version__ bcosify calibrate certify evaluate
-    explain export finetune load plan save verify why_not
+    explain export finetune from_pretrained load plan push_to_hub save save_pretrained verify why_not
 """.split()
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bcos_fx.verification import Verification
 
 NAME = "check"
+_PUBLISHED = "model.safetensors"
 EPILOG = """Examples:
 
 bcos-fx check resnet50.bcos.safetensors
@@ -157,10 +158,11 @@ def _unconverted(
 
 
 def read_artifact(path: Path) -> BcosNetwork:
-    """Read a converted network; UsageError for a file that is something else."""
+    """Read a converted network, a file or of the hub; UsageError for a file that is something else."""
     from bcos_fx.artifact import load
     from bcos_fx.checkpoint import identify
 
+    path = local_file(path)
     kind = identify(path)
     if kind.kind not in ("bcos-fx", "damaged"):
         raise UsageError(
@@ -169,6 +171,18 @@ def read_artifact(path: Path) -> BcosNetwork:
             hint="convert it first: bcos-fx convert; to check or compare an original, name it with --arch",
         )
     return load(path)
+
+
+def local_file(path: Path) -> Path:
+    """Return the file of a network: of ``hf:user/name`` in the cache, of a folder that is published the one in it."""
+    name = path.as_posix()
+    if (path / _PUBLISHED).is_file():
+        return path / _PUBLISHED
+    if not name.startswith("hf:") or path.exists():
+        return path
+    from bcos_fx.hub import weights_of
+
+    return weights_of(name.removeprefix("hf:"))
 
 
 def _against(
@@ -201,6 +215,7 @@ def _original(
     from bcos_fx.cli.network import read_network
     from bcos_fx.verification.original import NormalizedModel
 
+    path = local_file(path)
     if identify(path).kind == "bcos-fx":
         return read_artifact(path), True
     module = read_network(path, arch=arch, key=key, trust_pickle=trust_pickle)

@@ -75,7 +75,8 @@ def run(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help="A converted network, from bcos-fx convert; or with --arch a checkpoint, converted first.",
+            help="A converted network, from bcos-fx convert, or hf:user/name of the Hugging Face hub; or with --arch a "
+            "checkpoint, converted first.",
         ),
     ],
     images: Annotated[

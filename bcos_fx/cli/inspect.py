@@ -52,10 +52,11 @@ def run(
     """
     from bcos_fx.artifact import read_header
     from bcos_fx.checkpoint import inspect
+    from bcos_fx.cli.check import local_file
 
     found: list[dict[str, Any]] = []
     sound = True
-    for path in files:
+    for path in map(local_file, files):
         inspection = inspect(path, key=key)
         header = read_header(path) if inspection.kind == "bcos-fx" else None
         sound = sound and _is_sound(inspection) and (header is None or header.intact)

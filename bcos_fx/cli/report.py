@@ -25,7 +25,7 @@ Exit code 0: written. 1: written, and contributions do not add up. 2: bad input.
 
 
 def run(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted classifier, from bcos-fx convert.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted classifier, a file or hf:user/name.")],
     image: Annotated[Path, typer.Argument(metavar="PHOTO", help="The photograph that was decided about.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to: .html (one file, needs no network) or .pdf.")],
     target: Annotated[
@@ -73,6 +73,7 @@ def run(
         raise UsageError(f"a report cannot be written as {form}", hint="-o NAME.html, or -o NAME.pdf")
     check_target(out, overwrite=force)
     from bcos_fx.audit import audit
+    from bcos_fx.cli.check import local_file
     from bcos_fx.data.classes import read_classes
 
     if suffix == ".pdf":
@@ -81,7 +82,7 @@ def run(
         from bcos_fx.audit.page import page as write
     names = None if classes is None else read_classes(classes)
     found = audit(
-        model,
+        local_file(model),
         image,
         target=_class(target),
         against=[_class(other) for other in against or ()],
