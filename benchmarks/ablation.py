@@ -30,7 +30,7 @@ from torch import nn
 import bcos_fx
 from bcos_fx.checkpoint import read_model
 from bcos_fx.training.recipe import load_training
-from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.schedule import BiasDecay, BSchedule, Course
 from bcos_fx.training.settings import RunSettings
 
 
@@ -43,7 +43,7 @@ class Variant:
 
 
 def rising(shape: str = "linear", to: float = 2.0, **others: Any) -> dict[str, Any]:
-    return {"rises": (Rise(to=to, course=Course(shape, end=0.5), **others),)}
+    return {"rises": (BSchedule(to=to, course=Course(shape, end=0.5), **others),)}
 
 
 # The base: recipe gradual, B to 2 and biases to 0, both linearly, calibrated while B rises. "base" stands for it.
@@ -59,9 +59,9 @@ CHOICES: dict[str, dict[str, Variant]] = {
     },
     "biases": {
         "kept": Variant(training={"fades": ()}),
-        "weight decay": Variant(training={"fades": (Fade(decay=5.0),)}),
+        "weight decay": Variant(training={"fades": (BiasDecay(decay=5.0),)}),
         "faded (base)": BASE,
-        "removed at once": Variant(training={"fades": (Fade(),)}),
+        "removed at once": Variant(training={"fades": (BiasDecay(),)}),
     },
     "calibration": {
         "never": Variant(training={"calibrate": "never"}),
@@ -74,7 +74,7 @@ CHOICES: dict[str, dict[str, Variant]] = {
         "unit": Variant(options={"scale": "unit"}),
     },
     "rise of B": {
-        "at once": Variant(training={"rises": (Rise(),)}),
+        "at once": Variant(training={"rises": (BSchedule(),)}),
         "linear (base)": BASE,
         "cosine": Variant(training=rising("cosine")),
         "steps": Variant(training=rising("steps")),
@@ -88,7 +88,7 @@ CHOICES: dict[str, dict[str, Variant]] = {
         "distil-bce": Variant(training={"loss": "distil-bce"}),
         "distil-layers 30 beside": Variant(training={"loss": LAYERS}),
         "distil-layers 30 beside, all at once": Variant(
-            training={"loss": LAYERS, "rises": (Rise(),), "fades": (Fade(),)}
+            training={"loss": LAYERS, "rises": (BSchedule(),), "fades": (BiasDecay(),)}
         ),
     },
 }

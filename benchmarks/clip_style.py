@@ -34,7 +34,7 @@ from bcos_fx.explanation import cosine
 from bcos_fx.network import BcosNetwork
 from bcos_fx.text import TextCache, TextEmbeddings, class_embeddings, load_text_tower
 from bcos_fx.training.recipe import Optimiser, Training
-from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.schedule import BiasDecay, BSchedule, Course
 from bcos_fx.training.settings import RunSettings
 
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -147,8 +147,8 @@ def aligned(setting: Setting, tower: nn.Module, photographs: Images, b: float, *
         loss="distil-pairwise",
         augment="crop-and-flip",
         optimiser=Optimiser(name="adam", lr=5e-4, warmup=0.5, clip=0.01),
-        rises=(Rise(to=b, course=Course("linear", end=0.5)),),
-        fades=() if biases else (Fade(course=Course("linear", end=0.7)),),
+        rises=(BSchedule(to=b, course=Course("linear", end=0.5)),),
+        fades=() if biases else (BiasDecay(course=Course("linear", end=0.7)),),
         calibrate="steps",
     )
     data = photographs.pixels, photographs.labels  # which a loss between embeddings does not read

@@ -27,7 +27,7 @@ from bcos_fx.explanation import cosine
 from bcos_fx.network import BcosNetwork
 from bcos_fx.testing import norm_statistics_from_data_, randomise_
 from bcos_fx.verification.copies import find_copies
-from bcos_fx.verification.samples import imagine
+from bcos_fx.verification.samples import synthetic_images
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -100,7 +100,7 @@ def examine(name: str, side: int) -> tuple[list[str], list[str]]:
     """The rows of one tower: at B = 1, and by the recipe clip."""
     make, output = TOWERS[name]
     torch.manual_seed(0)
-    (images,) = imagine((3, side, side), 4, seed=0).map(lambda x: x.float()).tensors
+    (images,) = synthetic_images((3, side, side), 4, seed=0).map(lambda x: x.float()).tensors
     module = norm_statistics_from_data_(randomise_(make()), images).eval()
     own = forward_time(module, images)
     same, seconds = converted(module, output, images, "equivalent")

@@ -36,14 +36,14 @@ from bcos_fx.checkpoint import read_model
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import fair, gridpg
 from bcos_fx.training.recipe import Training, load_training
-from bcos_fx.training.schedule import Course, Fade, Rise, Taper
+from bcos_fx.training.schedule import BiasDecay, BSchedule, Course, LossDecay
 from bcos_fx.training.settings import RunSettings
 
 Key = tuple[str, int, int, int, int]
 FIELDS = ("arm", "setting", "seed", "subset", "epochs")
 # Each arm's tried settings: what differs from its recipe.
 # Rise and fade: the shares of training until which B rises to 2 and biases fade to 0, both linearly; 0 for at once.
-# From: the share at which B begins to rise. Taper: the share until which the weight of distil-layers goes to 0.
+# From: the share at which B begins to rise. LossDecay: the share until which the weight of distil-layers goes to 0.
 # B and bias: what the network is converted with. At B = 1, with biases and without, they show what those are worth, and
 # run in no race.
 SETTINGS: dict[str, list[dict[str, Any]]] = {
@@ -125,12 +125,12 @@ def training_of(arm: str, setting: int, epochs: int, seed: int) -> Training:
     tried |= {"loss": tried.pop("losses")} if "losses" in tried else {}
     tried = {name: value for name, value in tried.items() if name not in CONVERTED}
     end = tried.pop("taper", None)
-    changes["tapers"] = () if end is None else (Taper("distil-layers", Course("linear", end=end)),)
+    changes["tapers"] = () if end is None else (LossDecay("distil-layers", Course("linear", end=end)),)
     start, *ends = (tried.pop(name, None) for name in ("from", "rise", "fade"))
     if None not in ends:
         rise, fade = (Course("linear", end=end) if end else Course() for end in ends)
         rise = dataclasses.replace(rise, start=start or 0.0)
-        changes |= {"rises": (Rise(course=rise),), "fades": (Fade(course=fade),), "calibrate": "steps"}
+        changes |= {"rises": (BSchedule(course=rise),), "fades": (BiasDecay(course=fade),), "calibrate": "steps"}
     return load_training(recipe).with_changes(changes | tried)
 
 

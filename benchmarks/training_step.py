@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import bcos_fx
 from bcos_fx.checkpoint import build_architecture
 from bcos_fx.training.recipe import Training, load_training
-from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.schedule import BiasDecay, BSchedule, Course
 from bcos_fx.training.settings import RunSettings
 
 ORIGINAL = "original"
@@ -51,8 +51,8 @@ def arms(setting: Setting, images: Tensor) -> dict[str, tuple[nn.Module, Trainin
     def converted(recipe: str) -> nn.Module:
         return bcos_fx.bcosify(setting.network.eval(), recipe=recipe, example_inputs=images[:2], verified=False)
 
-    rising: dict[str, Any] = {"rises": (Rise(course=Course("linear", end=1.0)),)}
-    rising |= {"fades": (Fade(course=Course("linear", end=1.0)),)}
+    rising: dict[str, Any] = {"rises": (BSchedule(course=Course("linear", end=1.0)),)}
+    rising |= {"fades": (BiasDecay(course=Course("linear", end=1.0)),)}
     return {
         ORIGINAL: (setting.network, load_training("equivalent")),
         "bcosification": (converted("bcosification"), load_training("bcosification")),

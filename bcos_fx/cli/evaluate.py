@@ -15,9 +15,9 @@ from bcos_fx.cli.request import takes
 from bcos_fx.errors import UsageError
 
 if TYPE_CHECKING:
+    from bcos_fx.evaluation.process_group import ProcessGroup
     from bcos_fx.evaluation.selection import Protocol
     from bcos_fx.evaluation.session import Evaluation, Plan
-    from bcos_fx.evaluation.team import Team
     from bcos_fx.network import BcosNetwork
     from bcos_fx.verification.original import NormalizedModel
 
@@ -56,7 +56,7 @@ def run(request: EvaluationRequest) -> None:
     tables, plots and the best, median and worst grids. Each result is written as it comes, so an interrupted run goes
     on; results of other settings in the folder are refused.
     """
-    from bcos_fx.evaluation.team import joined
+    from bcos_fx.evaluation.process_group import joined
 
     plan = _plan(request)
     if "linear-probe" in plan.metrics:
@@ -64,9 +64,9 @@ def run(request: EvaluationRequest) -> None:
 
         run_probe(request, plan, lambda: _networks(request)[0])
         return
-    with joined() as team:
-        evaluation, files = _measured(request, plan, team)
-    if not team.leads:
+    with joined() as group:
+        evaluation, files = _measured(request, plan, group)
+    if not group.is_main:
         return
     if "zeroshot" in plan.metrics:
         from bcos_fx.cli.image_text import zero_shot_record
@@ -127,7 +127,7 @@ def _protocol(request: EvaluationRequest, side: int) -> Protocol:
 # ---------------------------------------------------------------- the work
 
 
-def _measured(request: EvaluationRequest, plan: Plan, team: Team) -> tuple[Evaluation, list[Path]]:
+def _measured(request: EvaluationRequest, plan: Plan, group: ProcessGroup) -> tuple[Evaluation, list[Path]]:
     import functools
 
     from bcos_fx.cli.image_text import classifier
@@ -145,17 +145,17 @@ def _measured(request: EvaluationRequest, plan: Plan, team: Team) -> tuple[Evalu
     data = request.data if names is None else open_source(request.data, classes=names)
     task = task_of(classifier(network, request, plan, names), data, original=original)
     _check_folder(request)
-    quiet = request.json or not team.leads
+    quiet = request.json or not group.is_main
     runner = Runner(
-        team,
+        group,
         request.out,
         track=functools.partial(counted, quiet=quiet),
         say=lambda text: echo(f"note: {text}", err=True),
     )
     with runner.alone():
-        _make_folder(request, team)
+        _make_folder(request, group)
         evaluation = run_evaluation(task, plan, runner)
-        return evaluation, write_report(evaluation, request.out) if team.leads else []
+        return evaluation, write_report(evaluation, request.out) if group.is_main else []
 
 
 def _networks(request: EvaluationRequest) -> tuple[BcosNetwork, NormalizedModel | None]:
@@ -188,15 +188,15 @@ def _check_folder(request: EvaluationRequest) -> None:
         raise UsageError(f"{request.out} is a file", hint="name a folder with --out")
 
 
-def _make_folder(request: EvaluationRequest, team: Team) -> None:
+def _make_folder(request: EvaluationRequest, group: ProcessGroup) -> None:
     """Make the folder; with --force remove what an evaluation wrote there, and nothing else."""
-    from bcos_fx.evaluation.journal import is_journal
+    from bcos_fx.evaluation.result_log import is_result_log
 
     request.out.mkdir(parents=True, exist_ok=True)
-    if request.force and team.leads:
-        for path in filter(is_journal, request.out.glob("*.jsonl")):
+    if request.force and group.is_main:
+        for path in filter(is_result_log, request.out.glob("*.jsonl")):
             path.unlink()
-    team.gathered({})  # the others wait until that is done
+    group.gathered({})  # the others wait until that is done
 
 
 # ---------------------------------------------------------------- output

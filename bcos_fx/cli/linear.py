@@ -16,7 +16,7 @@ from bcos_fx.explanation.layout import own_form
 from bcos_fx.network import BcosNetwork
 from bcos_fx.verification import Verification, verify
 from bcos_fx.verification.original import EachAlone
-from bcos_fx.verification.samples import imagine
+from bcos_fx.verification.samples import synthetic_images
 
 _SAMPLES = 4
 
@@ -84,7 +84,7 @@ def _made_up(network: BcosNetwork, batch_axis: int | None) -> list[Tensor] | Non
     rank = len(spec.shape)
     batch_axis = values.in_range(batch_axis, rank)
     sample = [size for axis, size in enumerate(spec.shape) if batch_axis is None or axis != batch_axis % rank]
-    images = imagine(sample, 1 if batch_axis is None else _SAMPLES, seed=0).tensors[0].double()
+    images = synthetic_images(sample, 1 if batch_axis is None else _SAMPLES, seed=0).tensors[0].double()
     return [own_form(images if spec.encoded else 2 * images - 1, batch_axis)]
 
 

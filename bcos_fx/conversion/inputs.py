@@ -10,7 +10,7 @@ from torch import Tensor
 from bcos_fx import example
 from bcos_fx.conversion.records import Preserved
 from bcos_fx.tracing.inputs import ExampleInputs
-from bcos_fx.verification.samples import imagine
+from bcos_fx.verification.samples import synthetic_images
 
 
 def comparison_inputs(stage: Preserved, count: int) -> tuple[Tensor, ...]:
@@ -19,7 +19,7 @@ def comparison_inputs(stage: Preserved, count: int) -> tuple[Tensor, ...]:
     if conversion.images is not None:
         return (_like_network(stage, conversion.images[:count]),)
     if not conversion.whole and len(stage.specs) == 1 and given[0].is_floating_point():
-        made_up = imagine(stage.specs[0].shape[1:], count, seed=0)
+        made_up = synthetic_images(stage.specs[0].shape[1:], count, seed=0)
         if not stage.specs[0].encoded:  # no image: values of both signs
             made_up = made_up.map(lambda x: 2 * x - 1)
         return tuple(_like_network(stage, x) for x in made_up.arguments if isinstance(x, Tensor))

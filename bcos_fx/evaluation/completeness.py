@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.measured import Measured, checked_maps
 from bcos_fx.explanation.explain import explain
+from bcos_fx.methods.checks import check_images, check_targets, class_outputs
 from bcos_fx.methods.method import Method
-from bcos_fx.methods.requests import check_images, check_targets, class_outputs
 
 
 def completeness_residual(

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.measured import Measured, bootstrap_interval, checked_maps, new_figure
+from bcos_fx.methods.checks import check_count, check_images, check_score, check_targets, class_outputs, scores
 from bcos_fx.methods.method import Method
-from bcos_fx.methods.requests import check_count, check_images, check_score, check_targets, class_outputs, scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.methods.checks import check_count, check_images, check_targets
 from bcos_fx.methods.method import Method
-from bcos_fx.methods.requests import check_count, check_images, check_targets
 
 _TOLERANCE = 15
 _THRESHOLD = 0.2

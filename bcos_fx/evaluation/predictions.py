@@ -18,7 +18,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.identity import digest_of_data, structure_of, values_of
-from bcos_fx.methods.requests import class_outputs
+from bcos_fx.methods.checks import class_outputs
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
 from bcos_fx.validation import check_same_classes

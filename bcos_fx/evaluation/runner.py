@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bcos_fx.evaluation.journal import Journal, read_rows
-from bcos_fx.evaluation.team import Team
+from bcos_fx.evaluation.process_group import ProcessGroup
+from bcos_fx.evaluation.result_log import ResultLog, read_rows
 from bcos_fx.locking import holding
 
 Track = Callable[[Sequence[int], Sequence[int], str], Iterator[int]]
@@ -30,24 +30,24 @@ class Runner:
     """How work is done.
 
     Attributes:
-        team: the processes that share it.
+        group: the processes that share it.
         folder: where results are written as they come; None: nowhere.
         track: shows how far the work has come.
         say: called with what the user should know.
     """
 
-    team: Team = field(default_factory=Team)
+    group: ProcessGroup = field(default_factory=ProcessGroup)
     folder: Path | None = None
     track: Track = untracked
     say: Callable[[str], None] = lambda text: None
 
     def alone(self) -> AbstractContextManager[None]:
-        """Hold the folder against other runs while the context lasts; the leading process does so for its team.
+        """Hold the folder against other runs while the context lasts; the leading process does so for its group.
 
         Raises:
             UsageError: another run holds it.
         """
-        return nullcontext() if self.folder is None or not self.team.leads else holding(self.folder)
+        return nullcontext() if self.folder is None or not self.group.is_main else holding(self.folder)
 
     def run(
         self,
@@ -75,28 +75,28 @@ class Runner:
     def _run(
         self, name: str, header: Mapping[str, Any], sizes: Sequence[int], compute: Callable[[int], Any], label: str
     ) -> list[Any]:
-        path = self._path(name, self.team.rank)
-        journal = Journal(path, header)
-        for note in journal.notes:
+        path = self._path(name, self.group.rank)
+        log = ResultLog(path, header)
+        for note in log.notes:
             self.say(note)
         # All processes have read what is there before any of them adds to it.
-        done = self.team.gathered(self._left_by_earlier_runs(name, journal) | journal.rows)
+        done = self.group.gathered(self._left_by_earlier_runs(name, log) | log.rows)
         left = [number for number in range(len(sizes)) if number not in done]
         if left and len(left) < len(sizes):
             self.say(f"{label}: going on, {len(sizes) - len(left)} of {len(sizes)} were done before")
-        mine = left[self.team.rank :: self.team.size]
+        mine = left[self.group.rank :: self.group.size]
         for number in self.track(mine, [sizes[number] for number in mine], label):
-            journal.append(number, compute(number))
-        everything = done | self.team.gathered(journal.rows)
+            log.append(number, compute(number))
+        everything = done | self.group.gathered(log.rows)
         return [everything[number] for number in range(len(sizes))]
 
     def _path(self, name: str, rank: int) -> Path | None:
         """Where a process writes: two that append to one file would mix their lines."""
         return None if self.folder is None else self.folder / f"{name}{f'.{rank}' if rank else ''}.jsonl"
 
-    def _left_by_earlier_runs(self, name: str, journal: Journal) -> dict[int, Any]:
+    def _left_by_earlier_runs(self, name: str, log: ResultLog) -> dict[int, Any]:
         """Read the results that runs with more processes than this one wrote into their own files."""
         if self.folder is None:
             return {}
         others = sorted({*self.folder.glob(f"{name}.jsonl"), *self.folder.glob(f"{name}.[0-9]*.jsonl")})
-        return {number: row for path in others for number, row in read_rows(path, journal.header).items()}
+        return {number: row for path in others for number, row in read_rows(path, log.header).items()}

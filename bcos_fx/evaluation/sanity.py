@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.measured import Measured, checked_maps, new_figure
+from bcos_fx.methods.checks import check_images, check_targets
 from bcos_fx.methods.method import Method
-from bcos_fx.methods.requests import check_images, check_targets
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

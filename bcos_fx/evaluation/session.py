@@ -112,7 +112,7 @@ def run_evaluation(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluati
 def _evaluated(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluation:
     methods, refused = _methods(task, plan.baselines)
     smaller = enlarged(task.source, task.preprocessing)
-    if smaller is not None and runner.team.leads:
+    if smaller is not None and runner.group.is_main:
         runner.say(smaller)
     outcome = predict(task, runner, batch_size=plan.batch_size)
     accuracy = None

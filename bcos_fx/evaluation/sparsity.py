@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.methods.checks import check_images, check_targets
 from bcos_fx.methods.method import Method
-from bcos_fx.methods.requests import check_images, check_targets
 
 
 def gini(maps: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.methods.checks import check_count, check_images, check_targets
 from bcos_fx.methods.method import Method
-from bcos_fx.methods.requests import check_count, check_images, check_targets
 
 
 def stability(

@@ -22,7 +22,7 @@ from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.inputs import bind
 from bcos_fx.validation import check_module
-from bcos_fx.verification.samples import imagine
+from bcos_fx.verification.samples import synthetic_images
 from bcos_fx.version import __version__
 
 _SAMPLES, _TRACED = 4, 2
@@ -158,7 +158,7 @@ def _made_up(model: BcosNetwork) -> list[Tensor]:
     spec, *more = model.record.inputs
     if more or spec.samples != 0 or not spec.encoded:
         raise UsageError("only images are made up, and the network takes something else", hint="give inputs=")
-    return [imagine(spec.sizes(spec.shape), _SAMPLES, seed=0).tensors[0].to(like)]
+    return [synthetic_images(spec.sizes(spec.shape), _SAMPLES, seed=0).tensors[0].to(like)]
 
 
 def _recorded(subject: Exportable) -> tuple[ExportedProgram, str | None]:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from bcos_fx.errors import MissingExtraError, UsageError, nearest
-from bcos_fx.methods.explained import Explained
+from bcos_fx.methods.checks import check_count
+from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.grad_cam import grad_cam
 from bcos_fx.methods.gradients import (
     deeplift,
@@ -25,7 +26,6 @@ from bcos_fx.methods.gradients import (
 )
 from bcos_fx.methods.method import Method
 from bcos_fx.methods.perturbations import lime, occlusion, rise
-from bcos_fx.methods.requests import check_count
 
 _MAKERS: dict[str, Callable[..., Method]] = {
     "gradient": gradient,
@@ -92,11 +92,11 @@ def baselines(
         raise MissingExtraError("captum", "evaluate", "explaining by captum's methods")
     # Tensors that are made in the caller's inference mode could never be part of a gradient.
     with torch.inference_mode(False):
-        explained = Explained(network, mean=mean, std=std, reference=reference, batch_size=batch_size)
+        explained = ExplainedNetwork(network, mean=mean, std=std, reference=reference, batch_size=batch_size)
     return [_made(name, explained, seed, dict(given.get(name, {})), reference) for name in dict.fromkeys(wanted)]
 
 
-def _made(name: str, explained: Explained, seed: int, own: Mapping[str, Any], reference: Any) -> Method:
+def _made(name: str, explained: ExplainedNetwork, seed: int, own: Mapping[str, Any], reference: Any) -> Method:
     accepted = [p for p in inspect.signature(_MAKERS[name]).parameters if p != "explained"]
     own_names = [parameter for parameter in accepted if parameter != "seed"]
     for option in own:

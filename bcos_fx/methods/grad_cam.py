@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation.preparation import find_layer
-from bcos_fx.methods.explained import Explained
+from bcos_fx.methods.checks import check_targets
+from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Method
 from bcos_fx.methods.module_form import depends_on_input
-from bcos_fx.methods.requests import check_targets
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.tracing import trace
 from bcos_fx.tracing.program import evaluate
@@ -28,7 +28,7 @@ _ENDS_SPACE = frozenset(
 _NAME_IT = "name the layer with the option layer="
 
 
-def grad_cam(explained: Explained, *, layer: str | None = None, relu: bool = True) -> Method:
+def grad_cam(explained: ExplainedNetwork, *, layer: str | None = None, relu: bool = True) -> Method:
     """Return Grad-CAM: a layer's feature maps, weighted with the mean of their gradients, and upsampled bilinearly.
 
     Args:

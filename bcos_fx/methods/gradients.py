@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import VerificationError
-from bcos_fx.methods.explained import Explained
+from bcos_fx.methods.checks import check_count, check_targets
+from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Maps, Method
 from bcos_fx.methods.module_form import ModuleForms
-from bcos_fx.methods.requests import check_count, check_targets
 
 Attribute = Callable[[Tensor, Tensor], Tensor]
 """From differences (P, C, H, W) and one class each (P,) to attributions (P, C, H, W)."""
@@ -26,7 +26,7 @@ _GAP = 0.02
 """The largest part of Σ|attributions| by which DeepLIFT may miss the difference of outputs that it must add up to."""
 
 
-def gradient(explained: Explained) -> Method:
+def gradient(explained: ExplainedNetwork) -> Method:
     """Return the gradient (Simonyan et al., "Deep Inside Convolutional Networks", 2014, sec. 3)."""
     from captum.attr import Saliency
 
@@ -35,7 +35,7 @@ def gradient(explained: Explained) -> Method:
     return Method("Gradient", {"of": "logit", "channels": "sum, signed"}, maps)
 
 
-def input_x_gradient(explained: Explained) -> Method:
+def input_x_gradient(explained: ExplainedNetwork) -> Method:
     """Return Input x Gradient (Shrikumar et al., "Not Just a Black Box", 2016): (x - reference) times the gradient."""
     from captum.attr import InputXGradient
 
@@ -44,7 +44,7 @@ def input_x_gradient(explained: Explained) -> Method:
     return Method("Input x Gradient", {"of": "logit", "channels": "sum, signed"}, maps)
 
 
-def integrated_gradients(explained: Explained, *, steps: int = 50) -> Method:
+def integrated_gradients(explained: ExplainedNetwork, *, steps: int = 50) -> Method:
     """Return Integrated Gradients (Sundararajan et al. 2017, sec. 3), from the reference, by Gauss-Legendre."""
     from captum.attr import IntegratedGradients
 
@@ -65,7 +65,7 @@ def integrated_gradients(explained: Explained, *, steps: int = 50) -> Method:
     return Method("Integrated Gradients", settings, _by_pairs(explained, attribute, pairs=1))
 
 
-def guided_backprop(explained: Explained) -> Method:
+def guided_backprop(explained: ExplainedNetwork) -> Method:
     """Return Guided Backpropagation (Springenberg et al., "Striving for Simplicity", 2015, sec. 3.4).
 
     Every ReLU is given a module of its own first, which captum hooks; a ReLU6 is a ReLU with an upper bound, past which
@@ -85,7 +85,7 @@ def guided_backprop(explained: Explained) -> Method:
     return Method("Guided Backprop", settings, _by_pairs(explained, attribute))
 
 
-def deeplift(explained: Explained) -> Method:
+def deeplift(explained: ExplainedNetwork) -> Method:
     """Return DeepLIFT with the Rescale rule (Shrikumar et al. 2017, sec. 3.5.1), from the reference.
 
     Every activation and max pooling is given a form that captum's rules are right for; a network with others is
@@ -114,7 +114,7 @@ def deeplift(explained: Explained) -> Method:
     return Method("DeepLIFT", settings, _by_pairs(explained, attribute, pairs=1))
 
 
-def _by_pairs(explained: Explained, attribute: Attribute, pairs: int | None = None) -> Maps:
+def _by_pairs(explained: ExplainedNetwork, attribute: Attribute, pairs: int | None = None) -> Maps:
     """Explain every image for each of its classes, some pairs of image and class at a time; None: by their size."""
 
     def maps(images: Tensor, targets: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError, VerificationError
-from bcos_fx.methods.requests import class_outputs
+from bcos_fx.methods.checks import class_outputs
 from bcos_fx.rewriting.core.ops import Call, vocabulary
 from bcos_fx.rewriting.core.spelling import resolve
 from bcos_fx.tracing import trace

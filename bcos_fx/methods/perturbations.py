@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
-from bcos_fx.methods.explained import Explained
+from bcos_fx.methods.checks import check_count, check_score, check_targets, scores
+from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Method
-from bcos_fx.methods.requests import check_count, check_score, check_targets, scores
 
 OneImage = Callable[[Tensor, Tensor], Tensor]
 """From one image's differences (1, C, H, W) and its classes (K,) to maps (K, H, W)."""
@@ -27,7 +27,7 @@ _WINDOWS = 14
 
 
 def occlusion(
-    explained: Explained,
+    explained: ExplainedNetwork,
     *,
     window: int | None = None,
     stride: int | None = None,
@@ -78,7 +78,7 @@ def occlusion(
 
 
 def lime(
-    explained: Explained,
+    explained: ExplainedNetwork,
     *,
     seed: int,
     samples: int = 1000,
@@ -149,7 +149,7 @@ def lime(
 
 
 def rise(
-    explained: Explained,
+    explained: ExplainedNetwork,
     *,
     seed: int,
     masks: int = 4000,
@@ -244,7 +244,7 @@ class _Watched:
     The first class's run keeps the scores of all; the others are answered from those, call by call.
     """
 
-    def __init__(self, explained: Explained, classes: Tensor, score: str) -> None:
+    def __init__(self, explained: ExplainedNetwork, classes: Tensor, score: str) -> None:
         self.explained, self.classes, self.score = explained, classes, score
         self._kept: list[Tensor] = []
         self._column, self._call = 0, 0
@@ -263,7 +263,7 @@ class _Watched:
         return answer
 
 
-def _by_images(explained: Explained, one: OneImage) -> Callable[[Tensor, Tensor], Tensor]:
+def _by_images(explained: ExplainedNetwork, one: OneImage) -> Callable[[Tensor, Tensor], Tensor]:
     def maps(images: Tensor, targets: Tensor) -> Tensor:
         with torch.inference_mode(False):
             differences = explained.differences(images).clone()

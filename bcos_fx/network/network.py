@@ -22,14 +22,14 @@ from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.program import compiled, module_at
 
 
-class OtherSizes(Protocol):
+class SizeCacheProtocol(Protocol):
     """Networks for inputs of other sizes; see :class:`bcos_fx.network.size_cache.SizeCache`."""
 
     def network(self, main: BcosNetwork, inputs: Sequence[Tensor]) -> BcosNetwork:
         """Return the network for inputs like these, over the parts of ``main``."""
         ...
 
-    def empty(self) -> OtherSizes:
+    def empty(self) -> SizeCacheProtocol:
         """Return the same for a copy of the network."""
         ...
 
@@ -58,7 +58,7 @@ class BcosNetwork(nn.Module):
         for name, buffer in graph_module._buffers.items():
             self._take(name)
             self.register_buffer(name, buffer, persistent=name not in graph_module._non_persistent_buffers_set)
-        self._other_sizes: OtherSizes | None = None
+        self._other_sizes: SizeCacheProtocol | None = None
         self._program = compiled(self.graph)
         nn.Module.train(self, graph_module.training)
 
@@ -184,7 +184,7 @@ class BcosNetwork(nn.Module):
         shape = value.meta.get("shape") if isinstance(value, fx.Node) else None
         return int(shape[1]) if shape is not None and len(shape) > 1 else None
 
-    def keep_source(self, other_sizes: OtherSizes) -> None:
+    def keep_source(self, other_sizes: SizeCacheProtocol) -> None:
         """Take inputs of other sizes too, by graphs that are made when they are first needed."""
         self._other_sizes = other_sizes
 

@@ -14,7 +14,7 @@ from bcos_fx.nn.conv import (
     BcosConvTranspose3d,
 )
 from bcos_fx.nn.dynamic import DynamicLayer
-from bcos_fx.nn.frozen import FrozenL2Normalisation, FrozenLayer, FrozenRatio, FrozenResponseNorm, HeldFixed
+from bcos_fx.nn.frozen import FrozenL2Normalisation, FrozenLayer, FrozenRatio, FrozenResponseNorm, StopGradient
 from bcos_fx.nn.functional import alignment, bcos_scale, default_eps, energy
 from bcos_fx.nn.heads import LogitLayer
 from bcos_fx.nn.inputs import InputDecoding, InputEncoding, InputNormalisation, fold, widen
@@ -57,7 +57,6 @@ __all__ = [
     "FrozenResponseNorm",
     "GroupNorm",
     "Heads",
-    "HeldFixed",
     "InPlaceSum",
     "InputDecoding",
     "InputEncoding",
@@ -71,6 +70,7 @@ __all__ = [
     "PositionNorm",
     "RMSNorm",
     "Scale",
+    "StopGradient",
     "Sum",
     "alignment",
     "bcos_scale",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class HeldFixed(nn.Module):
+class StopGradient(nn.Module):
     """The value of a gate, which is only a weight: no gradient flows through it."""
 
     def forward(self, gate: Tensor) -> Tensor:

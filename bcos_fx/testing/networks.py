@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bcos_fx.testing.blocks import ACTIVATION_CALLS, ACTIVATION_MODULES, FLATTENINGS, GLOBAL_POOLS
 from bcos_fx.testing.specification import Block, BlockKind, Network, Specification, Window
-from bcos_fx.verification.samples import imagine
+from bcos_fx.verification.samples import synthetic_images
 
 BLOCK_KINDS: tuple[BlockKind, ...] = get_args(BlockKind)
 NORMS: tuple[str, ...] = ("none", "batch", "batch plain", "layer", "group", "instance", "rms")
@@ -64,13 +64,13 @@ def networks(
 def images(network: Network, *, count: int = 4) -> st.SearchStrategy[Tensor]:
     """Strategy for float32 inputs (count, *network.input_shape) in [0, 1): noise, ramps, patches, dark and bright."""
     seeds = st.integers(0, 2**16)
-    return seeds.map(lambda seed: imagine(network.input_shape, count, seed=seed).tensors[0].float())
+    return seeds.map(lambda seed: synthetic_images(network.input_shape, count, seed=seed).tensors[0].float())
 
 
 @torch.no_grad()
 def variation(network: Network) -> float:
     """Measure how much the output varies over made-up inputs, as a share of its largest absolute value."""
-    outputs = network(imagine(network.input_shape, 10, seed=1).tensors[0].to(next(network.parameters()).dtype))
+    outputs = network(synthetic_images(network.input_shape, 10, seed=1).tensors[0].to(next(network.parameters()).dtype))
     spread, scale = (outputs.amax(0) - outputs.amin(0)).max(), outputs.abs().max()
     return float(spread / scale) if bool(torch.isfinite(outputs).all()) and scale > 0 else 0.0
 

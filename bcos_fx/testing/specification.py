@@ -26,7 +26,7 @@ from bcos_fx.testing.blocks import (
     norm,
 )
 from bcos_fx.testing.statistics import norm_statistics_from_data_, randomise_
-from bcos_fx.verification.samples import imagine
+from bcos_fx.verification.samples import synthetic_images
 
 BlockKind = Literal[
     "plain", "residual", "concatenation", "gated", "twice", "functional", "transposed", "max pool", "average pool"
@@ -174,7 +174,7 @@ class Specification:
         # The constructors draw from the global generator.
         with torch.random.fork_rng(devices=[]):
             network = randomise_(Network(self), self.seed)
-        samples = imagine(self.input_shape, _SAMPLES, seed=self.seed).tensors[0].float()
+        samples = synthetic_images(self.input_shape, _SAMPLES, seed=self.seed).tensors[0].float()
         norm_statistics_from_data_(network, samples)
         _balance_head_(network, samples)
         return network.eval()

@@ -12,10 +12,10 @@ from bcos_fx.errors import UsageError, nearest
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
 from bcos_fx.nn.families import fits
-from bcos_fx.training.places import places_of_phase
-from bcos_fx.training.schedule import Fade, Rise
+from bcos_fx.training.schedulable_layers import layers_of_phase
+from bcos_fx.training.schedule import BiasDecay, BSchedule
 
-S = TypeVar("S", Rise, Fade)
+S = TypeVar("S", BSchedule, BiasDecay)
 
 
 class Alignment(nn.Module):
@@ -38,9 +38,9 @@ class Alignment(nn.Module):
         UsageError: a pattern names no layer whose B may change.
     """
 
-    def __init__(self, networks: Sequence[BcosNetwork], rises: Sequence[Rise], *, tensors: bool = False) -> None:
+    def __init__(self, networks: Sequence[BcosNetwork], rises: Sequence[BSchedule], *, tensors: bool = False) -> None:
         super().__init__()
-        paths = places_of_phase(networks[0], "align") if rises else []
+        paths = layers_of_phase(networks[0], "align") if rises else []
         found = {path: rise for path in paths if (rise := first_named(rises, path, networks[0])) is not None}
         self._rises = {path: r for path, r in found.items() if r.layers != "*" or not was_chosen(path, networks[0])}
         check_named(rises, paths, list(self._rises.values()), "B-cos layer whose B may change")
@@ -52,7 +52,7 @@ class Alignment(nn.Module):
             if rise.learned != "no" or tensors:
                 self._follow(path, rise)
 
-    def _follow(self, path: str, rise: Rise) -> None:
+    def _follow(self, path: str, rise: BSchedule) -> None:
         key = _key(path, rise)
         if key not in self.pressures:
             device = self._layers[path][0].weight.device
@@ -135,6 +135,6 @@ def _layer(network: BcosNetwork, path: str) -> BcosLayer:
     return layer
 
 
-def _key(path: str, rise: Rise) -> str:
+def _key(path: str, rise: BSchedule) -> str:
     name = path if rise.learned != "network" else f"network {rise.layers}"
     return name.replace(".", "/")

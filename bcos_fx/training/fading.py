@@ -12,8 +12,8 @@ import torch
 
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.alignment import check_named, first_named
-from bcos_fx.training.places import constants_of, places_of_phase
-from bcos_fx.training.schedule import Fade
+from bcos_fx.training.schedulable_layers import constants_of, layers_of_phase
+from bcos_fx.training.schedule import BiasDecay
 
 
 class Fading:
@@ -27,10 +27,12 @@ class Fading:
         UsageError: a pattern names no layer with a constant.
     """
 
-    def __init__(self, networks: Sequence[BcosNetwork], fades: Sequence[Fade]) -> None:
-        paths = places_of_phase(networks[0], "bias") if fades else []
+    def __init__(self, networks: Sequence[BcosNetwork], fades: Sequence[BiasDecay]) -> None:
+        paths = layers_of_phase(networks[0], "bias") if fades else []
         self._networks = networks
-        self._fades = {path: fade for path in paths if isinstance(fade := first_named(fades, path, networks[0]), Fade)}
+        self._fades = {
+            path: fade for path in paths if isinstance(fade := first_named(fades, path, networks[0]), BiasDecay)
+        }
         check_named(fades, paths, list(self._fades.values()), "layer with a bias")
 
     @property

@@ -30,9 +30,9 @@ from bcos_fx.training.calibrating import CalibrationFunction, usual_calibration
 from bcos_fx.training.data import Replayable, Samples, images_of, testing_loader, training_loader
 from bcos_fx.training.heads import Head
 from bcos_fx.training.identity import identity, name_of, of_images
-from bcos_fx.training.places import made_up_images, places_of_phase, without_zero_constants
 from bcos_fx.training.recipe import Training, load_training
-from bcos_fx.training.renewal import reinitialised
+from bcos_fx.training.reinitialization import reinitialized
+from bcos_fx.training.schedulable_layers import layers_of_phase, synthetic_batch, without_zero_constants
 from bcos_fx.training.settings import RunSettings, settings_of, with_former_keywords
 from bcos_fx.training.sizing import sized
 from bcos_fx.training.sources import Renumbered, identity_of
@@ -225,7 +225,7 @@ def _network(
         if head.kind == "subset" or (source is not None and training.needs_labels):
             network = head.fitted(network, source, training.seed)
         if from_scratch:
-            network = reinitialised(network, training.seed)
+            network = reinitialized(network, training.seed)
         network = _without_early_constants(network, training)
     elif from_scratch or head.kind != "keep":
         raise UsageError("only a converted network begins from scratch or gets a new head here")
@@ -239,10 +239,10 @@ def _without_early_constants(network: BcosNetwork, training: Training) -> BcosNe
     from bcos_fx.training.fading import Fading
 
     gone = [fade for fade in training.fades if fade.left(0.0) == 0]
-    if not gone or not places_of_phase(network, "bias"):
+    if not gone or not layers_of_phase(network, "bias"):
         return network
     Fading([network], training.fades).begin()
-    return without_zero_constants(network, made_up_images(network))
+    return without_zero_constants(network, synthetic_batch(network))
 
 
 def _preprocessing(network: nn.Module, source: ImageSource | None) -> Preprocessing | None:
@@ -321,7 +321,7 @@ def _settled(network: BcosNetwork, images: Tensor | None, training: Training) ->
     """Return the trained network without constants that reached 0, with a report that describes it as it is now."""
     if training.fades:
         like = next(network.parameters())
-        network = without_zero_constants(network, made_up_images(network) if images is None else images.to(like))
+        network = without_zero_constants(network, synthetic_batch(network) if images is None else images.to(like))
     pressures = {path: m.b for path, m in network.named_modules() if isinstance(getattr(m, "b", None), float)}
     b: Any = pressures if len(set(pressures.values())) > 1 else next(iter(pressures.values()), 1.0)
     note = f"fine-tuned for {training.epochs} epochs: weights, and figures of drift, are not those of the conversion"

@@ -19,7 +19,7 @@ from bcos_fx.calibration.original import Original, counterparts
 from bcos_fx.errors import UsageError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
-from bcos_fx.training.places import made_up_images
+from bcos_fx.training.schedulable_layers import synthetic_batch
 
 _DROPOUTS = ("dropout", "feature_dropout")
 
@@ -66,7 +66,7 @@ class LayerMatching:
         compiled: bool = False,
         agreed: Callable[[Tensor], Tensor] = lambda moments: moments,
     ) -> None:
-        self._original = Original(network, reference, Batch((made_up_images(network),), None))
+        self._original = Original(network, reference, Batch((synthetic_batch(network),), None))
         self.names = [name for name in read_by_layers(network) if self._original.has(name)]
         if not self.names:
             raise UsageError(

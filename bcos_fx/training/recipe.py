@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from bcos_fx.errors import RuleError, UsageError, nearest
 from bcos_fx.rewriting.core.recipe import find_recipe, recipe_names
 from bcos_fx.rewriting.core.toml import Table, read_toml
-from bcos_fx.training.schedule import Course, Fade, Rise, Taper
+from bcos_fx.training.schedule import BiasDecay, BSchedule, Course, LossDecay
 
 OPTIMISERS = ("adam", "adamw", "sgd")
 LOSSES = (
@@ -132,9 +132,9 @@ class Training:
     channels_last: bool = False
     compiled: bool = False
     optimiser: Optimiser = field(default_factory=Optimiser)
-    rises: tuple[Rise, ...] = ()
-    fades: tuple[Fade, ...] = ()
-    tapers: tuple[Taper, ...] = ()
+    rises: tuple[BSchedule, ...] = ()
+    fades: tuple[BiasDecay, ...] = ()
+    tapers: tuple[LossDecay, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size)
@@ -248,9 +248,9 @@ def _training(table: Table) -> Training:
     given |= _loss(table)
     below = table.table("optimiser")
     given["optimiser"] = _made(below, Optimiser, _fields(below, Optimiser))
-    given["rises"] = tuple(_scheduled(entry, Rise) for entry in table.tables("rise"))
-    given["fades"] = tuple(_scheduled(entry, Fade) for entry in table.tables("fade"))
-    given["tapers"] = tuple(_scheduled(entry, Taper) for entry in table.tables("taper"))
+    given["rises"] = tuple(_scheduled(entry, BSchedule) for entry in table.tables("rise"))
+    given["fades"] = tuple(_scheduled(entry, BiasDecay) for entry in table.tables("fade"))
+    given["tapers"] = tuple(_scheduled(entry, LossDecay) for entry in table.tables("taper"))
     return _made(table, Training, given)
 
 
@@ -266,7 +266,7 @@ def _loss(table: Table) -> dict[str, Any]:
 
 
 Made = TypeVar("Made")
-S = TypeVar("S", Rise, Fade, Taper)
+S = TypeVar("S", BSchedule, BiasDecay, LossDecay)
 
 
 def _scheduled(table: Table, kind: type[S]) -> S:

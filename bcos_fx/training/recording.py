@@ -25,8 +25,8 @@ from bcos_fx.network import BcosNetwork, TrainingRun
 from bcos_fx.nn import LogitLayer
 from bcos_fx.training.checkpoints import KEY, NAME, noted
 from bcos_fx.training.data import Replayable
-from bcos_fx.training.fine_tuning import FineTuning
 from bcos_fx.training.finite import broken_tensor
+from bcos_fx.training.lightning_module import FineTuning
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.settings import RunSettings
 

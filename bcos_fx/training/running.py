@@ -26,7 +26,7 @@ from torch import nn
 
 from bcos_fx.errors import TrainingError, UsageError, nearest
 from bcos_fx.training.checkpoints import NAME, WholeCheckpoints, check_identity, read_checkpoint
-from bcos_fx.training.fine_tuning import FineTuning
+from bcos_fx.training.lightning_module import FineTuning
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.recording import Epoch, HistoryRecorder
 from bcos_fx.training.settings import RunSettings

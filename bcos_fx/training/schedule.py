@@ -54,7 +54,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Rise:
+class BSchedule:
     """How the alignment pressure B of some layers goes from what it is to what it shall be.
 
     Attributes:
@@ -90,7 +90,7 @@ class Rise:
 
 
 @dataclass(frozen=True)
-class Fade:
+class BiasDecay:
     """How biases and the shifts of norms (the folded mean too) of some layers go away.
 
     A fade that reaches 0 leaves exact zeros, which the rules of the bias phase then take out of the graph.
@@ -128,7 +128,7 @@ class Fade:
 
 
 @dataclass(frozen=True)
-class Taper:
+class LossDecay:
     """How the weight of one of several losses goes to 0: a teacher helps at first, and holds back in the end.
 
     Attributes:

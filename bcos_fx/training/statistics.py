@@ -14,7 +14,7 @@ from torch import Tensor, nn
 _LEFT = 1e-3
 
 
-class FreshStatistics:
+class MomentumFloor:
     """Lets norms forget within an epoch what their statistics were before it.
 
     While training runs, the momentum of every norm is at least what leaves a thousandth of them after as many batches

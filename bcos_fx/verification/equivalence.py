@@ -33,7 +33,7 @@ from bcos_fx.verification.running import (
     storages,
     transformed,
 )
-from bcos_fx.verification.samples import CallInputs, extend, gather, imagine, jitter, other_sizes, resize
+from bcos_fx.verification.samples import CallInputs, extend, gather, jitter, other_sizes, resize, synthetic_images
 from bcos_fx.verification.sensitivity import settle
 
 
@@ -228,7 +228,7 @@ def _made_up(original: nn.Module, converted: nn.Module, count: int, *, seed: int
             "neither network says what inputs it takes",
             hint="pass inputs=, a tensor (N, ...) like those that the network is used on",
         )
-    return imagine(tuple(shape), count, seed=seed)
+    return synthetic_images(tuple(shape), count, seed=seed)
 
 
 def _eval_cases(batch: CallInputs, batch_sizes: Sequence[int]) -> list[Case]:

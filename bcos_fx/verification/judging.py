@@ -44,7 +44,9 @@ class Comparison:
     sensitivity: float = 0.0
 
 
-def unsettled(row: Comparison, original: Mapping[str, Tensor], moved: Sequence[Mapping[str, Tensor]]) -> Comparison:
+def discount_rounding(
+    row: Comparison, original: Mapping[str, Tensor], moved: Sequence[Mapping[str, Tensor]]
+) -> Comparison:
     """Take a difference back that rounding alone explains: the original differs from itself as much.
 
     A chaotic network (attention with saturated scores, say) turns the last bit of its input into a visible change of

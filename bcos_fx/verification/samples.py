@@ -129,7 +129,7 @@ def _checked(value: object, index: int) -> Tensor:
     return value.detach()
 
 
-def imagine(shape: Sequence[int], count: int, *, seed: int) -> CallInputs:
+def synthetic_images(shape: Sequence[int], count: int, *, seed: int) -> CallInputs:
     """Make up ``count`` samples (count, *shape) in [0, 1), float64, that differ strongly from each other.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.verification.judging import Comparison, unsettled
+from bcos_fx.verification.judging import Comparison, discount_rounding
 from bcos_fx.verification.running import Case, Outcome
 from bcos_fx.verification.samples import nudge, rounded_otherwise
 
@@ -56,7 +56,9 @@ def settle(
             for name, values in _values(case, outcome):
                 moved.setdefault(name, []).append(values)
     own = {name: values for case, out in zip(cases, expected, strict=True) for name, values in _values(case, out)}
-    return tuple(unsettled(row, own[row.name], moved[row.name]) if row.name in differing else row for row in rows)
+    return tuple(
+        discount_rounding(row, own[row.name], moved[row.name]) if row.name in differing else row for row in rows
+    )
 
 
 def _values(case: Case, outcome: Outcome) -> Iterator[tuple[str, Mapping[str, Tensor]]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bcos_fx import example
 from bcos_fx.checkpoint import build_architecture
 from bcos_fx.errors import UsageError
-from bcos_fx.verification.samples import imagine
+from bcos_fx.verification.samples import synthetic_images
 
 _SAMPLES = 4
 _TOKENS = 12
@@ -109,7 +109,7 @@ def _own_shape(module: nn.Module) -> tuple[int, int, int]:
 
 
 def _made_up(shape: tuple[int, ...]) -> Tensor:
-    return imagine(shape, _SAMPLES, seed=0).tensors[0].float()
+    return synthetic_images(shape, _SAMPLES, seed=0).tensors[0].float()
 
 
 def _padded() -> Tensor:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from bcos_fx.errors import TrainingError, UsageError
-from bcos_fx.evaluation.journal import Journal
+from bcos_fx.evaluation.result_log import ResultLog
 from bcos_fx.zoo.rows import append_row, read_rows
 from bcos_fx.zoo.table import cause, coverage_page, totals
 from tests.cli.conftest import SHAPE, TINY
@@ -200,8 +200,8 @@ def test_rows_that_are_read_make_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", _GARBAGE)
 def test_a_malformed_line_of_a_journal_is_named(line: bytes, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    Journal(path, {"bcos-fx": "0"}).append(0, [1])
+    ResultLog(path, {"bcos-fx": "0"}).append(0, [1])
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(UsageError) as caught:
-        Journal(path, {"bcos-fx": "0"})
+        ResultLog(path, {"bcos-fx": "0"})
     assert f"{path}:3" in str(caught.value.where)

@@ -19,7 +19,7 @@ from torch import nn
 
 import bcos_fx
 from bcos_fx.errors import ArtifactError, BcosFxError, UsageError
-from bcos_fx.evaluation.journal import Journal
+from bcos_fx.evaluation.result_log import ResultLog
 from bcos_fx.files import appending, check_target, replacing
 from bcos_fx.text.embedding import TextEmbeddings
 from bcos_fx.training.checkpoints import WholeCheckpoints
@@ -98,7 +98,7 @@ WRITERS: dict[str, tuple[str, Callable[[Any, Path], Any]]] = {
         for suffix in (".png", ".html", ".npz", ".safetensors")
     },
     "text embeddings": ("x", lambda _, path: TextEmbeddings(("a",), torch.ones(1, 2), "made-up").save(path)),
-    "journal": ("x.jsonl", lambda _, path: Journal(path, {"bcos-fx": "0"}).append(0, 1)),
+    "journal": ("x.jsonl", lambda _, path: ResultLog(path, {"bcos-fx": "0"}).append(0, 1)),
     "rows of the zoo": ("x.jsonl", lambda _, path: examine_all(["timm:resnet18"], path)),
     "checkpoint": ("last.ckpt", lambda _, path: WholeCheckpoints().save_checkpoint({"a": 1}, path)),
     "history": ("history.csv", lambda _, path: write_history([], path)),

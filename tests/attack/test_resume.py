@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import bcos_fx
 from bcos_fx.errors import BcosFxError, UsageError
-from bcos_fx.evaluation.journal import Journal
 from bcos_fx.evaluation.localisation import gridpg
 from bcos_fx.evaluation.predictions import fingerprint
+from bcos_fx.evaluation.result_log import ResultLog
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import fair
 from bcos_fx.locking import LOCK, holding
@@ -608,12 +608,12 @@ def test_an_altered_result_is_refused_by_file_and_line(number: int, change: Any,
 
 def test_a_result_that_was_written_for_something_else_is_refused(tmp_path: Path) -> None:
     for name, header in (("a", {"model": "a"}), ("b", {"model": "b"})):
-        Journal(tmp_path / name, header).append(0, name)
+        ResultLog(tmp_path / name, header).append(0, name)
     head = (tmp_path / "a").read_text().splitlines()[0]
     row = (tmp_path / "b").read_text().splitlines()[1]
     (tmp_path / "a").write_text(f"{head}\n{row}\n")
     with pytest.raises(UsageError, match="its checksum is another"):
-        Journal(tmp_path / "a", {"model": "a"})
+        ResultLog(tmp_path / "a", {"model": "a"})
 
 
 @pytest.mark.parametrize("content", [b"notes of mine", b'{"other": 1}\nhalf', b'{"other": 1}'])
@@ -621,7 +621,7 @@ def test_a_file_of_something_else_stays_as_it_is(content: bytes, tmp_path: Path)
     path = tmp_path / "work.jsonl"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"something else"):
-        Journal(path, {"model": "a"})
+        ResultLog(path, {"model": "a"})
     assert path.read_bytes() == content
 
 

@@ -129,7 +129,7 @@ def test_the_same_files_are_the_same_tensors_everywhere(
     from bcos_fx.calibration import ordered_pass
     from bcos_fx.evaluation import predictions
     from bcos_fx.explanation import explain
-    from bcos_fx.training.fine_tuning import FineTuning
+    from bcos_fx.training.lightning_module import FineTuning
 
     generator, files = np.random.default_rng(0), []
     for n in range(80):

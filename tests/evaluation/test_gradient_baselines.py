@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.methods.baselines import baselines
-from bcos_fx.methods.explained import Explained
+from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Method
 from bcos_fx.methods.module_form import Clipped, SideBySideMaxPool2d
 from tests.evaluation.small_classifiers import MEAN, STD, Residual, logits, normalised, residual, some_images
@@ -122,7 +122,7 @@ def test_captum_alone_would_miss_the_functional_relu() -> None:
     from captum.attr import GuidedBackprop
 
     network, images = residual(), some_images(1)
-    explained = Explained(network, mean=MEAN, std=STD)
+    explained = ExplainedNetwork(network, mean=MEAN, std=STD)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bare = GuidedBackprop(explained).attribute(explained.differences(images).requires_grad_(), target=0).sum(1)
@@ -252,7 +252,7 @@ def test_captum_alone_would_lose_what_overlapping_windows_share() -> None:
 
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.MaxPool2d(3, 2), nn.Flatten(), nn.Linear(96, 4))
     images = some_images(1).float()
-    explained = Explained(network)
+    explained = ExplainedNetwork(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _, gap = DeepLift(explained).attribute(images.requires_grad_(), target=1, return_convergence_delta=True)

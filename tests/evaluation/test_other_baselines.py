@@ -15,7 +15,7 @@ import bcos_fx
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.methods import baselines as module
 from bcos_fx.methods.baselines import BASELINES, baselines
-from bcos_fx.methods.explained import Explained
+from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Method
 from bcos_fx.methods.perturbations import patch_grid, random_masks
 from bcos_fx.nn import InPlaceSum
@@ -256,10 +256,10 @@ def test_a_map_depends_on_image_class_and_seed_alone(name: str) -> None:
 
 
 def test_large_images_are_run_few_at_once() -> None:
-    explained = Explained(residual())
+    explained = ExplainedNetwork(residual())
     assert [explained.at_once(torch.zeros(1, 3, side, side)) for side in (56, 112, 224, 448, 900)] == [64, 16, 4, 1, 1]
     assert explained.at_once(torch.zeros(1, 3, 224, 224, device="meta")) == 32
-    assert Explained(residual(), batch_size=5).at_once(torch.zeros(1, 3, 900, 900)) == 5
+    assert ExplainedNetwork(residual(), batch_size=5).at_once(torch.zeros(1, 3, 900, 900)) == 5
 
 
 @pytest.mark.parametrize("name", BASELINES)

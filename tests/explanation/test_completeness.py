@@ -119,7 +119,7 @@ def test_a_gate_that_is_not_held_fixed_is_rejected(monkeypatch: pytest.MonkeyPat
     network = Net(lambda n, x: n.a(x) * torch.sigmoid(n.b(x)), a=nn.Linear(6, 3), b=nn.Linear(6, 3))
     x = torch.randn(4, 6, dtype=torch.float64)
     assert check_completeness(view_of(network, x), [x]).ok
-    monkeypatch.setattr(bnn.HeldFixed, "forward", lambda self, gate: gate)
+    monkeypatch.setattr(bnn.StopGradient, "forward", lambda self, gate: gate)
     assert check_completeness(view_of(network, x), [x]).verdict == "incomplete"
 
 

@@ -140,8 +140,8 @@ def _eps_elsewhere(self: NormLayer, x: Tensor) -> Tensor:
 WRONG: dict[str, tuple[type, str, Callable[..., Tensor], str, str]] = {
     "a norm not held fixed": (bnn.FrozenLayer, "forward", lambda self, x: self.layer(x), "layer-frozen", "layer norm"),
     "eps elsewhere": (bnn.LayerNorm, "frozen", _eps_elsewhere, "layer-frozen", "layer norm"),
-    "a gate not held fixed": (bnn.HeldFixed, "forward", lambda self, gate: gate, "gate-held-fixed", "operator"),
-    "attention not held fixed": (bnn.HeldFixed, "forward", lambda self, gate: gate, "gate-held-fixed", "attention"),
+    "a gate not held fixed": (bnn.StopGradient, "forward", lambda self, gate: gate, "gate-held-fixed", "operator"),
+    "attention not held fixed": (bnn.StopGradient, "forward", lambda self, gate: gate, "gate-held-fixed", "attention"),
     "a ratio not held fixed": (
         bnn.FrozenRatio,
         "forward",

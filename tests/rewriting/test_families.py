@@ -14,7 +14,7 @@ from bcos_fx.nn import BcosConv2d, BcosLayer
 from bcos_fx.nn.families import family_of
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.recipe import Training
-from bcos_fx.training.schedule import Course, Rise
+from bcos_fx.training.schedule import BSchedule, Course
 
 
 def separable() -> nn.Sequential:
@@ -83,7 +83,11 @@ def test_b_rises_by_family() -> None:
     recipe = Training(
         epochs=1,
         batch_size=4,
-        rises=(Rise(layers="depthwise", to=1.0), Rise(layers="grouped", to=1.5, course=Course("linear")), Rise()),
+        rises=(
+            BSchedule(layers="depthwise", to=1.0),
+            BSchedule(layers="grouped", to=1.5, course=Course("linear")),
+            BSchedule(),
+        ),
     )
     images, labels = torch.rand(12, 3, 8, 8), torch.arange(12) % 4
     found = finetune(converted(1.0, "gradual"), (images, labels), recipe=recipe)

@@ -17,7 +17,7 @@ from bcos_fx.testing import Block, Network, Specification, Window, images, netwo
 from bcos_fx.testing.blocks import ACTIVATION_CALLS, ACTIVATION_MODULES, FLATTENINGS, GLOBAL_POOLS
 from bcos_fx.testing.networks import BLOCK_KINDS, LEAST_VARIATION, NORMS, PADDING_MODES
 from bcos_fx.verification import verify
-from bcos_fx.verification.samples import imagine
+from bcos_fx.verification.samples import synthetic_images
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,7 +107,7 @@ def test_dead_networks_are_not_drawn(network: Network) -> None:
 def test_activations_are_of_order_one() -> None:
     sizes = []
     for network in drawn():
-        x = imagine(network.input_shape, 8, seed=0).tensors[0].float()
+        x = synthetic_images(network.input_shape, 8, seed=0).tensors[0].float()
         sizes.append(float(network.body(x).detach().abs().mean()))
     ordinary = sum(0.03 < size < 30 for size in sizes)
     assert ordinary > 0.97 * len(sizes)

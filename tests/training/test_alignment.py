@@ -12,11 +12,11 @@ from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosConv2d, BcosLayer, BcosLinear
 from bcos_fx.rewriting.core.registry import PREDICATES
-from bcos_fx.training import places
+from bcos_fx.training import schedulable_layers
 from bcos_fx.training.alignment import Alignment
 from bcos_fx.training.fading import Fading
-from bcos_fx.training.places import constants_of, places_of_phase, without_zero_constants
-from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.schedulable_layers import constants_of, layers_of_phase, without_zero_constants
+from bcos_fx.training.schedule import BiasDecay, BSchedule, Course
 from tests.training.small_runs import converted, images
 
 
@@ -25,20 +25,22 @@ def pressures(network: BcosNetwork) -> list[float]:
 
 
 def constants(network: BcosNetwork) -> list[Tensor]:
-    return [c.clone() for path in places_of_phase(network, "bias") for c in constants_of(network.get_submodule(path))]
+    return [c.clone() for path in layers_of_phase(network, "bias") for c in constants_of(network.get_submodule(path))]
 
 
 def test_places_are_those_of_the_rules() -> None:
     network = converted()
-    assert places_of_phase(network, "align") == ["0", "4", "8"]
-    assert set(places_of_phase(network, "bias")) == {"0", "1", "4", "8"}
+    assert layers_of_phase(network, "align") == ["0", "4", "8"]
+    assert set(layers_of_phase(network, "bias")) == {"0", "1", "4", "8"}
     assert pressures(network) == [1.0] * 3
 
 
 def test_b_rises_by_the_first_pattern_that_fits() -> None:
     network = converted()
     twin = copy.deepcopy(network)
-    alignment = Alignment([network, twin], [Rise(layers="4", to=3.0, course=Course("linear", end=1.0)), Rise()])
+    alignment = Alignment(
+        [network, twin], [BSchedule(layers="4", to=3.0, course=Course("linear", end=1.0)), BSchedule()]
+    )
     alignment.set(0.0)
     assert pressures(network) == pressures(twin) == [2.0, 1.0, 2.0]
     alignment.set(0.25)
@@ -46,19 +48,19 @@ def test_b_rises_by_the_first_pattern_that_fits() -> None:
     assert alignment.mean() == pytest.approx(5.5 / 3)
     assert alignment.scheduled(0.5) == (2.0, 2.0, 2.0)
     with pytest.raises(UsageError, match="decides about no B-cos layer"):
-        Alignment([network], [Rise(), Rise(layers="0")])
+        Alignment([network], [BSchedule(), BSchedule(layers="0")])
 
 
 def test_a_rise_of_all_layers_leaves_b_that_the_conversion_chose() -> None:
     chosen = converted(b={"4": 1.0})
-    alignment = Alignment([chosen], [Rise()])
+    alignment = Alignment([chosen], [BSchedule()])
     alignment.set(1.0)
     assert pressures(chosen) == [2.0, 1.0, 2.0]
     named = converted(b={"4": 1.0})
-    Alignment([named], [Rise(layers="4", to=1.5), Rise()]).set(1.0)
+    Alignment([named], [BSchedule(layers="4", to=1.5), BSchedule()]).set(1.0)
     assert pressures(named) == [2.0, 1.5, 2.0]
     everywhere = converted(b={"4": 1.0, "*": 3.0})
-    Alignment([everywhere], [Rise()]).set(1.0)
+    Alignment([everywhere], [BSchedule()]).set(1.0)
     assert pressures(everywhere) == [3.0, 1.0, 3.0]
 
 
@@ -120,7 +122,7 @@ def test_training_stays_finite_on_empty_and_tiny_patches(b: float, follows: bool
 
 def test_a_learned_b_drifts_and_is_clamped() -> None:
     network = converted()
-    alignment = Alignment([network], [Rise(layers="0", learned="layer", drift=1.0), Rise(learned="network")])
+    alignment = Alignment([network], [BSchedule(layers="0", learned="layer", drift=1.0), BSchedule(learned="network")])
     assert set(alignment.pressures) == {"0", "network *"}
     network.train()(images()[0]).sum().backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad)) for p in alignment.learned())
@@ -137,7 +139,7 @@ def test_a_learned_b_drifts_and_is_clamped() -> None:
 def test_constants_fade_with_the_mean_that_is_folded_into_them() -> None:
     network = converted()
     before = constants(network)
-    fading = Fading([network], [Fade(course=Course("linear", end=1.0))])
+    fading = Fading([network], [BiasDecay(course=Course("linear", end=1.0))])
     fading.begin()
     for step in range(3):
         fading.after_step(step / 4, (step + 1) / 4, lr=0.1)
@@ -152,21 +154,21 @@ def test_decay_of_constants_and_layers_that_keep_them() -> None:
     kept = network.get_submodule("8").bias.detach().clone()
     before = network.get_submodule("0").bias.detach().clone()
     fading = Fading(
-        [network], [Fade(layers="8", decay=0.0, course=Course("linear", start=0.9, end=1.0)), Fade(decay=2)]
+        [network], [BiasDecay(layers="8", decay=0.0, course=Course("linear", start=0.9, end=1.0)), BiasDecay(decay=2)]
     )
     fading.after_step(0.0, 0.5, lr=0.1)
     assert torch.equal(network.get_submodule("8").bias, kept)
     assert torch.allclose(network.get_submodule("0").bias, before * 0.8)
     with pytest.raises(UsageError, match="decides about no layer with a bias"):
-        Fading([network], [Fade(layers="2")])
+        Fading([network], [BiasDecay(layers="2")])
 
 
 def test_zero_constants_leave_the_graph_and_others_stay() -> None:
     network, (pixels, _) = converted(), images()
-    Fading([network], [Fade(layers="[01]")]).begin()
+    Fading([network], [BiasDecay(layers="[01]")]).begin()
     stripped = without_zero_constants(network, pixels)
     assert torch.equal(stripped(pixels), network(pixels))
-    assert places_of_phase(stripped, "bias") == ["4", "8"]
+    assert layers_of_phase(stripped, "bias") == ["4", "8"]
     assert stripped.get_submodule("1").shift is False
     assert stripped.get_submodule("0").bias is None
     assert stripped.get_submodule("0").weight is network.get_submodule("0").weight
@@ -177,6 +179,6 @@ def test_zero_constants_leave_the_graph_and_others_stay() -> None:
 
 def test_taking_out_what_is_not_zero_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     network, (pixels, _) = converted(), images()
-    monkeypatch.setattr(places, "_has_zero_bias", PREDICATES["has-bias"])
+    monkeypatch.setattr(schedulable_layers, "_has_zero_bias", PREDICATES["has-bias"])
     with pytest.raises(VerificationError, match="taking out biases that are 0 changed the network"):
         without_zero_constants(network, pixels)

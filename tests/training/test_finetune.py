@@ -28,9 +28,9 @@ from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.nn import BatchNormUncentred2d, BcosLayer
 from bcos_fx.training.calibrating import usual_calibration
 from bcos_fx.training.finetune import finetune
-from bcos_fx.training.places import constants_of
 from bcos_fx.training.recipe import Training
-from bcos_fx.training.schedule import Course, Fade, Rise
+from bcos_fx.training.schedulable_layers import constants_of
+from bcos_fx.training.schedule import BiasDecay, BSchedule, Course
 from bcos_fx.training.settings import RunSettings
 from tests.training.small_runs import (
     CLASSES,
@@ -135,7 +135,7 @@ def test_training_teaches() -> None:
 
 
 def test_a_learned_b_moves_and_one_that_drifts_ends_near_two() -> None:
-    changes = {"rises": (Rise(layers="0", learned="layer", drift=50.0), Rise(learned="network")), "epochs": 3}
+    changes = {"rises": (BSchedule(layers="0", learned="layer", drift=50.0), BSchedule(learned="network")), "epochs": 3}
     found = finetune(converted(), images(), recipe=plain(**changes, schedule="constant"))
     values = [m.b for m in found.network.modules() if isinstance(m, BcosLayer)]
     assert values[0] == pytest.approx(2.0, abs=0.1)
@@ -203,7 +203,7 @@ def test_calibration_at_every_stair_on_images_as_they_are() -> None:
         b = next(m.b for m in network.modules() if isinstance(m, BcosLayer))
         seen.append((b, network.training, sum(map(len, batches))))
 
-    stairs = (Rise(course=Course("steps", end=1.0, steps=2)),)
+    stairs = (BSchedule(course=Course("steps", end=1.0, steps=2)),)
     finetune(converted(), images(), recipe=plain(rises=stairs, calibrate="steps"), calibration=calibrate)
     assert seen == [(1.0, False, 24), (1.5, False, 24), (2.0, False, 24)]
     seen.clear()
@@ -241,7 +241,7 @@ def test_only_what_was_not_trained_yet_is_matched_to_the_original(monkeypatch: p
         return lambda network, batches, constants: matched.append(reference is not None)
 
     monkeypatch.setattr("bcos_fx.training.finetune.usual_calibration", spied)
-    stairs = (Rise(course=Course("steps", end=1.0, steps=2)),)
+    stairs = (BSchedule(course=Course("steps", end=1.0, steps=2)),)
     finetune(converted(), images(), recipe=plain(rises=stairs, calibrate="steps"), original=original())
     assert matched == [True, False, False]
 
@@ -258,7 +258,7 @@ def test_a_calibration_leaves_constants_faded() -> None:
     assert bool(means[0].any())
     torch.testing.assert_close(means[1], means[0] / 2)
     assert not any(bool(constant.any()) for constant in constants_of(gone.get_submodule(path)))
-    rises, fades = (Rise(course=Course("linear", end=1.0)),), (Fade(course=Course("linear", end=0.6)),)
+    rises, fades = (BSchedule(course=Course("linear", end=1.0)),), (BiasDecay(course=Course("linear", end=0.6)),)
     recipe = plain(rises=rises, fades=fades, calibrate="steps")
     found = finetune(converted(), images(), recipe=recipe, validation=images(12), original=converted())
     assert [row.bias_share == 0 for row in found.history] == [False, False, True]
@@ -319,7 +319,7 @@ def test_frozen_parameters_are_not_trained() -> None:
 
 
 def test_the_average_follows_closely_at_first() -> None:
-    from bcos_fx.training.fine_tuning import _averaged  # which needs the extra
+    from bcos_fx.training.lightning_module import _averaged  # which needs the extra
 
     network, expected = nn.Linear(1, 1, bias=False), 100.0
     average = _averaged(network, 0.9)
@@ -449,7 +449,7 @@ def test_embeddings_have_a_cosine_and_no_accuracy() -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bcos_fx.training.fine_tuning import FineTuning
+    from bcos_fx.training.lightning_module import FineTuning
 
     before = FineTuning.on_train_batch_start
 
@@ -582,6 +582,6 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(tmp_path: Path) 
 
 
 def test_fades_without_test_images_are_taken_out_too() -> None:
-    found = finetune(converted(), images(), recipe=plain(fades=(Fade(course=Course("linear", end=0.9)),)))
+    found = finetune(converted(), images(), recipe=plain(fades=(BiasDecay(course=Course("linear", end=0.9)),)))
     assert not re.search(r"bias=True", str(found.network))
     assert found.network.get_submodule("8").bias is None

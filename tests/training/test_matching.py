@@ -15,7 +15,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.matching import LayerMatching, layer_distance, moments, read_by_layers
-from bcos_fx.training.schedule import Course, Taper
+from bcos_fx.training.schedule import Course, LossDecay
 from bcos_fx.training.settings import RunSettings
 from tests.training.small_runs import converted, images, original, plain, without_batch_statistics
 
@@ -134,7 +134,7 @@ def test_a_loss_that_has_tapered_off_costs_nothing_more(monkeypatch: pytest.Monk
     ran: list[Tensor] = []
     real = LayerMatching.__call__
     monkeypatch.setattr(LayerMatching, "__call__", lambda self, x: ran.append(x) or real(self, x))
-    losses, taper = {"distil-layers": 3.0, "off-label-bce": 1.0}, Taper("distil-layers", Course("linear", end=0.25))
+    losses, taper = {"distil-layers": 3.0, "off-label-bce": 1.0}, LossDecay("distil-layers", Course("linear", end=0.25))
     recipe = plain(epochs=4, loss=losses, tapers=(taper,), rises=())
     found = finetune(converted(b=2.0), images(), recipe=recipe, original=original())
     assert len(ran) == 6

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bcos_fx.errors import UsageError
-from bcos_fx.training.schedule import SHAPES, Course, Fade, Rise
+from bcos_fx.training.schedule import SHAPES, BiasDecay, BSchedule, Course
 
 SHARES = st.floats(0, 1)
 
@@ -34,13 +34,13 @@ def test_courses_never_go_back_and_end_at_exactly_one(shape: str, first: float, 
 
 
 def test_b_rises_from_what_it_was() -> None:
-    rise = Rise(to=2.5, course=Course("linear", end=0.5))
+    rise = BSchedule(to=2.5, course=Course("linear", end=0.5))
     assert [rise.at(1.5, x) for x in (0, 0.25, 0.5, 1)] == [1.5, 2.0, 2.5, 2.5]
 
 
 @given(shape=st.sampled_from(SHAPES), steps=st.integers(1, 40))
 def test_factors_of_a_fade_multiply_to_what_is_left(shape: str, steps: int) -> None:
-    fade = Fade(course=Course(shape, start=0.05, end=0.7))
+    fade = BiasDecay(course=Course(shape, start=0.05, end=0.7))
     product = fade.left(0.0)
     for step in range(steps):
         product *= fade.factor(step / steps, (step + 1) / steps, lr=0.1)
@@ -49,7 +49,7 @@ def test_factors_of_a_fade_multiply_to_what_is_left(shape: str, steps: int) -> N
 
 
 def test_decay_is_that_of_decoupled_weight_decay() -> None:
-    fade = Fade(decay=0.5)
+    fade = BiasDecay(decay=0.5)
     assert fade.factor(0.3, 0.4, lr=0.1) == 0.95
     assert fade.left(1.0) == 1
     assert not fade.ends_at_zero
@@ -62,11 +62,11 @@ def test_decay_is_that_of_decoupled_weight_decay() -> None:
         (lambda: Course("linear", start=0.5, end=0.5), "has no length"),
         (lambda: Course("linear", end=1.5), "shares of training"),
         (lambda: Course("steps", steps=0), "at least 1"),
-        (lambda: Rise(to=0.5), "B is a finite number >= 1"),
-        (lambda: Rise(learned="layers"), "did you mean 'layer'"),
-        (lambda: Rise(drift=0.1), "drift is for a B that is learned"),
-        (lambda: Rise(learned="layer", drift=-1), "drift is -1"),
-        (lambda: Fade(decay=float("nan")), "decay is nan"),
+        (lambda: BSchedule(to=0.5), "B is a finite number >= 1"),
+        (lambda: BSchedule(learned="layers"), "did you mean 'layer'"),
+        (lambda: BSchedule(drift=0.1), "drift is for a B that is learned"),
+        (lambda: BSchedule(learned="layer", drift=-1), "drift is -1"),
+        (lambda: BiasDecay(decay=float("nan")), "decay is nan"),
     ],
 )
 def test_senseless_schedules_are_refused(make: object, said: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from bcos_fx.errors import RuleError, UsageError
 from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 from bcos_fx.training.recipe import Optimiser, Training, load_training, recipes_that_train
-from bcos_fx.training.schedule import Course, Fade, Rise, Taper
+from bcos_fx.training.schedule import BiasDecay, BSchedule, Course, LossDecay
 
 
 def written(folder: Path, text: str) -> Path:
@@ -22,8 +22,8 @@ def test_the_published_recipe_is_as_published() -> None:
     found = load_training("bcosification")
     assert (found.epochs, found.loss) == (90, "off-label-bce")
     assert found.optimiser == Optimiser(name="adam", lr=1e-4, schedule="cosine", clip=0.01)
-    assert found.rises == (Rise(to=2.0, course=Course("at-once")),)
-    assert found.fades == (Fade(course=Course("at-once")),)
+    assert found.rises == (BSchedule(to=2.0, course=Course("at-once")),)
+    assert found.fades == (BiasDecay(course=Course("at-once")),)
     assert found.fades[0].left(0.0) == 0
 
 
@@ -37,14 +37,17 @@ def test_every_shipped_recipe_trains_or_says_that_it_does_not() -> None:
 @pytest.mark.parametrize(
     ("rise", "expected"),
     [
-        ("", Rise()),
-        ('shape = "linear"\nend = 0.3', Rise(course=Course("linear", end=0.3))),
-        ('shape = "steps"\nsteps = 6\nend = 1.0\nto = 2.5', Rise(to=2.5, course=Course("steps", steps=6, end=1.0))),
-        ('layers = "layer1.*"\nlearned = "layer"', Rise(layers="layer1.*", learned="layer")),
-        ('learned = "network"\ndrift = 2', Rise(learned="network", drift=2.0)),
+        ("", BSchedule()),
+        ('shape = "linear"\nend = 0.3', BSchedule(course=Course("linear", end=0.3))),
+        (
+            'shape = "steps"\nsteps = 6\nend = 1.0\nto = 2.5',
+            BSchedule(to=2.5, course=Course("steps", steps=6, end=1.0)),
+        ),
+        ('layers = "layer1.*"\nlearned = "layer"', BSchedule(layers="layer1.*", learned="layer")),
+        ('learned = "network"\ndrift = 2', BSchedule(learned="network", drift=2.0)),
     ],
 )
-def test_variants_of_the_ablation_in_b(rise: str, expected: Rise, tmp_path: Path) -> None:
+def test_variants_of_the_ablation_in_b(rise: str, expected: BSchedule, tmp_path: Path) -> None:
     path = written(tmp_path, f"[training]\n[[training.rise]]\n{rise}\n")
     assert load_training(path).rises == (expected,)
 
@@ -53,12 +56,12 @@ def test_variants_of_the_ablation_in_b(rise: str, expected: Rise, tmp_path: Path
     ("fade", "expected"),
     [
         (None, ()),
-        ("", (Fade(),)),
-        ("decay = 0.9", (Fade(decay=0.9),)),
-        ('shape = "cosine"\nstart = 0.1\nend = 0.9', (Fade(course=Course("cosine", start=0.1, end=0.9)),)),
+        ("", (BiasDecay(),)),
+        ("decay = 0.9", (BiasDecay(decay=0.9),)),
+        ('shape = "cosine"\nstart = 0.1\nend = 0.9', (BiasDecay(course=Course("cosine", start=0.1, end=0.9)),)),
     ],
 )
-def test_variants_of_the_ablation_in_biases(fade: str | None, expected: tuple[Fade, ...], tmp_path: Path) -> None:
+def test_variants_of_the_ablation_in_biases(fade: str | None, expected: tuple[BiasDecay, ...], tmp_path: Path) -> None:
     text = "[training]\n" + ("" if fade is None else f"[[training.fade]]\n{fade}\n")
     assert load_training(written(tmp_path, text)).fades == expected
 
@@ -81,7 +84,7 @@ LOSSES = "[training]\n[training.losses]\nbce = 2\ndistil-kl = 0.5\n"
 def test_a_loss_that_tapers_off(tmp_path: Path) -> None:
     text = f'{LOSSES}[[training.taper]]\nloss = "distil-kl"\nshape = "linear"\nend = 0.4\n'
     found = load_training(written(tmp_path, text))
-    assert found.tapers == (Taper("distil-kl", Course("linear", end=0.4)),)
+    assert found.tapers == (LossDecay("distil-kl", Course("linear", end=0.4)),)
     assert found.losses_at(0.0) == found.losses == {"bce": 2.0, "distil-kl": 0.5}
     assert found.losses_at(0.1) == {"bce": 2.0, "distil-kl": pytest.approx(0.375)}
     assert found.losses_at(0.4) == found.losses_at(1.0) == {"bce": 2.0}

@@ -233,4 +233,4 @@ def frozen_normalisation(build: Build) -> nn.Module:
 @builder("held-fixed")
 def held_fixed(build: Build) -> nn.Module:
     """Build the layer that detaches what is only a weight."""
-    return bnn.HeldFixed()
+    return bnn.StopGradient()

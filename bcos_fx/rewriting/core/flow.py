@@ -20,7 +20,7 @@ from torch import fx
 
 from bcos_fx.rewriting.core.ending import before_last_gate
 from bcos_fx.rewriting.core.ops import Call, Vocabulary
-from bcos_fx.rewriting.core.refinement import objection
+from bcos_fx.rewriting.core.refinement import linearity_violation
 
 CONSTANT, VALUE, GATE, UNKNOWN = "constant", "value", "gate", "unknown"
 
@@ -152,7 +152,7 @@ class _Analysis:
         if linearity == "opaque":
             instead = f"; instead: {call.op.instead}" if call.op.instead else ""
             return self._unknown(node, f"{call.name} is not dynamic linear in its input{instead}")
-        wrong = objection(call)
+        wrong = linearity_violation(call)
         if wrong is not None:
             return self._unknown(node, wrong)
         if node.op == "output":

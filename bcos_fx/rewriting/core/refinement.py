@@ -18,7 +18,7 @@ from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
 
 
-def objection(call: Call) -> str | None:
+def linearity_violation(call: Call) -> str | None:
     """Return why this call is not what its op's linearity class says, or None where it is."""
     if call.op.linearity in ("ratio", "selection") and _reads_complex_numbers(call):
         return f"{call.name} of complex numbers is no dynamic linear function of their real and imaginary parts"

@@ -26,7 +26,7 @@ from bcos_fx.training.matching import LayerMatching
 from bcos_fx.training.mixing import mixer
 from bcos_fx.training.optimisation import clip_adaptively_, make_optimiser, parameter_groups, rate
 from bcos_fx.training.recipe import Training
-from bcos_fx.training.statistics import FreshStatistics
+from bcos_fx.training.statistics import MomentumFloor
 from bcos_fx.validation import check_same_classes
 
 
@@ -62,7 +62,7 @@ class FineTuning(LightningModule):
         converted = [n for n in self._networks() if isinstance(n, BcosNetwork)]
         self.alignment = Alignment(converted, training.rises, tensors=training.compiled) if converted else None
         self._fading = Fading(converted, training.fades) if converted else None
-        self._statistics = FreshStatistics(network)
+        self._statistics = MomentumFloor(network)
         # A copy, for the caller's may be trained itself; outside the module tree: neither trained nor saved with it.
         self.__dict__["_reference"] = None if reference is None else own_copy(reference).requires_grad_(False)
         self.__dict__["_run"] = torch.compile(network) if training.compiled else network

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 
 @dataclass(frozen=True)
-class Team:
+class ProcessGroup:
     """The processes that work together, and which of them this is.
 
     Attributes:
@@ -24,7 +24,7 @@ class Team:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes what is written once."""
         return self.rank == 0
 
@@ -38,19 +38,19 @@ class Team:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Team]:
+def joined() -> Iterator[ProcessGroup]:
     """Join the processes that the elastic launcher started (``torchrun``); alone where it started none.
 
     Only plain results travel between processes, so they speak through gloo, whatever device they compute on.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
-        yield Team()
+        yield ProcessGroup()
         return
     begun = not dist.is_initialized()
     if begun:
         dist.init_process_group("gloo")
     try:
-        yield Team(dist.get_rank(), dist.get_world_size())
+        yield ProcessGroup(dist.get_rank(), dist.get_world_size())
     finally:
         if begun:
             dist.destroy_process_group()

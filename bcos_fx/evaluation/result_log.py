@@ -19,7 +19,7 @@ from bcos_fx.identity import differences, digest_of_data
 _LISTED = 6
 
 
-class Journal:
+class ResultLog:
     """Results by number, in memory and, where a path is given, in a file.
 
     Args:
@@ -74,10 +74,10 @@ class Journal:
 
 
 def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
-    """Read the results of a journal; half a line at its end is passed over.
+    """Read the results of a log; half a line at its end is passed over.
 
     Raises:
-        UsageError: it holds results of something else than the header says, or a line is none of a journal.
+        UsageError: it holds results of something else than the header says, or a line is not a result.
     """
     *lines, rest = _content(path).split(b"\n")
     if not lines and json.dumps(header).encode().startswith(rest):
@@ -110,8 +110,8 @@ def _content(path: Path) -> bytes:
     raise UsageError(f"the results cannot be read: {reason}", where=str(path), hint="write to another place")
 
 
-def is_journal(path: Path) -> bool:
-    """Whether a file begins as the journals of an evaluation do."""
+def is_result_log(path: Path) -> bool:
+    """Whether a file begins as the result logs of an evaluation do."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:

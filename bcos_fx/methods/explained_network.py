@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.example import statistics
-from bcos_fx.methods.requests import check_count, check_images, class_outputs
+from bcos_fx.methods.checks import check_count, check_images, class_outputs
 from bcos_fx.validation import check_module
 
 REFERENCES = ("mean", "black")
 _PIXELS, _CPU_PIXELS = 32 * 224 * 224, 4 * 224 * 224
 
 
-class Explained(nn.Module):
+class ExplainedNetwork(nn.Module):
     """A classifier as a function of the image's difference from one colour; an own copy, in eval mode.
 
     Args:

@@ -27,7 +27,7 @@ from bcos_fx.rewriting.core.rulefile import load_rules
 from bcos_fx.verification.equivalence import verify
 
 
-def places_of_phase(network: BcosNetwork, phase: str) -> list[str]:
+def layers_of_phase(network: BcosNetwork, phase: str) -> list[str]:
     """Return the paths of the modules that the rules of the phase ``align`` or ``bias`` would rewrite, in graph order.
 
     So a layer that came with a B of its own, or one that feeds gates alone, is left as it is here too.
@@ -118,7 +118,7 @@ def _reported(network: BcosNetwork, before: tuple[NodeRow, ...], log: PassLog) -
     )
 
 
-def made_up_images(network: BcosNetwork) -> Tensor:
+def synthetic_batch(network: BcosNetwork) -> Tensor:
     """Return four images of noise in [0, 1], of the shape, type and device that the network takes."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(4, *network.input_shape, generator=generator).to(next(network.parameters()))

@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.journal import Journal
+from bcos_fx.evaluation.process_group import ProcessGroup, joined
+from bcos_fx.evaluation.result_log import ResultLog
 from bcos_fx.evaluation.runner import Runner
-from bcos_fx.evaluation.team import Team, joined
 
 HEADER = {"kind": "gridpg", "model": "a" * 64, "settings": {"side": 3, "grids": 10}}
 
 
 def filled(path: Path, rows: int = 3) -> Path:
-    journal = Journal(path, HEADER)
+    log = ResultLog(path, HEADER)
     for number in range(rows):
-        journal.append(number, [number + 1 / 3, math.pi])
+        log.append(number, [number + 1 / 3, math.pi])
     return path
 
 
 def test_results_read_back_as_they_were(tmp_path: Path) -> None:
     path = filled(tmp_path / "a.jsonl")
-    assert Journal(path, HEADER).rows == {n: [n + 1 / 3, math.pi] for n in range(3)}
+    assert ResultLog(path, HEADER).rows == {n: [n + 1 / 3, math.pi] for n in range(3)}
     assert json.loads(path.read_text().splitlines()[0]) == HEADER
     assert len(path.read_text().splitlines()) == 4
 
@@ -34,11 +34,11 @@ def test_results_read_back_as_they_were(tmp_path: Path) -> None:
 def test_half_a_line_is_dropped_and_said(cut: int, tmp_path: Path) -> None:
     path = filled(tmp_path / "a.jsonl")
     path.write_bytes(path.read_bytes()[:-cut])
-    journal = Journal(path, HEADER)
-    assert sorted(journal.rows) == [0, 1]
-    assert journal.notes == ["a.jsonl ended in half a line, which was dropped: the last run was cut off there"]
-    journal.append(2, "new")
-    again = Journal(path, HEADER)
+    log = ResultLog(path, HEADER)
+    assert sorted(log.rows) == [0, 1]
+    assert log.notes == ["a.jsonl ended in half a line, which was dropped: the last run was cut off there"]
+    log.append(2, "new")
+    again = ResultLog(path, HEADER)
     assert again.rows[2] == "new"
     assert not again.notes
 
@@ -46,11 +46,11 @@ def test_half_a_line_is_dropped_and_said(cut: int, tmp_path: Path) -> None:
 def test_half_a_header_begins_anew(tmp_path: Path) -> None:
     path = filled(tmp_path / "a.jsonl", rows=0)
     path.write_bytes(path.read_bytes()[:9])
-    journal = Journal(path, HEADER)
-    assert journal.rows == {}
-    assert len(journal.notes) == 1
-    journal.append(0, 1)
-    assert Journal(path, HEADER).rows == {0: 1}
+    log = ResultLog(path, HEADER)
+    assert log.rows == {}
+    assert len(log.notes) == 1
+    log.append(0, 1)
+    assert ResultLog(path, HEADER).rows == {0: 1}
 
 
 def test_results_of_something_else_are_refused_by_what_differs(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_results_of_something_else_are_refused_by_what_differs(tmp_path: Path) -
     before = path.read_bytes()
     other = {**HEADER, "model": "b" * 64, "settings": {"side": 2, "grids": 10}}
     with pytest.raises(UsageError, match="results of something else") as caught:
-        Journal(path, other)
+        ResultLog(path, other)
     assert "settings.side was 3 and is 2" in str(caught.value)
     assert 'model was "aaaaaaaaaaa…' in str(caught.value)
     assert "grids" not in str(caught.value)
@@ -71,15 +71,15 @@ def test_a_line_of_something_else_is_named(line: str, tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
     with pytest.raises(UsageError, match=r"the line holds no result") as caught:
-        Journal(path, HEADER)
+        ResultLog(path, HEADER)
     assert caught.value.where == f"{path}:3"
 
 
 def test_numbers_that_are_none_are_not_written(tmp_path: Path) -> None:
     path = filled(tmp_path / "a.jsonl", rows=0)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        Journal(path, HEADER).append(0, math.nan)
-    assert Journal(path, HEADER).rows == {}
+        ResultLog(path, HEADER).append(0, math.nan)
+    assert ResultLog(path, HEADER).rows == {}
 
 
 def test_work_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
@@ -105,8 +105,8 @@ def test_work_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
 
 def test_a_run_of_one_process_takes_over_from_several(tmp_path: Path) -> None:
     filled(tmp_path / "work.jsonl", rows=1)
-    journal = Journal(tmp_path / "work.3.jsonl", HEADER)
-    journal.append(1, "another's")
+    log = ResultLog(tmp_path / "work.3.jsonl", HEADER)
+    log.append(1, "another's")
     filled(tmp_path / "work-more.jsonl", rows=4)
     found = Runner(folder=tmp_path).run("work", HEADER, [1] * 3, lambda n: f"computed {n}", "working")
     assert found == [[1 / 3, math.pi], "another's", "computed 2"]
@@ -114,7 +114,7 @@ def test_a_run_of_one_process_takes_over_from_several(tmp_path: Path) -> None:
 
 def test_one_process_is_a_team_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined() as team:
-        assert team == Team(0, 1)
-        assert team.leads
-        assert team.gathered({1: "a"}) == {1: "a"}
+    with joined() as group:
+        assert group == ProcessGroup(0, 1)
+        assert group.is_main
+        assert group.gathered({1: "a"}) == {1: "a"}

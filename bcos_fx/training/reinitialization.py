@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
-from bcos_fx.training.places import constants_of
+from bcos_fx.training.schedulable_layers import constants_of
 
 
 @torch.no_grad()
-def reinitialised(network: BcosNetwork, seed: int) -> BcosNetwork:
+def reinitialized(network: BcosNetwork, seed: int) -> BcosNetwork:
     """Return the network with random weights, for training from scratch.
 
     Layers begin as their classes initialise them; norms with scale 1, shift 0 and unit statistics; other parameters of
