@@ -69,7 +69,7 @@ class Header:
         return self.record.report.options
 
 
-def save(model: BcosNetwork, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def save(model: BcosNetwork, path: str | os.PathLike[str], *, overwrite: bool = False, half: bool = False) -> Path:
     """Write a converted network to one file.
 
     The file appears, or replaces another, only once it is whole and on the disk. Symbolic links are followed.
@@ -78,6 +78,8 @@ def save(model: BcosNetwork, path: str | os.PathLike[str], *, overwrite: bool = 
         model: what :func:`bcos_fx.bcosify` returned; it is not changed.
         path: where to; the usual suffix is ``.safetensors``, and any other is taken too.
         overwrite: replace a file that exists. What is not a regular file (a device, a FIFO) is never replaced.
+        half: store float32 tensors in half precision: a file of half the size. They are float32 again when it is read,
+            rounded to 11 bits, and the report contains a note.
 
     Returns:
         The path.
@@ -87,7 +89,7 @@ def save(model: BcosNetwork, path: str | os.PathLike[str], *, overwrite: bool = 
             and ``overwrite`` is false, or it cannot be written.
         UsageError: ``model`` is no converted network.
     """
-    text, tensors = describe(_network(model))
+    text, tensors = describe(_network(model), half=half)
     target = _path(path)
     with replacing(target, overwrite=overwrite, error=ArtifactError) as stream:
         write(stream, text, tensors)

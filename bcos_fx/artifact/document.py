@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +28,10 @@ from bcos_fx.version import __version__
 
 FORMAT = 4
 """Number of the newest format; files of it and of lower ones are read. It is written where a file holds names of
-classes, runs of training or an origin; else 3 where it holds ops that a program declared; else 2."""
+classes, runs of training, an origin or weights in half precision; else 3 where it holds ops that a program declared;
+else 2."""
+
+HALF_NOTE = "weights were rounded to half precision when the file was written"
 
 # What torch's constructors, fx and Python's compiler raise about descriptions that make no sense.
 _BUILD_ERRORS = (
@@ -44,8 +48,12 @@ _BUILD_ERRORS = (
 )
 
 
-def describe(model: BcosNetwork) -> tuple[str, dict[str, Tensor]]:
+def describe(model: BcosNetwork, *, half: bool = False) -> tuple[str, dict[str, Tensor]]:
     """Return a network as text and tensors, contiguous and on the CPU.
+
+    Args:
+        model: the network; it is not changed.
+        half: give float32 tensors in half precision; they are float32 again in the network that is read.
 
     Raises:
         ArtifactError: something in it cannot be stored, or could not be read back.
@@ -55,20 +63,40 @@ def describe(model: BcosNetwork) -> tuple[str, dict[str, Tensor]]:
     nodes = write_graph(model.graph, model, ops)
     writer.add(model)
     own, record = write_ops(_ops(model, ops)), model.record
+    tensors = _halved(writer.tensors) if half else writer.tensors
+    is_new = half or record.classes or record.training or record.origin
     document = {
-        "format": FORMAT if record.classes or record.training or record.origin else 3 if own else 2,
+        "format": FORMAT if is_new else 3 if own else 2,
         "versions": {"bcos_fx": __version__, "torch": torch.__version__.partition("+")[0]},
         "modules": writer.entries,
         "nodes": nodes,
         "record": encode(record, "record"),
     }
     document |= {"ops": own} if own else {}
+    document |= {"half": True} if half else {}
     read_back = restored(Fields(parse(_dumped(document)), "the network"), writer.tensors)
     check_same_results(model, read_back, model.graph)
     digest = Digest(_dumped(document))
-    for entry in laid_out(writer.tensors):
-        digest.add(entry, content_of(writer.tensors[entry.name]))
-    return _dumped(document | {"sha256": digest.hex()}), writer.tensors
+    for entry in laid_out(tensors):
+        digest.add(entry, content_of(tensors[entry.name]))
+    return _dumped(document | {"sha256": digest.hex()}), tensors
+
+
+def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype == torch.float16:
+            raise ArtifactError(
+                "a float16 tensor would come back as float32", where=name, hint="save without half=True"
+            )
+        found[name] = tensor.half() if tensor.dtype == torch.float32 else tensor
+        if not bool((found[name].isfinite() == tensor.isfinite()).all()):
+            raise ArtifactError(
+                f"values up to {float(tensor.abs().max()):.3g} do not fit into half precision, which ends at 65504",
+                where=name,
+                hint="save without half=True",
+            )
+    return found
 
 
 def _ops(model: BcosNetwork, vocabulary: Vocabulary) -> list[Op]:
@@ -104,6 +132,7 @@ class Document:
         self.fields = Fields(content, "the file's description of the network")
         self.format = self.fields.whole("format")
         self.versions: Mapping[str, str] = decode({"dict": _pairs(self.fields.value("versions"))}, "versions")
+        self.is_half = "half" in self.fields and self.fields.truth("half")
         self._sha256 = self.fields.text("sha256")
         self._sealed = _sealed(content)
         if not 1 <= self.format <= FORMAT:
@@ -146,8 +175,17 @@ def read(container: Container, device: torch.device) -> BcosNetwork:
             raise ArtifactError(
                 "the file was damaged or altered: its contents do not fit its checksum", hint="copy or save it again"
             )
-        document.fields.finish("format", "versions", "sha256", "modules", "nodes", "record", "ops")
-        return restored(document.fields, tensors)
+        document.fields.finish("format", "versions", "sha256", "modules", "nodes", "record", "ops", "half")
+        if document.is_half:
+            tensors = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+        network = restored(document.fields, tensors)
+    return _noted(network) if document.is_half else network
+
+
+def _noted(network: BcosNetwork) -> BcosNetwork:
+    report = network.report
+    notes = tuple(dict.fromkeys((*report.notes, HALF_NOTE)))
+    return network.with_report(dataclasses.replace(report, notes=notes))
 
 
 def restored(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
