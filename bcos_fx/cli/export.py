@@ -11,6 +11,7 @@ import typer
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.progress import Stages
 from bcos_fx.cli.request import IMAGE_FORMS
+from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ bcos-fx export model.safetensors --explanation -o explanation.onnx
 
 bcos-fx export model.safetensors --explanation --images photos/ -o explanation.pt2
 
+bcos-fx export model.safetensors --page page
+
 Exit code 0: written, and the file computes what the network does. 1: it does not, or the network is not dynamic linear;
 nothing is written. 2: bad input, or an operation that cannot be exported; nothing is written.
 """
@@ -35,7 +38,17 @@ _CHECKED = 4
 
 def run(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: .onnx, or .pt2 for torch.export.load.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file to write: .onnx, or .pt2 for torch.export.load.")
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write a page in place of a file: it explains photographs in the browser, from any static server. "
+            "npm fetches what runs it there.",
+        ),
+    ] = None,
     explanation: Annotated[
         bool,
         typer.Option(
@@ -63,17 +76,28 @@ def run(
     computes why the network gave an output, and a browser can. The file is run before it is put in its place: its
     numbers are those of bcos-fx explain, and contributions and constants add up to the network's output.
     """
-    check_target(out, overwrite=force)
+    if (out is None) == (page is None):
+        raise UsageError("there is one thing to write: a file or a page", hint="name it with -o, or with --page")
+    if out is not None:
+        check_target(out, overwrite=force)
     with Stages() as stages:
         stages("starting", listed=False)
         from bcos_fx.cli.check import read_artifact
         from bcos_fx.exporting.export import export
+        from bcos_fx.exporting.page import write_page
 
         network = read_artifact(model)
         samples = None if images is None else _samples(network, images)
         stages("exporting")
-        found = export(network, out, samples, explanation=explanation, output=output, source=source, overwrite=force)
+        if page is not None:
+            found = write_page(network, page, samples)
+        elif out is not None:
+            found = export(
+                network, out, samples, explanation=explanation, output=output, source=source, overwrite=force
+            )
     echo(json_module.dumps(found.to_dict(), indent=2, sort_keys=True) if json else found.to_text())
+    if page is not None and not json:
+        echo(f"Look at it: python -m http.server --bind 127.0.0.1 --directory {page}")
 
 
 def _samples(network: BcosNetwork, images: Path) -> Tensor:

@@ -123,8 +123,10 @@ def export(
     recorded, why_one = _recorded(subject)
     taken = [*names, "target_index" if "target" in names else "target"] if explanation else names
     shapes = {name: _shape(value, why_one) for name, value in zip(taken, subject.arguments(slice(1)), strict=True)}
-    facts = {"version": __version__, "kind": subject.kind, "inputs": shapes, "outputs": subject.outputs}
-    content = form.write(recorded, taken, subject.outputs, json.dumps(facts | {"constants": subject.constants}))
+    facts: dict[str, Any] = {"version": __version__, "kind": subject.kind, "inputs": shapes}
+    facts |= {"outputs": subject.outputs, "constants": subject.constants}
+    facts["classes"] = model.record.classes if isinstance(model, BcosNetwork) else ()
+    content = form.write(recorded, taken, subject.outputs, json.dumps(facts))
     check = subject.check(form.reader(content), 1 if why_one else len(given[0]))
     with replacing(path, "the exported file", overwrite=overwrite) as stream:
         stream.write(content)
@@ -137,7 +139,7 @@ def _inputs(model: nn.Module, inputs: Any) -> tuple[list[str], list[Tensor]]:
     """Names and values of what the network takes, at least as many samples as show that their number is free."""
     if isinstance(model, BcosNetwork):
         names = [spec.name for spec in model.record.inputs]
-        given = _made_up(model) if inputs is None else in_order(names, inputs)
+        given = made_up(model) if inputs is None else in_order(names, inputs)
         model.check_inputs(tuple(given))
     elif inputs is None:
         raise UsageError("what the module takes is not known", hint="give inputs=, a batch of samples")
@@ -153,7 +155,12 @@ def _inputs(model: nn.Module, inputs: Any) -> tuple[list[str], list[Tensor]]:
     return names, [value.detach().repeat(_TRACED, *[1] * (value.dim() - 1)) if short else value for value in given]
 
 
-def _made_up(model: BcosNetwork) -> list[Tensor]:
+def made_up(model: BcosNetwork) -> list[Tensor]:
+    """Return images that differ strongly, as the only input of a network that takes images.
+
+    Raises:
+        UsageError: it takes something else.
+    """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     spec, *more = model.record.inputs
     if more or spec.samples != 0 or not spec.encoded:
