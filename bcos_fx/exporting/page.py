@@ -5,6 +5,7 @@ onnxruntime-web, which runs the explanation there, comes from the npm registry w
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import io
 import json
@@ -77,7 +78,7 @@ def write_page(model: BcosNetwork, folder: str | Path, inputs: Tensor | None = N
         }
         (page / "page.json").write_text(json.dumps(facts), encoding="utf-8")
         page.rename(folder)
-    return found
+    return dataclasses.replace(found, path=str(folder / "explanation.onnx"))
 
 
 def _has_colors(model: BcosNetwork) -> bool:

@@ -161,6 +161,28 @@ def test_the_same_network_gives_the_same_bytes(cnn: bcos_fx.BcosNetwork, explain
     assert (tmp_path / "again.onnx").read_bytes() == explaining_cnn.read_bytes()
 
 
+class PositionsFirst(nn.Module):
+    """Puts positions before samples, so that a constant is added to rows whose samples cannot be told apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.layer(x.transpose(0, 1).reshape(-1, 6))
+        return torch.relu(rows).view(4, -1, 6).transpose(0, 1).mean(1)
+
+
+def test_samples_that_cannot_be_told_apart_are_explained_one_at_a_time(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, x = PositionsFirst().eval(), torch.randn(3, 4, 6)
+    found = bcos_fx.export(network, tmp_path / "one.pt2", x, explanation=True)
+    assert found.why_one is not None
+    assert "told apart" in found.why_one
+    assert found.inputs == {"x": "(1, 4, 6) float32", "target": "(1) int64"}
+    assert_explains(tmp_path / "one.pt2", network, x[:1], torch.tensor([5]))
+
+
 # ---------------------------------------------------------------- what a wrong file meets
 
 

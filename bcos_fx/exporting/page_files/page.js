@@ -19,7 +19,7 @@ async function start() {
   say("Ready.");
 }
 
-// Errors are said on the page, where the user looks.
+// Errors are shown on the page, where the user looks.
 async function attempt(task, ...given) {
   try {
     await task(...given);
@@ -115,7 +115,7 @@ function paint(found, chosen) {
   const rest = constants.reduce((sum, value) => sum + value, 0);
   const line = at("sum");
   line.textContent = `${named(chosen)}: ${output.toPrecision(5)} = ${own.toPrecision(5)} from the pixels `
-    + `${rest < 0 ? "−" : "+"} ${Math.abs(rest).toPrecision(5)} from ${constants.length} constants`;
+    + `${rest < 0 ? "−" : "+"} ${Math.abs(rest).toPrecision(5)} from ${constants.length} constant${constants.length === 1 ? "" : "s"}`;
   Object.assign(line.dataset, { chosen, output, contributions: own, constants: rest });
   const largest = [...constants.keys()].sort((a, b) => Math.abs(constants[b]) - Math.abs(constants[a]));
   at("constants").replaceChildren(...largest.slice(0, LISTED).map((place) => {
@@ -153,7 +153,7 @@ function signed(values) {
   return colors;
 }
 
-// Each channel's share of weight on x, opaque where the pixel speaks for the class and W(x) is long.
+// Each channel's share of weight on x, opaque where the pixel contributes to the class and W(x) is long.
 function colored(weights, contributions) {
   const places = contributions.length;
   const lengths = contributions.map((value, place) => {
