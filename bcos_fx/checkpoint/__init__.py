@@ -10,6 +10,7 @@ from bcos_fx.checkpoint.architecture import (
     load_into,
 )
 from bcos_fx.checkpoint.folders import digest_of_weights
+from bcos_fx.checkpoint.hugging_face import classifies_images
 from bcos_fx.checkpoint.identify import FileKind, identify
 from bcos_fx.checkpoint.inspection import Inspection, TensorRow, inspect
 from bcos_fx.checkpoint.libraries import open_clip_choice, open_clip_model
@@ -24,6 +25,7 @@ __all__ = [
     "TensorRow",
     "architecture_names",
     "build_architecture",
+    "classifies_images",
     "digest_of_weights",
     "guess_architecture",
     "has_random_weights",

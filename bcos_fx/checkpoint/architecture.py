@@ -29,6 +29,7 @@ from bcos_fx.checkpoint.libraries import (
     without_downloads,
 )
 from bcos_fx.checkpoint.reading import StateDict
+from bcos_fx.checkpoint.recorded import class_count
 from bcos_fx.errors import CheckpointError, nearest
 from bcos_fx.tracing.wrappers import without_wrappers
 from bcos_fx.user_code import import_file
@@ -70,7 +71,8 @@ def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = N
 
     Args:
         arch: the name.
-        configuration: of a class of transformers, which takes its sizes from it: the content of a ``config.json``.
+        configuration: the content of a ``config.json``: a class of transformers takes its sizes from it, a network of
+            timm the number of its classes.
         fetch: False where a file brings the weights, so that those of a tag of timm are not loaded.
 
     Raises:
@@ -85,7 +87,7 @@ def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = N
         kind, chosen = hugging_face.named_class(required("transformers", "transformers"), name, arch)
         return built(lambda: kind(hugging_face.configured(kind, configuration, chosen, arch)), arch)
     if source == "timm":
-        return timm_model(name, arch, fetch=fetch)
+        return timm_model(name, arch, fetch=fetch, classes=class_count(configuration))
     if source in _BUILDERS:
         return _BUILDERS[source](name, arch)
     factory = _member(_user_module(source, arch), name, arch)

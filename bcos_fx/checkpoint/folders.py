@@ -100,15 +100,29 @@ def configuration_beside(path: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: it is no configuration, or one of quantised weights.
     """
-    file = (path if path.is_dir() else path.parent) / _CONFIGURATION
-    if not file.is_file():
+    content = json_beside(path, _CONFIGURATION)
+    if not content:
         return None
-    content = _json(file)
     if "quantization_config" in content:
         raise CheckpointError(
-            "the weights are quantised", where=str(file), hint="take the network in floating point, before that"
+            "the weights are quantised", where=str(path), hint="take the network in floating point, before that"
         )
     return {name: value for name, value in content.items() if name not in _NOT_TAKEN}
+
+
+def json_beside(path: Path, name: str) -> Mapping[str, Any]:
+    """Return what a file of a name beside weights holds; nothing where there is none.
+
+    Args:
+        path: a folder, or a file of weights.
+        name: of the file.
+
+    Raises:
+        CheckpointError: it holds no JSON object.
+        OSError: it cannot be read.
+    """
+    file = (path if path.is_dir() else path.parent) / name
+    return _json(file) if file.is_file() else {}
 
 
 def _json(file: Path) -> Mapping[str, Any]:

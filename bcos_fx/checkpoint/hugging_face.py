@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +89,16 @@ def renamed(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     left = {name: tensors[name] for name in found["unexpected_keys"] if name in tensors}
     held = {name: t for name, t in fitted.state_dict().items() if name not in found["missing_keys"]}
     return {**held, **other, **left}
+
+
+def classifies_images(module: nn.Module) -> bool:
+    """Whether a module is one of transformers' image classifiers, whose scores are the ``logits`` of its output."""
+    if "transformers" not in sys.modules or not hasattr(module, "config"):
+        return False
+    auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
+    listed = auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES.values()
+    names = {name for entry in listed for name in (entry if isinstance(entry, list | tuple) else [entry])}
+    return type(module).__module__.startswith("transformers.") and type(module).__name__ in names
 
 
 @contextmanager

@@ -132,13 +132,14 @@ def without_downloads(models: Any, name: str) -> dict[str, None]:
 # ---------------------------------------------------------------- timm
 
 
-def timm_model(name: str, arch: str, *, fetch: bool = True) -> nn.Module:
+def timm_model(name: str, arch: str, *, fetch: bool = True, classes: int | None = None) -> nn.Module:
     """Build ``NAME``, ``NAME.TAG``, ``NAME@TAG`` or ``NAME@pretrained``.
 
     Args:
         name: of the model.
         arch: as the user named it.
         fetch: load the weights that the name includes; else only what timm records of them is on the module.
+        classes: how many it has; None: as many as its published weights.
     """
     timm = required("timm", "timm")
     stem, at, asked = name.partition("@")
@@ -146,8 +147,9 @@ def timm_model(name: str, arch: str, *, fetch: bool = True) -> nn.Module:
         raise CheckpointError(
             f"timm has no model {stem!r}", where=arch, hint=nearest(stem.partition(".")[0], timm.list_models())
         )
+    sized = {} if classes is None else {"num_classes": classes}
     if not names_weights("timm", name):
-        return built(lambda: timm.create_model(name, pretrained=False), arch)
+        return built(lambda: timm.create_model(name, pretrained=False, **sized), arch)
     tagged = f"{stem}.{asked}" if at and asked != "pretrained" else stem
     stem, _, tag = tagged.partition(".")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{stem}*") if known.partition(".")[0] == stem]
@@ -156,7 +158,7 @@ def timm_model(name: str, arch: str, *, fetch: bool = True) -> nn.Module:
         hint = nearest(tag, tags) if tags else "give a checkpoint file beside --arch"
         raise CheckpointError(what, where=arch, hint=hint)
     if not fetch:
-        return built(lambda: timm.create_model(tagged, pretrained=False), arch)
+        return built(lambda: timm.create_model(tagged, pretrained=False, **sized), arch)
     return built(lambda: timm.create_model(tagged, pretrained=True), arch, lambda: _timms_place(timm, tagged))
 
 

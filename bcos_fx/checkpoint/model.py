@@ -23,8 +23,12 @@ from bcos_fx.checkpoint.reading import (
     pickled_module_refused,
     read_state_dict,
 )
+from bcos_fx.checkpoint.recorded import recorded_architecture, recorded_images
 from bcos_fx.errors import CheckpointError
 from bcos_fx.tracing.exported import Exported
+
+_WEIGHTS = ("state-dict", "nested-checkpoint", "safetensors", "sharded")
+_CONFIGURED = ("transformers:", "timm:")
 
 
 def read_model(
@@ -33,7 +37,8 @@ def read_model(
     """Read the network in ``path``, in eval mode, on the CPU.
 
     Args:
-        path: weights or a folder of them, which need ``arch``; or, with ``trust_pickle``, a pickled module or ``.pt2``.
+        path: weights or a folder of them, which need ``arch`` where no ``config.json`` of transformers or timm is
+            beside them; or, with ``trust_pickle``, a pickled module or ``.pt2``.
         arch: ``torchvision:NAME[@WEIGHTS]``, ``timm:NAME[.TAG]``, ``package.module:factory`` or ``file.py:factory``.
         key: the dotted path of keys to the weights, where the file holds several sets.
         trust_pickle: let the file run the code that it carries. Only for files that you made.
@@ -46,11 +51,18 @@ def read_model(
     if kind.kind == "exported-program" and trust_pickle:
         # Exported programs refuse .eval(): their mode was fixed when they were exported.
         return _exported(path)
+    recorded: dict[str, Any] = {}
+    if arch is None and kind.kind in _WEIGHTS:
+        with readable(Path(path)):
+            arch = recorded_architecture(Path(path))
+            recorded = recorded_images(Path(path)) if arch is not None else {}
     if arch is not None:
         state = read_state_dict(path, key=key, trust_pickle=trust_pickle)
         with readable(Path(path)):
-            configuration = configuration_beside(Path(path)) if arch.startswith("transformers:") else None
+            configuration = configuration_beside(Path(path)) if arch.startswith(_CONFIGURED) else None
         module = build_architecture(arch, configuration=configuration, fetch=False)
+        if recorded:
+            module.pretrained_cfg = recorded  # type: ignore[assignment]
         published = load_published(module, state, _settings(path, kind, state, trust_pickle))
         if published is None:
             _load_plain(module, state)

@@ -100,11 +100,10 @@ def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, sta
     """Calibrate the network if that was asked for; return the photographs that could not be read."""
     if request.calibrate is None:
         return {}
-    from bcos_fx.cli import values
-    from bcos_fx.cli.network import calibrate_on, calibration_images, find_images
+    from bcos_fx.cli.network import calibrate_on, calibration_images, find_images, output_key_of
 
     images = calibration_images(network, find_images(request.calibrate))
-    return calibrate_on(network, images, original, values.key(request.output_key), stages.passing)
+    return calibrate_on(network, images, original, output_key_of(original, request), stages.passing)
 
 
 def _tell(request: Request, network: BcosNetwork) -> None:

@@ -14,6 +14,7 @@ from bcos_fx.artifact import load
 from bcos_fx.calibration import calibrate_
 from bcos_fx.checkpoint import (
     build_architecture,
+    classifies_images,
     digest_of_weights,
     has_random_weights,
     identify,
@@ -83,7 +84,7 @@ def arguments_for(module: nn.Module, request: Request) -> dict[str, Any]:
     Raises:
         UsageError: an image cannot be read.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"output_key": output_key_of(module, request)}
     if request.images is not None:
         shape = values.shape(request.input_shape) or (3, *(recorded_size(module) or _DEFAULT_SIZE))
         found["images"] = _some_images(request.images, Preprocessing.of(shape, **recorded_preprocessing(module)))
@@ -94,6 +95,11 @@ def arguments_for(module: nn.Module, request: Request) -> dict[str, Any]:
     if recorded is not None and not (given or raw) and first is not None and first.in_channels == len(recorded[0]):
         found["mean"] = "auto"
     return found
+
+
+def output_key_of(module: nn.Module, request: Request) -> int | str | None:
+    """Return which part of the module's output is taken: as asked for, and of image classifiers their logits."""
+    return "logits" if request.output_key is None and classifies_images(module) else values.key(request.output_key)
 
 
 def conversion_arguments(request: Request) -> dict[str, Any]:

@@ -186,3 +186,126 @@ def test_quantised_weights_are_refused(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**content, "quantization_config": {"bits": 4}}))
     with pytest.raises(CheckpointError, match="quantised"):
         read_model(tmp_path, arch=ARCH)
+
+
+# ---------------------------------------------------------------- the folder names its network
+
+
+def _processor(folder: Path, **changes: Any) -> None:
+    found = {"do_normalize": True, "do_rescale": True, "rescale_factor": 1 / 255, "resample": 3, "crop_pct": 0.875}
+    found |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "size": {"shortest_edge": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(found | changes))
+
+
+@pytest.mark.parametrize("form", ["folder", "file", "index", "bin"])
+def test_a_folder_is_read_without_a_name(network: Any, saved: Path, tmp_path: Path, form: str) -> None:
+    tensors = _copy(saved, tmp_path)
+    path = tmp_path
+    if form == "index":
+        path = _halves(tensors, save_file, tmp_path, "safetensors")
+    elif form == "bin":
+        path = tmp_path / "pytorch_model.bin"
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, tmp_path / "model.safetensors")
+        path = tmp_path if form == "folder" else tmp_path / "model.safetensors"
+    _processor(tmp_path)
+    found: Any = read_model(path)
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(found(x).logits, network(x).logits, rtol=0, atol=0)
+    assert found.pretrained_cfg == {
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.3, 0.4),
+        "input_size": (3, 32, 32),
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+    }
+
+
+def test_convert_takes_a_folder_with_its_classes_and_its_preparation(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    import bcos_fx
+    from bcos_fx.cli.commands import app
+
+    monkeypatch.chdir(tmp_path)
+    save_file(_copy(saved, tmp_path), tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"id2label": {"0": "cat", "1": "dog", "2": "owl"}, "label2id": {"cat": 0, "dog": 1, "owl": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _processor(tmp_path)
+    done = CliRunner().invoke(app, ["convert", ".", "--recipe", "equivalent", "-o", "a.st", "--no-verify"])
+    assert done.exit_code == 0, done.output
+    made = bcos_fx.load("a.st")
+    assert made.record.classes == ("cat", "dog", "owl")
+    assert tuple(made.report.options["mean"]) == (0.5, 0.4, 0.3)
+    assert (made.preprocessing.size, made.preprocessing.crop_pct) == ((32, 32), 0.875)
+    assert made.record.origin is not None
+    assert made.record.origin.file == "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"do_normalize": False}, {"mean", "std", "input_size", "interpolation", "crop_pct"}),
+        ({"rescale_factor": 1 / 127.5}, {"mean", "std", "input_size", "interpolation", "crop_pct"}),
+        ({"image_std": [0.2, 0.0, 0.4]}, {"mean", "std"}),
+        ({"image_mean": ["0.5", 0.4, 0.3]}, {"mean", "std"}),
+        ({"image_mean": [0.5]}, {"mean", "std"}),
+        ({"resample": 1}, {"interpolation", "crop_pct"}),
+        ({"size": {"height": 32, "width": 32}, "crop_pct": None}, {"interpolation", "crop_pct"}),
+        ({"size": {"shortest_edge": "32"}}, {"input_size", "interpolation", "crop_pct"}),
+        ({"size": {"shortest_edge": 10**9}}, {"input_size"}),
+    ],
+)
+def test_what_a_processor_does_otherwise_is_left_out(tmp_path: Path, changes: dict[str, Any], lost: set[str]) -> None:
+    from bcos_fx.checkpoint.recorded import recorded_images
+
+    _processor(tmp_path)
+    whole = set(recorded_images(tmp_path))
+    _processor(tmp_path, **changes)
+    assert set(recorded_images(tmp_path)) == whole - lost
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"architectures": ["MyViT"], "auto_map": {"AutoModel": "evil.MyViT"}}, "'MyViT'.*does not have"),
+        ({"architectures": ["__init__"]}, "does not have"),
+        ({"architectures": [["a"]]}, "does not have"),
+        ({"model_type": "no-such-kind"}, "no-such-kind"),
+    ],
+)
+def test_a_class_that_transformers_does_not_have_is_refused(
+    saved: Path, tmp_path: Path, changes: dict[str, Any], wanted: str
+) -> None:
+    save_file(_copy(saved, tmp_path), tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(CheckpointError, match=wanted):
+        read_model(tmp_path)
+
+
+def test_a_folder_of_timm_is_read_with_its_classes(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    from bcos_fx.conversion.recorded import recorded_classes
+
+    torch.manual_seed(0)
+    own = timm.create_model("resnet10t", num_classes=3).eval()
+    save_file(own.state_dict(), tmp_path / "model.safetensors")
+    recorded = {"tag": "mine", "mean": [0.5] * 3, "std": [0.25] * 3, "input_size": [3, 64, 64], "num_classes": 3}
+    config: dict[str, Any] = {"architecture": "resnet10t", "num_classes": 3, "pretrained_cfg": recorded}
+    config["label_names"] = ["cat", "dog", "owl"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found: Any = read_model(tmp_path)
+    x = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(found(x), own(x), rtol=0, atol=0)
+    assert found.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    assert found.pretrained_cfg["input_size"] == (3, 64, 64)
+    assert recorded_classes(found, 3) == ("cat", "dog", "owl")
+    for changes in ({"architecture": "resnet10x"}, {"model_args": {"block": "evil"}}):
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(CheckpointError, match=r"config\.json names"):
+            read_model(tmp_path)
