@@ -7,7 +7,6 @@ signed and of absolute values, and by SSIM of absolute values, each scaled by it
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from bcos_fx.errors import UsageError, nearest
 from bcos_fx.evaluation.measured import Measured, checked_maps, new_figure
 from bcos_fx.methods.checks import check_images, check_targets
 from bcos_fx.methods.method import Method
+from bcos_fx.tracing.modules import deep_copy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,13 +119,13 @@ def weight_randomisation(
         raise UsageError(f"mode is {mode!r}", hint=nearest(str(mode), MODES))
     called, left_out = _called(network, images[:1] if example is None else example)
     chosen = _known(network, layers) if layers is not None else called
-    before = _maps(make, copy.deepcopy(network), images, targets)
+    before = _maps(make, deep_copy(network), images, targets)
     generator = torch.Generator().manual_seed(seed)
-    altered, drawn = copy.deepcopy(network), set[str]()
+    altered, drawn = deep_copy(network), set[str]()
     found = []
     for layer in chosen:
         if mode == "independent":
-            altered, drawn = copy.deepcopy(network), set()
+            altered, drawn = deep_copy(network), set()
         randomise_(altered, layer, generator, alone=layers is None, drawn=drawn)
         found.append(similarities(before, _maps(make, altered, images, targets)))
     method = make(network)
@@ -168,7 +168,7 @@ def randomise_(
 
 def _called(network: nn.Module, example: Tensor) -> tuple[list[str], tuple[str, ...]]:
     """Names of modules with parameters of their own, the last to finish first; and of those that never ran."""
-    observed = copy.deepcopy(network)
+    observed = deep_copy(network)
     holders = {name: part for name, part in observed.named_modules() if any(True for _ in part.parameters(False))}
     order: list[str] = []
     for name, part in holders.items():

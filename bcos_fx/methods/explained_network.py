@@ -7,7 +7,6 @@ r = mean this is what these methods do where they are given images that were nor
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.example import statistics
 from bcos_fx.methods.checks import check_count, check_images, class_outputs
+from bcos_fx.tracing.modules import deep_copy
 from bcos_fx.validation import check_module
 
 REFERENCES = ("mean", "black")
@@ -68,7 +68,7 @@ class ExplainedNetwork(nn.Module):
         self.register_buffer("reference", per_channel(colour))
         self.register_buffer("scale", per_channel(1 / spread))
         self.register_buffer("offset", per_channel((colour - centre) / spread))
-        self.network = copy.deepcopy(network)
+        self.network = deep_copy(network)
         self.requires_grad_(False).eval()
 
     def forward(self, differences: Tensor) -> Tensor:

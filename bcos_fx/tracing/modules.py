@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from bcos_fx.errors import TraceError
 from bcos_fx.tracing.arguments import oddity
+from bcos_fx.tracing.closures import rebind
 from bcos_fx.tracing.recorder import Recorder
 from bcos_fx.tracing.recurrent import write_out
 from bcos_fx.tracing.scalars import ForeignScalarError, plain_scalar
@@ -74,8 +75,11 @@ def deep_copy(module: M) -> M:
     Tensors that were computed are copied detached, as they are now, wherever the module keeps them: what weight_norm
     and pruning leave in it, or what a forward cached. PyTorch itself copies none that has a gradient history.
     """
+    copies: dict[int, Any] = {}
     with _Detached():
-        return silent(copy.deepcopy(module))
+        copied = copy.deepcopy(module, copies)
+    rebind(copied, copies)
+    return silent(copied)
 
 
 class _Detached(TorchFunctionMode):
@@ -201,7 +205,12 @@ def instrumented(root: nn.Module, recorder: Recorder, leaf_modules: Leaves) -> I
 def _reporting(
     recorder: Recorder, path: str, module: nn.Module, forward: Callable[..., Any], whole: bool
 ) -> Callable[..., Any]:
+    own = _identities(module)
+
     def leaf(*args: Any, **kwargs: Any) -> Any:
+        # With other tensors in the place of its own (torch.func.functional_call) a layer is what it does to them.
+        if _identities(module) != own:
+            return inner(*args, **kwargs)
         return recorder.call_leaf(path, module, forward, args, kwargs)
 
     def inner(*args: Any, **kwargs: Any) -> Any:
@@ -209,6 +218,10 @@ def _reporting(
             return forward(*args, **kwargs)
 
     return leaf if whole else inner
+
+
+def _identities(module: nn.Module) -> list[int]:
+    return [id(tensor) for tensor in (*module.parameters(), *module.buffers())]
 
 
 @contextmanager
