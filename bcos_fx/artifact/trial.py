@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from operator import getitem
 from typing import Any
 
 import torch
@@ -125,9 +126,8 @@ class _TrialRun:
         try:
             value = run_node(node, self._network, _placed(args), _placed(kwargs))
         except NotImplementedError as error:  # how many entries a mask selects depends on its values
-            if node.meta.get("shape") is None:
+            if (value := self._as_recorded(node)) is None:
                 raise ArtifactError("the shape of a value depends on other values", where=where) from error
-            value = torch.empty(node.meta["shape"], dtype=node.meta.get("dtype") or self._like, device=_META)
         except Exception as error:  # whatever torch raises about arguments that make no sense
             reason = str(error).partition("\n")[0]
             raise ArtifactError(f"the network does not run: {reason}", where=where) from error
@@ -137,6 +137,13 @@ class _TrialRun:
         if isinstance(value, Tensor) and shape is not None and tuple(value.shape) != tuple(shape):
             raise ArtifactError(f"the value has the shape {tuple(value.shape)}, not {shape} as recorded", where=where)
         return value
+
+    def _as_recorded(self, node: fx.Node) -> Any:
+        """Return a value of the recorded shape, or of several what the graph reads, by number; None for others."""
+        if node.meta.get("shape") is not None:
+            return torch.empty(node.meta["shape"], dtype=node.meta.get("dtype") or self._like, device=_META)
+        read = {user.args[1]: user for user in node.users if user.target is getitem and isinstance(user.args[1], int)}
+        return {number: self._as_recorded(user) for number, user in read.items()} or None
 
 
 def _placed(value: Any) -> Any:
