@@ -8,11 +8,10 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.errors import TraceError, UsageError
+from bcos_fx.errors import UsageError
 from bcos_fx.network import InputSpec, reserved_names
 from bcos_fx.rewriting.core.match import NearMiss
 from bcos_fx.rewriting.core.options import Options
-from bcos_fx.verification.equivalence import Verification
 
 _MOST_NAMED = 5
 _DETECTORS_TRANSFORM = "torchvision.models.detection.transform.GeneralizedRCNNTransform"
@@ -56,21 +55,6 @@ def _described(value: object) -> str:
         return f"the class {value.__name__}"
     kind = type(value).__name__
     return "None" if value is None else f"an {kind}" if kind[0].lower() in "aeiou" else f"a {kind}"
-
-
-def check_backward(own_backward: Sequence[str], result: Verification) -> None:
-    """Check that where outputs are equal and gradients are not, no backward pass of the module's own is the reason.
-
-    Raises:
-        TraceError: one is; names the lines and modules.
-    """
-    wrong = [row.name for row in result.comparisons if row.verdict == "different"]
-    if own_backward and all("gradient" in name for name in wrong):
-        raise TraceError(
-            "the module has a backward pass of its own, which is not the gradient of what it computes",
-            where="; ".join(own_backward),
-            hint="write it with ordinary operations; a graph holds the forward pass only",
-        )
 
 
 def check_finite(graph_module: nn.Module) -> None:

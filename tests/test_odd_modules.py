@@ -79,6 +79,19 @@ class StraightThrough(torch.autograd.Function):
         return gradient
 
 
+class Reversed(torch.autograd.Function):
+    """Of domain-adversarial training (Ganin et al., JMLR 2016): the identity, whose gradient is turned round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return -ctx.share * gradient, None
+
+
 def scripted(x: Tensor) -> Tensor:
     return torch.relu(x) * 2
 
@@ -214,18 +227,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
         "module '' (Rows)",
     ),
     "a complex input": (lambda: nn.Linear(6, 2), rows().to(torch.complex64), "the input 'input' is complex", ""),
-    "a gradient of its own": (
-        lambda: Net(lambda net, y: StraightThrough.apply(y - 0.1)),
-        images(),
-        "a backward pass of its own",
-        "return x.clamp(0)",
-    ),
-    "a hook that changes gradients": (
-        with_parts(lambda net: net.fc.register_full_backward_hook(lambda part, given, got: (given[0] * 0,))),
-        images(),
-        "a backward pass of its own",
-        "module 'fc' (Linear), which has a backward hook",
-    ),
     "a count in an attribute": (
         lambda: Net(counting),
         images(),
@@ -379,6 +380,35 @@ def test_it_is_done_right(name: str) -> None:
     assert certification.completeness is not None
     assert certification.completeness.worst <= 1e-9
     assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+
+
+OWN_BACKWARD: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "straight through": (lambda: Net(lambda net, y: StraightThrough.apply(y - 0.1)), "return x.clamp(0)"),
+    "reversed": (lambda: Net(lambda net, y: Reversed.apply(y.relu(), 0.5)), "return x.view_as(x)"),
+    "a hook that changes gradients": (
+        with_parts(lambda net: net.fc.register_full_backward_hook(lambda part, given, got: (given[0] * 0,))),
+        "module 'fc' (Linear), which has a backward hook",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN_BACKWARD)
+def test_a_backward_pass_of_its_own_is_no_matter_until_it_is_trained(name: str) -> None:
+    make, place = OWN_BACKWARD[name]
+    torch.manual_seed(0)
+    module = make().double().eval()
+    x = images().double()
+    network = convert(module, x)
+    torch.testing.assert_close(network(x), module(x))
+    assert {row["verdict"] for row in network.report.figures.verification["comparisons"]} == {"equal"}
+    found = bcos_fx.explain(network, x, 0)
+    assert found.complete
+    torch.testing.assert_close(found.contributions.sum((1, 2)) + found.constants.total(), module(x)[:, 0])
+    with pytest.raises(BcosFxError, match="is not the gradient of what it computes") as caught:
+        network.train()
+    assert place in (caught.value.where or "")
+    assert 'train="eval-graph"' in (caught.value.hint or "")
+    bcos_fx.bcosify(module, example_inputs=x, recipe="equivalent", train="eval-graph").train()
 
 
 class Decorated(Net):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bcos_fx.conversion.records import Changed
 from bcos_fx.example import recorded_statistics
 from bcos_fx.network import BcosNetwork, Guard, Record
@@ -23,7 +25,7 @@ def assembled(stage: Changed, verification: Verification | None, train: str) -> 
     traced.reader.refresh()
     guards = tuple(Guard(guard.kind, repr(guard.value), guard.source) for guard in traced.trace.guards)
     report = _report(stage, guards, verification)
-    record = Record(report, stage.preserved.specs, guards, traced.trace.train_difference, train)
+    record = Record(report, stage.preserved.specs, guards, report.train_difference, train)
     return BcosNetwork(traced.graph_module, record)
 
 
@@ -42,12 +44,19 @@ def _report(stage: Changed, guards: tuple[Guard, ...], verification: Verificatio
         unknown=unknown_rows(traced.reader, rows),
         unused=traced.trace.unused,
         guards=tuple(map(str, guards)),
-        train_difference=traced.trace.train_difference,
+        train_difference=traced.trace.train_difference or _own_backward(traced.trace.own_backward, verification),
         inputs={spec.name: spec.described() for spec in stage.preserved.specs},
         coverage=coverage(traced.reader),
         notes=_notes(stage),
         figures=Figures(verification.to_dict() if verification is not None else None, stage.drift, stage.total),
     )
+
+
+def _own_backward(lines: Sequence[str], verification: Verification | None) -> str | None:
+    """Say where the module's own backward pass is, if the proof found its gradients to be others or has none."""
+    if not lines or (verification and any("gradient" in row.name for row in verification.comparisons)):
+        return None
+    return f"a backward pass of its own, which is not the gradient of what it computes: {'; '.join(lines)}"
 
 
 def _rules_used(stage: Changed) -> dict[str, RuleUse]:
