@@ -217,6 +217,8 @@ class _Analysis:
             self.choices[call.node] = Choice(as_given[0].name, "it is a source as given, and weights what layers made")
             return VALUE
         activated = [n for n in values if self._is_activation(n)]
+        if len(activated) != 1 and len(values) == 2:
+            activated = [n for n, other in (values, values[::-1]) if self._is_activated_since(n, other)]
         gate = activated[0] if len(activated) == 1 else self._by_convention(call, values)
         if len(values) != 2 or values[0] is values[1] or gate is None:
             names = ", ".join(dict.fromkeys(n.name for n in values))
@@ -247,6 +249,19 @@ class _Analysis:
     def _is_activation(self, node: fx.Node) -> bool:
         call = self.calls[node]
         return call is not None and call.op.linearity in _ACTIVATIONS
+
+    def _is_activated_since(self, node: fx.Node, other: fx.Node) -> bool:
+        """Return whether a value passed an activation after the way that it shares with another value."""
+        return any(map(self._is_activation, self._way(node) - self._way(other)))
+
+    def _way(self, node: fx.Node) -> set[fx.Node]:
+        """Return a node, and those that its value came through."""
+        seen, pending = {node}, [node]
+        while pending:
+            new = [source for source in self._sources(pending.pop()) if source not in seen]
+            seen.update(new)
+            pending += new
+        return seen
 
     def backwards(self) -> set[fx.Node]:
         """Return the nodes whose value reaches the output: the output's ancestors along value-carrying edges."""
