@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError
-from bcos_fx.explanation.layout import SampleLayout, find_layout, samples_first
+from bcos_fx.explanation.layout import SampleLayout, find_layout, own_form, samples_first
 from bcos_fx.explanation.preparation import SourceNames
 from bcos_fx.explanation.view import ExplanationView, in_order, view_of
 from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights
@@ -75,6 +75,13 @@ class ArrangedView(ExplanationView):
     def own_value(self, inputs: Sequence[Any]) -> Tensor:
         """Return what is explained as the network's own forward gives it."""
         return self._joined(super().own_value, inputs)
+
+    def value_together(self, inputs: Sequence[Any]) -> Tensor:
+        """Return what is explained of a run on all samples at once, where it can be told which part is whose."""
+        if self.layout.end is None:
+            return self.own_value(inputs)
+        own = [own_form(x, axis) for x, axis in zip(inputs, self.layout.inputs, strict=True)]
+        return samples_first(super().own_value(own), self.layout.end)
 
     def check_values(self, inputs: Sequence[Any]) -> None:
         """Check what Python code of the original reads of the inputs' values."""

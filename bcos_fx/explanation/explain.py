@@ -18,7 +18,7 @@ from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, judged
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.joint import JointExplanation
 from bcos_fx.explanation.result import Constants
-from bcos_fx.explanation.samples import chunks, has_samples, naming_samples, of_samples
+from bcos_fx.explanation.samples import check_apart, chunks, has_samples, naming_samples, of_samples
 from bcos_fx.explanation.targets import Chosen, Target, chosen, label_of, named
 from bcos_fx.explanation.view import ExplanationView, in_order, view_of
 from bcos_fx.explanation.weights import DynamicWeights
@@ -148,7 +148,10 @@ def explain(
         names = model.record.classes or None
     wanted = named(target, names)
     parts, choices = [], []
-    for place in chunks(view, images, batch_size):
+    places = chunks(view, images, batch_size)
+    if len(places) > 1:  # each is run without the others
+        check_apart(view, arranged)
+    for place in places:
         inputs = [value[place] if has_samples(value, images) else value for value in arranged]
         with model.naming_shapes(given) if isinstance(model, BcosNetwork) else nullcontext(), naming_samples():
             part, choice = _explained(view, inputs, of_samples(wanted, place, len(images)))
@@ -160,6 +163,8 @@ def explain(
     for name, own in joint.by_source(list(view.starts)).items():
         axes = view.axes(name, tuple(own.start.shape), channel_axis)
         one = _result(view, shown.get(name, images), own, choices, notes, names, axes)
+        if one.verdict == INCOMPLETE and view.certificate.ok:
+            check_apart(view, arranged)
         one = replace(one, labels=label_of(wanted, one.name, names, parts[0].value.shape))
         found[name] = one if getattr(wanted, "names", None) is None else _scored(one, wanted.names)
     return next(iter(found.values())) if source is None or isinstance(source, str) else JointExplanation(found)

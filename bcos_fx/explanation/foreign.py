@@ -80,7 +80,7 @@ def _check_samples(module: nn.Module, inputs: ExampleInputs, found: Trace, batch
             except (RuntimeError, ValueError, TypeError, IndexError):
                 continue  # what the network itself does not take is named where it is run
             try:
-                same = _agree(found.graph_module(*given), wanted)
+                same = agree(found.graph_module(*given), wanted)
             except (RuntimeError, ValueError, TypeError, IndexError):
                 same = False
         if not same:
@@ -93,7 +93,8 @@ def _check_samples(module: nn.Module, inputs: ExampleInputs, found: Trace, batch
             )
 
 
-def _agree(found: Any, wanted: Any) -> bool:
+def agree(found: Any, wanted: Any) -> bool:
+    """Whether two values are the same tensor but for rounding."""
     if not isinstance(found, Tensor) or not isinstance(wanted, Tensor) or found.shape != wanted.shape:
         return False
     if not found.is_floating_point() or not found.numel():

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import UsageError
+from bcos_fx.explanation.foreign import agree
 from bcos_fx.explanation.view import ExplanationView
 
 _SHARE_OF_MEMORY = 0.4
+_FIRST_TWO = (slice(2), slice(1), slice(1, 2))  # together, and each of them
 
 
 @contextmanager
@@ -44,6 +46,30 @@ def of_samples(target: Any, place: slice, samples: int) -> Any:
     if isinstance(target, Tensor) and target.dim() and len(target) == samples:
         return target[place]
     return target[place] if isinstance(target, list) and len(target) == samples else target
+
+
+def check_apart(view: ExplanationView, inputs: list[Tensor]) -> None:
+    """Check that what the network returns for one sample does not depend on the others of its batch.
+
+    Args:
+        view: of the network.
+        inputs: as the view takes them, (N, ...).
+
+    Raises:
+        UsageError: it does; names the line where one value is made of all samples.
+    """
+    if len(inputs[0]) == 1:
+        return
+    parts = [[x[place] if has_samples(x, inputs[0]) else x for x in inputs] for place in _FIRST_TWO]
+    with naming_samples():
+        together, *alone = view.value_together(parts[0]), *map(view.own_value, parts[1:])
+    if not agree(torch.cat(alone), together):
+        raise UsageError(
+            "what the network returns for one sample depends on the others of its batch",
+            where=view.where_mixed(),
+            hint="batch_axis=None explains the batch as a whole, with target=(sample, class); "
+            "or give one sample at a time, images[:1]",
+        )
 
 
 def chunks(view: ExplanationView, images: Tensor, batch_size: int | None) -> list[slice]:

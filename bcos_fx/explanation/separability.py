@@ -51,6 +51,22 @@ def is_separable(graph_module: fx.GraphModule, inputs: Sequence[fx.Node], run: R
     return all(shape[0] == 2 for shape, _ in shapes) or not any(seen.mixed for seen in two.values())
 
 
+def where_mixed(inputs: Sequence[fx.Node], run: RunNodes, like: Tensor) -> fx.Node | None:
+    """Return the first node that holds something of all samples and no dimension of them, as a mean; None: none does.
+
+    Args:
+        inputs: the nodes of a view that hold the network's inputs.
+        run: runs it.
+        like: a tensor of the network's precision, on its device.
+    """
+    every = set(inputs[0].graph.nodes)
+    two, three = (_observed(run, [_stand_in(node, count, like) for node in inputs], every) for count in (2, 3))
+    if two is None or three is None:
+        return None
+    lost = (node for node, seen in two.items() if seen.mixed and node in three and seen.shape == three[node].shape)
+    return next(lost, None)
+
+
 def _observed(run: RunNodes, inputs: Sequence[Tensor], wanted: set[fx.Node]) -> dict[fx.Node, _Seen] | None:
     """Record what nodes give for samples of which all but the first are NaN; None if the graph does not run."""
     samples, seen = len(inputs[0]), dict[fx.Node, _Seen]()
@@ -59,7 +75,7 @@ def _observed(run: RunNodes, inputs: Sequence[Tensor], wanted: set[fx.Node]) -> 
         with torch.no_grad():
             for node, value in run(inputs):
                 if node in wanted and isinstance(value, Tensor):
-                    first = value[: len(value) // samples] if value.dim() else value
+                    first = value[: max(1, len(value) // samples)] if value.dim() else value
                     seen[node] = _Seen(tuple(value.shape), bool(first.isnan().any()))
     except (RuntimeError, ValueError, TypeError, NotImplementedError):
         return None

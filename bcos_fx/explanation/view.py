@@ -27,7 +27,7 @@ from bcos_fx.explanation.axes import Axes, axes_of
 from bcos_fx.explanation.certificate import Certificate, certificate, uncounted, unfinished, with_breaks
 from bcos_fx.explanation.foreign import traced
 from bcos_fx.explanation.preparation import Prepared, SourceNames, entry, prepare, recipe
-from bcos_fx.explanation.separability import is_separable
+from bcos_fx.explanation.separability import is_separable, where_mixed
 from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights, for_autograd, gradients, or_zeros
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import Counted
@@ -151,6 +151,10 @@ class ExplanationView:
             value = evaluate(network, dict(zip(given, inputs, strict=True)), inner)
         return value
 
+    def value_together(self, inputs: Sequence[Any]) -> Tensor:
+        """Return :meth:`own_value` of a run on all samples at once."""
+        return self.own_value(inputs)
+
     def check_values(self, inputs: Sequence[Any]) -> None:
         """Check what Python code of the original reads of the inputs' values: whether a mask leaves anything out, say.
 
@@ -261,6 +265,11 @@ class ExplanationView:
         if self._separable is None:
             self._separable = not self.sources or is_separable(self.graph_module, self.inputs, self.steps, self._like())
         return self._separable
+
+    def where_mixed(self) -> str | None:
+        """Return the line that makes one value of all samples, if it can be found."""
+        node = where_mixed(self.inputs, self.steps, self._like())
+        return None if node is None else str(node.meta.get("source") or node.name)
 
     def steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
         """Run the view, and yield every node with its value, in the caller's grad mode."""
