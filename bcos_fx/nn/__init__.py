@@ -13,6 +13,7 @@ from bcos_fx.nn.conv import (
     BcosConvTranspose2d,
     BcosConvTranspose3d,
 )
+from bcos_fx.nn.drop_path import DropPath
 from bcos_fx.nn.dynamic import DynamicLayer
 from bcos_fx.nn.frozen import FrozenL2Normalisation, FrozenLayer, FrozenRatio, FrozenResponseNorm, StopGradient
 from bcos_fx.nn.functional import alignment, bcos_scale, default_eps, energy
@@ -49,6 +50,7 @@ __all__ = [
     "CountedConstant",
     "CountedLiteral",
     "CountedShift",
+    "DropPath",
     "DynamicLayer",
     "EpsAt",
     "FrozenL2Normalisation",

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bcos_fx.errors import BcosFxError, TraceError, UsageError
 from bcos_fx.tracing.arguments import LEAVE_WHOLE
 from bcos_fx.tracing.caches import passed_by
+from bcos_fx.tracing.drop_path import as_drop_paths
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.guards import TracedGuard
 from bcos_fx.tracing.inputs import BoundInputs, ExampleError, ExampleInputs, advice, bind, check_state, select_output
@@ -118,7 +119,9 @@ def trace(
     with _LOCK, own_modes():
         check_parts(module)
         inputs = bind(module, example_inputs)
-        root = as_root(own_copy(module), leaf_modules)
+        root = own_copy(module)
+        as_drop_paths(root)
+        root = as_root(root, leaf_modules)
         check_state(root, inputs)
         devices = sorted({t.device.index or 0 for t in inputs.named.values() if t.device.type == "cuda"})
         with chance_kept(devices):

@@ -21,7 +21,7 @@ from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
 from bcos_fx.training.schedulable_layers import synthetic_batch
 
-_DROPOUTS = ("dropout", "feature_dropout")
+_DROPOUTS = ("dropout", "feature_dropout", "drop_path")
 
 
 def read_by_layers(network: BcosNetwork) -> list[str]:

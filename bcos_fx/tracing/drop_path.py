@@ -1,0 +1,96 @@
+"""Other people's modules for stochastic depth, as :class:`bcos_fx.nn.DropPath`, so that a graph can hold them.
+
+In eval mode they are the identity and leave nothing in a graph; what they do in train mode would be lost. timm,
+torchvision, transformers and many others have a class each. They are known by what they do.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bcos_fx.nn import DropPath
+from bcos_fx.tracing.modules import chance_kept
+
+_SAMPLES, _RUNS = 2048, 128
+_DEVIATIONS = 5  # of a binomial share, within which a probability counts as the observed one
+_ROUNDING = 1e-5
+
+Mode = Literal["row", "batch"]
+_MODES: tuple[Mode, ...] = ("row", "batch")
+
+# What a module's own code may raise on other inputs than its own: it is then traced as it is.
+_FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+
+def as_drop_paths(module: nn.Module) -> None:
+    """Replace modules that drop paths in train mode by our own, in place; the module is in eval mode."""
+    made: dict[nn.Module, DropPath | None] = {}
+    with chance_kept([]), torch.no_grad():
+        for part in module.modules():
+            for name, child in part._modules.items():
+                if child is None or not _may_drop(child):
+                    continue
+                if child not in made:
+                    made[child] = _drop_path(child)
+                part._modules[name] = made[child] or child
+
+
+def _may_drop(module: nn.Module) -> bool:
+    """Whether a module has no parts, and a probability among its attributes."""
+    own = not type(module).__module__.startswith(("torch.nn.", "bcos_fx."))
+    hooked = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
+    empty = not (module._modules or module._parameters or module._buffers)
+    return own and empty and not hooked and bool(_shares(module))
+
+
+def _shares(module: nn.Module) -> list[float]:
+    """Probabilities of 0 that the attributes of a module may give."""
+    numbers = [value for value in vars(module).values() if isinstance(value, float) and 0 < value < 1]
+    return [*numbers, *(1 - value for value in numbers)]
+
+
+def _drop_path(module: nn.Module) -> DropPath | None:
+    """Return what does the same; None where the module does something else."""
+    torch.manual_seed(0)
+    module.train()
+    with suppress(*_FORWARD_ERRORS):
+        for mode in _MODES:
+            found = _of_factors(module, torch.stack([_factors(module, mode, rank) for rank in (2, 3, 4)]), mode)
+            if found is not None and _is_identity(module):
+                found.__dict__.update({name: value for name, value in vars(module).items() if name not in vars(found)})
+                return found.eval()
+    module.eval()
+    return None
+
+
+def _factors(module: nn.Module, mode: Mode, rank: int) -> Tensor:
+    """Return what a module multiplied samples by, often enough; NaN where it is not one number for a sample."""
+    x = torch.rand(_SAMPLES if mode == "row" else 2, *(2, 3, 2)[: rank - 1]) + 1
+    if mode == "row":
+        by = (module(x) / x).flatten(1)
+    else:
+        by = torch.stack([(module(x) / x).flatten() for _ in range(_RUNS)])
+    even = (by - by[:, :1]).abs().amax(1) <= _ROUNDING
+    return torch.where(even, by[:, 0], torch.nan)
+
+
+def _of_factors(module: nn.Module, factors: Tensor, mode: Mode) -> DropPath | None:
+    """Find the attribute that gives the probability, for factors (ranks, draws)."""
+    dropped = (factors == 0).double().mean(1)
+    deviation = (dropped * (1 - dropped) / factors.shape[1]).sqrt()
+    for p in _shares(module):
+        for scale in (True, False):
+            kept = 1 / (1 - p) if scale else 1.0
+            alike = (factors == 0) | ((factors - kept).abs() <= _ROUNDING * kept)
+            if bool(alike.all()) and bool(((dropped - p).abs() <= _DEVIATIONS * deviation).all()):
+                return DropPath(p, mode, scale_by_keep=scale)
+    return None
+
+
+def _is_identity(module: nn.Module) -> bool:
+    x = torch.rand(2, 3, 4)
+    return torch.equal(module.eval()(x), x)

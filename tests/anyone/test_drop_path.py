@@ -1,0 +1,188 @@
+"""Stochastic depth, whoever wrote it: a converted network drops paths in train mode as the original does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bcos_fx
+from bcos_fx.nn import DropPath
+
+
+class PerSample(nn.Module):
+    """As in Swin and ConvNeXt."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.drop_prob == 0.0 or not self.training:
+            return x
+        keep = 1 - self.drop_prob
+        drawn = keep + torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device)
+        return x.div(keep) * drawn.floor_()
+
+
+class Survival(nn.Module):
+    """Another attribute, nothing is scaled."""
+
+    def __init__(self, survival: float) -> None:
+        super().__init__()
+        self.survival = survival
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return x * torch.bernoulli(torch.full((len(x), *[1] * (x.dim() - 1)), self.survival).to(x))
+        return x
+
+
+class WholeBatch(nn.Module):
+    """One draw for all samples, by Python."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * 0 if random.random() < self.rate else x / (1 - self.rate)
+
+
+class OneFewer(PerSample):
+    """Not what it seems: the first sample is never dropped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:1], super().forward(x[1:])])
+
+
+class Noise(nn.Module):
+    """Random in train mode, and nothing like it."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.p * torch.randn_like(x) if self.training else x
+
+
+class OtherInEval(PerSample):
+    """Weighted by the probability in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.training else x * (1 - self.drop_prob)
+
+
+def of_torchvision(p: float) -> nn.Module:
+    ops = pytest.importorskip("torchvision.ops")
+    module: nn.Module = ops.StochasticDepth(p, "batch")
+    return module
+
+
+def of_timm(p: float) -> nn.Module:
+    layers = pytest.importorskip("timm.layers")
+    module: nn.Module = layers.DropPath(p)
+    return module
+
+
+class Block(nn.Module):
+    """Two residual branches."""
+
+    def __init__(self, drop: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.drop, self.head = nn.Linear(6, 6), nn.Linear(6, 6), drop, nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.a(x).relu())
+        return self.head(x + self.drop(self.b(x).relu()))
+
+
+def converted(drop: nn.Module, **options: Any) -> Any:
+    made = bcos_fx.bcosify(Block(drop).train(), example_inputs=torch.rand(4, 6), recipe="equivalent", **options)
+    assert not made.training
+    return made
+
+
+# The module, and the one that stands for it.
+KNOWN: dict[str, tuple[Callable[[], nn.Module], DropPath]] = {
+    "as in Swin": (lambda: PerSample(0.3), DropPath(0.3)),
+    "hardly ever": (lambda: PerSample(0.02), DropPath(0.02)),
+    "survival": (lambda: Survival(0.7), DropPath(0.3, scale_by_keep=False)),
+    "drawn by Python": (lambda: WholeBatch(0.4), DropPath(0.4, "batch")),
+    "torchvision": (lambda: of_torchvision(0.25), DropPath(0.25, "batch")),
+    "timm": (lambda: of_timm(0.5), DropPath(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_it_is_known_by_what_it_does(name: str, tmp_path: Path) -> None:
+    make, wanted = KNOWN[name]
+    made = converted(make())
+    assert made.report.train_difference is None
+    bcos_fx.save(made, tmp_path / "made.safetensors")
+    for network in (made, bcos_fx.load(tmp_path / "made.safetensors")):
+        found = network.get_submodule("drop")
+        assert type(found) is DropPath
+        assert (found.p, found.mode, found.scale_by_keep) == (
+            pytest.approx(wanted.p),
+            wanted.mode,
+            wanted.scale_by_keep,
+        )
+        x = torch.rand(3, 6)
+        assert bcos_fx.explain(network, x, 0).complete
+        network.train()
+        torch.manual_seed(0)
+        assert len({tuple(network(x).flatten().tolist()) for _ in range(40)}) > 1
+        network.eval()
+        torch.testing.assert_close(network(x), Block(make()).eval()(x))
+
+
+@pytest.mark.parametrize("kind", [OneFewer, Noise, OtherInEval], ids=lambda kind: kind.__name__)
+def test_what_does_something_else_is_not_trained_as_that(kind: Callable[[float], nn.Module]) -> None:
+    made = converted(kind(0.3))
+    assert not any(isinstance(part, DropPath) for part in made.modules())
+    with pytest.raises(bcos_fx.BcosFxError, match="cannot be trained as the original"):
+        made.train()
+
+
+def test_the_callers_chance_stays_as_it_was() -> None:
+    network, x = Block(WholeBatch(0.4)), torch.rand(4, 6)
+    before = random.getstate(), torch.get_rng_state().tolist()
+    bcos_fx.bcosify(network, example_inputs=x, recipe="equivalent")
+    assert (random.getstate(), torch.get_rng_state().tolist()) == before
+    assert type(network.drop) is WholeBatch
+
+
+def test_samples_are_dropped_at_the_rate_and_the_mean_stays() -> None:
+    torch.manual_seed(0)
+    layer, x = DropPath(0.25).train(), torch.rand(4000, 2, 3) + 1
+    rows = layer(x).flatten(1)
+    dropped = (rows == 0).all(1)
+    assert ((rows == 0).any(1) == dropped).all()
+    assert float(dropped.double().mean()) == pytest.approx(0.25, abs=0.04)
+    torch.testing.assert_close(rows[~dropped], x.flatten(1)[~dropped] / 0.75)
+    assert layer.eval()(x) is x
+
+
+@pytest.mark.parametrize("given", [{"p": 1.5}, {"p": 0.5, "mode": "column"}])
+def test_wrong_options_are_refused(given: Any) -> None:
+    with pytest.raises(bcos_fx.BcosFxError):
+        DropPath(**given)
+
+
+def test_a_network_of_torchvision_can_be_trained() -> None:
+    models = pytest.importorskip("torchvision.models")
+    block = models.convnext.CNBlock(8, 1e-6, 0.5)
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    made = bcos_fx.bcosify(network, example_inputs=torch.rand(2, 3, 16, 16))
+    made.train()
+    assert isinstance(made.get_submodule("1.stochastic_depth"), DropPath)
