@@ -12,8 +12,10 @@ from torch import Tensor
 
 EqualityVerdict = Literal["equal", "different", "not tested"]
 
-# Below this share of its scale an output is a constant with noise, and comparing it proves nothing.
+# Below this share of its scale an output may be a constant with noise, and comparing it may prove nothing.
 LEAST_SPREAD = 1e-5
+# It proves something all the same where an error of the tolerance is so many times what rounding does to the scale.
+_VISIBLE = 4.0
 # Every operation rounds, not the input alone: an error up to this many times what rounding the input does is noise.
 ROUNDINGS = 10.0
 ORDER: Mapping[str, int] = {"equal": 0, "not tested": 1, "different": 2}
@@ -128,6 +130,9 @@ def _compare_one(name: str, a: Tensor, b: Tensor, *, spread: float | None, toler
     relative = 0.0 if error == 0 else error / unit if unit > 0 else math.inf
     verdict: EqualityVerdict = "equal" if relative <= tolerance else "different"
     silent = spread is not None and spread <= LEAST_SPREAD * scale
+    if silent and relative <= tolerance and a.is_floating_point():
+        # The networks agree in what little varies: that counts if a difference there would not vanish in rounding.
+        silent = tolerance * unit < _VISIBLE * torch.finfo(a.dtype).eps * scale
     # A large error is a difference even where the output hardly varies; only a small one proves nothing there.
     if error <= tolerance * scale and (silent or not bool(torch.isfinite(a).all())):
         verdict = "not tested"

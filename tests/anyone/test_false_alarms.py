@@ -206,3 +206,38 @@ def test_calm_inputs_keep_their_mean_and_integers() -> None:
     torch.testing.assert_close(calm(x).mean(), x.mean())
     torch.testing.assert_close(calm(x).std(), x.std() / 4)
     assert torch.equal(calm(torch.arange(3)), torch.arange(3))
+
+
+class Faint(nn.Module):
+    """A large constant, and what the input adds to it: random deep networks with shaken statistics are so."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.first, self.last, self.share = nn.Linear(6, 8), nn.Linear(8, 3), share
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1.0 + self.share * self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(1e-3, "equal"), (2e-5, "equal"), (1e-8, "not tested")])
+def test_what_hardly_varies_is_tested_where_its_variation_is_resolved(share: float, verdict: str) -> None:
+    module = Faint(share).double().eval()
+    result = verify(module, rounded(module, 11), vectors(), gradients=False)
+    assert {row.verdict for row in result.comparisons} == {verdict}
+    assert result.ok == (verdict == "equal")
+
+
+@pytest.mark.parametrize("error", [1e-2, 1e-5, 1e-7])
+def test_an_error_in_what_hardly_varies_is_never_called_equal(error: float) -> None:
+    module = Faint(2e-5).double().eval()
+    wrong = bcos_fx.tracing.modules.deep_copy(module)
+    wrong.share *= 1 + error
+    result = verify(module, wrong, vectors(), gradients=False)
+    assert "equal" not in {row.verdict for row in result.comparisons}
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-18])
+def test_a_constant_is_never_called_equal(share: float) -> None:
+    module = Faint(share).double().eval()
+    result = verify(module, bcos_fx.tracing.modules.deep_copy(module), vectors(), gradients=False)
+    assert {row.verdict for row in result.comparisons} == {"not tested"}
