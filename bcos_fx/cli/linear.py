@@ -83,6 +83,7 @@ def _made_up(network: BcosNetwork, batch_axis: int | None) -> list[Tensor] | Non
     (spec,) = network.record.inputs
     rank = len(spec.shape)
     batch_axis = values.in_range(batch_axis, rank)
+    spec.check_samples(batch_axis)
     sample = [size for axis, size in enumerate(spec.shape) if batch_axis is None or axis != batch_axis % rank]
     images = synthetic_images(sample, 1 if batch_axis is None else _SAMPLES, seed=0).tensors[0].double()
     return [own_form(images if spec.encoded else 2 * images - 1, batch_axis)]

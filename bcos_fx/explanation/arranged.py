@@ -137,5 +137,10 @@ def arranged_view_of(
     if inputs is None:
         raise UsageError("batch_axis= was given without inputs", hint="give what the module takes")
     module = as_module(module)
+    if isinstance(module, BcosNetwork):
+        specs = module.record.inputs
+        first = batch_axis if isinstance(batch_axis, Mapping) else {specs[0].name: batch_axis}
+        for spec in specs:
+            spec.check_samples(first.get(spec.name))
     view = view_of(module, inputs, output=output, source=source, batch_axis=batch_axis)
     return ArrangedView(view, in_order([str(node.target) for node in view.inputs], inputs), batch_axis)

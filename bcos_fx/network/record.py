@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bcos_fx.data.preprocessing import Preprocessing
+from bcos_fx.errors import UsageError
 from bcos_fx.network.facts import Origin, TrainingRun
 from bcos_fx.report import Report
 
@@ -42,6 +43,19 @@ class InputSpec:
     def sample(self, shape: Sequence[int]) -> str:
         """Return a shape in words, with N for the number of samples."""
         return f"({', '.join('N' if place == self.samples else str(size) for place, size in enumerate(shape))})"
+
+    def check_samples(self, axis: int | None) -> None:
+        """Check that a dimension may hold the samples: of an encoded image that is the first, and the second colours.
+
+        Raises:
+            UsageError: it may not.
+        """
+        if self.encoded and axis is not None and axis % len(self.shape) != 0:
+            raise UsageError(
+                f"the input {self.name!r} is an image {self.sample(self.shape)} with the samples in dimension 0, "
+                f"and batch_axis is {axis}",
+                hint="leave batch_axis= out, or give None to take the batch as a whole",
+            )
 
     def preprocessing(self, shape: tuple[int, ...] | None = None) -> Preprocessing:
         """Return how images become this input: as the original recorded it, else as is usual for ImageNet.

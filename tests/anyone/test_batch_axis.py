@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import bcos_fx
+from bcos_fx.cli import app
 
 
 class Recurrent(nn.Module):
@@ -373,3 +376,20 @@ def test_other_lengths_are_converted_again_where_samples_are_second() -> None:
             torch.testing.assert_close(made(other), network(other))
     found = bcos_fx.explain(made, other, 1, batch_axis=1)
     torch.testing.assert_close(found.output, network(other).detach()[:, 1])
+
+
+def test_an_image_holds_its_samples_first(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    made = bcos_fx.bcosify(network, example_inputs=torch.rand(2, 3, 8, 8), recipe="equivalent")
+    words = r"an image \(N, 3, 8, 8\) with the samples in dimension 0, and batch_axis is 1"
+    for call in (bcos_fx.explain, bcos_fx.certify):
+        with pytest.raises(bcos_fx.BcosFxError, match=words) as caught:
+            call(made, torch.rand(2, 3, 8, 8), batch_axis=1)
+        assert "leave batch_axis= out" in (caught.value.hint or "")
+    bcos_fx.save(made, tmp_path / "made.safetensors")
+    found = CliRunner().invoke(app, ["check", str(tmp_path / "made.safetensors"), "--batch-axis", "1"])
+    assert found.exit_code == 2
+    assert "and --batch-axis is 1" in " ".join(found.output.split())
+    whole = bcos_fx.explain(made, torch.rand(2, 3, 8, 8), (1, 2), batch_axis=None)
+    assert whole.complete
