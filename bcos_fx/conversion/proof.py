@@ -92,5 +92,6 @@ def _check_trace(stage: Preserved, graph_module: fx.GraphModule, inputs: tuple[T
         raise TraceError(
             f"the module's graph holds for inputs like the example only: {result.detail}",
             where="; ".join(str(guard.source) for guard in stage.traced.trace.guards) or None,
-            hint="keep the number of samples, strides and the input's values out of Python's branches and numbers",
+            hint="keep the number of samples, strides and the input's values out of Python's branches and numbers; "
+            "where the samples of a batch belong together, batch_axis=None converts them as one",
         )

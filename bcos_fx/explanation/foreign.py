@@ -41,6 +41,9 @@ def traced(module: nn.Module, inputs: ExampleInputs | None, batch_axis: BatchAxi
     try:
         found = made(_two_samples(inputs) if batch_axis == 0 else _repeated(module, inputs, batch_axis))
     except ExampleError as error:
+        if batch_axis != 0:
+            hint = f"batch_axis is {batch_axis!r}: leave it out where the first dimension holds the samples"
+            raise ExampleError(error.what, where=error.where, hint=hint) from error
         raise _alone(module, inputs, error) from error
     if found.guards:
         _check_samples(module, inputs, found, batch_axis)

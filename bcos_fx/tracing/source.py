@@ -16,6 +16,7 @@ import torch
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _LAYERS = os.path.join(_TORCH, "nn", "modules") + os.sep
 _TRACING = os.path.dirname(__file__) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _ENTRY = os.path.join(_TRACING, "tracer.py")
 
 
@@ -73,11 +74,11 @@ def current_source() -> SourceLine:
 
 
 def error_source(error: BaseException) -> SourceLine | None:
-    """Find the innermost line, neither PyTorch's nor the tracer's, of those that an error came through."""
+    """Find the innermost line, neither PyTorch's nor our own, of those that an error came through."""
     found, trace = None, error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if not name.startswith((_TORCH, _TRACING)) and name != contextlib.__file__:
+        if not name.startswith((_TORCH, _PACKAGE)) and name != contextlib.__file__:
             found = _at(name, trace.tb_lineno)
         trace = trace.tb_next
     return found

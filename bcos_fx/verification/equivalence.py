@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from bcos_fx.display import Displayed
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.nn.functional import default_tolerance
+from bcos_fx.tracing.source import error_source
 from bcos_fx.verification.divergence import first_divergence
 from bcos_fx.verification.judging import ORDER, Comparison, compare, failed, not_tested, spreads
 from bcos_fx.verification.plain_values import apart, called_with
@@ -278,23 +279,26 @@ def _check_original(
     cases: Sequence[Case], outcomes: Sequence[Outcome], batch: CallInputs, sizes: Sequence[Sequence[int]] | None
 ) -> None:
     """Tell a caller whose inputs do not suit the original, rather than call the networks different."""
-    plain = [outcome for case, outcome in zip(cases, outcomes, strict=True) if case.group == "eval"]
-    asked = [o for case, o in zip(cases, outcomes, strict=True) if case.group.startswith("size") and sizes is not None]
-    failure = next((outcome.failure for outcome in asked if outcome.failure is not None), None)
-    if all(outcome.failure is not None for outcome in plain):
-        failure = plain[0].failure
-    if failure is not None:
+    runs = list(zip(cases, outcomes, strict=True))
+    plain = [(case, outcome) for case, outcome in runs if case.group == "eval"]
+    failed = [run for run in runs if run[0].group.startswith("size") and sizes is not None and run[1].failure]
+    if all(outcome.failure for _, outcome in plain):
+        failed = plain
+    if failed:
+        case, failure = failed[0][0], failed[0][1].failure
         integers = not any(tensor.is_floating_point() for tensor in batch.tensors)
         hint = (
             "give inputs of the shape that it takes, and batch_sizes= if it takes only some; where the first dimension "
-            "does not hold the samples, bcosify takes batch_axis="
+            "does not hold the samples, or those of a batch belong together, bcosify takes batch_axis="
         )
+        source = None if failure is None else error_source(failure)
+        where = f"inputs {case.batch.describe()}"
         raise UsageError(
             f"the original network cannot run: {failure}",
-            where=f"inputs {batch.describe()}",
+            where=where if source is None else f"{source}; {where}",
             hint="images must be floating-point: images.float() / 255" if integers else hint,
         ) from failure
-    if not any(outcome.values for outcome in plain):
+    if not any(outcome.values for _, outcome in plain):
         raise UsageError("the original network returns no tensors", hint="wrap it so that forward returns its output")
 
 

@@ -55,6 +55,16 @@ def test_the_place_is_named(name: str, call: Callable[..., Any]) -> None:
     assert "batch_axis=None" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("name", sorted(OF_FOUR.keys() - {"a constant for each row"}))
+def test_a_conversion_names_the_place_too(name: str) -> None:
+    torch.manual_seed(0)
+    network = Rows(OF_FOUR[name])
+    with pytest.raises(bcos_fx.BcosFxError) as caught:
+        bcos_fx.bcosify(network, example_inputs=torch.randn(4, 4, dtype=torch.float64), recipe="equivalent")
+    assert "test_fixed_rows.py" in (caught.value.where or "")
+    assert "batch_axis=" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("name", OF_FOUR)
 def test_as_a_whole_they_are_explained(name: str) -> None:
     torch.manual_seed(0)
