@@ -112,7 +112,7 @@ def _statistics(recorded: Mapping[str, Any], mean: str, std: str) -> dict[str, A
             return {}
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
             return {}
-    if len(found[0]) != len(found[1]) or min(found[1]) <= 0:  # type: ignore[arg-type, type-var]
+    if len(found[0]) != len(found[1]) or min(found[1]) <= 0:  # type: ignore[arg-type]
         return {}
     return {"mean": tuple(found[0]), "std": tuple(found[1])}  # type: ignore[arg-type]
 

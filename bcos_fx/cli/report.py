@@ -84,7 +84,7 @@ def run(
     found = audit(
         local_file(model),
         image,
-        target=_class(target),
+        target=None if target is None else _class(target),
         against=[_class(other) for other in against or ()],
         top=top,
         names=names,
@@ -104,5 +104,5 @@ def run(
         raise typer.Exit(CHECK_FAILED)
 
 
-def _class(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdecimal() else text
+def _class(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text

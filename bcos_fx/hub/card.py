@@ -12,7 +12,8 @@ from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.explanation.certify import certify
 from bcos_fx.network import BcosNetwork
 from bcos_fx.network.facts import described
-from bcos_fx.report.text import drift_sentence, head_rows, next_step, verdict
+from bcos_fx.report.sentences import drift_sentence, next_step, verdict
+from bcos_fx.report.text import head_rows
 
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.-]*")
 _OBEYED = re.compile(r"([\\`*_{}\[\]()#+!|~$])")
