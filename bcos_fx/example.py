@@ -1,4 +1,4 @@
-"""What a module takes and gives: guesses of its input, its normalisation, the part of its output to explain."""
+"""What a module takes and gives: guesses of its input, its normalization, the part of its output to explain."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def statistics(
     if isinstance(mean, str) and mean == "auto":
         recorded = recorded_statistics(module)
         if recorded is None:
-            raise UsageError("the module keeps no record of the normalisation it was trained with", hint=_USUAL)
+            raise UsageError("the module keeps no record of the normalization it was trained with", hint=_USUAL)
         mean, std = recorded
     if isinstance(mean, str):
         raise UsageError(f"mean is {mean!r}", hint='give one number per channel, or "auto"')

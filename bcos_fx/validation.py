@@ -107,7 +107,7 @@ def check_encoding(
         raise UsageError(
             f"{names} given, but no input is an image that could be encoded ({shapes})",
             where="; ".join(reasons) or None,
-            hint=f"leave {' and '.join(given)} out, or normalise the input yourself",
+            hint=f"leave {' and '.join(given)} out, or normalize the input yourself",
         )
 
 
@@ -166,5 +166,5 @@ def check_range(images: Tensor) -> None:
     if not (low >= 0 and high <= 1):
         raise UsageError(
             f"the images hold values from {low:.3g} to {high:.3g}, not in [0, 1]",
-            hint="divide bytes by 255, and leave the normalisation to mean= and std=",
+            hint="divide bytes by 255, and leave the normalization to mean= and std=",
         )

@@ -33,7 +33,7 @@ from bcos_fx.evaluation.probing import Embedded
 from bcos_fx.explanation import cosine
 from bcos_fx.network import BcosNetwork
 from bcos_fx.text import TextCache, TextEmbeddings, class_embeddings, load_text_tower
-from bcos_fx.training.recipe import Optimiser, Training
+from bcos_fx.training.recipe import Optimizer, Training
 from bcos_fx.training.schedule import BiasDecay, BSchedule, Course
 from bcos_fx.training.settings import RunSettings
 
@@ -117,13 +117,13 @@ def trained_projection(features: Tensor, labels: Tensor, texts: Tensor, seed: in
     """Fit a projection so that each image is most like the text of its class, among those that it is trained on."""
     torch.manual_seed(seed)
     projection = nn.Linear(features.shape[1], texts.shape[1], bias=False)
-    optimiser = torch.optim.AdamW(projection.parameters(), lr=2e-3, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(projection.parameters(), lr=2e-3, weight_decay=0.05)
     for _ in range(300):
         similarity = functional.normalize(projection(features), dim=1) @ texts.T
         loss = functional.cross_entropy(20 * similarity, labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return projection
 
 
@@ -146,7 +146,7 @@ def aligned(setting: Setting, tower: nn.Module, photographs: Images, b: float, *
         batch_size=32,
         loss="distil-pairwise",
         augment="crop-and-flip",
-        optimiser=Optimiser(name="adam", lr=5e-4, warmup=0.5, clip=0.01),
+        optimizer=Optimizer(name="adam", lr=5e-4, warmup=0.5, clip=0.01),
         rises=(BSchedule(to=b, course=Course("linear", end=0.5)),),
         fades=() if biases else (BiasDecay(course=Course("linear", end=0.7)),),
         calibrate="steps",
@@ -165,7 +165,7 @@ def aligned_by_layers(setting: Setting, tower: nn.Module, photographs: Images, *
         batch_size=32,
         loss={"distil-pairwise": 1.0, "distil-layers": LAYERS},
         augment="crop-and-flip",
-        optimiser=Optimiser(name="adam", lr=1e-3, warmup=0.5, clip=0.01),
+        optimizer=Optimizer(name="adam", lr=1e-3, warmup=0.5, clip=0.01),
     )
     data = photographs.pixels, photographs.labels
     found = bcos_fx.finetune(start, data, recipe=training, original=tower, run=RunSettings(accelerator="cpu"))

@@ -172,7 +172,7 @@ def main() -> None:
         f"- EfficientNet-Lite0 (published ImageNet weights), converted by recipe gradual (average pooling, scale "
         f"cosine) at a raised B, biases kept or removed; calibrated on {len(taught.images)} photographs, then trained "
         f"on the same: {options.epochs} epochs, batches of 16, random resized crops and flips, Adam, cosine schedule. "
-        f"*Outputs*: towards the original's probabilities (distil-kl), at a rate of {RATES['outputs']:g}. *Layers*: "
+        f"*Outputs*: toward the original's probabilities (distil-kl), at a rate of {RATES['outputs']:g}. *Layers*: "
         f"what all layers read is drawn to what the original's read too (distil-layers, weight "
         f"{LOSSES['layers']['distil-layers']:g}), at {RATES['layers']:g}\n"
         f"- Tested on {len(tested.images)} other photographs, of other classes: one photograph for every other class "

@@ -114,7 +114,7 @@ def report_sums(page: Page, setting: Setting) -> None:
     page.text(
         "## Do contributions add up to the logit?\n\nΣ contributions / logit for the predicted class of each image, "
         "without logit bias. The published code subtracts the mean inside the network, as a constant that "
-        "contributions then miss; here the normalisation is a linear map of the encoded image."
+        "contributions then miss; here the normalization is a linear map of the encoded image."
     )
     rows = [
         ("the mean as a constant, as published", *(f"{value:.4f}" for value in hidden.tolist())),

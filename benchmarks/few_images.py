@@ -84,15 +84,15 @@ def plain_loop(network: BcosNetwork, images: Tensor, labels: Tensor, seed: int, 
     """What anyone would write first: Adam at 1e-3, cross-entropy, batches of 16, flips."""
     torch.manual_seed(seed)
     network = with_new_head(network, 10, seed).train()
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(epochs):
         for places in torch.randperm(len(images)).split(16):
             batch = images[places]
             batch = torch.where(torch.rand(len(batch), 1, 1, 1) < 0.5, batch.flip(-1), batch)
             loss = F.cross_entropy(network(batch), labels[places])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
     return network.eval()
 
 

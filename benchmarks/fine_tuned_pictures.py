@@ -50,8 +50,8 @@ def fine_tune(network: nn.Module, images: Tensor, labels: Tensor, epochs: int) -
     """Train as published: binary cross entropy with off-label targets 1/C, Adam, a cosine schedule; flips only."""
     classes = int(labels.max()) + 1
     batches = math.ceil(len(images) / 128)
-    optimiser = torch.optim.Adam(network.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * batches)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
     network.train()
     for epoch in range(epochs):
         for chosen in torch.randperm(len(images)).split(128):
@@ -60,9 +60,9 @@ def fine_tune(network: nn.Module, images: Tensor, labels: Tensor, epochs: int) -
             batch = torch.where(flipped, batch.flip(3), batch)
             targets = F.one_hot(labels[chosen], classes).float().clamp_min(1 / classes)
             loss = F.binary_cross_entropy_with_logits(network(batch), targets)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         print(f"epoch {epoch + 1} of {epochs}: loss {float(loss.detach()):.4f}", file=sys.stderr, flush=True)
     network.eval()

@@ -295,7 +295,7 @@ def draw(results: Results, path: Path) -> None:
     sizes = sorted({name[2:] for name in curves})
     drawn = Figure(figsize=(8.2, 4.2 * len(sizes)), layout="constrained")
     axes = drawn.subplots(len(sizes), 1, squeeze=False)[:, 0]
-    colours = dict(zip(SETTINGS, ("#808080", "#2154ad", "#d08010", "#c2212a", "#2a8a3a"), strict=True))
+    colors = dict(zip(SETTINGS, ("#808080", "#2154ad", "#d08010", "#c2212a", "#2a8a3a"), strict=True))
     for ax, size in zip(axes, sizes, strict=True):
         for name, runs in sorted(curves.items(), key=lambda item: list(SETTINGS).index(item[0][0])):
             if name[2:] != size:
@@ -305,7 +305,7 @@ def draw(results: Results, path: Path) -> None:
             for seed, run in enumerate(runs):
                 label = f"{name[0]}, {described(*name[:2])}" if chosen and not seed else None
                 values = [row["accuracy"] for row in run]
-                ax.plot(range(len(run)), values, color=colours[name[0]], label=label, **look)
+                ax.plot(range(len(run)), values, color=colors[name[0]], label=label, **look)
         ax.plot([], [], ":", color="black", linewidth=0.7, label="other settings that were tried")
         ax.set_ylim(0, 1)
         ax.set_title(f"{size[0]:,} images, {size[1]} epochs", fontsize=10)
@@ -340,7 +340,7 @@ def tell(options: argparse.Namespace, results: Results) -> None:
         "B and biases are what they are in the end; tests are made once an epoch. Seconds include tests. Biases' "
         "share is that in explained outputs, the logit bias, which is the same for every class, left out\n"
         f"- From scratch every arm's epochs are taken {LENGTHS['scratch']} times, with a schedule as long\n"
-        f"- GridPG: {GRIDS.grids} grids of 3x3 of the first 1,000 test images that the network classifies as labelled, "
+        f"- GridPG: {GRIDS.grids} grids of 3x3 of the first 1,000 test images that the network classifies as labeled, "
         f"smoothed over {GRIDS.smooth} pixels; chance is 0.111. None where it knows fewer than 9 classes"
     )
     head = (

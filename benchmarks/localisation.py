@@ -32,7 +32,7 @@ from bcos_fx.evaluation.predictions import EvaluationTask, predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Grid, select
 from bcos_fx.evaluation.tasks import task_of
-from bcos_fx.explanation.render.color import images as coloured
+from bcos_fx.explanation.render.color import images as colored
 from bcos_fx.explanation.render.color import to_image
 from bcos_fx.methods.baselines import BASELINES, baselines
 from bcos_fx.network import BcosNetwork
@@ -189,7 +189,7 @@ def report_case(page: Page, case: Case, setting: Setting, smooth: Sequence[int],
     right = sum(p.predicted == p.label for p in found.predictions) / len(found.predictions)
     agreed = sum(p.predicted == p.original for p in found.predictions) / len(found.predictions)
     page.text(
-        f"{len(found.predictions)} images, {right:.1%} of them classified as labelled; converted and original say the "
+        f"{len(found.predictions)} images, {right:.1%} of them classified as labeled; converted and original say the "
         f"same on {agreed:.1%}."
     )
     rows, drawn, played, methods = [], [], dict[str, Method](), case.methods()
@@ -247,7 +247,7 @@ def draw(case: Case, drawn: list[tuple[EvaluationTask, list[Localisation]]], fol
         grid = own.grids[order[len(order) // 2]]
         image = grid_image(task, grid, own.protocol)
         found = bcos_fx.explain(case.converted, image, image.new_tensor([grid.labels]).long())
-        strip([to_image(image[0]), *coloured(found)]).save(folder / f"{name}-median.png", optimize=True)
+        strip([to_image(image[0]), *colored(found)]).save(folder / f"{name}-median.png", optimize=True)
 
 
 def strip(pictures: Sequence[Image.Image], size: int = 150) -> Image.Image:

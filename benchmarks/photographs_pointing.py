@@ -148,7 +148,7 @@ def tell(options: argparse.Namespace, scratch: Path) -> None:
 def report_deletion(page: Page, found: dict[str, tuple[Curves, Curves]], options: argparse.Namespace) -> None:
     page.text(
         f"Pixels of {options.curves} photographs, which both networks classify correctly, are replaced by the mean "
-        "colour in 20 steps; the class's probability is averaged over the steps. Each method is measured on the "
+        "color in 20 steps; the class's probability is averaged over the steps. Each method is measured on the "
         "network that it explains."
     )
     table: Sequence[tuple[str, ...]] = [

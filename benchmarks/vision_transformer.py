@@ -44,7 +44,7 @@ from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import published, select
 from bcos_fx.evaluation.tasks import task_of
 from bcos_fx.network import BcosNetwork
-from bcos_fx.training.recipe import Optimiser, Training
+from bcos_fx.training.recipe import Optimizer, Training
 from bcos_fx.training.settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,7 +177,7 @@ def align(options: argparse.Namespace, results: Results, tower: Tower) -> None:
             seed=options.seed,
             loss=chosen.get("loss", {"distil-cosine": 10.0, "distil-layers": LAYERS}),
             augment="crop-and-flip",
-            optimiser=Optimiser(name="adam", lr=options.lr, warmup=0.2, clip=0.01),
+            optimizer=Optimizer(name="adam", lr=options.lr, warmup=0.2, clip=0.01),
         )
         ended = bcos_fx.finetune(
             start,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ import bcos_fx
 from bcos_fx.cli import app
 from bcos_fx.cli.former import FORMER
 from bcos_fx.deprecation import formerly
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import RuleError, UsageError
 from bcos_fx.rewriting.core.options import Options
+from bcos_fx.rewriting.core.recipe import find_recipe
+from bcos_fx.training.recipe import Optimizer, Training, load_training
 from tests.small_networks import cnn, images
 
 
@@ -127,3 +130,26 @@ def test_no_help_shows_a_former_option() -> None:
     for name, former in FORMER.items():
         shown = CliRunner().invoke(app, [name, "--help"], prog_name="bcos-fx").stdout
         assert not [option for option in former if re.search(rf"{option}\b", shown)]
+
+
+def test_former_spellings_of_training_and_explanations(tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="optimiser= is now optimizer="):
+        training = Training(optimiser=Optimizer(lr=0.5))  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match="now .optimizer"):
+        assert training.optimiser.lr == training.optimizer.lr == 0.5
+    with pytest.warns(DeprecationWarning, match="optimiser= is now optimizer="):
+        assert Training().with_changes({"optimiser": Optimizer(lr=0.5)}) == training
+    found = bcos_fx.explain(bcos_fx.bcosify(cnn(), example_inputs=images()), images(), 0)
+    with pytest.warns(DeprecationWarning, match="now .colors"):
+        assert found.colours == found.colors
+
+
+def test_the_former_table_of_a_recipe_warns_and_stands_alone(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.toml"
+    text = find_recipe("matched").read_text(encoding="utf-8")
+    recipe.write_text(text.replace("[training.optimizer]", "[training.optimiser]"), encoding="utf-8")
+    with pytest.warns(DeprecationWarning, match="is now"):
+        assert load_training(recipe) == load_training("matched")
+    recipe.write_text(text + "\n[training.optimiser]\nlr = 0.5\n", encoding="utf-8")
+    with pytest.raises(RuleError, match="are the same"):
+        load_training(recipe)

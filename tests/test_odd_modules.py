@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
         "holds for inputs like the example only",
         "len(torch.nonzero(y > 0))",
     ),
-    "a quantised layer": (quantised, rows(), "a quantised module cannot be traced", "module '0' (Linear)"),
+    "a quantised layer": (quantised, rows(), "a quantized module cannot be traced", "module '0' (Linear)"),
     "a quantised tensor": (
         lambda: Net(lambda net, y: torch.quantize_per_tensor(y, 0.1, 0, torch.quint8).dequantize()),
         images(),
@@ -303,7 +303,7 @@ UNCERTIFIED: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "rounding for quantisation": (
         lambda: Net(lambda net, y: torch.fake_quantize_per_tensor_affine(y, 0.1, 0, -128, 127)),
         images(),
-        "instead: the network in floating point, before it was quantised [test_odd_modules.py",
+        "instead: the network in floating point, before it was quantized [test_odd_modules.py",
     ),
     "a mask that picks": (
         lambda: Net(lambda net, y: y[y > 0].mean() + y),

@@ -64,7 +64,7 @@ def _pictures(part: Explanation) -> Iterator[tuple[str, Image.Image]]:
     given, title = portrait(part, 0)
     if given is not None:
         yield title, given
-    if part.colours:
+    if part.colors:
         yield f"W(x) for {part.target_name()}", images(part)[0]
     yield "contributions: red for, blue against", to_image(signed(planes(part))[0])
 

@@ -64,7 +64,7 @@ class Layer(ABC):
         """How many channels its output has."""
 
     @abstractmethod
-    def standardise(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
+    def standardize(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
         """Set the output's mean and deviation, in place; the deviation for ``live`` channels (C,) only.
 
         Args:
@@ -111,11 +111,11 @@ class Norm(Layer):
 
     @property
     def channels(self) -> int:
-        """How many channels it normalises."""
+        """How many channels it normalizes."""
         channels: int = self.module.num_features
         return channels
 
-    def standardise(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
+    def standardize(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
         """Take mean and unbiased variance of the input, the mean inside its constant while there is one."""
         norm, before = self.module, self.module.running_var.double() + self.module.eps
         shift = torch.zeros_like(before)
@@ -166,7 +166,7 @@ class Gain(Layer):
         module: Any = self.module
         return int(module.out_channels if self.module.spatial else module.out_features)
 
-    def standardise(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
+    def standardize(self, measured: Moments, target: Moments | None, live: Tensor) -> tuple[Tensor, Tensor]:
         """Take the original's deviation, and its mean where there is a bias."""
         if target is None:
             raise AssertionError("a gain is only ever matched to the original's")

@@ -275,7 +275,7 @@ class _CalibrationRun:
         live = ~measured.dead(precision)
         if target is not None and isinstance(layer, Gain):
             live = live & ~target.dead(precision)
-        factors, shift = layer.standardise(measured, target, live)
+        factors, shift = layer.standardize(measured, target, live)
         if target is not None and layer.can_scale:
             factors = factors * layer.match_power(self._moments(layer), target, live)
         return _change(layer, live, factors, shift)

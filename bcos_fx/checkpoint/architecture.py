@@ -66,7 +66,7 @@ def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = N
     """Build the network that ``arch`` names; see the top of this file for the forms.
 
     Where the name includes weights, they are loaded, from a cache or the web. Those of torchvision put their
-    normalisation and class names on the module as ``pretrained_cfg = {"mean": ..., "std": ..., "input_size": ...,
+    normalization and class names on the module as ``pretrained_cfg = {"mean": ..., "std": ..., "input_size": ...,
     "interpolation": ..., "crop_pct": ..., "label_names": ...}``, as timm does with its own.
 
     Args:

@@ -98,14 +98,14 @@ def configuration_beside(path: Path) -> dict[str, Any] | None:
         path: a folder, or a file of weights.
 
     Raises:
-        CheckpointError: it is no configuration, or one of quantised weights.
+        CheckpointError: it is no configuration, or one of quantized weights.
     """
     content = json_beside(path, _CONFIGURATION)
     if not content:
         return None
     if "quantization_config" in content:
         raise CheckpointError(
-            "the weights are quantised", where=str(path), hint="take the network in floating point, before that"
+            "the weights are quantized", where=str(path), hint="take the network in floating point, before that"
         )
     return {name: value for name, value in content.items() if name not in _NOT_TAKEN}
 

@@ -36,7 +36,7 @@ class Inspection:
     """What is found in a file without running it.
 
     ``size`` is in bytes; ``problem`` says why the tensors could not be listed, where they could not;
-    ``arch`` is the ``--arch`` that fits, where a torchvision network was recognised.
+    ``arch`` is the ``--arch`` that fits, where a torchvision network was recognized.
     """
 
     path: str
@@ -73,7 +73,7 @@ class Inspection:
                 f"{len(self.tensors)} with {self.elements:,} values, {self.nonfinite:,} of them NaN or infinite",
             )
             if self.kind != "bcos-fx":
-                yield "arch", self.arch or "not recognised: name the factory that built it, as FILE.py:FACTORY"
+                yield "arch", self.arch or "not recognized: name the factory that built it, as FILE.py:FACTORY"
         if self.problem:
             yield "problem", self.problem
 

@@ -1,7 +1,7 @@
 """Weights of networks of the package ``bcos`` 0.1: into a converted network, and back under that package's names.
 
 A converted network keeps the names of the original's modules. Two things differ: the package's B-cos layers hold their
-weight in an inner layer (``layer.linear.weight``), and its uncentred batch norms carry a running mean that they never
+weight in an inner layer (``layer.linear.weight``), and its uncentered batch norms carry a running mean that they never
 use. Which layers came from the package is read off the network's report.
 """
 

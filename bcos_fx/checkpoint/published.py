@@ -3,7 +3,7 @@
 Two codes wrote such files: that of B-cosification (Arya et al., NeurIPS 2024; a training framework's checkpoint, whose
 names begin ``model.model.``) and the package ``bcos`` of B-cos v2 (Böhle et al., TPAMI 2024; its hub files bear no
 prefix). Both keep the weight of a B-cos layer in an inner layer, ``layer.linear.weight``; there is no bias, and a
-running mean is not read. Nothing of either package is imported: a file is recognised by its keys, its weights go into
+running mean is not read. Nothing of either package is imported: a file is recognized by its keys, its weights go into
 the plain architecture, that is converted as any other, and the layers that the file holds as B-cos layers get its B.
 A first layer of B-cos v2 reads [x, 1 - x]: the encoding goes before it, so that the whole takes images as any other.
 """
@@ -33,7 +33,7 @@ B = 2.0
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-"""Mean and std that B-cosified networks of ImageNet, and of CLIP's image tower, normalise with."""
+"""Mean and std that B-cosified networks of ImageNet, and of CLIP's image tower, normalize with."""
 
 _INNER = ".linear.weight"
 _AVERAGED = "ema."
@@ -54,7 +54,7 @@ class Published:
         b: the B of its B-cos layers.
         weights: path of each B-cos layer of the file -> its weight as the file has it.
         options: of the conversion, as published.
-        statistics: mean and std that the published network normalises with; None where it reads [x, 1 - x] itself.
+        statistics: mean and std that the published network normalizes with; None where it reads [x, 1 - x] itself.
         notes: what the reader did, in plain sentences.
     """
 
@@ -87,7 +87,7 @@ class Published:
                     where=self.source,
                     hint=f"leave {name} out",
                 )
-        # The published network normalises inside; its statistics are not in the file, for they are no tensors of it.
+        # The published network normalizes inside; its statistics are not in the file, for they are no tensors of it.
         usual: dict[str, Any] = {}
         if self.statistics is not None and not recipe.options.mean:
             usual = {"mean": self.statistics[0], "std": self.statistics[1]}

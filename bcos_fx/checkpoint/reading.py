@@ -363,7 +363,7 @@ def nonfinite(state: StateDict) -> dict[str, int]:
     """How many values of each tensor are NaN or infinite.
 
     Raises:
-        CheckpointError: a tensor holds no plain values (quantised, sparse, or without data).
+        CheckpointError: a tensor holds no plain values (quantized, sparse, or without data).
     """
     counts: dict[Any, int] = {}  # the same tensor can stand under many names, and is looked at once
     found = {}
@@ -379,7 +379,7 @@ def nonfinite(state: StateDict) -> dict[str, int]:
 def _check_plain(tensor: Tensor, name: str, source: str) -> None:
     if tensor.is_quantized or tensor.is_meta or tensor.layout is not torch.strided:
         raise CheckpointError(
-            f"the tensor {name!r} is quantised, sparse or without data",
+            f"the tensor {name!r} is quantized, sparse or without data",
             where=source,
             hint="save the plain float weights",
         )

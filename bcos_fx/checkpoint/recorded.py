@@ -69,7 +69,7 @@ def class_count(content: Mapping[str, Any] | None) -> int | None:
 def recorded_images(path: Path) -> dict[str, Any]:
     """Return how a folder prepares its images and names its classes, in the words of timm's ``pretrained_cfg``.
 
-    Of transformers that is ``preprocessor_config.json``, where it scales bytes to [0, 1] and normalises; of timm
+    Of transformers that is ``preprocessor_config.json``, where it scales bytes to [0, 1] and normalizes; of timm
     ``config.json``. What is not recorded in a way that this package does is left out.
     """
     content, processor = json_beside(path, "config.json"), json_beside(path, "preprocessor_config.json")

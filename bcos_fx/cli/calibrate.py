@@ -24,7 +24,7 @@ bcos-fx calibrate model.safetensors --data photos/ -o calibrated.safetensors
 
 bcos-fx calibrate model.safetensors --data photos/ --original resnet50.pth --arch torchvision:resnet50
 
-bcos-fx calibrate model.safetensors --data labelled.npz --count 500
+bcos-fx calibrate model.safetensors --data labeled.npz --count 500
 
 Exit code 0: written. 1: written, but some images could not be read. 2: bad input, nothing written.
 """
@@ -45,7 +45,7 @@ def run(
     ] = None,
     count: Annotated[
         int | None,
-        typer.Option(min=1, help="So many of the images; of labelled ones evenly spread. (default: all)"),
+        typer.Option(min=1, help="So many of the images; of labeled ones evenly spread. (default: all)"),
     ] = None,
     original: Annotated[
         Path | None,

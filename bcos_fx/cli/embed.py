@@ -43,7 +43,7 @@ def run(
 ) -> None:
     """Embed texts or class names with a frozen text tower, for explain --text-embeddings and evaluate.
 
-    Each class is the normalised mean of its prompts' normalised embeddings. What was embedded before is taken from a
+    Each class is the normalized mean of its prompts' normalized embeddings. What was embedded before is taken from a
     cache in the user's cache folder (XDG_CACHE_HOME).
     """
     from bcos_fx.cli.texts import embedded

@@ -46,7 +46,7 @@ _LISTED = 20
 
 @takes(EvaluationRequest)
 def run(request: EvaluationRequest) -> None:
-    """Measure how well a converted network's explanations explain: localisation, and accuracy beside it.
+    """Measure how well a converted network's explanations explain: localization, and accuracy beside it.
 
     The Grid Pointing Game puts images of different classes into a grid, explains each class on it, and scores which
     share of the positive contributions lies in the one cell that shows the class. Every method plays on the same grids,

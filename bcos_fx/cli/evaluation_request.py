@@ -23,7 +23,7 @@ class EvaluationRequest:
     data: Annotated[
         Path,
         typer.Option(
-            help=f"Labelled images: {IMAGE_FORMS}.",
+            help=f"Labeled images: {IMAGE_FORMS}.",
             rich_help_panel=_DATA,
         ),
     ]
@@ -93,7 +93,7 @@ class EvaluationRequest:
     train_data: Annotated[
         Path | None,
         typer.Option(
-            help="For linear-probe: labelled images that the probe is fitted to, in any form of --data.",
+            help="For linear-probe: labeled images that the probe is fitted to, in any form of --data.",
             rich_help_panel=_TEXT,
             show_default=False,
         ),

@@ -195,7 +195,7 @@ def run(
 ) -> None:
     """Explain what a converted network says of photographs, and show that the parts add up.
 
-    An output is W(x)·x plus constants. The picture shows W(x) in its own colours, opaque where it speaks for the
+    An output is W(x)·x plus constants. The picture shows W(x) in its own colors, opaque where it speaks for the
     output, beside the contributions in red (for) and blue (against). Images are resized and cropped to the network's
     size; one that cannot be read is skipped, and listed at the end.
 

@@ -147,7 +147,7 @@ def _check_whole(request: Request) -> None:
 
 
 def origin_of(request: Request, network: BcosNetwork, original: nn.Module) -> Origin:
-    """Return what is known of the network that was converted: its architecture, its file of weights, its licence."""
+    """Return what is known of the network that was converted: its architecture, its file of weights, its license."""
     origin = network.record.origin or Origin(type(original).__name__)
     known: dict[str, str] = {} if request.arch is None else {"name": request.arch}
     if request.model is not None:
@@ -177,7 +177,7 @@ def _head(request: Request) -> dict[str, Any]:
     if request.data is None:
         raise UsageError("which classes are to be kept is not known", hint="name a folder of them with --data")
     found = open_source(request.data)
-    found.check_labelled()
+    found.check_labeled()
     wanted = found.classes or tuple(map(str, sorted(set(found.labels or ()))))
     return {"classes": wanted, "class_names": names}
 
@@ -202,7 +202,7 @@ def find_images(place: Path, classes: Path | None = None) -> ImageSource:
     """
     source = open_source(place, classes=None if classes is None else read_classes(classes))
     if classes is not None:
-        source.check_labelled()
+        source.check_labeled()
     return source
 
 
@@ -211,11 +211,11 @@ def calibration_images(network: BcosNetwork, source: ImageSource, count: int | N
 
     Labels only count hits: folders that cannot be classes of the network are any folders of photographs.
     """
-    if not source.unlabelled:
+    if not source.unlabeled:
         try:
             source.check_classes(network.class_count())
         except UsageError as error:
-            source.unlabelled = True
+            source.unlabeled = True
             echo(f"note: labels are left out, so hits are not counted: {error.what}", err=True)
     note_enlarged(source, network.preprocessing)
     return Batches(source, network.preprocessing, _BATCH, count)

@@ -36,8 +36,8 @@ def run(
 ) -> None:
     """Write a network with a model card as a folder for the hub, or upload it.
 
-    The card states the certificate, the equivalence proof, accuracy and localisation, how the network was trained, its
-    classes and its licence, and shows an explanation.
+    The card states the certificate, the equivalence proof, accuracy and localization, how the network was trained, its
+    classes and its license, and shows an explanation.
     """
     from bcos_fx.cli.check import read_artifact
     from bcos_fx.hub import push_to_hub, save_pretrained
@@ -52,7 +52,7 @@ def run(
 
 
 def _figures(path: Path) -> dict[str, float | str]:
-    """Return accuracy and localisation out of the results of an evaluation.
+    """Return accuracy and localization out of the results of an evaluation.
 
     Raises:
         UsageError: the file holds none.

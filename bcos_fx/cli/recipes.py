@@ -44,7 +44,7 @@ def run(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False,
 ) -> None:
-    """Show a recipe whole: options, defaults included, the rules that run, loss, optimiser and schedule."""
+    """Show a recipe whole: options, defaults included, the rules that run, loss, optimizer and schedule."""
     from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 
     found = [load_recipe(each) for each in (recipe_names() if name is None else [name])]
@@ -102,9 +102,9 @@ def _whole(plain: Mapping[str, Any]) -> Iterator[RenderableType]:
     if training is None:
         yield Text("Training: it does not say how to train")
         return
-    optimiser, schedules = training.pop("optimiser"), {n: training.pop(n) for n in ("rises", "fades", "tapers")}
+    optimizer, schedules = training.pop("optimizer"), {n: training.pop(n) for n in ("rises", "fades", "tapers")}
     yield from _section("Training", training)
-    yield from _section("Optimiser and schedule of its rate", optimiser)
+    yield from _section("Optimizer and schedule of its rate", optimizer)
     yield from _section(
         "Schedules of B, biases and losses", {name: value or "none" for name, value in schedules.items()}
     )

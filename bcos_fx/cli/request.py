@@ -202,9 +202,9 @@ class Request:
     mean: Annotated[
         str | None,
         typer.Option(
-            help="The mean that the network's images were normalised with, per channel: 0.485,0.456,0.406 for most "
+            help="The mean that the network's images were normalized with, per channel: 0.485,0.456,0.406 for most "
             "ImageNet networks; auto takes it and --std from what the library of --arch records. (default: auto where "
-            "it records them, else 0 and 1) The result takes images in [0, 1] and normalises inside.",
+            "it records them, else 0 and 1) The result takes images in [0, 1] and normalizes inside.",
             rich_help_panel=_INPUT,
         ),
     ] = None
@@ -222,7 +222,7 @@ class Request:
     channels: Annotated[
         str | None,
         typer.Option(
-            help="Order of the colours that the network was trained with: rgb, or bgr (Caffe, OpenCV). The result "
+            help="Order of the colors that the network was trained with: rgb, or bgr (Caffe, OpenCV). The result "
             "takes RGB.",
             rich_help_panel=_INPUT,
         ),
@@ -273,7 +273,7 @@ class Request:
         str | None,
         typer.Option(
             "--license",
-            help="Licence of the weights, such as apache-2.0; it is kept in the file. (default: that of weights named "
+            help="License of the weights, such as apache-2.0; it is kept in the file. (default: that of weights named "
             "in --arch, where their library records it)",
             show_default=False,
             rich_help_panel=_OUT,

@@ -77,10 +77,10 @@ def _notes(stage: Changed) -> tuple[str, ...]:
         if not options.mean:
             notes.append(
                 "mean and std were not given, so the network takes images as the original does, in [0, 1]; the 1 - x "
-                "half of the first kernel has no effect of its own until it is trained, and colours mean nothing yet"
+                "half of the first kernel has no effect of its own until it is trained, and colors mean nothing yet"
             )
         if recorded is not None:
             given = "taken" if recorded == (options.mean, options.std) else "NOT taken"
             numbers = " and ".join(", ".join(f"{value:g}" for value in part) for part in recorded)
-            notes.append(f"the original records its normalisation, which was {given}: mean and std are {numbers}")
+            notes.append(f"the original records its normalization, which was {given}: mean and std are {numbers}")
     return tuple(notes)

@@ -57,7 +57,7 @@ class Batches:
         self.skipped: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-        """Yield images (N, C, H, W), of labelled sources with their labels (N,).
+        """Yield images (N, C, H, W), of labeled sources with their labels (N,).
 
         Raises:
             UsageError: none of the images can be read.

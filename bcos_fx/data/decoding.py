@@ -1,8 +1,8 @@
-"""The one decoder of photographs: any stored image to 8 bits per channel, RGB or grey.
+"""The one decoder of photographs: any stored image to 8 bits per channel, RGB or gray.
 
 Every mode has one stated range, and an image whose range is not known is refused: Pillow's own conversion shows 16-bit
-grey as white and floating point as black. Transparent images are seen on white, the orientation of a camera is
-applied, CMYK goes through its own colour profile, and Lab through lcms's. The colour profiles of RGB images are not
+gray as white and floating point as black. Transparent images are seen on white, the orientation of a camera is
+applied, CMYK goes through its own color profile, and Lab through lcms's. The color profiles of RGB images are not
 applied, as training pipelines do not.
 
 Only the formats named here are opened. Pillow decides by content and not by name, and one of its formats starts another
@@ -223,7 +223,7 @@ def _through_profiles(image: Image.Image, mode: str, profile: bytes | None) -> I
         made = ImageCms.applyTransform(image, transform)
     except (ImportError, OSError, ValueError, TypeError, ImageCms.PyCMSError) as error:
         raise Unreadable(
-            f"the colours of the image ({mode}) cannot be converted: {error}", hint="store it as RGB"
+            f"the colors of the image ({mode}) cannot be converted: {error}", hint="store it as RGB"
         ) from error
     assert made is not None  # which only a transform in place returns
     return made

@@ -1,7 +1,7 @@
 """From an image to the network's input: one resize, one crop, one scale, for every command.
 
 The default is the evaluation that ImageNet classifiers and B-cosified networks are published with: the short side is
-resized to 8/7 of the network's (256 for 224), bilinearly and with antialiasing, and the centre is cropped. A network
+resized to 8/7 of the network's (256 for 224), bilinearly and with antialiasing, and the center is cropped. A network
 that records how it was evaluated (timm's ``pretrained_cfg``, a torchvision weight's ``transforms()``, open_clip's
 ``preprocess_cfg``) is given what it records. Sizes and offsets round as torchvision's ``Resize`` and ``CenterCrop`` do,
 so that the pixels are theirs; torchvision itself is an extra, and takes no 16-bit or oriented files.
@@ -88,7 +88,7 @@ class Preprocessing:
         height, width = self.size
         return (
             f"images of {height}x{width} pixels as they are, others: resized ({self.interpolation}), and "
-            f"{height}x{width} cropped from the centre, {self.crop_pct:.4g} of the short side"
+            f"{height}x{width} cropped from the center, {self.crop_pct:.4g} of the short side"
         )
 
     def __call__(self, image: Any, name: str = "the image") -> Tensor:
@@ -142,7 +142,7 @@ class Preprocessing:
         if self.in_unit_range and not (low >= -1e-3 and high <= 1 + 1e-3):
             raise UsageError(
                 f"{name} holds values from {low:.3g} to {high:.3g}, and images are taken in [0, 1]",
-                hint="leave normalisation out of the data set's transform: a converted network normalises inside",
+                hint="leave normalization out of the data set's transform: a converted network normalizes inside",
             )
         if self.shrunk > 1:
             image = F.interpolate(image[None].float(), self.size, mode="bicubic", antialias=True)[0].clamp(0, 1)

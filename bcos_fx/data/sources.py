@@ -39,12 +39,12 @@ class ImageSource(abc.ABC):
     Attributes:
         classes: names of the classes, by index; empty where they are not known.
         labels: class index of every image, where they are known before the images are read; else None.
-        unlabelled: there are no labels.
+        unlabeled: there are no labels.
     """
 
     classes: tuple[str, ...] = ()
     labels: Sequence[int] | None = None
-    unlabelled: bool = False
+    unlabeled: bool = False
     _checked: int | None = None
 
     @abc.abstractmethod
@@ -105,13 +105,13 @@ class ImageSource(abc.ABC):
                 self.class_index(label, index, outputs)
             self._checked = outputs
 
-    def check_labelled(self) -> None:
+    def check_labeled(self) -> None:
         """Refuse images that have no labels.
 
         Raises:
             UsageError: there are none.
         """
-        if self.unlabelled:
+        if self.unlabeled:
             raise _no_labels(f"the images have no labels: {self.where(0)}, for example")
 
     def class_index(self, label: Any, index: int, outputs: int | None = None) -> int:
@@ -186,7 +186,7 @@ class ImageFiles(ImageSource):
         self._sorted_classes = sorted_classes
         known = [record.label for record in self.records if record.label is not None]
         self.labels = known if len(known) == len(self.records) else None
-        self.unlabelled = not known
+        self.unlabeled = not known
 
     def __len__(self) -> int:
         return len(self.records)
@@ -227,7 +227,7 @@ class ImageFiles(ImageSource):
         return {
             "kind": self.kind,
             "images": len(self),
-            "classes": None if self.unlabelled else counts(labels, self.classes),
+            "classes": None if self.unlabeled else counts(labels, self.classes),
             "names": digest_of_data([record.name for record in self.records]),
             "labels": digest_of_data(labels),
             "sizes": digest_of_data(sizes),
@@ -279,7 +279,7 @@ class ArraySource(ImageSource):
             )
         classed = targets is not None and targets.dim() == 1 and not targets.is_floating_point()
         self.labels = targets.tolist() if targets is not None and classed else None
-        self.unlabelled = targets is None
+        self.unlabeled = targets is None
         self._numbers = None if targets is None or classed else targets.detach().float()
         self.own_shape()  # an array that holds no numbers is found out here
 

@@ -1,4 +1,4 @@
-"""How well explanations explain: localisation, deletion, accuracy, and post-hoc methods to compare with."""
+"""How well explanations explain: localization, deletion, accuracy, and post-hoc methods to compare with."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from bcos_fx.errors import UsageError
 
 
 def text2concept(features: Tensor, embeddings: Tensor) -> nn.Linear:
-    """Return the linear map W, without bias, that minimises Σ ‖W·features - embedding‖² in closed form.
+    """Return the linear map W, without bias, that minimizes Σ ‖W·features - embedding‖² in closed form.
 
     Of several maps that do, the one with the smallest norm: features may depend on each other.
 

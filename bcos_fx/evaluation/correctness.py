@@ -1,4 +1,4 @@
-"""Accuracy, agreement with the original network, and calibration, for any labelled images."""
+"""Accuracy, agreement with the original network, and calibration, for any labeled images."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def accuracy(
 
     Args:
         model: a converted network, or another classifier of images in [0, 1], in eval mode.
-        dataset: a path (see :func:`bcos_fx.evaluation.open_source`), Dataset or DataLoader of labelled images.
+        dataset: a path (see :func:`bcos_fx.evaluation.open_source`), Dataset or DataLoader of labeled images.
         original: a network to compare with, as a function of the same images in [0, 1].
         confidence: what the calibration error reads: ``softmax``, or ``sigmoid`` of the largest output for networks
             trained with binary cross-entropy.

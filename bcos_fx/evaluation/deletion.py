@@ -100,12 +100,12 @@ def pixel_deletion(
     Args:
         method: the method.
         outputs: from images (N, C, H, W) in [0, 1] to class outputs (N, classes): a converted network, or the original
-            behind its normalisation.
+            behind its normalization.
         images: (N, C, H, W) in [0, 1].
         targets: (N, K) class indices.
         direction: ``deletion`` or ``insertion``.
         order: which come first: ``most`` or ``least`` important, or ``random`` to compare with (no map is asked for).
-        imputation: what stands where a pixel is not: ``zero`` (black), ``mean`` (the image's own mean colour) or
+        imputation: what stands where a pixel is not: ``zero`` (black), ``mean`` (the image's own mean color) or
             ``blur`` (the image blurred by a Gaussian of 11 pixels and sigma 5, as published for insertion).
         steps: S, in how many equal steps.
         score: ``softmax``, ``sigmoid`` or ``logit`` of the class.

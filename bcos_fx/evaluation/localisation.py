@@ -1,4 +1,4 @@
-"""gridpg(): the Grid Pointing Game of a network on labelled images."""
+"""gridpg(): the Grid Pointing Game of a network on labeled images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PERCENTILES = (25, 50, 75)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Localisation(Displayed):
-    """How well a way of explaining localises, by the Grid Pointing Game.
+    """How well a way of explaining localizes, by the Grid Pointing Game.
 
     Attributes:
         method: its name.
@@ -127,7 +127,7 @@ def gridpg(
     Args:
         model: a converted network, or another dynamic linear classifier of images in [0, 1], in eval mode. It also says
             which images it is sure of: those are played with.
-        dataset: a path (see :func:`bcos_fx.evaluation.open_source`), Dataset or DataLoader of labelled images.
+        dataset: a path (see :func:`bcos_fx.evaluation.open_source`), Dataset or DataLoader of labeled images.
         method: another way of explaining the same targets; None: the network's own dynamic linear map.
         protocol: ``fair`` or ``published``, with the two arguments after it; or a :class:`Protocol` with all settings.
         side: √n, 3 for 3×3.

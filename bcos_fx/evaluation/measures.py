@@ -34,7 +34,7 @@ def evaluate(
 
     Args:
         model: a converted network, or another dynamic linear classifier of images in [0, 1], in eval mode; not changed.
-        data: labelled images: a path (see :func:`bcos_fx.evaluation.open_source`), Dataset or DataLoader.
+        data: labeled images: a path (see :func:`bcos_fx.evaluation.open_source`), Dataset or DataLoader.
         metrics: names out of ``accuracy``, ``gridpg``, ``deletion`` and ``insertion``, or ``all`` of them.
         protocols: how the Grid Pointing Game is played, once for each; None: :func:`bcos_fx.evaluation.fair`, 3x3.
         original: the network that ``model`` was converted from, or a conversion of it by the recipe equivalent, with

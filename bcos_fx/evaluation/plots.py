@@ -39,7 +39,7 @@ class Scores(Protocol):
 
 
 def boxes(results: Sequence[Scores]) -> Figure:
-    """Draw the scores of methods beside each other, as the papers' figures of localisation do.
+    """Draw the scores of methods beside each other, as the papers' figures of localization do.
 
     A box spans the quartiles of all targets' scores, whiskers reach 1.5 times as far, the diamond is the mean, and the
     dashed line is what a uniform map scores.
@@ -71,7 +71,7 @@ def boxes(results: Sequence[Scores]) -> Figure:
     ax.text(1.005, 1 / protocol.cells, "uniform", color=_CHANCE, fontsize=7, va="center",
             transform=ax.get_yaxis_transform())  # fmt: skip
     ax.set_ylim(-0.03, 1.03)
-    ax.set_ylabel("localisation score")
+    ax.set_ylabel("localization score")
     ax.set_title(f"GridPG {protocol.side}x{protocol.side}, {protocol.name}, {most} grids", fontsize=9)
     if len(results) > 3:
         ax.tick_params(axis="x", labelrotation=30)

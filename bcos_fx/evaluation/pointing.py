@@ -25,7 +25,7 @@ _THRESHOLD = 0.2
 
 
 def boxes_to_masks(boxes: Sequence[Sequence[Sequence[float]]] | Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Return masks (N, H, W), true where a pixel's centre is inside one of its image's boxes.
+    """Return masks (N, H, W), true where a pixel's center is inside one of its image's boxes.
 
     Args:
         boxes: for each image its boxes (left, top, right, bottom) in pixels, from 0 at the image's edge to its size.

@@ -31,7 +31,7 @@ class EvaluationTask:
 
     Attributes:
         model: takes images in [0, 1], (N, C, H, W), and gives one output per class; in eval mode.
-        source: the labelled images.
+        source: the labeled images.
         preprocessing: how they become the network's input.
         original: what ``model`` was made from, as a function of the same images; None: not compared with.
     """

@@ -36,7 +36,7 @@ Rows = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Embedded:
-    """Embeddings of labelled images.
+    """Embeddings of labeled images.
 
     Attributes:
         features: (N, D), each of length 1.
@@ -90,14 +90,14 @@ def embed_images(
 
     Args:
         model: takes images in [0, 1] and gives (N, D); in eval mode.
-        source: labelled images.
+        source: labeled images.
         preprocessing: how they become the model's input.
         batch_size: images at once.
 
     Raises:
         UsageError: the model gives no row of numbers for each image, an image has no label, or none can be read.
     """
-    source.check_labelled()
+    source.check_labeled()
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     reader, features, labels = Batches(source, preprocessing, batch_size), [], list[int]()
     for batch in filter(None, map(reader.read, reader.parts)):
@@ -146,7 +146,7 @@ def linear_probe(train: Embedded, test: Embedded, *, weight_decays: Sequence[flo
     # Of equally good ones the largest, whose classifier is the simplest.
     ordered = sorted(weight_decays)
     best = max(ordered, key=lambda decay: (score(decay), decay))
-    beside = [(best * ordered[place]) ** 0.5 for place in _neighbours(ordered, best)]
+    beside = [(best * ordered[place]) ** 0.5 for place in _neighbors(ordered, best)]
     best = max([best, *beside], key=lambda decay: (score(decay), decay))
     fitted, converged = _fitted(features, labels, best)
     outputs = fitted.decision_function(test.features.double().numpy())
@@ -181,7 +181,7 @@ def _held_out(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.bool_]
     return held
 
 
-def _neighbours(ordered: Sequence[float], best: float) -> list[int]:
+def _neighbors(ordered: Sequence[float], best: float) -> list[int]:
     place = ordered.index(best)
     return [n for n in (place - 1, place + 1) if 0 <= n < len(ordered)]
 

@@ -38,7 +38,7 @@ class Randomised(Displayed):
         method: the method's name.
         layers: names of the L layers, from the output downwards.
         similarities: name -> (L, N, K), at most 1: 1 for the same map, about 0 for an unrelated one.
-        left_out: layers with parameters that the network never called, and that were not randomised.
+        left_out: layers with parameters that the network never called, and that were not randomized.
         settings: what measure and method were set to.
     """
 
@@ -60,7 +60,7 @@ class Randomised(Displayed):
 
     @property
     def measured(self) -> dict[str, Measured]:
-        """Each similarity after the last layer: with all weights random, if they were randomised cascading."""
+        """Each similarity after the last layer: with all weights random, if they were randomized cascading."""
         return {
             name: Measured(name, self.method, values[-1], self.settings) for name, values in self.similarities.items()
         }
@@ -75,7 +75,7 @@ class Randomised(Displayed):
         axes.axhline(0, color="#808080", linewidth=0.8)
         axes.set_ylabel(f"similarity to {self.method} before")
         axes.set_xlabel(
-            f"{self.settings.get('mode', 'cascading')} randomisation, from the output downwards", fontsize=8
+            f"{self.settings.get('mode', 'cascading')} randomization, from the output downwards", fontsize=8
         )
         axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
         for side in ("top", "right"):
@@ -105,7 +105,7 @@ def weight_randomisation(
         images: (N, C, H, W) in [0, 1].
         targets: (N, K) class indices.
         mode: ``cascading`` or ``independent``.
-        layers: names of modules, in the order to randomise them in, each with everything below it; None: every module
+        layers: names of modules, in the order to randomize them in, each with everything below it; None: every module
             with parameters of its own that the network calls, the last called first.
         example: what the network takes, to see which modules it calls; None: the first image.
         seed: of the new weights.
@@ -187,7 +187,7 @@ def _known(network: nn.Module, layers: Sequence[str]) -> list[str]:
         if layer not in modules:
             raise UsageError(f"the network has no module named {layer!r}", hint=nearest(str(layer), modules))
         if not any(True for _ in modules[layer].parameters()):
-            raise UsageError(f"the module {layer!r} has no parameters to randomise", hint="name another")
+            raise UsageError(f"the module {layer!r} has no parameters to randomize", hint="name another")
     if not layers:
         raise UsageError("layers= names no module", hint="leave it out for all")
     return list(layers)

@@ -1,6 +1,6 @@
 """The score of the Grid Pointing Game, as published: how much of the evidence for a class lies in the class's own cell.
 
-Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 5 (the "localisation metric"); "B-cos Alignment for
+Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 5 (the "localization metric"); "B-cos Alignment for
 Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024, section 5. Smoothing comes before negative
 contributions are cut, so evidence against a class weakens the evidence for it that lies within the box.
 """

@@ -1,4 +1,4 @@
-"""One evaluation: accuracy, localisation and further measures, of a network and of methods to compare it with."""
+"""One evaluation: accuracy, localization and further measures, of a network and of methods to compare it with."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Evaluation(Displayed):
         task: of what, on what.
         outcome: what the network answers for every image.
         accuracy: None: not asked for.
-        localisations: for each protocol one result per method; the network's own comes first.
+        localizations: for each protocol one result per method; the network's own comes first.
         curves: of further measures.
         refused: baselines that were left out -> why they are not right for this network.
     """

@@ -47,7 +47,7 @@ def task_of(
     if isinstance(model, BcosNetwork) and original is not None:
         check_same_names(model.record.classes, _classes_of(original, len(model.record.classes)))
     source = source_for(dataset, model.record.classes if isinstance(model, BcosNetwork) else ())
-    source.check_labelled()
+    source.check_labeled()
     return EvaluationTask(model, source, preprocessing_of(model, source, shape), original)
 
 

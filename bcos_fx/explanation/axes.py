@@ -16,7 +16,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.explanation.layout import own_form, samples_first
 from bcos_fx.rewriting.core.channels import first_mixed
 
-_COLOURS = (1, 3, 4)
+_COLORS = (1, 3, 4)
 _SIDES = {1: ("position",), 2: ("row", "column"), 3: ("slice", "row", "column")}
 
 
@@ -88,7 +88,7 @@ def _by_rank(shape: tuple[int, ...], reason: str) -> Axes:
         return Axes(None, ("feature",))
     usual = _named(1 if len(shape) > 3 else 2, shape, None)
     note = f"{reason}, so dimension {usual.channel} was taken for the channels; channel_axis= names another"
-    unusual = len(shape) != 4 or (shape[-1] in _COLOURS and shape[1] not in (*_COLOURS, 2, 6))
+    unusual = len(shape) != 4 or (shape[-1] in _COLORS and shape[1] not in (*_COLORS, 2, 6))
     return Axes(usual.channel, usual.places, note if unusual else "")
 
 

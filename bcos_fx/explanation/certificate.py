@@ -154,7 +154,7 @@ def _listed(title: str, entries: list[str]) -> Iterator[str]:
 
 
 def certificate(prepared: Prepared) -> Certificate:
-    """Analyse a prepared graph; nothing is run but elementwise activations at 0, and nothing is changed."""
+    """Analyze a prepared graph; nothing is run but elementwise activations at 0, and nothing is changed."""
     reader = GraphReader(prepared.graph_module, vocabulary(), Options())
     output = next(node for node in prepared.graph_module.graph.nodes if node.op == "output")
     kind = reader.flow.kinds[output.name]

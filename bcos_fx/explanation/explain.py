@@ -191,14 +191,14 @@ def _result(
     axes: Axes,
 ) -> Explanation:
     single = choices[0].single
-    judgement = judged(found)
-    verdict, notes = judgement.verdict if view.certificate.ok else INCOMPLETE, list(noted)
+    judgment = judged(found)
+    verdict, notes = judgment.verdict if view.certificate.ok else INCOMPLETE, list(noted)
     if not view.certificate.ok:
         notes.append(f"the network is not dynamic linear: {view.certificate.breaks[0]}")
     elif verdict == INCOMPLETE:
-        notes.append(f"contributions do not add up: {judgement}")
+        notes.append(f"contributions do not add up: {judgment}")
     elif verdict == NOT_TESTED:
-        notes.append(f"not tested: {judgement.why_not_tested}")
+        notes.append(f"not tested: {judgment.why_not_tested}")
     notes += [axes.note] if axes.note else []
     indices = None if choices[0].indices is None else torch.cat([c.indices for c in choices if c.indices is not None])
     scores = found.value if found.value.dim() == 2 else None
@@ -217,7 +217,7 @@ def _result(
         constants=Constants({name: one(values) for name, values in found.constants.items()}, one(found.output)),
         where=view.certificate.explained,
         names=None if names is None else tuple(names),
-        colours=_has_colours(found.start, found.weights),
+        colors=_has_colors(found.start, found.weights),
         notes=tuple(notes),
         verdict=verdict,
         channel_axis=axes.channel,
@@ -238,8 +238,8 @@ def _scored(found: Explanation, names: Sequence[str]) -> Explanation:
     )
 
 
-def _has_colours(start: Tensor, weights: Tensor) -> bool:
-    """Whether both halves of an encoded image are weighted, so that weights have a colour.
+def _has_colors(start: Tensor, weights: Tensor) -> bool:
+    """Whether both halves of an encoded image are weighted, so that weights have a color.
 
     Other things have two or six channels too, inner layers say; of an encoding [x, 1 - x] the halves add up to 1.
     """

@@ -48,9 +48,9 @@ class Explanation(Result):
         return fragment(self)
 
     def image(self, *, smooth: int | None = None, percentile: float = 99.5) -> Image.Image | list[Image.Image]:
-        """Return the coloured explanation as an RGBA image; a list where there are several samples or targets.
+        """Return the colored explanation as an RGBA image; a list where there are several samples or targets.
 
-        Where W(x) has no colour (see ``colours``) the image shows signed contributions: red for, blue against.
+        Where W(x) has no color (see ``colors``) the image shows signed contributions: red for, blue against.
 
         Args:
             smooth: width in pixels of the box that opacity is averaged over; None: 15 at 224 pixels, in proportion.
@@ -65,7 +65,7 @@ class Explanation(Result):
         return made[0] if len(made) == 1 else made
 
     def plot(self, *, top: int = 5) -> Figure:
-        """Return a matplotlib figure: input, coloured explanation, contributions, and each target's own map.
+        """Return a matplotlib figure: input, colored explanation, contributions, and each target's own map.
 
         Args:
             top: how many of the highest classes are shown as bars.

@@ -37,7 +37,7 @@ SourceNames = str | Sequence[str] | None
 
 @dataclass(frozen=True)
 class Prepared:
-    """A graph ready to be analysed.
+    """A graph ready to be analyzed.
 
     Attributes:
         graph_module: the graph, over the network's own parameters.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -88,7 +89,7 @@ class Result:
         target: (N[, K]) indices of what is explained, or None for a function.
         where: what is explained, ``output``, ``logits`` or a layer's name.
         names: class names.
-        colours: W(x) weights both x and 1 - x, so that it has a colour.
+        colors: W(x) weights both x and 1 - x, so that it has a color.
         notes: what is odd about this explanation.
         tokens: of each sample, in the order of its positions, where they are known.
         verdict: ``complete``: contributions add up to the output, and the network is certified. ``not tested``: what is
@@ -110,7 +111,7 @@ class Result:
     target: Tensor | None = None
     where: str = "output"
     names: tuple[str, ...] | None = None
-    colours: bool = False
+    colors: bool = False
     notes: tuple[str, ...] = field(default=())
     verdict: str = "complete"
     tokens: tuple[tuple[str, ...], ...] | None = None
@@ -118,6 +119,12 @@ class Result:
     axes: tuple[str, ...] = ("row", "column")
     labels: tuple[str, ...] | None = None
     blocks: int = 1
+
+    @property
+    def colours(self) -> bool:
+        """The former name of :attr:`colors`."""
+        warnings.warn(".colours is now .colors", DeprecationWarning, stacklevel=2)
+        return self.colors
 
     @property
     def complete(self) -> bool:
@@ -260,7 +267,7 @@ class Result:
             constants=Constants(values, changed["output"]),
             notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
             verdict=next(each for each in _VERDICTS if any(part.verdict == each for part in parts)),
-            colours=any(part.colours for part in parts),
+            colors=any(part.colors for part in parts),
             tokens=None if first.tokens is None else tuple(row for part in parts for row in part.tokens or ()),
         )
 

@@ -8,7 +8,7 @@ z is a dynamic linear function of the image, so z·t is one too; 1/‖z‖ and |
 as the alignment of a B-cos layer is (Böhle et al., CVPR 2022, section 3.2). Contributions then add up to the score.
 Were ‖z‖ not held fixed they would add up to 0, whatever the image: the cosine does not change when z grows, so
 z·∂cos/∂z = 0. p > 1 takes weight from places that are little like the text (Arya et al., NeurIPS 2024, on text
-localisation).
+localization).
 """
 
 from __future__ import annotations

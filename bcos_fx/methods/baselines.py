@@ -65,14 +65,14 @@ def baselines(
 
     Args:
         names: of :data:`BASELINES`, one or several; None: all.
-        network: the *original* network: takes normalised images (N, C, H, W), gives (N, classes). It is copied and not
+        network: the *original* network: takes normalized images (N, C, H, W), gives (N, classes). It is copied and not
             changed; it is explained in eval mode.
         mean: what it expects to be subtracted from images in [0, 1], per channel; None: 0; ``"auto"``: as timm
             keeps it on the module.
         std: what it expects them to be divided by afterwards; None: 1.
-        reference: the colour that stands for nothing: where IG and DeepLIFT start, what Input x Gradient counts from,
-            what occlusions show. ``mean`` (0 after normalisation, as these methods are usually run), ``black``, or a
-            colour in [0, 1].
+        reference: the color that stands for nothing: where IG and DeepLIFT start, what Input x Gradient counts from,
+            what occlusions show. ``mean`` (0 after normalization, as these methods are usually run), ``black``, or a
+            color in [0, 1].
         seed: of LIME's samples and RISE's masks.
         batch_size: images, or perturbed ones, that are computed at once; None: as many as are fast together, fewer if
             they are large.

@@ -1,8 +1,8 @@
-"""The network that post-hoc methods explain: the original, behind its own normalisation, seen from a reference image.
+"""The network that post-hoc methods explain: the original, behind its own normalization, seen from a reference image.
 
-With d = x - r, where r is one colour everywhere, every published method has its zero where d = 0: Input x Gradient
+With d = x - r, where r is one color everywhere, every published method has its zero where d = 0: Input x Gradient
 multiplies by d, Integrated Gradients and DeepLIFT start at r, Occlusion, LIME and RISE fill with r. At the usual
-r = mean this is what these methods do where they are given images that were normalised first.
+r = mean this is what these methods do where they are given images that were normalized first.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _PIXELS, _CPU_PIXELS = 32 * 224 * 224, 4 * 224 * 224
 
 
 class ExplainedNetwork(nn.Module):
-    """A classifier as a function of the image's difference from one colour; an own copy, in eval mode.
+    """A classifier as a function of the image's difference from one color; an own copy, in eval mode.
 
     Args:
-        network: takes normalised images (N, C, H, W), gives (N, classes). It is copied, so methods go on to explain
+        network: takes normalized images (N, C, H, W), gives (N, classes). It is copied, so methods go on to explain
             what it was when they were made.
         mean: what the network expects to be subtracted from images in [0, 1], per channel; None: 0; ``"auto"``: as
             timm keeps it on the module.
         std: what it expects them to be divided by afterwards; None: 1.
-        reference: ``mean``, ``black``, or a colour in [0, 1], one number or one per channel.
+        reference: ``mean``, ``black``, or a color in [0, 1], one number or one per channel.
         batch_size: images that are run at once; None: by their size, see :meth:`at_once`.
 
     Raises:
@@ -52,11 +52,11 @@ class ExplainedNetwork(nn.Module):
         if batch_size is not None:
             check_count("batch_size", batch_size)
         self.batch_size = batch_size
-        centre, spread = (torch.tensor(values or (default,), dtype=torch.float64) for values, default in
+        center, spread = (torch.tensor(values or (default,), dtype=torch.float64) for values, default in
                           zip(statistics(network, mean, std), (0.0, 1.0), strict=True))  # fmt: skip
-        if bool((spread <= 0).any()) or not bool(torch.isfinite(torch.cat([centre, spread])).all()):
+        if bool((spread <= 0).any()) or not bool(torch.isfinite(torch.cat([center, spread])).all()):
             raise UsageError("mean must be finite and std finite and positive", hint="for example std=(0.5, 0.5, 0.5)")
-        colour = _colour(reference, centre)
+        color = _color(reference, center)
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
 
         def per_channel(values: Tensor) -> Tensor:
@@ -65,9 +65,9 @@ class ExplainedNetwork(nn.Module):
         self.reference: Tensor
         self.scale: Tensor
         self.offset: Tensor
-        self.register_buffer("reference", per_channel(colour))
+        self.register_buffer("reference", per_channel(color))
         self.register_buffer("scale", per_channel(1 / spread))
-        self.register_buffer("offset", per_channel((colour - centre) / spread))
+        self.register_buffer("offset", per_channel((color - center) / spread))
         self.network = deep_copy(network)
         self.requires_grad_(False).eval()
 
@@ -113,12 +113,12 @@ class ExplainedNetwork(nn.Module):
             return class_outputs(self, differences[:1]).shape[1]
 
 
-def _colour(reference: str | float | Sequence[float], mean: Tensor) -> Tensor:
+def _color(reference: str | float | Sequence[float], mean: Tensor) -> Tensor:
     if isinstance(reference, str):
         if reference not in REFERENCES:
             raise UsageError(f"reference is {reference!r}", hint=nearest(reference, REFERENCES))
         return mean if reference == "mean" else torch.zeros_like(mean)
-    colour = torch.as_tensor(reference, dtype=mean.dtype).reshape(-1)
-    if not bool(((colour >= 0) & (colour <= 1)).all()) or not colour.numel():
-        raise UsageError(f"reference is {reference!r}", hint='give "mean", "black" or a colour in [0, 1]')
-    return colour
+    color = torch.as_tensor(reference, dtype=mean.dtype).reshape(-1)
+    if not bool(((color >= 0) & (color <= 1)).all()) or not color.numel():
+        raise UsageError(f"reference is {reference!r}", hint='give "mean", "black" or a color in [0, 1]')
+    return color

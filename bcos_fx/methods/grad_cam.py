@@ -90,7 +90,7 @@ def last_feature_map(graph_module: fx.GraphModule) -> fx.Node:
         UsageError: there is none: space ends otherwise than by pooling or flattening, as in a vision transformer.
     """
     moving = depends_on_input(graph_module)
-    # What bears no module's name is the normalisation in front of the network.
+    # What bears no module's name is the normalization in front of the network.
     spatial = [node for node in moving if _is_map(node) and node.meta.get("module_path")]
     if not spatial:
         raise UsageError("Grad-CAM needs a feature map, and no node of this network has one", hint=_NAME_IT)

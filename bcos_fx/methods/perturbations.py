@@ -1,7 +1,7 @@
 """Post-hoc methods by perturbation: Occlusion and LIME through captum, and RISE.
 
 They watch a class's probability, as published, unless ``score`` says otherwise. What is hidden takes the reference's
-colour. Every image is explained alone and with the same seed, so a map does not depend on the batch it was in. The
+color. Every image is explained alone and with the same seed, so a map does not depend on the batch it was in. The
 perturbed images are run once for all K classes.
 """
 

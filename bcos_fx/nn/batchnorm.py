@@ -1,10 +1,10 @@
 """Batch norm without mean subtraction: a scale per channel and one constant.
 
-In eval, batch norm is w (x - mean)/sigma + bias = (w/sigma) x + (bias - w mean/sigma): an uncentred scale and one
+In eval, batch norm is w (x - mean)/sigma + bias = (w/sigma) x + (bias - w mean/sigma): an uncentered scale and one
 constant, :meth:`constant`. The constant is kept as what it is made of, so that the layer is torch's to the last bit, in
 every precision, and a calibration that exchanges the statistics has nothing to fold again. In training the layer
-divides by the batch's deviation and subtracts no batch mean: the uncentred batch norm of Böhle et al., "B-cos Alignment
-for Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024, section 3.3.
+divides by the batch's deviation and subtracts no batch mean: the uncentered batch norm of Böhle et al., "B-cos
+Alignment for Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024, section 3.3.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def _all_but_channels(x: Tensor) -> list[int]:
 
 
 class _BatchNormUncentred(nn.Module):
-    """Uncentred batch norm; used through the classes for 1, 2 and 3 dimensions.
+    """Uncentered batch norm; used through the classes for 1, 2 and 3 dimensions.
 
     Eval: y = x * weight / sqrt(running_var + eps) + constant. Training: the batch's biased variance (about its mean)
     takes the place of running_var, which is updated in place with the unbiased one; nothing else is updated.
 
-    Deliberately no subclass of torch's batch norms: what converts those (``SyncBatchNorm``) would centre it again.
+    Deliberately no subclass of torch's batch norms: what converts those (``SyncBatchNorm``) would center it again.
 
     Args:
         num_features: channels C.
@@ -149,7 +149,7 @@ class _BatchNormUncentred(nn.Module):
         return shift if self.bias is None else shift + self.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (N, C, ...).
+        """Normalize x (N, C, ...).
 
         Raises:
             UsageError: another rank, or one value per channel in training.
@@ -195,7 +195,7 @@ class _BatchNormUncentred(nn.Module):
         return F.batch_norm(x, zero, one, scale, constant, False, 0.0, 0.0)
 
     def _measured(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x to normalise, and the biased variance of its channels in the dtype of the statistics."""
+        """Return x to normalize, and the biased variance of its channels in the dtype of the statistics."""
         precise = x.to(self.running_var.dtype)
         if torch.compiler.is_compiling():  # which differentiates this, and would not see the gradient overwritten
             return x, precise.var(_all_but_channels(x), correction=0)
@@ -214,21 +214,21 @@ class _BatchNormUncentred(nn.Module):
 
 
 class BatchNormUncentred1d(_BatchNormUncentred):
-    """Uncentred form of :class:`torch.nn.BatchNorm1d`: (N, C) or (N, C, L)."""
+    """Uncentered form of :class:`torch.nn.BatchNorm1d`: (N, C) or (N, C, L)."""
 
     plain_class = nn.BatchNorm1d
     ranks = (2, 3)
 
 
 class BatchNormUncentred2d(_BatchNormUncentred):
-    """Uncentred form of :class:`torch.nn.BatchNorm2d`: (N, C, H, W)."""
+    """Uncentered form of :class:`torch.nn.BatchNorm2d`: (N, C, H, W)."""
 
     plain_class = nn.BatchNorm2d
     ranks = (4,)
 
 
 class BatchNormUncentred3d(_BatchNormUncentred):
-    """Uncentred form of :class:`torch.nn.BatchNorm3d`: (N, C, D, H, W)."""
+    """Uncentered form of :class:`torch.nn.BatchNorm3d`: (N, C, D, H, W)."""
 
     plain_class = nn.BatchNorm3d
     ranks = (5,)

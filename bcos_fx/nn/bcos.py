@@ -67,7 +67,7 @@ class BcosLayer(DynamicLayer):
     def _set_transform(
         self, b: float, scale: Scale, eps: float | None, gain: bool = True, eps_at: EpsAt = "square"
     ) -> None:
-        """Validate and store the B-cos options; the plain layer has been initialised before."""
+        """Validate and store the B-cos options; the plain layer has been initialized before."""
         for name, value, known in (("scale", scale, _SCALES), ("eps_at", eps_at, _PLACES)):
             if value not in known:
                 raise UsageError(f"{name} is {value!r}", hint=f"choose one of {', '.join(known)}")
@@ -267,11 +267,11 @@ class BcosLayer(DynamicLayer):
                 return self._input_norm(x, output_size)
         x, energies = energy(x, dim=-1 - self.spatial, groups=self._groups(), steps=self._steps(output_size))
         total = self._pool(energies, output_size)  # newly allocated, so it becomes the norm in place
-        square_eps, norm_eps = self._stabilisers(x.dtype)
+        square_eps, norm_eps = self._stabilizers(x.dtype)
         root = total.add_(square_eps).sqrt_()
         return x, root + norm_eps if norm_eps else root
 
-    def _stabilisers(self, dtype: torch.dtype) -> tuple[float, float]:
+    def _stabilizers(self, dtype: torch.dtype) -> tuple[float, float]:
         """Return what is added to |x|^2 and what to its root, for inputs of a dtype."""
         eps = default_eps(dtype) if self.eps is None else self.eps
         # Under the root too, where it changes nothing but the gradient at 0.

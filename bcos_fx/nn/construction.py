@@ -76,7 +76,7 @@ def _option(module: nn.Module, name: str) -> Any:
 
 
 def construct(cls: type[M], options: Mapping[str, Any]) -> M:
-    """Construct a layer without allocating or initialising its tensors, where its class allows that."""
+    """Construct a layer without allocating or initializing its tensors, where its class allows that."""
     accepted = inspect.signature(cls.__init__).parameters
     placement = {"device": torch.device("meta")} if "device" in accepted else {}
     return cls(**options, **placement)

@@ -104,7 +104,7 @@ class _BcosConv(_Convolution):
         if not self._is_depthwise_for(x):
             return super()._scaled_product(x, output_size)
         margins = tuple(self._margins()[::-2])
-        windows = Windows(self.kernel_size, self.stride, margins, self.dilation, *self._stabilisers(x.dtype))
+        windows = Windows(self.kernel_size, self.stride, margins, self.dilation, *self._stabilizers(x.dtype))
         return depthwise(x, self._effective_weight(), self._cosine_weight_norm(), windows, self.b)
 
     def _is_depthwise_for(self, x: Tensor) -> bool:

@@ -48,7 +48,7 @@ class FrozenRatio(nn.Module):
     At x = 0 the ratio is phi'(0) where that is finite, else 0; that of a phi that stops gradients is taken near 0.
 
     Args:
-        function: phi, of x and the tensors that it reads besides, such as a learnt power.
+        function: phi, of x and the tensors that it reads besides, such as a learned power.
         uniform: phi is the same for every number and takes x of any shape; not that of a layer with tensors of its own.
     """
 
@@ -91,7 +91,7 @@ class FrozenL2Normalisation(nn.Module):
         self.p, self.dim, self.eps = p, dim, eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise; any shape."""
+        """Normalize; any shape."""
         norm: Tensor = torch.linalg.vector_norm(x.detach(), self.p, self.dim, keepdim=True)
         return x / norm.clamp_min(self.eps)
 
@@ -108,7 +108,7 @@ class FrozenResponseNorm(nn.Module):
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, ...)."""
+        """Normalize (N, C, ...)."""
         power = x.detach().square().transpose(1, -1)
         padded = F.pad(power, (self.size // 2, (self.size - 1) // 2))
         mean = padded.unfold(-1, self.size, 1).mean(-1).transpose(1, -1)

@@ -70,7 +70,7 @@ def _sum_squares(x: Tensor, dim: int) -> Tensor:
     dtype = statistics_dtype(x.dtype)
     if torch.compiler.is_compiling():  # which fuses this, and differentiates it
         return x.to(dtype).square().sum(dim, keepdim=True)
-    if x.stride(dim) == 1:  # a fused, vectorised reduction exists for the innermost dimension only
+    if x.stride(dim) == 1:  # a fused, vectorized reduction exists for the innermost dimension only
         norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype)
         return norm.square_()
     first, *rest = (part.to(dtype) for part in x.chunk(_FOLDS, dim))

@@ -1,11 +1,11 @@
-"""Image encoding [x, 1 - x] and the normalisation that needs no constant.
+"""Image encoding [x, 1 - x] and the normalization that needs no constant.
 
-B-cos networks read a colour image in [0, 1] as e = [x, 1 - x], so that colour is a direction (Böhle, Fritz and
+B-cos networks read a color image in [0, 1] as e = [x, 1 - x], so that color is a direction (Böhle, Fritz and
 Schiele, "B-cos Networks", CVPR 2022, section 4). Because x + (1 - x) = 1, any affine x' = A x + m is linear in e:
 
     x' = (A + M) x + M (1 - x)    with M of row sums m,
 
-so the normalised, again encoded [x', -x'] is N e with a fixed matrix N and no bias. A kernel w that read x' reads it
+so the normalized, again encoded [x', -x'] is N e with a fixed matrix N and no bias. A kernel w that read x' reads it
 as [w/2, -w/2] (Arya et al., "B-cosification", NeurIPS 2024, section 3.2). All matrices are computed in float64.
 """
 
@@ -117,12 +117,12 @@ class InputNormalisation(nn.Module):
         Raises:
             UsageError: different lengths, numbers that are not finite, or a std that is not positive.
         """
-        centre, spread = _vector(mean, "mean"), _vector(std, "std")
-        if centre.shape != spread.shape or not bool((spread > 0).all()):
+        center, spread = _vector(mean, "mean"), _vector(std, "std")
+        if center.shape != spread.shape or not bool((spread > 0).all()):
             raise UsageError(
                 f"mean {mean} and std {std} do not fit", hint="give one mean and one positive std a channel"
             )
-        return cls(torch.diag(1 / spread), -centre / spread, device, dtype)
+        return cls(torch.diag(1 / spread), -center / spread, device, dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

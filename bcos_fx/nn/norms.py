@@ -2,9 +2,9 @@
 
 y = (x - mean(x)) * factor(x) * weight + bias with factor(x) = 1/sqrt(var(x) + eps). Subtracting the mean is linear;
 only the factor is not, and an explanation holds it constant. ``centred=False`` leaves the mean in and still divides by
-the centred deviation: the uncentred norms of Böhle et al., "B-cos Alignment for Inherently Interpretable CNNs and
+the centered deviation: the uncentered norms of Böhle et al., "B-cos Alignment for Inherently Interpretable CNNs and
 Vision Transformers", TPAMI 2024, section 3.3. Each class extends torch's of the same name, and
-centred it runs that one's kernel.
+centered it runs that one's kernel.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class NormLayer(DynamicLayer):
         return parameter
 
 
-class CentringNorm(NormLayer):
+class CenteringNorm(NormLayer):
     """The norms with a mean.
 
     Attributes:
@@ -84,7 +84,7 @@ class CentringNorm(NormLayer):
         return cls._sharing(module, centred=centred)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x; shape and dtype as torch's layer of the same name."""
+        """Normalize x; shape and dtype as torch's layer of the same name."""
         if self.centred:
             y: Tensor = self.plain_class.forward(self, x)
             return y
@@ -115,7 +115,7 @@ class CentringNorm(NormLayer):
         return f"{super().extra_repr()}, centred={self.centred}"
 
 
-class LayerNorm(CentringNorm, nn.LayerNorm):
+class LayerNorm(CenteringNorm, nn.LayerNorm):
     """Form of :class:`torch.nn.LayerNorm`: (..., *normalized_shape); Ba, Kiros and Hinton, 2016, section 3."""
 
     plain_class = nn.LayerNorm
@@ -146,7 +146,7 @@ class PositionNorm(LayerNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x (N, C, ...), each position by itself; shape and dtype are x's."""
+        """Normalize x (N, C, ...), each position by itself; shape and dtype are x's."""
         if self.centred:
             return nn.LayerNorm.forward(self, x.movedim(1, -1)).movedim(-1, 1)
         return self.recompose(*self.decompose(x))
@@ -158,7 +158,7 @@ class PositionNorm(LayerNorm):
         return parameter.view(-1, *[1] * (y.dim() - 2))
 
 
-class GroupNorm(CentringNorm, nn.GroupNorm):
+class GroupNorm(CenteringNorm, nn.GroupNorm):
     """Form of :class:`torch.nn.GroupNorm`: (N, C, ...); Wu and He, ECCV 2018, section 3."""
 
     plain_class = nn.GroupNorm
@@ -191,7 +191,7 @@ class GroupNorm(CentringNorm, nn.GroupNorm):
         return parameter.view(-1, *[1] * (y.dim() - 2))
 
 
-class _InstanceNorm(CentringNorm):
+class _InstanceNorm(CenteringNorm):
     """Instance norm over the last ``spatial`` dimensions (Ulyanov, Vedaldi and Lempitsky, 2016, section 2)."""
 
     plain_options = ("num_features", "eps", "momentum", "affine", "track_running_stats")
@@ -275,7 +275,7 @@ class RMSNorm(NormLayer, nn.RMSNorm):
         return cls._sharing(module)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x by torch's kernel; shape and dtype are x's."""
+        """Normalize x by torch's kernel; shape and dtype are x's."""
         return nn.RMSNorm.forward(self, x)
 
     def decompose(self, x: Tensor) -> tuple[Tensor, Tensor]:

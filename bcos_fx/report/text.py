@@ -35,7 +35,7 @@ Facts = Sequence[tuple[str, str]]
 
 
 def render(report: Findings, *, nodes: bool = False, width: int = 110) -> str:
-    """Return the report as plain text, without colour codes.
+    """Return the report as plain text, without color codes.
 
     Args:
         report: of a conversion or a dry run.
@@ -48,7 +48,7 @@ def render(report: Findings, *, nodes: bool = False, width: int = 110) -> str:
 
 
 def show(report: Findings, console: Console, *, nodes: bool = False) -> None:
-    """Print the report, in colour where the console has any.
+    """Print the report, in color where the console has any.
 
     Args:
         report: of a conversion or a dry run.

@@ -109,14 +109,14 @@ def activation(kind: str, spelling: str) -> nn.Module:
 
 
 class ChannelsLast(nn.Module):
-    """A norm over the channels of (N, C, spatial...), as ConvNeXt has it: permute, normalise, permute back."""
+    """A norm over the channels of (N, C, spatial...), as ConvNeXt has it: permute, normalize, permute back."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, spatial...) over C."""
+        """Normalize (N, C, spatial...) over C."""
         return self.norm(x.movedim(1, -1)).movedim(-1, 1)  # type: ignore[no-any-return]
 
 

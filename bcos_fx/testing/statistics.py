@@ -33,7 +33,7 @@ def randomise_(module: M, seed: int = 0) -> M:
 
     Weights are drawn with variance 2 / fan-in (He et al., ICCV 2015, section 2.2), so activations keep their size;
     scales, one number per channel in whatever shape, around 1, with a few negative; biases and means around 0. What
-    was zero or a tiny constant (layer scales, zero-initialised heads) gets such values too.
+    was zero or a tiny constant (layer scales, zero-initialized heads) gets such values too.
 
     Args:
         module: its parameters and running statistics are overwritten; shared ones once.
@@ -64,7 +64,7 @@ def randomise_(module: M, seed: int = 0) -> M:
 def norm_statistics_from_data_(module: M, inputs: Tensor | tuple[Tensor, ...]) -> M:
     """Set the running statistics of all norms to those of ``inputs``, in one pass, in place.
 
-    The norms alone run in train mode, so each one sees its predecessors already normalised with the same
+    The norms alone run in train mode, so each one sees its predecessors already normalized with the same
     batch. A norm that is called several times gets the average over its calls. Training flags, momenta and
     everything else stay as they were.
 

@@ -127,7 +127,7 @@ def class_embeddings(
     *,
     cache: TextCache | None = None,
 ) -> TextEmbeddings:
-    """Embed classes: each as the normalised mean of its embedded prompts (Radford et al., ICML 2021, section 3.1.4).
+    """Embed classes: each as the normalized mean of its embedded prompts (Radford et al., ICML 2021, section 3.1.4).
 
     Args:
         tower: a text tower.

@@ -30,7 +30,7 @@ def oddity(tensor: Tensor) -> str | None:
         return "nested"
     if tensor.layout is not torch.strided:
         return "sparse"
-    return "quantised" if tensor.is_quantized else None
+    return "quantized" if tensor.is_quantized else None
 
 
 def numbers(value: Any) -> list[Symbolic]:

@@ -178,7 +178,7 @@ def check_state(module: nn.Module, inputs: BoundInputs) -> None:
     devices: dict[torch.device, str] = {}
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-            raise UsageError(f"{name!r} is not initialised yet", hint="call the module once with real data before")
+            raise UsageError(f"{name!r} is not initialized yet", hint="call the module once with real data before")
         devices.setdefault(tensor.device, name)
     if any(device.type == "meta" for device in devices):
         raise UsageError("the module has parameters on the meta device", hint="load its weights before")

@@ -84,7 +84,7 @@ class GradientStops:
 
 TRANSFORMED = "a transform of torch.func (vmap, grad, jvp) runs, inside which tensors have no memory to follow"
 
-_TRANSFORMS = ("vmap", "eager_transforms")  # its neighbours in that folder serve torch.compile
+_TRANSFORMS = ("vmap", "eager_transforms")  # its neighbors in that folder serve torch.compile
 
 
 def is_transforming(error: BaseException) -> bool:

@@ -30,7 +30,7 @@ _COMPOSITES = (
     *(nn.LPPool1d, nn.LPPool2d, nn.LPPool3d),
 )
 _PREPARED = ("torch.ao.quantization.stubs", "torch.ao.nn.intrinsic.modules.fused")
-"""Marks of where a network may be quantised, and fused layers, which compute in floating point until it is."""
+"""Marks of where a network may be quantized, and fused layers, which compute in floating point until it is."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -126,7 +126,7 @@ def check_parts(module: nn.Module) -> None:
     """Check that every part of a module is one that can be traced at all.
 
     Raises:
-        TraceError: for TorchScript and quantised modules, and for parameters that are sparse, quantised or complex.
+        TraceError: for TorchScript and quantized modules, and for parameters that are sparse, quantized or complex.
     """
     for path, part in module.named_modules():
         _refuse(path, part)
@@ -150,7 +150,7 @@ def _refuse(path: str, part: nn.Module) -> None:
     home = type(part).__module__
     in_floating_point = home.startswith(_PREPARED) or type(part).__name__ == "FloatFunctional"
     if home.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")) and not in_floating_point:
-        raise TraceError("a quantised module cannot be traced", where=where, hint="give the floating point module")
+        raise TraceError("a quantized module cannot be traced", where=where, hint="give the floating point module")
     for name, tensor in (*part._parameters.items(), *part._buffers.items()):
         if tensor is None or isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
             continue

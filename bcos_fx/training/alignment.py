@@ -81,7 +81,7 @@ class Alignment(nn.Module):
 
     @torch.no_grad()
     def after_step(self, lr: float) -> None:
-        """Draw each learned B towards its rise's end, and keep it at 1 or above."""
+        """Draw each learned B toward its rise's end, and keep it at 1 or above."""
         for key, rise in {_key(path, rise): rise for path, rise in self._rises.items()}.items():
             if rise.learned != "no":
                 parameter = self.pressures[key]

@@ -89,8 +89,8 @@ def _augmentation(name: str, preprocessing: Preprocessing) -> Transform:
         "rand": [v2.RandomResizedCrop(size, antialias=True), *flip, v2.RandAugment(2, 10)],
         "trivial": [sized, v2.TrivialAugmentWide(), *flip],
     }
-    grey = [v2.Grayscale()] if preprocessing.channels == 1 else []
-    steps: Transform = v2.Compose([*chosen[name], *grey])
+    gray = [v2.Grayscale()] if preprocessing.channels == 1 else []
+    steps: Transform = v2.Compose([*chosen[name], *gray])
     return steps
 
 

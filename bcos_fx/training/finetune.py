@@ -105,7 +105,7 @@ def finetune(
             ImageNet-1k where it has 1,000.
         from_scratch: begin with random weights.
         run: where the run writes, when it saves and where it computes; a path is its folder.
-        changes: any field of :class:`~bcos_fx.training.recipe.Training` or of its optimiser, such as ``epochs=5`` or
+        changes: any field of :class:`~bcos_fx.training.recipe.Training` or of its optimizer, such as ``epochs=5`` or
             ``lr=1e-3``, in place of the recipe's.
 
     Returns:

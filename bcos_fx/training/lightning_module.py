@@ -24,7 +24,7 @@ from bcos_fx.training.finite import culprit
 from bcos_fx.training.losses import total_loss
 from bcos_fx.training.matching import LayerMatching
 from bcos_fx.training.mixing import mixer
-from bcos_fx.training.optimisation import clip_adaptively_, make_optimiser, parameter_groups, rate
+from bcos_fx.training.optimization import clip_adaptively_, make_optimizer, parameter_groups, rate
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.statistics import MomentumFloor
 from bcos_fx.validation import check_same_classes
@@ -84,7 +84,7 @@ class FineTuning(LightningModule):
 
     @property
     def _steps_per_epoch(self) -> int:
-        return math.ceil(self._batches() / self._options.optimiser.accumulate)
+        return math.ceil(self._batches() / self._options.optimizer.accumulate)
 
     @property
     def _steps(self) -> int:
@@ -148,20 +148,20 @@ class FineTuning(LightningModule):
                 network.train(training)
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser, and the schedule of its rate by step."""
-        options = self._options.optimiser
+        """Return the optimizer, and the schedule of its rate by step."""
+        options = self._options.optimizer
         learned = [] if self.alignment is None else self.alignment.learned()
         head = None if options.lr_of_head == 1 else last_layer(self.network)
-        optimiser = make_optimiser(parameter_groups(self.network, learned, options, head), options)
+        optimizer = make_optimizer(parameter_groups(self.network, learned, options, head), options)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: rate(step, options, self._steps, self._steps_per_epoch)
+            optimizer, lambda step: rate(step, options, self._steps, self._steps_per_epoch)
         )
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Clip adaptively, all parameters."""
-        if self._options.optimiser.clip:
-            clip_adaptively_(self.network.parameters(), self._options.optimiser.clip)
+        if self._options.optimizer.clip:
+            clip_adaptively_(self.network.parameters(), self._options.optimizer.clip)
 
     # ------------------------------------------------------------ steps
 

@@ -8,7 +8,7 @@ logit bias log(1 / (C - 1)) that belongs to it is part of the network, by the re
 one shape.
 
 The distillation losses need no labels. ``distil-pairwise`` is the sigmoid loss over all pairs of a batch between
-normalised embeddings, with scale 10 and bias -10 (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV
+normalized embeddings, with scale 10 and bias -10 (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV
 2023, section 3.2), as the B-cosification of CLIP uses it (Arya et al., "B-cosification", NeurIPS 2024, section 5).
 ``distil-layers`` compares what layers read inside, see :mod:`bcos_fx.training.matching`.
 """
@@ -86,7 +86,7 @@ def distil_kl(ours: Tensor, reference: Tensor) -> Tensor:
 
 
 def distil_bce(ours: Tensor, reference: Tensor) -> Tensor:
-    """Binary cross entropy towards the reference's softmax; logits (N, C), the mean over both."""
+    """Binary cross entropy toward the reference's softmax; logits (N, C), the mean over both."""
     return F.binary_cross_entropy_with_logits(ours, F.softmax(reference, 1))
 
 
@@ -99,7 +99,7 @@ def distil_pairwise(ours: Tensor, reference: Tensor, place: int = 0) -> Tensor:
     """Sigmoid loss over all pairs: sample i of ours belongs to sample place + i of the reference and to no other.
 
     Args:
-        ours: embeddings (N, ...); normalised here.
+        ours: embeddings (N, ...); normalized here.
         reference: likewise, (M, ...), M >= N: of the same samples, or of those of all processes. The reference is not
             trained, so its embeddings are all that a process needs of the others: the mean of the processes' losses is
             the loss of one process with all samples, and so is that of their gradients.

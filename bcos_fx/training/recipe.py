@@ -3,7 +3,7 @@
     [training]
     epochs = 90
     loss = "off-label-bce"
-    [training.optimiser]
+    [training.optimizer]
     name = "adam"
     lr = 1e-4
     [[training.rise]]          # the first whose `layers` fits a layer decides about it
@@ -21,17 +21,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bcos_fx.deprecation import formerly
 from bcos_fx.errors import RuleError, UsageError, nearest
 from bcos_fx.rewriting.core.recipe import find_recipe, recipe_names
 from bcos_fx.rewriting.core.toml import Table, read_toml
 from bcos_fx.training.schedule import BiasDecay, BSchedule, Course, LossDecay
 
-OPTIMISERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 LOSSES = (
     "off-label-bce",
     "bce",
@@ -51,7 +53,7 @@ PRECISIONS = ("32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
-class Optimiser:
+class Optimizer:
     """What takes the steps.
 
     Attributes:
@@ -80,7 +82,7 @@ class Optimiser:
     lr_of_head: float = 1.0
 
     def __post_init__(self) -> None:
-        _known("optimiser", self.name, OPTIMISERS)
+        _known("optimizer", self.name, OPTIMIZERS)
         _known("schedule", self.schedule, ("cosine", "constant"))
         _positive("lr", self.lr)
         _at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, warmup=self.warmup, clip=self.clip)
@@ -111,7 +113,7 @@ class Training:
         precision: ``32``, or automatic mixed precision in ``bf16`` or ``fp16``.
         channels_last: memory format of the convolutions.
         compiled: run the training step through torch.compile.
-        optimiser: what takes the steps.
+        optimizer: what takes the steps.
         rises: how B rises.
         fades: how constants go.
         tapers: how the weights of losses go; one loss at least keeps its own.
@@ -131,7 +133,7 @@ class Training:
     precision: str = "32"
     channels_last: bool = False
     compiled: bool = False
-    optimiser: Optimiser = field(default_factory=Optimiser)
+    optimizer: Optimizer = field(default_factory=Optimizer)
     rises: tuple[BSchedule, ...] = ()
     fades: tuple[BiasDecay, ...] = ()
     tapers: tuple[LossDecay, ...] = ()
@@ -186,8 +188,14 @@ class Training:
         """Whether a loss reads labels."""
         return any(not name.startswith("distil-") for name in self.losses)
 
+    @property
+    def optimiser(self) -> Optimizer:
+        """The former name of :attr:`optimizer`."""
+        warnings.warn(".optimiser is now .optimizer", DeprecationWarning, stacklevel=2)
+        return self.optimizer
+
     def with_changes(self, changes: Mapping[str, Any]) -> Training:
-        """Return a copy with some fields changed, its own or the optimiser's; None changes nothing.
+        """Return a copy with some fields changed, its own or the optimizer's; None changes nothing.
 
         Another loss comes without the tapers of those before it.
 
@@ -195,19 +203,25 @@ class Training:
             UsageError: no field has that name, or the value makes no sense.
         """
         given = {name: value for name, value in changes.items() if value is not None}
-        own, below = _names(Training), _names(Optimiser)
+        if "optimiser" in given and "optimizer" not in given:
+            warnings.warn("optimiser= is now optimizer=", DeprecationWarning, stacklevel=2)
+            given["optimizer"] = given.pop("optimiser")
+        own, below = _names(Training), _names(Optimizer)
         for name in given:
             if name not in (*own, *below):
                 raise UsageError(f"training has no option {name!r}", hint=nearest(name, (*own, *below)))
         if "loss" in given:
             given.setdefault("tapers", ())
-        optimiser = given.pop("optimiser", self.optimiser)
+        optimizer = given.pop("optimizer", self.optimizer)
         inner = {name: given.pop(name) for name in list(given) if name not in own}
-        return dataclasses.replace(self, optimiser=dataclasses.replace(optimiser, **inner), **given)
+        return dataclasses.replace(self, optimizer=dataclasses.replace(optimizer, **inner), **given)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain data, for a checkpoint to be compared with."""
         return dataclasses.asdict(self)
+
+
+Training.__init__ = formerly(optimiser="optimizer")(Training.__init__)  # type: ignore[method-assign]
 
 
 def load_training(recipe: str | Path) -> Training:
@@ -246,8 +260,13 @@ def trains(recipe: str | Path) -> bool:
 def _training(table: Table) -> Training:
     given = _fields(table, Training)
     given |= _loss(table)
-    below = table.table("optimiser")
-    given["optimiser"] = _made(below, Optimiser, _fields(below, Optimiser))
+    former = "optimiser" in table.keys()
+    if former and "optimizer" in table.keys():
+        raise table.error("optimizer and optimiser are the same", "optimiser", "leave this one out")
+    if former:
+        warnings.warn("[training.optimiser] is now [training.optimizer]", DeprecationWarning, stacklevel=2)
+    below = table.table("optimiser" if former else "optimizer")
+    given["optimizer"] = _made(below, Optimizer, _fields(below, Optimizer))
     given["rises"] = tuple(_scheduled(entry, BSchedule) for entry in table.tables("rise"))
     given["fades"] = tuple(_scheduled(entry, BiasDecay) for entry in table.tables("fade"))
     given["tapers"] = tuple(_scheduled(entry, LossDecay) for entry in table.tables("taper"))

@@ -299,7 +299,7 @@ def run_of(
         validation: the test images; None for none.
     """
     loss = training.loss if isinstance(training.loss, str) else " + ".join(training.loss)
-    optimiser = training.optimiser
+    optimizer = training.optimizer
     return TrainingRun(
         data=_called(data),
         images=images,
@@ -307,8 +307,8 @@ def run_of(
         epochs=training.epochs,
         options={
             "loss": loss,
-            "optimiser": optimiser.name,
-            "lr": float(optimiser.lr),
+            "optimizer": optimizer.name,
+            "lr": float(optimizer.lr),
             "batch_size": training.batch_size,
             "seed": training.seed,
             "augment": training.augment,

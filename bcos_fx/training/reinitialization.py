@@ -16,7 +16,7 @@ from bcos_fx.training.schedulable_layers import constants_of
 def reinitialized(network: BcosNetwork, seed: int) -> BcosNetwork:
     """Return the network with random weights, for training from scratch.
 
-    Layers begin as their classes initialise them; norms with scale 1, shift 0 and unit statistics; other parameters of
+    Layers begin as their classes initialize them; norms with scale 1, shift 0 and unit statistics; other parameters of
     the graph (tokens, embeddings) with standard deviation 0.02, as is usual for transformers.
     """
     new = copy.deepcopy(network)

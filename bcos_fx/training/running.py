@@ -77,7 +77,7 @@ class Fitting:
                 strategy=self._processes() if settings.processes > 1 else "auto",
                 max_epochs=self.training.epochs,
                 precision=_PRECISION[self.training.precision],
-                accumulate_grad_batches=self.training.optimiser.accumulate,
+                accumulate_grad_batches=self.training.optimizer.accumulate,
                 callbacks=[recorder, *bar],
                 plugins=[WholeCheckpoints()],
                 logger=[self._logger(name) for name in settings.loggers],

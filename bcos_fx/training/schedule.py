@@ -63,7 +63,7 @@ class BSchedule:
         course: how it gets there; not read where B is learned.
         learned: ``no``; or B is a parameter that is trained with the weights, clamped at >= 1: one per ``layer``, or
             one for the whole ``network``.
-        drift: for a learned B, how strongly it is drawn towards ``to``: each step takes off lr * drift of the distance
+        drift: for a learned B, how strongly it is drawn toward ``to``: each step takes off lr * drift of the distance
             (decoupled weight decay on B - to). 0 leaves it to the loss.
     """
 

@@ -1,4 +1,4 @@
-"""How a run of training goes, apart from what is learnt: where it writes, when it saves, where it computes."""
+"""How a run of training goes, apart from what is learned: where it writes, when it saves, where it computes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _silent(message: object) -> None:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Settings of one run of :func:`bcos_fx.finetune`; another choice of them does not change what is learnt.
+    """Settings of one run of :func:`bcos_fx.finetune`; another choice of them does not change what is learned.
 
     Attributes:
         folder: for checkpoint, history, gallery and logs; None writes nothing. With several epochs, name one.

@@ -39,15 +39,15 @@ class Sizing:
         chosen, each = self.training, steps_per_epoch(self.images, self.training)
         return (
             f"{self.images:,} images, {chosen.epochs} epoch{'s' * (chosen.epochs != 1)} of {each:,} "
-            f"step{'s' * (each != 1)} (batches of {min(chosen.batch_size, self.images)}), {chosen.optimiser.name} at "
-            f"{chosen.optimiser.lr:g}"
+            f"step{'s' * (each != 1)} (batches of {min(chosen.batch_size, self.images)}), {chosen.optimizer.name} at "
+            f"{chosen.optimizer.lr:g}"
         )
 
 
 def steps_per_epoch(images: int, training: Training) -> int:
     """Return how many steps an epoch has; a last batch that is not full is left out where it is not the only one."""
     batches = max(1, images // training.batch_size)
-    return math.ceil(batches / training.optimiser.accumulate)
+    return math.ceil(batches / training.optimizer.accumulate)
 
 
 def sized(training: Training, images: int, given: Collection[str], counts: Sequence[int] = ()) -> Sizing:

@@ -3,7 +3,7 @@
 White noise alone is a weak test: after a global pool all noise images look the same, so a network's
 output hardly varies and a comparison proves nothing. The made-up images therefore mix noise, ramps,
 flat patches and nearly black or white pictures. Every one carries a little noise besides: exactly equal
-neighbours would tie in a max pool, and at a tie two equal networks may have different gradients.
+neighbors would tie in a max pool, and at a tie two equal networks may have different gradients.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def gather(inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> CallInpu
 
     Raises:
         UsageError: not tensors, no samples, numbers that are not finite, or a kind of tensor that no
-            check can compare (complex, quantised, sparse, meta).
+            check can compare (complex, quantized, sparse, meta).
     """
     names = tuple(inputs) if isinstance(inputs, Mapping) else None
     values: tuple[object, ...]
@@ -162,7 +162,7 @@ def _ramps(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _patches(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Flat patches, two to a side, each of its own colour."""
+    """Flat patches, two to a side, each of its own color."""
     channels, spatial = (shape[0], shape[1:]) if len(shape) > 1 else (1, shape)
     patches = _noise((channels, *(2 for _ in spatial)), generator)
     for axis, size in enumerate(spatial, start=1):

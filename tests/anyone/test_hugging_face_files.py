@@ -184,7 +184,7 @@ def test_quantised_weights_are_refused(saved: Path, tmp_path: Path) -> None:
     save_file(_copy(saved, tmp_path), tmp_path / "model.safetensors")
     content = json.loads((saved / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, "quantization_config": {"bits": 4}}))
-    with pytest.raises(CheckpointError, match="quantised"):
+    with pytest.raises(CheckpointError, match="quantized"):
         read_model(tmp_path, arch=ARCH)
 
 

@@ -185,7 +185,7 @@ def _learnt_filter(net: Any, y: Tensor) -> Tensor:
 
 
 WHOLE: dict[str, Callable[[], nn.Module]] = {
-    "a generalised mean of a learnt power": lambda: Whole(_generalised_mean, p=nn.Parameter(torch.tensor(3.0))),
+    "a generalised mean of a learned power": lambda: Whole(_generalised_mean, p=nn.Parameter(torch.tensor(3.0))),
     "a power for each channel": lambda: Whole(
         lambda n, y: y.relu().pow(n.p).mean((2, 3)), p=nn.Parameter(torch.rand(4, 1, 1) + 0.5)
     ),

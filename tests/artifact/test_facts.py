@@ -26,7 +26,7 @@ from tests.artifact.making import opened, tampered
 from tests.small_networks import cnn, images
 
 NAMES = ("tench, Tinca tinca", "cat", "dog", "\x1b[31mred", "house")
-RUN = TrainingRun("flowers", 120, "matched", 7, {"lr": 0.01, "optimiser": "adam"}, "test", 0.25, 0.875)
+RUN = TrainingRun("flowers", 120, "matched", 7, {"lr": 0.01, "optimizer": "adam"}, "test", 0.25, 0.875)
 ORIGIN = Origin("torchvision:resnet18", "resnet18.pth", "a" * 64, "apache-2.0", "https://example.org")
 
 
@@ -134,7 +134,7 @@ def test_what_is_known_is_put_into_rows() -> None:
     rows = dict(described(("a",), (RUN,), Origin("net")))
     assert rows["classes"] == "1: a"
     assert rows["training"] == (
-        "matched, 7 epochs on flowers (120 images), lr 0.01, optimiser adam, accuracy 87.50% on test, 25.00% before"
+        "matched, 7 epochs on flowers (120 images), lr 0.01, optimizer adam, accuracy 87.50% on test, 25.00% before"
     )
     assert described((), (), None) == []
 

@@ -69,9 +69,9 @@ def palette() -> Known:
 
 
 def palette_and_transparency() -> Known:
-    image, colours = palette()
+    image, colors = palette()
     image.info["transparency"] = 10
-    shown = colours.copy().reshape(-1, 3)
+    shown = colors.copy().reshape(-1, 3)
     shown[10] = 1
     return image, shown.reshape(SIDE, SIDE, 3)
 

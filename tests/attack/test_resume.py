@@ -325,7 +325,7 @@ def other_dropout() -> nn.Module:
         ({"reference": other_reference()}, r"original\.values was"),
         ({"reference": other_dropout()}, r"original\.structure was"),
         ({"reference": None}, r"original was .* and is null"),
-        ({"recipe": small_runs.plain(lr=0.02)}, r"recipe\.optimiser\.lr was 0.01 and is 0.02"),
+        ({"recipe": small_runs.plain(lr=0.02)}, r"recipe\.optimizer\.lr was 0.01 and is 0.02"),
         ({"recipe": small_runs.plain(seed=5)}, r"recipe\.seed was 0 and is 5"),
         ({"recipe": small_runs.plain(epochs=3)}, r"recipe\.epochs was 2 and is 3"),
         ({"from_scratch": True}, "start weights was"),

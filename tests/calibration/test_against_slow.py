@@ -167,7 +167,7 @@ def test_measured_once_the_original_need_not_run_again() -> None:
 
 def unordered(monkeypatch: pytest.MonkeyPatch) -> None:
     """All layers measure before any is changed."""
-    real = layers.Norm.standardise
+    real = layers.Norm.standardize
     pending: list[Any] = []
 
     def later(self: Any, measured: Moments, target: Any, live: Tensor) -> Any:
@@ -176,7 +176,7 @@ def unordered(monkeypatch: pytest.MonkeyPatch) -> None:
             return [real(*arguments) for arguments in pending][-1]
         return torch.ones_like(measured.mean), torch.zeros_like(measured.mean)
 
-    monkeypatch.setattr(layers.Norm, "standardise", later)
+    monkeypatch.setattr(layers.Norm, "standardize", later)
 
 
 def biased(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def biased(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mean_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = layers.Norm.standardise
+    real = layers.Norm.standardize
 
     def without(self: Any, measured: Moments, target: Any, live: Tensor) -> Any:
         before = self.module.running_mean.clone()
@@ -192,7 +192,7 @@ def mean_left(monkeypatch: pytest.MonkeyPatch) -> None:
         self.module.running_mean.copy_(before)
         return result
 
-    monkeypatch.setattr(layers.Norm, "standardise", without)
+    monkeypatch.setattr(layers.Norm, "standardize", without)
 
 
 def last_batch_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_the_network_takes_images_and_is_that_of_six_channels(name: str, tmp_pat
     assert (spec.encoded, spec.shape[1]) == (True, 3)
     assert spec.matrix == ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
     assert [float(shift) for shift in spec.offset] == [0.0, 0.0, 0.0]
-    assert not any("colours mean nothing" in note for note in network.report.notes)
+    assert not any("colors mean nothing" in note for note in network.report.notes)
     six = of_six_channels(module, encoded, "bcosification")
     assert six.record.inputs[0].shape[1] == 6
     with torch.no_grad():

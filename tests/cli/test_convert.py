@@ -253,7 +253,7 @@ def test_recorded_normalisation_and_size_are_taken(
     assert (report["options"]["mean"], report["options"]["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert report["inputs"]["x"].startswith("(N, 3, 12, 10)")
     assert any(
-        "records its normalisation, which was taken: mean and std are 0.1, 0.2, 0.3" in n for n in report["notes"]
+        "records its normalization, which was taken: mean and std are 0.1, 0.2, 0.3" in n for n in report["notes"]
     )
 
 

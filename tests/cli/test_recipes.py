@@ -9,7 +9,7 @@ import pytest
 
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
-from bcos_fx.training.recipe import Optimiser, Training, load_training, recipes_that_train
+from bcos_fx.training.recipe import Optimizer, Training, load_training, recipes_that_train
 from tests.cli.conftest import Run
 
 
@@ -37,7 +37,7 @@ def test_a_recipe_is_shown_whole(name: str, run: Run) -> None:
     assert all(rule in shown for rule in active)
     if name in recipes_that_train():
         assert found["training"] == json.loads(json.dumps(load_training(name).to_dict()))
-        own = {f.name for kind in (Training, Optimiser) for f in dataclasses.fields(kind)} - {"optimiser"}
+        own = {f.name for kind in (Training, Optimizer) for f in dataclasses.fields(kind)} - {"optimizer"}
         assert all(f"{field} " in shown for field in own)
     else:
         assert found["training"] is None

@@ -274,7 +274,7 @@ def test_images_have_no_labels_where_no_folder_tells_them(tmp_path: Path, caplog
     assert isinstance(bare, ImageFiles)
     assert [record.path for record in bare.records] == sorted(first.glob("*.png"))
     with pytest.raises(UsageError, match="the images have no labels"):
-        bare.check_labelled()
+        bare.check_labeled()
     (tmp_path / "classes" / "cover.png").write_bytes(next(first.glob("*.png")).read_bytes())
     assert open_source(tmp_path / "classes").labels == LABELS  # an image beside the folders takes no class its label
     assert "1 images beside the folders of classes" in caplog.text

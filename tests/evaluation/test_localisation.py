@@ -103,13 +103,13 @@ def test_a_network_of_one_size_plays_in_windows() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.colours = Colours()
+            self.colors = Colours()
 
         def forward(self, x: Tensor) -> Tensor:
             height, width = x.shape[2:]
             if (height, width) != (8, 8):
                 raise ValueError("only 8x8")
-            return self.colours(x)
+            return self.colors(x)
 
     fixed = bcos_fx.bcosify(Fixed().eval(), recipe="equivalent", example_inputs=torch.rand(2, 3, 8, 8))
     with pytest.raises(UsageError, match="takes no image as large as a grid") as caught:

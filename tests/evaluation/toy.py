@@ -39,9 +39,9 @@ class Colours(nn.Module):
         self.conv = nn.Conv2d(3, classes, 1)
         self.pool = nn.AdaptiveAvgPool2d(1)
         with torch.no_grad():
-            colours = palette(classes) - 0.5
-            self.conv.weight.copy_(40 * colours.view(classes, 3, 1, 1))
-            self.conv.bias.copy_((0 if centred else -20) * colours.sum(1) - 2)
+            colors = palette(classes) - 0.5
+            self.conv.weight.copy_(40 * colors.view(classes, 3, 1, 1))
+            self.conv.bias.copy_((0 if centred else -20) * colors.sum(1) - 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(self.conv(x)).flatten(1)

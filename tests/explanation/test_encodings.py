@@ -29,9 +29,9 @@ def test_an_inner_layer_of_six_channels_is_no_encoded_image(network: Any) -> Non
     found = bcos_fx.explain(network, images(), 1, source="1")
     assert found.encoded.shape == (3, 6, 12, 12)
     assert found.complete
-    assert not found.colours
+    assert not found.colors
     assert torch.equal(found.input_weights, found.weights)
-    assert bcos_fx.explain(network, images(), 1).colours
+    assert bcos_fx.explain(network, images(), 1).colors
 
 
 def test_weights_of_an_inner_layer_are_the_gradient_there(network: Any) -> None:
@@ -48,10 +48,10 @@ def test_what_the_caller_encoded_has_colours_and_two_frames_have_none(dtype: tor
     model = nn.Sequential(nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3)).to(dtype).eval()
     x = images().to(dtype)
     encoded = bcos_fx.explain(model, torch.cat([x, 1 - x], 1))
-    assert encoded.colours
+    assert encoded.colors
     assert encoded.input_weights.shape == (3, 6, 12, 12)
     frames = bcos_fx.explain(model, torch.cat([x, x.flip(3)], 1))
-    assert not frames.colours
+    assert not frames.colors
     assert frames.image()
 
 

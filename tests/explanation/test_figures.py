@@ -209,7 +209,7 @@ def test_smoothing_takes_two_lines_and_gives_the_same_as_a_square(monkeypatch: p
         return pool(values, size, **options)
 
     monkeypatch.setattr(F, "avg_pool2d", counted)
-    made = colour.coloured(weights, contributions, smooth=9)
+    made = colour.colored(weights, contributions, smooth=9)
     assert sum(height * width for height, width in sizes) <= 2 * 9
     raw = torch.where(contributions.unsqueeze(1) > 0, weights.norm(dim=1, keepdim=True), 0)
     square = pool(raw, 9, stride=1, padding=4)  # zeros beyond the border, as published

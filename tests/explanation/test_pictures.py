@@ -19,7 +19,7 @@ from safetensors import safe_open
 import bcos_fx
 from bcos_fx.data.classes import read_classes
 from bcos_fx.explanation import Constants, Explanation
-from bcos_fx.explanation.render.color import coloured, pictures, signed
+from bcos_fx.explanation.render.color import colored, pictures, signed
 from bcos_fx.explanation.render.html import cards, page
 from bcos_fx.explanation.render.saving import Collector
 from tests.explanation.networks import converted, images, slow_colours
@@ -43,14 +43,14 @@ def test_colours_equal_the_slow_reference(channels: int, smooth: int, percentile
     weights[0, :, 2, 3] = 0
     weights[1] = -weights[1].abs()
     contributions = torch.randn(3, 7, 9, dtype=torch.float64)
-    made = coloured(weights, contributions, smooth=smooth, percentile=percentile)
+    made = colored(weights, contributions, smooth=smooth, percentile=percentile)
     assert made.shape == (3, 4, 7, 9)
     for n in range(3):
         torch.testing.assert_close(made[n], slow_colours(weights[n], contributions[n], smooth, percentile))
 
 
 def test_nothing_gives_no_colour_and_no_nan() -> None:
-    made = coloured(torch.zeros(1, 6, 5, 5), torch.zeros(1, 5, 5))
+    made = colored(torch.zeros(1, 6, 5, 5), torch.zeros(1, 5, 5))
     assert made.abs().max() == 0
     assert signed(torch.zeros(1, 5, 5)).min() == 1
 
@@ -69,18 +69,18 @@ def test_signed_colours_mirror() -> None:
 )
 def test_senseless_options_of_colours_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(bcos_fx.BcosFxError, match=words):
-        coloured(torch.zeros(1, 6, 5, 5), torch.zeros(1, 5, 5), **change)
-    with pytest.raises(bcos_fx.BcosFxError, match="no colours"):
-        coloured(torch.zeros(1, 5, 5, 5), torch.zeros(1, 5, 5))
+        colored(torch.zeros(1, 6, 5, 5), torch.zeros(1, 5, 5), **change)
+    with pytest.raises(bcos_fx.BcosFxError, match="no colors"):
+        colored(torch.zeros(1, 5, 5, 5), torch.zeros(1, 5, 5))
 
 
 def test_without_mean_and_std_there_are_signed_contributions_only(found: Explanation) -> None:
     plain = bcos_fx.explain(converted(mean=None, std=None), images())
-    assert found.colours
-    assert not plain.colours
+    assert found.colors
+    assert not plain.colors
     torch.testing.assert_close(pictures(plain), signed(plain.contributions.float()))
     text = " ".join(t.get_text() for t in plain.plot().texts) + str(plain.plot()._supxlabel.get_text())
-    assert "no colour" in text
+    assert "no color" in text
 
 
 def test_images_come_one_a_sample_and_target(found: Explanation, several: Explanation) -> None:

@@ -194,10 +194,10 @@ def test_a_view_follows_its_network_and_leaves_it_alone() -> None:
     assert {id(p) for p in view.graph_module.parameters()} == {id(p) for p in network.parameters()}
     flags = [p.requires_grad for p in network.parameters()]
     x.requires_grad_()
-    optimiser = torch.optim.SGD(network.parameters(), 0.1)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
     network(x).square().sum().backward()
-    optimiser.step()
-    optimiser.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
     x.grad = None
     with torch.no_grad():
         network.fc_conv.bias.add_(1) if hasattr(network, "fc_conv") else None

@@ -67,7 +67,7 @@ def test_a_tower_by_the_recipe_clip(name: str) -> None:
     text = torch.randn(network(IMAGES[:1].double()).shape[1], generator=torch.Generator().manual_seed(1))
     e = bcos_fx.explain(network, IMAGES.double(), cosine(text))
     assert float(e.residual.abs().max()) <= 1e-9
-    assert e.colours
+    assert e.colors
 
 
 def test_positions_of_an_attention_pool_go_and_others_stay() -> None:

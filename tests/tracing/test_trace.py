@@ -163,7 +163,7 @@ def test_no_tensor_input() -> None:
 
 
 def test_lazy_layers_must_be_initialised() -> None:
-    with pytest.raises(UsageError, match="not initialised"):
+    with pytest.raises(UsageError, match="not initialized"):
         trace(nn.Sequential(nn.LazyConv2d(4, 3)), X)
 
 

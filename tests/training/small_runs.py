@@ -20,7 +20,7 @@ import bcos_fx
 from bcos_fx.data.sources import ArraySource
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.finetune import FineTuned, finetune
-from bcos_fx.training.recipe import Optimiser, Training
+from bcos_fx.training.recipe import Optimizer, Training
 from bcos_fx.training.schedule import BiasDecay, BSchedule, Course
 from bcos_fx.training.settings import RunSettings
 
@@ -88,14 +88,14 @@ def training(**changes: Any) -> Training:
         average=0.8,
         rises=(BSchedule(layers="0", learned="layer", drift=0.1), BSchedule(course=Course("cosine", end=0.8))),
         fades=(BiasDecay(course=Course("linear", end=0.7)),),
-        optimiser=Optimiser(lr=0.01, warmup=0.5, clip=0.05),
+        optimizer=Optimizer(lr=0.01, warmup=0.5, clip=0.05),
     )
     return full.with_changes(changes)
 
 
 def plain(**changes: Any) -> Training:
     """Nothing but weights and B, and nothing random but the order."""
-    simple = Training(epochs=2, batch_size=4, optimiser=Optimiser(lr=0.01), rises=(BSchedule(course=Course("linear")),))
+    simple = Training(epochs=2, batch_size=4, optimizer=Optimizer(lr=0.01), rises=(BSchedule(course=Course("linear")),))
     return simple.with_changes(changes)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bcos_fx
-from bcos_fx.training.recipe import Optimiser, Training
+from bcos_fx.training.recipe import Optimizer, Training
 from bcos_fx.training.recording import duration
 from bcos_fx.training.settings import RunSettings
 from bcos_fx.training.sizing import ENOUGH_STEPS, sized, steps_per_epoch
@@ -22,7 +22,7 @@ trainings = st.builds(
     Training,
     epochs=st.integers(1, 120),
     batch_size=st.integers(1, 512),
-    optimiser=st.builds(Optimiser, accumulate=st.integers(1, 3)),
+    optimizer=st.builds(Optimizer, accumulate=st.integers(1, 3)),
 )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bcos_fx.errors import RuleError, UsageError
 from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
-from bcos_fx.training.recipe import Optimiser, Training, load_training, recipes_that_train
+from bcos_fx.training.recipe import Optimizer, Training, load_training, recipes_that_train
 from bcos_fx.training.schedule import BiasDecay, BSchedule, Course, LossDecay
 
 
@@ -21,7 +21,7 @@ def written(folder: Path, text: str) -> Path:
 def test_the_published_recipe_is_as_published() -> None:
     found = load_training("bcosification")
     assert (found.epochs, found.loss) == (90, "off-label-bce")
-    assert found.optimiser == Optimiser(name="adam", lr=1e-4, schedule="cosine", clip=0.01)
+    assert found.optimizer == Optimizer(name="adam", lr=1e-4, schedule="cosine", clip=0.01)
     assert found.rises == (BSchedule(to=2.0, course=Course("at-once")),)
     assert found.fades == (BiasDecay(course=Course("at-once")),)
     assert found.fades[0].left(0.0) == 0
@@ -106,8 +106,8 @@ def test_a_loss_that_tapers_off(tmp_path: Path) -> None:
         ("[training]\nepochs = 0\n", 1, "epochs is 0"),
         ('[training]\nepochs = "3"\n', 2, "must be an integer"),
         ('[training]\nloss = "bec"\n', 1, "did you mean 'bce'"),
-        ("[training]\n[training.optimiser]\nlr = -1\n", 2, "lr is -1"),
-        ("[training]\n[training.optimiser]\nlearning_rate = 1\n", 3, "unknown key"),
+        ("[training]\n[training.optimizer]\nlr = -1\n", 2, "lr is -1"),
+        ("[training]\n[training.optimizer]\nlearning_rate = 1\n", 3, "unknown key"),
         ("[training]\n[[training.rise]]\nto = 0.5\n", 2, "B shall rise to 0.5"),
         ('[training]\n[[training.rise]]\nto = 2\n[[training.rise]]\nshape = "liner"\n', 4, "did you mean 'linear'"),
         ("[training]\n[[training.fade]]\nends = 0.5\n", 3, "did you mean 'end'"),
@@ -124,7 +124,7 @@ def test_mistakes_are_named_with_their_line(text: str, line: int, said: str, tmp
 
 def test_changes_reach_training_and_optimiser() -> None:
     found = load_training("bcosification").with_changes({"epochs": 5, "lr": 1e-3, "batch_size": None})
-    assert (found.epochs, found.batch_size, found.optimiser.lr, found.optimiser.clip) == (5, 256, 1e-3, 0.01)
+    assert (found.epochs, found.batch_size, found.optimizer.lr, found.optimizer.clip) == (5, 256, 1e-3, 0.01)
     with pytest.raises(UsageError, match="did you mean 'epochs'"):
         found.with_changes({"epoch": 5})
     with pytest.raises(UsageError, match="average is 1"):

@@ -221,13 +221,13 @@ def test_wrong_gradient_in_train_mode_only(subject: Subject, photos: Tensor) -> 
 
 
 def test_transform_is_what_the_original_expects(subject: Subject, photos: Tensor) -> None:
-    def standardise(x: Tensor) -> Tensor:
+    def standardize(x: Tensor) -> Tensor:
         return (x - 0.4) / 0.2
 
-    converted = Before(copy.deepcopy(subject), standardise)
+    converted = Before(copy.deepcopy(subject), standardize)
     assert not verify(subject, converted, photos)
-    assert verify(subject, converted, photos, transform=standardise)
-    converted.original_input = standardise  # type: ignore[assignment]
+    assert verify(subject, converted, photos, transform=standardize)
+    converted.original_input = standardize  # type: ignore[assignment]
     assert verify(subject, converted, photos)
     assert not verify(subject, converted, photos, transform=lambda x: (x - 0.4) / 0.21)
 

@@ -1,9 +1,9 @@
-"""Colours of B-cos explanations.
+"""Colors of B-cos explanations.
 
-The weights W(x) of an encoded image [x, 1 - x] are themselves a colour: the one that, at this place, speaks most for
+The weights W(x) of an encoded image [x, 1 - x] are themselves a color: the one that, at this place, speaks most for
 the explained output (Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 4; Böhle et al., "B-cos Alignment
 for Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024, section 4). Per pixel the vector of weights is
-scaled to a largest entry of 1 and cut at 0; a colour channel is the share of its weight on x in that on x and 1 - x.
+scaled to a largest entry of 1 and cut at 0; a color channel is the share of its weight on x in that on x and 1 - x.
 Opacity is the length of the vector where the pixel contributes to the output, smoothed, and full from a percentile on.
 """
 
@@ -26,8 +26,8 @@ _SMOOTH, _SIDE, _FRAMES = 15, 224, 8
 _AGAINST, _FOR = torch.tensor([0.13, 0.33, 0.68]), torch.tensor([0.76, 0.13, 0.16])
 
 
-def coloured(weights: Tensor, contributions: Tensor, *, smooth: int | None = None, percentile: float = 99.5) -> Tensor:
-    """Turn dynamic weights into colours with opacity.
+def colored(weights: Tensor, contributions: Tensor, *, smooth: int | None = None, percentile: float = 99.5) -> Tensor:
+    """Turn dynamic weights into colors with opacity.
 
     Args:
         weights: (N, 2C, H, W), W(x) on [x, 1 - x], C 1 or 3.
@@ -43,7 +43,7 @@ def coloured(weights: Tensor, contributions: Tensor, *, smooth: int | None = Non
     """
     if weights.dim() != 4 or weights.shape[1] not in (2, 6) or contributions.shape != weights[:, 0].shape:
         raise UsageError(
-            f"weights {tuple(weights.shape)} and contributions {tuple(contributions.shape)} have no colours",
+            f"weights {tuple(weights.shape)} and contributions {tuple(contributions.shape)} have no colors",
             hint="give (N, 6, H, W) and (N, H, W)",
         )
     width = _box(weights, smooth)
@@ -90,11 +90,11 @@ def _hue(weights: Tensor) -> Tensor:
 
 
 def signed(contributions: Tensor, *, percentile: float = 99.5) -> Tensor:
-    """Turn contributions into colours: red speaks for the output, blue against it, white is nothing.
+    """Turn contributions into colors: red speaks for the output, blue against it, white is nothing.
 
     Args:
         contributions: (N, H, W).
-        percentile: in (0, 100], of each image's absolute contributions: full colour from there on.
+        percentile: in (0, 100], of each image's absolute contributions: full color from there on.
 
     Returns:
         (N, 4, H, W) in [0, 1], opaque.
@@ -103,12 +103,12 @@ def signed(contributions: Tensor, *, percentile: float = 99.5) -> Tensor:
     strength = (contributions / torch.where(full > 0, full, 1)).clamp(-1, 1).unsqueeze(1)
     ends = (end.to(contributions).view(1, 3, 1, 1) for end in (_AGAINST, _FOR))
     against, speaking_for = ends
-    colour = torch.where(strength < 0, 1 + strength * (1 - against), 1 - strength * (1 - speaking_for))
-    return torch.cat([colour, torch.ones_like(strength)], dim=1)
+    color = torch.where(strength < 0, 1 + strength * (1 - against), 1 - strength * (1 - speaking_for))
+    return torch.cat([color, torch.ones_like(strength)], dim=1)
 
 
 def pictures(explanation: Result, *, smooth: int | None = None, percentile: float = 99.5) -> Tensor:
-    """Return the picture of each sample and target: coloured where W(x) has colours, signed elsewhere.
+    """Return the picture of each sample and target: colored where W(x) has colors, signed elsewhere.
 
     Of clips and volumes at most 8 frames or slices stand beside each other.
 
@@ -124,10 +124,10 @@ def pictures(explanation: Result, *, smooth: int | None = None, percentile: floa
             hint="its numbers are in .contributions; .plot() draws them",
         )
     values = planes(explanation)
-    if not explanation.colours:
+    if not explanation.colors:
         return signed(values, percentile=percentile)
     weights = in_blocks(explanation.weights.flatten(0, -4).float().cpu(), explanation.blocks)
-    return coloured(weights, values, smooth=smooth, percentile=percentile)
+    return colored(weights, values, smooth=smooth, percentile=percentile)
 
 
 def planes(explanation: Result) -> Tensor:
@@ -169,7 +169,7 @@ def images(explanation: Result, *, smooth: int | None = None, percentile: float 
 
 
 def to_image(picture: Tensor) -> Image.Image:
-    """Turn (C, H, W) in [0, 1] into an image: grey, RGB or RGBA for 1, 3 or 4 channels."""
+    """Turn (C, H, W) in [0, 1] into an image: gray, RGB or RGBA for 1, 3 or 4 channels."""
     pixels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels))
 
@@ -182,7 +182,7 @@ def photograph(explanation: Result, sample: int) -> Image.Image | None:
 def portrait(explanation: Result, sample: int) -> tuple[Image.Image | None, str]:
     """Return a sample's input as an image, and what is to be read above it.
 
-    Of other than one or three channels the mean is shown, in grey. Values of an encoded image are cut at 0 and 1;
+    Of other than one or three channels the mean is shown, in gray. Values of an encoded image are cut at 0 and 1;
     those of another input are scaled where they leave that range.
     """
     given = explanation.inputs[sample].detach().float().cpu()

@@ -27,7 +27,7 @@ MOST_ROWS = 8
 """Rows that a figure shows."""
 
 _CELL = 2.6
-_NO_COLOURS = "W(x) has no colour here (no mean and std, or nothing encoded): signed contributions"
+_NO_COLORS = "W(x) has no color here (no mean and std, or nothing encoded): signed contributions"
 
 
 def require_matplotlib() -> None:
@@ -77,7 +77,7 @@ def _widths(explanation: Result) -> list[float]:
     if len(explanation.axes) == 3:
         return [3.0, 3.0]
     if len(explanation.axes) == 2:
-        return [1.0] * (3 if explanation.colours else 2)
+        return [1.0] * (3 if explanation.colors else 2)
     return [1.7, 1.7] if _has_signal(explanation) else [1.9]
 
 
@@ -101,14 +101,14 @@ def _draw_row(axes: list[Axes], sample: Result, top: int) -> None:
 
 def _caption(drawn: Figure, explanation: Result, rows: int, pairs: int) -> None:
     remarks = list(explanation.notes)
-    if len(explanation.axes) == 2 and not explanation.colours:
-        remarks.append(_NO_COLOURS)
+    if len(explanation.axes) == 2 and not explanation.colors:
+        remarks.append(_NO_COLORS)
     if rows < pairs:
         remarks.append(f"{rows} of {pairs} rows, one for each sample and target")
     if explanation.warning:
         remarks.insert(0, explanation.warning)
     if remarks:
-        colour = OWN if explanation.complete else FOR
+        color = OWN if explanation.complete else FOR
         drawn.supxlabel(
-            textwrap.fill(shown_in_a_line(". ".join(remarks)), 110), fontsize=8, color=colour, parse_math=False
+            textwrap.fill(shown_in_a_line(". ".join(remarks)), 110), fontsize=8, color=color, parse_math=False
         )

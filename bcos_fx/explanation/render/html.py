@@ -98,7 +98,7 @@ def _pictures(sample: Result) -> list[tuple[str, Image.Image]]:
     given, title = portrait(sample, 0)
     shown = [(title, given)] if given is not None else []
     shown += [(sample.target_name(), images(sample)[0])]
-    if sample.colours:
+    if sample.colors:
         shown.append(("contributions", to_image(signed(planes(sample))[0])))
     return shown
 

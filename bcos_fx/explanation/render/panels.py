@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.explanation.render.color import frames, planes, portrait, signed, to_image
-from bcos_fx.explanation.render.color import pictures as coloured_pictures
+from bcos_fx.explanation.render.color import pictures as colored_pictures
 from bcos_fx.explanation.render.tokens import contributions
 from bcos_fx.explanation.result import Result
 
@@ -23,14 +23,14 @@ _LABEL, _FEATURES, _NAMED_PLACES, _BARS = 26, 12, 32, 64
 
 
 def draw_pictures(axes: list[Axes], sample: Result) -> None:
-    """Draw the input, W(x) in colour where it has one, and the contributions, of one sample and target."""
+    """Draw the input, W(x) in color where it has one, and the contributions, of one sample and target."""
     image, title = portrait(sample, 0)
     cells = [("input" if image is None else title, image)]
-    if sample.colours:
-        cells.append((f"W(x) for {sample.target_name()}", to_image(coloured_pictures(sample)[0])))
+    if sample.colors:
+        cells.append((f"W(x) for {sample.target_name()}", to_image(colored_pictures(sample)[0])))
     values = planes(sample)
     cells.append(
-        ("contributions" if sample.colours else f"contributions to {sample.target_name()}", to_image(signed(values)[0]))
+        ("contributions" if sample.colors else f"contributions to {sample.target_name()}", to_image(signed(values)[0]))
     )
     for ax, (name, cell) in zip(axes, cells, strict=True):
         _panel(ax, cell, name)
@@ -59,9 +59,9 @@ def _scale(ax: Axes, values: Tensor) -> None:
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     full = float(np.quantile(values.abs().flatten().double().numpy(), 0.995)) or float(values.abs().max()) or 1.0
-    colours = LinearSegmentedColormap.from_list("signed", [AGAINST, "white", FOR])
+    colors = LinearSegmentedColormap.from_list("signed", [AGAINST, "white", FOR])
     figure: Any = ax.figure
-    mappable = ScalarMappable(Normalize(-full, full), colours)
+    mappable = ScalarMappable(Normalize(-full, full), colors)
     bar = figure.colorbar(mappable, ax=ax, fraction=0.046, pad=0.03, ticks=[-full, 0, full])
     bar.ax.set_yticklabels([f"{-full:.1g}", "0", f"{full:.1g}"], fontsize=7)
 
@@ -74,8 +74,8 @@ def draw_places(ax: Axes, sample: Result) -> None:
         ax.bar(range(len(values)), values.tolist(), color=[FOR if value > 0 else AGAINST for value in values.tolist()])
     else:
         places = np.arange(len(values))
-        for colour, part in ((FOR, values.clamp_min(0)), (AGAINST, values.clamp_max(0))):
-            ax.fill_between(places, part.numpy(), step="mid", color=colour, linewidth=0)
+        for color, part in ((FOR, values.clamp_min(0)), (AGAINST, values.clamp_max(0))):
+            ax.fill_between(places, part.numpy(), step="mid", color=color, linewidth=0)
     ax.axhline(0, color="#808080", linewidth=0.8)
     if sample.tokens is not None and len(values) <= _NAMED_PLACES:
         named = [name for name, _ in rows[: len(values)]]
@@ -132,10 +132,10 @@ def draw_scores(ax: Axes, sample: Result, top: int) -> None:
     explained = [] if sample.target is None else sample.target.flatten().tolist()
     classes += [index for index in explained if index not in classes]
     values = scores[0].float()[classes].tolist()
-    colours = [OWN if index in explained else OTHER for index in classes]
+    colors = [OWN if index in explained else OTHER for index in classes]
     low, high = min(values), max(values)
     base = 0.0 if low >= 0 else low - 0.15 * ((high - low) or 1.0)
-    ax.barh(range(len(values)), [value - base for value in values], left=base, color=colours, height=0.62)
+    ax.barh(range(len(values)), [value - base for value in values], left=base, color=colors, height=0.62)
     for place, value in enumerate(values):
         ax.annotate(f"{value:.4g}", (value, place), (2, 0), textcoords="offset points", va="center", fontsize=6.5)
     ax.set_yticks(range(len(values)), [short(sample.name(index)) for index in classes], fontsize=8, parse_math=False)

@@ -123,7 +123,7 @@ def _facts(explanation: Result) -> str:
     names = ("where", "names", "notes") if explanation.tokens is None else ("where", "names", "notes", "tokens")
     facts = {name: getattr(explanation, name) for name in (*names, "channel_axis", "axes", "labels")}
     verdict = {"complete": explanation.complete, "verdict": explanation.verdict}
-    return json.dumps(facts | verdict | {"colours": explanation.colours}, sort_keys=True)
+    return json.dumps(facts | verdict | {"colours": explanation.colors}, sort_keys=True)
 
 
 def _safetensors(explanation: Result) -> bytes:

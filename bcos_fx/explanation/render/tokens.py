@@ -88,6 +88,6 @@ def spans(sample: Result) -> str:
 
 
 def _span(name: str, value: float, strength: float) -> str:
-    colour = "200,30,30" if value > 0 else "30,60,200"
-    style = f"background:rgba({colour},{0.7 * strength:.2f})"
+    color = "200,30,30" if value > 0 else "30,60,200"
+    style = f"background:rgba({color},{0.7 * strength:.2f})"
     return f'<span style="{style}" title="{value:+.4g}">{shown_in_html(name)}</span>'

@@ -1,8 +1,8 @@
-"""Builders for the input: encoding, the fixed normalisation map, and first layers on encoded channels.
+"""Builders for the input: encoding, the fixed normalization map, and first layers on encoded channels.
 
 The encoded input e = [x, 1 - x] passes a fixed, bias-free map to [x', -x'], where x' is what the original network
 expects. A *decoding* takes that back to x', so that the network is whole and unchanged at every step; rules then
-move the decoding towards the first layers and absorb it into their kernels.
+move the decoding toward the first layers and absorb it into their kernels.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ def input_affine(options: Options, channels: int) -> tuple[Tensor, Tensor]:
 
 
 @builder("input-normalisation")
-def input_normalisation(build: Build) -> nn.Module:
+def input_normalization(build: Build) -> nn.Module:
     """Build the fixed bias-free map from [x, 1 - x] to [x', -x'], x' = (pixel_max * x - mean) / std."""
     shape = build.reader.shape(build.call.node)
     if shape is None:
         raise Refused("the number of its channels is not known")
-    return _normalisation(build, *input_affine(build.options, shape[1]))
+    return _normalization(build, *input_affine(build.options, shape[1]))
 
 
-def _normalisation(build: Build, matrix: Tensor, offset: Tensor) -> bnn.InputNormalisation:
+def _normalization(build: Build, matrix: Tensor, offset: Tensor) -> bnn.InputNormalisation:
     like = next((t for t in build.reader.graph_module.parameters() if t.is_floating_point()), torch.empty(0))
     return bnn.InputNormalisation(matrix, offset, like.device, like.dtype)
 
 
 @builder("absorbed-normalisation")
-def absorbed_normalisation(build: Build) -> nn.Module:
+def absorbed_normalization(build: Build) -> nn.Module:
     """Build the normalization map that absorbs the shift or scale per channel that follows it."""
     calls = build.hit.calls
-    normalisation = calls["normalisation"].module
-    if not isinstance(normalisation, bnn.InputNormalisation):
-        raise Refused("there is no normalisation before it")
-    matrix = torch.tensor(normalisation.matrix, dtype=torch.float64)
-    offset = torch.tensor(normalisation.offset, dtype=torch.float64)
+    normalization = calls["normalisation"].module
+    if not isinstance(normalization, bnn.InputNormalisation):
+        raise Refused("there is no normalization before it")
+    matrix = torch.tensor(normalization.matrix, dtype=torch.float64)
+    offset = torch.tensor(normalization.offset, dtype=torch.float64)
     step = calls["step"]
     other = _constant(build, step.arguments["other"]).to(matrix)
     name = step.op.name
@@ -82,7 +82,7 @@ def absorbed_normalisation(build: Build) -> nn.Module:
         matrix, offset = matrix * factor.reshape(-1, 1), offset * factor
     else:
         offset = offset + (other if name == "add" else -other)
-    return _normalisation(build, matrix, offset.expand(matrix.shape[0]))
+    return _normalization(build, matrix, offset.expand(matrix.shape[0]))
 
 
 def _constant(build: Build, value: object) -> Tensor:
@@ -132,13 +132,13 @@ def metadata_moved(
 @builder("folded-layer")
 def folded_layer(build: Build) -> nn.Module:
     """Build the widened layer with the normalization map inside its kernel, so that it reads [x, 1 - x] itself."""
-    layer, normalisation = build.layer, build.hit.calls["normalisation"].module
+    layer, normalization = build.layer, build.hit.calls["normalisation"].module
     weight = layer._parameters["weight"]
-    if weight is None or not isinstance(normalisation, bnn.InputNormalisation):
+    if weight is None or not isinstance(normalization, bnn.InputNormalisation):
         raise Refused("there is nothing to fold")
     # The layer is wide already: the first half of its kernel, doubled, is the kernel on x'.
     plain = 2 * weight.detach().chunk(2, dim=1)[0]
-    folded = bnn.fold(plain, normalisation.matrix, normalisation.offset)
+    folded = bnn.fold(plain, normalization.matrix, normalization.offset)
     new = rebuilt(layer, **{WIDENING[type(layer)]: folded.shape[1]})
     new._parameters["weight"] = new_parameter(folded, weight)
     return new

@@ -209,8 +209,8 @@ def bcos_layer(build: Build) -> nn.Module:
     if cls is None or not issubclass(cls, bnn.BcosLayer):
         raise Refused(f"no layer of the op vocabulary is the B-cos form of {type(plain).__name__}")
     eps = build.options.eps
-    stabiliser: dict[str, Any] = cls.published_eps() if eps == PUBLISHED else {"eps": eps}
-    return cls.from_plain(plain, b=1.0, scale=build.options.scale, **stabiliser)
+    stabilizer: dict[str, Any] = cls.published_eps() if eps == PUBLISHED else {"eps": eps}
+    return cls.from_plain(plain, b=1.0, scale=build.options.scale, **stabilizer)
 
 
 @builder("in-place-rectifier")

@@ -3,7 +3,7 @@
 Their modules are read by their attributes; nothing of either package is imported. What they compute is B-cos v2 (Böhle
 et al., "B-cos Alignment for Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024, section 3), with
 weights of unit norm, or B-cosification (Arya et al., NeurIPS 2024, section 3), with weights as they are. Both have
-these stabilisers: a convolution has |x| = sqrt(sum x^2 + 1e-6), a linear layer |x| + 1e-12, and at a B other than 1
+these stabilizers: a convolution has |x| = sqrt(sum x^2 + 1e-6), a linear layer |x| + 1e-12, and at a B other than 1
 and 2 both add 1e-6 to |cos| as well, which our layers do not.
 """
 

@@ -221,7 +221,7 @@ def frozen_ratio(build: Build) -> nn.Module:
 
 
 @builder("frozen-normalisation")
-def frozen_normalisation(build: Build) -> nn.Module:
+def frozen_normalization(build: Build) -> nn.Module:
     """Build a division by a norm that is detached."""
     given = build.call.arguments
     if build.call.op.name == "l2_normalise":

@@ -207,7 +207,7 @@ def _product(trial: _Trial) -> str | None:
     return None
 
 
-def _normalise(trial: _Trial) -> str | None:
+def _normalize(trial: _Trial) -> str | None:
     return _dynamic(trial, trial.call.module) if isinstance(trial.call.module, DynamicLayer) else None
 
 
@@ -223,6 +223,6 @@ _CHECKS: dict[str, Callable[[_Trial], str | None]] = {
     "product": _product,
     "quotient": _linear,
     "attention": _linear,
-    "normalise": _normalise,
+    "normalise": _normalize,
     "constant": _constant,
 }

@@ -1,4 +1,4 @@
-"""Why a rule does not match: at every node the first condition that it does not fulfil."""
+"""Why a rule does not match: at every node the first condition that it does not fulfill."""
 
 from __future__ import annotations
 

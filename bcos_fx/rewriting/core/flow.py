@@ -46,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Flow:
-    """The result of :func:`analyse`; nodes are given by name.
+    """The result of :func:`analyze`; nodes are given by name.
 
     Attributes:
         kinds: node -> its kind.
@@ -332,7 +332,7 @@ def _holds_whole_numbers(node: fx.Node) -> bool:
     return dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
 
 
-def analyse(graph_module: fx.GraphModule, vocabulary: Vocabulary) -> Flow:
+def analyze(graph_module: fx.GraphModule, vocabulary: Vocabulary) -> Flow:
     """Classify every node of a graph; nothing is mutated. Cost is linear in the number of edges."""
     analysis = _Analysis(graph_module, vocabulary)
     analysis.forwards()

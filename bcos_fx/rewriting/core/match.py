@@ -1,6 +1,6 @@
 """Matching: pure functions from a rule and a node to a hit, a near miss or nothing.
 
-Matching starts at the anchor, the last node of the pattern, and walks towards the input.
+Matching starts at the anchor, the last node of the pattern, and walks toward the input.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Predicate = Callable[["GraphReader", Call], Verdict]
 
 @dataclass(frozen=True)
 class Mismatch:
-    """The first condition of a rule that a node does not fulfil.
+    """The first condition of a rule that a node does not fulfill.
 
     Attributes:
         condition: in words, with the node at which it failed.

@@ -39,7 +39,7 @@ class Op:
         family: its spellings are many functions of one kind, so that a message names the function.
         instead: of an op that carries no value: what a network can use in its place.
         weighted: it multiplies the value with a kernel; the parameters of such ops on value paths make up the coverage.
-        batch_statistics: it normalises by statistics that were taken over a batch, and keeps them.
+        batch_statistics: it normalizes by statistics that were taken over a batch, and keeps them.
         declared: where a program other than bcos_fx declared it; None for the shipped ops.
     """
 

@@ -58,8 +58,8 @@ class Options:
             sqrt(sum x^2 + 1e-6), linear layers |x| + 1e-12); None takes the layer's own, by dtype.
         input: ``normalised`` (encoding, then a fixed map), ``folded`` (the map inside the first kernel) or
             ``none`` (the input is taken as it is).
-        channels: order of the colour channels that the original expects.
-        mean, std: per-channel statistics that the original expects its input to be normalised with, in the
+        channels: order of the color channels that the original expects.
+        mean, std: per-channel statistics that the original expects its input to be normalized with, in the
             order of its own channels.
         pixel_max: the value of a white pixel in the units of mean and std: 1, or 255.
         pool: ``average`` replaces max pooling.

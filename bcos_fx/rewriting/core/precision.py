@@ -1,6 +1,6 @@
 """Rewriting in float64, whatever the network's own precision.
 
-A preserving rule may have to compute a new tensor (a kernel with a normalisation inside it, the length of a
+A preserving rule may have to compute a new tensor (a kernel with a normalization inside it, the length of a
 weight). Done in float64 and rounded once at the end, such a tensor is as exact as the network's precision allows,
 and the proof can be held to float64 before that rounding.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from bcos_fx.rewriting.core.flow import Flow, analyse
+from bcos_fx.rewriting.core.flow import Flow, analyze
 from bcos_fx.rewriting.core.ops import BOUNDARY, Call, Vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
@@ -43,7 +43,7 @@ class GraphReader:
     @cached_property
     def flow(self) -> Flow:
         """Where values flow in the graph."""
-        return analyse(self.graph_module, self.vocabulary)
+        return analyze(self.graph_module, self.vocabulary)
 
     @cached_property
     def callers(self) -> dict[int, list[fx.Node]]:

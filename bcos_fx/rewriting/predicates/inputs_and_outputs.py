@@ -49,7 +49,7 @@ def _channels_elsewhere(reader: GraphReader, node: fx.Node, shape: tuple[int, ..
         return None
     return (
         f"its channels are dimension {found}, over which {layer} sums, and mean and std are taken for dimension 1; "
-        "permute it before the network, or normalise it yourself"
+        "permute it before the network, or normalize it yourself"
     )
 
 
@@ -114,7 +114,7 @@ def shifts_or_scales_channels(reader: GraphReader, call: Call) -> Verdict:
         return False
     tensor = attribute(reader.graph_module, str(other.target))
     if isinstance(tensor, nn.Parameter):
-        return "the normalisation is a trained parameter, so it is not folded away"
+        return "the normalization is a trained parameter, so it is not folded away"
     shape = tuple(getattr(tensor, "shape", ()))
     by_channel = (channels[1], *[1] * (len(channels) - 2))
     per_channel = math.prod(shape) == 1 or (

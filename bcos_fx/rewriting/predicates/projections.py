@@ -99,7 +99,7 @@ def _is_end(reader: GraphReader, node: fx.Node) -> bool:
 
 
 def _past_moves(reader: GraphReader, node: fx.Node, *, forwards: bool) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Yield what reads a node's numbers, or made them, past what only moves them; each after its neighbour."""
+    """Yield what reads a node's numbers, or made them, past what only moves them; each after its neighbor."""
     for other in list(node.users) if forwards else _values(reader, node):
         if other.meta.get("type") in ("size", "other"):
             continue

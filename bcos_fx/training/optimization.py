@@ -1,4 +1,4 @@
-"""Optimisers with options per group of parameters, adaptive gradient clipping, warm-up and cosine."""
+"""Optimizers with options per group of parameters, adaptive gradient clipping, warm-up and cosine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.training.recipe import Optimiser
+from bcos_fx.training.recipe import Optimizer
 
 # Brock et al. 2021, section 4.1: weights of norm 0 could never be moved without a least norm.
 LEAST_NORM = 1e-3
 
 
 def parameter_groups(
-    network: nn.Module, pressures: Iterable[nn.Parameter], options: Optimiser, head: nn.Module | None = None
+    network: nn.Module, pressures: Iterable[nn.Parameter], options: Optimizer, head: nn.Module | None = None
 ) -> list[dict[str, Any]]:
     """Sort parameters into groups: weights; what has one dimension (norms, gains, biases), never decayed; B; the head.
 
@@ -27,7 +27,7 @@ def parameter_groups(
         head: the last layer, where it has a rate of its own.
 
     Returns:
-        Groups as torch's optimisers take them, named; empty ones left out.
+        Groups as torch's optimizers take them, named; empty ones left out.
     """
     of_head = set() if head is None else set(head.parameters())
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -45,15 +45,15 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def make_optimiser(groups: list[dict[str, Any]], options: Optimiser) -> torch.optim.Optimizer:
-    """Return torch's optimiser of that name over the groups."""
+def make_optimizer(groups: list[dict[str, Any]], options: Optimizer) -> torch.optim.Optimizer:
+    """Return torch's optimizer of that name over the groups."""
     if options.name == "sgd":
         return torch.optim.SGD(groups, options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
     kind = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
     return kind(groups, options.lr)
 
 
-def rate(step: int, options: Optimiser, steps: int, steps_per_epoch: int) -> float:
+def rate(step: int, options: Optimizer, steps: int, steps_per_epoch: int) -> float:
     """Return the learning rate of a step (from 0 on) as a share in [0, 1] of the highest."""
     warm = round(options.warmup * steps_per_epoch)
     if step < warm:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bcos_fx.training.optimisation import clip_adaptively_, make_optimiser, parameter_groups, rate
-from bcos_fx.training.recipe import Optimiser
+from bcos_fx.training.optimization import clip_adaptively_, make_optimizer, parameter_groups, rate
+from bcos_fx.training.recipe import Optimizer
 
 
 def slow_clipped(weight: Tensor, gradient: Tensor, clipping: float) -> Tensor:
@@ -71,21 +71,21 @@ def test_clipping_changes_no_short_gradient_and_no_direction() -> None:
 
 
 def test_rates_by_hand() -> None:
-    options = Optimiser(warmup=1.0, schedule="cosine")
+    options = Optimizer(warmup=1.0, schedule="cosine")
     rates = [rate(step, options, steps=12, steps_per_epoch=2) for step in range(13)]
     assert rates[:2] == pytest.approx([1 / 3, 2 / 3])
     assert rates[2] == 1
     assert rates[7] == pytest.approx(0.5)
     assert rates[12] == pytest.approx(0)
     assert all(a >= b for a, b in itertools.pairwise(rates[2:]))
-    assert [rate(step, Optimiser(schedule="constant"), 9, 3) for step in range(9)] == [1.0] * 9
+    assert [rate(step, Optimizer(schedule="constant"), 9, 3) for step in range(9)] == [1.0] * 9
 
 
 def test_only_weights_decay_and_b_has_its_own_rate() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     network[2].bias.requires_grad_(False)
     pressure = nn.Parameter(torch.tensor(1.0))
-    options = Optimiser(lr=0.1, weight_decay=0.02, lr_of_b=5)
+    options = Optimizer(lr=0.1, weight_decay=0.02, lr_of_b=5)
     groups = {group["name"]: group for group in parameter_groups(network, [pressure], options)}
     assert groups["weights"]["params"] == [network[0].weight, network[2].weight]
     assert groups["weights"]["weight_decay"] == 0.02
@@ -97,7 +97,7 @@ def test_only_weights_decay_and_b_has_its_own_rate() -> None:
 
 def test_a_head_has_its_own_rate_and_every_parameter_one_group() -> None:
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    options = Optimiser(lr=0.1, weight_decay=0.5, lr_of_head=4.0)
+    options = Optimizer(lr=0.1, weight_decay=0.5, lr_of_head=4.0)
     groups = {group["name"]: group for group in parameter_groups(network, [], options, network[2])}
     assert {name: [p.shape for p in group["params"]] for name, group in groups.items()} == {
         "weights": [(4, 3)],
@@ -105,8 +105,8 @@ def test_a_head_has_its_own_rate_and_every_parameter_one_group() -> None:
         "weights of the head": [(2, 4)],
         "norms and biases of the head": [(2,)],
     }
-    optimiser = make_optimiser(list(groups.values()), options)
-    assert [(group["lr"], group["weight_decay"]) for group in optimiser.param_groups] == [
+    optimizer = make_optimizer(list(groups.values()), options)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [
         (0.1, 0.5),
         (0.1, 0.0),
         (0.4, 0.5),
@@ -116,8 +116,8 @@ def test_a_head_has_its_own_rate_and_every_parameter_one_group() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("adam", "Adam"), ("adamw", "AdamW"), ("sgd", "SGD")])
 def test_optimisers_by_name(name: str, kind: str) -> None:
-    options = Optimiser(name=name, lr=0.1, momentum=0.8)
-    made = make_optimiser(parameter_groups(nn.Linear(2, 2), [], options), options)
+    options = Optimizer(name=name, lr=0.1, momentum=0.8)
+    made = make_optimizer(parameter_groups(nn.Linear(2, 2), [], options), options)
     assert type(made).__name__ == kind
     assert made.param_groups[0]["lr"] == 0.1
     assert name != "sgd" or made.param_groups[0]["momentum"] == 0.8
