@@ -72,3 +72,23 @@ def test_words_have_no_samples_and_the_error_leads_there() -> None:
     with pytest.raises(bcos_fx.BcosFxError) as caught:
         bcos_fx.explain(Bags("sum", None, weighted=False), WORDS, (0, 2), others=(OFFSETS,), batch_axis=None)
     assert "source=" in (caught.value.hint or "")
+
+
+class Both(Bags):
+    """Weights of words that count by themselves too."""
+
+    def forward(self, words: Tensor, offsets: Tensor, shares: Tensor) -> Tensor:
+        return super().forward(words, offsets, shares) + shares.sum()
+
+
+@pytest.mark.parametrize("kind", [Bags, Both])
+def test_weights_of_words_are_refused_by_name_and_never_taken_for_constants(kind: type[Bags]) -> None:
+    network = kind("sum", None, weighted=True)
+    given = {"words": WORDS, "offsets": OFFSETS, "shares": SHARES}
+    with pytest.raises(bcos_fx.BcosFxError) as caught:
+        bcos_fx.explain(network, given, (0, 2), source="shares", batch_axis=None)
+    assert "embedding is not dynamic linear in its input; instead: explain by what it gives" in (
+        caught.value.where or ""
+    )
+    assert "test_bags.py" in (caught.value.where or "")
+    assert not bcos_fx.certify(network, given, source="shares", batch_axis=None).ok

@@ -67,7 +67,9 @@ class Call:
     @property
     def read(self) -> list[fx.Node]:
         """The nodes whose numbers the call reads: all but those of which only the form counts."""
-        return [node for name in self.arguments if name not in self.op.like for node in self.nodes(name)]
+        form = {node for name in self.op.like for node in self.nodes(name)}
+        form -= {node for name in self.arguments if name not in self.op.like for node in self.nodes(name)}
+        return [node for node in self.node.all_input_nodes if node not in form]
 
 
 def name_of(op: Op, called: object) -> str:
