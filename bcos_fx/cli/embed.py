@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bcos_fx.cli.console import echo
+from bcos_fx.cli.request import Overwrite
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS, TextOptions
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
@@ -40,6 +41,7 @@ def run(
         typer.Option(help=f"Sentences that names are put into: {TEMPLATES}. Left out: names are taken as they are."),
     ] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")] = Path("texts.safetensors"),
+    force: Overwrite = False,
 ) -> None:
     """Embed texts or class names with a frozen text tower, for explain --text-embeddings and evaluate.
 
@@ -51,7 +53,7 @@ def run(
 
     if (classes is None) == (not text):
         raise UsageError("there is nothing to embed" if not text else "classes and texts were given", hint="give one")
-    check_target(out)
+    check_target(out, overwrite=force)
     names = read_classes(classes) if classes is not None else tuple(text or ())
     found = embedded(TextOptions(names, text_tower, None, templates))
     found.save(out)

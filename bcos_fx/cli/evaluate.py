@@ -159,22 +159,15 @@ def _measured(request: EvaluationRequest, plan: Plan, group: ProcessGroup) -> tu
 
 
 def _networks(request: EvaluationRequest) -> tuple[BcosNetwork, NormalizedModel | None]:
-    import torch
-
     from bcos_fx.cli.check import read_artifact
+    from bcos_fx.cli.network import device_of, read_original
+    from bcos_fx.network import BcosNetwork
     from bcos_fx.verification.original import NormalizedModel
 
-    try:
-        device = torch.device(request.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"there is no device {request.device!r}", hint="give cpu, cuda or cuda:N") from error
+    device = device_of(request.device)
     network = read_artifact(request.model).eval()
     if request.original is None:
         return network.to(device), None
-    from bcos_fx.cli.network import read_original
-    from bcos_fx.network import BcosNetwork
-
     arch, plus, file = request.original.partition("+")
     alone = not plus and Path(arch).is_file()
     model, named = (Path(arch), None) if alone else (Path(file) if plus else None, arch)

@@ -161,7 +161,13 @@ class EvaluationRequest:
     )
     force: Annotated[
         bool,
-        typer.Option("-f", "--force", help="Begin again: remove results that are in the folder.", rich_help_panel=_OUT),
+        typer.Option(
+            "-f",
+            "--force",
+            "--overwrite",
+            help="Begin again: remove results that are in the folder.",
+            rich_help_panel=_OUT,
+        ),
     ] = False
     json: Annotated[
         bool, typer.Option("--json", help="All figures as JSON on stdout, and nothing else.", rich_help_panel=_OUT)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json as json_module
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from bcos_fx.cli.console import echo
+from bcos_fx.cli.explain_request import ExplainRequest
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
-from bcos_fx.cli.text_options import TEMPLATES, TOWERS, TextOptions
+from bcos_fx.cli.request import takes
+from bcos_fx.cli.text_options import TextOptions
 from bcos_fx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from bcos_fx.data.preprocessing import Preprocessing
     from bcos_fx.data.sources import ImageSource
     from bcos_fx.explanation import Explanation
+    from bcos_fx.explanation.render.saving import Collector
+    from bcos_fx.explanation.render.style import Style
     from bcos_fx.network import BcosNetwork
 
 NAME = "explain"
@@ -44,7 +49,6 @@ Exit code 0: all explained. 1: an image could not be read, or contributions do n
 NOT TESTED stands where hardly anything of an output comes from the image, so that the sum says nothing.
 """
 _BATCH, _IN_A_FIGURE = 16, 8
-_TEXT = "Texts, of image-text models"
 
 
 @dataclass(frozen=True)
@@ -70,129 +74,8 @@ class Question:
     blocks: int = 1
 
 
-def run(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="A converted network, from bcos-fx convert, or hf:user/name of the Hugging Face hub; or with --arch a "
-            "checkpoint, converted first.",
-        ),
-    ],
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="IMAGE...",
-            help="Photographs, folders of them, or images in any form that evaluate takes: .npy, .npz, shards.",
-        ),
-    ],
-    target: Annotated[
-        str | None,
-        typer.Option(
-            help="What is explained: a class name, its index, topK, all, or one pixel of a segmentation as "
-            "class,row,column. Left out: the predicted class."
-        ),
-    ] = None,
-    against: Annotated[
-        str | None, typer.Option(help="Explain why the target's output is larger than this class's, by name or index.")
-    ] = None,
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            help="Class names: one a line, a JSON list, or a JSON object from index to name. (default: those in MODEL)",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option(help="Explain another value: logits (before a final softmax), or a layer by name.")
-    ] = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="What outputs are explained by: an input or a layer by name, whose activations then take the place of "
-            "the image. Repeatable: by several at once, which share one sum and have a file each. "
-            "Left out: the main input.",
-        ),
-    ] = None,
-    channel_axis: Annotated[
-        int | None,
-        typer.Option(
-            metavar="AXIS",
-            help="Which dimension of what outputs are explained by holds its channels, over which contributions are "
-            "summed, counted in (N, ...). Left out: the one that the first layer sums over.",
-        ),
-    ] = None,
-    batch_axis: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AXIS",
-            help="Which dimension of the network's input holds the samples, where it is not the first: its number, or "
-            "none where it takes one photograph (C, H, W) as a whole.",
-        ),
-    ] = None,
-    text: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Explain how much the image is like this text: the cosine of their embeddings. Repeatable.",
-            rich_help_panel=_TEXT,
-        ),
-    ] = None,
-    text_tower: Annotated[
-        str | None,
-        typer.Option(
-            help=f"What embeds the texts; it has to belong to MODEL: {TOWERS}.",
-            rich_help_panel=_TEXT,
-        ),
-    ] = None,
-    text_embeddings: Annotated[
-        Path | None,
-        typer.Option(
-            help="Embeddings from bcos-fx embed in place of a tower; without --text all of them.", rich_help_panel=_TEXT
-        ),
-    ] = None,
-    templates: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Sentences that each text is put into, and averaged over: {TEMPLATES}.",
-            rich_help_panel=_TEXT,
-        ),
-    ] = None,
-    power: Annotated[float, typer.Option(help="p >= 1: the score is |cos|^(p-1) cos.", rich_help_panel=_TEXT)] = 1.0,
-    location: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the network gives an embedding for each place: max (the place that is most like the text) or "
-            "mean.",
-            rich_help_panel=_TEXT,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", "-o", help="Where to: .png .pdf .svg (a figure), .html (a gallery), .safetensors .npz (numbers)."
-        ),
-    ] = None,
-    blocks: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Draw blocks of this many pixels a side, each with its sum: 2 takes away the dotted grid that strided "
-            "first layers leave. Numbers do not change.",
-        ),
-    ] = 1,
-    arch: Annotated[
-        str | None,
-        typer.Option(help="The plain network that a published B-cos checkpoint belongs to, as for convert."),
-    ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="How such a checkpoint is converted. (default: bcosification)")
-    ] = None,
-    allow_incomplete: Annotated[
-        bool, typer.Option("--allow-incomplete", help="Explain a network that is not dynamic linear too, and say so.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="The sums as JSON on stdout, and nothing else.")] = False,
-) -> None:
+@takes(ExplainRequest)
+def run(request: ExplainRequest) -> None:
     """Explain what a converted network says of photographs, and show that the parts add up.
 
     An output is W(x)·x plus constants. The picture shows W(x) in its own colors, opaque where it speaks for the
@@ -201,53 +84,76 @@ def run(
 
     A network that was not fine-tuned after conversion is explained as faithfully, but its pictures are noisy.
     """
-    from bcos_fx.cli import values
     from bcos_fx.cli.sums import tell
-    from bcos_fx.data.classes import read_classes
     from bcos_fx.data.stores import open_source
+    from bcos_fx.explanation.render.saving import Collector
 
-    options = {"channel_axis": channel_axis, "allow_incomplete": allow_incomplete}
-    texts = TextOptions(tuple(text or ()), text_tower, text_embeddings, templates)
-    by_text = texts != TextOptions()
-    if by_text and (target is not None or against is not None or classes is not None):
-        raise UsageError("classes and texts were asked for", hint="leave --target, --against and --classes out")
-    names = None if classes is None else read_classes(classes)
-    network = _network(model, arch, recipe)
-    if by_text:
-        question = _asked_by_text(texts, power, location, output, options)
-    else:
-        own = network.record.classes if output in (None, "logits") else ()  # an inner layer's channels are no classes
-        question = _asked(target, against, names or own or None, output, options)
-    question = replace(question, sources=tuple(source or ()), batch_axis=values.axis(batch_axis), blocks=blocks)
-    data = open_source(images)
-    place = out if out is not None else Path("explanation.png" if len(data) <= _IN_A_FIGURE else "explanation.html")
-    found, skipped = _explain_all(network, data, question, place, quiet=json)
-    if json:
-        written = {name or "": str(path) for name, path in _places(place, question).items()}
-        files_written = {"file": str(place)} if len(written) == 1 else {"files": written}
+    network = _network(request)
+    question = _question(request, network)
+    data = open_source(request.images)
+    place = request.out
+    if place is None and not request.json:
+        place = Path("explanation.png" if len(data) <= _IN_A_FIGURE else "explanation.html")
+    places = {} if place is None else _places(place, question)
+    collectors = {name: Collector(path, _style(request), overwrite=request.force) for name, path in places.items()}
+    found, skipped = _explain_all(network, data, question, collectors, quiet=request.json)
+    if request.json:
+        written = {name or "": str(path) for name, path in places.items()}
+        files_written = {"files": written} if len(written) > 1 else {"file": next(iter(written.values()), None)}
         facts = {**files_written, "images": [row for row, _ in found], "skipped": skipped}
         echo(json_module.dumps(facts, indent=2, sort_keys=True))
     else:
-        tell(found, _places(place, question).values(), len(data))
+        tell(found, places.values(), len(data))
     list_skipped(skipped)
     if not all(complete for _, complete in found):
         raise typer.Exit(CHECK_FAILED)
 
 
-def _network(model: Path, arch: str | None, recipe: str | None) -> BcosNetwork:
+def _style(request: ExplainRequest) -> Style:
+    """Return how the figure is drawn."""
+    from bcos_fx.explanation.render.style import Style
+
+    panels = None if request.panels is None else tuple(name.strip() for name in request.panels.split(","))
+    chosen = {name: getattr(request, name) for name in ("overlay", "cmap", "size", "font", "font_size")}
+    return Style(panels=panels, **chosen)
+
+
+def _question(request: ExplainRequest, network: BcosNetwork) -> Question:
+    """Return what is asked of each image."""
+    from bcos_fx.cli import values
+    from bcos_fx.data.classes import read_classes
+
+    options = {"channel_axis": request.channel_axis, "allow_incomplete": request.allow_incomplete}
+    texts = TextOptions(tuple(request.text or ()), request.text_tower, request.text_embeddings, request.templates)
+    target, against, output = request.target, request.against, request.output
+    if texts != TextOptions():
+        if target is not None or against is not None or request.classes is not None:
+            raise UsageError("classes and texts were asked for", hint="leave --target, --against and --classes out")
+        question = _asked_by_text(texts, request.power, request.location, output, options)
+    else:
+        names = None if request.classes is None else read_classes(request.classes)
+        own = network.record.classes if output in (None, "logits") else ()  # an inner layer's channels are no classes
+        question = _asked(target, against, names or own or None, output, options)
+    sources, axis = tuple(request.source or ()), values.axis(request.batch_axis)
+    return replace(question, sources=sources, batch_axis=axis, blocks=request.blocks)
+
+
+def _network(request: ExplainRequest) -> BcosNetwork:
     """Read a converted network; or a published checkpoint, which is converted as it is.
 
     Raises:
         UsageError: a recipe beside a converted network, or a checkpoint of no B-cos network.
     """
     from bcos_fx.cli.check import read_artifact
+    from bcos_fx.cli.network import device_of
 
+    model, arch, recipe, device = request.model, request.arch, request.recipe, device_of(request.device)
     if arch is None:
         if recipe is not None:
             raise UsageError(
                 "--recipe was given for a converted network", hint="--arch names the network of a checkpoint"
             )
-        return read_artifact(model)
+        return read_artifact(model).to(device)
     from bcos_fx.checkpoint.published import origin_of
     from bcos_fx.cli.network import read_network
     from bcos_fx.convert import bcosify
@@ -260,7 +166,7 @@ def _network(model: Path, arch: str | None, recipe: str | None) -> BcosNetwork:
             where=str(model),
             hint="bcos-fx convert it first, and fine-tune it",
         )
-    return bcosify(module, recipe=recipe or DEFAULT_RECIPE)
+    return bcosify(module, recipe=recipe or DEFAULT_RECIPE).to(device)
 
 
 def _asked(
@@ -300,15 +206,18 @@ def _number(text: str) -> int | str | tuple[int, ...]:
 
 
 def _explain_all(
-    network: BcosNetwork, data: ImageSource, question: Question, place: Path, *, quiet: bool
+    network: BcosNetwork,
+    data: ImageSource,
+    question: Question,
+    collectors: Mapping[str | None, Collector],
+    *,
+    quiet: bool,
 ) -> tuple[list[tuple[dict[str, Any], bool]], dict[str, str]]:
     """Explain in batches; a gallery keeps the pictures only, so thousands of images fit into memory."""
     from bcos_fx.cli.progress import counted
     from bcos_fx.cli.sums import row_of
     from bcos_fx.data.batches import Batches, note_enlarged
-    from bcos_fx.explanation.render.saving import Collector
 
-    collectors = {name: Collector(path) for name, path in _places(place, question).items()}
     found: list[tuple[dict[str, Any], bool]] = []
     preprocessing = _preprocessing(network, question.batch_axis)
     note_enlarged(data, preprocessing)
@@ -319,6 +228,8 @@ def _explain_all(
             continue
         parts = _explained(network, batch.images.to(next(network.parameters())), question)
         for name, explanation in parts.items():
+            if name not in collectors:
+                continue
             collectors[name].add(
                 explanation.in_blocks(question.blocks) if question.blocks > 1 else explanation,
                 [Path(data.name(index)).name for index in batch.indices],

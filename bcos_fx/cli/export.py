@@ -10,7 +10,7 @@ import typer
 
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.progress import Stages
-from bcos_fx.cli.request import IMAGE_FORMS
+from bcos_fx.cli.request import IMAGE_FORMS, Overwrite
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
 
@@ -67,7 +67,7 @@ def run(
         Path | None,
         typer.Option(help=f"Photographs to check the file on: {IMAGE_FORMS}. Left out: made-up images."),
     ] = None,
-    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite a file that is there.")] = False,
+    force: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="What was written as JSON on stdout, and nothing else.")] = False,
 ) -> None:
     """Write a converted network, or its explanation, as a file that runs without bcos_fx and without PyTorch.

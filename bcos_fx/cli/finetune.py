@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bcos_fx.cli.console import echo
-from bcos_fx.cli.request import IMAGE_FORMS, recipes, takes
+from bcos_fx.cli.request import IMAGE_FORMS, Overwrite, recipes, takes
 from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ class FineTuneRequest:
     nodes: Annotated[
         int, typer.Option(min=1, help="Machines, as Lightning's DDP counts them.", rich_help_panel=_RUN)
     ] = 1
-    force: Annotated[
-        bool, typer.Option("-f", "--force", help="Overwrite OUT if it is there.", rich_help_panel=_RUN)
-    ] = False
+    force: Overwrite = False
     json: Annotated[
         bool, typer.Option("--json", help="The history as JSON on stdout, and nothing else.", rich_help_panel=_RUN)
     ] = False

@@ -55,6 +55,20 @@ def read_network(model: Path | None, *, arch: str | None, key: str | None, trust
     return build_architecture(arch).eval()
 
 
+def device_of(name: str) -> torch.device:
+    """Return the device of a name.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"there is no device {name!r}", hint="give cpu, cuda or cuda:N") from error
+    return device
+
+
 def read_original(model: Path | None, *, arch: str | None, key: str | None, trust_pickle: bool) -> nn.Module:
     """Read what a converted network is compared with: a network in any form that convert takes, or a converted one.
 

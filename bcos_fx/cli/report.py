@@ -10,6 +10,7 @@ import typer
 
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.cli.request import Overwrite
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target, replacing
 
@@ -58,7 +59,7 @@ def run(
             show_default=False,
         ),
     ] = "",
-    force: Annotated[bool, typer.Option("-f", "--force", help="Overwrite the report if it is there.")] = False,
+    force: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="The outcome as JSON on stdout, and nothing else.")] = False,
 ) -> None:
     """Report on one decision: the network, its proof and certificate, and why it decided so and not otherwise.

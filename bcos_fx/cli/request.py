@@ -20,6 +20,9 @@ T = TypeVar("T")
 IMAGE_FORMS = "a folder of images or of a folder per class, an image, .npy, .npz, or webdataset shards (.tar)"
 """What every command takes as images; docs/data.md has the details."""
 
+Overwrite = Annotated[bool, typer.Option("-f", "--force", "--overwrite", help="Overwrite files that are there.")]
+"""The option of every command that writes a file: without it, none that is there is touched."""
+
 _FILE, _WHAT, _INPUT, _OUT = "The file", "The rewrite", "The input", "The result"
 
 
@@ -289,9 +292,7 @@ class Request:
             rich_help_panel=_OUT,
         ),
     ] = None
-    force: Annotated[
-        bool, typer.Option("-f", "--force", help="Overwrite files that are there.", rich_help_panel=_OUT)
-    ] = False
+    force: Overwrite = False
     picture: Annotated[
         Path | None,
         typer.Option(help="Draw the graph before and after: .png, .svg or .pdf.", rich_help_panel=_OUT),

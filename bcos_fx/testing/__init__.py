@@ -1,6 +1,6 @@
 """Random networks and inputs for property tests of rules, layers and whole pipelines.
 
-Needs hypothesis: ``pip install "bcos-fx[testing]"``.
+Needs hypothesis: ``pip install ".[testing]"`` in a clone of the project.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def recipe(folder: Path, loss: str) -> Path:
 def commands(data: Path, artifact: Path, weights: Path, folder: Path) -> Iterator[tuple[str, tuple[Any, ...], bool]]:
     """Name, words, and whether labels are needed."""
     yield "calibrate", ("calibrate", artifact, "--data", data, "-o", "calibrated.safetensors", "-f"), False
-    yield "explain", ("explain", artifact, data, "-o", "explained.npz"), False
+    yield "explain", ("explain", artifact, data, "-o", "explained.npz", "-f"), False
     convert = ("convert", weights, "--arch", TINY, *SHAPE, "-o", "new.safetensors", "-f")
     yield "convert --images", (*convert, "--recipe", "equivalent", "--images", data), False
     yield "convert --calibrate", (*convert, "--calibrate", data), False

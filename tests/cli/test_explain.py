@@ -71,7 +71,7 @@ def test_names_and_differences(run: Run, artifact: Path, photographs: Path, fold
     classes = run("explain", artifact, photographs / "0.png", "--json")
     count = max(json.loads(classes.stdout)["images"][0]["target"][0] + 1, 3)
     (folder / "classes.txt").write_text("\n".join(f"kind {n}" for n in range(count)), encoding="utf-8")
-    words = ("explain", artifact, photographs / "0.png", "--classes", "classes.txt", "-o", "a.npz")
+    words = ("explain", artifact, photographs / "0.png", "--classes", "classes.txt", "-f", "-o", "a.npz")
     done = run(*words, "--target", "kind 1")
     assert done.exit_code == 0, done.output
     assert "kind 1" in done.stdout
@@ -169,7 +169,8 @@ def gated(run: Run, folder: Path) -> Path:
         "-o",
         "g.safetensors",
     )
-    assert run(*words).exit_code == 0
+    done = run(*words)
+    assert (done.exit_code, "NOT EXPLAINABLE" in done.stderr) == (1, True)
     return folder / "g.safetensors"
 
 
@@ -229,3 +230,60 @@ def test_an_original_tells_its_constants(run: Run, weights: Path) -> None:
     said = json.loads(run("check", weights, "--arch", TINY, "--json").stdout)["certificate"]
     assert said["ok"] is True
     assert {"conv.bias", "fc.bias"} <= {entry["source"] for entry in said["constants"]}
+
+
+# ---------------------------------------------------------------- files and pictures
+
+
+def test_a_file_that_is_there_is_overwritten_only_when_asked(run: Run, artifact: Path, photographs: Path) -> None:
+    words = ("explain", artifact, photographs / "0.png", "-o", "e.npz")
+    assert run(*words).exit_code == 0
+    before = Path("e.npz").stat().st_mtime_ns
+    done = run(*words)
+    assert (done.exit_code, "is there already" in done.stderr) == (2, True)
+    assert Path("e.npz").stat().st_mtime_ns == before
+    for option in ("-f", "--force", "--overwrite"):
+        assert run(*words, option).exit_code == 0
+    assert Path("e.npz").stat().st_mtime_ns != before
+
+
+def test_every_command_that_writes_a_file_has_the_same_option_to_overwrite_it(run: Run) -> None:
+    for command in ("convert", "calibrate", "finetune", "explain", "embed", "export", "report", "evaluate"):
+        assert "--overwrite" in run(command, "--help").stdout, command
+
+
+def test_json_writes_no_picture(run: Run, artifact: Path, photographs: Path) -> None:
+    before = sorted(Path().iterdir())
+    done = run("explain", artifact, photographs / "0.png", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["file"]) == (0, None)
+    assert sorted(Path().iterdir()) == before
+    done = run("explain", artifact, photographs / "0.png", "--json", "-o", "e.png")
+    assert json.loads(done.stdout)["file"] == "e.png"
+    assert Path("e.png").is_file()
+
+
+def test_a_device_that_is_not_there_is_refused(run: Run, artifact: Path, photographs: Path) -> None:
+    for words in (("explain", artifact, photographs), ("calibrate", artifact, "--data", photographs)):
+        assert run(*words, "--device", "cpu", "-o", f"{words[0]}.safetensors").exit_code == 0
+        done = run(*words, "--device", "cuda:99", "-o", f"{words[0]}2.safetensors")
+        assert (done.exit_code, "there is no device 'cuda:99'" in done.stderr) == (2, True)
+
+
+def test_the_picture_is_drawn_as_asked(run: Run, artifact: Path, photographs: Path) -> None:
+    words = ("explain", artifact, photographs / "0.png")
+    style = ("--panels", "contributions", "--overlay", "--cmap", "PuOr", "--size", "4", "--font-size", "12")
+    done = run(*words, *style, "--font", "DejaVu Serif", "-o", "one.svg")
+    assert done.exit_code == 0, done.stderr
+    drawn = Path("one.svg").read_text(encoding="utf-8")
+    assert "highest outputs" not in drawn
+    assert "DejaVu Serif" in drawn
+    for wrong, said in (
+        (("--panels", "map"), "no panel is named 'map'"),
+        (("--panels", "weights"), "no panel 'weights' (W(x) has no color here)"),
+        (("--cmap", "PuOx"), "did you mean 'PuOr'"),
+        (("--font", "Nothing"), "no font named"),
+        (("--size", "0"), "size is 0"),
+        (("--overlay", "-o", "e.npz"), ".npz file has no panels"),
+    ):
+        done = run(*words, *wrong)
+        assert (done.exit_code, said in done.stderr) == (2, True), done.output

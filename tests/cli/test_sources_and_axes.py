@@ -42,7 +42,7 @@ def test_a_layer_explains(run: Run, artifact: Path, photograph: Path) -> None:
     assert row["output"] == pytest.approx([network(image)[0, 1].item()], rel=1e-5)
     with np.load("b.npz") as written:
         assert written["weights"].shape == (1, 4, 8, 8)
-    assert "branch" in run("explain", artifact, photograph, "--source", "branch", "-o", "b.npz").stdout
+    assert "branch" in run("explain", artifact, photograph, "--source", "branch", "-o", "b.npz", "-f").stdout
 
 
 class Joined(nn.Module):
@@ -96,9 +96,9 @@ def test_several_sources_share_one_sum_and_have_a_file_each(run: Run, folder: Pa
 
 def test_channels_are_summed_over_the_axis_that_is_named(run: Run, artifact: Path, photograph: Path) -> None:
     for axis, shape in ((1, (1, 8, 8)), (3, (1, 6, 8))):
-        done = run("explain", artifact, photograph, "--channel-axis", axis, "-o", "axis.npz")
+        done = run("explain", artifact, photograph, "--channel-axis", axis, "-o", f"axis{axis}.npz")
         assert done.exit_code == 0, done.output
-        with np.load("axis.npz") as written:
+        with np.load(f"axis{axis}.npz") as written:
             assert written["contributions"].shape == shape
 
 

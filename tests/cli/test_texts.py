@@ -35,7 +35,7 @@ def test_texts_are_explained(run: Run, artifact: Path, photograph: Path, texts: 
     assert row["names"] == ["a bird", "sea"]
     assert all(-1 <= score <= 1 for score in row["output"])
     assert max(map(abs, row["residual"])) < 1e-6
-    assert Path("explanation.png").stat().st_size > 5_000
+    assert not Path("explanation.png").exists()
     one = run(*words, "--text", "sky")
     assert json.loads(one.stdout)["images"][0]["names"] == ["sky"]
     everything = run(*words)

@@ -1,4 +1,4 @@
-"""Colours against a slow reference, results, and the files that explanations are written to."""
+"""Colors against a slow reference, results, and the files that explanations are written to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from safetensors import safe_open
 import bcos_fx
 from bcos_fx.data.classes import read_classes
 from bcos_fx.explanation import Constants, Explanation
-from bcos_fx.explanation.render.color import colored, pictures, signed
+from bcos_fx.explanation.render.color import colored, overlaid, pictures, signed, to_image
 from bcos_fx.explanation.render.html import cards, page
 from bcos_fx.explanation.render.saving import Collector
 from tests.explanation.networks import converted, images, slow_colours
@@ -38,7 +38,7 @@ def several() -> Explanation:
 
 
 @pytest.mark.parametrize(("channels", "smooth", "percentile"), [(6, 3, 99.5), (6, 1, 90.0), (2, 5, 100.0)])
-def test_colours_equal_the_slow_reference(channels: int, smooth: int, percentile: float) -> None:
+def test_colors_equal_the_slow_reference(channels: int, smooth: int, percentile: float) -> None:
     weights = torch.randn(3, channels, 7, 9, dtype=torch.float64)
     weights[0, :, 2, 3] = 0
     weights[1] = -weights[1].abs()
@@ -49,13 +49,13 @@ def test_colours_equal_the_slow_reference(channels: int, smooth: int, percentile
         torch.testing.assert_close(made[n], slow_colours(weights[n], contributions[n], smooth, percentile))
 
 
-def test_nothing_gives_no_colour_and_no_nan() -> None:
+def test_nothing_gives_no_color_and_no_nan() -> None:
     made = colored(torch.zeros(1, 6, 5, 5), torch.zeros(1, 5, 5))
     assert made.abs().max() == 0
     assert signed(torch.zeros(1, 5, 5)).min() == 1
 
 
-def test_signed_colours_mirror() -> None:
+def test_signed_colors_mirror() -> None:
     values = torch.tensor([[[-2.0, 0.0, 2.0]]])
     made = signed(values, percentile=100)[0, :3, 0]
     assert made[:, 1].tolist() == [1, 1, 1]
@@ -67,7 +67,7 @@ def test_signed_colours_mirror() -> None:
     ("change", "words"),
     [({"smooth": 4}, "odd"), ({"smooth": 99}, "smaller"), ({"percentile": 0}, "above 0")],
 )
-def test_senseless_options_of_colours_are_refused(change: dict[str, Any], words: str) -> None:
+def test_senseless_options_of_colors_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(bcos_fx.BcosFxError, match=words):
         colored(torch.zeros(1, 6, 5, 5), torch.zeros(1, 5, 5), **change)
     with pytest.raises(bcos_fx.BcosFxError, match="no colors"):
@@ -296,3 +296,72 @@ def test_a_mistyped_file_of_class_names_is_guessed(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(bcos_fx.BcosFxError, match="UTF-8"):
         read_classes(tmp_path / "binary")
+
+
+# ---------------------------------------------------------------- style
+
+
+def test_single_panels_are_drawn_in_the_order_asked_for(found: Explanation) -> None:
+    figure = found[0].plot(panels=("contributions", "input"), font="DejaVu Serif", font_size=12, size=3)
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert [title.split()[0] for title in titles] == ["contributions", "input"]
+    assert figure.axes[0].title.get_fontfamily() == ["DejaVu Serif"]
+    assert figure.axes[0].title.get_fontsize() == 12
+    assert figure.get_figwidth() == 6
+
+
+def test_long_names_of_a_difference_are_both_in_the_figure() -> None:
+    names = ("first class of all, the one", "second class, which is not the first", "c", "d", "e")
+    found = bcos_fx.explain(converted(), images()[:1], bcos_fx.explanation.difference(0, 1), names=names)
+    figure = found.plot(panels=["weights"], size=6)
+    assert " ".join(figure.axes[0].get_title().split()) == f"W(x) for {names[0]} - {names[1]}"
+
+
+def test_an_overlay_shows_the_photograph_where_nothing_contributes() -> None:
+    contributions = torch.tensor([[[0.0, 2.0], [-2.0, 0.0]]])
+    grey = Image.new("RGB", (2, 2), (100, 100, 100))
+    pixels = np.asarray(overlaid(to_image(signed(contributions, percentile=100, opaque=False)[0]), grey))
+    assert pixels[0, 0].tolist() == pixels[1, 1].tolist() == [158, 158, 158, 255]
+    assert pixels[0, 1, 0] > pixels[0, 1, 2]
+    assert pixels[1, 0, 2] > pixels[1, 0, 0]
+
+
+def test_an_image_over_its_photograph_is_opaque_and_another_one(found: Explanation) -> None:
+    plain, over = found[0].image(), found[0].image(overlay=True)
+    assert isinstance(plain, Image.Image)
+    assert isinstance(over, Image.Image)
+    assert over.size == plain.size
+    assert np.asarray(over)[..., 3].min() == 255
+    assert np.asarray(plain)[..., 3].min() < 255
+    coarse = Image.new("RGBA", (2, 2), (255, 0, 0, 255))
+    assert overlaid(coarse, Image.new("L", (6, 4))).size == (6, 4)
+
+
+def test_a_color_map_colors_contributions_from_against_to_for() -> None:
+    mpl = pytest.importorskip("matplotlib")
+    values = torch.tensor([[[-1.0, 0.0, 1.0]]])
+    made = signed(values, percentile=100, colors=mpl.colormaps["seismic"])[0, :3, 0]
+    wanted = np.asarray(mpl.colormaps["seismic"]([0.0, 0.5, 1.0]))[:, :3]
+    np.testing.assert_allclose(made.T.numpy(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("style", "words"),
+    [
+        ({"panels": ["maps"]}, "no panel is named"),
+        ({"panels": "input"}, "give a list"),
+        ({"panels": ()}, "no panel"),
+        ({"cmap": "seismik"}, "did you mean 'seismic'"),
+        ({"font": "No such font"}, "no font named"),
+        ({"size": 0}, "size is 0"),
+        ({"color": 1}, "has no 'color'"),
+    ],
+)
+def test_a_style_that_makes_no_sense_is_refused(
+    style: dict[str, Any], words: str, found: Explanation, tmp_path: Path
+) -> None:
+    with pytest.raises(bcos_fx.BcosFxError, match=words):
+        found.save(tmp_path / "e.png", **style)
+    with pytest.raises(bcos_fx.BcosFxError, match="no panels, colors or fonts"):
+        found.save(tmp_path / "e.npz", overlay=True)
+    assert not list(tmp_path.iterdir())

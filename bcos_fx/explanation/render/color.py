@@ -9,7 +9,8 @@ Opacity is the length of the vector where the pixel contributes to the output, s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -89,28 +90,53 @@ def _hue(weights: Tensor) -> Tensor:
     return share.expand(-1, 3, -1, -1)
 
 
-def signed(contributions: Tensor, *, percentile: float = 99.5) -> Tensor:
+def signed(
+    contributions: Tensor,
+    *,
+    percentile: float = 99.5,
+    colors: Callable[[Any], Any] | None = None,
+    opaque: bool = True,
+) -> Tensor:
     """Turn contributions into colors: red speaks for the output, blue against it, white is nothing.
 
     Args:
         contributions: (N, H, W).
         percentile: in (0, 100], of each image's absolute contributions: full color from there on.
+        colors: other colors: an array of shares, 0 for all against and 1 for all for, to their red, green and blue
+            (and more) in [0, 1], such as a color map of matplotlib.
+        opaque: fill every pixel; else a pixel is as opaque as its contribution is strong.
 
     Returns:
-        (N, 4, H, W) in [0, 1], opaque.
+        (N, 4, H, W) in [0, 1].
     """
     full = _full(contributions.abs(), percentile).view(-1, 1, 1)
     strength = (contributions / torch.where(full > 0, full, 1)).clamp(-1, 1).unsqueeze(1)
-    ends = (end.to(contributions).view(1, 3, 1, 1) for end in (_AGAINST, _FOR))
-    against, speaking_for = ends
-    color = torch.where(strength < 0, 1 + strength * (1 - against), 1 - strength * (1 - speaking_for))
-    return torch.cat([color, torch.ones_like(strength)], dim=1)
+    against, speaking_for = (end.to(contributions).view(1, 3, 1, 1) for end in (_AGAINST, _FOR))
+    if colors is not None:
+        shares = ((strength.squeeze(1) + 1) / 2).detach().cpu().numpy()
+        color = torch.from_numpy(np.asarray(colors(shares))[..., :3]).to(strength).movedim(-1, 1)
+    elif opaque:
+        color = torch.where(strength < 0, 1 + strength * (1 - against), 1 - strength * (1 - speaking_for))
+    else:
+        color = torch.where(strength < 0, against, speaking_for).expand(-1, 3, -1, -1)
+    return torch.cat([color, torch.ones_like(strength) if opaque else strength.abs()], dim=1)
 
 
-def pictures(explanation: Result, *, smooth: int | None = None, percentile: float = 99.5) -> Tensor:
+def overlaid(picture: Image.Image, photograph: Image.Image) -> Image.Image:
+    """Return a picture over a photograph, which is drawn in light grey; a pixel of a coarser picture is a block."""
+    grey = photograph.convert("L").point(lambda value: 96 + value * 5 // 8).convert("RGBA")
+    over = picture.convert("RGBA")
+    if over.size != grey.size:
+        over = over.resize(grey.size, Image.Resampling.NEAREST)
+    return Image.alpha_composite(grey, over)
+
+
+def pictures(
+    explanation: Result, *, smooth: int | None = None, percentile: float = 99.5, opaque: bool = True
+) -> Tensor:
     """Return the picture of each sample and target: colored where W(x) has colors, signed elsewhere.
 
-    Of clips and volumes at most 8 frames or slices stand beside each other.
+    Of clips and volumes at most 8 frames or slices stand beside each other. Signed ones fill every pixel if ``opaque``.
 
     Returns:
         (N * K, 4, H, W) in [0, 1], on the CPU, a sample's targets beside each other.
@@ -125,7 +151,7 @@ def pictures(explanation: Result, *, smooth: int | None = None, percentile: floa
         )
     values = planes(explanation)
     if not explanation.colors:
-        return signed(values, percentile=percentile)
+        return signed(values, percentile=percentile, opaque=opaque)
     weights = in_blocks(explanation.weights.flatten(0, -4).float().cpu(), explanation.blocks)
     return colored(weights, values, smooth=smooth, percentile=percentile)
 
@@ -163,9 +189,32 @@ def strip(values: Tensor) -> Tensor:
     return torch.cat(parts[1:], dim=-1)
 
 
-def images(explanation: Result, *, smooth: int | None = None, percentile: float = 99.5) -> list[Image.Image]:
-    """Return :func:`pictures` as RGBA images."""
-    return [to_image(picture) for picture in pictures(explanation, smooth=smooth, percentile=percentile)]
+def images(
+    explanation: Result, *, smooth: int | None = None, percentile: float = 99.5, overlay: bool = False
+) -> list[Image.Image]:
+    """Return :func:`pictures` as RGBA images; over the photographs if ``overlay``.
+
+    Raises:
+        UsageError: the input is no photograph, and an overlay is wanted; or as for :func:`pictures`.
+    """
+    made = pictures(explanation, smooth=smooth, percentile=percentile, opaque=not overlay)
+    drawn = [to_image(picture) for picture in made]
+    if not overlay:
+        return drawn
+    each = len(drawn) // max(1, len(explanation))
+    return [overlaid(picture, background(explanation, place // each)) for place, picture in enumerate(drawn)]
+
+
+def background(explanation: Result, sample: int) -> Image.Image:
+    """Return a sample's input as what maps are drawn over.
+
+    Raises:
+        UsageError: it is no photograph.
+    """
+    found = photograph(explanation, sample)
+    if found is None:
+        raise UsageError("the input is no photograph, so nothing can be drawn over it", hint="leave the overlay out")
+    return found
 
 
 def to_image(picture: Tensor) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import textwrap
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from bcos_fx.errors import MissingExtraError, UsageError
@@ -11,12 +12,15 @@ from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.explanation.render.panels import (
     FOR,
     OWN,
-    draw_pictures,
+    draw_contributions,
+    draw_input,
     draw_places,
     draw_scores,
     draw_signal,
     draw_table,
+    draw_weights,
 )
+from bcos_fx.explanation.render.style import Style
 from bcos_fx.explanation.result import Result
 
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 8
 """Rows that a figure shows."""
 
-_CELL = 2.6
+Panel = tuple[float, Callable[["Axes", Result, Style], None]]
 _NO_COLORS = "W(x) has no color here (no mean and std, or nothing encoded): signed contributions"
 
 
@@ -40,45 +44,91 @@ def require_matplotlib() -> None:
         raise MissingExtraError("matplotlib", "plot", "drawing an explanation")
 
 
-def figure(explanation: Result, *, top: int = 5) -> Figure:
+def figure(explanation: Result, *, top: int = 5, style: Style | None = None) -> Figure:
     """Draw an explanation, a row for each sample and each of its targets, at most 8.
 
     Args:
         explanation: of images, clips and volumes the input and its maps are drawn; of sequences bars or a line; of
             tables named bars.
         top: how many of the highest classes are shown as bars, at least 1.
+        style: which panels, in which colors and sizes; None: all, as usual.
 
     Returns:
         A figure outside of pyplot: a notebook shows it by itself, and ``savefig`` writes the same bytes each time.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        UsageError: ``top`` is below 1.
+        UsageError: ``top`` is below 1, or the explanation has no such panel.
     """
     require_matplotlib()
     if top < 1:
         raise UsageError(f"top is {top!r}", hint="give an integer of at least 1")
     from bcos_fx.drawing import Drawing
 
+    chosen = style or Style()
+    panels = _chosen(_panels(explanation, top), chosen)
+    height = _height(explanation, chosen)
     targets = explanation.output.shape[1] if explanation.several else 1
     pairs = [(sample, place) for sample in range(len(explanation)) for place in range(targets)]
     shown = pairs[:MOST_ROWS]
-    widths = [*_widths(explanation), 1.7]
-    drawn = Drawing(figsize=(_CELL * sum(widths), (_CELL + 0.55) * len(shown) + 0.5), layout="constrained")
+    widths = [width for width, _ in panels]
+    size = (chosen.size * sum(widths), chosen.size * height * len(shown) + 0.5)
+    drawn = Drawing(figsize=size, layout="constrained")
     axes = drawn.subplots(len(shown), len(widths), squeeze=False, width_ratios=widths)
     for row, (sample, place) in enumerate(shown):
-        _draw_row(list(axes[row]), explanation[sample].of_target(place), top)
-    _caption(drawn, explanation, len(shown), len(pairs))
+        one = explanation[sample].of_target(place)
+        for ax, (_, draw) in zip(axes[row], panels, strict=True):
+            draw(ax, one, chosen)
+    _caption(drawn, explanation, len(shown), len(pairs), round(110 * sum(widths) / 4.7))
+    _set_fonts(drawn, chosen)
     return drawn
 
 
-def _widths(explanation: Result) -> list[float]:
-    """Widths of the panels of a row, but for its last one."""
-    if len(explanation.axes) == 3:
-        return [3.0, 3.0]
-    if len(explanation.axes) == 2:
-        return [1.0] * (3 if explanation.colors else 2)
-    return [1.7, 1.7] if _has_signal(explanation) else [1.9]
+def _panels(explanation: Result, top: int) -> dict[str, Panel]:
+    """Name of each panel that a row can have -> its width, and what draws it."""
+
+    def outputs(ax: Axes, sample: Result, style: Style) -> None:
+        draw_scores(ax, sample, top)
+
+    found: dict[str, Panel] = {}
+    if len(explanation.axes) in (2, 3):
+        width = 3.0 if len(explanation.axes) == 3 else 1.0
+        found["input"] = (width, draw_input)
+        if explanation.colors:
+            found["weights"] = (width, draw_weights)
+        found["contributions"] = (width, draw_contributions)
+    elif _has_signal(explanation):
+        found |= {"input": (1.7, draw_signal), "contributions": (1.7, draw_places)}
+    else:
+        found["contributions"] = (1.9, draw_table if explanation.axes == ("feature",) else draw_places)
+    return found | {"outputs": (1.7, outputs)}
+
+
+def _chosen(found: dict[str, Panel], style: Style) -> list[Panel]:
+    for name in style.panels or ():
+        if name not in found:
+            why = " (W(x) has no color here)" if name == "weights" else ""
+            raise UsageError(f"this explanation has no panel {name!r}{why}", hint=f"it has {', '.join(found)}")
+    return [found[name] for name in style.panels or found]
+
+
+def _height(explanation: Result, style: Style) -> float:
+    """How high a row is, in widths of a panel: beside bars as they need, of pictures alone as these are."""
+    if len(explanation.axes) != 2 or style.panels is None or "outputs" in style.panels:
+        return 1.21
+    height, width = explanation.contributions.shape[-2:]
+    return min(3.0, height / width) + 0.2
+
+
+def _set_fonts(drawn: Figure, style: Style) -> None:
+    """Give all texts the font and sizes that are wanted."""
+    from matplotlib.text import Text
+
+    for text in drawn.findobj(Text):
+        if style.font is not None:
+            text.set_fontfamily(style.font)
+        if style.font_size != Style.font_size:
+            text.set_fontsize(float(text.get_fontsize()) * style.font_size / Style.font_size)
 
 
 def _has_signal(explanation: Result) -> bool:
@@ -87,19 +137,7 @@ def _has_signal(explanation: Result) -> bool:
     return same and explanation.axes == ("position",) and explanation.tokens is None
 
 
-def _draw_row(axes: list[Axes], sample: Result, top: int) -> None:
-    if len(sample.axes) in (2, 3):
-        draw_pictures(axes[:-1], sample)
-    elif sample.axes == ("feature",):
-        draw_table(axes[0], sample)
-    else:
-        if _has_signal(sample):
-            draw_signal(axes[0], sample)
-        draw_places(axes[-2], sample)
-    draw_scores(axes[-1], sample, top)
-
-
-def _caption(drawn: Figure, explanation: Result, rows: int, pairs: int) -> None:
+def _caption(drawn: Figure, explanation: Result, rows: int, pairs: int, width: int) -> None:
     remarks = list(explanation.notes)
     if len(explanation.axes) == 2 and not explanation.colors:
         remarks.append(_NO_COLORS)
@@ -110,5 +148,5 @@ def _caption(drawn: Figure, explanation: Result, rows: int, pairs: int) -> None:
     if remarks:
         color = OWN if explanation.complete else FOR
         drawn.supxlabel(
-            textwrap.fill(shown_in_a_line(". ".join(remarks)), 110), fontsize=8, color=color, parse_math=False
+            textwrap.fill(shown_in_a_line(". ".join(remarks)), width), fontsize=8, color=color, parse_math=False
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from bcos_fx.escaping import shown_in_a_line
-from bcos_fx.explanation.render.color import frames, planes, portrait, signed, to_image
-from bcos_fx.explanation.render.color import pictures as colored_pictures
+from bcos_fx.explanation.render.color import background, frames, images, overlaid, planes, portrait, signed, to_image
+from bcos_fx.explanation.render.style import Style
 from bcos_fx.explanation.render.tokens import contributions
 from bcos_fx.explanation.result import Result
 
@@ -19,54 +20,61 @@ if TYPE_CHECKING:
 
 FOR, AGAINST, OWN, OTHER = "#c2212a", "#2154ad", "#4c4c4c", "#b8b8b8"
 _MOST_PIXELS = (2048, 640)
-_LABEL, _FEATURES, _NAMED_PLACES, _BARS = 26, 12, 32, 64
+_LABEL, _LETTERS, _FEATURES, _NAMED_PLACES, _BARS = 26, 32, 12, 32, 64
 
 
-def draw_pictures(axes: list[Axes], sample: Result) -> None:
-    """Draw the input, W(x) in color where it has one, and the contributions, of one sample and target."""
+def draw_input(ax: Axes, sample: Result, style: Style) -> None:
+    """Draw the input of one sample as a picture."""
     image, title = portrait(sample, 0)
-    cells = [("input" if image is None else title, image)]
-    if sample.colors:
-        cells.append((f"W(x) for {sample.target_name()}", to_image(colored_pictures(sample)[0])))
-    values = planes(sample)
-    cells.append(
-        ("contributions" if sample.colors else f"contributions to {sample.target_name()}", to_image(signed(values)[0]))
-    )
-    for ax, (name, cell) in zip(axes, cells, strict=True):
-        _panel(ax, cell, name)
+    _panel(ax, image, "input" if image is None else title, style)
+
+
+def draw_weights(ax: Axes, sample: Result, style: Style) -> None:
+    """Draw W(x) in color, of one sample and target."""
+    (picture,) = images(sample, overlay=style.overlay)
+    _panel(ax, picture, f"W(x) for {sample.target_name()}", style)
+
+
+def draw_contributions(ax: Axes, sample: Result, style: Style) -> None:
+    """Draw the signed contributions of one sample and target, with their scale."""
+    colors = style.colors()
+    picture = to_image(signed(planes(sample), colors=colors, opaque=not style.overlay)[0])
+    if style.overlay:
+        picture = overlaid(picture, background(sample, 0))
+    _panel(ax, picture, f"contributions to {sample.target_name()}", style)
     if len(sample.axes) == 3:
         count = sample.contributions.shape[-3]
-        axes[-1].set_xlabel(f"{sample.axes[0]} {', '.join(map(str, frames(count)))}", fontsize=8)
-    _scale(axes[len(cells) - 1], sample.contributions.float().cpu())
+        ax.set_xlabel(f"{sample.axes[0]} {', '.join(map(str, frames(count)))}", fontsize=8)
+    _scale(ax, sample.contributions.float().cpu(), colors)
 
 
-def _panel(ax: Axes, image: Image.Image | None, title: str) -> None:
+def _panel(ax: Axes, image: Image.Image | None, title: str, style: Style) -> None:
     if image is not None:
         image.thumbnail(_MOST_PIXELS, Image.Resampling.BOX)  # a panel is smaller, and "nearest" would leave pixels out
         ax.imshow(np.asarray(image), interpolation="nearest", cmap="gray", vmin=0, vmax=255)
     else:
         ax.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=8, color=OTHER)
-    ax.set_title(short(title), fontsize=9, parse_math=False)
+    ax.set_title(_wrapped(title, style), fontsize=9, parse_math=False)
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
         spine.set_color("#d0d0d0")
 
 
-def _scale(ax: Axes, values: Tensor) -> None:
+def _scale(ax: Axes, values: Tensor, colors: Any) -> None:
     """Draw a color bar for a signed map, with the value that full color stands for."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     full = float(np.quantile(values.abs().flatten().double().numpy(), 0.995)) or float(values.abs().max()) or 1.0
-    colors = LinearSegmentedColormap.from_list("signed", [AGAINST, "white", FOR])
+    colors = colors or LinearSegmentedColormap.from_list("signed", [AGAINST, "white", FOR])
     figure: Any = ax.figure
     mappable = ScalarMappable(Normalize(-full, full), colors)
     bar = figure.colorbar(mappable, ax=ax, fraction=0.046, pad=0.03, ticks=[-full, 0, full])
     bar.ax.set_yticklabels([f"{-full:.1g}", "0", f"{full:.1g}"], fontsize=7)
 
 
-def draw_places(ax: Axes, sample: Result) -> None:
+def draw_places(ax: Axes, sample: Result, style: Style) -> None:
     """Draw contributions along one dimension: bars, or a filled line where there are many."""
     rows = contributions(sample)
     values = sample.contributions[0].flatten().float().cpu()
@@ -80,12 +88,12 @@ def draw_places(ax: Axes, sample: Result) -> None:
     if sample.tokens is not None and len(values) <= _NAMED_PLACES:
         named = [name for name, _ in rows[: len(values)]]
         ax.set_xticks(range(len(named)), [short(name) for name in named], rotation=90, parse_math=False)
-    ax.set_title(f"contributions to {short(sample.target_name())}", fontsize=9, parse_math=False)
+    ax.set_title(_wrapped(f"contributions to {sample.target_name()}", style), fontsize=9, parse_math=False)
     ax.set_xlabel(sample.axes[0], fontsize=8)
     ax.tick_params(labelsize=7)
 
 
-def draw_signal(ax: Axes, sample: Result) -> None:
+def draw_signal(ax: Axes, sample: Result, style: Style) -> None:
     """Draw the input along its one dimension, a line for each channel, at most 8."""
     given = sample.inputs[0].detach().float().cpu()
     axis = sample.channel_axis
@@ -98,7 +106,7 @@ def draw_signal(ax: Axes, sample: Result) -> None:
     ax.tick_params(labelsize=7)
 
 
-def draw_table(ax: Axes, sample: Result) -> None:
+def draw_table(ax: Axes, sample: Result, style: Style) -> None:
     """Draw the features that contribute most as named bars, with their values, and the others as one bar."""
     values = sample.contributions[0].flatten().double().cpu()
     given = sample.encoded[0].flatten().double().cpu()
@@ -115,7 +123,7 @@ def draw_table(ax: Axes, sample: Result) -> None:
     ax.invert_yaxis()
     ax.axvline(0, color="#808080", linewidth=0.8)
     ax.tick_params(axis="x", labelsize=7)
-    ax.set_title(f"contributions to {short(sample.target_name())}", fontsize=9, parse_math=False)
+    ax.set_title(_wrapped(f"contributions to {sample.target_name()}", style), fontsize=9, parse_math=False)
 
 
 def draw_scores(ax: Axes, sample: Result, top: int) -> None:
@@ -161,6 +169,12 @@ def sum_of(sample: Result) -> str:
     text = f"{short(sample.target_name(), 40)}\n{output:.4g} = {own:.4g} input {constants:+.4g} constants{share}"
     incomplete = sample.verdict == "incomplete"
     return text + (f"\nINCOMPLETE: {residual:+.3g} unexplained" if incomplete else f"\nresidual {residual:+.1e}")
+
+
+def _wrapped(text: str, style: Style) -> str:
+    """Return a title on two lines at most, as long as a panel is wide."""
+    letters = round(_LETTERS * style.size / Style.size * Style.font_size / style.font_size)
+    return textwrap.fill(shown_in_a_line(text), max(8, letters), max_lines=2, placeholder="…")
 
 
 def short(text: str, most: int = _LABEL) -> str:

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation.render.figure import MOST_ROWS, figure, require_matplotlib
+from bcos_fx.explanation.render.style import Style
 from bcos_fx.explanation.result import Result
 from bcos_fx.files import check_target, replacing
 
 _FIGURES = (".png", ".pdf", ".svg")
 
 
-def save(explanation: Result, path: Path) -> Path:
+def save(explanation: Result, path: Path, style: Style | None = None) -> Path:
     """Write an explanation in the form that the suffix names; see :meth:`bcos_fx.explanation.Explanation.save`."""
-    maker = writer(path)
+    maker = writer(path, style)
     write_whole(path, maker(explanation))
     return path
 
@@ -32,15 +33,18 @@ class Collector:
 
     Args:
         path: of the file.
+        style: of a figure.
+        overwrite: replace a file that is there.
 
     Raises:
-        UsageError: no such form is known, or the path cannot be written to.
+        UsageError: no such form is known, it has no style, or the path cannot be written to.
         MissingExtraError: it is a figure, and matplotlib is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
-        writer(path)
-        check_target(path)
+    def __init__(self, path: Path, style: Style | None = None, *, overwrite: bool = True) -> None:
+        writer(path, style)
+        check_target(path, overwrite=overwrite)
+        self._style = style
         self._path, self._suffix = path, path.suffix.lower()
         self._cards: list[str] = []
         self._kept: list[Result] = []
@@ -61,26 +65,30 @@ class Collector:
 
             write_whole(self._path, _text(page(self._cards)))
         else:
-            save(Result.joined(self._kept), self._path)
+            save(Result.joined(self._kept), self._path, self._style)
 
 
-def writer(path: Path) -> Callable[[Result], bytes]:
+def writer(path: Path, style: Style | None = None) -> Callable[[Result], bytes]:
     """Return what makes the contents of a file with this suffix.
 
     Raises:
-        UsageError: no such form is known.
+        UsageError: no such form is known, or a style is given for another form than a figure.
         MissingExtraError: it is a figure, and matplotlib is not installed.
     """
     suffix = path.suffix.lower()
     if suffix in _FIGURES:
         require_matplotlib()
-        return lambda explanation: _figure(explanation, suffix[1:])
+        return lambda explanation: _figure(explanation, suffix[1:], style)
     forms = {".html": _gallery, ".safetensors": _safetensors, ".npz": _npz}
     if suffix not in forms:
         raise UsageError(
             f"an explanation cannot be written as {suffix or 'a file without suffix'}",
             where=str(path),
             hint=f"end the name in one of {', '.join((*_FIGURES, *forms))}",
+        )
+    if style is not None and style != Style():
+        raise UsageError(
+            f"a {suffix} file has no panels, colors or fonts to choose", hint=f"write a figure: {', '.join(_FIGURES)}"
         )
     return forms[suffix]
 
@@ -95,9 +103,9 @@ def write_whole(path: Path, contents: bytes) -> None:
         stream.write(contents)
 
 
-def _figure(explanation: Result, form: str) -> bytes:
+def _figure(explanation: Result, form: str, style: Style | None) -> bytes:
     buffer = io.BytesIO()
-    figure(explanation).savefig(buffer, format=form, dpi=110)
+    figure(explanation, style=style).savefig(buffer, format=form, dpi=110)
     return buffer.getvalue()
 
 

@@ -1,0 +1,83 @@
+"""How explanations are drawn: panels, colors of contributions, the photograph under maps, sizes and fonts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.lazy import library
+
+PANELS = ("input", "weights", "contributions", "outputs")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a figure looks; fields are checked when it is made.
+
+    Attributes:
+        panels: which of :data:`PANELS` each row has, in this order; None: all that the explanation has.
+        overlay: draw maps over the photograph, which is drawn in grey.
+        cmap: a color map of matplotlib for contributions, from against to for; None: blue, white, red.
+        size: width of a panel in inches, > 0.
+        font: family of the texts; None: matplotlib's.
+        font_size: of titles, in points, > 0; the other texts keep their proportions to it.
+
+    Raises:
+        UsageError: a panel, color map or font is not known, or a size is not positive.
+    """
+
+    panels: Sequence[str] | None = None
+    overlay: bool = False
+    cmap: str | None = None
+    size: float = 2.6
+    font: str | None = None
+    font_size: float = 9.0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Style:
+        """Return the style that a caller's keywords describe.
+
+        Raises:
+            UsageError: a keyword is not known, or a value makes no sense.
+        """
+        known = [each.name for each in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UsageError(f"a figure has no {name!r} to choose", hint=nearest(name, known))
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.panels, str):
+            raise UsageError(f"panels is {self.panels!r}", hint=f"give a list, such as [{self.panels!r}]")
+        for name in self.panels or ():
+            if name not in PANELS:
+                raise UsageError(f"no panel is named {name!r}", hint=nearest(name, PANELS))
+        if self.panels is not None and not self.panels:
+            raise UsageError("no panel is to be drawn", hint=f"choose from {', '.join(PANELS)}")
+        for name in ("size", "font_size"):
+            if not 0 < getattr(self, name) < 1000:
+                raise UsageError(f"{name} is {getattr(self, name)!r}", hint="give a number above 0, below 1000")
+        if self.cmap is not None:
+            self.colors()
+        if self.font is not None:
+            _check_font(self.font)
+
+    def colors(self) -> Any:
+        """Return matplotlib's color map for contributions; None for blue, white and red."""
+        if self.cmap is None:
+            return None
+        known = library("matplotlib", "plot", "a color map").colormaps
+        if self.cmap not in known:
+            raise UsageError(f"matplotlib has no color map {self.cmap!r}", hint=nearest(self.cmap, known))
+        return known[self.cmap]
+
+
+def _check_font(family: str) -> None:
+    manager = library("matplotlib.font_manager", "plot", "a font")
+    try:
+        manager.findfont(family, fallback_to_default=False)
+    except ValueError as error:
+        hint = nearest(family, manager.get_font_names())
+        raise UsageError(f"no font named {family!r} is installed", hint=hint) from error
