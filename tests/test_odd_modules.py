@@ -202,7 +202,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
     "a quantised tensor": (
         lambda: Net(lambda net, y: torch.quantize_per_tensor(y, 0.1, 0, torch.quint8).dequantize()),
         images(),
-        "a quantised tensor is made",
+        "a quantized tensor is made",
         "torch.quantize_per_tensor",
     ),
     "a sparse buffer": (
