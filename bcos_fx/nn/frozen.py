@@ -70,7 +70,8 @@ class FrozenRatio(nn.Module):
             form: list[int] | torch.Size = x.shape if options or not self.uniform else []
             origin = torch.zeros(form, dtype=x.dtype, device=x.device, requires_grad=True)
             value = self.function(origin, *options)
-            if not value.requires_grad:
+            # Not every runtime that reads an exported graph has the backward operations of activations.
+            if torch.compiler.is_exporting() or not value.requires_grad:
                 near = torch.full_like(origin, torch.finfo(x.dtype).tiny)
                 return self.function(near, *options) / near
             (slope,) = torch.autograd.grad(value.sum(), origin)

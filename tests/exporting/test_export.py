@@ -161,6 +161,15 @@ def test_the_same_network_gives_the_same_bytes(cnn: bcos_fx.BcosNetwork, explain
     assert (tmp_path / "again.onnx").read_bytes() == explaining_cnn.read_bytes()
 
 
+def test_every_activation_that_is_a_ratio(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kinds = (nn.SiLU, nn.Mish, nn.ELU, nn.GELU, nn.Tanh, nn.Softsign, nn.Hardtanh, nn.ReLU6, nn.SELU, nn.LeakyReLU)
+    network = nn.Sequential(*(part for kind in kinds for part in (nn.Linear(6, 6), kind()))).eval()
+    x = torch.randn(3, 6)
+    bcos_fx.export(network, tmp_path / "activations.onnx", x, explanation=True)
+    assert_explains(tmp_path / "activations.onnx", network, x, torch.tensor([5, 0, 2]))
+
+
 class PositionsFirst(nn.Module):
     """Puts positions before samples, so that a constant is added to rows whose samples cannot be told apart."""
 
