@@ -163,6 +163,14 @@ class Files:
         yield "evaluate", self.model, "--data", self.data, "--classes", self.classes, "--out", folder / f"r{HOSTILE}"
         yield "evaluate", self.model, "--data", self.data, "--out", folder / "r", "--metric", "accuracy"
         yield "evaluate", self.missing, "--data", self.data
+        photo = self.photos / f"a{HOSTILE}.png"
+        yield "report", self.model, photo, "--classes", self.classes, "-o", folder / f"report{HOSTILE}.html"
+        yield "report", self.model, photo, "--classes", self.classes, "--against", HOSTILE, "-o", folder / "r.html"
+        yield "report", self.missing, photo, "-o", folder / "r.html"
+        yield "publish", self.model, folder / f"card{HOSTILE}"
+        yield "publish", self.model, folder / "card", "--measured", self.classes
+        yield "publish", self.missing, folder / "card"
+        yield "export", self.missing, "-o", folder / "network.onnx"
         yield "inspect", self.weights
         yield "inspect", self.nested
         yield "inspect", self.pickle
