@@ -146,7 +146,7 @@ class ExplainRequest:
         ),
     ] = None
     overlay: Annotated[
-        bool, typer.Option("--overlay", help="Draw maps over the photograph, in grey.", rich_help_panel=_PICTURE)
+        bool, typer.Option("--overlay", help="Draw maps over the photograph, in gray.", rich_help_panel=_PICTURE)
     ] = False
     cmap: Annotated[
         str | None,

@@ -57,7 +57,7 @@ class Explanation(Result):
         Args:
             smooth: width in pixels of the box that opacity is averaged over; None: 15 at 224 pixels, in proportion.
             percentile: of the weights' norm, in percent, at which opacity is full.
-            overlay: draw it over the photograph, which is drawn in light grey.
+            overlay: draw it over the photograph, which is drawn in light gray.
 
         Raises:
             UsageError: what is explained by is no image.
@@ -83,7 +83,7 @@ class Explanation(Result):
         Args:
             top: how many of the highest classes are shown as bars.
             panels: which of ``input``, ``weights``, ``contributions`` and ``outputs`` each row has; None: all.
-            overlay: draw maps over the photograph, which is drawn in light grey.
+            overlay: draw maps over the photograph, which is drawn in light gray.
             cmap: a color map of matplotlib for contributions, from against to for; None: blue, white, red.
             size: width of a panel in inches.
             font: family of the texts.

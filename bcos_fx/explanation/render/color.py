@@ -123,12 +123,12 @@ def signed(
 
 
 def overlaid(picture: Image.Image, photograph: Image.Image) -> Image.Image:
-    """Return a picture over a photograph, which is drawn in light grey; a pixel of a coarser picture is a block."""
-    grey = photograph.convert("L").point(lambda value: 96 + value * 5 // 8).convert("RGBA")
+    """Return a picture over a photograph, which is drawn in light gray; a pixel of a coarser picture is a block."""
+    gray = photograph.convert("L").point(lambda value: 96 + value * 5 // 8).convert("RGBA")
     over = picture.convert("RGBA")
-    if over.size != grey.size:
-        over = over.resize(grey.size, Image.Resampling.NEAREST)
-    return Image.alpha_composite(grey, over)
+    if over.size != gray.size:
+        over = over.resize(gray.size, Image.Resampling.NEAREST)
+    return Image.alpha_composite(gray, over)
 
 
 def pictures(

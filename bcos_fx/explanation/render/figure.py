@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 8
 """Rows that a figure shows."""
 
-Panel = tuple[float, Callable[["Axes", Result, Style], None]]
+DrawnPanel = tuple[float, Callable[["Axes", Result, Style], None]]
 _NO_COLORS = "W(x) has no color here (no mean and std, or nothing encoded): signed contributions"
 
 
@@ -84,13 +84,13 @@ def figure(explanation: Result, *, top: int = 5, style: Style | None = None) -> 
     return drawn
 
 
-def _panels(explanation: Result, top: int) -> dict[str, Panel]:
+def _panels(explanation: Result, top: int) -> dict[str, DrawnPanel]:
     """Name of each panel that a row can have -> its width, and what draws it."""
 
     def outputs(ax: Axes, sample: Result, style: Style) -> None:
         draw_scores(ax, sample, top)
 
-    found: dict[str, Panel] = {}
+    found: dict[str, DrawnPanel] = {}
     if len(explanation.axes) in (2, 3):
         width = 3.0 if len(explanation.axes) == 3 else 1.0
         found["input"] = (width, draw_input)
@@ -104,7 +104,7 @@ def _panels(explanation: Result, top: int) -> dict[str, Panel]:
     return found | {"outputs": (1.7, outputs)}
 
 
-def _chosen(found: dict[str, Panel], style: Style) -> list[Panel]:
+def _chosen(found: dict[str, DrawnPanel], style: Style) -> list[DrawnPanel]:
     for name in style.panels or ():
         if name not in found:
             why = " (W(x) has no color here)" if name == "weights" else ""

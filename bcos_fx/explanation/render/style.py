@@ -18,7 +18,7 @@ class Style:
 
     Attributes:
         panels: which of :data:`PANELS` each row has, in this order; None: all that the explanation has.
-        overlay: draw maps over the photograph, which is drawn in grey.
+        overlay: draw maps over the photograph, which is drawn in gray.
         cmap: a color map of matplotlib for contributions, from against to for; None: blue, white, red.
         size: width of a panel in inches, > 0.
         font: family of the texts; None: matplotlib's.
