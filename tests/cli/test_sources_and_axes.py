@@ -64,6 +64,7 @@ def test_several_sources_share_one_sum_and_have_a_file_each(run: Run, folder: Pa
     save(network, folder / "joined.safetensors")
     words = (
         "explain",
+        "-f",
         "joined.safetensors",
         photograph,
         "--target",
