@@ -269,6 +269,7 @@ def test_many_writers_of_one_path_all_come_through(tmp_path: Path) -> None:
 _WRITING_METHODS = {"write_text", "write_bytes", "touch", "replace", "rename", "symlink_to", "hardlink_to", "to_csv"}
 _ELSEWHERE = {
     "files.py": "the one place",
+    "exporting/page.py": "writes to a temporary folder of its own, which is renamed once the page is whole",
     "zoo/process.py": "redirects its output to a file in a temporary folder of its own",
 }
 

@@ -91,7 +91,12 @@ def test_every_replacement_has_a_case() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "x", "function"), [(name, *case) for name, cases in CASES.items() for case in cases], ids=str
+    ("name", "x", "function"),
+    [
+        pytest.param(name, *case, id=f"{name}-{place}")
+        for name, cases in CASES.items()
+        for place, case in enumerate(cases)
+    ],
 )
 def test_a_transpose_is_the_backward_pass(name: str, x: Tensor, function: Callable[[Tensor], Tensor]) -> None:
     leaf = x.clone().requires_grad_()
