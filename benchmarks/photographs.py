@@ -63,6 +63,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
 RECIPES = {"original": "equivalent", "scratch": "bcosification", "published": "bcosification", "matched": "matched"}
 # Arms that train for longer than --epochs, times so much: a network from scratch deserves a schedule of its own.
 LENGTHS = {"scratch": 2}
+TRAINED, HELD = 7936, 1500
 # Of the photographs that are held back, those on which explanations are to point after each epoch.
 POINTED = 500
 POINTED_AT = (0, 1, 2)  # epochs, and the last
@@ -73,7 +74,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("data", type=Path)
     made.add_argument("stages", nargs="+", choices=STAGES, metavar="STAGE")
     made.add_argument("--arms", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
-    made.add_argument("--images", type=int, default=7936, help="training photographs of the race")
+    made.add_argument("--images", type=int, default=TRAINED, help="training photographs of the race")
     made.add_argument("--epochs", type=int, default=6, help="of the race")
     made.add_argument("--few-images", type=int, default=2000, help="training photographs of `choose`")
     made.add_argument("--few-epochs", type=int, default=3, help="of `choose`")
@@ -82,7 +83,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--seeds", nargs="+", type=int, default=[0])
     made.add_argument("--settings", nargs="+", type=int, default=[0, 1, 2], help="what `choose` tries")
     made.add_argument("--grids", type=int, default=20, help="at most, of each size, after an epoch")
-    made.add_argument("--held", type=int, default=1500, help="photographs held back, to choose settings on")
+    made.add_argument("--held", type=int, default=HELD, help="photographs held back, to choose settings on")
     made.add_argument("--test-grids", type=int, default=200, help="at most, of each size, on test photographs")
     made.add_argument("--tested", type=int, help="test photographs (default: all)")
     made.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "photographs.jsonl")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from measuring import Page, parser
-from photographs import archive, original_of
+from photographs import HELD, archive, original_of
 
 import bcos_fx
 from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, open_source
@@ -32,7 +32,6 @@ from bcos_fx.evaluation.tasks import task_of
 from bcos_fx.methods.baselines import baselines
 from bcos_fx.verification.original import NormalizedModel
 
-HELD = 1500
 SLOW = ("integrated-gradients", "occlusion", "lime", "rise")
 OPTIONS = {"rise": {"masks": 1000}}
 

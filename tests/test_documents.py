@@ -83,6 +83,7 @@ def commands() -> list[tuple[Path, str]]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with the files that the documents speak of."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     from torchvision.models import resnet18
 
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "checkpoint.pth")

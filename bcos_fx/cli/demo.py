@@ -18,6 +18,7 @@ from bcos_fx.errors import MissingExtraError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bcos_fx.explanation import Explanation
     from bcos_fx.network import BcosNetwork
 
 NAME = "demo"
@@ -35,6 +36,7 @@ _NETWORK = "efficientnet-lite0"
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 _SHAPE = (3, 224, 224)
 _SHOWN = 3
+_SHIPPED = "imagenette.bcos.safetensors"
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,12 @@ def run(
         "bcos-fx-demo"
     ),
 ) -> None:
-    """Convert EfficientNet-Lite0, compare it with the original on 20 ImageNet photographs, and explain what it says.
+    """Explain with a fine-tuned B-cos network, then convert EfficientNet-Lite0 and compare both on 20 photographs.
 
-    First with the recipe equivalent: the same function as a B-cos network, and why it answers as it does. Then with the
-    published recipe, which changes the function, with how far each of its rules moves the output. The converted
-    network, a picture of its graph and the explanations are written to a folder; files of that name are replaced.
+    The fine-tuned network comes with bcos-fx. EfficientNet-Lite0 with its ImageNet weights is converted with the recipe
+    equivalent: the same function as a B-cos network, and why it answers as it does. Then with the published recipe,
+    which changes the function, with how far each of its rules moves the output. The converted network, a picture of its
+    graph and the explanations are written to a folder; files of that name are replaced.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", hint="name a folder with --out")
@@ -73,9 +76,11 @@ def run(
         from bcos_fx.convert import bcosify
         from bcos_fx.explanation.explain import explain
 
+        out.mkdir(parents=True, exist_ok=True)
+        stages("explaining with the fine-tuned network")
+        tuned = _explain_shipped(out / "fine-tuned.png")
         original = efficientnet_lite0()
         images, labels = photographs()
-        out.mkdir(parents=True, exist_ok=True)
         settings: dict[str, Any] = {"mean": _MEAN, "std": _STD, "images": images, "progress": stages}
         equivalent = bcosify(original, recipe="equivalent", **settings)
         stages("writing")
@@ -88,10 +93,11 @@ def run(
         shown = explanation[:_SHOWN].save(out / "explanation.png")
         gallery = explanation.save(out / "explanations.html")
         published = bcosify(original, recipe="bcosification", **settings)
+    _tell_tuned(tuned, out / "fine-tuned.png")
     _tell(equivalent, published, agreement)
     echo(f"The first explanations add up:\n{explanation}\n")
-    echo(f"Wrote {path}, {picture}, {shown} and {gallery}.")
-    if agreement.same < agreement.photographs or not explanation.complete:
+    echo(f"Wrote {out / 'fine-tuned.png'}, {path}, {picture}, {shown} and {gallery}.")
+    if agreement.same < agreement.photographs or not (explanation.complete and tuned.complete):
         raise typer.Exit(CHECK_FAILED)
 
 
@@ -116,8 +122,54 @@ def _library(name: str) -> Any:
         raise MissingExtraError(name, "demo", _PURPOSE) from error
 
 
-def photographs() -> tuple[Tensor, list[int]]:
-    """Return foolbox's 20 ImageNet photographs and their classes, which are in the files' names."""
+def shipped_network() -> Path:
+    """Return the file of the fine-tuned network: inside the wheel, or in examples/ of a checkout.
+
+    Raises:
+        UsageError: the installation has neither.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "_examples" / _SHIPPED, package.parent / "examples" / _SHIPPED):
+        if candidate.is_file():
+            return candidate
+    raise UsageError(f"{_SHIPPED} is missing from this installation", where=str(package), hint="reinstall bcos-fx")
+
+
+def _explain_shipped(picture: Path) -> Explanation:
+    """Draw the photographs that the fine-tuned network is surest of, none of which shows one of its classes."""
+    from bcos_fx.artifact import load
+    from bcos_fx.explanation.explain import explain
+
+    network = load(shipped_network())
+    images, _ = photographs(network.input_shape)
+    found = explain(network, images, names=network.record.classes)
+    surest = found.output.argsort(descending=True)[:_SHOWN].tolist()
+    chosen = explain(network, images[surest], names=network.record.classes)
+    chosen.save(picture)
+    return chosen
+
+
+def _tell_tuned(found: Explanation, picture: Path) -> None:
+    from rich.text import Text
+
+    from bcos_fx.cli.console import console
+
+    stdout, title = console(), "EfficientNet-Lite0, B-cosified and fine-tuned on photographs of ten classes"
+    stdout.print(Text(title, style="bold underline"))
+    text = (
+        f"  None of the 20 photographs shows one of its classes ({', '.join(found.names or ())}): it answers with the "
+        f"class that is most like what it sees. {picture} shows by which pixels; beside their sum an output holds one "
+        "constant, which is the same for every class.\n"
+    )
+    stdout.print(Text(text))
+
+
+def photographs(shape: tuple[int, ...] = _SHAPE) -> tuple[Tensor, list[int]]:
+    """Return foolbox's 20 ImageNet photographs and their classes, which are in the files' names.
+
+    Args:
+        shape: (C, H, W) that they are brought to.
+    """
     import torch
 
     from bcos_fx.data.preprocessing import Preprocessing
@@ -129,7 +181,7 @@ def photographs() -> tuple[Tensor, list[int]]:
         raise MissingExtraError("foolbox", "demo", _PURPOSE)
     files = sorted((Path(found.submodule_search_locations[0]) / "data").glob("imagenet_*.jpg"))
     labels = [int(path.stem.rpartition("_")[2]) for path in files]
-    source, preprocessing = open_source(files), Preprocessing.of(_SHAPE)
+    source, preprocessing = open_source(files), Preprocessing.of(shape)
     return torch.stack([source.read(index, preprocessing).image for index in range(len(files))]), labels
 
 
