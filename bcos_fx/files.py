@@ -142,7 +142,7 @@ def _resolved(path: Path, overwrite: bool) -> Path:
     if not final.exists():  # a descriptor's link below /proc, to a file that was removed
         raise _RefusedPath(f"{path} is an open file without a name", where=str(path), hint=PLACE)
     if not overwrite:
-        hint = "replace it with --force (overwrite=True), or choose another name"
+        hint = "replace it with overwrite=True, or choose another name"
         raise _RefusedPath(f"{path} is there already", where=str(path), hint=hint)
     return final
 

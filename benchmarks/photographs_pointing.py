@@ -25,7 +25,7 @@ from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, o
 from bcos_fx.evaluation.deletion import Curves, pixel_deletion
 from bcos_fx.evaluation.localisation import play
 from bcos_fx.evaluation.plots import boxes, curves
-from bcos_fx.evaluation.predictions import EvaluationTask, Outcome, predict
+from bcos_fx.evaluation.predictions import EvaluationTask, Predictions, predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import published, select
 from bcos_fx.evaluation.tasks import task_of
@@ -74,7 +74,7 @@ def is_slow(method: Method) -> bool:
 
 
 def localised(
-    task: EvaluationTask, found: Outcome, protocol: Protocol, options: argparse.Namespace, runner: Runner
+    task: EvaluationTask, found: Predictions, protocol: Protocol, options: argparse.Namespace, runner: Runner
 ) -> list[Localisation]:
     grids = select(found.predictions, protocol)[: options.grids]
     return [
@@ -89,7 +89,7 @@ def row_of(result: Localisation) -> tuple[str, ...]:
     return (f"{side}x{side}", result.method, f"{result.mean:.3f}", f"{low:.3f} to {high:.3f}", str(len(result.grids)))
 
 
-def deleted(task: EvaluationTask, found: Outcome, options: argparse.Namespace) -> dict[str, tuple[Curves, Curves]]:
+def deleted(task: EvaluationTask, found: Predictions, options: argparse.Namespace) -> dict[str, tuple[Curves, Curves]]:
     """Method -> its curves with the most and with the least important pixels first, each on the network it explains."""
     right = [p for p in found.predictions if p.predicted == p.label and p.original == p.label][: options.curves]
     images = task.read([p.index for p in right])

@@ -76,11 +76,11 @@ def run(
         from bcos_fx.convert import bcosify
         from bcos_fx.explanation.explain import explain
 
+        original = efficientnet_lite0()
+        images, labels = photographs()
         out.mkdir(parents=True, exist_ok=True)
         stages("explaining with the fine-tuned network")
         tuned = _explain_shipped(out / "fine-tuned.png")
-        original = efficientnet_lite0()
-        images, labels = photographs()
         settings: dict[str, Any] = {"mean": _MEAN, "std": _STD, "images": images, "progress": stages}
         equivalent = bcosify(original, recipe="equivalent", **settings)
         stages("writing")

@@ -19,6 +19,7 @@ RENAMED = {
     "calibration_images": "calibrate",
     "example_inputs": "input_shape",
     "metrics": "metric",
+    "overwrite": "force",
     "protocols": "protocol",
     "inputs": "input_shape",
     "rescaled": "rescale",

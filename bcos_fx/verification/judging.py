@@ -132,7 +132,7 @@ def _compare_one(name: str, a: Tensor, b: Tensor, *, spread: float | None, toler
     silent = spread is not None and spread <= LEAST_SPREAD * scale
     if silent and relative <= tolerance and a.is_floating_point():
         # The networks agree in what little varies: that counts if a difference there would not vanish in rounding.
-        silent = tolerance * unit < _VISIBLE * torch.finfo(a.dtype).eps * scale
+        silent = unit == 0 or tolerance * unit < _VISIBLE * torch.finfo(a.dtype).eps * scale
     # A large error is a difference even where the output hardly varies; only a small one proves nothing there.
     if error <= tolerance * scale and (silent or not bool(torch.isfinite(a).all())):
         verdict = "not tested"

@@ -257,14 +257,14 @@ def test_altered_metadata_is_noticed(change: Callable[[Document], Any], data: by
         from_bytes(tampered(data, change, sealed=False))
 
 
-def test_a_newer_format_asks_for_an_upgrade(data: bytes) -> None:
+def test_a_newer_format_asks_for_a_newer_version(data: bytes) -> None:
     def newer(document: Document) -> None:
         document.update(format=FORMAT + 1, versions={"bcos_fx": "9.1"}, unheard_of=[1])
 
     for sealed in (True, False):
         with pytest.raises(ArtifactError, match=r"9\.1") as caught:
             from_bytes(tampered(data, newer, sealed=sealed))
-        assert "upgrade" in str(caught.value.hint)
+        assert "a newer one" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

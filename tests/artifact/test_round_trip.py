@@ -264,7 +264,17 @@ def test_a_file_names_no_path_of_this_machine() -> None:
 
 def _layers() -> list[tuple[str, nn.Module]]:
     """Every layer of the vocabulary, once plainly made."""
-    arguments: list[tuple[Any, ...]] = [(), (4,), (4, 4), (4, 4, 3), (4, 4, 4), (1, 0.5), (1, (2, 2)), ((2, 2),)]
+    arguments: list[tuple[Any, ...]] = [
+        (),
+        (4,),
+        (0.25,),
+        (4, 4),
+        (4, 4, 3),
+        (4, 4, 4),
+        (1, 0.5),
+        (1, (2, 2)),
+        ((2, 2),),
+    ]
     found = []
     for name in sorted({name for op in vocabulary() if not op.view for name in op.modules}):
         for given_arguments in [*arguments, ((4, 4), 2), ([[1.0, 0.0]], [0.5])]:

@@ -68,11 +68,12 @@ class Run:
 
     def go(self, *, resume: bool) -> FineTuned:
         options = {"recipe": small_runs.plain(), "original": small_runs.original()} | self.given
+        settings = options.pop("settings", {})
         return finetune(
             self.network(),
             self.data,
             validation=self.validation,
-            run=RunSettings(folder=self.folder, resume=resume),
+            run=RunSettings(folder=self.folder, resume=resume, **settings),
             **options,
         )
 
@@ -306,31 +307,31 @@ def test_other_start_weights_are_refused(network: Any, aspect: str, run: Run) ->
         run.go(resume=True)
 
 
-def other_reference() -> nn.Module:
-    reference = small_runs.original()
+def other_original() -> nn.Module:
+    original = small_runs.original()
     with torch.no_grad():
-        reference[8].bias[1] -= 0.5
-    return reference
+        original[8].bias[1] -= 0.5
+    return original
 
 
 def other_dropout() -> nn.Module:
-    reference = small_runs.original()
-    reference[3] = nn.Dropout(0.9)
-    return reference
+    original = small_runs.original()
+    original[3] = nn.Dropout(0.9)
+    return original
 
 
 @pytest.mark.parametrize(
     ("given", "aspect"),
     [
-        ({"reference": other_reference()}, r"original\.values was"),
-        ({"reference": other_dropout()}, r"original\.structure was"),
-        ({"reference": None}, r"original was .* and is null"),
+        ({"original": other_original()}, r"original\.values was"),
+        ({"original": other_dropout()}, r"original\.structure was"),
+        ({"original": None}, r"original was .* and is null"),
         ({"recipe": small_runs.plain(lr=0.02)}, r"recipe\.optimizer\.lr was 0.01 and is 0.02"),
         ({"recipe": small_runs.plain(seed=5)}, r"recipe\.seed was 0 and is 5"),
         ({"recipe": small_runs.plain(epochs=3)}, r"recipe\.epochs was 2 and is 3"),
         ({"from_scratch": True}, "start weights was"),
-        ({"devices": 2}, r"settings\.processes was 1 and is 2"),
-        ({"gallery": torch.zeros(2, 3, 8, 8)}, r"settings\.gallery was null and is"),
+        ({"settings": {"devices": 2}}, r"settings\.processes was 1 and is 2"),
+        ({"settings": {"gallery": torch.zeros(2, 3, 8, 8)}}, r"settings\.gallery was null and is"),
     ],
     ids=str,
 )

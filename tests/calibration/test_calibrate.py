@@ -229,7 +229,7 @@ def test_odd_networks_are_refused() -> None:
     error = refused(bare, images)
     assert "nothing to calibrate" in error.what
     assert "biases were removed" in str(error.where)
-    assert "reference" in str(error.hint)
+    assert "original=" in str(error.hint)
     again = calibrate(bare, images, bare_original)
     assert "calibrated before" in str(refused(calibrate(made(Bare)[1], images), images).where)
     assert difference(calibrate(again, images, bare_original), again) < 1e-9

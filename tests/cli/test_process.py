@@ -55,8 +55,10 @@ COMMANDS = {name: command for name, command in typer.main.get_command(app).comma
 
 
 def test_commands() -> None:
-    names = "convert plan check calibrate finetune embed explain evaluate inspect rules recipes zoo demo"
-    assert list(COMMANDS) == names.split()
+    names = (
+        "convert plan check calibrate finetune embed explain evaluate export report publish inspect rules recipes zoo"
+    )
+    assert list(COMMANDS) == [*names.split(), "demo"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
