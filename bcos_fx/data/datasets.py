@@ -90,6 +90,21 @@ def source_for(data: object, classes: Sequence[str]) -> ImageSource:
     )
 
 
+def unmatched(source: ImageSource, classes: Sequence[str]) -> str | None:
+    """Describe names of classes of which the data and the network share none; None where they share some.
+
+    Args:
+        source: what :func:`source_for` returned.
+        classes: names of the network's classes.
+    """
+    if not classes or not source.classes or any(classes_named(name, classes) for name in source.classes):
+        return None
+    return (
+        f"no class of the data has a name of the network's (0 is {source.classes[0]!r} in the data and {classes[0]!r} "
+        "in the network): labels are taken by their number"
+    )
+
+
 def is_data(data: object) -> bool:
     """Whether something is images in a form of this package, and not batches of them, as two tensors alike could be."""
     if _is_pair(data):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from bcos_fx.data.batches import enlarged
+from bcos_fx.data.datasets import unmatched
 from bcos_fx.display import Displayed
 from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
@@ -21,6 +22,7 @@ from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Protocol, select
 from bcos_fx.methods.baselines import CONDITIONAL
 from bcos_fx.methods.method import Method, dynamic_linear
+from bcos_fx.network import BcosNetwork
 from bcos_fx.verification.original import NormalizedModel
 
 
@@ -111,6 +113,10 @@ def run_evaluation(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluati
 
 def _evaluated(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluation:
     methods, refused = _methods(task, plan.baselines)
+    classes = task.model.record.classes if isinstance(task.model, BcosNetwork) else ()
+    unnamed = unmatched(task.source, classes)
+    if unnamed is not None and runner.group.is_main:
+        runner.say(unnamed)
     smaller = enlarged(task.source, task.preprocessing)
     if smaller is not None and runner.group.is_main:
         runner.say(smaller)
