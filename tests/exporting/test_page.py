@@ -63,7 +63,7 @@ def address(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def page(address: str) -> Iterator[Any]:
-    """The page in a browser, ready; it must ask nobody but its own server, and report no error."""
+    """The page in a browser, ready; it may ask its own server alone, and reports no error."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("no Chromium is installed")
