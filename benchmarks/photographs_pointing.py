@@ -114,20 +114,23 @@ def stability(most: Curves, least: Curves) -> float:
 
 
 def tell(options: argparse.Namespace, scratch: Path) -> None:
-    page = Page("Localisation on photographs", options)
+    page = Page("Localization on photographs", options)
     network = bcos_fx.load(options.network)
     source = open_source(photographs(options, scratch))
     original = NormalizedModel(original_of(options.data), network.record.inputs)
     task, runner = task_of(network, source, original=original), Runner(folder=options.folder)
     found = predict(task, runner)
     right = [np.mean([getattr(p, name) == p.label for p in found.predictions]) for name in ("predicted", "original")]
+    slow = ", ".join(SLOW)
+    few = f"{slow} have {options.slow_grids} of each size" if options.slow_grids else f"{slow} are left out"
     page.text(
         "- EfficientNet-Lite0, ten classes, B-cosified and fine-tuned by `benchmarks/photographs.py`: right on "
         f"{right[0]:.1%} of {len(found.predictions)} {options.part} photographs of a third party's copy of Imagenette; "
         f"its original, which was not fine-tuned, on {right[1]:.1%}\n"
         "- Grids as published: of photographs that the fine-tuned network classifies correctly, contributions averaged "
         "over boxes of 15 pixels; whole grids are explained. The B-cos network explains itself; the post-hoc methods "
-        "explain the original, on the same grids. Methods that run the network hundreds of times have fewer of them\n"
+        "explain the original, on the same grids. "
+        f"{few}\n"
         "- Intervals: 95 %, bootstrap over grids. Chance is 0.25 and 0.111"
     )
     if options.pictures is not None:
