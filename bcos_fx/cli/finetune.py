@@ -168,8 +168,8 @@ def run(request: FineTuneRequest) -> None:
     """Train a converted network as a B-cos network, and write it to a file.
 
     The recipe says how B rises and biases fade, and with which loss. After every epoch the accuracy, the mean B and the
-    share of constants in the explained outputs are told, a gallery of explanations of the same few images is written,
-    and a checkpoint. A run that is stopped, by whatever, goes on with --resume.
+    share of constants in the explained outputs are printed; a gallery of explanations of the same few images and a
+    checkpoint are written. A run that is stopped, by whatever, goes on with --resume.
     """
     check_target(request.out, overwrite=request.force)
     found = _trained(request)
