@@ -83,7 +83,7 @@ def bcosify(
             of 224, 64 or 32 pixels with as many channels as the first convolution reads, whichever runs first.
         recipe: name of a shipped recipe, or path of a TOML file.
         b: alignment pressure B >= 1, one for all layers, or module-name pattern or family (``depthwise``, ``grouped``,
-            ``pointwise``) -> B, where the first that fits a layer decides. None: the recipe's.
+            ``pointwise``) -> B, where the first that fits a layer decides. None, and other layers: the recipe's.
         mean: what the module expects to be subtracted from its images, per channel. The result takes images in
             [0, 1] and computes what the module computes for (x - mean) / std. None: 0. ``"auto"`` reads mean and std
             from the module's ``pretrained_cfg``, as timm keeps it.
@@ -173,7 +173,7 @@ def bcosify(
         if "mean" not in chosen:
             example.check_statistics(module, loaded.options.mean, loaded.options.std, recipe=loaded.name)
         own = loaded.with_options(published.options_of(module, loaded, chosen))
-        conversion = Conversion(module, own, frozenset(chosen), images, output_key, batch_axis, progress)
+        conversion = Conversion(module, own, chosen, images, output_key, batch_axis, progress)
         preserving = preserved(traced(conversion, example_inputs))
         proof = prove(preserving) if verified else None
         changing = changed(preserving, measured=verified)

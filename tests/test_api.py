@@ -176,7 +176,7 @@ def test_an_input_that_is_taken_as_it_is() -> None:
 def test_b_for_each_layer_by_name() -> None:
     network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4)))
     converted = bcos_fx.bcosify(network, b={"0": 1.5, "[01]": 1.25, "2": 3})
-    assert pressures(converted) == {"0": 1.5, "1": 1.25, "2": 3.0, "3": 1.0}
+    assert pressures(converted) == {"0": 1.5, "1": 1.25, "2": 3.0, "3": 2.0}
     assert pressures(bcos_fx.bcosify(network, b=1.75)) == dict.fromkeys("0123", 1.75)
 
 

@@ -73,6 +73,8 @@ class Published:
             UsageError: the recipe or the caller asks for another B, or for an option that contradicts the file.
         """
         asked = chosen.get("b", recipe.options.b)
+        if isinstance(asked, Mapping) and "b" not in chosen:  # a recipe's exceptions are for layers that no file has
+            asked = asked.get("*", 1.0)
         if asked != self.b:
             whose = "b" if "b" in chosen else f"the recipe {recipe.name!r}"
             raise UsageError(

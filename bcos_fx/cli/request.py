@@ -91,7 +91,7 @@ class Request:
             "--b",
             help="Alignment pressure B >= 1: one number for all layers, 'layer4.*=2.5' for the layers whose name "
             "fits, or depthwise=1 for a family (depthwise, grouped, pointwise); repeatable, the first "
-            "that fits wins. 1 is the ordinary linear unit. (default: the recipe's)",
+            "that fits wins. 1 is the ordinary linear unit. (default, also of layers that nothing fits: the recipe's)",
             rich_help_panel=_WHAT,
         ),
     ] = field(default_factory=list)

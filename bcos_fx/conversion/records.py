@@ -5,7 +5,7 @@ The graph itself is one object, which the stages rewrite in place.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ class Conversion:
     Attributes:
         module: the original; never changed.
         recipe: rules and options, those of the caller among them.
-        asked: names of the options that the caller chose.
+        asked: the options that the caller chose.
         images: (N, C, H, W) in [0, 1] to compare on, or None.
         output_key: which part of the module's output to take, or None.
         batch_axis: where the inputs hold their samples; None: they are one sample as a whole.
@@ -40,7 +40,7 @@ class Conversion:
 
     module: nn.Module
     recipe: Recipe
-    asked: frozenset[str]
+    asked: Mapping[str, Any]
     images: Tensor | None
     output_key: int | str | None
     batch_axis: BatchAxis

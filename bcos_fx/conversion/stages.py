@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from torch import fx, nn
 
@@ -14,6 +15,7 @@ from bcos_fx.nn import BcosLayer
 from bcos_fx.report.collect import mark_origins, read_rows
 from bcos_fx.report.model import Drift
 from bcos_fx.rewriting.builders.input import input_affine
+from bcos_fx.rewriting.core.options import check_patterns
 from bcos_fx.rewriting.core.passes import PassLog
 from bcos_fx.rewriting.core.precision import Precision
 from bcos_fx.rewriting.core.reader import GraphReader
@@ -52,7 +54,8 @@ def preserved(traced: Traced) -> Preserved:
     specs = _specs(traced)
     # A network of peers' layers came with its own encoding: a recipe's statistics are not for it.
     check_encoding(options, specs, log.near_misses, conversion.asked if traced.reader.has_peer_layers else None)
-    options.check_patterns(_bcos_layers(traced.graph_module))
+    if isinstance(patterns := conversion.asked.get("b"), Mapping):
+        check_patterns(patterns, _bcos_layers(traced.graph_module))
     if conversion.images is not None:
         check_images(conversion.images, specs)
     return Preserved(traced, specs, log)

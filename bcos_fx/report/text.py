@@ -304,9 +304,11 @@ def _pressure(report: Findings) -> str:
     if len(found) == 1 or not (found or isinstance(b, Mapping)):
         one = next(iter(found), b)
         return f"{one:g} in every layer" + (" (plain linear units)" if one == 1 else "")
-    if found:
-        return "; ".join(f"{one:g} in {len(paths)} of the layers ({_some(paths)})" for one, paths in found.items())
-    return ", ".join(f"{pattern}={value:g}" for pattern, value in b.items()) + ", other layers 1"
+    chosen = ", ".join(f"{pattern}={value:g}" for pattern, value in b.items()) if isinstance(b, Mapping) else ""
+    if not found:
+        return chosen + ("" if "*" in b else ", other layers 1")
+    each = [f"{one:g} in {len(paths)} of the layers ({_some(paths)})" for one, paths in found.items()]
+    return "; ".join(each) + (f"; chosen by {chosen}" if chosen else "")
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import bcos_fx
 from bcos_fx.errors import UsageError
 from bcos_fx.nn import BcosConv2d, BcosLayer
 from bcos_fx.nn.families import family_of
+from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.training.finetune import finetune
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.schedule import BSchedule, Course
@@ -69,7 +71,24 @@ def test_other_layers_are_of_no_family(module: nn.Module) -> None:
 def test_b_by_family_where_the_first_that_fits_decides() -> None:
     assert pressures(converted({"depthwise": 1, "*": 2})) == {"0": 2, "2": 1, "3": 2, "5": 2, "8": 2}
     found = pressures(converted({"3": 1.5, "pointwise": 3, "grouped": 1.25}))
-    assert found == {"0": 1, "2": 1, "3": 1.5, "5": 1.25, "8": 3}  # a linear layer on maps is a 1 x 1 convolution
+    assert found == {"0": 2, "2": 2, "3": 1.5, "5": 1.25, "8": 3}  # a linear layer on maps is a 1 x 1 convolution
+
+
+def test_layers_that_no_pattern_names_have_the_recipes_b() -> None:
+    assert pressures(converted({"depthwise": 1})) == {"0": 2, "2": 1, "3": 2, "5": 2, "8": 2}
+    assert pressures(converted({"0": 1.5}, "gradual")) == {"0": 1.5, "2": 1, "3": 1, "5": 1, "8": 1}
+
+
+def test_a_recipe_names_families_that_networks_need_not_have(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.toml"
+    shipped = (rules_directory() / "recipes" / "bcosification.toml").read_text()
+    recipe.write_text(shipped.replace("b = 2.0", 'b = { depthwise = 1.0, transposed = 1.0, "*" = 2.0 }', 1))
+    assert pressures(converted(None, str(recipe))) == {"0": 2, "2": 1, "3": 2, "5": 2, "8": 2}
+    network = converted({"2": 1.25, "pointwise": 3}, str(recipe))
+    assert pressures(network) == {"0": 2, "2": 1.25, "3": 3, "5": 2, "8": 3}
+    text = " ".join(network.report.to_text().split())
+    assert "chosen by 2=1.25, pointwise=3, depthwise=1, transposed=1, *=2" in text
+    assert pressures(converted(1.5, str(recipe))) == dict.fromkeys("02358", 1.5)
 
 
 def test_a_family_without_layers_is_refused() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,8 @@ class Options:
 
     Attributes:
         b: alignment pressure B >= 1 of every B-cos layer, or pattern -> B, where a pattern is one of module names or a
-            family of :data:`bcos_fx.nn.families.FAMILIES` (first match wins; layers that no pattern names stay at 1).
+            family of :data:`bcos_fx.nn.families.FAMILIES` (first match wins; layers that no pattern names stay at 1, or
+            at the B of the recipe whose options these are changed from).
         scale: how the weight norm enters the B-cos transform: ``cosine``, ``raw`` or ``unit``.
         eps: eps of the B-cos transform's norm: a number, under the root of every layer; ``published`` (convolutions
             sqrt(sum x^2 + 1e-6), linear layers |x| + 1e-12); None takes the layer's own, by dtype.
@@ -144,30 +145,6 @@ class Options:
                 hint = nearest(pattern, module_paths)
                 raise UsageError(f"leaf_modules names {pattern!r}, and no module has such a name", hint=hint)
 
-    def check_patterns(self, layers: Mapping[str, nn.Module]) -> None:
-        """Check that every pattern in ``b`` decides about one of these layers at least.
-
-        Args:
-            layers: path -> B-cos layer.
-
-        Raises:
-            UsageError: a pattern names none of them, or only such as an earlier pattern names.
-        """
-        if not isinstance(self.b, Mapping):
-            return
-        left = set(layers)
-        for pattern in self.b:
-            named = [path for path, layer in layers.items() if fits(pattern, path, layer)]
-            if not named:
-                hint = nearest(pattern, [*layers, *FAMILIES]) if layers else "it has none"
-                raise UsageError(f"b names {pattern!r}, and no B-cos layer has such a name or is of it", hint=hint)
-            if not set(named) & left:
-                raise UsageError(
-                    f"b names {pattern!r}, but earlier patterns name all its layers ({', '.join(named)})",
-                    hint="the first pattern that fits a layer decides: put this one before them",
-                )
-            left -= set(named)
-
     def with_changes(self, changes: Mapping[str, Any]) -> Options:
         """Return a copy with some options changed.
 
@@ -188,6 +165,30 @@ class Options:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_patterns(patterns: Iterable[str], layers: Mapping[str, nn.Module]) -> None:
+    """Check that every pattern for B that a caller chose decides about one of these layers at least.
+
+    Args:
+        patterns: in order. Those of a recipe are not checked: it is one for networks of any kind.
+        layers: path -> B-cos layer.
+
+    Raises:
+        UsageError: a pattern names none of them, or only such as an earlier pattern names.
+    """
+    left = set(layers)
+    for pattern in patterns:
+        named = [path for path, layer in layers.items() if fits(pattern, path, layer)]
+        if not named:
+            hint = nearest(pattern, [*layers, *FAMILIES]) if layers else "it has none"
+            raise UsageError(f"b names {pattern!r}, and no B-cos layer has such a name or is of it", hint=hint)
+        if not set(named) & left:
+            raise UsageError(
+                f"b names {pattern!r}, but earlier patterns name all its layers ({', '.join(named)})",
+                hint="the first pattern that fits a layer decides: put this one before them",
+            )
+        left -= set(named)
 
 
 OPTION_NAMES = frozenset(f.name for f in dataclasses.fields(Options))

@@ -41,7 +41,7 @@ class Recipe:
     hashes: Mapping[str, str]
 
     def with_options(self, changes: Mapping[str, Any]) -> Recipe:
-        """Return the recipe with some options changed.
+        """Return the recipe with some options changed; layers that patterns for B do not name keep the recipe's B.
 
         Raises:
             UsageError: an unknown or senseless option, or one that this recipe fixes.
@@ -52,7 +52,16 @@ class Recipe:
                     f"the recipe {self.name!r} fixes {name}={getattr(self.options, name)!r}: {reason}",
                     hint="choose another recipe, or leave the option out",
                 )
+        if isinstance(changes.get("b"), Mapping):
+            changes = {**changes, "b": self._completed(changes["b"])}
         return replace(self, options=self.options.with_changes(changes))
+
+    def _completed(self, chosen: Mapping[str, float]) -> dict[str, float]:
+        """Return patterns for B, followed by the recipe's own where they leave layers unnamed."""
+        own = self.options.b if isinstance(self.options.b, Mapping) else {"*": self.options.b}
+        if "*" in chosen or own == {"*": 1.0}:  # which is what a layer without a pattern has
+            return dict(chosen)
+        return {**chosen, **{pattern: b for pattern, b in own.items() if pattern not in chosen}}
 
     def active_rules(self, phase: str) -> list[Rule]:
         """Return the rules of a phase that are active under the options, in order."""
