@@ -39,6 +39,8 @@ bcos-fx explain model.safetensors photos/ more/*.jpg --target top3 -o gallery.ht
 
 bcos-fx explain model.safetensors cat.jpg --target 281 --against 285 -o why_tabby.png
 
+bcos-fx explain model.safetensors cat.jpg --against others -o what_sets_it_apart.png
+
 bcos-fx explain segmentation.safetensors street.jpg --target 3,120,88
 
 bcos-fx explain model.safetensors cat.jpg --source layer3 --target tabby
@@ -49,6 +51,7 @@ Exit code 0: all explained. 1: an image could not be read, or contributions do n
 NOT TESTED stands where hardly anything of an output comes from the image, so that the sum says nothing.
 """
 _BATCH, _IN_A_FIGURE = 16, 8
+_OTHERS = "others"
 
 
 @dataclass(frozen=True)
@@ -179,11 +182,18 @@ def _asked(
     from bcos_fx.explanation.targets import difference, named
 
     wanted = None if target is None else named(_number(target), names)
-    if against is not None:
+    if against == _OTHERS and against not in (names or ()):
+        if not isinstance(wanted, int | None):
+            raise UsageError(
+                f"--against {_OTHERS} is of one class", hint="name it with --target, or leave --target out"
+            )
+        wanted = difference(wanted)
+    elif against is not None:
         other = named(_number(against), names)
         if not isinstance(wanted, int) or not isinstance(other, int):
             raise UsageError(
-                "--against compares two classes", hint="name one class with --target and one with --against"
+                "--against compares two classes",
+                hint=f"name one class with --target and one with --against, or give --against {_OTHERS}",
             )
         wanted = difference(wanted, other)
     return Question(wanted, output, names, options)

@@ -42,7 +42,12 @@ class ExplainRequest:
         ),
     ] = None
     against: Annotated[
-        str | None, typer.Option(help="Explain why the target's output is larger than this class's, by name or index.")
+        str | None,
+        typer.Option(
+            metavar="CLASS|others",
+            help="Explain why the target's output is larger than this class's, by name or index; others: than those of "
+            "all other classes on average.",
+        ),
     ] = None
     classes: Annotated[
         Path | None,

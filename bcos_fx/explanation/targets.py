@@ -40,36 +40,51 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Difference:
-    """Why one output is larger than another: y[target] - y[other], as a function of the outputs.
+    """Why an output is larger than another, or than the others on average, as a function of the outputs.
 
     Attributes:
-        target, other: indices of the two outputs.
+        target: index of the output; None: each sample's largest.
+        other: index of the output that is subtracted; None: the mean of all others.
     """
 
-    target: int
-    other: int
+    target: int | None
+    other: int | None
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Return the difference (N,) of outputs (N, C).
 
         Raises:
-            UsageError: the outputs are no rows of scores, or have no such index.
+            UsageError: the outputs are no rows of at least two scores, or have no such index.
         """
-        if outputs.dim() != 2:
+        if outputs.dim() != 2 or outputs.shape[1] < 2:
             raise UsageError(
                 f"outputs of shape {tuple(outputs.shape[1:])} have no classes to compare",
                 hint="give a function of the outputs that returns one number per sample",
             )
-        _check_range(torch.tensor([self.target, self.other]), outputs.shape[1])
-        return outputs[:, self.target] - outputs[:, self.other]
+        indices = torch.tensor([index for index in (self.target, self.other) if index is not None], dtype=torch.long)
+        if len(indices):
+            _check_range(indices, outputs.shape[1])
+        target = outputs.detach().argmax(1) if self.target is None else torch.full((len(outputs),), self.target)
+        own = outputs.gather(1, target.to(outputs.device)[:, None])[:, 0]
+        if self.other is not None:
+            return own - outputs[:, self.other]
+        return own - (outputs.sum(1) - own) / (outputs.shape[1] - 1)
 
     def label(self, name: Callable[[int], str]) -> str:
         """Return what the difference is called, where ``name`` gives the name of a class."""
-        return f"{name(self.target)} - {name(self.other)}"
+        first = "predicted class" if self.target is None else name(self.target)
+        return f"{first} - {'mean of the others' if self.other is None else name(self.other)}"
 
 
-def difference(target: int, other: int) -> Difference:
-    """Return the target that explains why an output is larger than another: y[target] - y[other]."""
+def difference(target: int | None = None, other: int | None = None) -> Difference:
+    """Return the target that explains why an output is larger than another, or than all others.
+
+    What speaks for every class alike is in each class's output, and cancels in the difference.
+
+    Args:
+        target: index of the output; None: each sample's largest, the predicted class.
+        other: index of the output that is subtracted; None: the mean of all outputs but the target's.
+    """
     return Difference(target, other)
 
 

@@ -80,6 +80,10 @@ def test_names_and_differences(run: Run, artifact: Path, photographs: Path, fold
     assert wrong.exit_code == 2
     assert "did you mean 'kind 1'" in wrong.stderr
     assert run(*words, "--against", "0").exit_code == 2
+    apart = run(*words, "--against", "others")
+    assert apart.exit_code == 0
+    assert "predicted class - mean of the others" in apart.stdout
+    assert "name it with --target" in run(*words, "--target", "top2", "--against", "others").stderr
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ TARGETS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "top": ("top3", (COUNT, 3)),
     "name": ("tabby", (COUNT,)),
     "difference": (difference(1, 3), (COUNT,)),
+    "against the others": (difference(1), (COUNT,)),
+    "predicted against the others": (difference(), (COUNT,)),
     "function": (lambda outputs: 2 * outputs[:, 1] - outputs.mean(1), (COUNT,)),
     "functions": (lambda outputs: outputs[:, :2], (COUNT, 2)),
 }
@@ -61,6 +63,16 @@ def test_every_target_adds_up_to_what_the_network_says(name: str, network: Any) 
         assert found.target.tolist() == [2] * COUNT
     if name == "top":
         assert torch.equal(found.target, outputs.topk(3).indices)
+
+
+@pytest.mark.parametrize("target", [2, None])
+def test_what_sets_a_class_apart_is_its_contributions_less_the_mean_of_the_others(target: Any, network: Any) -> None:
+    found, every = (bcos_fx.explain(network, images(), asked) for asked in (difference(target), "all"))
+    own = every.output.argmax(1) if target is None else torch.full((COUNT,), target)
+    for n, index in enumerate(own.tolist()):
+        others = [k for k in range(every.output.shape[1]) if k != index]
+        expected = every.contributions[n, index] - every.contributions[n, others].mean(0)
+        torch.testing.assert_close(found.contributions[n], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_several_targets_equal_single_ones(network: Any) -> None:

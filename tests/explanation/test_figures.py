@@ -99,6 +99,11 @@ def test_a_difference_keeps_both_names() -> None:
     torch.testing.assert_close(found.output, found.scores[:, 0] - found.scores[:, 2])
 
 
+def test_a_difference_from_the_others_is_named() -> None:
+    assert pictured(3, difference(0)).target_name() == "a - mean of the others"
+    assert pictured(3, difference()).target_name() == "predicted class - mean of the others"
+
+
 @pytest.mark.parametrize(("target", "count"), [("top3", 3), ("all", 5)])
 def test_every_target_has_a_row_with_all_panels(target: str, count: int) -> None:
     found = bcos_fx.explain(converted(), images()[:1], target, names=NAMES)
