@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from bcos_fx.cli import main
 
-if __name__ == "__main__":  # processes of `bcos-fx zoo` import this file once more, under another name
+if __name__ == "__main__":  # processes that a command starts import this file again, under another name
     main()

@@ -22,8 +22,6 @@ ROOMS = """
 # These stand beside the line of rooms: what each may import, at the most.
 BESIDE = {
     "testing": {*ROOMS[: ROOMS.index("convert") + 1], "testing"},
-    "zoo": {*ROOMS[: ROOMS.index("cli")], "testing", "zoo"},
-    "cli": {*ROOMS, "zoo"},
     "proofs": {"lazy"},  # a former name
 }
 SHAPELESS_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}

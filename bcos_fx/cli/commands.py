@@ -25,7 +25,6 @@ from bcos_fx.cli import (
     recipes,
     report,
     rules,
-    zoo,
 )
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import DEBUG, guarded
@@ -110,8 +109,7 @@ for _command in (
     inspect,
     rules,
     recipes,
-    zoo,
     demo,
 ):
-    _run = _command.run if _command in (embed, inspect, zoo, demo) else importing(_command.run)  # these meet no ops
+    _run = _command.run if _command in (embed, inspect, demo) else importing(_command.run)  # these meet no ops
     app.command(_command.NAME, cls=Command, help=_flowing(_command.run.__doc__), epilog=_command.EPILOG)(guarded(_run))

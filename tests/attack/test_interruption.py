@@ -16,8 +16,8 @@ from PIL import Image
 
 from bcos_fx.errors import TrainingError, UsageError
 from bcos_fx.evaluation.result_log import ResultLog
-from bcos_fx.zoo.rows import append_row, read_rows
-from bcos_fx.zoo.table import cause, coverage_page, totals
+from benchmarks.zoo.rows import append_row, read_rows
+from benchmarks.zoo.table import cause, coverage_page, totals
 from tests.cli.conftest import SHAPE, TINY
 
 # The interrupt comes while one module is imported, and the module does with it what libraries do.

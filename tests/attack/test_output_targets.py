@@ -24,7 +24,7 @@ from bcos_fx.files import appending, check_target, replacing
 from bcos_fx.text.embedding import TextEmbeddings
 from bcos_fx.training.checkpoints import WholeCheckpoints
 from bcos_fx.training.recording import write_history
-from bcos_fx.zoo.running import examine_all
+from benchmarks.zoo.running import examine_all
 from tests.cli.conftest import SHAPE, TINY
 
 
@@ -135,7 +135,6 @@ def test_commands_refuse_it_before_the_work(
         ("finetune", artifact, "--data", tmp_path, "-o", target, "--force"),
         ("explain", artifact, photo, "-o", target),
         ("embed", "--text", "a", "--text-tower", "minilm", "-o", target),
-        ("zoo", "timm:resnet18", "--out", target),
     ):
         done = run(*words)
         assert done.exit_code == 2, done.output
@@ -270,7 +269,6 @@ _WRITING_METHODS = {"write_text", "write_bytes", "touch", "replace", "rename", "
 _ELSEWHERE = {
     "files.py": "the one place",
     "exporting/page.py": "writes to a temporary folder of its own, which is renamed once the page is whole",
-    "zoo/process.py": "redirects its output to a file in a temporary folder of its own",
 }
 
 

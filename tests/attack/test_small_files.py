@@ -17,7 +17,7 @@ import torch
 
 from bcos_fx.checkpoint import read_state_dict
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.zoo.selection import select
+from benchmarks.zoo.selection import select
 from tests.attack.small_files import HARMLESS, MAKERS, Maker, deflated, many_steps, tuple_as_key
 from tests.cli.conftest import SHAPE, TINY
 from tests.forks import run_code

@@ -182,8 +182,6 @@ class Files:
         yield "rules", "--rules", self.rules
         yield "recipes", HOSTILE
         yield "recipes", self.rules
-        yield "zoo", HOSTILE, "--out", folder / "z.jsonl"
-        yield "zoo", f"timm:{HOSTILE}*", "--out", folder / "z.jsonl"
         yield "demo", "--out", self.weights
         yield (HOSTILE,)
         yield "inspect", f"--{HOSTILE}"

@@ -55,9 +55,7 @@ COMMANDS = {name: command for name, command in typer.main.get_command(app).comma
 
 
 def test_commands() -> None:
-    names = (
-        "convert plan check calibrate finetune embed explain evaluate export report publish inspect rules recipes zoo"
-    )
+    names = "convert plan check calibrate finetune embed explain evaluate export report publish inspect rules recipes"
     assert list(COMMANDS) == [*names.split(), "demo"]
 
 

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from bcos_fx.errors import UsageError
-from bcos_fx.zoo import Limits, cause, coverage_page, dates, examine_all, passed, select, totals
-from bcos_fx.zoo.rows import read_rows
+from benchmarks.zoo.rows import read_rows
+from benchmarks.zoo.running import Limits, examine_all
+from benchmarks.zoo.selection import select
+from benchmarks.zoo.table import cause, coverage_page, dates, passed, totals
 
 NETWORKS = Path(__file__).with_name("zoo_networks.py")
+COMMAND = (sys.executable, "-m", "benchmarks.zoo")
 
 
 def named(factory: str) -> str:
@@ -152,20 +155,24 @@ def test_the_page_counts_and_explains(rows: dict[str, Any]) -> None:
     assert page.count("| timm:good |") == 1
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
     out, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
-    words = [sys.executable, "-m", "bcos_fx", "zoo", named("Convolutional"), "--out", str(out), "--page", str(page)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    words = [*COMMAND, named("Convolutional"), "--out", str(out), "--page", str(page)]
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "1 of 1" in done.stderr
     assert "good" in done.stderr
     assert "1 (100%)" in done.stdout
     assert "## Every network" in page.read_text()
-    bad = subprocess.run([*words[:4], named("Missing"), "--out", str(out)], capture_output=True, text=True, check=False)
+    bad = subprocess.run(
+        [*COMMAND, named("Missing"), "--out", str(out)], cwd=root, capture_output=True, text=True, check=False
+    )
     assert bad.returncode == 1
     assert "has no factory" in bad.stderr
-    wrong = subprocess.run([*words[:4], "torchvision:zzz*"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    wrong = subprocess.run(
+        [*COMMAND, "torchvision:zzz*", "--out", str(out)], cwd=root, capture_output=True, text=True, check=False
+    )
     assert wrong.returncode == 2
     assert "is called like" in wrong.stderr
     assert "Traceback" not in wrong.stderr
@@ -177,11 +184,11 @@ def test_a_missing_folder_is_said_before_anything_is_examined(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
-def test_an_interrupted_network_leaves_no_row(tmp_path: Path) -> None:
+def test_an_interrupted_network_leaves_no_row(root: Path, tmp_path: Path) -> None:
     """It is examined again; and the process that examined it ends with the run."""
     out = tmp_path / "rows.jsonl"
-    words = [sys.executable, "-m", "bcos_fx", "zoo", named("Missing"), named("endless"), "--out", str(out)]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    words = [*COMMAND, named("Missing"), named("endless"), "--out", str(out)]
+    process = subprocess.Popen(words, cwd=root, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while "Missing" not in process.stderr.readline():
         assert process.poll() is None

@@ -9,7 +9,7 @@ from typing import Any
 
 from bcos_fx.errors import UsageError
 from bcos_fx.files import appending
-from bcos_fx.zoo.examination import Row
+from benchmarks.zoo.examination import Row
 
 _NUMBER, _TEXTS = (int, float), "a list of texts"
 # What the tables read, by type; None is taken too, and so is the absence of any but the name.

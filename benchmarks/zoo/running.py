@@ -21,9 +21,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from bcos_fx.files import check_target
-from bcos_fx.zoo.examination import Row
-from bcos_fx.zoo.process import examine
-from bcos_fx.zoo.rows import append_row, read_rows
+from benchmarks.zoo.examination import Row
+from benchmarks.zoo.process import examine
+from benchmarks.zoo.rows import append_row, read_rows
 
 _LOOK = 0.5
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -105,7 +105,7 @@ def examine_all(
 def _import_first(names: Iterable[str]) -> None:
     """Have the process that others are forked from import the networks' libraries; one that fails is left out."""
     libraries = dict.fromkeys(name.partition(":")[0] for name in names)
-    _CONTEXT.set_forkserver_preload(["bcos_fx.zoo.process", *(_MODULES.get(name, name) for name in libraries)])
+    _CONTEXT.set_forkserver_preload(["benchmarks.zoo.process", *(_MODULES.get(name, name) for name in libraries)])
 
 
 def _examined(name: str, side: int | None, limits: Limits, threads: int, stopping: threading.Event) -> Row:

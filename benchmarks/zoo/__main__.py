@@ -1,21 +1,31 @@
-"""``bcos-fx zoo``: many networks, each converted, verified and certified; a table of what works and what does not."""
+"""Many networks, each converted, verified and certified in a process of its own; a table of what works and what not.
+
+python -m benchmarks.zoo NETWORKS... [--out ROWS.jsonl] [--page FILE.md]     (from the root of the repository)
+"""
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from bcos_fx.cli.console import echo
-from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.cli.failure import CHECK_FAILED, guarded
+from bcos_fx.cli.interruption import interruptible
+from bcos_fx.files import replacing
+from bcos_fx.version import __version__
+from benchmarks.zoo.running import Limits, examine_all
+from benchmarks.zoo.selection import select
+from benchmarks.zoo.table import cause, coverage_page, dates, passed, totals, versions
 
-NAME = "zoo"
 EPILOG = """Examples:
 
-bcos-fx zoo timm:resnet18 torchvision:vit_b_16 --out zoo.jsonl
+python -m benchmarks.zoo timm:resnet18 torchvision:vit_b_16 --out zoo.jsonl
 
-bcos-fx zoo 'torchvision:resnet*' models.txt --out zoo.jsonl --page coverage.md --workers 2
+python -m benchmarks.zoo 'torchvision:resnet*' models.txt --out zoo.jsonl --page coverage.md --workers 2
 
 Exit code 0: everything that is asked of a network holds for each one. 1: for some it does not; the table says why.
 """
@@ -57,8 +67,6 @@ def run(
     Networks get random weights, with norm statistics from data, so that each answers differently to different images;
     nothing is downloaded. Each is examined in a process of its own.
     """
-    from bcos_fx.zoo import Limits, examine_all, passed, select, totals
-
     names = select(networks)
     width = max(map(len, names))
     counted = _Counter(len(names), width)
@@ -85,8 +93,6 @@ class _Counter:
             echo(f"{count} of {self._total} examined before", err=True)
 
     def __call__(self, row: dict[str, Any]) -> None:
-        from bcos_fx.zoo import cause
-
         self._done += 1
         verdict = cause(row) or "good"
         seconds = row["seconds in all"]
@@ -94,14 +100,6 @@ class _Counter:
 
 
 def _write_page(page: Path, rows: list[dict[str, Any]], side: int | None) -> None:
-    import platform
-
-    import torch
-
-    from bcos_fx.files import replacing
-    from bcos_fx.version import __version__
-    from bcos_fx.zoo import coverage_page, dates, versions
-
     setting = [
         f"Versions: Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {versions(rows)}"
         f"bcos-fx {__version__}",
@@ -112,3 +110,11 @@ def _write_page(page: Path, rows: list[dict[str, Any]], side: int | None) -> Non
     with replacing(page, "the page") as stream:
         stream.write(coverage_page(rows, "Coverage", setting).encode("utf-8", "replace"))
     echo(f"wrote {page}", err=True)
+
+
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.command(epilog=EPILOG)(guarded(run))
+
+if __name__ == "__main__":
+    with interruptible():
+        app(prog_name="python -m benchmarks.zoo")

@@ -20,7 +20,7 @@ from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer
 from bcos_fx.testing import norm_statistics_from_data_, randomise_
 from bcos_fx.verification.original import NormalizedModel
-from bcos_fx.zoo.cases import ModelCase, build
+from benchmarks.zoo.cases import ModelCase, build
 
 Row = dict[str, Any]
 Note = Callable[[Row], None]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from bcos_fx.zoo.examination import Row
+from benchmarks.zoo.examination import Row
 
 FLOAT64 = 1e-9
 """Largest relative gap of contributions that is let pass in float64."""

@@ -1,4 +1,4 @@
-"""Examines one network: what the process that :mod:`bcos_fx.zoo.running` starts for each network does."""
+"""Examines one network: what the process that :mod:`benchmarks.zoo.running` starts for each network does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from bcos_fx.errors import BcosFxError
 from bcos_fx.files import replacing
 from bcos_fx.rewriting.core.location import rules_directory
-from bcos_fx.zoo.examination import Examination, Row
+from benchmarks.zoo.examination import Examination, Row
 
 
 def examine(name: str, kept: Path, printed: Path, side: int | None, threads: int) -> None:
