@@ -44,8 +44,7 @@ def run(
         typer.Option(help="Names of the network's classes, one on a line, where images lie in folders of such names."),
     ] = None,
     count: Annotated[
-        int | None,
-        typer.Option(min=1, help="So many of the images; of labeled ones evenly spread. (default: all)"),
+        int | None, typer.Option(min=1, help="So many of the images; of labeled ones evenly spread. (default: all)")
     ] = None,
     original: Annotated[
         Path | None,

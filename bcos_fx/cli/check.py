@@ -41,8 +41,7 @@ dynamic linear, or contributions do not add up.
 def run(
     first: Annotated[Path, typer.Argument(metavar="A", help="A converted network; or, with B, the original.")],
     second: Annotated[
-        Path | None,
-        typer.Argument(metavar="B", help="A converted network, to be compared with A.", show_default=False),
+        Path | None, typer.Argument(metavar="B", help="A converted network, to be compared with A.")
     ] = None,
     arch: Annotated[
         str | None, typer.Option(help="The network that A's weights belong to, as for convert, if A is a checkpoint.")

@@ -32,10 +32,7 @@ def run(
         ),
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text; repeatable.")] = None,
-    text_tower: Annotated[
-        str | None,
-        typer.Option(help=f"What embeds them: {TOWERS}."),
-    ] = None,
+    text_tower: Annotated[str | None, typer.Option(help=f"What embeds them: {TOWERS}.")] = None,
     templates: Annotated[
         str | None,
         typer.Option(help=f"Sentences that names are put into: {TEMPLATES}. Left out: names are taken as they are."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,8 @@ import typer
 from bcos_fx.cli.request import Overwrite
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS
 
-_TEXT = "Texts, of image-text models"
-_PICTURE = "The picture"
+_text_option = partial(typer.Option, rich_help_panel="Texts, of image-text models")
+_picture_option = partial(typer.Option, rich_help_panel="The picture")
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class ExplainRequest:
     classes: Annotated[
         Path | None,
         typer.Option(
-            help="Class names: one a line, a JSON list, or a JSON object from index to name. (default: those in MODEL)",
-            show_default=False,
+            help="Class names: one a line, a JSON list, or a JSON object from index to name. (default: those in MODEL)"
         ),
     ] = None
     output: Annotated[
@@ -86,38 +86,23 @@ class ExplainRequest:
     ] = None
     text: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Explain how much the image is like this text: the cosine of their embeddings. Repeatable.",
-            rich_help_panel=_TEXT,
-        ),
+        _text_option(help="Explain how much the image is like this text: the cosine of their embeddings. Repeatable."),
     ] = None
     text_tower: Annotated[
-        str | None,
-        typer.Option(
-            help=f"What embeds the texts; it has to belong to MODEL: {TOWERS}.",
-            rich_help_panel=_TEXT,
-        ),
+        str | None, _text_option(help=f"What embeds the texts; it has to belong to MODEL: {TOWERS}.")
     ] = None
     text_embeddings: Annotated[
-        Path | None,
-        typer.Option(
-            help="Embeddings from bcos-fx embed in place of a tower; without --text all of them.", rich_help_panel=_TEXT
-        ),
+        Path | None, _text_option(help="Embeddings from bcos-fx embed in place of a tower; without --text all of them.")
     ] = None
     templates: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Sentences that each text is put into, and averaged over: {TEMPLATES}.",
-            rich_help_panel=_TEXT,
-        ),
+        str | None, _text_option(help=f"Sentences that each text is put into, and averaged over: {TEMPLATES}.")
     ] = None
-    power: Annotated[float, typer.Option(help="p >= 1: the score is |cos|^(p-1) cos.", rich_help_panel=_TEXT)] = 1.0
+    power: Annotated[float, _text_option(help="p >= 1: the score is |cos|^(p-1) cos.")] = 1.0
     location: Annotated[
         str | None,
-        typer.Option(
+        _text_option(
             help="Where the network gives an embedding for each place: max (the place that is most like the text) or "
-            "mean.",
-            rich_help_panel=_TEXT,
+            "mean."
         ),
     ] = None
     out: Annotated[
@@ -128,48 +113,35 @@ class ExplainRequest:
     ] = None
     blocks: Annotated[
         int,
-        typer.Option(
+        _picture_option(
             min=1,
-            rich_help_panel=_PICTURE,
             help="Draw blocks of this many pixels a side, each with its sum: 2 takes away the dotted grid that strided "
             "first layers leave. Numbers do not change.",
         ),
     ] = 1
     arch: Annotated[
-        str | None,
-        typer.Option(help="The plain network that a published B-cos checkpoint belongs to, as for convert."),
+        str | None, typer.Option(help="The plain network that a published B-cos checkpoint belongs to, as for convert.")
     ] = None
     recipe: Annotated[str | None, typer.Option(help="How such a checkpoint is converted. (default: bcosification)")] = (
         None
     )
     panels: Annotated[
         str | None,
-        typer.Option(
-            help="Panels of a figure, with commas between: input, weights, contributions, outputs. (default: all)",
-            show_default=False,
-            rich_help_panel=_PICTURE,
+        _picture_option(
+            help="Panels of a figure, with commas between: input, weights, contributions, outputs. (default: all)"
         ),
     ] = None
-    overlay: Annotated[
-        bool, typer.Option("--overlay", help="Draw maps over the photograph, in gray.", rich_help_panel=_PICTURE)
-    ] = False
+    overlay: Annotated[bool, _picture_option("--overlay", help="Draw maps over the photograph, in gray.")] = False
     cmap: Annotated[
         str | None,
-        typer.Option(
+        _picture_option(
             help="Colors of contributions: a color map of matplotlib, such as seismic; its low end speaks against. "
-            "(default: blue to red)",
-            show_default=False,
-            rich_help_panel=_PICTURE,
+            "(default: blue to red)"
         ),
     ] = None
-    size: Annotated[float, typer.Option(help="Width of a figure's panel, in inches.", rich_help_panel=_PICTURE)] = 2.6
-    font: Annotated[
-        str | None,
-        typer.Option(help="Font of a figure's texts: a family's name.", show_default=False, rich_help_panel=_PICTURE),
-    ] = None
-    font_size: Annotated[
-        float, typer.Option(help="Size of a figure's titles, in points; other texts follow.", rich_help_panel=_PICTURE)
-    ] = 9.0
+    size: Annotated[float, _picture_option(help="Width of a figure's panel, in inches.")] = 2.6
+    font: Annotated[str | None, _picture_option(help="Font of a figure's texts: a family's name.")] = None
+    font_size: Annotated[float, _picture_option(help="Size of a figure's titles, in points; other texts follow.")] = 9.0
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = "cpu"
     force: Overwrite = False
     allow_incomplete: Annotated[

@@ -64,8 +64,7 @@ def run(
         str | None, typer.Option(help="What it is explained by: an input or a layer by name. Left out: the main input.")
     ] = None,
     images: Annotated[
-        Path | None,
-        typer.Option(help=f"Photographs to check the file on: {IMAGE_FORMS}. Left out: made-up images."),
+        Path | None, typer.Option(help=f"Photographs to check the file on: {IMAGE_FORMS}. Left out: made-up images.")
     ] = None,
     force: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="What was written as JSON on stdout, and nothing else.")] = False,

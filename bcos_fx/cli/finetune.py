@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,10 @@ bcos-fx finetune start.safetensors --data train.npz --recipe my.toml --epochs 5 
 
 Exit code 0: trained and written. 2: bad input, or training could not go on. 130: stopped by Ctrl-C; --resume goes on.
 """
-_WHAT, _DATA, _RUN = "The training", "The images", "The run"
+
+_what_option = partial(typer.Option, rich_help_panel="The training")
+_data_option = partial(typer.Option, rich_help_panel="The images")
+_run_option = partial(typer.Option, rich_help_panel="The run")
 
 
 @dataclass(frozen=True)
@@ -42,120 +46,76 @@ class FineTuneRequest:
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")]
     data: Annotated[
         Path,
-        typer.Option(
-            help=f"Images to train on: {IMAGE_FORMS}. Images without labels will do for a recipe that only distils.",
-            rich_help_panel=_DATA,
+        _data_option(
+            help=f"Images to train on: {IMAGE_FORMS}. Images without labels will do for a recipe that only distils."
         ),
     ]
-    out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.", rich_help_panel=_RUN)]
-    val: Annotated[
-        Path | None, typer.Option(help="Images to test on after every epoch, likewise.", rich_help_panel=_DATA)
-    ] = None
+    out: Annotated[Path, _run_option("-o", "--out", help="The file to write.")]
+    val: Annotated[Path | None, _data_option(help="Images to test on after every epoch, likewise.")] = None
     augment: Annotated[
         str | None,
-        typer.Option(
-            help="none, flip, flip-and-shift, crop-and-flip, trivial or rand. (default: the recipe's)",
-            show_default=False,
-            rich_help_panel=_DATA,
-        ),
+        _data_option(help="none, flip, flip-and-shift, crop-and-flip, trivial or rand. (default: the recipe's)"),
     ] = None
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.", rich_help_panel=_DATA)] = 0
+    workers: Annotated[int, _data_option(min=0, help="Processes that read images.")] = 0
     recipe: Annotated[
         str | None,
-        typer.Option(
+        _what_option(
             help="How to train: a shipped recipe (bcosification as published, gradual, matched, bcos-v2, clip, "
             "equivalent) or a TOML file with a [training] table. (default: the recipe that MODEL was converted by)",
             autocompletion=recipes,
-            show_default=False,
-            rich_help_panel=_WHAT,
         ),
     ] = None
     epochs: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Passes over the images. (default: the recipe's; more where it has too few steps)",
-            rich_help_panel=_WHAT,
-        ),
+        _what_option(min=1, help="Passes over the images. (default: the recipe's; more where it has too few steps)"),
     ] = None
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Images per step and process. (default: the recipe's; fewer where there are few images)",
-            rich_help_panel=_WHAT,
+        _what_option(
+            min=1, help="Images per step and process. (default: the recipe's; fewer where there are few images)"
         ),
     ] = None
-    lr: Annotated[
-        float | None, typer.Option(help="Highest learning rate. (default: the recipe's)", rich_help_panel=_WHAT)
-    ] = None
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Of everything random. (default: the recipe's)", rich_help_panel=_WHAT)
-    ] = None
-    precision: Annotated[
-        str | None, typer.Option(help="32, bf16 or fp16 (mixed precision).", rich_help_panel=_WHAT)
-    ] = None
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="Begin with random weights.", rich_help_panel=_WHAT)
-    ] = False
+    lr: Annotated[float | None, _what_option(help="Highest learning rate. (default: the recipe's)")] = None
+    seed: Annotated[int | None, _what_option(min=0, help="Of everything random. (default: the recipe's)")] = None
+    precision: Annotated[str | None, _what_option(help="32, bf16 or fp16 (mixed precision).")] = None
+    from_scratch: Annotated[bool, _what_option("--from-scratch", help="Begin with random weights.")] = False
     head: Annotated[
         str,
-        typer.Option(
+        _what_option(
             help="keep; new: a new last layer for the classes of --data; or subset: keep MODEL's own rows for the "
-            "classes of --data, which are named by ImageNet index, WordNet id or name.",
-            rich_help_panel=_WHAT,
+            "classes of --data, which are named by ImageNet index, WordNet id or name."
         ),
     ] = "keep"
     classes: Annotated[
         Path | None,
-        typer.Option(
+        _what_option(
             help="For --head subset: the names of MODEL's classes, in order: one a line, or JSON. (default: those of "
-            "ImageNet-1k, for 1,000 classes)",
-            show_default=False,
-            rich_help_panel=_WHAT,
+            "ImageNet-1k, for 1,000 classes)"
         ),
     ] = None
     original: Annotated[
-        Path | None,
-        typer.Option(
-            help="For recipes that distil: the original, converted with --recipe equivalent.", rich_help_panel=_WHAT
-        ),
+        Path | None, _what_option(help="For recipes that distil: the original, converted with --recipe equivalent.")
     ] = None
     run: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for checkpoint, history, gallery and logs. (default: OUT with .run)",
-            show_default=False,
-            rich_help_panel=_RUN,
-        ),
+        Path | None, _run_option(help="Folder for checkpoint, history, gallery and logs. (default: OUT with .run)")
     ] = None
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume",
-            help="Go on from the run's last checkpoint: the result is that of a run that was never stopped.",
-            rich_help_panel=_RUN,
+        _run_option(
+            "--resume", help="Go on from the run's last checkpoint: the result is that of a run that was never stopped."
         ),
     ] = False
     checkpoint_steps: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Save after so many steps too, not only after epochs; 0 for never.", rich_help_panel=_RUN
-        ),
+        int, _run_option(min=0, help="Save after so many steps too, not only after epochs; 0 for never.")
     ] = 0
-    logger: Annotated[
-        list[str],
-        typer.Option(help="Log to csv, tensorboard, wandb, mlflow, ...; repeatable.", rich_help_panel=_RUN),
-    ] = field(default_factory=list)
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, gpu, mps, ...", rich_help_panel=_RUN)] = "auto"
-    devices: Annotated[int, typer.Option(min=1, help="Processes on this machine.", rich_help_panel=_RUN)] = 1
-    nodes: Annotated[
-        int, typer.Option(min=1, help="Machines, as Lightning's DDP counts them.", rich_help_panel=_RUN)
-    ] = 1
+    logger: Annotated[list[str], _run_option(help="Log to csv, tensorboard, wandb, mlflow, ...; repeatable.")] = field(
+        default_factory=list
+    )
+    accelerator: Annotated[str, _run_option(help="auto, cpu, gpu, mps, ...")] = "auto"
+    devices: Annotated[int, _run_option(min=1, help="Processes on this machine.")] = 1
+    nodes: Annotated[int, _run_option(min=1, help="Machines, as Lightning's DDP counts them.")] = 1
     force: Overwrite = False
-    json: Annotated[
-        bool, typer.Option("--json", help="The history as JSON on stdout, and nothing else.", rich_help_panel=_RUN)
-    ] = False
+    json: Annotated[bool, _run_option("--json", help="The history as JSON on stdout, and nothing else.")] = False
 
     @property
     def folder(self) -> Path:

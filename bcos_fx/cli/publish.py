@@ -25,12 +25,9 @@ Exit code 0: written or uploaded. 2: bad input, or the hub cannot be reached.
 def run(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A folder to write, or hf:user/name to upload to.")],
-    example: Annotated[
-        Path | None, typer.Option(help="A photograph whose explanation is shown in the card.", show_default=False)
-    ] = None,
+    example: Annotated[Path | None, typer.Option(help="A photograph whose explanation is shown in the card.")] = None,
     measured: Annotated[
-        Path | None,
-        typer.Option(help="results.json of bcos-fx evaluate: accuracy and GridPG for the card.", show_default=False),
+        Path | None, typer.Option(help="results.json of bcos-fx evaluate: accuracy and GridPG for the card.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
 ) -> None:

@@ -31,23 +31,14 @@ def run(
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to: .html (one file, needs no network) or .pdf.")],
     target: Annotated[
         str | None,
-        typer.Option(
-            help="The class that is compared with others, by name or index. (default: the predicted one)",
-            show_default=False,
-        ),
+        typer.Option(help="The class that is compared with others, by name or index. (default: the predicted one)"),
     ] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Explain why not this class, by name or index; repeatable. (default: the next in order)",
-            show_default=False,
-        ),
+        typer.Option(help="Explain why not this class, by name or index; repeatable. (default: the next in order)"),
     ] = None,
     top: Annotated[int, typer.Option(min=1, max=20, help="How many of the highest classes are explained.")] = 3,
-    classes: Annotated[
-        Path | None,
-        typer.Option(help="Class names, as for explain. (default: those in MODEL)", show_default=False),
-    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="Class names, as for explain. (default: those in MODEL)")] = None,
     date: Annotated[
         str, typer.Option(help="The date, as it is to stand in the report; the clock is not read.", show_default=False)
     ] = "",

@@ -7,6 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -23,7 +24,10 @@ IMAGE_FORMS = "a folder of images or of a folder per class, an image, .npy, .npz
 Overwrite = Annotated[bool, typer.Option("-f", "--force", "--overwrite", help="Overwrite files that are there.")]
 """The option of every command that writes a file: without it, none that is there is touched."""
 
-_FILE, _WHAT, _INPUT, _OUT = "The file", "The rewrite", "The input", "The result"
+_file_option = partial(typer.Option, rich_help_panel="The file")
+_what_option = partial(typer.Option, rich_help_panel="The rewrite")
+_input_option = partial(typer.Option, rich_help_panel="The input")
+_out_option = partial(typer.Option, rich_help_panel="The result")
 
 
 def recipes(incomplete: str) -> list[str]:
@@ -42,267 +46,215 @@ class Request:
             metavar="MODEL",
             help="A checkpoint: a state dict (bare, nested or prefixed) or .safetensors, which need --arch; or a "
             "pickled module, which needs --trust-pickle. Left out: the network that --arch builds, as it comes.",
-            show_default=False,
         ),
     ] = None
     arch: Annotated[
         str | None,
-        typer.Option(
+        _file_option(
             help="The network that the weights belong to: torchvision:resnet50, torchvision:resnet50@IMAGENET1K_V2 "
             "(with its weights), timm:NAME.TAG or timm:NAME@pretrained, transformers:CLASS[@eager|@sdpa], "
             "open_clip:NAME[@TAG] "
-            "(its image tower, with the weights of a tag), package.module:factory or file.py:factory.",
-            rich_help_panel=_FILE,
+            "(its image tower, with the weights of a tag), package.module:factory or file.py:factory."
         ),
     ] = None
     key: Annotated[
         str | None,
-        typer.Option(
+        _file_option(
             help="Where in a nested checkpoint the weights are, such as ema.model; or which part of a larger network, "
-            "such as visual in a checkpoint of CLIP.",
-            rich_help_panel=_FILE,
+            "such as visual in a checkpoint of CLIP."
         ),
     ] = None
     trust_pickle: Annotated[
         bool,
-        typer.Option(
+        _file_option(
             "--trust-pickle",
             help="Open a pickled module or .pt2, which runs code that the file carries. For files of your own only.",
-            rich_help_panel=_FILE,
         ),
     ] = False
     recipe: Annotated[
         str | None,
-        typer.Option(
+        _what_option(
             help="Which rules, with which options: a shipped recipe or a TOML file; `bcos-fx rules` lists them. "
             "equivalent only rewrites what keeps the function. (default: bcosification)",
             autocompletion=recipes,
-            show_default=False,
-            rich_help_panel=_WHAT,
         ),
     ] = None
-    rules: Annotated[
-        list[Path],
-        typer.Option(help="A rule file of your own, after the recipe's. Repeatable.", rich_help_panel=_WHAT),
-    ] = field(default_factory=list)
+    rules: Annotated[list[Path], _what_option(help="A rule file of your own, after the recipe's. Repeatable.")] = field(
+        default_factory=list
+    )
     b: Annotated[
         list[str],
-        typer.Option(
+        _what_option(
             "--b",
             help="Alignment pressure B >= 1: one number for all layers, 'layer4.*=2.5' for the layers whose name "
             "fits, or depthwise=1 for a family (depthwise, grouped, pointwise); repeatable, the first "
             "that fits wins. 1 is the ordinary linear unit. (default, also of layers that nothing fits: the recipe's)",
-            rich_help_panel=_WHAT,
         ),
     ] = field(default_factory=list)
     head: Annotated[
         str,
-        typer.Option(
+        _what_option(
             help="keep; or subset: keep the classifier's rows for the classes that the folders of --data name, by "
-            "ImageNet index, WordNet id or name.",
-            rich_help_panel=_WHAT,
+            "ImageNet index, WordNet id or name."
         ),
     ] = "keep"
     data: Annotated[
         Path | None,
-        typer.Option(
+        _what_option(
             help="For --head subset: a folder with a folder per class, or an .npz with class names. Images are not "
-            "read.",
-            rich_help_panel=_WHAT,
+            "read."
         ),
     ] = None
     classes: Annotated[
         Path | None,
-        typer.Option(
+        _what_option(
             help="Names of the network's classes, in order: one a line, or JSON. They are kept in the file, and every "
-            "command uses them. (default: those that the weights come with)",
-            show_default=False,
-            rich_help_panel=_WHAT,
+            "command uses them. (default: those that the weights come with)"
         ),
     ] = None
     scale: Annotated[
         str | None,
-        typer.Option(
+        _what_option(
             help="How the weight's norm enters: cosine, raw (as the published B-cosified networks) or unit (as B-cos "
-            "v2). All are the same at B = 1.",
-            rich_help_panel=_WHAT,
+            "v2). All are the same at B = 1."
         ),
     ] = None
     eps: Annotated[
         str | None,
-        typer.Option(
+        _what_option(
             help="What is added to |x|: published (1e-6 under the root of convolutions, 1e-12 beside that of linear "
-            "layers), or a number under every root.",
-            rich_help_panel=_WHAT,
+            "layers), or a number under every root."
         ),
     ] = None
     projections: Annotated[
         str | None,
-        typer.Option(
+        _what_option(
             help="Which projections of attention become B-cos: output (as published; none in an attention pool) or "
-            "value-and-output.",
-            rich_help_panel=_WHAT,
+            "value-and-output."
         ),
     ] = None
     bias: Annotated[
         str | None,
-        typer.Option(
+        _what_option(
             help="What becomes of biases: keep, strip (those on value paths, which explanations would list) or "
-            "strip-all (those of queries, keys and gates too, as published).",
-            rich_help_panel=_WHAT,
+            "strip-all (those of queries, keys and gates too, as published)."
         ),
     ] = None
     classifier: Annotated[
         str | None,
-        typer.Option(
-            help="Where a vision transformer classifies: per-token (before the mean of tokens, as published) "
-            "or pooled.",
-            rich_help_panel=_WHAT,
+        _what_option(
+            help="Where a vision transformer classifies: per-token (before the mean of tokens, as published) or pooled."
         ),
     ] = None
     positions: Annotated[
         str | None,
-        typer.Option(
+        _what_option(
             help="What becomes of positional embeddings: keep (they are listed as constants), strip, or strip-in-pool "
-            "(those of attention pools, as published for CLIP).",
-            rich_help_panel=_WHAT,
+            "(those of attention pools, as published for CLIP)."
         ),
     ] = None
     leaf_modules: Annotated[
         list[str],
-        typer.Option(
+        _what_option(
             "--leaf-module",
             help="Leave a module as it is, as one operation: its name, or a pattern such as 'blocks.*.attn'. For what "
             "cannot be traced; no certificate covers it. Repeatable.",
-            rich_help_panel=_WHAT,
         ),
     ] = field(default_factory=list)
     train: Annotated[
         str | None,
-        typer.Option(
+        _what_option(
             help="eval-graph: let a network train in its eval graph where its train graph is another one (auxiliary "
-            "heads); else .train() refuses.",
-            rich_help_panel=_WHAT,
+            "heads); else .train() refuses."
         ),
     ] = None
     output_key: Annotated[
         str | None,
-        typer.Option(
+        _what_option(
             help="Which part of the output to take, where the network returns several: a key, an attribute or a "
-            "position, such as out or 0.",
-            rich_help_panel=_WHAT,
+            "position, such as out or 0."
         ),
     ] = None
     input: Annotated[
         str | None,
-        typer.Option(
+        _input_option(
             "--input",
             help="What becomes of an image: normalised (encoded as x beside 1-x, then a fixed map), folded (that map "
             "inside the first kernel) or none (taken as it is).",
-            rich_help_panel=_INPUT,
         ),
     ] = None
     mean: Annotated[
         str | None,
-        typer.Option(
+        _input_option(
             help="The mean that the network's images were normalized with, per channel: 0.485,0.456,0.406 for most "
             "ImageNet networks; auto takes it and --std from what the library of --arch records. (default: auto where "
-            "it records them, else 0 and 1) The result takes images in [0, 1] and normalizes inside.",
-            rich_help_panel=_INPUT,
+            "it records them, else 0 and 1) The result takes images in [0, 1] and normalizes inside."
         ),
     ] = None
-    std: Annotated[
-        str | None, typer.Option(help="The standard deviation likewise: 0.229,0.224,0.225.", rich_help_panel=_INPUT)
-    ] = None
+    std: Annotated[str | None, _input_option(help="The standard deviation likewise: 0.229,0.224,0.225.")] = None
     pixel_max: Annotated[
-        float | None,
-        typer.Option(
-            help="The value of white in the units of --mean and --std: 1, or 255. (default: 1)",
-            show_default=False,
-            rich_help_panel=_INPUT,
-        ),
+        float | None, _input_option(help="The value of white in the units of --mean and --std: 1, or 255. (default: 1)")
     ] = None
     channels: Annotated[
         str | None,
-        typer.Option(
+        _input_option(
             help="Order of the colors that the network was trained with: rgb, or bgr (Caffe, OpenCV). The result "
-            "takes RGB.",
-            rich_help_panel=_INPUT,
+            "takes RGB."
         ),
     ] = None
     input_shape: Annotated[
         str | None,
-        typer.Option(
-            help="Shape of one sample, such as 3,32,32. Left out: images of 224, 64 or 32 pixels, whichever runs.",
-            rich_help_panel=_INPUT,
+        _input_option(
+            help="Shape of one sample, such as 3,32,32. Left out: images of 224, 64 or 32 pixels, whichever runs."
         ),
     ] = None
     batch_axis: Annotated[
         str | None,
-        typer.Option(
+        _input_option(
             metavar="AXIS",
             help="Which dimension of the network's input holds the samples, where it is not the first: its number, or "
             "none where an input is one sample as a whole, such as a graph's nodes. The proof then runs on whole "
             "inputs of --input-shape.",
-            rich_help_panel=_INPUT,
         ),
     ] = None
     images: Annotated[
         Path | None,
-        typer.Option(
+        _input_option(
             help=f"Photographs to verify and measure on instead of made-up images ({IMAGE_FORMS}); resized and cropped "
-            "to --input-shape, or 224 pixels.",
-            rich_help_panel=_INPUT,
+            "to --input-shape, or 224 pixels."
         ),
     ] = None
     calibrate: Annotated[
         Path | None,
-        typer.Option(
+        _out_option(
             help=f"A few hundred photographs ({IMAGE_FORMS}); labels are not needed. Set the converted network's norm "
-            "statistics and gains again on them, as `bcos-fx calibrate` does. `plan` leaves them unread.",
-            rich_help_panel=_OUT,
+            "statistics and gains again on them, as `bcos-fx calibrate` does. `plan` leaves them unread."
         ),
     ] = None
     verified: Annotated[
         bool,
-        typer.Option(
+        _out_option(
             " /--no-verify",
             show_default=False,
             help="Do not prove the equivalence, nor measure how far the output moved.",
-            rich_help_panel=_OUT,
         ),
     ] = True
     license: Annotated[
         str | None,
-        typer.Option(
+        _out_option(
             "--license",
             help="License of the weights, such as apache-2.0; it is kept in the file. (default: that of weights named "
             "in --arch, where their library records it)",
-            show_default=False,
-            rich_help_panel=_OUT,
         ),
     ] = None
     out: Annotated[
         Path | None,
-        typer.Option(
-            "-o",
-            "--out",
-            help="The file to write. (default: the model's name with .bcos.safetensors, here)",
-            show_default=False,
-            rich_help_panel=_OUT,
-        ),
+        _out_option("-o", "--out", help="The file to write. (default: the model's name with .bcos.safetensors, here)"),
     ] = None
     force: Overwrite = False
-    picture: Annotated[
-        Path | None,
-        typer.Option(help="Draw the graph before and after: .png, .svg or .pdf.", rich_help_panel=_OUT),
-    ] = None
-    nodes: Annotated[
-        bool, typer.Option("--nodes", help="List every node: what it was, what it is, why.", rich_help_panel=_OUT)
-    ] = False
-    json: Annotated[
-        bool, typer.Option("--json", help="The report as JSON on stdout, and nothing else.", rich_help_panel=_OUT)
-    ] = False
+    picture: Annotated[Path | None, _out_option(help="Draw the graph before and after: .png, .svg or .pdf.")] = None
+    nodes: Annotated[bool, _out_option("--nodes", help="List every node: what it was, what it is, why.")] = False
+    json: Annotated[bool, _out_option("--json", help="The report as JSON on stdout, and nothing else.")] = False
 
     @property
     def output(self) -> Path:

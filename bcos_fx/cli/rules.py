@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json as json_module
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,11 +34,12 @@ bcos-fx rules --rules my_rules.toml
 
 bcos-fx rules my-rule --rules my_rules.toml --explain my_net.py:build --import my_ops.py
 """
-_WHY = "Why a rule does not match"
+
+_why_option = partial(typer.Option, rich_help_panel="Why a rule does not match")
 
 
 def run(
-    name: Annotated[str | None, typer.Argument(help="A rule, to be shown in full.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="A rule, to be shown in full.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Show only the rules that are active in this recipe, and its options.")
     ] = None,
@@ -46,24 +48,17 @@ def run(
     ] = None,
     explain: Annotated[
         str | None,
-        typer.Option(
+        _why_option(
             metavar="MODEL",
             help="A network: say at each of its nodes why the rule NAME does not match there. A checkpoint (with "
             "--arch), an architecture such as my_net.py:build, or, for rules of explanations, a converted network.",
-            show_default=False,
-            rich_help_panel=_WHY,
         ),
     ] = None,
-    arch: Annotated[str | None, typer.Option(help="The architecture of the checkpoint.", rich_help_panel=_WHY)] = None,
+    arch: Annotated[str | None, _why_option(help="The architecture of the checkpoint.")] = None,
     trust_pickle: Annotated[
-        bool,
-        typer.Option(
-            "--trust-pickle", help="Open a pickled module, which runs code that the file carries.", rich_help_panel=_WHY
-        ),
+        bool, _why_option("--trust-pickle", help="Open a pickled module, which runs code that the file carries.")
     ] = False,
-    input_shape: Annotated[
-        str | None, typer.Option(help="Shape of one sample, such as 3,32,32.", rich_help_panel=_WHY)
-    ] = None,
+    input_shape: Annotated[str | None, _why_option(help="Shape of one sample, such as 3,32,32.")] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False,
 ) -> None:
     """List the rules by phase: what each keeps, where it comes from and why it holds. And the recipes.
