@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, get_args
 
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from bcos_fx.conversion.assembly import assembled
 from bcos_fx.conversion.inputs import example_for_original
 from bcos_fx.conversion.proof import prove
 from bcos_fx.conversion.recorded import recorded_classes, recorded_origin
-from bcos_fx.conversion.records import Conversion
+from bcos_fx.conversion.records import Conversion, Method
 from bcos_fx.conversion.stages import changed, preserved, traced
 from bcos_fx.deprecation import formerly
 from bcos_fx.errors import UsageError
@@ -56,6 +56,7 @@ def bcosify(
     class_names: Sequence[str] | None = None,
     train: Literal["refuse", "eval-graph"] = "refuse",
     verified: bool = True,
+    verify: Method | None = None,
     batch_axis: BatchAxis = 0,
     keep_source: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -103,6 +104,9 @@ def bcosify(
         train: ``refuse`` (``.train()`` raises where the module's train graph is another than its eval graph) or
             ``eval-graph`` (train the eval graph).
         verified: prove that the preserving rules preserved the function, and measure the drift of the others.
+        verify: how: ``full`` (both networks as a whole in float64), ``blocks`` (in float64 block by block, and as a
+            whole in their own precision) or ``float32`` (as a whole in float32, no gradients). None: ``blocks`` from
+            100 million parameters on, else ``full``; docs/verification.md compares them.
         batch_axis: where inputs hold their samples, as for :func:`bcos_fx.explain`; with None (one sample as a whole: a
             graph's nodes, say) or another dimension than 0 the proof runs on whole inputs of the example's shape, and
             on no other numbers of samples.
@@ -158,8 +162,8 @@ def bcosify(
         leaf_modules=leaf_modules,
     )
     check_module(module := as_module(module))
-    if train not in ("refuse", "eval-graph"):
-        raise UsageError(f"train is {train!r}", hint='choose "refuse" or "eval-graph"')
+    _check_choice("train", train, ("refuse", "eval-graph"))
+    _check_choice("verify", verify or "full", get_args(Method))
     # Parameters that are made in the caller's inference mode could never be trained.
     with own_modes():
         if isinstance(module, BcosNetwork):
@@ -173,7 +177,7 @@ def bcosify(
         if "mean" not in chosen:
             example.check_statistics(module, loaded.options.mean, loaded.options.std, recipe=loaded.name)
         own = loaded.with_options(published.options_of(module, loaded, chosen))
-        conversion = Conversion(module, own, chosen, images, output_key, batch_axis, progress)
+        conversion = Conversion(module, own, chosen, images, output_key, batch_axis, progress, verify)
         preserving = preserved(traced(conversion, example_inputs))
         proof = prove(preserving) if verified else None
         changing = changed(preserving, measured=verified)
@@ -189,7 +193,7 @@ def bcosify(
             network = with_classes(network, classes)
         if keep_source:
             settings: dict[str, Any] = {"recipe": recipe, "b": b, "mean": mean, "std": std, "rules": rules, **options}
-            settings |= {"output_key": output_key, "batch_axis": batch_axis}
+            settings |= {"output_key": output_key, "batch_axis": batch_axis, "verify": verify}
 
             def again(inputs: Sequence[Tensor]) -> BcosNetwork:
                 return bcosify(
@@ -198,6 +202,11 @@ def bcosify(
 
             network.keep_source(SizeCache(module, again))
         return network
+
+
+def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} is {value!r}", hint="choose " + " or ".join(f'"{choice}"' for choice in known))
 
 
 def _options(**given: Any) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
         "output_key": values.key(request.output_key),
         "train": request.train or "refuse",
         "verified": request.verified,
+        "verify": request.verify,
     }
     arguments |= _head(request)
     axis = values.axis(request.batch_axis)

@@ -239,6 +239,14 @@ class Request:
             help="Do not prove the equivalence, nor measure how far the output moved.",
         ),
     ] = True
+    verify: Annotated[
+        str | None,
+        _out_option(
+            help="How the equivalence is proved: `full` (both networks as a whole in float64), `blocks` (in float64 "
+            "block by block, so that large networks fit) or `float32`. (default: blocks from 100 million parameters "
+            "on, else full)",
+        ),
+    ] = None
     license: Annotated[
         str | None,
         _out_option(

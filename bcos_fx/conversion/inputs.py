@@ -28,9 +28,11 @@ def comparison_inputs(stage: Preserved, count: int) -> tuple[Tensor, ...]:
 
 def drift_batches(stage: Preserved) -> list[tuple[Tensor, ...]]:
     """Return test inputs in batches as large as the example: an exported program may take no other."""
-    inputs = comparison_inputs(stage, 8 if stage.traced.conversion.images is not None else 4)
+    conversion = stage.traced.conversion
+    count = 8 if conversion.images is not None else 4
+    inputs = comparison_inputs(stage, count if conversion.method == "full" else 2)
     size = stage.specs[0].shape[0] if stage.specs[0].shape else 0
-    if len(inputs) > 1 or stage.traced.conversion.whole or not 0 < size <= len(inputs[0]):
+    if len(inputs) > 1 or conversion.whole or not 0 < size <= len(inputs[0]):
         return [inputs]
     return [(part,) for part in torch.split(inputs[0], size) if len(part) == size]
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.conversion.inputs import comparison_inputs
@@ -15,6 +16,7 @@ from bcos_fx.network import InputSpec
 from bcos_fx.report.collect import mark_origins
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.verification.blame import find_culprit
+from bcos_fx.verification.blocks import WHOLE, verify_blocks
 from bcos_fx.verification.conditioning import well_conditioned
 from bcos_fx.verification.equivalence import Verification, verify
 from bcos_fx.verification.original import EachAlone, NormalizedModel
@@ -44,17 +46,50 @@ def prove(stage: Preserved) -> Verification:
         VerificationError: it is not; names the rule that broke it, and the node.
         TraceError: the trace itself was not the original.
     """
-    stage.traced.conversion.begin("verifying")
+    conversion = stage.traced.conversion
+    conversion.begin("verifying")
+    if stage.original is not None:
+        return _prove_blocks(stage, stage.original)
     # As many samples as the batches hold: every further pass costs as much as a batch.
     original, converted, inputs = _compared(stage, stage.traced.graph_module, stage.specs, comparison_inputs(stage, 3))
     run = partial(verify, original, converted, batch_sizes=(1, 2), sizes=_sizes(stage), preserves="eval")
-    result = well_conditioned(run, inputs)
+    if conversion.method == "float32":
+        run = partial(run, dtype=torch.float32, gradients=False)
+    result = dataclasses.replace(well_conditioned(run, inputs), method=conversion.method)
     wrong = [row.name for row in result.comparisons if row.verdict == "different"]
     if stage.traced.trace.own_backward and wrong and all("gradient" in name for name in wrong):
         # The module's own backward pass is not the gradient of what it computes: the graph holds what it computes.
         result = well_conditioned(partial(run, gradients=False), inputs)
     if any(row.verdict == "different" for row in result.comparisons):
         raise _not_the_original(stage, result)
+    return result
+
+
+def _prove_blocks(stage: Preserved, original: fx.GraphModule) -> Verification:
+    conversion = stage.traced.conversion
+    converted, call = stage.traced.graph_module, stage.traced.example.call
+    module = NormalizedModel(conversion.module, stage.specs, output_key=conversion.output_key, call=call)
+
+    def run(inputs: tuple[Tensor, ...]) -> Verification:
+        return verify_blocks(original, converted, inputs, stage.specs, module)
+
+    result = well_conditioned(run, comparison_inputs(stage, 2))
+    if conversion.verify is None:
+        result = dataclasses.replace(result, method=f"blocks, for {conversion.size / 1e6:.0f} million parameters")
+    wrong = [row for row in result.comparisons if row.verdict == "different"]
+    if wrong and all(row.name.startswith(WHOLE) for row in wrong):
+        raise TraceError(
+            f"the module's graph holds for inputs like the example only: {result.detail}",
+            where="; ".join(str(guard.source) for guard in stage.traced.trace.guards) or None,
+            hint="keep the number of samples, strides and the input's values out of Python's branches and numbers",
+        )
+    if wrong:
+        raise VerificationError(
+            f"the rewritten network is not the original: {result.detail}",
+            where=f"the block that computes {result.node}; rules applied to the network: "
+            + ", ".join(dict.fromkeys(step.rule for step in stage.log.steps)),
+            hint='verify="full" names the rule; leave that out, and report it as a bug if it is a shipped one',
+        )
     return result
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, fx, nn
 
@@ -21,7 +21,10 @@ from bcos_fx.rewriting.core.recipe import Recipe
 from bcos_fx.tracing import Trace, trace
 from bcos_fx.tracing.inputs import BatchAxis, BoundInputs, ExampleInputs
 
-"""What a module takes: a tensor, all inputs in order, or by name."""
+Method = Literal["full", "blocks", "float32"]
+
+LARGE = 100_000_000
+"""Networks of so many parameters are verified block by block: whole in float64, both would take 1.6 GB and more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +39,7 @@ class Conversion:
         output_key: which part of the module's output to take, or None.
         batch_axis: where the inputs hold their samples; None: they are one sample as a whole.
         progress: called with a short text at the start of each stage.
+        verify: how equivalence is proved: ``full``, ``blocks`` or ``float32``; None: by the module's size.
     """
 
     module: nn.Module
@@ -45,6 +49,17 @@ class Conversion:
     output_key: int | str | None
     batch_axis: BatchAxis
     progress: Callable[[str], None] | None
+    verify: Method | None = None
+
+    @property
+    def method(self) -> Method:
+        """How equivalence is proved."""
+        return self.verify or ("blocks" if self.size >= LARGE else "full")
+
+    @property
+    def size(self) -> int:
+        """How many parameters the module has."""
+        return sum(p.numel() for p in self.module.parameters() if not nn.parameter.is_lazy(p))
 
     @property
     def whole(self) -> bool:
@@ -104,11 +119,13 @@ class Preserved:
         traced: the stage before.
         specs: what the network's inputs take.
         log: what was done.
+        original: the graph as traced, over the module's own parameters; None unless it is compared block by block.
     """
 
     traced: Traced
     specs: tuple[InputSpec, ...]
     log: PassLog
+    original: fx.GraphModule | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import fx, nn
 
 from bcos_fx import example
@@ -21,6 +22,7 @@ from bcos_fx.rewriting.core.precision import Precision
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.rule import CHANGING_PHASES, PRESERVING_PHASES
 from bcos_fx.tracing.inputs import ExampleInputs, axes_by_name, bind
+from bcos_fx.tracing.modules import deep_copy
 from bcos_fx.validation import check_encoding, check_finite, check_images
 from bcos_fx.verification.drift import DriftMeter
 
@@ -49,8 +51,15 @@ def traced(conversion: Conversion, example_inputs: ExampleInputs | None) -> Trac
 def preserved(traced: Traced) -> Preserved:
     """Run the phases that preserve the function, in float64: what they compute is rounded only once."""
     conversion, options = traced.conversion, traced.conversion.recipe.options
-    traced.precision.raise_()
-    log = conversion.engine.run(traced.graph_module, PRESERVING_PHASES)
+    original, engine = None, conversion.engine
+    if conversion.method == "full":
+        traced.precision.raise_()
+    else:
+        builders = {name: traced.precision.in_double(builder) for name, builder in engine.builders.items()}
+        engine = dataclasses.replace(engine, builders=builders)
+    if conversion.method == "blocks":
+        original = _as_traced(traced)
+    log = engine.run(traced.graph_module, PRESERVING_PHASES)
     specs = _specs(traced)
     # A network of peers' layers came with its own encoding: a recipe's statistics are not for it.
     check_encoding(options, specs, log.near_misses, conversion.asked if traced.reader.has_peer_layers else None)
@@ -58,7 +67,22 @@ def preserved(traced: Traced) -> Preserved:
         check_patterns(patterns, _bcos_layers(traced.graph_module))
     if conversion.images is not None:
         check_images(conversion.images, specs)
-    return Preserved(traced, specs, log)
+    return Preserved(traced, specs, log, original)
+
+
+def _as_traced(traced: Traced) -> fx.GraphModule:
+    """Return a copy of the graph over the module's own parameters, which no rewrite of the graph can reach."""
+    own = dict(traced.conversion.module.named_parameters(remove_duplicate=False))
+    shared = {}
+    for name, tensor in traced.graph_module.named_parameters(remove_duplicate=False):
+        other = own.get(name)
+        if (
+            other is not None
+            and (other.shape, other.dtype) == (tensor.shape, tensor.dtype)
+            and torch.equal(other, tensor)
+        ):
+            shared[id(tensor)] = other
+    return deep_copy(traced.graph_module, shared)
 
 
 def _specs(traced: Traced) -> tuple[InputSpec, ...]:

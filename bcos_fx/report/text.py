@@ -168,8 +168,8 @@ def _verification(report: Findings) -> RenderableType:
     heading = Text(f"{verdict(report).upper()} ", style=f"bold {style}")
     heading.append(
         f"worst relative error {scientific(found['error'])} (tolerance {scientific(found['tolerance'])}) in "
-        f"{found['dtype']}, original against converted before any rule that changes the function"
-        + (": the weights were trained since" if report.figures.trained else ""),
+        f"{found['dtype']} (method: {found.get('method', 'full')}), original against converted before any rule that "
+        "changes the function" + (": the weights were trained since" if report.figures.trained else ""),
         style="default",
     )
     parts: list[RenderableType] = [heading]

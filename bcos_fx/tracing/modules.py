@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
@@ -69,13 +69,17 @@ def _settle_options(module: nn.Module) -> None:
                         part.__dict__[name] = plain_scalar(value)
 
 
-def deep_copy(module: M) -> M:
+def deep_copy(module: M, shared: Mapping[int, Tensor] | None = None) -> M:
     """Return a deep copy of a module, of which running it leaves no trace in the original.
+
+    Args:
+        module: left as it is.
+        shared: id of a tensor of the module -> the tensor that the copy holds in its place, itself or another one.
 
     Tensors that were computed are copied detached, as they are now, wherever the module keeps them: what weight_norm
     and pruning leave in it, or what a forward cached. PyTorch itself copies none that has a gradient history.
     """
-    copies: dict[int, Any] = {}
+    copies: dict[int, Any] = dict(shared or {})
     with _Detached():
         copied = copy.deepcopy(module, copies)
     rebind(copied, copies)

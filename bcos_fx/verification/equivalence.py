@@ -51,6 +51,7 @@ class Verification(Displayed):
         comparisons: one row per run.
         node: first diverging node, when both networks are graphs and they differ.
         detail: the outcome in one sentence.
+        method: how the networks were run: ``full``, ``blocks`` or ``float32``, and why if that was not asked for.
     """
 
     ok: bool
@@ -61,6 +62,7 @@ class Verification(Displayed):
     comparisons: tuple[Comparison, ...]
     node: str | None
     detail: str
+    method: str = "full"
 
     def __bool__(self) -> bool:
         return self.ok
@@ -82,6 +84,7 @@ class Verification(Displayed):
             "comparisons": [_plain(asdict(row)) for row in self.comparisons],
             "node": self.node,
             "detail": self.detail,
+            "method": self.method,
         }
 
 
@@ -171,9 +174,8 @@ def verify(
         limit = default_tolerance(passed)
         comparisons, left_out = _compare_all(cases, expected, found, limit)
     if _differ(comparisons):
-        again = lambda cases, prepare: reference(cases, prepare=prepare)  # noqa: E731
-        comparisons = settle(cases, comparisons, expected, again, dtype=dtype, seed=seed)
-    result = _conclude(comparisons, left_out, limit, dtype)
+        comparisons = settle(cases, comparisons, expected, reference, dtype=dtype, seed=seed)
+    result = conclude(comparisons, left_out, limit, dtype)
     worst = _worst(comparisons)
     if worst.verdict == "different":
         guilty = next(case.batch for case in cases if worst.name in (case.name, case.gradient))
@@ -338,9 +340,10 @@ def _worst(rows: Sequence[Comparison]) -> Comparison:
     return max(rows, key=lambda row: (ORDER[row.verdict], row.relative))
 
 
-def _conclude(
+def conclude(
     rows: tuple[Comparison, ...], left_out: tuple[str, ...], tolerance: float, dtype: torch.dtype
 ) -> Verification:
+    """Return the verdict on all comparisons, which is that of the worst, and name what was left out."""
     tested = [row for row in rows if row.verdict != "not tested"]
     worst = _worst(rows)
     if worst.verdict == "not tested" and worst.sensitivity:

@@ -100,7 +100,7 @@ def storages(module: nn.Module) -> frozenset[int]:
     return frozenset(addresses - {0})
 
 
-def isolated_copy(module: M, *, dtype: torch.dtype, apart_from: frozenset[int], role: str) -> M:
+def isolated_copy(module: M, *, dtype: torch.dtype, apart_from: frozenset[int], role: str, lean: bool = False) -> M:
     """Copy a module, in ``dtype`` and eval mode, and make sure that the copy shares no memory.
 
     Args:
@@ -108,17 +108,24 @@ def isolated_copy(module: M, *, dtype: torch.dtype, apart_from: frozenset[int], 
         dtype: of the copy's floating-point parameters and buffers.
         apart_from: addresses (see :func:`storages`) that the copy must not use.
         role: what the module is, for the message.
+        lean: of a module in eval mode, share the parameters that are in ``dtype`` already: of one whose forward is
+            known to leave them as they are, and to be run without gradients.
 
     Raises:
         UsageError: the module cannot be copied, or its copy shares memory with a module of the caller's.
     """
     hint = "a network under comparison must be copyable by copy.deepcopy, tensors included"
+    lean = lean and not any(part.training for part in module.modules())
+    shared = {id(p): p for p in module.parameters() if p.dtype == dtype} if lean else {}
     try:
-        twin = deep_copy(module)
+        twin = deep_copy(module, shared)
     except FAILURES as error:
         raise UsageError(f"the {role} cannot be copied: {error}", where=type(module).__name__, hint=hint) from error
-    if twin is module or storages(twin) & apart_from:
+    allowed = {parameter.untyped_storage().data_ptr() for parameter in shared.values()}
+    if twin is module or storages(twin) & apart_from - allowed:
         raise UsageError(f"the {role}'s copy shares tensors with it", where=type(module).__name__, hint=hint)
+    if lean:  # its mode and its parameters are the caller's, and stay
+        return twin.to(dtype)
     # No parameter gradients are wanted; not recording for them halves the memory of the gradient cases.
     twin.requires_grad_(False)
     # Some networks fold weights for inference when eval() is called: train() first makes them fold again.
@@ -139,6 +146,7 @@ def run_cases(
     transform: Callable[[Tensor], Tensor] | None,
     widened: bool = False,
     prepare: Callable[[nn.Module], object] | None = None,
+    lean: bool = False,
 ) -> list[Outcome]:
     """Run all cases, in order, on one copy of the module that is dropped afterwards.
 
@@ -152,14 +160,17 @@ def run_cases(
         transform: applied to the first tensor of each case, inside the gradient; None for none.
         widened: compute in float64 where the module says float32.
         prepare: changes the copy first, in place; None for nothing.
+        lean: as for :func:`isolated_copy`; not beside ``prepare``.
     """
     with own_modes(), torch.enable_grad():
-        twin = isolated_copy(module, dtype=dtype, apart_from=apart_from, role=role)
+        lean = lean and prepare is None
+        twin = isolated_copy(module, dtype=dtype, apart_from=apart_from, role=role, lean=lean)
         if prepare is not None:
             prepare(twin)
         outcomes = []
         for case in cases:
-            twin.train(case.training)
+            if twin.training != case.training:
+                twin.train(case.training)
             try:
                 with seeded(seed):
                     run = _run(twin, case, dtype=dtype, seed=seed, transform=transform, widened=widened)

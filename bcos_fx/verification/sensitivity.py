@@ -26,7 +26,7 @@ Prepare = Callable[[nn.Module], object]
 class Run(Protocol):
     """Runs the original on cases, on a copy that was prepared first."""
 
-    def __call__(self, cases: Sequence[Case], prepare: Prepare) -> list[Outcome]:
+    def __call__(self, cases: Sequence[Case], *, prepare: Prepare) -> list[Outcome]:
         """Return an outcome for each case."""
 
 
@@ -52,7 +52,7 @@ def settle(
     differing = {row.name for row in rows if row.verdict == "different"}
     moved: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in differing}
     for changed, prepare in _changes(cases, dtype=dtype, seed=seed):  # all: a run in train mode changes those after it
-        for case, outcome in zip(changed, run(changed, prepare), strict=True):
+        for case, outcome in zip(changed, run(changed, prepare=prepare), strict=True):
             for name, values in _values(case, outcome):
                 moved.setdefault(name, []).append(values)
     own = {name: values for case, out in zip(cases, expected, strict=True) for name, values in _values(case, out)}

@@ -2,15 +2,20 @@
 
 A preserving rule may have to compute a new tensor (a kernel with a normalization inside it, the length of a
 weight). Done in float64 and rounded once at the end, such a tensor is as exact as the network's precision allows,
-and the proof can be held to float64 before that rounding.
+and the proof can be held to float64 before that rounding. A large network is raised piece by piece: what a builder
+reads while it works, and afterwards only what its own precision cannot hold.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
+
+from bcos_fx.rewriting.core.build import Build, Builder, Part, Rewired
+from bcos_fx.tracing.program import attribute, module_at
 
 
 class Precision:
@@ -30,6 +35,27 @@ class Precision:
         """Turn every floating-point tensor into float64, in place."""
         self._network.double()
 
+    def in_double(self, builder: Builder) -> Builder:
+        """Return a builder that computes in float64 from what it matched, and keeps in float64 only what needs it."""
+
+        def build(given: Build) -> nn.Module | Part | Rewired:
+            raised = {id(t): (t, t.dtype) for t in _read(given) if t.is_floating_point() and t.dtype != torch.float64}
+            for tensor, _ in raised.values():
+                tensor.data = tensor.data.double()
+            try:
+                made = builder(given)
+                module = made if isinstance(made, nn.Module) else made.module
+                new = [t for t in (*module.parameters(), *module.buffers()) if t.dtype == torch.float64]
+                raised = {id(t): (t, self._usual) for t in new} | raised
+            finally:
+                for tensor, dtype in raised.values():
+                    rounded = tensor.data.to(dtype)
+                    if torch.equal(rounded.double(), tensor.data):
+                        tensor.data = rounded
+            return made
+
+        return build
+
     def restore_(self) -> None:
         """Give every tensor its own type again, in place; a new one gets the type that most had."""
         if set(self._dtypes.values()) <= {self._usual}:
@@ -41,6 +67,33 @@ class Precision:
                 tensor = getattr(module, name)
                 if tensor is not None and tensor.is_floating_point():
                     tensor.data = tensor.data.to(self._dtypes.get(qualified, self._usual))
+
+
+def _read(build: Build) -> Iterator[Tensor]:
+    """Yield the stored tensors that matched nodes hold, or are given, computed from others or not."""
+    root = build.reader.graph_module
+    for node in build.hit.nodes.values():
+        if node.op == "call_module":
+            module = module_at(root, str(node.target))
+            yield from (*module.parameters(), *module.buffers())
+        for source in (node, *node.all_input_nodes):
+            for stored in _stored_sources(source):
+                value = attribute(root, str(stored.target))
+                if isinstance(value, Tensor):
+                    yield value
+
+
+def _stored_sources(node: fx.Node) -> list[fx.Node]:
+    """Return the stored tensors that a node is computed from; none where it depends on anything else."""
+    found, pending = {node}, [node]
+    while pending:
+        source = pending.pop()
+        if source.op in ("placeholder", "call_module", "output"):
+            return []
+        new = [n for n in source.all_input_nodes if n not in found]
+        found.update(new)
+        pending += new
+    return [source for source in found if source.op == "get_attr"]
 
 
 def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:

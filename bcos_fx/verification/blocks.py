@@ -1,0 +1,214 @@
+"""Equivalence block by block: float64 for one block at a time, for networks of which no copy in float64 fits.
+
+Both graphs are cut at the same values (:mod:`bcos_fx.verification.cuts`). The original runs once in its own precision;
+what arrives at each block is given to both networks' block in float64, and outputs and gradients with respect to what
+arrived are compared. A cut is exact, so each graph *is* its blocks one after the other: blocks that are equal
+functions make equal networks, and by the chain rule equal gradients. What is measured are the blocks on these values.
+How errors of several blocks add up follows from no such measurement, so the whole is compared as well, in its own
+precision.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor, fx, nn
+
+from bcos_fx.network import InputSpec
+from bcos_fx.nn.functional import default_tolerance
+from bcos_fx.tracing import own_modes
+from bcos_fx.verification.cuts import Cut, block, find_cuts
+from bcos_fx.verification.equivalence import Verification, conclude
+from bcos_fx.verification.judging import Comparison, compare, failed, not_tested
+from bcos_fx.verification.original import NormalizedModel
+from bcos_fx.verification.running import Case, Outcome, coarsest_precision, run_cases, storages
+from bcos_fx.verification.samples import CallInputs, extend, gather, jitter
+from bcos_fx.verification.sensitivity import settle
+
+WHOLE = "whole network"
+"""Begins the name of the comparison that is not of a block."""
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Rows of a comparison, and why the original did not run, if it did not."""
+
+    rows: list[Comparison]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def differs(self) -> bool:
+        return any(row.verdict == "different" for row in self.rows)
+
+
+def verify_blocks(
+    original: fx.GraphModule,
+    converted: fx.GraphModule,
+    inputs: tuple[Tensor, ...],
+    specs: Sequence[InputSpec],
+    module: nn.Module,
+    *,
+    seed: int = 0,
+) -> Verification:
+    """Compare two graphs block by block in float64, and the whole in its own precision.
+
+    Args:
+        original: the graph as traced, in eval mode, in its own precision; left as it is.
+        converted: the graph that claims to be equal to it, with the same names of nodes for the same values.
+        inputs: what ``converted`` takes, (N, ...) each.
+        specs: what its inputs take, which says how the original's follow from them.
+        module: what was traced, for the same inputs as ``converted``: the whole is compared with it, on one sample.
+        seed: of the noise against ties, of the projections of gradients, and of every random generator.
+
+    Returns:
+        A row for each block, one for its gradient, and one for the whole; ``node`` is the value after the first block
+        that differs.
+    """
+    batch = gather(inputs)
+    samples = max(batch.count, 2) if all(spec.samples == 0 for spec in specs) else 0
+    batch = jitter(extend(batch, samples, seed=seed), seed=seed)
+    dtype = next((tensor.dtype for tensor in original.parameters()), torch.float32)
+    cuts: list[Cut | None] = [None, *find_cuts(original, converted), None]
+    values = tuple(x.to(dtype) if x.is_floating_point() else x for x in batch.tensors)
+    rows: list[Comparison] = []
+    left_out: list[str] = []
+    node: str | None = None
+    with own_modes():
+        for number, (before, after) in enumerate(pairwise(cuts), start=1):
+            reference: nn.Module = block(original, before, after)
+            reference = NormalizedModel(reference, specs) if before is None else reference
+            end = ", ".join(after or ("the output",))
+            name = f"block {number} of {len(cuts) - 1}, to {end}"
+            case = Case(name, _call(values), name, gradient=f"{name}: gradient")
+            one = _compare(reference, block(converted, before, after), case, torch.float64, samples, seed=seed)
+            rows += one.rows
+            left_out += one.left_out
+            node = node or (end if one.differs else None)
+            with torch.no_grad():
+                given = reference(*values)
+                values = given if isinstance(given, tuple) else (given,)
+    found = conclude(tuple(rows), tuple(left_out), default_tolerance(torch.float64), torch.float64)
+    last = _whole(module, converted, batch, values, samples, dtype, seed)
+    whole = conclude(tuple(last.rows), last.left_out, default_tolerance(dtype), dtype)
+    return replace(
+        found,
+        ok=found.ok and whole.ok,
+        tested=found.tested and whole.tested,
+        comparisons=found.comparisons + whole.comparisons,
+        node=node,
+        detail=f"{found.detail}; as a whole {whole.detail}",
+        method="blocks",
+    )
+
+
+def _whole(
+    module: nn.Module,
+    converted: nn.Module,
+    batch: CallInputs,
+    output: tuple[Tensor, ...],
+    samples: int,
+    dtype: torch.dtype,
+    seed: int,
+) -> _Compared:
+    """Compare the networks as a whole, in their own precision, on one sample where samples have a dimension."""
+    alone = samples > 0 and all(map(batch.is_batched, batch.tensors))
+    name = f"{WHOLE} in {str(dtype).removeprefix('torch.')}" + (", one sample" if alone else "")
+    case = Case(name, batch.take(0, 1) if alone else batch, name)
+    spread = _variation({"output": output[0]}, samples)
+    return _compare(module, converted, case, dtype, samples, seed=seed, spread=spread)
+
+
+def _compare(
+    original: nn.Module,
+    converted: nn.Module,
+    case: Case,
+    dtype: torch.dtype,
+    samples: int,
+    *,
+    seed: int,
+    spread: Mapping[str, float] | None = None,
+) -> _Compared:
+    """Run both on a copy each, and compare outputs, and gradients where the case asks for them.
+
+    Args:
+        original: the reference.
+        converted: the other one.
+        case: what to run.
+        dtype: precision of the runs.
+        samples: how many there are; 0 if they have no dimension.
+        seed: of every random generator.
+        spread: how much the outputs vary over samples, where the case does not show it. Such a case is run over the
+            networks' own parameters.
+    """
+    lean = spread is not None
+    live = storages(original) | storages(converted)
+    run = functools.partial(run_cases, dtype=dtype, apart_from=live, seed=seed, transform=None, lean=lean)
+    reference = functools.partial(run, original, role="original network")
+    (expected,) = reference([case])
+    if expected.failure is not None:
+        return _Compared([not_tested(case.name)], (f"{case.name} (the original fails: {expected.failure})",))
+    (found,) = run(converted, [case], role="converted network")
+    judge = functools.partial(_rows, case, expected, found, spread or _variation(expected.values, samples))
+    compared = _Compared(judge(default_tolerance(dtype)))
+    if compared.differs:
+        passed = coarsest_precision(original, case, dtype=dtype, apart_from=live, seed=seed, transform=None)
+        compared = _Compared(judge(default_tolerance(passed)))
+    if compared.differs:
+        rows = settle([case], compared.rows, [expected], reference, dtype=dtype, seed=seed)
+        compared = _Compared(list(rows))
+    return compared
+
+
+def _rows(
+    case: Case, expected: Outcome, found: Outcome, variation: Mapping[str, float], tolerance: float
+) -> list[Comparison]:
+    if found.failure is not None:
+        return [failed(case.name, expected.values)]
+    ours, theirs = _telling(expected.values, found.values, variation)
+    rows = [
+        compare(case.name, ours, theirs, variation=variation, tolerance=tolerance) if ours else not_tested(case.name)
+    ]
+    a, b = expected.gradient, found.gradient
+    if a is not None and b is not None and a.values:
+        rows.append(
+            failed(case.gradient, a.values)
+            if b.failure is not None
+            else compare(case.gradient, a.values, b.values, variation=None, tolerance=tolerance)
+        )
+    return rows
+
+
+def _telling(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], variation: Mapping[str, float]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Leave out what no sample changes and is the same to the last bit, such as a mask: it proves nothing."""
+    silent = {
+        place
+        for place, value in expected.items()
+        if variation[place] == 0 and place in found and torch.equal(value, found[place])
+    }
+    ours = {place: value for place, value in expected.items() if place not in silent}
+    return ours, {place: value for place, value in found.items() if place not in silent}
+
+
+def _variation(values: Mapping[str, Tensor], samples: int) -> dict[str, float]:
+    """Measure how much each value varies over the samples; where no dimension is theirs, its scale.
+
+    A dimension may hold them several times over: windows of an image, say, are samples of their own inside.
+    """
+    found: dict[str, float] = {}
+    for place, value in values.items():
+        wide = value.double().nan_to_num(0.0, posinf=0.0, neginf=0.0)
+        dims = [dim for dim in range(min(value.dim(), 2)) if samples and value.shape[dim] % samples == 0]
+        rows = wide.movedim(dims[0], 0).reshape(samples, -1) if dims else None
+        spread = wide.abs() if rows is None else rows.amax(0) - rows.amin(0)
+        found[place] = float(spread.max()) if value.numel() else 0.0
+    return found
+
+
+def _call(values: tuple[Tensor, ...]) -> CallInputs:
+    return CallInputs(values, None, len(values[0]) if values[0].dim() else 1)
