@@ -73,6 +73,8 @@ def _check_shape(spec: InputSpec) -> None:
         raise ArtifactError(f"the input {spec.name!r} has the shape {spec.shape}, which no example has")
     if spec.samples is not None and not 0 <= spec.samples < len(spec.shape):
         raise ArtifactError(f"the input {spec.name!r} has no dimension {spec.samples}")
+    if spec.encoded and not 0 <= spec.channel_axis < len(spec.shape):
+        raise ArtifactError(f"the input {spec.name!r} has no dimension {spec.channel_axis}")
     EXAMPLE_NUMBERS.check(math.prod(spec.shape), f"the example of the input {spec.name!r}", ArtifactError)
 
 

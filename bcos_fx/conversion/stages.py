@@ -16,6 +16,7 @@ from bcos_fx.nn import BcosLayer
 from bcos_fx.report.collect import mark_origins, read_rows
 from bcos_fx.report.model import Drift
 from bcos_fx.rewriting.builders.input import input_affine
+from bcos_fx.rewriting.core.channels import encoded_axis
 from bcos_fx.rewriting.core.options import check_patterns
 from bcos_fx.rewriting.core.passes import PassLog
 from bcos_fx.rewriting.core.precision import Precision
@@ -95,11 +96,13 @@ def _specs(traced: Traced) -> tuple[InputSpec, ...]:
 
 def _spec(traced: Traced, node: fx.Node, axis: int | None) -> InputSpec:
     spec = InputSpec(str(node.target), tuple(node.meta.get("shape") or ()), samples=axis)
-    if not any(traced.reader.op(user) == "input_encoding" for user in node.users):
+    encoding = next((user for user in node.users if traced.reader.op(user) == "input_encoding"), None)
+    if encoding is None:
         return spec
-    matrix, offset = input_affine(traced.conversion.recipe.options, spec.shape[1])
+    axis = encoded_axis(traced.reader, encoding)
+    matrix, offset = input_affine(traced.conversion.recipe.options, spec.shape[axis])
     rows = tuple(tuple(row) for row in matrix.tolist())
-    return dataclasses.replace(spec, encoded=True, matrix=rows, offset=tuple(offset.tolist()))
+    return dataclasses.replace(spec, encoded=True, matrix=rows, offset=tuple(offset.tolist()), channel_axis=axis)
 
 
 def _bcos_layers(graph_module: fx.GraphModule) -> dict[str, nn.Module]:

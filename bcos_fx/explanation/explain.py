@@ -217,7 +217,7 @@ def _result(
         constants=Constants({name: one(values) for name, values in found.constants.items()}, one(found.output)),
         where=view.certificate.explained,
         names=None if names is None else tuple(names),
-        colors=_has_colors(found.start, found.weights),
+        colors=_has_colors(found.start, found.weights, axes.channel),
         notes=tuple(notes),
         verdict=verdict,
         channel_axis=axes.channel,
@@ -238,19 +238,18 @@ def _scored(found: Explanation, names: Sequence[str]) -> Explanation:
     )
 
 
-def _has_colors(start: Tensor, weights: Tensor) -> bool:
+def _has_colors(start: Tensor, weights: Tensor, axis: int | None) -> bool:
     """Whether both halves of an encoded image are weighted, so that weights have a color.
 
     Other things have two or six channels too, inner layers say; of an encoding [x, 1 - x] the halves add up to 1.
     """
-    if start.dim() != 4 or start.shape[1] not in (2, 6):
+    if start.dim() != 4 or axis is None or start.shape[axis] not in (2, 6):
         return False
-    channels = start.shape[1]
-    straight, inverse = start.chunk(2, dim=1)
+    straight, inverse = start.chunk(2, dim=axis)
     rounding = 4 * torch.finfo(start.dtype).eps * max(1.0, float(start.abs().max()))
     if not bool(((straight + inverse - 1).abs() <= rounding).all()):
         return False
-    return bool((weights[:, :, channels // 2 :] != 0).any())
+    return bool((weights.chunk(2, dim=axis + 1)[1] != 0).any())
 
 
 def _not_linear(view: ExplanationView) -> VerificationError:

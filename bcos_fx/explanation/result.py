@@ -176,17 +176,19 @@ class Result:
         Of a network of selections only (ReLU, max pooling) this is the gradient with respect to the image. Where
         nothing is encoded, or an inner layer is what is explained by, there is nothing to fold: these are ``weights``.
         """
-        if not self._encodes_inputs():
+        if (axis := self._encoded_axis()) is None:
             return self.weights
-        straight, inverse = self.weights.chunk(2, dim=2 if self.several else 1)
+        straight, inverse = self.weights.chunk(2, dim=axis + self.several)
         return straight - inverse
 
-    def _encodes_inputs(self) -> bool:
-        """Whether ``encoded`` is [x, 1 - x] of the inputs x; an inner layer may have as many channels."""
-        if self.inputs.dim() < 2 or self.encoded.dim() != self.inputs.dim():
-            return False
-        straight = self.encoded[:, : self.inputs.shape[1]]
-        return self.encoded.shape[1] == 2 * self.inputs.shape[1] and torch.equal(straight, self.inputs)
+    def _encoded_axis(self) -> int | None:
+        """Along which dimension ``encoded`` is [x, 1 - x] of the inputs x; an inner layer may have as many channels."""
+        if self.encoded.dim() != self.inputs.dim():
+            return None
+        sizes = enumerate(zip(self.encoded.shape, self.inputs.shape, strict=True))
+        doubled = [axis for axis, (encoded, given) in sizes if axis and encoded == 2 * given]
+        same = len(doubled) == 1 and torch.equal(self.encoded.chunk(2, dim=doubled[0])[0], self.inputs)
+        return doubled[0] if same else None
 
     def name(self, index: int) -> str:
         """Return a class's name, or its number where names are not known."""

@@ -224,7 +224,8 @@ class BcosNetwork(nn.Module):
             self._check_tensor(spec, value)
 
     def _check_tensor(self, spec: InputSpec, value: Tensor) -> None:
-        if spec.encoded and (value.ndim != len(spec.shape) or value.shape[1] != spec.shape[1]):
+        axis = spec.channel_axis
+        if spec.encoded and (value.ndim != len(spec.shape) or value.shape[axis] != spec.shape[axis]):
             raise UsageError(
                 f"the input {spec.name!r} has shape {tuple(value.shape)}, the network takes {spec.sample(spec.shape)}",
                 hint="one sample needs a first dimension too: x.unsqueeze(0)" if value.ndim == 3 else None,

@@ -24,6 +24,7 @@ class InputSpec:
         encoded: an image in [0, 1] is expected, and encoded inside.
         matrix, offset: the original network expects matrix @ x + offset per pixel; empty where not encoded.
         samples: the dimension that holds the samples; None where the input is one sample as a whole.
+        channel_axis: the dimension that is encoded.
         interpolation, crop_pct: how images are brought to size, where the original recorded it; else None.
     """
 
@@ -33,6 +34,7 @@ class InputSpec:
     matrix: tuple[tuple[float, ...], ...] = ()
     offset: tuple[float, ...] = ()
     samples: int | None = 0
+    channel_axis: int = 1
     interpolation: str | None = None
     crop_pct: float | None = None
 
@@ -45,15 +47,16 @@ class InputSpec:
         return f"({', '.join('N' if place == self.samples else str(size) for place, size in enumerate(shape))})"
 
     def check_samples(self, axis: int | None) -> None:
-        """Check that a dimension may hold the samples: of an encoded image that is the first, and the second colours.
+        """Check that a dimension may hold the samples: of an encoded image only the one that held the example's.
 
         Raises:
             UsageError: it may not.
         """
-        if self.encoded and axis is not None and axis % len(self.shape) != 0:
+        own = self.samples or 0
+        if self.encoded and axis is not None and axis % len(self.shape) != own:
             raise UsageError(
-                f"the input {self.name!r} is an image {self.sample(self.shape)} with the samples in dimension 0, "
-                f"and batch_axis is {axis}",
+                f"the input {self.name!r} is an image {self.sample(self.shape)} with the samples in dimension "
+                f"{own}, and batch_axis is {axis}",
                 hint="leave batch_axis= out, or give None to take the batch as a whole",
             )
 
@@ -74,13 +77,13 @@ class InputSpec:
         )
 
     def original(self, x: Tensor) -> Tensor:
-        """Return what the original network expects in place of ``x`` (N, C, H, W)."""
+        """Return what the original network expects in place of ``x`` (N, ...), its channels in ``channel_axis``."""
         if not self.encoded:
             return x
         matrix = torch.tensor(self.matrix, dtype=torch.float64).to(x)
         offset = torch.tensor(self.offset, dtype=torch.float64).to(x)
-        shifted = torch.einsum("dc,nc...->nd...", matrix, x) + offset.view(-1, *[1] * (x.ndim - 2))
-        return shifted.contiguous()
+        shifted = x.movedim(self.channel_axis, -1) @ matrix.T + offset
+        return shifted.movedim(-1, self.channel_axis).contiguous()
 
     def described(self) -> str:
         """Say in words what the network takes."""

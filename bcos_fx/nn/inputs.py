@@ -78,6 +78,7 @@ class InputNormalisation(nn.Module):
         offset: (C',), finite.
         device: where the map lies.
         dtype: the precision of the map.
+        dim: the channel dimension, 1 for (N, C, ...).
 
     Attributes:
         encoded: buffer (2C', 2C), N itself in the module's precision.
@@ -94,8 +95,10 @@ class InputNormalisation(nn.Module):
         offset: Numbers,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        dim: int = 1,
     ) -> None:
         super().__init__()
+        self.dim = dim
         affine, shift = _checked(matrix, offset)
         self.matrix: list[list[float]] = affine.tolist()
         self.offset: list[float] = shift.tolist()
@@ -130,29 +133,32 @@ class InputNormalisation(nn.Module):
         return self
 
     def forward(self, encoded: Tensor) -> Tensor:
-        """Map e (N, 2C, ...) to [x', -x'] (N, 2C', ...).
+        """Map e (N, 2C, ...) to [x', -x'] (N, 2C', ...), the channels along ``dim``.
 
         Raises:
             UsageError: the input's channels are not 2C.
         """
-        if encoded.dim() < 2 or encoded.shape[1] != self.encoded.shape[1]:
+        dim, wanted = self.dim, self.encoded.shape[1]
+        if encoded.dim() <= max(dim, 1) or encoded.shape[dim] != wanted:
+            form = f"(N, {wanted}, ...)" if dim == 1 else f"{wanted} in dimension {dim}"
             raise UsageError(
-                f"the input has shape {tuple(encoded.shape)}, not (N, {self.encoded.shape[1]}, ...)",
+                f"the input has shape {tuple(encoded.shape)}, not {form}",
                 where="InputNormalisation",
                 hint="put an InputEncoding before it",
             )
         if not self._by_channel:
-            return torch.einsum("oc,nc...->no...", self.encoded, encoded)
+            return torch.einsum("oc,nc...->no...", self.encoded, encoded.movedim(dim, 1)).movedim(1, dim)
         # Each x' reads its own x and 1 - x alone; as a product with N this takes up to 40 times as long.
-        channels, ones = len(self.matrix), [1] * (encoded.dim() - 2)
+        channels, ones = len(self.matrix), [1] * (encoded.dim() - 1 - dim % encoded.dim())
         factors = self.encoded[:channels].reshape(channels, 2, channels).sum(2)  # of what is 0 but on two diagonals
-        plus, minus = encoded.contiguous().chunk(2, 1)
+        plus, minus = encoded.contiguous().chunk(2, dim)
         mapped = plus * factors[:, 0].view(-1, *ones) + minus * factors[:, 1].view(-1, *ones)
-        return torch.cat([mapped, -mapped], dim=1)
+        return torch.cat([mapped, -mapped], dim=dim)
 
     def extra_repr(self) -> str:
         """Return the numbers of channels of x and x'."""
-        return f"{len(self.matrix[0])}, {len(self.matrix)}"
+        numbers = f"{len(self.matrix[0])}, {len(self.matrix)}"
+        return numbers if self.dim == 1 else f"{numbers}, dim={self.dim}"
 
 
 def widen(weight: Tensor) -> Tensor:

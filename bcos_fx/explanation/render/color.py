@@ -152,7 +152,8 @@ def pictures(
     values = planes(explanation)
     if not explanation.colors:
         return signed(values, percentile=percentile, opaque=opaque)
-    weights = in_blocks(explanation.weights.flatten(0, -4).float().cpu(), explanation.blocks)
+    weights = explanation.weights.flatten(0, -4).movedim(explanation.channel_axis or 1, 1).float().cpu()
+    weights = in_blocks(weights, explanation.blocks)
     return colored(weights, values, smooth=smooth, percentile=percentile)
 
 

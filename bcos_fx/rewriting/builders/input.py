@@ -17,6 +17,7 @@ from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import rebuilt
 from bcos_fx.rewriting.builders.layers import new_parameter
 from bcos_fx.rewriting.core.build import Build, Refused, Rewired
+from bcos_fx.rewriting.core.channels import encoded_axis, image_channels
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.registry import builder
@@ -28,13 +29,21 @@ WIDENING = {nn.Linear: "in_features", nn.Conv1d: "in_channels", nn.Conv2d: "in_c
 @builder("input-encoding")
 def input_encoding(build: Build) -> nn.Module:
     """Build the layer that encodes x as [x, 1 - x] along the channels."""
-    return bnn.InputEncoding(dim=1)
+    return bnn.InputEncoding(dim=_axis(build))
 
 
 @builder("input-decoding")
 def input_decoding(build: Build) -> nn.Module:
     """Build the layer that halves the channels, [x', -x'] -> x': half the first half minus half the second."""
-    return bnn.InputDecoding(dim=1)
+    return bnn.InputDecoding(dim=_axis(build))
+
+
+def _axis(build: Build) -> int:
+    """Return the dimension of the matched input that holds its channels."""
+    axis = image_channels(build.reader, build.call.node)
+    if isinstance(axis, str):
+        raise Refused(axis)
+    return axis
 
 
 def input_affine(options: Options, channels: int) -> tuple[Tensor, Tensor]:
@@ -57,12 +66,13 @@ def input_normalization(build: Build) -> nn.Module:
     shape = build.reader.shape(build.call.node)
     if shape is None:
         raise Refused("the number of its channels is not known")
-    return _normalization(build, *input_affine(build.options, shape[1]))
+    axis = _axis(build)
+    return _normalization(build, *input_affine(build.options, shape[axis]), axis)
 
 
-def _normalization(build: Build, matrix: Tensor, offset: Tensor) -> bnn.InputNormalisation:
+def _normalization(build: Build, matrix: Tensor, offset: Tensor, axis: int) -> bnn.InputNormalisation:
     like = next((t for t in build.reader.graph_module.parameters() if t.is_floating_point()), torch.empty(0))
-    return bnn.InputNormalisation(matrix, offset, like.device, like.dtype)
+    return bnn.InputNormalisation(matrix, offset, like.device, like.dtype, axis)
 
 
 @builder("absorbed-normalisation")
@@ -82,7 +92,7 @@ def absorbed_normalization(build: Build) -> nn.Module:
         matrix, offset = matrix * factor.reshape(-1, 1), offset * factor
     else:
         offset = offset + (other if name == "add" else -other)
-    return _normalization(build, matrix, offset.expand(matrix.shape[0]))
+    return _normalization(build, matrix, offset.expand(matrix.shape[0]), normalization.dim)
 
 
 def _constant(build: Build, value: object) -> Tensor:
@@ -117,13 +127,13 @@ def metadata_moved(
 
     So no decoding stays behind for the sake of its metadata. Reads of the number of channels stay.
     """
-    source = decoding.all_input_nodes[0]
+    source, axis = decoding.all_input_nodes[0], encoded_axis(reader, decoding)
     found = {}
     for user in decoding.users:
         if user.meta.get("type") not in ("size", "other") or user in without:
             continue
         name = user.args[1] if len(user.args) > 1 else None
-        size = user.target == "size" and isinstance(name, int) and name % len(reader.shape(decoding) or (0,)) != 1
+        size = user.target == "size" and isinstance(name, int) and name % len(reader.shape(decoding) or (0,)) != axis
         if size or name in ("dtype", "device"):
             found[user] = ((source, *user.args[1:]), dict(user.kwargs))
     return found

@@ -19,6 +19,7 @@ from bcos_fx.nn.construction import rebuilt
 from bcos_fx.rewriting.builders.input import WIDENING, metadata_moved
 from bcos_fx.rewriting.builders.layers import new_parameter
 from bcos_fx.rewriting.core.build import Build, Refused, Rewired
+from bcos_fx.rewriting.core.channels import encoded_axis
 from bcos_fx.rewriting.core.match import Verdict
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
@@ -145,7 +146,7 @@ class _NumberedRun:
 
     def __init__(self, reader: GraphReader, decoding: fx.Node, nodes: list[fx.Node]) -> None:
         self.reader, self.decoding, self.nodes = reader, decoding, nodes
-        shape = reader.shape(decoding) or ()
+        shape, self.axis = reader.shape(decoding) or (), encoded_axis(reader, decoding)
         count = torch.Size(shape).numel()
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         self.pixels = (order + 1).double().view(shape)
@@ -159,7 +160,7 @@ class _NumberedRun:
 
     def on_both_halves(self) -> Iterator[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]]:
         """Run on [x', -x'], with every choice of one size doubled in each call that names sizes; skip misfits."""
-        encoded = torch.cat([self.pixels, -self.pixels], 1)
+        encoded = torch.cat([self.pixels, -self.pixels], self.axis)
         readers = [node for node in self.nodes if self.decoding in node.all_input_nodes]
         calls = {node: self._moved(node.args, dict(node.kwargs)) for node in readers}
         calls |= metadata_moved(self.reader, self.decoding, without=readers)

@@ -6,6 +6,7 @@ work on each alone, on the numbers' positions.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from bcos_fx.rewriting.core.ops import Call, vocabulary
+from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.tracing.program import run_node
 
 _CONVOLUTION = re.compile(r"(bcos_|peer_bcos_)?(raw_)?conv(_transpose)?[123]d")
@@ -55,6 +57,41 @@ def first_mixed(
     return None
 
 
+def image_channels(reader: GraphReader, node: fx.Node) -> int | str:
+    """Return the dimension of an input that holds the channels of mean and std, or why it is not known.
+
+    It is the one with a place for each of their values. Of several such dimensions it is the one that the first layer
+    sums over, or else the second of four, as usual for images, which it also is without mean and std.
+    """
+    shape, values = reader.shape(node) or (), len(reader.options.mean)
+    if not values:
+        return 1
+    fitting = [axis for axis, size in enumerate(shape) if axis and size == values]
+    if not fitting:
+        of = f"{shape[1]} channels" if len(shape) == 4 else f"the shape {shape}"
+        return f"mean and std have {values} values and the input has {of}"
+    if len(fitting) == 1:
+        return fitting[0]
+    mixed = first_mixed(reader.graph_module, node.name, torch.arange(math.prod(shape)).reshape(shape), shape)
+    summed = mixed[0] if mixed is not None else []
+    if len(summed) == 1 and summed[0] in fitting:
+        return summed[0]
+    if len(shape) == 4 and 1 in fitting:
+        return 1
+    return (
+        f"the dimensions {fitting} have {values} places each, and no layer sums over one of them alone, so which "
+        "of them holds the channels is not known; permute it before the network, or normalize it yourself"
+    )
+
+
+def encoded_axis(reader: GraphReader, node: fx.Node) -> int:
+    """Return the dimension that an encoding, a normalization map or a decoding works along."""
+    call = reader.call(node)
+    if call is None or call.module is None:
+        raise TypeError(f"{node.name} is not a layer of an encoding")
+    return int(call.module.dim)  # type: ignore[arg-type]
+
+
 def _labels_of(node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor | None:
     """Return the positions that a call's first labeled tensor holds."""
     found = [values[source] for source in node.all_input_nodes if isinstance(values.get(source), Tensor)]
@@ -68,7 +105,7 @@ def _summed(call: Call, labels: Tensor) -> int | None:
         spatial = int(name[-2])
         return labels.dim() - spatial - 1  # without a dimension of samples the channels come first
     if name in ("input_encoding", "input_normalisation"):
-        return 1
+        return int(call.module.dim)  # type: ignore[arg-type, union-attr]
     if _LINEAR.fullmatch(name) or name in ("lstm", "gru", "rnn"):
         return labels.dim() - 1
     if name != "matmul":

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import fx, nn
 
-from bcos_fx.rewriting.core.channels import first_mixed
+from bcos_fx.rewriting.core.channels import encoded_axis, image_channels
 from bcos_fx.rewriting.core.ending import gate_at_the_end
 from bcos_fx.rewriting.core.match import Verdict
 from bcos_fx.rewriting.core.ops import Call
@@ -18,9 +17,9 @@ from bcos_fx.tracing.program import attribute
 
 @predicate("is-image-input")
 def is_image_input(reader: GraphReader, call: Call) -> Verdict:
-    """Check for an input (N, C, H, W) with one channel per value of mean and std, or one or three without them.
+    """Check for an input (N, C, H, W) with one or three channels, or one with a channel per value of mean and std.
 
-    With mean and std also (N, C, T) and (N, C, D, H, W), where the first layer sums over dimension 1.
+    With mean and std also sequences, clips and volumes, the channels in whatever dimension.
     """
     shape, given = reader.shape(call.node), len(reader.options.mean)
     if shape is None or len(shape) not in ((3, 4, 5) if given else (4,)):
@@ -29,28 +28,11 @@ def is_image_input(reader: GraphReader, call: Call) -> Verdict:
         return False
     if not getattr(call.node.meta.get("dtype"), "is_floating_point", True):
         return "it holds integers; give floating-point images as the example to encode it"
-    if len(shape) != 4 and (elsewhere := _channels_elsewhere(reader, call.node, shape)) is not None:
-        return elsewhere
-    if given and given != shape[1]:
-        return f"mean and std have {given} values and the input has {shape[1]} channels"
+    if isinstance(axis := image_channels(reader, call.node), str):
+        return axis
     if shape[1] in (1, 3) or given:
         return True
     return f"it has {shape[1]} channels, so it is taken as it is; give mean and std for each channel to encode it"
-
-
-def _channels_elsewhere(reader: GraphReader, node: fx.Node, shape: tuple[int, ...]) -> str | None:
-    """Why dimension 1 of an input does not hold its channels; None where it does."""
-    positions = torch.arange(math.prod(shape)).reshape(shape)
-    mixed = first_mixed(reader.graph_module, node.name, positions, shape)
-    if mixed is None or len(mixed[0]) != 1:
-        return "no layer sums over one of its dimensions alone, so which of them holds the channels is not known"
-    (found,), layer = mixed
-    if found == 1:
-        return None
-    return (
-        f"its channels are dimension {found}, over which {layer} sums, and mean and std are taken for dimension 1; "
-        "permute it before the network, or normalize it yourself"
-    )
 
 
 @predicate("splits-channels-in-half")
@@ -58,21 +40,30 @@ def splits_channels_in_half(reader: GraphReader, call: Call) -> Verdict:
     """Check that the layer reads the decoded input along its channels and can be widened: ungrouped, zero-padded."""
     if getattr(call.module, "groups", 1) != 1:
         return "it is a grouped convolution, whose groups would no longer see the pairs [x, -x]"
-    shape = reader.shape(call.inputs[0]) or reader.shape(call.node)
-    if call.op.name == "linear" and (shape is None or len(shape) != 2):
-        return "it is a linear layer along another dimension than the channels"
+    source = call.inputs[0]
+    rank, axis = len(reader.shape(source) or reader.shape(call.node) or ()), encoded_axis(reader, source)
+    if axis != (rank - 1 if call.op.name == "linear" else 1):
+        return "it sums over another dimension than the channels"
     return True
 
 
 @predicate("pads-with-zero")
 def pads_with_zero(reader: GraphReader, call: Call) -> Verdict:
-    """Check that only the spatial dimensions are padded, with zero."""
+    """Check that other dimensions than the channels are padded, with zero."""
     value = call.arguments.get("value")
     if call.arguments.get("mode") != "constant" or (value is not None and value != 0):
         return "it pads with something else than zero, which is no linear map"
-    pad = call.arguments["pad"]
-    places = len(reader.shape(call.inputs[0]) or (0,) * 4) - 2
-    return True if isinstance(pad, tuple | list) and len(pad) <= 2 * places else "it pads the channels too"
+    pad, source = call.arguments["pad"], call.inputs[0]
+    behind = len(reader.shape(source) or (0,) * 4) - 1 - encoded_axis(reader, source)
+    sides = pad[2 * behind :][:2] if isinstance(pad, tuple | list) else (None,)
+    return True if all(side == 0 for side in sides) else "it pads the channels too"
+
+
+@predicate("reads-channels-second")
+def reads_channels_second(reader: GraphReader, call: Call) -> Verdict:
+    """Check that the channels are dimension 1, which is where layers that act on each channel alone expect them."""
+    axis = encoded_axis(reader, call.inputs[0])
+    return True if axis == 1 else f"the channels are dimension {axis}, and it takes dimension 1 for them"
 
 
 @predicate("stays-floating")
@@ -85,6 +76,8 @@ def stays_floating(reader: GraphReader, call: Call) -> Verdict:
 @predicate("keeps-channels")
 def keeps_channels(reader: GraphReader, call: Call) -> Verdict:
     """Check that everything from the channels on is flattened, so that channels stay the slowest dimension."""
+    if encoded_axis(reader, call.inputs[0]) != 1:
+        return False
     shape, out = reader.shape(call.inputs[0]), reader.shape(call.node)
     return shape is not None and out is not None and len(out) == 2 and out == (shape[0], math.prod(shape[1:]))
 
@@ -115,10 +108,10 @@ def shifts_or_scales_channels(reader: GraphReader, call: Call) -> Verdict:
     tensor = attribute(reader.graph_module, str(other.target))
     if isinstance(tensor, nn.Parameter):
         return "the normalization is a trained parameter, so it is not folded away"
-    shape = tuple(getattr(tensor, "shape", ()))
-    by_channel = (channels[1], *[1] * (len(channels) - 2))
+    shape, axis = tuple(getattr(tensor, "shape", ())), encoded_axis(reader, call.inputs[0])
+    by_channel = (channels[axis], *[1] * (len(channels) - 1 - axis))
     per_channel = math.prod(shape) == 1 or (
-        math.prod(shape) == channels[1] and shape[1 - len(channels) :] == by_channel
+        math.prod(shape) == channels[axis] and shape[axis - len(channels) :] == by_channel
     )
     return True if per_channel else f"its constant has shape {shape}, which is not one value per channel"
 
