@@ -216,21 +216,27 @@ class _Analysis:
         if len(self.marked) > 1 and len(values) == 2 and len(as_given) == 1:
             self.choices[call.node] = Choice(as_given[0].name, "it is a source as given, and weights what layers made")
             return VALUE
-        activated = [n for n in values if self._is_activation(n)]
-        if len(activated) != 1 and len(values) == 2:
-            activated = [n for n, other in (values, values[::-1]) if self._is_activated_since(n, other)]
-        gate = activated[0] if len(activated) == 1 else self._by_convention(call, values)
+        gate, why = self._more_computed(values)
+        if gate is None and (gate := self._by_convention(call, values)) is not None:
+            place = "first" if gate is values[0] else "second"
+            why = f"by convention ({call.op.name}): both factors are values, and the {place} one weights the other"
         if len(values) != 2 or values[0] is values[1] or gate is None:
             names = ", ".join(dict.fromkeys(n.name for n in values))
             return self._unknown(
                 call.node, f"values are multiplied with each other ({names}), and nothing tells the gate"
             )
-        why = "it passed an activation, the other factor did not"
-        if len(activated) != 1:
-            place = "first" if gate is values[0] else "second"
-            why = f"by convention ({call.op.name}): both factors are values, and the {place} one weights the other"
         self.choices[call.node] = Choice(gate.name, why)
         return VALUE
+
+    def _more_computed(self, values: list[fx.Node]) -> tuple[fx.Node | None, str]:
+        """Return the one of two values that more was done to after the way that both share, and what that was."""
+        found = [("an activation", [n for n in values if self._is_activation(n)])]
+        if len(values) == 2:
+            own = [(n, self._way(n) - self._way(other)) for n, other in (values, values[::-1])]
+            for what, did in (("an activation", self._is_activation), ("a layer", self._is_weighted)):
+                found.append((what, [n for n, way in own if any(map(did, way))]))
+        whys = ((did[0], f"it passed {what}, the other factor did not") for what, did in found if len(did) == 1)
+        return next(whys, (None, ""))
 
     def _is_as_given(self, node: fx.Node) -> bool:
         """Whether a node is an explained input or layer itself, moved or reshaped at the most: its own mask, say."""
@@ -250,9 +256,9 @@ class _Analysis:
         call = self.calls[node]
         return call is not None and call.op.linearity in _ACTIVATIONS
 
-    def _is_activated_since(self, node: fx.Node, other: fx.Node) -> bool:
-        """Return whether a value passed an activation after the way that it shares with another value."""
-        return any(map(self._is_activation, self._way(node) - self._way(other)))
+    def _is_weighted(self, node: fx.Node) -> bool:
+        call = self.calls[node]
+        return call is not None and call.op.weighted
 
     def _way(self, node: fx.Node) -> set[fx.Node]:
         """Return a node, and those that its value came through."""
