@@ -33,6 +33,12 @@ def seed_host(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
 
 
+def host_state() -> tuple[object, ...]:
+    """Return what tells whether Python's and NumPy's global generators have moved on."""
+    name, numbers, *rest = np.random.get_state()
+    return random.getstate(), name, np.asarray(numbers).tobytes(), *rest
+
+
 @contextmanager
 def preserved() -> Iterator[None]:
     """Give the caller's global generators back as they were."""

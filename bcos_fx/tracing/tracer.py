@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import BcosFxError, TraceError, UsageError
+from bcos_fx.seeding import host_state, seed_host
 from bcos_fx.tracing.arguments import LEAVE_WHOLE
 from bcos_fx.tracing.caches import passed_by
 from bcos_fx.tracing.drop_path import as_drop_paths
@@ -52,6 +53,9 @@ from bcos_fx.tracing.values import drop_needless_checks
 
 # The random generators are the process's: two traces that put them back at once would spoil them.
 _LOCK = threading.RLock()
+
+_DRAWS = 32
+"""Runs that tell whether the output depends on what Python code drew; some draw a number and do not use it in eval."""
 
 _FORWARD_ERRORS = (
     ArithmeticError,
@@ -178,31 +182,40 @@ def _evaluated(
     recorder = _recorder(root)
     kept = attributes(root)
     with _explained(root, recorder, example), buffers_kept(root):
-        before = buffer_values(root)
+        before, drawn = buffer_values(root), host_state()
         result = _record(root, inputs, output, leaf_modules, recorder)
         for name in changed_buffers(root, before):
             recorder.changed_state.setdefault(name, "an assignment in forward")
-    _check_repeats(root, bind(root, example), output, result, kept)
+    _check_repeats(root, example, output, result, kept, _DRAWS if host_state() != drawn else 1)
     return recorder, result
 
 
 def _check_repeats(
-    root: nn.Module, inputs: BoundInputs, output: int | str | None, expected: Tensor, kept: Attributes
+    root: nn.Module, example: Any, output: int | str | None, expected: Tensor, kept: Attributes, runs: int
 ) -> None:
-    """Run `root` once more: with state that it changes itself, it gives something else."""
-    torch.manual_seed(0)
-    try:
-        with buffers_kept(root), passed_by(root):
-            again = select_output(root(*inputs.args, **inputs.kwargs), output)
-        repeats = _agree(again, expected)
-    except _FORWARD_ERRORS:
-        repeats = False
-    if not repeats:
-        raise TraceError(
-            "run again on the same inputs, the module gives another output: its forward changes what it depends on",
-            where=changed_attributes(root, kept),
-            hint="change it in train mode only, or pass it in and out as an argument",
-        )
+    """Run `root` again: with state that it changes itself, or numbers that Python draws, it gives something else."""
+    for seed in range(runs):
+        seed_host(seed)
+        torch.manual_seed(0)
+        inputs = bind(root, example)
+        try:
+            with buffers_kept(root), passed_by(root):
+                again = select_output(root(*inputs.args, **inputs.kwargs), output)
+            repeats = _agree(again, expected)
+        except _FORWARD_ERRORS:
+            repeats = False
+        if not repeats and runs > 1:
+            raise TraceError(
+                "the output depends on random numbers that Python code draws in eval mode, from Python's own generator "
+                "or NumPy's, which no graph holds",
+                hint="leave the random numbers out in eval mode, or draw them outside and give them as an input",
+            )
+        if not repeats:
+            raise TraceError(
+                "run again on the same inputs, the module gives another output: its forward changes what it depends on",
+                where=changed_attributes(root, kept),
+                hint="change it in train mode only, or pass it in and out as an argument",
+            )
 
 
 @contextlib.contextmanager

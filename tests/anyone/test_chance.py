@@ -114,9 +114,29 @@ def test_python_and_numpy_are_refused_when_tracing() -> None:
 
     import numpy as np
 
-    for noise in (lambda h: h * random.random(), lambda h: h * float(np.random.rand())):
-        with pytest.raises(BcosFxError, match="gives another output"):
+    branches = (torch.relu, torch.tanh)
+    for noise in (
+        lambda h: h * random.random(),
+        lambda h: h * float(np.random.rand()),
+        # Run twice, these are the same as often as not.
+        lambda h: random.choice(branches)(h),
+        lambda h: h if random.random() < 0.8 else h * 0,
+        lambda h: h[:, [int(place) for place in np.random.permutation(2)]].repeat(1, 4),
+    ):
+        with pytest.raises(BcosFxError, match="random numbers that Python code draws in eval mode"):
             bcos_fx.certify(Noisy(noise), samples())
+
+
+def test_what_python_draws_and_uses_in_train_mode_alone_is_no_matter() -> None:
+    import random
+
+    class SkipsLayers(Noisy):
+        def forward(self, x: Tensor) -> Tensor:
+            drawn = random.random()
+            h = self.c(x).relu()
+            return self.fc(h if self.training and drawn < 0.5 else self.noise(h))
+
+    assert bcos_fx.certify(SkipsLayers(torch.relu), samples()).ok
 
 
 def test_noise_that_leads_nowhere_is_no_matter() -> None:
