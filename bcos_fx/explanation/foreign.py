@@ -92,7 +92,8 @@ def _check_samples(module: nn.Module, inputs: ExampleInputs, found: Trace, batch
                 f"the graph that was traced for some samples is another one for {tuple(given[0].shape)}: Python code "
                 f"took branches or numbers from shapes ({guard.kind} was {guard.value})",
                 where=guard.source,
-                hint=f"keep the number of samples out of Python's branches and numbers; {_AS_A_WHOLE}",
+                hint="keep the number of samples out of Python's branches and numbers, with x.shape[0] in place of "
+                f"len(x); {_AS_A_WHOLE}",
             )
 
 

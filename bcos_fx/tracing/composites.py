@@ -121,6 +121,12 @@ def _clamp_max(input: Tensor, max: Any) -> Tensor:
     return torch.clamp(input, max=max)
 
 
+def _fill_diagonal(input: Tensor, fill_value: float, wrap: bool = False) -> Any:
+    if wrap or input.dim() != 2:
+        return NotImplemented
+    return input.masked_fill(torch.eye(*input.shape, dtype=torch.bool, device=input.device), fill_value)
+
+
 def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     return torch.where(input <= threshold, value, input)
 
@@ -190,6 +196,7 @@ _ARITHMETIC: dict[str, Composite] = {
     "clamp_min": _clamp_min,
     "clamp_max": _clamp_max,
     "threshold": _threshold,
+    "fill_diagonal_": _fill_diagonal,
     "var_mean": _with_mean("var"),
     "std_mean": _with_mean("std"),
     "lp_pool1d": _lp_pool(functional.avg_pool1d, 1),

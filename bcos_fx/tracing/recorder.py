@@ -125,7 +125,7 @@ class Recorder(TorchFunctionMode):
         if name in operations.FORM_READS or (name == "__setitem__" and self._run(operations.writes_itself, args, {})):
             return self._run(func, args, kwargs)
         in_place = operations.asks_in_place(func, kwargs)
-        result = self._composed(operations.plain_form(func) if in_place else func, args, kwargs)
+        result = self._composed((in_place and operations.plain_form(func)) or func, args, kwargs)
         if result is not NotImplemented:
             return self._written(func, args, kwargs, result) if in_place else result
         if name == "__set__":
