@@ -171,14 +171,23 @@ def explain(
 
 
 def _explained(view: ExplanationView, inputs: list[Tensor], target: Any) -> tuple[DynamicWeights, Chosen]:
-    # What sums are compared with is what the network itself returns, and never what the view computed.
-    own = view.own_value(inputs)
-    with torch.inference_mode(False), torch.enable_grad():
-        value = own.clone().requires_grad_()  # a target function is checked for whether it depends on its argument
-        choice = chosen(target, value)
-        numbers = choice.select(value).detach()
-    found = view.dynamic_weights(inputs, choice.select)
-    return replace(found, value=own, output=numbers), choice
+    # What sums are compared with is what the network itself returns; see bcos_fx.explanation.shared_forward.
+    own = None if view.is_own(inputs) else view.own_value(inputs)
+    choices: list[Chosen] = []
+    outputs: list[Tensor] = []
+
+    def select(value: Tensor) -> Tensor:
+        # A target function is checked for whether it depends on its argument.
+        known = (value.detach() if own is None else own).clone().requires_grad_()
+        choices.append(chosen(target, known))
+        outputs.append(choices[0].select(known).detach())
+        return choices[0].select(value)
+
+    found = view.dynamic_weights(inputs, select)
+    if own is not None:
+        view.compare(inputs, found.value, own)
+        found = replace(found, value=own)
+    return replace(found, output=outputs[0]), choices[0]
 
 
 def _result(

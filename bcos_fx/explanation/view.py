@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import operator
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,6 +28,7 @@ from bcos_fx.explanation.certificate import Certificate, certificate, uncounted,
 from bcos_fx.explanation.foreign import traced
 from bcos_fx.explanation.preparation import Prepared, SourceNames, entry, prepare, recipe
 from bcos_fx.explanation.separability import is_separable, where_mixed
+from bcos_fx.explanation.shared_forward import form_of_run
 from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights, for_autograd, gradients, or_zeros
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import Counted
@@ -75,6 +76,7 @@ class ExplanationView:
         self._freeze(prepared)
         self._network = weakref.ref(network) if isinstance(network, BcosNetwork) else None
         self._separable: bool | None = None
+        self._shared: set[Hashable] = set()  # forms of runs in which the view's value was the network's own
         self.samples_in: Mapping[str, int | None] = {}
         self._axes: dict[tuple[str, tuple[int, ...], int | None], Axes] = {}
 
@@ -150,6 +152,18 @@ class ExplanationView:
                 return self._to_end(inputs)
             value = evaluate(network, dict(zip(given, inputs, strict=True)), inner)
         return value
+
+    def is_own(self, inputs: Sequence[Any]) -> bool:
+        """Whether the value of :meth:`dynamic_weights` is known to be :meth:`own_value` (see :meth:`compare`)."""
+        network = self.converted
+        return network is not None and form_of_run(network, inputs) in self._shared
+
+    def compare(self, inputs: Sequence[Any], value: Tensor, own: Tensor) -> None:
+        """Note whether this view's value of inputs is the network's own, bit by bit."""
+        network = self.converted
+        form = None if network is None else form_of_run(network, inputs)
+        if form is not None and torch.equal(value, own):
+            self._shared.add(form)
 
     def value_together(self, inputs: Sequence[Any]) -> Tensor:
         """Return :meth:`own_value` of a run on all samples at once."""

@@ -103,9 +103,17 @@ class _BcosConv(_Convolution):
     def _scaled_product(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
         if not self._is_depthwise_for(x):
             return super()._scaled_product(x, output_size)
+        return depthwise(x, self._effective_weight(), self._cosine_weight_norm(), self._windows(x), self.b)
+
+    def _input_norm(self, x: Tensor, output_size: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+        if not self._is_depthwise_for(x):
+            return super()._input_norm(x, output_size)
+        windows = self._windows(x)  # as the forward does, to the last bit
+        return x, windows.roots(x).add_(windows.norm_eps)
+
+    def _windows(self, x: Tensor) -> Windows:
         margins = tuple(self._margins()[::-2])
-        windows = Windows(self.kernel_size, self.stride, margins, self.dilation, *self._stabilizers(x.dtype))
-        return depthwise(x, self._effective_weight(), self._cosine_weight_norm(), windows, self.b)
+        return Windows(self.kernel_size, self.stride, margins, self.dilation, *self._stabilizers(x.dtype))
 
     def _is_depthwise_for(self, x: Tensor) -> bool:
         """Whether each channel is convolved with kernels of its own, on a processor with caches to stay in."""

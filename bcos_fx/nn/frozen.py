@@ -42,6 +42,22 @@ class FrozenLayer(nn.Module):
         return y
 
 
+class _WithRatio(torch.autograd.Function):
+    """A value phi(x), whose gradient by x is a given ratio."""
+
+    @staticmethod
+    def forward(x: Tensor, value: Tensor, ratio: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient * ctx.saved_tensors[0], None, None
+
+
 class FrozenRatio(nn.Module):
     """x · phi(x)/x with the ratio held fixed, for an elementwise phi with phi(0) = 0.
 
@@ -59,10 +75,14 @@ class FrozenRatio(nn.Module):
     def forward(self, x: Tensor, *options: Tensor) -> Tensor:
         """Apply phi elementwise; any shape."""
         with torch.no_grad():
+            value = self.function(x, *options)
             # Below the smallest normal number a quotient is rounding and no ratio.
             zero = x.abs() < torch.finfo(x.dtype).tiny
-            ratio = torch.where(zero, self._slope(x, options), self.function(x, *options) / torch.where(zero, 1, x))
-        return x * ratio
+            ratio = torch.where(zero, self._slope(x, options), value / torch.where(zero, 1, x))
+        if torch.compiler.is_exporting():  # what reads an exported graph knows products
+            return x * ratio
+        y: Tensor = _WithRatio.apply(x, value, ratio)  # and no product, which would round phi(x) once more
+        return y
 
     def _slope(self, x: Tensor, options: tuple[Tensor, ...]) -> Tensor:
         """phi'(0): a tensor without dimensions, or one like x where phi may differ from number to number."""

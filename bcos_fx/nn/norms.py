@@ -62,6 +62,26 @@ class NormLayer(DynamicLayer):
         return parameter
 
 
+class _FrozenLayerNorm(torch.autograd.Function):
+    """Torch's own layer norm, bit by bit, with 1/sigma held fixed where its gradient is computed."""
+
+    @staticmethod
+    def forward(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+        return torch.native_layer_norm(x, shape, weight, bias, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.dims = tuple(range(-len(inputs[1]), 0))
+        ctx.save_for_backward(inputs[2], output[2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *others: Tensor) -> tuple[Tensor, None, None, None, None]:
+        weight, factor = ctx.saved_tensors
+        to_x = (gradient if weight is None else gradient * weight) * factor
+        return (to_x - to_x.mean(ctx.dims, keepdim=True)).to(gradient.dtype), None, None, None, None
+
+
 class CenteringNorm(NormLayer):
     """The norms with a mean.
 
@@ -120,6 +140,7 @@ class LayerNorm(CenteringNorm, nn.LayerNorm):
 
     plain_class = nn.LayerNorm
     plain_options = ("normalized_shape", "eps", "elementwise_affine")
+    _axis: ClassVar[int] = -1
 
     def __init__(
         self,
@@ -135,6 +156,15 @@ class LayerNorm(CenteringNorm, nn.LayerNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.centred = centred
 
+    def frozen(self, x: Tensor) -> Tensor:
+        """Return the layer's value, bit by bit, with 1/sigma and all parameters detached."""
+        if not self.centred or torch.compiler.is_exporting() or torch.is_autocast_enabled(x.device.type):
+            return super().frozen(x)
+        weight, bias = (None if value is None else value.detach() for value in (self.weight, self.bias))
+        last = x.movedim(self._axis, -1)
+        y: Tensor = _FrozenLayerNorm.apply(last, self.normalized_shape, weight, bias, self.eps)[0]
+        return y.movedim(-1, self._axis)
+
     def _dims(self, x: Tensor) -> tuple[int, ...]:
         return tuple(range(-len(self.normalized_shape), 0))
 
@@ -144,6 +174,8 @@ class PositionNorm(LayerNorm):
 
     Constructor and :meth:`from_plain` are those of :class:`LayerNorm`, for a normalized shape (C,).
     """
+
+    _axis = 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize x (N, C, ...), each position by itself; shape and dtype are x's."""

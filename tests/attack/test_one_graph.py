@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import bcos_fx
+from bcos_fx.explanation.view import ExplanationView
+from bcos_fx.nn import BcosLayer
 
 
 def _network() -> tuple[nn.Module, Tensor]:
@@ -51,6 +55,79 @@ def test_a_hook_on_the_network_itself_counts() -> None:
     assert torch.equal(found.output, model(x)[:, 0])
     assert not found.complete
     assert not _certified(model, x, None)
+
+
+@pytest.fixture
+def own_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch sizes of the runs of a network by itself, while it is explained."""
+    sizes: list[int] = []
+    own_value = ExplanationView.own_value
+
+    def counted(view: ExplanationView, inputs: Any) -> Tensor:
+        sizes.append(len(inputs[0]))
+        return own_value(view, inputs)
+
+    monkeypatch.setattr(ExplanationView, "own_value", counted)
+    return sizes
+
+
+def test_the_network_is_not_run_again_where_its_view_gave_the_same_bits(own_runs: list[int]) -> None:
+    model, x = _network()
+    first, again = (bcos_fx.explain(model, x) for _ in range(2))
+    assert own_runs == [3]
+    assert torch.equal(first.output, again.output)
+    assert torch.equal(first.prediction, again.prediction)
+    assert torch.equal(bcos_fx.explain(model, x.flip(0)).output, model(x.flip(0)).amax(1))
+    bcos_fx.explain(model, x[:2], [[0, 1], [2, 3]])
+    bcos_fx.explain(model.double(), x.double())
+    assert own_runs == [3, 2, 3]
+
+
+def _hooked(model: nn.Module) -> None:
+    model.get_submodule("4").register_forward_hook(lambda module, inputs, result: None)
+
+
+def _hooked_before(model: nn.Module) -> None:
+    model.register_forward_pre_hook(lambda module, inputs: None)
+
+
+def _replaced(model: nn.Module) -> None:
+    layer = model.get_submodule("2")
+    layer.forward = type(layer).forward.__get__(layer)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("change", [_hooked, _hooked_before, _replaced])
+def test_the_network_is_always_run_where_others_have_code_in_it(change: Any, own_runs: list[int]) -> None:
+    model, x = _network()
+    bcos_fx.explain(model, x)
+    change(model)
+    for _ in range(2):
+        assert bcos_fx.explain(model, x).complete
+    assert own_runs == [3, 3, 3]
+
+
+def test_the_network_is_always_run_where_a_hook_is_for_all_modules(own_runs: list[int]) -> None:
+    model, x = _network()
+    bcos_fx.explain(model, x)
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, result: None)
+    try:
+        bcos_fx.explain(model, x)
+    finally:
+        handle.remove()
+    assert own_runs.count(3) == 2
+
+
+def test_a_view_that_computes_something_else_never_stands_for_the_network(
+    own_runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = _network()
+    frozen = BcosLayer.frozen
+    monkeypatch.setattr(BcosLayer, "frozen", lambda layer, value: frozen(layer, value) * 1.01)
+    for _ in range(2):
+        found = bcos_fx.explain(model, x, 0)
+        assert torch.equal(found.output, model(x)[:, 0])
+        assert not found.complete
+    assert own_runs.count(3) == 2
 
 
 @pytest.mark.parametrize("value", [0.0, 0.4, 0.5, 1.0])
