@@ -98,9 +98,9 @@ def audit(
     if confidence and confidence not in CONFIDENCES:
         raise UsageError(f"confidence is {confidence!r}", hint=nearest(confidence, CONFIDENCES))
     header, network = read_header(model), load(model).eval()
-    picture = _picture(network, image)
+    picture = photograph_of(network, image)
     given = network.preprocess(image)
-    certification, output = _certified(network, given)
+    certification, output = certified(network, given)
     known = tuple(names) if names is not None else network.record.classes or None
     seen = explain(network, given, target=None, output=output, names=known)
     if seen.scores is None or seen.scores.shape[1] < 1:
@@ -117,7 +117,7 @@ def audit(
         for other in others
         if other != winner
     ]
-    how = confidence or _confidence(network, len(scores))
+    how = confidence or confidence_of(network, len(scores))
     shares = scores.sigmoid() if how == "sigmoid" else scores.softmax(0)
     file = [("file", f"{model.name}, {header.size:,} bytes, format {header.format}"), ("SHA-256", _digest(model))]
     file.append(("written by", ", ".join(f"{name} {version}" for name, version in header.versions.items())))
@@ -144,24 +144,34 @@ def audit(
     )
 
 
-def _picture(network: BcosNetwork, image: Path) -> Any:
+def check_one_photograph(network: BcosNetwork) -> None:
+    """Refuse a network that takes something else than one photograph.
+
+    Raises:
+        UsageError: it takes several inputs, a sample as a whole, or no image with 1 or 3 channels.
+    """
+    inputs = network.record.inputs
+    if len(inputs) != 1 or inputs[0].samples != 0:
+        what = f"the network takes {len(inputs)} inputs" if len(inputs) > 1 else "the network takes a sample as a whole"
+        raise UsageError(what, hint="what is shown here is one photograph; explain others from Python")
+    inputs[0].preprocessing()
+
+
+def photograph_of(network: BcosNetwork, image: Path) -> Any:
     """Read the photograph, as its file has it.
 
     Raises:
         UsageError: the network takes something else than one photograph, or the path is not that of one.
         Unreadable: it is no image.
     """
-    inputs = network.record.inputs
-    if len(inputs) != 1 or inputs[0].samples != 0:
-        what = f"the network takes {len(inputs)} inputs" if len(inputs) > 1 else "the network takes a sample as a whole"
-        raise UsageError(what, hint="a report is of one photograph; explain others from Python")
+    check_one_photograph(network)
     source = source_of(image)
     if image.is_dir() or len(source) != 1:
-        raise UsageError(f"{len(source)} images were given", where=str(image), hint="a report is of one photograph")
+        raise UsageError(f"{len(source)} images were given", where=str(image), hint="give one photograph")
     return source.load(0).image
 
 
-def _certified(network: BcosNetwork, given: Tensor) -> tuple[Certification, str | None]:
+def certified(network: BcosNetwork, given: Tensor) -> tuple[Certification, str | None]:
     """Certify the network in float64 on the photograph; of one that ends in a softmax, the value before it."""
     exact = copy.deepcopy(network).double()
     found = certify(exact, given.double())
@@ -177,7 +187,8 @@ def _index(found: Any, count: int) -> int:
     return found
 
 
-def _confidence(network: BcosNetwork, classes: int) -> str:
+def confidence_of(network: BcosNetwork, classes: int) -> str:
+    """Return how scores become probabilities: by the loss of the last training that is recorded, else softmax."""
     losses = [str(run.options.get("loss", "")) for run in network.record.training[-1:]]
     return "sigmoid" if classes == 1 or any("bce" in loss and "distil" not in loss for loss in losses) else "softmax"
 

@@ -43,14 +43,14 @@ def decision_section(
 
 def explained_section(part: Explanation, share: Tensor) -> Section:
     """Return the section on one class, of probability ``share``."""
-    text = f"Probability {float(share):.2%}. {_equation(part)}"
+    text = f"Probability {float(share):.2%}. {equation(part)}"
     return Section(f"Why {part.target_name()}", text, pictures=tuple(_pictures(part)), alert=part.warning)
 
 
 def compared_section(part: Explanation) -> Section:
     """Return the section on the difference of two classes' scores."""
     text = (
-        f"The difference of the two scores, explained by itself. {_equation(part)} Red speaks for the first class and "
+        f"The difference of the two scores, explained by itself. {equation(part)} Red speaks for the first class and "
         "against the second, blue the other way."
     )
     given, title = portrait(part, 0)
@@ -69,15 +69,17 @@ def _pictures(part: Explanation) -> Iterator[tuple[str, Image.Image]]:
     yield "contributions: red for, blue against", to_image(signed(planes(part))[0])
 
 
-def _terms(part: Explanation) -> tuple[float, float, float, float]:
+def terms(part: Explanation) -> tuple[float, float, float, float]:
+    """Return score, contributions, constants and rounding of the first sample and target."""
     sums = part.sums
     found = (sums.output, sums.contributions, sums.total_of_constants, sums.residual)
     output, own, constants, residual = (float(values.flatten()[0]) for values in found)
     return output, own, constants, residual
 
 
-def _equation(part: Explanation) -> str:
-    output, own, constants, residual = _terms(part)
+def equation(part: Explanation) -> str:
+    """Return a score as the sum that it is."""
+    output, own, constants, residual = terms(part)
     return f"Score {output:.4g} = {own:.4g} from the image {constants:+.4g} from constants (rounding {residual:+.1e})."
 
 
@@ -111,7 +113,7 @@ def sums_section(parts: Sequence[Explanation]) -> Section:
     """Return the section on whether contributions add up."""
     rows = []
     for part in parts:
-        output, own, constants, residual = _terms(part)
+        output, own, constants, residual = terms(part)
         gap = float(part.sums.relative_gap.flatten()[0])
         numbers = (f"{output:.6g}", f"{own:.6g}", f"{constants:.6g}", f"{residual:.1e}", f"{gap:.1e}")
         rows.append((part.target_name(), *numbers, part.verdict))

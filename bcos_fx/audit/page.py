@@ -15,11 +15,12 @@ def page(found: Audit) -> bytes:
     """Return a report as HTML, in UTF-8; the same report gives the same bytes."""
     template = resources.files("bcos_fx.audit").joinpath("page.html").read_text(encoding="utf-8")
     before, after = template.split("{{sections}}")
-    sections = "".join(map(_section, found.sections))
+    sections = "".join(map(section_html, found.sections))
     return f"{before.replace('{{title}}', _text(found.title))}{sections}{after}".encode("utf-8", errors="replace")
 
 
-def _section(section: Section) -> str:
+def section_html(section: Section) -> str:
+    """Return a section as HTML; all its texts are escaped."""
     parts = [f"<h2>{_text(section.title)}</h2>"]
     parts += [f'<p class="alert">{_text(section.alert)}</p>'] if section.alert else []
     parts += [f"<p>{_text(section.text)}</p>"] if section.text else []

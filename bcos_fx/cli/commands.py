@@ -25,6 +25,7 @@ from bcos_fx.cli import (
     recipes,
     report,
     rules,
+    serve,
 )
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import DEBUG, guarded
@@ -105,6 +106,7 @@ for _command in (
     evaluate,
     export,
     report,
+    serve,
     publish,
     inspect,
     rules,

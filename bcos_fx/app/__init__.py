@@ -1,0 +1,1 @@
+"""A local page that explains a network's decisions about photographs."""
