@@ -12,7 +12,7 @@ from bcos_fx.lazy import lazily
 from bcos_fx.version import __version__
 
 if TYPE_CHECKING:
-    from bcos_fx.artifact import load, save
+    from bcos_fx.artifact import example_network, load, save
     from bcos_fx.calibration import calibrate
     from bcos_fx.convert import bcosify, plan
     from bcos_fx.diagnosis import why_not
@@ -41,6 +41,7 @@ __all__ = [
     "calibrate",
     "certify",
     "evaluate",
+    "example_network",
     "explain",
     "export",
     "finetune",
@@ -66,6 +67,7 @@ __getattr__ = lazily(
         "calibrate": "bcos_fx.calibration",
         "certify": "bcos_fx.explanation.certify",
         "evaluate": "bcos_fx.evaluation.measures",
+        "example_network": "bcos_fx.artifact",
         "explain": "bcos_fx.explanation.explain",
         "export": "bcos_fx.exporting.export",
         "finetune": "bcos_fx.training.finetune",

@@ -320,7 +320,7 @@ print(sorted(bcos_fx.__all__))
 """
 _CALLED = """
     BcosFxError BcosNetwork Explanation Report RunSettings Training __version__ bcosify calibrate certify evaluate
-    explain export finetune from_pretrained load plan push_to_hub save save_pretrained verify why_not
+    example_network explain export finetune from_pretrained load plan push_to_hub save save_pretrained verify why_not
 """.split()
 
 

@@ -28,7 +28,9 @@ from bcos_fx.errors import ArtifactError, UsageError
 from bcos_fx.files import replacing
 from bcos_fx.network import BcosNetwork, Record
 
-__all__ = ["Header", "from_bytes", "load", "read_header", "save", "to_bytes"]
+__all__ = ["Header", "example_network", "example_path", "from_bytes", "load", "read_header", "save", "to_bytes"]
+
+_EXAMPLE = "imagenette.bcos.safetensors"
 
 
 T = TypeVar("T")
@@ -94,6 +96,28 @@ def save(model: BcosNetwork, path: str | os.PathLike[str], *, overwrite: bool = 
     with replacing(target, overwrite=overwrite, error=ArtifactError) as stream:
         write(stream, text, tensors)
     return target
+
+
+def example_network() -> BcosNetwork:
+    """Return the network that comes with the package: a fine-tuned B-cos network for photographs of ten classes.
+
+    Raises:
+        UsageError: the file is missing from the installation.
+    """
+    return load(example_path())
+
+
+def example_path() -> Path:
+    """Return the file of :func:`example_network`: inside the wheel, or in examples/ of a checkout.
+
+    Raises:
+        UsageError: the installation has neither.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "_examples" / _EXAMPLE, package.parent / "examples" / _EXAMPLE):
+        if candidate.is_file():
+            return candidate
+    raise UsageError(f"{_EXAMPLE} is missing from this installation", where=str(package), hint="reinstall bcos-fx")
 
 
 def load(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> BcosNetwork:

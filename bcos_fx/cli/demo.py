@@ -36,7 +36,6 @@ _NETWORK = "efficientnet-lite0"
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 _SHAPE = (3, 224, 224)
 _SHOWN = 3
-_SHIPPED = "imagenette.bcos.safetensors"
 
 
 @dataclass(frozen=True)
@@ -122,25 +121,12 @@ def _library(name: str) -> Any:
         raise MissingExtraError(name, "demo", _PURPOSE) from error
 
 
-def shipped_network() -> Path:
-    """Return the file of the fine-tuned network: inside the wheel, or in examples/ of a checkout.
-
-    Raises:
-        UsageError: the installation has neither.
-    """
-    package = Path(__file__).resolve().parents[1]
-    for candidate in (package / "_examples" / _SHIPPED, package.parent / "examples" / _SHIPPED):
-        if candidate.is_file():
-            return candidate
-    raise UsageError(f"{_SHIPPED} is missing from this installation", where=str(package), hint="reinstall bcos-fx")
-
-
 def _explain_shipped(picture: Path) -> Explanation:
     """Draw the photographs that the fine-tuned network is surest of, none of which shows one of its classes."""
-    from bcos_fx.artifact import load
+    from bcos_fx.artifact import example_network
     from bcos_fx.explanation.explain import explain
 
-    network = load(shipped_network())
+    network = example_network()
     images, _ = photographs(network.input_shape)
     found = explain(network, images, names=network.record.classes)
     surest = found.output.argsort(descending=True)[:_SHOWN].tolist()

@@ -8,19 +8,19 @@ import pytest
 import torch
 
 import bcos_fx
+from bcos_fx.artifact import example_path
 from bcos_fx.artifact.document import HALF_NOTE
-from bcos_fx.cli.demo import shipped_network
 
 pytestmark = pytest.mark.vision
 
 
 @pytest.fixture(scope="module")
 def network() -> bcos_fx.BcosNetwork:
-    return bcos_fx.load(shipped_network())
+    return bcos_fx.example_network()
 
 
 def test_it_is_small_and_says_what_it_is(network: bcos_fx.BcosNetwork, root: Path) -> None:
-    assert shipped_network().stat().st_size <= 10e6
+    assert example_path().stat().st_size <= 10e6
     assert len(network.record.classes) == 10
     assert network.record.origin is not None
     assert network.record.origin.license == "Apache-2.0"
