@@ -88,6 +88,17 @@ def first_that_runs(module: nn.Module, run: Callable[[Tensor], T]) -> tuple[Tens
     raise _no_guess_fits(failures)
 
 
+def notes_of_guess(module: nn.Module, guess: Tensor) -> list[str]:
+    """Return what a user should read of a guess: that the size of images is one, where the module records none."""
+    if guess.dim() != 4 or isinstance(module, Exported) or recorded_size(module) is not None:
+        return []
+    height, width = guess.shape[2:]
+    return [
+        f"the size of the images was guessed: {height}x{width} pixels, to which photographs are brought; if the "
+        "network was trained on others, give example_inputs= of their size (--input-shape)"
+    ]
+
+
 def _no_guess_fits(failures: Sequence[UsageError]) -> UsageError:
     """Return the error for a module that took none of the guesses."""
     sizes = ", ".join(f"{size}x{size}" for size in IMAGE_SIZES)

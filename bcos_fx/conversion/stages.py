@@ -40,6 +40,8 @@ def traced(conversion: Conversion, example_inputs: ExampleInputs | None) -> Trac
     options.check_leaves([path for path, _ in conversion.module.named_modules()])
     if example_inputs is None:
         example_inputs, found = example.first_that_runs(conversion.module, conversion.trace)
+        notes = (*found.notes, *example.notes_of_guess(conversion.module, example_inputs))
+        found = dataclasses.replace(found, notes=notes)
     else:
         found = conversion.trace(example_inputs)
     check_finite(found.graph_module)
