@@ -301,7 +301,9 @@ def _explained_by(given: Sequence[Tensor]) -> Tensor:
 
 def _check_images(model: nn.Module, images: object, given: Sequence[Tensor]) -> None:
     if not isinstance(images, Tensor):
-        raise UsageError(f"images is a {type(images).__name__}", hint="give one tensor: torch.stack(images)")
+        photographs = isinstance(model, BcosNetwork) and len(model.input_shape) == 3
+        way = "model.preprocess(images), for paths, pictures and arrays" if photographs else "torch.stack(images)"
+        raise UsageError(f"images is a {type(images).__name__}", hint=f"give one tensor: {way}")
     if not images.dim() or not len(images):
         raise UsageError("there are no images to explain")
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
