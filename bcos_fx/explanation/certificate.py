@@ -138,7 +138,9 @@ class Certificate(Displayed):
         else:
             yield f"not dynamic linear: {self.explained} is no {terms} + constants"
             yield from _listed("breaks at", [str(found) for found in self.breaks])
-        yield from _listed(f"{len(sources)} constants contribute", sources)
+        yield from _listed(
+            "1 constant contributes" if len(sources) == 1 else f"{len(sources)} constants contribute", sources
+        )
         yield from _listed("gates chosen", [f"{c.gate} in {c.node}: {c.why}" for c in self.choices])
 
     def __str__(self) -> str:

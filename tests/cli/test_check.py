@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import torch
 
+import bcos_fx
 from tests.cli import tiny_model
 from tests.cli.conftest import SHAPE, TINY, Run
 
@@ -24,6 +26,19 @@ def test_unverified_artifact_does_not_pass(run: Run, weights: Path) -> None:
     done = run("check", "u.safetensors")
     assert done.exit_code == 1
     assert "not verified" in done.stdout
+    assert "compare it with its original: bcos-fx check ORIGINAL u.safetensors" in done.stdout
+
+
+def test_a_proof_of_other_weights_does_not_decide(run: Run, weights: Path) -> None:
+    assert run("convert", weights, "--arch", TINY, *SHAPE, "--no-verify", "-o", "u.safetensors").exit_code == 0
+    network = bcos_fx.load("u.safetensors")
+    figures = dataclasses.replace(network.report.figures, trained=1)
+    trained = network.with_report(dataclasses.replace(network.report, figures=figures))
+    bcos_fx.save(trained, "trained.safetensors")
+    done = run("check", "trained.safetensors")
+    assert done.exit_code == 0, done.stdout
+    assert "not verified" in done.stdout
+    assert "Its weights were fine-tuned since" in done.stdout
 
 
 def test_original_and_converted_are_equal(run: Run, artifact: Path) -> None:
