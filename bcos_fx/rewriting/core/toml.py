@@ -6,6 +6,7 @@ stands. It only has to find keys; what they mean stays with ``tomllib``.
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -106,7 +107,9 @@ class Table:
         value = self._data.get(name, _MISSING)
         if value is _MISSING:
             if default is _MISSING:
-                raise self.error(f"the key {name!r} is missing")
+                near = difflib.get_close_matches(name, map(str, self._data), n=1)
+                hint = f"{near[0]!r} is there: write {name!r} in its place, if that is what it means" if near else None
+                raise self.error(f"the key {name!r} is missing", near[0] if near else None, hint)
             return default
         accepted = kinds if isinstance(kinds, tuple) else (kinds,)
         if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
@@ -193,7 +196,9 @@ def read_toml(path: Path) -> Table:
         text = read_text(path, TOML_BYTES, "the rule file", RuleError)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise RuleError(f"the rule file cannot be read: {reason}", where=str(path)) from error
+        lost = isinstance(error, FileNotFoundError) and path.parent.is_dir()
+        hint = nearest(path.name, [file.name for file in path.parent.glob("*.toml")]) if lost else None
+        raise RuleError(f"the rule file cannot be read: {reason}", where=str(path), hint=hint) from error
     try:
         _check_dots(text, path)
         data = tomllib.loads(text)
