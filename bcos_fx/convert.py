@@ -233,3 +233,4 @@ def _dry_run(convert: Callable[P, BcosNetwork]) -> Callable[P, Report]:
 
 
 plan = _dry_run(bcosify)
+"""Return what :func:`bcosify` would do, from the same arguments: the :class:`bcos_fx.Report` of a dry run."""

@@ -121,7 +121,10 @@ class FrozenResponseNorm(nn.Module):
     """Local response norm with its denominator held fixed (Krizhevsky, Sutskever and Hinton, NeurIPS 2012, sec. 3.3).
 
     Args:
-        size, alpha, beta, k: as for :class:`torch.nn.LocalResponseNorm`.
+        size: of the window over channels; all four as for :class:`torch.nn.LocalResponseNorm`.
+        alpha: factor of the mean power.
+        beta: exponent.
+        k: what is added to it.
     """
 
     def __init__(self, size: int, alpha: float, beta: float, k: float) -> None:

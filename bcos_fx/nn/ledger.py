@@ -154,7 +154,8 @@ class CountedLiteral(CountedConstant):
 
     Args:
         value: the number.
-        source, broadcast: see :class:`CountedConstant`.
+        source: see :class:`CountedConstant`.
+        broadcast: see there too.
     """
 
     def __init__(self, value: float, source: str, *, broadcast: bool) -> None:
