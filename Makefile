@@ -14,7 +14,7 @@ PIP_FLAGS := --quiet --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-all test-old bench lint format types build clean
+.PHONY: help venv demo test test-all test-old bench docs notebooks lint format types build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -48,6 +48,12 @@ test-old: $(OLD_STAMP) ## the core's tests on torch 2.13, without torchvision
 
 bench: $(STAMP) ## pages of docs/results whose code has changed; BENCH_ARGS="--data DIR" for those of real data
 	$(BIN)/python benchmarks/bench.py $(BENCH_ARGS)
+
+docs: $(STAMP) ## the documentation as a site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(STAMP) ## run the notebooks of docs/notebooks again, in place
+	$(BIN)/python benchmarks/notebooks.py
 
 lint: $(STAMP) ## ruff, rules and format
 	$(BIN)/ruff check .
