@@ -34,12 +34,7 @@ class Drawing(Figure):
     """A matplotlib figure outside of pyplot, which a notebook shows without ``%matplotlib inline``."""
 
     def savefig(self, fname: Any, **options: Any) -> None:
-        """Write the figure as matplotlib does, without dates and with fonts of Type 42.
-
-        Args:
-            fname: a path or a binary stream.
-            options: as for :meth:`matplotlib.figure.Figure.savefig`.
-        """
+        """Write the figure as matplotlib does, without dates and with fonts of Type 42."""
         suffix = Path(fname).suffix[1:] if isinstance(fname, str | Path) else ""
         form = str(options.get("format") or suffix or mpl.rcParams["savefig.format"]).lower()
         metadata = _DATELESS.get(form, {}) | dict(options.pop("metadata", None) or {})

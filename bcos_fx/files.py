@@ -39,10 +39,6 @@ _KINDS = {
 def check_target(path: Path, *, overwrite: bool = True) -> None:
     """Check that a file can be written to a path, before the work for it begins.
 
-    Args:
-        path: of the file.
-        overwrite: whether an existing regular file may be replaced.
-
     Raises:
         UsageError: its folder does not exist, it is something else than a regular file, or it exists and
             ``overwrite`` is false.

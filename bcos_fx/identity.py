@@ -61,11 +61,7 @@ def few(count: int) -> list[int]:
 
 
 def digest_of_items(walk: Callable[[], Iterable[Any]]) -> str | None:
-    """Return a digest of items of a data set; None where they are others each time that they are read.
-
-    Args:
-        walk: returns the items; called twice.
-    """
+    """Return a digest of items of a data set; None where they are others each time that they are read."""
     first, second = (digest_of(part for item in walk() for part in _encoded(item)) for _ in range(2))
     return first if first == second else None
 

@@ -28,12 +28,7 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
 
 def renamed(old: str, new: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a module that exists only under its former name: it warns, and passes on.
-
-    Args:
-        old: the former name of a documented module.
-        new: its name now.
-    """
+    """Return the ``__getattr__`` of a module that exists only under its former name: it warns, and passes on."""
 
     def load(name: str) -> Any:
         if name.startswith("__"):  # the import system asks for these of every module
@@ -47,11 +42,6 @@ def renamed(old: str, new: str) -> Callable[[str], Any]:
 
 def library(name: str, extra: str, purpose: str) -> Any:
     """Import a library that an extra brings.
-
-    Args:
-        name: of the library, or of a module in it.
-        extra: that brings it.
-        purpose: what it is needed for, for the message.
 
     Raises:
         MissingExtraError: it is not installed, or what it needs is not.

@@ -12,11 +12,7 @@ from bcos_fx.escaping import shown
 
 
 class EscapingConsole(Console):
-    """A console that prints every text as :func:`bcos_fx.escaping.shown` returns it.
-
-    Args:
-        options: as for :class:`rich.console.Console`.
-    """
+    """A console that prints every text as :func:`bcos_fx.escaping.shown` returns it."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**({"highlight": False} | options), markup=False, emoji=False)

@@ -114,10 +114,6 @@ def check_encoding(
 def check_images(images: object, specs: Sequence[InputSpec]) -> None:
     """Check that these are images that the converted network takes.
 
-    Args:
-        images: what the caller gave; the network's one input is to be (N, ...) like them.
-        specs: the network's inputs.
-
     Raises:
         UsageError: the network has several inputs, or the images have another form or range.
     """

@@ -120,9 +120,6 @@ def _sealed(content: dict[str, Any]) -> str:
 class Document:
     """The text of a file, parsed; its format is known, its contents are not checked yet.
 
-    Args:
-        text: JSON.
-
     Raises:
         ArtifactError: it is no JSON object, or of a newer format.
     """

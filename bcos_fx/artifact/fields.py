@@ -8,12 +8,7 @@ from bcos_fx.errors import ArtifactError
 
 
 class Fields:
-    """A JSON object whose keys are asked for with the type that they must have.
-
-    Args:
-        value: JSON data; anything but an object is an error.
-        where: what to call it in an error.
-    """
+    """A JSON object whose keys are asked for with the type that they must have."""
 
     def __init__(self, value: Any, where: str) -> None:
         self.where = where

@@ -83,12 +83,7 @@ def _dotted(function: Any) -> str:
 
 
 class GraphBuilder:
-    """Rebuilds a graph from its nodes as data.
-
-    Args:
-        root: holds the modules and tensors that the graph calls and reads.
-        vocabulary: knows the ops.
-    """
+    """Rebuilds a graph from its nodes as data."""
 
     def __init__(self, root: nn.Module, vocabulary: Vocabulary) -> None:
         self._root, self._vocabulary = root, vocabulary
@@ -97,10 +92,6 @@ class GraphBuilder:
 
     def read(self, entries: list[Any], inputs: Sequence[str]) -> fx.Graph:
         """Return the graph.
-
-        Args:
-            entries: its nodes.
-            inputs: names of the network's inputs, in order.
 
         Raises:
             ArtifactError: a name, a target or an argument that no graph of bcos_fx has, or other inputs.

@@ -49,15 +49,7 @@ def _is_free_at_root(name: str) -> bool:
 
 
 class ModuleWriter:
-    """Turns a network's modules into entries.
-
-    Args:
-        vocabulary: names the classes.
-
-    Attributes:
-        entries: one per module and place, parents first.
-        tensors: key -> tensor, each once.
-    """
+    """Turns a network's modules into entries."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._spellings = vocabulary.spellings
@@ -201,12 +193,7 @@ def _stored(tensor: Tensor, where: str) -> Tensor:
 
 
 class ModuleReader:
-    """Rebuilds a module tree from its entries.
-
-    Args:
-        vocabulary: knows the classes.
-        tensors: key -> tensor.
-    """
+    """Rebuilds a module tree from its entries."""
 
     def __init__(self, vocabulary: Vocabulary, tensors: Mapping[str, Tensor]) -> None:
         self._classes = {name: resolve(name) for op in vocabulary if not op.view for name in op.modules}

@@ -96,12 +96,6 @@ def _parts(value: Any) -> tuple[str, list[Any]] | None:
 def decode(value: Any, where: str, nodes: Mapping[str, fx.Node] | None = None, depth: int = 0) -> Any:
     """Return the value that :func:`encode` wrote.
 
-    Args:
-        value: JSON data.
-        where: what to call its place in an error.
-        nodes: name -> node, for references to nodes.
-        depth: how many containers it lies in.
-
     Raises:
         ArtifactError: nothing that :func:`encode` writes.
     """

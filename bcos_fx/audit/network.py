@@ -17,13 +17,7 @@ _LISTED = 20
 def network_sections(
     network: BcosNetwork, certification: Certification, file: list[tuple[str, str]]
 ) -> Iterator[Section]:
-    """Yield what is known of a network.
-
-    Args:
-        network: as it was read.
-        certification: of it, on the photograph.
-        file: rows about its file.
-    """
+    """Yield what is known of a network."""
     record = network.record
     count = sum(parameter.numel() for parameter in network.parameters())
     rows = [*file, *described(record.classes, record.training, record.origin), ("parameters", f"{count:,}")]

@@ -51,11 +51,7 @@ def pdf(found: Audit) -> bytes:
 
 
 class _Pages:
-    """Pages that are filled from the top; what does not fit goes onto the next one.
-
-    Attributes:
-        figures: the pages so far.
-    """
+    """Pages that are filled from the top; what does not fit goes onto the next one."""
 
     def __init__(self) -> None:
         self.figures: list[Figure] = []

@@ -22,12 +22,7 @@ _FORMS = "give a tensor (N, ...), whatever evaluate takes as data, or an iterabl
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples.
-
-    Attributes:
-        inputs: what the network takes, on its device and in its dtype; newly allocated.
-        labels: (N,) class indices, or None.
-    """
+    """Some samples: newly allocated inputs on the network's device and in its dtype, and labels (N,) or None."""
 
     inputs: tuple[Tensor, ...]
     labels: Tensor | None

@@ -189,10 +189,6 @@ def layers_of(
 ) -> tuple[list[Layer], dict[str, str]]:
     """Find what can be calibrated.
 
-    Args:
-        network: it.
-        constants: path of a module -> the share in [0, 1] of its constant that is left; all of it where none is given.
-
     Returns:
         The layers, in the order of the graph; and node -> why not, for those that are of a kind but cannot be.
     """

@@ -12,9 +12,6 @@ class Moments:
     Batches are merged by their counts, means and squared deviations (Chan, Golub and LeVeque, "Algorithms for
     Computing the Sample Variance", The American Statistician 1983, section 2), so nothing is lost where a mean is
     large beside its deviation.
-
-    Args:
-        dim: the dimension of the values that counts channels.
     """
 
     def __init__(self, dim: int) -> None:

@@ -136,13 +136,7 @@ class Original:
         return self._program.places.get(self._counterparts.get(name, ""), -1)
 
     def run(self, inputs: tuple[Tensor, ...], names: Sequence[str], seen: Callable[[str, Tensor], None]) -> Any:
-        """Run the original, and return its output.
-
-        Args:
-            inputs: what the network takes.
-            names: nodes of the network that the original has too.
-            seen: called with each of them and what its counterpart gives, in the order of the original's graph.
-        """
+        """Run the original, and return its output."""
         program = self._program
         values, position = program.start(self._inputs(inputs)), 0
         for name in sorted(names, key=self._place):

@@ -24,16 +24,7 @@ Values = dict[str, Any]
 
 
 class Program:
-    """The nodes of a graph in order, which can be run from any place to any other.
-
-    Args:
-        graph: lists the nodes.
-        root: holds the modules and tensors that they name; modules run in the mode that they are in.
-
-    Attributes:
-        nodes: in order.
-        places: name of a node -> its place in the order.
-    """
+    """The nodes of a graph in order, which can be run from any place to any other."""
 
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
         self.nodes: list[fx.Node] = list(graph.nodes)
@@ -84,11 +75,7 @@ class Program:
 
 
 class Frontier:
-    """What the runs of all batches need of what they have computed; a context, which removes its files.
-
-    Args:
-        memory: how many bytes may lie in memory; what comes beyond lies in temporary files.
-    """
+    """What the runs of all batches need of what they have computed; a context, which removes its files."""
 
     def __init__(self, memory: int) -> None:
         self._memory = memory

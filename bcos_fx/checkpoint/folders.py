@@ -94,9 +94,6 @@ def digest_of_weights(path: Path) -> tuple[str, str]:
 def configuration_beside(path: Path) -> dict[str, Any] | None:
     """Return what ``config.json`` says of the shape of a network; None where no such file is beside its weights.
 
-    Args:
-        path: a folder, or a file of weights.
-
     Raises:
         CheckpointError: it is no configuration, or one of quantized weights.
     """
@@ -112,10 +109,6 @@ def configuration_beside(path: Path) -> dict[str, Any] | None:
 
 def json_beside(path: Path, name: str) -> Mapping[str, Any]:
     """Return what a file of a name beside weights holds; nothing where there is none.
-
-    Args:
-        path: a folder, or a file of weights.
-        name: of the file.
 
     Raises:
         CheckpointError: it holds no JSON object.

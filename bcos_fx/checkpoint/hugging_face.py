@@ -36,12 +36,6 @@ def named_class(library: Any, name: str, arch: str) -> tuple[type[nn.Module], di
 def configured(kind: Any, content: Mapping[str, Any] | None, chosen: Mapping[str, str], arch: str) -> Any:
     """Return the configuration of a class: what a file says of it, or the default of its kind.
 
-    Args:
-        kind: a class of transformers.
-        content: the file's entries; None for the default.
-        chosen: further options.
-        arch: as the user named it.
-
     Raises:
         CheckpointError: the file is of another kind of network.
     """
@@ -65,10 +59,6 @@ def renamed(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
     Files from before some version call a layer norm's weight ``gamma``, or a projection by another path; transformers
     has the table. Nothing is read or fetched: it gets the configuration and the tensors.
-
-    Args:
-        module: the network, which is not changed.
-        tensors: the weights by the names that they have in the file.
 
     Returns:
         What fits, what is left over by its own name, and what has another shape without its numbers; None where the

@@ -30,11 +30,6 @@ def names_weights(source: str, name: str) -> bool:
 def built(factory: Callable[[], Any], arch: str, weights: Callable[[], str] | None = None) -> nn.Module:
     """Build a network.
 
-    Args:
-        factory: builds it.
-        arch: as the user named it, for errors.
-        weights: says which file the factory reads, and where it looks for it; None where it reads none.
-
     Raises:
         CheckpointError: the factory failed or returned no module, or the weights cannot be had.
     """

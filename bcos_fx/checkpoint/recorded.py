@@ -23,9 +23,6 @@ _MOST_CLASSES, _MOST_CHANNELS, _LARGEST_SIDE = 200_000, 4, 4096
 def recorded_architecture(path: Path) -> str | None:
     """Return the ``--arch`` that ``config.json`` names, ``transformers:CLASS`` or ``timm:NAME``, or None.
 
-    Args:
-        path: a folder, or a file of weights.
-
     Raises:
         CheckpointError: it names one that the library does not have, or one with options of its own.
         MissingExtraError: the library is not installed.

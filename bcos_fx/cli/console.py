@@ -17,11 +17,6 @@ def console() -> EscapingConsole:
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print a text on a line of its own, escaped as :func:`bcos_fx.escaping.shown` does.
-
-    Args:
-        text: what to print.
-        err: to stderr and not to stdout.
-    """
+    """Print a text on a line of its own, escaped as :func:`bcos_fx.escaping.shown` does."""
     stream = typer.get_text_stream("stderr" if err else "stdout")
     typer.echo(shown(text, stream.encoding or "utf-8"), err=err)

@@ -151,11 +151,7 @@ def _tell_tuned(found: Explanation, picture: Path) -> None:
 
 
 def photographs(shape: tuple[int, ...] = _SHAPE) -> tuple[Tensor, list[int]]:
-    """Return foolbox's 20 ImageNet photographs and their classes, which are in the files' names.
-
-    Args:
-        shape: (C, H, W) that they are brought to.
-    """
+    """Return foolbox's 20 ImageNet photographs and their classes, which are in the files' names."""
     import torch
 
     from bcos_fx.data.preprocessing import Preprocessing

@@ -53,12 +53,6 @@ def certified(
 def compared_whole(original: nn.Module, network: BcosNetwork, batch_axis: int | None, *, encoded: bool) -> Verification:
     """Compare a network with its original on whole inputs, where samples are not the first dimension.
 
-    Args:
-        original: takes images as the converted network does where ``encoded``.
-        network: converted.
-        batch_axis: as for :func:`certified`.
-        encoded: whether ``original`` takes the same inputs.
-
     Raises:
         UsageError: the inputs cannot be made up, or have no such dimension.
     """

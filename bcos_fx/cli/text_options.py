@@ -11,14 +11,7 @@ TEMPLATES = "a file with one a line and {} where the name goes, or imagenet, the
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Texts or class names, and what embeds them.
-
-    Attributes:
-        names: what was named.
-        tower: name of a text tower, or None.
-        stored: a file of embeddings, or None.
-        templates: a file of templates or ``imagenet``; None: names are taken as they are.
-    """
+    """Texts or class names, and what embeds them."""
 
     names: tuple[str, ...] = ()
     tower: str | None = None

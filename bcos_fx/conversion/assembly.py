@@ -14,13 +14,7 @@ from bcos_fx.verification.equivalence import Verification
 
 
 def assembled(stage: Changed, verification: Verification | None, train: str) -> BcosNetwork:
-    """Wrap the graph with everything that is known about it.
-
-    Args:
-        stage: the stage before.
-        verification: the proof of the preserving phases; None if it was not asked for.
-        train: ``refuse`` or ``eval-graph``; see :func:`bcos_fx.bcosify`.
-    """
+    """Wrap the graph with everything that is known about it."""
     traced = stage.preserved.traced
     traced.reader.refresh()
     guards = tuple(Guard(guard.kind, repr(guard.value), guard.source) for guard in traced.trace.guards)

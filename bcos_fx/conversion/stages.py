@@ -29,12 +29,7 @@ from bcos_fx.verification.drift import DriftMeter
 
 
 def traced(conversion: Conversion, example_inputs: ExampleInputs | None) -> Traced:
-    """Turn the module into a graph of its own, and note what every node is.
-
-    Args:
-        conversion: what was asked for.
-        example_inputs: what the module takes; None: guesses are tried.
-    """
+    """Turn the module into a graph of its own, and note what every node is."""
     conversion.begin("tracing")
     options = conversion.recipe.options
     options.check_leaves([path for path, _ in conversion.module.named_modules()])
@@ -114,12 +109,7 @@ def _bcos_layers(graph_module: fx.GraphModule) -> dict[str, nn.Module]:
 
 
 def changed(preserved: Preserved, *, measured: bool) -> Changed:
-    """Run the phases that change the function, and measure how far each rule moved the output.
-
-    Args:
-        preserved: the stage before.
-        measured: whether to measure.
-    """
+    """Run the phases that change the function, and measure how far each rule moved the output."""
     network = preserved.traced.graph_module
     preserved.traced.precision.restore_()
     meter = DriftMeter(network, drift_batches(preserved)) if measured else None

@@ -91,12 +91,7 @@ def source_for(data: object, classes: Sequence[str]) -> ImageSource:
 
 
 def unmatched(source: ImageSource, classes: Sequence[str]) -> str | None:
-    """Describe names of classes of which the data and the network share none; None where they share some.
-
-    Args:
-        source: what :func:`source_for` returned.
-        classes: names of the network's classes.
-    """
+    """Describe names of classes of which the data and the network share none; None where they share some."""
     if not classes or not source.classes or any(classes_named(name, classes) for name in source.classes):
         return None
     return (
@@ -177,11 +172,7 @@ def _label(label: Any, name: str) -> Any:
 
 
 class _ItemSource(ImageSource):
-    """What data sets with and without a length have in common.
-
-    Attributes:
-        dataset: the data set.
-    """
+    """What data sets with and without a length have in common."""
 
     dataset: Any
 

@@ -71,11 +71,6 @@ def read_picture(path: Path, mode: str) -> Image.Image:
 def read_content(path: Path, offset: int = 0, size: int | None = None) -> bytes:
     """Read the bytes of one image.
 
-    Args:
-        path: of a regular file.
-        offset: of the first byte, where the file holds several images.
-        size: in bytes; None: up to the end of the file.
-
     Raises:
         Unreadable: it is not a regular file, too large, or cannot be read.
     """

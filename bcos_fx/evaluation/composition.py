@@ -11,15 +11,7 @@ from bcos_fx.methods.method import Method
 
 
 def composed(images: Tensor, side: int) -> Tensor:
-    """Put images beside each other: number k at row k mod side, column k div side.
-
-    Args:
-        images: (side², C, h, w).
-        side: cells in a row.
-
-    Returns:
-        (C, side · h, side · w).
-    """
+    """Put images (side², C, h, w) into one (C, side · h, side · w): number k at row k mod side, column k div side."""
     count, channels, height, width = images.shape
     if count != side * side:
         raise UsageError(f"{count} images do not fill a grid of {side}x{side}")
@@ -33,11 +25,6 @@ def windowed(method: Method, height: int, width: int) -> Method:
     As published for vision transformers (Böhle et al., "B-cos Alignment", TPAMI 2024, section 5): the image is padded
     with zeros by half a window on each side, windows follow each other at half their size (25 of them for 2×2 cells),
     each is explained for all targets, and where windows overlap their contributions are added up.
-
-    Args:
-        method: explains images of ``height`` × ``width``.
-        height: of a window in pixels, even.
-        width: likewise.
     """
     if height % 2 or width % 2:
         raise UsageError(f"windows of {height}x{width} pixels have no half", hint="take a network of an even size")

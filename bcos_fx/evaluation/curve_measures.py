@@ -24,15 +24,7 @@ Curve = Callable[[Method, nn.Module, Tensor, int], Sequence[float]]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CurveSet(Displayed):
-    """What a measure found for each method, as curves over the share of an image that was changed.
-
-    Attributes:
-        measure: its name.
-        places: (points,) shares in [0, 1].
-        values: method -> (images, points).
-        ylabel: what the values are.
-        settings: what the measure was set to.
-    """
+    """A measure's curves, method -> (images, points), over shares (points,) in [0, 1] of an image that was changed."""
 
     measure: str
     places: npt.NDArray[np.float64]
@@ -59,14 +51,6 @@ def curve_measure(
 
     The network's own map comes first among the methods and is measured on the network; the others explain the original
     and are measured on that.
-
-    Args:
-        name: of the measure, and of its files.
-        curve: one image's values, as many as places, the same whenever it is called.
-        places: shares in [0, 1] of the image that was changed.
-        ylabel: what the values are.
-        settings: what the measure is set to.
-        images: how many at most.
     """
     given = {"images_at_most": images, **(settings or {})}
 

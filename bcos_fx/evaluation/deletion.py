@@ -179,10 +179,6 @@ def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
 def imputed(images: Tensor, imputation: str) -> Tensor:
     """Return what stands in the place of pixels (N, C, H, W) that are not there.
 
-    Args:
-        images: (N, C, H, W).
-        imputation: ``zero``, ``mean`` or ``blur``.
-
     Raises:
         UsageError: it is none of these.
     """

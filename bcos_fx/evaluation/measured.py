@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 def bootstrap_interval(values: Tensor, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Return the :func:`~bcos_fx.evaluation.intervals.bootstrap` interval of a mean.
 
-    Args:
-        values: (S, ...), whose S samples are drawn again with their whole rows; NaN where nothing could be measured.
-        level: the share of resampled means inside, in (0, 1).
-        seed: of the draws.
-
     Raises:
         UsageError: there are no values, or the level is none.
     """

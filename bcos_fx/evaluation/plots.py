@@ -44,9 +44,6 @@ def boxes(results: Sequence[Scores]) -> Figure:
     A box spans the quartiles of all targets' scores, whiskers reach 1.5 times as far, the diamond is the mean, and the
     dashed line is what a uniform map scores.
 
-    Args:
-        results: of one protocol.
-
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
@@ -89,13 +86,7 @@ def _label(result: Scores, most: int) -> str:
 def curves(
     found: Mapping[str, npt.NDArray[np.float64]], places: npt.NDArray[np.float64], *, xlabel: str, ylabel: str
 ) -> Figure:
-    """Draw a curve for each method: the mean over images, with its standard error as a band.
-
-    Args:
-        found: name -> (images, points).
-        places: (points,) where on the x axis they are.
-        xlabel: of the x axis.
-        ylabel: of the y axis.
+    """Draw a curve for each method, (images, points): the mean over images, with its standard error as a band.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

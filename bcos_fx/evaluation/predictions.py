@@ -67,12 +67,7 @@ class EvaluationTask:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the pass over all images found.
-
-    Attributes:
-        predictions: of the images that could be read, in order.
-        unreadable: name -> reason.
-    """
+    """What the pass over all images found, and name -> reason of those that could not be read."""
 
     predictions: tuple[Prediction, ...]
     unreadable: Mapping[str, str]

@@ -13,12 +13,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes that work together, and which of them this is.
-
-    Attributes:
-        rank: of this process, from 0.
-        size: how many there are.
-    """
+    """The processes that work together, and which of them this is."""
 
     rank: int = 0
     size: int = 1

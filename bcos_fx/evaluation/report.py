@@ -26,16 +26,9 @@ _LISTED = 20
 
 
 def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write ``results.json``, ``results.csv``, ``scores.csv``, plots as ``.png`` and ``evaluation.html``.
+    """Write ``results.json``, ``results.csv``, ``scores.csv``, plots and ``evaluation.html``; return their paths.
 
     Each file is written whole or not at all; those that are there are replaced.
-
-    Args:
-        evaluation: what was measured.
-        folder: an existing folder.
-
-    Returns:
-        The files.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

@@ -59,13 +59,6 @@ class Runner:
     ) -> list[Any]:
         """Compute all pieces that are not yet on the disk, and return the results of all of them in order.
 
-        Args:
-            name: of the work: of its file, without suffix.
-            header: what the results are of.
-            sizes: of each piece, in things that the user counts.
-            compute: from a piece's number to its result, plain data.
-            label: what is shown while it runs.
-
         Raises:
             UsageError: there are results of something else under that name, or another run works in the folder.
         """

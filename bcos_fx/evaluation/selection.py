@@ -164,14 +164,7 @@ def fair(
 
 
 def select(predictions: Sequence[Prediction], protocol: Protocol) -> tuple[Grid, ...]:
-    """Make grids of correctly classified images.
-
-    Args:
-        predictions: of all images, in the source's order: among equally confident images the earlier comes first.
-        protocol: how.
-
-    Returns:
-        As many grids as were wanted, or as the images suffice for; at least one.
+    """Make grids of correctly classified images: as many as are wanted or the images suffice for, at least one.
 
     Raises:
         UsageError: the images do not suffice for one grid; says what there is.

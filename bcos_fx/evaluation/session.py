@@ -99,11 +99,6 @@ def run_evaluation(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluati
 
     Every method plays on the same grids: those of images that ``task.model`` is sure of.
 
-    Args:
-        task: network, images, and the original for baselines.
-        plan: what is measured.
-        runner: how the work is done.
-
     Raises:
         UsageError: baselines without an original network, data that do not fit, or a folder that is in use.
     """

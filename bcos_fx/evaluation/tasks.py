@@ -60,11 +60,6 @@ def _classes_of(original: nn.Module, count: int) -> tuple[str, ...]:
 def preprocessing_of(model: nn.Module, source: ImageSource, shape: tuple[int, ...] | None = None) -> Preprocessing:
     """Return how images become a network's input: as its file records it, else as is published for its kind.
 
-    Args:
-        model: the network.
-        source: whose first tensor gives the shape, where neither the network nor ``shape`` does.
-        shape: (C, H, W) of one image.
-
     Raises:
         UsageError: the shape is not known, or not that of an image.
     """

@@ -43,12 +43,6 @@ class Onnx:
     def write(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], facts: str) -> bytes:
         """Return the file.
 
-        Args:
-            program: the graph.
-            inputs: names of what it takes.
-            outputs: names of what it gives.
-            facts: what is known about it, as JSON.
-
         Raises:
             TraceError: ONNX has no operation for one of the program's.
             UsageError: the file would be larger than 2 GiB.

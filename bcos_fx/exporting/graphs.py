@@ -25,11 +25,7 @@ _LABELS = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "to
 
 
 class NetworkGraph(nn.Module):
-    """A network as it is: (*inputs) to all tensors that it gives, in order.
-
-    Args:
-        network: in eval mode.
-    """
+    """A network as it is: (*inputs) to all tensors that it gives, in order."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

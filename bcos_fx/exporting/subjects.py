@@ -77,12 +77,7 @@ class Exportable(ABC):
 
 
 class ExportableNetwork(Exportable):
-    """A network as it is.
-
-    Args:
-        network: in eval mode.
-        given: samples, (N, ...) for each input.
-    """
+    """A network as it is."""
 
     kind = "network"
 

@@ -33,12 +33,7 @@ def check_images(images: object) -> Tensor:
 
 
 def check_targets(images: Tensor, targets: object, classes: int | None = None) -> Tensor:
-    """Return the targets as indices (N, K) on the images' device.
-
-    Args:
-        images: (N, C, H, W).
-        targets: (N, K) integers; (N,) is one class per image.
-        classes: how many classes there are, if known.
+    """Return the targets, (N, K) or (N,) class indices, as indices (N, K) on the images' device.
 
     Raises:
         UsageError: they are something else, or name no class.

@@ -133,12 +133,7 @@ _FORMS: dict[str, tuple[dict[str, StandIn], tuple[str, ...], tuple[str, ...]]] =
 
 
 class ModuleForm(nn.Module):
-    """A graph that is run with modules of its own at some nodes.
-
-    Args:
-        graph_module: the graph; not changed.
-        stand_ins: node name -> the module that computes it from its first argument.
-    """
+    """A graph that is run with modules of its own at some nodes."""
 
     def __init__(self, graph_module: fx.GraphModule, stand_ins: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -166,12 +161,7 @@ class _ModuleRun(fx.Interpreter):
 
 
 class ModuleForms:
-    """The module form of one network for images of each size, made when it is first needed.
-
-    Args:
-        network: takes (N, C, H, W), gives (N, classes).
-        method: ``Guided Backpropagation`` or ``DeepLIFT``, as messages name it.
-    """
+    """The module form of one network for images of each size, made when it is first needed."""
 
     def __init__(self, network: nn.Module, method: str) -> None:
         self.network, self.method = network, method

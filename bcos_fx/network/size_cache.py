@@ -28,12 +28,7 @@ Convert = Callable[[Sequence[Tensor]], BcosNetwork]
 
 
 class SizeCache:
-    """The networks for other sizes that were asked for so far.
-
-    Args:
-        source: what was converted; it must stay as it was.
-        convert: converts it again.
-    """
+    """The networks for other sizes that were asked for so far."""
 
     def __init__(self, source: nn.Module, convert: Convert) -> None:
         self._source, self._convert = source, convert

@@ -35,26 +35,14 @@ Facts = Sequence[tuple[str, str]]
 
 
 def render(report: Findings, *, nodes: bool = False, width: int = 110) -> str:
-    """Return the report as plain text, without color codes.
-
-    Args:
-        report: of a conversion or a dry run.
-        nodes: list every node too.
-        width: of the lines, in characters.
-    """
+    """Return the report as plain text, without color codes."""
     lines = io.StringIO()
     show(report, plain_console(lines, width), nodes=nodes)
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines()) + "\n"
 
 
 def show(report: Findings, console: Console, *, nodes: bool = False) -> None:
-    """Print the report, in color where the console has any.
-
-    Args:
-        report: of a conversion or a dry run.
-        console: where to.
-        nodes: list every node too.
-    """
+    """Print the report, in color where the console has any."""
     _print(console, _sections(report, nodes))
 
 
@@ -77,14 +65,7 @@ def _print(console: Console, sections: Iterable[tuple[str, RenderableType]]) -> 
 
 
 def render_head(report: Findings, *, before: Facts = (), after: Facts = (), width: int = 110) -> str:
-    """Return recipe, options, inputs, coverage and verdict as plain text, between facts of the caller's.
-
-    Args:
-        report: of a conversion.
-        before: more facts, as label and value, for the top.
-        after: likewise, for the end.
-        width: of the lines, in characters.
-    """
+    """Return recipe, options, inputs, coverage and verdict as plain text, between facts of the caller's."""
     lines = io.StringIO()
     console = plain_console(lines, width)
     facts = [*before, *opening(report), *head_rows(report), ("equivalence", verdict_line(report)), *after]

@@ -67,16 +67,7 @@ class TextTower(ABC):
 
 
 class TokenTower(TextTower):
-    """A tower made of three functions.
-
-    Args:
-        name: as for every tower.
-        module: likewise.
-        context: likewise.
-        length: from a text to the number of its tokens.
-        tokenize: from texts to what ``embed`` takes.
-        embed: from that to vectors (N, D).
-    """
+    """A tower made of three functions."""
 
     def __init__(
         self,

@@ -17,9 +17,6 @@ class Draws:
 
     The state of the generators decides, not the name of the call: dropout draws where it is trained, and whatever a
     library calls its own noise draws too.
-
-    Attributes:
-        drew: the call that was run last did, and no node was noted for it yet.
     """
 
     def __init__(self) -> None:

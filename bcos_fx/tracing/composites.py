@@ -22,10 +22,6 @@ def find(function: Callable[..., Any], part: PartContext) -> Composite | None:
     """Return the function that computes what a PyTorch function or method does by several calls; None for others.
 
     The result of that function is NotImplemented where these arguments are better recorded as the call that they are.
-
-    Args:
-        function: as it was called.
-        part: names parts of the module that is running, for calls that are short for several layers.
     """
     if function is functional.multi_head_attention_forward:
         return functools.partial(multi_head_attention, part)

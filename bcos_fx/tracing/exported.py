@@ -30,9 +30,6 @@ class Exported(nn.Module):
     """An exported program with the names of the module that it was made from.
 
     Its parameters are the program's own. The mode was fixed when it was exported.
-
-    Args:
-        program: what ``torch.export.export`` returned.
     """
 
     def __init__(self, program: ExportedProgram) -> None:

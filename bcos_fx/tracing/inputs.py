@@ -136,11 +136,6 @@ def _check(name: str, tensor: Tensor) -> None:
 def axes_by_name(names: Sequence[str], given: Sequence[Tensor], batch_axis: BatchAxis) -> tuple[int | None, ...]:
     """Return the dimension of samples for each input; those that are not named belong to every sample.
 
-    Args:
-        names: of the inputs, in order.
-        given: the inputs, as the network takes them.
-        batch_axis: as the caller gave it.
-
     Raises:
         UsageError: there is no such dimension or input, or inputs hold different numbers of samples.
     """

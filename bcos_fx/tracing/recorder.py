@@ -31,11 +31,7 @@ from bcos_fx.tracing.source import SourceLine, autograd_forwards, current_source
 
 
 class Recorder(TorchFunctionMode):
-    """The graph of one forward pass, in the making.
-
-    Args:
-        state: the module's parameters and buffers by name.
-    """
+    """The graph of one forward pass, in the making."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         super().__init__()

@@ -39,9 +39,6 @@ def plain_scalar(value: Any) -> Any:
 
     Numbers that are not finite and -0.0 stay as they are.
 
-    Args:
-        value: a leaf of a call's arguments, no tensor.
-
     Raises:
         ForeignScalarError: there is none, or only a rounded one.
     """

@@ -24,17 +24,7 @@ Agree = Callable[[Tensor, Tensor], bool]
 def drop_needless_checks(
     graph_module: GraphModule, inputs: list[Tensor], run: RunGraph, agree: Agree
 ) -> tuple[str, ...]:
-    """Take out of a graph, in place, the checks of numbers that it is right without.
-
-    Args:
-        graph_module: with a call of :func:`require` for each number that was read.
-        inputs: the graph's, of the example run.
-        run: the module itself.
-        agree: whether two outputs are the same up to rounding.
-
-    Returns:
-        One sentence for each number that was read.
-    """
+    """Take checks of numbers that a graph is right without out of it, in place; return a sentence for each number."""
     checks = [node for node in graph_module.graph.nodes if node.target is require]
     if not checks:
         return ()

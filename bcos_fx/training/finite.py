@@ -18,12 +18,7 @@ def broken_tensor(module: nn.Module) -> str | None:
 
 @torch.no_grad()
 def culprit(network: nn.Module, images: Tensor) -> str:
-    """Say which layer made the first value that is not finite, for these images.
-
-    Args:
-        network: run once more, in its mode.
-        images: (N, ...).
-    """
+    """Say which layer made the first value that is not finite, for these images."""
     if not bool(torch.isfinite(images).all()):
         return "the images themselves hold NaN or infinity"
     broken = broken_tensor(network)

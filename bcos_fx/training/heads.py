@@ -17,12 +17,7 @@ HEADS = ("keep", "new", "subset")
 
 @dataclass(frozen=True)
 class Head:
-    """A choice of the head.
-
-    Attributes:
-        kind: one of :data:`HEADS`.
-        names: of the network's classes, for ``subset``.
-    """
+    """A choice of the head."""
 
     kind: str = "keep"
     names: Sequence[str] | None = None

@@ -20,15 +20,7 @@ def identity(
     data: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return names -> plain data: the network as training begins, its original, recipe, data and settings.
-
-    Args:
-        network: with its start weights.
-        training: its recipe.
-        original: the original network, or None.
-        data: what images there are, by their use.
-        settings: what else decides about the result or the history.
-    """
+    """Return names -> plain data: the network as training begins, its original, recipe, data and settings."""
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
     described = None if original is None else {"structure": structure_of(original), "values": values_of(original)}
     found = {

@@ -18,17 +18,7 @@ LEAST_NORM = 1e-3
 def parameter_groups(
     network: nn.Module, pressures: Iterable[nn.Parameter], options: Optimizer, head: nn.Module | None = None
 ) -> list[dict[str, Any]]:
-    """Sort parameters into groups: weights; what has one dimension (norms, gains, biases), never decayed; B; the head.
-
-    Args:
-        network: its parameters that require a gradient, each once.
-        pressures: learned B.
-        options: rates and decay.
-        head: the last layer, where it has a rate of its own.
-
-    Returns:
-        Groups as torch's optimizers take them, named; empty ones left out.
-    """
+    """Sort parameters into groups: weights; what has one dimension (norms, gains, biases), never decayed; B; head."""
     of_head = set() if head is None else set(head.parameters())
     trained = [p for p in network.parameters() if p.requires_grad]
     decayed, free = {"weight_decay": options.weight_decay}, {"weight_decay": 0.0}
@@ -82,10 +72,6 @@ def clip_adaptively_(parameters: Iterable[nn.Parameter], clipping: float) -> Non
     Brock et al., "High-Performance Large-Scale Image Recognition Without Normalization", ICML 2021, section 4.1: unit
     by unit, |g| <= clipping * max(|w|, 1e-3). Applied to all parameters, as the B-cosification recipe does: a unit is
     what one output reads, and a whole vector (the scale of a norm, a bias) is one unit.
-
-    Args:
-        parameters: those without a gradient are passed over.
-        clipping: > 0.
     """
     for parameter in parameters:
         gradient = parameter.grad

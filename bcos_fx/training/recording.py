@@ -250,12 +250,7 @@ def duration(seconds: float) -> str:
 
 
 def shares(found: Explanation, without: tuple[str, ...] = ()) -> tuple[float, float]:
-    """Return the mean share of constants in an explanation's absolute sums, and its largest relative gap.
-
-    Args:
-        found: the explanation.
-        without: constants that the share leaves out.
-    """
+    """Return the mean share of constants in an explanation's absolute sums, and its largest relative gap."""
     sums = found.sums
     counted = replace(sums, constants={name: part for name, part in sums.constants.items() if name not in without})
     return float(counted.share_of_constants.mean()), float(sums.relative_gap.max())
@@ -288,16 +283,7 @@ def run_of(
     images: int | None,
     validation: object,
 ) -> TrainingRun:
-    """Return what a network keeps of a run.
-
-    Args:
-        training: as it was run.
-        recipe: what it is called.
-        history: of the run, epoch 0 first.
-        data: the training images, in the caller's form.
-        images: how many there are; None where that is not known.
-        validation: the test images; None for none.
-    """
+    """Return what a network keeps of a run."""
     loss = training.loss if isinstance(training.loss, str) else " + ".join(training.loss)
     optimizer = training.optimizer
     return TrainingRun(

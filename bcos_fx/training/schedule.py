@@ -129,12 +129,7 @@ class BiasDecay:
 
 @dataclass(frozen=True)
 class LossDecay:
-    """How the weight of one of several losses goes to 0: a teacher helps at first, and holds back in the end.
-
-    Attributes:
-        loss: its name.
-        course: how far its weight has gone from what the recipe says to 0.
-    """
+    """How the weight of one of several losses goes to 0: a teacher helps at first, and holds back in the end."""
 
     loss: str
     course: Course

@@ -21,14 +21,7 @@ _LEAST_BATCHES, _SMALLEST_BATCH, _MOST_EPOCHS = 12, 8, 200
 
 @dataclass(frozen=True)
 class Sizing:
-    """A training that fits its data.
-
-    Attributes:
-        training: with the epochs and the batch size that are used.
-        images: images trained on in each epoch.
-        steps: in all epochs together.
-        notes: one sentence for each thing that a user should know about it.
-    """
+    """A training that fits its data."""
 
     training: Training
     images: int
@@ -51,17 +44,7 @@ def steps_per_epoch(images: int, training: Training) -> int:
 
 
 def sized(training: Training, images: int, given: Collection[str], counts: Sequence[int] = ()) -> Sizing:
-    """Fit a recipe's training to the data: smaller batches and more epochs where its steps are too few.
-
-    Args:
-        training: as the recipe has it, with the changes that were asked for.
-        images: how many there are to train on, at least 1.
-        given: names of the options that were asked for; those are left as they are.
-        counts: images of each class, where that is known.
-
-    Returns:
-        The training, and what there is to say about it.
-    """
+    """Fit a training to the data, given options aside: smaller batches and more epochs where its steps are too few."""
     recipe, notes = training, []
     if steps_per_epoch(images, training) * training.epochs < ENOUGH_STEPS:
         if "batch_size" not in given:

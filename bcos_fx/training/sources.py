@@ -15,10 +15,6 @@ from bcos_fx.errors import UsageError
 class Renumbered(ImageSource):
     """Images whose labels are some of many class indices, counted from 0 instead.
 
-    Args:
-        source: the images.
-        indices: the class indices, in their new order.
-
     Raises:
         UsageError: a label is none of them, or labels are part of what the source reads.
     """

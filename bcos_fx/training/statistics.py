@@ -19,9 +19,6 @@ class MomentumFloor:
 
     While training runs, the momentum of every norm is at least what leaves a thousandth of them after as many batches
     as an epoch has. A norm whose statistics are frozen (0) or the plain mean of all batches (None) is left as it is.
-
-    Args:
-        network: that whose norms forget; nothing is changed yet.
     """
 
     def __init__(self, network: nn.Module) -> None:

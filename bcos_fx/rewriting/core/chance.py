@@ -16,10 +16,6 @@ def draws_at_random(node: fx.Node, call: Call | None) -> bool:
 
     A traced node says so itself: a random generator has moved on while it ran. Of one that was not run, PyTorch's own
     mark counts (``torch.Tag.nondeterministic_seeded``), and of what may draw its options (:mod:`refinement`).
-
-    Args:
-        node: of a graph of eval mode.
-        call: the node as a call of the vocabulary, if it is one.
     """
     if DRAWS in node.meta:
         return bool(node.meta[DRAWS])

@@ -24,10 +24,6 @@ _NOT_DYNAMIC_LINEAR = frozenset({"gate", "opaque"})
 def before_last_gate(node: fx.Node, read: Reader) -> fx.Node:
     """Step back over what ends a network in probabilities: the value before is what can be explained.
 
-    Args:
-        node: what a graph returns.
-        read: a node as a call of the vocabulary.
-
     Returns:
         The value before the first of the gates at the very end; the node itself where there are none.
     """
@@ -40,12 +36,7 @@ def before_last_gate(node: fx.Node, read: Reader) -> fx.Node:
 
 
 def gate_at_the_end(node: fx.Node, read: Reader) -> fx.Node | None:
-    """Return what a network ends with where that is no row of scores: a gate, as it is or picked, reshaped or averaged.
-
-    Args:
-        node: what a graph returns.
-        read: a node as a call of the vocabulary.
-    """
+    """Return the gate, as it is, picked, reshaped or averaged, that a network ends with in place of a row of scores."""
     last: fx.Node | None = node
     while last is not None:
         if before_last_gate(last, read) is not last:

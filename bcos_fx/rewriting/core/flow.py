@@ -33,12 +33,7 @@ _WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class Choice:
-    """Which factor of a product was taken as its gate.
-
-    Attributes:
-        gate: the node.
-        why: the reason.
-    """
+    """Which factor of a product was taken as its gate."""
 
     gate: str
     why: str

@@ -248,9 +248,6 @@ def attempt(rule: Rule, node: fx.Node, reader: GraphReader, predicates: Mapping[
 
     An inner node of the pattern must have one user, unless the pattern says otherwise: a value that is used
     elsewhere cannot be rewritten away.
-
-    Returns:
-        A hit, or the first condition that failed.
     """
     try:
         return _Matcher(rule, reader, predicates).match(node)

@@ -15,11 +15,7 @@ from bcos_fx.rewriting.core.stored import sources_of
 
 
 class Places:
-    """Finds the paths of new modules in one graph module, and puts them there, in place.
-
-    Args:
-        reader: reads the graph.
-    """
+    """Finds the paths of new modules in one graph module, and puts them there, in place."""
 
     def __init__(self, reader: GraphReader) -> None:
         self._reader = reader

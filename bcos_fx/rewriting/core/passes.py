@@ -88,11 +88,6 @@ class Engine:
     ) -> Iterator[tuple[Rule, list[RuleApplication]]]:
         """Rewrite a graph module, in place, and yield each sweep of a rule that changed something.
 
-        Args:
-            graph_module: in a runnable state whenever a sweep is yielded.
-            phases: to run, in order.
-            log: is extended by what was done.
-
         Raises:
             RewriteError: as for :meth:`run`.
         """

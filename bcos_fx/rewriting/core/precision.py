@@ -19,11 +19,7 @@ from bcos_fx.tracing.program import attribute, module_at
 
 
 class Precision:
-    """The floating-point types of a network's tensors, so that they can be raised and restored.
-
-    Args:
-        network: its types are read now.
-    """
+    """The floating-point types of a network's tensors, so that they can be raised and restored."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network

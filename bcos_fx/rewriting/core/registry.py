@@ -32,11 +32,7 @@ def load_shipped() -> None:
 
 
 class Registry(Mapping[str, T]):
-    """Name -> what is registered under it; the shipped names are there from the first look-up on.
-
-    Args:
-        what: one entry, for messages.
-    """
+    """Name -> what is registered under it; the shipped names are there from the first look-up on."""
 
     def __init__(self, what: str) -> None:
         self._what = what
