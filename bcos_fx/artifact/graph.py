@@ -122,7 +122,9 @@ class GraphBuilder:
         node = self._graph.create_node(kind, target, args, kwargs, name=_identifier(name, fields.where))
         if node.name != name:
             raise ArtifactError("the name is taken, or none that a node can have", where=fields.where)
-        self._check_op(node, fields)
+        op = self._vocabulary.of(node, self._root)
+        if op is None or op.name != fields.text("op"):
+            raise ArtifactError(f"the node is no {fields.text('op')!r}", where=fields.where)
         node.meta.update(_read_meta(fields))
         self._nodes[name] = node
 
@@ -167,11 +169,6 @@ class GraphBuilder:
             raise ArtifactError("an output has one value", where=where)
         if kind == "get_attr" and (args or kwargs):
             raise ArtifactError("a stored tensor takes no arguments", where=where)
-
-    def _check_op(self, node: fx.Node, fields: Fields) -> None:
-        op = self._vocabulary.of(node, self._root)
-        if op is None or op.name != fields.text("op"):
-            raise ArtifactError(f"the node is no {fields.text('op')!r}", where=fields.where)
 
 
 def _find(root: nn.Module, path: str, *kinds: str) -> object:

@@ -368,21 +368,17 @@ def nonfinite(state: StateDict) -> dict[str, int]:
     counts: dict[Any, int] = {}  # the same tensor can stand under many names, and is looked at once
     found = {}
     for name, tensor in state.tensors.items():
-        _check_plain(tensor, name, state.source)
+        if tensor.is_quantized or tensor.is_meta or tensor.layout is not torch.strided:
+            raise CheckpointError(
+                f"the tensor {name!r} is quantized, sparse or without data",
+                where=state.source,
+                hint="save the plain float weights",
+            )
         same = tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
         if same not in counts:
             counts[same] = _nonfinite(tensor)
         found[name] = counts[same]
     return found
-
-
-def _check_plain(tensor: Tensor, name: str, source: str) -> None:
-    if tensor.is_quantized or tensor.is_meta or tensor.layout is not torch.strided:
-        raise CheckpointError(
-            f"the tensor {name!r} is quantized, sparse or without data",
-            where=source,
-            hint="save the plain float weights",
-        )
 
 
 def _nonfinite(tensor: Tensor) -> int:

@@ -144,7 +144,8 @@ def _measured(request: EvaluationRequest, plan: Plan, group: ProcessGroup) -> tu
     network, original = _networks(request)
     data = request.data if names is None else open_source(request.data, classes=names)
     task = task_of(classifier(network, request, plan, names), data, original=original)
-    _check_folder(request)
+    if request.out.exists() and not request.out.is_dir():
+        raise UsageError(f"{request.out} is a file", hint="name a folder with --out")
     quiet = request.json or not group.is_main
     runner = Runner(
         group,
@@ -174,11 +175,6 @@ def _networks(request: EvaluationRequest) -> tuple[BcosNetwork, NormalizedModel 
     original = read_original(model, arch=named, key=None, trust_pickle=False)
     specs = None if isinstance(original, BcosNetwork) else network.record.inputs
     return network.to(device), NormalizedModel(original, specs).to(device)
-
-
-def _check_folder(request: EvaluationRequest) -> None:
-    if request.out.exists() and not request.out.is_dir():
-        raise UsageError(f"{request.out} is a file", hint="name a folder with --out")
 
 
 def _make_folder(request: EvaluationRequest, group: ProcessGroup) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.files import check_target, replacing
-from bcos_fx.report.layout import Box, Bus, Change, Column, Layout, lay_out
+from bcos_fx.report.layout import Bus, Change, Column, Layout, lay_out
 from bcos_fx.report.model import Findings
 
 if TYPE_CHECKING:
@@ -59,7 +59,10 @@ def draw(report: Findings, path: Path) -> Path:
         mpl.rcParams["text.hinting"] = "none"
         figure = _figure(report)
         FigureCanvasAgg(figure)
-        _write(figure, path)
+        kind = path.suffix.lower().removeprefix(".")
+        dpi = min(_PIXELS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
+        with replacing(path, "the picture") as stream:
+            figure.savefig(stream, format=kind, dpi=dpi)
     return path
 
 
@@ -75,13 +78,6 @@ def check_drawable(path: Path) -> None:
     check_target(path)
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "plot", "drawing a graph")
-
-
-def _write(figure: Figure, path: Path) -> None:
-    kind = path.suffix.lower().removeprefix(".")
-    dpi = min(_PIXELS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
-    with replacing(path, "the picture") as stream:
-        figure.savefig(stream, format=kind, dpi=dpi)
 
 
 @dataclass(frozen=True)
@@ -194,13 +190,10 @@ class _Panel:
         for bus in column.buses:
             self._bus(bus, x)
         width = self.sizes.boxes(column)
-        for box in self._here(column):
+        for box in (box for box in column.boxes if self.start <= box.row < self.stop):
             y = self._y(box.row)
             _rounded(self.axes, x, y, width, box.change)
             _text(self.axes, x + 0.08, y, box.label, size=_FONT, family=_MONO)
-
-    def _here(self, column: Column) -> Iterator[Box]:
-        return (box for box in column.boxes if self.start <= box.row < self.stop)
 
     def _bus(self, bus: Bus, x: float) -> None:
         span = self._inside(bus.source, max(bus.targets))

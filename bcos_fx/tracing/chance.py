@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +24,9 @@ class Draws:
 
     def run(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a call and return its result."""
-        generators = _generators((*args, *kwargs.values()))
+        given = (*args, *kwargs.values())
+        devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+        generators = [torch.default_generator, *devices, *(each for each in given if isinstance(each, torch.Generator))]
         before = [generator.get_state() for generator in generators]
         result = call(*args, **kwargs)
         after = [generator.get_state() for generator in generators]
@@ -36,9 +38,3 @@ class Draws:
         drew, self.drew = self.drew, False
         node.meta[DRAWS] = drew
         return drew
-
-
-def _generators(given: Iterable[Any]) -> list[torch.Generator]:
-    """Return the global generators in use, and those that a call is given."""
-    devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    return [torch.default_generator, *devices, *(each for each in given if isinstance(each, torch.Generator))]

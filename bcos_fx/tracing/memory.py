@@ -108,18 +108,15 @@ class Memory:
         if entry.broken is None and _geometry(entry.tensor) == _geometry(changed.tensor):
             self._move(entry, changed.node, replaced)
         elif entry.broken is None and any(source in replaced for source in entry.node.args[:1]):
-            self._move(entry, self._replay(entry, replaced), replaced)
+            old = entry.node
+            args = tuple(replaced.get(a, a) if isinstance(a, Node) else a for a in old.args)
+            self._move(entry, self._record(old.op, old.target, args, dict(old.kwargs), entry.tensor), replaced)
         else:
             entry.broken = where
 
     def _move(self, entry: RecordedTensor, node: Node, replaced: dict[Node, Node]) -> None:
         replaced[entry.node] = node
         entry.node = node
-
-    def _replay(self, entry: RecordedTensor, replaced: dict[Node, Node]) -> Node:
-        old = entry.node
-        args = tuple(replaced.get(a, a) if isinstance(a, Node) else a for a in old.args)
-        return self._record(old.op, old.target, args, dict(old.kwargs), entry.tensor)
 
 
 def same_memory(first: Tensor, second: Tensor) -> bool:

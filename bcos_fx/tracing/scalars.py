@@ -45,7 +45,10 @@ def plain_scalar(value: Any) -> Any:
     if type(value) in _PLAIN:
         return value
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
-        return _from_numpy(value)
+        item = value.item()
+        if type(item) not in _PLAIN:  # a long double stays what it is; dates and bytes are no numbers
+            raise ForeignScalarError("pass a plain number: float(value)")
+        return item
     if isinstance(value, type) and value in _DTYPES:
         return _DTYPES[value]
     if isinstance(value, type(torch.FloatTensor)) and value.layout is torch.strided and not value.is_cuda:
@@ -58,10 +61,3 @@ def plain_scalar(value: Any) -> Any:
     if isinstance(value, numbers.Number):
         raise ForeignScalarError("pass a plain number: float(value)")
     raise ForeignScalarError("pass tensors and plain Python values")
-
-
-def _from_numpy(value: Any) -> Any:
-    item = value.item()
-    if type(item) not in _PLAIN:  # a long double stays what it is; dates and bytes are no numbers
-        raise ForeignScalarError("pass a plain number: float(value)")
-    return item

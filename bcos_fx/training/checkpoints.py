@@ -86,7 +86,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(
             "this is no checkpoint of a fine-tuning", where=str(path), hint="delete it, or use another folder"
         )
-    _check_complete(found, path)
+    recorded = found[KEY].get("outline")
+    if not isinstance(recorded, list) or not isinstance(found[KEY].get("identity"), dict):
+        raise _unreadable("it does not say what it is of", path)
+    present = set(_outline(found))
+    lacking = [str(name) for name in recorded if name not in present]
+    if lacking or not recorded:
+        # The containers of what is missing are changed too; the longest name is the missing value itself.
+        raise _unreadable(f"it lacks {max(lacking, key=len, default='everything')}", path)
     return found
 
 
@@ -129,17 +136,6 @@ def _outline(value: Any, path: str = "") -> Iterator[str]:
     yield f"{path} ({len(parts)})"
     for name, part in parts:
         yield from _outline(part, f"{path}.{name}".strip("."))
-
-
-def _check_complete(found: Mapping[str, Any], path: Path) -> None:
-    recorded = found[KEY].get("outline")
-    if not isinstance(recorded, list) or not isinstance(found[KEY].get("identity"), dict):
-        raise _unreadable("it does not say what it is of", path)
-    present = set(_outline(found))
-    lacking = [str(name) for name in recorded if name not in present]
-    if lacking or not recorded:
-        # The containers of what is missing are changed too; the longest name is the missing value itself.
-        raise _unreadable(f"it lacks {max(lacking, key=len, default='everything')}", path)
 
 
 def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:

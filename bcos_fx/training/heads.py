@@ -41,7 +41,13 @@ class Head:
             UsageError: data and head do not fit, or the data has too few classes or images.
         """
         if self.kind == "subset":
-            return with_classes(network, _named(source), self.names)
+            if source is None or not source.classes:
+                raise UsageError(
+                    "the data does not name its classes, so which rows of the head to keep is not known",
+                    hint="name folders by class, WordNet id or index, or put the names into the .npz as classes",
+                )
+            _count(source)
+            return with_classes(network, source.classes, self.names)
         return network if source is None else _with_names(self._of_size(network, source, seed), source)
 
     def _of_size(self, network: BcosNetwork, source: ImageSource, seed: int) -> BcosNetwork:
@@ -71,16 +77,6 @@ def _with_names(network: BcosNetwork, source: ImageSource) -> BcosNetwork:
     if own and all(place in classes_named(name, own) for place, name in enumerate(source.classes)):
         return network
     return network.with_record(classes=tuple(source.classes))
-
-
-def _named(source: ImageSource | None) -> tuple[str, ...]:
-    if source is None or not source.classes:
-        raise UsageError(
-            "the data does not name its classes, so which rows of the head to keep is not known",
-            hint="name folders by class, WordNet id or index, or put the names into the .npz as classes",
-        )
-    _count(source)
-    return source.classes
 
 
 def _count(source: ImageSource) -> int:

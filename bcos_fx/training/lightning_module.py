@@ -175,7 +175,12 @@ class FineTuning(LightningModule):
         if labels is None and self._options.needs_labels:
             raise UsageError("the batches hold no labels", hint="give (images, labels), or distil from the original")
         if labels is not None and _are_classes(labels):
-            _check_labels(labels, self._classes(images))
+            classes = self._classes(images)
+            if labels.dim() == 1 and not bool(((labels >= 0) & (labels < classes)).all()):
+                raise UsageError(
+                    f"labels go from {int(labels.min())} to {int(labels.max())}, and the network has {classes} classes",
+                    hint="number classes from 0; a folder, tensors or a Dataset with targets can be given a new head",
+                )
         elif labels is not None and (self._options.mixup or self._options.cutmix):
             raise UsageError("mixup and cutmix mix class indices, and the labels are numbers", hint="leave both out")
         if labels is not None and (self._options.mixup or self._options.cutmix):
@@ -357,14 +362,6 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
 def _are_classes(labels: Tensor) -> bool:
     """Whether labels are one class index per sample, and not several labels or numbers to be met."""
     return labels.dim() == 1 and not labels.is_floating_point()
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    if labels.dim() == 1 and not bool(((labels >= 0) & (labels < classes)).all()):
-        raise UsageError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}, and the network has {classes} classes",
-            hint="number classes from 0; a folder, tensors or a Dataset with targets can be given a new head",
-        )
 
 
 def _diverged(module: FineTuning, images: Tensor) -> TrainingError:

@@ -158,7 +158,7 @@ class Fitting:
                 hint=self._kept("make room"),
             ) from error
         finally:
-            if _in_main_thread():
+            if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)
 
     def _kept(self, hint: str | None) -> str:
@@ -187,10 +187,6 @@ class Fitting:
                 yield
         finally:
             chatter.setLevel(level)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
 
 
 def _writes_to_a_folder(logger: str) -> bool:

@@ -61,7 +61,12 @@ def without_zero_constants(network: BcosNetwork, images: Tensor) -> BcosNetwork:
     if not log.steps:
         return network
     stripped = BcosNetwork(graph_module, network.record)
-    _check(network, stripped, images)
+    result = verify(network, stripped, images, batch_sizes=(1, 2), sizes=(), transform=lambda x: x)
+    if any(row.verdict == "different" for row in result.comparisons):
+        raise VerificationError(
+            f"taking out biases that are 0 changed the network: {result.detail}",
+            hint="report it as a bug; the last checkpoint holds the network with them",
+        )
     return stripped.with_report(_reported(stripped, before, log))
 
 
@@ -94,15 +99,6 @@ def _has_zero_bias(reader: GraphReader, call: Call) -> bool:
     if PREDICATES["has-bias"](reader, call) is not True or call.module is None:
         return False
     return all(not bool(tensor.any()) for tensor in constants_of(call.module))
-
-
-def _check(network: BcosNetwork, stripped: BcosNetwork, images: Tensor) -> None:
-    result = verify(network, stripped, images, batch_sizes=(1, 2), sizes=(), transform=lambda x: x)
-    if any(row.verdict == "different" for row in result.comparisons):
-        raise VerificationError(
-            f"taking out biases that are 0 changed the network: {result.detail}",
-            hint="report it as a bug; the last checkpoint holds the network with them",
-        )
 
 
 def _reported(network: BcosNetwork, before: tuple[NodeRow, ...], log: PassLog) -> Report:

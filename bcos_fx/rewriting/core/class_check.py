@@ -43,15 +43,11 @@ def contradiction(call: Call) -> str | None:
         return verdict if of == (id(called), call.op.name) else None
     known = _VERDICTS.setdefault(called, {}) if call.node.op != "call_method" else {}
     asked = (call.op.name, call.op.linearity, repr(call.node.args), repr(call.node.kwargs))
-    key = (*asked, _forms(call), _dtype_of(call, operands))
+    key = (*asked, tuple(node.meta.get("shape") for node in call.node.all_input_nodes), _dtype_of(call, operands))
     if key not in known:
         known[key] = _tried(call, operands, check)
     call.node.meta[_VERDICT] = ((id(called), call.op.name), known[key])
     return known[key]
-
-
-def _forms(call: Call) -> tuple[Any, ...]:
-    return tuple(node.meta.get("shape") for node in call.node.all_input_nodes)
 
 
 def _tried(call: Call, operands: list[fx.Node], check: Callable[[_Trial], str | None]) -> str | None:

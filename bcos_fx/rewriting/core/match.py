@@ -84,11 +84,6 @@ def _same(value: Any, wanted: Any) -> bool:
     return not isinstance(value, fx.Node | Tensor) and bool(value == wanted)
 
 
-def _holds(value: Any, wanted: Any) -> bool:
-    alternatives = wanted if isinstance(wanted, list) else [wanted]
-    return any(_same(value, alternative) for alternative in alternatives)
-
-
 @dataclass
 class _PartialMatch:
     """What has been matched so far: see :class:`Hit`."""
@@ -144,7 +139,7 @@ class _Matcher:
             is_what = "no known op" if call is None else call.name
             wanted = " or ".join([*pattern.ops, *(f"of the class {name}" for name in pattern.classes)])
             return f"{node.name} is {is_what}, and {name!r} must be {wanted}"
-        if not _has_form(pattern, node):
+        if not (pattern.form is None or (pattern.form == "module") == (node.op == "call_module")):
             return f"{node.name} is no {pattern.form}, and {name!r} must be one"
         if call is not None and not pattern.stays and _is_of_parameters(call):
             return f"{node.name} is computed from stored tensors alone, so it is a constant"
@@ -184,7 +179,8 @@ class _Matcher:
     def _call_conditions(self, pattern: NodePattern, call: Call) -> None:
         for attribute, wanted in pattern.where.items():
             value = call.arguments.get(attribute)
-            if not _holds(value, wanted):
+            alternatives = wanted if isinstance(wanted, list) else [wanted]
+            if not any(_same(value, alternative) for alternative in alternatives):
                 raise _Miss(f"{call.node.name} has {attribute} {_brief(value)}, the rule wants {wanted!r}", near=True)
         for predicate in pattern.require:
             verdict = self._verdict(predicate, call)
@@ -226,10 +222,6 @@ def _wanted_users(pattern: NodePattern, *, inner: bool) -> int | None:
     if pattern.users is None:
         return 1 if inner and not pattern.stays else None
     return None if pattern.users == ANY_NUMBER else pattern.users
-
-
-def _has_form(pattern: NodePattern, node: fx.Node) -> bool:
-    return pattern.form is None or (pattern.form == "module") == (node.op == "call_module")
 
 
 def _is_of_parameters(call: Call) -> bool:

@@ -266,7 +266,7 @@ class _Edit:
         cursor = self.hit.anchor
         old_users = list(cursor.users)
         for name, entry in self.hit.rule.replace.items():
-            if self._is_absent(name, entry):
+            if entry.build is None and name not in self.hit.nodes:
                 self.made[name] = self.hit.stand_in[name] if not entry.inputs else self._node(entry.inputs[0])
             elif entry.instead_of is not None:
                 self._exchange(name, entry)
@@ -282,9 +282,6 @@ class _Edit:
             self.hit.anchor.replace_all_uses_with(result)
         self._sweep()
         return None if "." in self.result else result
-
-    def _is_absent(self, name: str, entry: Replacement) -> bool:
-        return entry.build is None and name not in self.hit.nodes
 
     def _nodes(self, name: str) -> list[fx.Node]:
         """Return the nodes that an input of an entry names: one, except for ``node.inputs`` and an omitted argument."""

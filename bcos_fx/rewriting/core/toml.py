@@ -177,15 +177,6 @@ class Table:
                 raise self.error(f"unknown key {name!r}", name, nearest(name, self._asked))
 
 
-def _check_dots(text: str, path: Path) -> None:
-    """Refuse keys of very many parts: tomllib takes the square of their number, and no rule needs them."""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.count(".") > TOML_DOTS.limit:
-            bare = _QUOTED.sub("", line).partition("#")[0]
-            most = max((part.count(".") for part in _BETWEEN_KEYS.split(bare)), default=0)
-            TOML_DOTS.check(most, "the rule file", RuleError, f"{path}:{number}")
-
-
 def read_toml(path: Path) -> Table:
     """Read a TOML file.
 
@@ -200,7 +191,12 @@ def read_toml(path: Path) -> Table:
         hint = nearest(path.name, [file.name for file in path.parent.glob("*.toml")]) if lost else None
         raise RuleError(f"the rule file cannot be read: {reason}", where=str(path), hint=hint) from error
     try:
-        _check_dots(text, path)
+        # Keys of very many parts are refused: tomllib takes the square of their number, and no rule needs them.
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.count(".") > TOML_DOTS.limit:
+                bare = _QUOTED.sub("", line).partition("#")[0]
+                most = max((part.count(".") for part in _BETWEEN_KEYS.split(bare)), default=0)
+                TOML_DOTS.check(most, "the rule file", RuleError, f"{path}:{number}")
         data = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise RuleError(f"the rule file is not valid TOML: {error}", where=str(path)) from error

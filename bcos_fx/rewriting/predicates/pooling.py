@@ -12,10 +12,6 @@ from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.registry import predicate
 
 
-def _spatial(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(range(2, len(shape)))
-
-
 @predicate("means-over-space")
 def means_over_space(reader: GraphReader, call: Call) -> Verdict:
     """Check that the mean runs over all spatial dimensions of an image, and no other."""
@@ -25,7 +21,7 @@ def means_over_space(reader: GraphReader, call: Call) -> Verdict:
     dims = (dims,) if isinstance(dims, int) else dims
     if not isinstance(dims, tuple | list) or not all(isinstance(d, int) for d in dims):
         return False
-    return sorted(d % len(shape) for d in dims) == [*_spatial(shape)]
+    return sorted(d % len(shape) for d in dims) == list(range(2, len(shape)))
 
 
 @predicate("keeps-dimensions")
