@@ -143,6 +143,14 @@ def bcosify(
         TraceError: the module cannot be turned into a graph.
         RuleError, RewriteError: a rule file is wrong, or rules undo each other.
         VerificationError: a preserving rule did not preserve the function; names the rule and the node.
+
+    Example:
+        >>> import torch, bcos_fx
+        >>> module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+        >>> network = bcos_fx.bcosify(module, recipe="equivalent", example_inputs=torch.rand(1, 3, 8, 8))
+        >>> images = torch.rand(5, 3, 8, 8)
+        >>> torch.allclose(network(images), module(images), atol=1e-5)
+        True
     """
     options = _options(
         scale=scale,

@@ -1,5 +1,6 @@
 """Ops, rules, builders and predicates of your own: everything that a Python file of rules imports.
 
+    >>> import torch
     >>> from bcos_fx import rules
     >>> @rules.op("my_ops.Snake", linearity="ratio")
     ... class Snake(torch.nn.Module): ...

@@ -1,6 +1,8 @@
 """Files of converted networks: one ``.safetensors`` file with everything in it, and no code.
 
-    >>> bcos_fx.save(model, "model.safetensors")
+    >>> import bcos_fx, torch
+    >>> model = bcos_fx.bcosify(torch.nn.Linear(3, 2), example_inputs=torch.rand(2, 3))
+    >>> path = bcos_fx.save(model, "model.safetensors")
     >>> model = bcos_fx.load("model.safetensors")     # needs none of the original's source code
 
 The file holds the graph, the layers' options, all tensors and the record of the conversion, with a checksum over all

@@ -122,6 +122,13 @@ def explain(
     Raises:
         UsageError: images or target do not fit.
         VerificationError: the network is not dynamic linear; says where it breaks.
+
+    Example:
+        >>> import torch, bcos_fx
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+        >>> found = bcos_fx.explain(model, torch.rand(2, 4), target=0)
+        >>> found.contributions.shape, bool(found.complete)
+        (torch.Size([2, 4]), True)
     """
     if not isinstance(model, BcosNetwork):
         check_module(model := as_module(model))
