@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.evaluation.measured import Measured, bootstrap_interval, checked_maps, new_figure
+from bcos_fx.evaluation.measured import Measured, bootstrap_interval, checked_maps
+from bcos_fx.evaluation.plots import curves_with_bands
 from bcos_fx.methods.checks import check_count, check_images, check_score, check_targets, class_outputs, scores
 from bcos_fx.methods.method import Method
 
@@ -214,19 +215,13 @@ def plot_curves(results: Sequence[Curves]) -> Figure:
     if len(kinds) != 1:
         raise UsageError(f"{len(kinds)} kinds of curves were given", hint="draw curves of one direction and score")
     direction, score = kinds.pop()
-    figure = new_figure()
-    axes = figure.subplots()
+    drawn = []
     for result in results:
         shares = result.shares.cpu().numpy()
         first = result.settings.get("first", "most")
         label = f"{result.method}{'' if first == 'random' else f', {first} first'} ({result.mean:.3g})"
-        (line,) = axes.plot(shares, result.curve.cpu().numpy(), label=label)
         bands = [bootstrap_interval(result.curves[..., step]) for step in range(len(shares))]
         low, high = zip(*bands, strict=True)
-        axes.fill_between(shares, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set_xlabel(f"share of pixels {'deleted' if direction == 'deletion' else 'inserted'}")
-    axes.set_ylabel(f"{score} of the class")
-    axes.legend(fontsize=7, frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    return figure
+        drawn.append((label, shares, result.curve.cpu().numpy(), low, high))
+    changed = f"share of pixels {'deleted' if direction == 'deletion' else 'inserted'}"
+    return curves_with_bands(drawn, xlabel=changed, ylabel=f"{score} of the class")

@@ -12,7 +12,7 @@ from torch import Tensor
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.intervals import bootstrap
-from bcos_fx.lazy import library
+from bcos_fx.evaluation.plots import new_axes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,28 +77,14 @@ def plot_boxes(results: Sequence[Measured]) -> Figure:
     measures = {result.measure for result in results}
     if len(measures) != 1:
         raise UsageError(f"{len(measures)} measures were given", hint="draw one measure of one or several methods")
-    figure = new_figure(width=1.6 + 1.1 * len(results))
-    axes = figure.subplots()
+    figure, axes = new_axes(width=1.6 + 1.1 * len(results))
     values = [result.values[~result.values.isnan()].double().cpu().numpy() for result in results]
     axes.boxplot(values, showmeans=True, meanprops={"marker": "o", "markersize": 4}, widths=0.5)
     axes.set_xticks(
         range(1, len(results) + 1), [result.method for result in results], fontsize=8, rotation=20, ha="right"
     )
     axes.set_ylabel(measures.pop())
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
     return figure
-
-
-def new_figure(*, width: float = 4.8, height: float = 3.4) -> Figure:
-    """Return a figure of its own, unknown to pyplot; sizes in inches.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    drawing = library("bcos_fx.drawing", "plot", "drawing measures")
-    made: Figure = drawing.Drawing(figsize=(max(width, 2.6), height), layout="constrained")
-    return made
 
 
 def checked_maps(maps: object, images: Tensor, targets: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Plots of evaluations: boxes of scores per method, and curves."""
+"""Plots of evaluations: boxes of scores per method, curves with bands, and the figures that they are drawn into."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bcos_fx.lazy import library
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from bcos_fx.evaluation import selection
@@ -47,8 +48,7 @@ def boxes(results: Sequence[Scores]) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    drawn = _figure(width=2.2 + 0.9 * len(results))
-    ax = drawn.subplots()
+    drawn, ax = new_axes(width=2.2 + 0.9 * len(results))
     scores = [result.per_grid.ravel() for result in results]
     most = max(len(result.grids) for result in results)
     parts = ax.boxplot(
@@ -74,7 +74,6 @@ def boxes(results: Sequence[Scores]) -> Figure:
         ax.tick_params(axis="x", labelrotation=30)
         for tick in ax.get_xticklabels():
             tick.set(ha="right", rotation_mode="anchor")
-    _plain(ax)
     return drawn
 
 
@@ -91,26 +90,35 @@ def curves(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    drawn = _figure(width=5.2)
-    ax = drawn.subplots()
+    bands = []
     for name, values in found.items():
         mean = values.mean(0)
         spread = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(mean)
-        (line,) = ax.plot(places, mean, linewidth=1.5, label=name)
-        ax.fill_between(places, mean - spread, mean + spread, color=line.get_color(), alpha=0.15, linewidth=0)
+        bands.append((name, places, mean, mean - spread, mean + spread))
+    return curves_with_bands(bands, xlabel=xlabel, ylabel=ylabel)
+
+
+def curves_with_bands(bands: Sequence[tuple[str, Any, Any, Any, Any]], *, xlabel: str, ylabel: str) -> Figure:
+    """Draw curves (label, places, values, lower ends, upper ends), the last four (points,) each."""
+    drawn, ax = new_axes(width=5.2)
+    for label, places, middle, low, high in bands:
+        (line,) = ax.plot(places, middle, linewidth=1.5, label=label)
+        ax.fill_between(places, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.legend(fontsize=8, frameon=False)
-    _plain(ax)
     return drawn
 
 
-def _figure(*, width: float) -> Figure:
+def new_axes(*, width: float = 4.8, height: float = 3.6) -> tuple[Figure, Axes]:
+    """Return a figure of its own, unknown to pyplot, and its axes; sizes in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     drawing = library("bcos_fx.drawing", "plot", "drawing an evaluation")
-    made: Figure = drawing.Drawing(figsize=(width, 3.6), layout="constrained")
-    return made
-
-
-def _plain(ax) -> None:  # type: ignore[no-untyped-def]
+    figure: Figure = drawing.Drawing(figsize=(max(width, 2.6), height), layout="constrained")
+    axes = figure.subplots()
     for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
+        axes.spines[side].set_visible(False)
+    return figure, axes

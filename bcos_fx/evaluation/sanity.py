@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, nearest
-from bcos_fx.evaluation.measured import Measured, checked_maps, new_figure
+from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.evaluation.plots import new_axes
 from bcos_fx.methods.checks import check_images, check_targets
 from bcos_fx.methods.method import Method
 from bcos_fx.tracing.modules import deep_copy
@@ -67,8 +68,7 @@ class Randomised(Displayed):
 
     def plot(self) -> Figure:
         """Draw the similarities along the layers."""
-        figure = new_figure(width=4 + 0.2 * len(self.layers), height=4)
-        axes = figure.subplots()
+        figure, axes = new_axes(width=4 + 0.2 * len(self.layers), height=4)
         for name, values in self.curve.items():
             axes.plot(range(len(self.layers)), values.cpu().numpy(), marker="o", markersize=3, label=name)
         axes.set_xticks(range(len(self.layers)), self.layers, rotation=60, ha="right", fontsize=7)
@@ -78,8 +78,6 @@ class Randomised(Displayed):
             f"{self.settings.get('mode', 'cascading')} randomization, from the output downwards", fontsize=8
         )
         axes.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
         return figure
 
 
