@@ -22,7 +22,7 @@ from bcos_fx.explanation.result import Constants
 from bcos_fx.methods.baselines import baselines
 from bcos_fx.methods.method import dynamic_linear
 from tests.evaluation.made_methods import Weighted, fixed, made, uniform
-from tests.evaluation.small_classifiers import MEAN, STD, logits, residual, some_images
+from tests.methods.small_classifiers import MEAN, STD, logits, residual, some_images
 
 IMAGES = torch.rand(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.tensor([[0, 1], [2, 0]])

@@ -15,7 +15,7 @@ from bcos_fx.evaluation.sanity import SIMILARITIES, randomise_, similarities, we
 from bcos_fx.methods.baselines import baselines
 from bcos_fx.methods.method import Method, dynamic_linear
 from tests.evaluation.made_methods import made
-from tests.evaluation.small_classifiers import residual, some_images
+from tests.methods.small_classifiers import residual, some_images
 
 RANK, ABSOLUTE, SSIM = SIMILARITIES
 IMAGES, TARGETS = some_images(2), torch.tensor([[0, 3], [2, 2]])

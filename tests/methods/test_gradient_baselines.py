@@ -16,7 +16,7 @@ from bcos_fx.methods.baselines import baselines
 from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Method
 from bcos_fx.methods.module_form import Clipped, SideBySideMaxPool2d
-from tests.evaluation.small_classifiers import MEAN, STD, Residual, logits, normalised, residual, some_images
+from tests.methods.small_classifiers import MEAN, STD, Residual, logits, normalised, residual, some_images
 
 pytest.importorskip("captum")
 

@@ -19,7 +19,7 @@ from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Method
 from bcos_fx.methods.perturbations import patch_grid, random_masks
 from bcos_fx.nn import InPlaceSum
-from tests.evaluation.small_classifiers import MEAN, STD, Residual, logits, normalised, residual, some_images
+from tests.methods.small_classifiers import MEAN, STD, Residual, logits, normalised, residual, some_images
 
 pytest.importorskip("captum")
 
