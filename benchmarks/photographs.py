@@ -58,7 +58,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "original": [{"lr": 1e-4}, {"lr": 3e-4}, {"lr": 1e-4, "augment": "flip"}],
     "scratch": [{"lr": 1e-3}, {"lr": 3e-3}, {"lr": 3e-3, "b": APART}],
     "published": [{"lr": 1e-3}, {"lr": 3e-4}, {"lr": 1e-4}],
-    "matched": [{"lr": 1e-3}, {"lr": 1e-3, "b": APART}, {"lr": 1e-3, "b": APART, "augment": "flip"}],
+    "matched": [{"lr": 1e-3, "b": 2.0}, {"lr": 1e-3, "b": APART}, {"lr": 1e-3, "b": APART, "augment": "flip"}],
 }
 RECIPES = {"original": "equivalent", "scratch": "bcosification", "published": "bcosification", "matched": "matched"}
 # Arms that train for longer than --epochs, times so much: a network from scratch deserves a schedule of its own.
@@ -345,7 +345,7 @@ def described(arm: str, setting: int) -> str:
     found = dict(SETTINGS[arm][setting])
     b = found.pop("b", None)
     words = [f"{name} {value:g}" if name == "lr" else f"{name} {value}" for name, value in found.items()]
-    return ", ".join([arm, *words, *([] if b is None else ["depthwise layers at B = 1"])])
+    return ", ".join([arm, *words, *(["depthwise layers at B = 1"] if b == APART else [])])
 
 
 def race_rows(options: argparse.Namespace, results: Results) -> Iterator[list[str]]:

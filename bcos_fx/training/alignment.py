@@ -27,7 +27,7 @@ class Alignment(nn.Module):
     Args:
         networks: converted networks, equal in structure; their layers' B is set.
         rises: the first whose pattern fits a layer decides; a layer that none names keeps its B. So does one whose B
-            was chosen by a pattern at conversion, where the rise is that of all layers (``*``).
+            was chosen by a pattern other than ``*`` at conversion, where the rise is that of all layers (``*``).
         tensors: let layers follow a tensor even where B is not learned, so that a compiled step is not compiled again
             for each value.
 
@@ -109,9 +109,9 @@ def first_named(schedules: Sequence[S], path: str, network: nn.Module) -> S | No
 
 
 def was_chosen(path: str, network: BcosNetwork) -> bool:
-    """Return whether a pattern at conversion chose the B of a layer (``--b depthwise=1``), so that no default does."""
-    b = network.report.options["b"]
-    return isinstance(b, Mapping) and any(fits(pattern, path, network.get_submodule(path)) for pattern in b)
+    """Return whether the conversion chose B for a layer by itself (``--b depthwise=1``): no default moves it."""
+    b, layer = network.report.options["b"], network.get_submodule(path)
+    return isinstance(b, Mapping) and any(pattern != "*" and fits(pattern, path, layer) for pattern in b)
 
 
 def check_named(schedules: Sequence[S], paths: Sequence[str], used: Sequence[S], what: str) -> None:

@@ -91,6 +91,10 @@ def test_a_recipe_names_families_that_networks_need_not_have(tmp_path: Path) -> 
     assert pressures(converted(1.5, str(recipe))) == dict.fromkeys("02358", 1.5)
 
 
+def test_the_recipe_matched_leaves_depthwise_layers_plain() -> None:
+    assert pressures(converted(None, "matched")) == {"0": 2, "2": 1, "3": 2, "5": 2, "8": 2}
+
+
 def test_a_family_without_layers_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'depthwise'"):
         converted({"depthwize": 1, "*": 2})

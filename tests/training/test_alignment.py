@@ -59,9 +59,10 @@ def test_a_rise_of_all_layers_leaves_b_that_the_conversion_chose() -> None:
     named = converted(b={"4": 1.0})
     Alignment([named], [BSchedule(layers="4", to=1.5), BSchedule()]).set(1.0)
     assert pressures(named) == [2.0, 1.5, 2.0]
-    everywhere = converted(b={"4": 1.0, "*": 3.0})
-    Alignment([everywhere], [BSchedule()]).set(1.0)
-    assert pressures(everywhere) == [3.0, 1.0, 3.0]
+    for b in ({"4": 1.0, "*": 3.0}, 3.0):  # the rest is the rest, however it is written
+        everywhere = converted(b=b)
+        Alignment([everywhere], [BSchedule()]).set(1.0)
+        assert pressures(everywhere) == [2.0, 1.0 if isinstance(b, dict) else 2.0, 2.0]
 
 
 @pytest.mark.parametrize("scale", ["cosine", "raw", "unit"])
