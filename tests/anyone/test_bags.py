@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bcos_fx
+from bcos_fx.artifact import from_bytes, to_bytes
 
 WORDS, OFFSETS = torch.tensor([1, 2, 3, 4, 5, 2, 7]), torch.tensor([0, 3, 5])
 SHARES = torch.tensor([0.5, 1.0, 2.0, 0.1, 0.7, 0.3, 1.5], dtype=torch.float64)
@@ -81,14 +82,55 @@ class Both(Bags):
         return super().forward(words, offsets, shares) + shares.sum()
 
 
-@pytest.mark.parametrize("kind", [Bags, Both])
-def test_weights_of_words_are_refused_by_name_and_never_taken_for_constants(kind: type[Bags]) -> None:
-    network = kind("sum", None, weighted=True)
+class Called(Bags):
+    """The function in place of the module."""
+
+    def forward(self, words: Tensor, offsets: Tensor, shares: Tensor) -> Tensor:
+        bags = nn.functional.embedding_bag(words, self.bag.weight, offsets, mode="sum", per_sample_weights=shares)
+        return self.fc(bags.relu())
+
+
+class Rows(Bags):
+    """A bag is a row of words: a sample."""
+
+    def forward(self, words: Tensor, shares: Tensor) -> Tensor:
+        return self.fc(self.bag(words, per_sample_weights=shares).relu())
+
+
+@pytest.mark.parametrize("rewritten", [False, True], ids=["as it is", "converted"])
+@pytest.mark.parametrize(("kind", "padding"), [(Bags, None), (Bags, 2), (Both, None), (Called, None), (Rows, 2)])
+def test_weights_of_words_are_explained_by(kind: type[Bags], padding: int | None, rewritten: bool) -> None:
+    network = kind("sum", padding, weighted=True)
+    rows = kind is Rows
     given = {"words": WORDS, "offsets": OFFSETS, "shares": SHARES}
+    if rows:
+        given = {"words": WORDS[:6].view(2, 3), "shares": SHARES[:6].view(2, 3)}
+    axis, target = (0, 2) if rows else (None, (1, 2))
+    options: dict[str, Any] = {"batch_axis": axis}
+    model: Any = network
+    if rewritten:
+        model = from_bytes(to_bytes(bcos_fx.bcosify(network, example_inputs=given, recipe="equivalent", **options)))
+    leaf = given["shares"].clone().requires_grad_()
+    out = network(**(given | {"shares": leaf}))
+    explained = out[:, 2] if rows else out[1:2, 2]
+    explained.sum().backward()
+    for source in ("shares", None):  # words are integers, so their weights are the main input
+        found = bcos_fx.explain(model, given, target, source=source, **options)
+        assert found.complete
+        torch.testing.assert_close(found.weights.reshape(leaf.shape), leaf.grad)
+        torch.testing.assert_close(found.output, explained.detach())
+        total = found.contributions.flatten(1).sum(1) + found.constants.total()
+        torch.testing.assert_close(total, explained.detach())
+
+
+class Ranked(Bags):
+    """The words are the ranks of numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.bag(x.argsort(1)).relu() + x)
+
+
+def test_words_without_weights_lead_to_the_bag() -> None:
     with pytest.raises(bcos_fx.BcosFxError) as caught:
-        bcos_fx.explain(network, given, (0, 2), source="shares", batch_axis=None)
-    assert "embedding is not dynamic linear in its input; instead: explain by what it gives" in (
-        caught.value.where or ""
-    )
-    assert "test_bags.py" in (caught.value.where or "")
-    assert not bcos_fx.certify(network, given, source="shares", batch_axis=None).ok
+        bcos_fx.explain(Ranked("sum", None, weighted=False), torch.rand(2, 6, dtype=torch.float64), 2)
+    assert "embedding_bag is not dynamic linear in its input; instead: explain by what it gives" in str(caught.value)

@@ -49,6 +49,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "conv_transpose2d": [{"input": v(1, 2, 3, 3), "weight": t(2, 3, 2, 2)}],
     "conv_transpose3d": [{"input": v(1, 2, 2, 2, 2), "weight": t(2, 1, 2, 2, 2)}],
     "conv_tbc": [{"input": v(5, 1, 3), "weight": t(3, 3, 2), "bias": t(2), "pad": 1}],
+    "embedding_bag": [{"input": _ROWS, "weight": t(3, 5), "mode": "sum", "per_sample_weights": v(2, 4)}],
     "bilinear": [{"input1": v(2, 3), "input2": v(2, 4), "weight": t(5, 3, 4), "bias": None}],
     "batch_norm": [
         {

@@ -147,7 +147,14 @@ def _attribute(call: Call) -> str | None:
     return None if name in ("T", "mT", "H", "mH", "real", "imag") else f"nothing is known of a tensor's {name!r}"
 
 
+def _unweighted(call: Call) -> str | None:
+    if call.nodes("per_sample_weights"):
+        return None
+    return f"{call.name} is not dynamic linear in its input; instead: {call.op.instead}"
+
+
 _CHECKS: dict[str, Callable[[Call], str | None]] = {
+    "embedding_bag": _unweighted,
     "instance_norm": _own_statistics,
     "dropout": _random,
     "feature_dropout": _random,
