@@ -6,8 +6,9 @@ torchvision, transformers and many others have a class each. They are known by w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,28 @@ def as_drop_paths(module: nn.Module) -> None:
                 part._modules[name] = made[child] or child
 
 
+def path_of(run: Callable[[Tensor], Tensor], shape: tuple[int, ...], literals: Sequence[Any]) -> DropPath | None:
+    """Return what does the same as some code does to tensors of a shape; None where it does something else.
+
+    Args:
+        run: the code, which draws random numbers.
+        shape: (N, ...) of what it takes.
+        literals: what is written down in it, its probability among that.
+    """
+    x = torch.rand(shape) + 1
+    try:
+        with torch.no_grad():
+            by = torch.stack([(run(x) / x).reshape(len(x), -1) for _ in range(2 * _RUNS)])
+    except _FORWARD_ERRORS:
+        return None
+    even = (by - by[..., :1]).abs().amax(2) <= _ROUNDING
+    factors = torch.where(even, by[..., 0], torch.nan)
+    at_once = len(x) > 1 and bool((factors == factors[:, :1]).all())
+    drawn = factors[:, :1] if at_once else factors
+    numbers = [value for value in literals if isinstance(value, float) and 0 < value < 1]
+    return _of_factors([*numbers, *(1 - value for value in numbers)], drawn.reshape(1, -1), _MODES[at_once])
+
+
 def _may_drop(module: nn.Module) -> bool:
     """Whether a module has no parts, and a probability among its attributes."""
     own = not type(module).__module__.startswith(("torch.nn.", "bcos_fx."))
@@ -59,7 +82,8 @@ def _drop_path(module: nn.Module) -> DropPath | None:
     module.train()
     with suppress(*_FORWARD_ERRORS):
         for mode in _MODES:
-            found = _of_factors(module, torch.stack([_factors(module, mode, rank) for rank in (2, 3, 4)]), mode)
+            factors = torch.stack([_factors(module, mode, rank) for rank in (2, 3, 4)])
+            found = _of_factors(_shares(module), factors, mode)
             if found is not None and _is_identity(module):
                 found.__dict__.update({name: value for name, value in vars(module).items() if name not in vars(found)})
                 return found.eval()
@@ -78,11 +102,11 @@ def _factors(module: nn.Module, mode: Mode, rank: int) -> Tensor:
     return torch.where(even, by[:, 0], torch.nan)
 
 
-def _of_factors(module: nn.Module, factors: Tensor, mode: Mode) -> DropPath | None:
-    """Find the attribute that gives the probability, for factors (ranks, draws)."""
+def _of_factors(shares: Sequence[float], factors: Tensor, mode: Mode) -> DropPath | None:
+    """Find which of some shares is the probability, for factors (ranks, draws)."""
     dropped = (factors == 0).double().mean(1)
     deviation = (dropped * (1 - dropped) / factors.shape[1]).sqrt()
-    for p in _shares(module):
+    for p in shares:
         for scale in (True, False):
             kept = 1 / (1 - p) if scale else 1.0
             alike = (factors == 0) | ((factors - kept).abs() <= _ROUNDING * kept)

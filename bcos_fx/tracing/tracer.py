@@ -48,7 +48,7 @@ from bcos_fx.tracing.state import (
     restore_attributes,
     settle_sizes,
 )
-from bcos_fx.tracing.training import align
+from bcos_fx.tracing.training import Alignment
 from bcos_fx.tracing.values import drop_needless_checks
 
 # The random generators are the process's: two traces that put them back at once would spoil them.
@@ -135,9 +135,10 @@ def trace(
             graph_module = _build(root, recorder)
             _check_state_unchanged(graph_module, recorder)
             restore_attributes(root, kept)
-            difference = _train_difference(root, recorder, graph_module, example_inputs, output, leaf_modules)
+            compared = _train_difference(root, recorder, graph_module, example_inputs, output, leaf_modules)
             restore_attributes(root, kept)
             named = _follow_precision(root, recorder, graph_module, inputs, output, leaf_modules)
+            difference = compared.insert_paths() if isinstance(compared, Alignment) else compared
             graph_module.eval()
             torch.manual_seed(0)
             error = _confirm(graph_module, bind(root, example_inputs), result)
@@ -292,15 +293,16 @@ def _train_difference(
     example: Any,
     output: int | str | None,
     leaf_modules: Leaves,
-) -> str | None:
+) -> str | Alignment:
     """Record `root` in train mode too and compare; `root` ends in eval mode with the buffers it had."""
     recorder = _recorder(root)
+    constants = evaluated.constants, recorder.constants
     try:
         with buffers_kept(root):
             root.train()
             _record(root, bind(root, example), output, leaf_modules, recorder)
     except UsageError as error:
-        first = align(graph_module.graph, recorder.graph, (evaluated.constants, recorder.constants))
+        first = Alignment(graph_module, recorder.graph, None, constants).difference
         return f"in train mode {error.what}" + (f": {first}" if first else "")
     except (BcosFxError, *_FORWARD_ERRORS) as error:
         reason = error.what if isinstance(error, BcosFxError) else str(error)
@@ -308,7 +310,7 @@ def _train_difference(
     finally:
         root.eval()
     trained = _build(root, recorder)
-    return align(graph_module.graph, trained.graph, (evaluated.constants, recorder.constants))
+    return Alignment(graph_module, trained.graph, trained, constants)
 
 
 def _follow_precision(
@@ -389,5 +391,5 @@ def _unused(root: nn.Module, graph_module: GraphModule) -> tuple[str, ...]:
         if node.op == "get_attr":
             used.add(id(root.get_parameter(node.target)) if node.target in dict(root.named_parameters()) else 0)
         elif node.op == "call_module":
-            used |= {id(parameter) for parameter in root.get_submodule(node.target).parameters()}
+            used |= {id(parameter) for parameter in graph_module.get_submodule(node.target).parameters()}
     return tuple(name for name, parameter in root.named_parameters() if id(parameter) not in used)

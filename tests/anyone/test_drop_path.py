@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bcos_fx
+from bcos_fx.artifact import from_bytes, to_bytes
 from bcos_fx.nn import DropPath
 
 
@@ -57,7 +58,7 @@ class WholeBatch(nn.Module):
 
 
 class OneFewer(PerSample):
-    """Not what it seems: the first sample is never dropped."""
+    """Not what it seems, and no module that stands for it: the first sample is never dropped."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x[:1], super().forward(x[1:])])
@@ -146,10 +147,113 @@ def test_it_is_known_by_what_it_does(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(network(x), Block(make()).eval()(x))
 
 
-@pytest.mark.parametrize("kind", [OneFewer, Noise, OtherInEval], ids=lambda kind: kind.__name__)
+def test_what_is_around_a_dropped_path_stays() -> None:
+    made = converted(OneFewer(0.3))
+    assert made.report.train_difference is None
+    found = [part for part in made.modules() if isinstance(part, DropPath)]
+    assert [part.p for part in found] == [pytest.approx(0.3)] * 2
+    original, x = Block(OneFewer(0.3)).train(), torch.rand(1, 6).expand(600, 6)
+    ours, theirs = made.train()(x), original(x)
+    torch.testing.assert_close(ours[0], theirs[0])  # the first sample is never dropped
+    rows = [{tuple(row) for row in (1e3 * values).round().tolist()} for values in (ours, theirs)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("kind", [Noise, OtherInEval], ids=lambda kind: kind.__name__)
 def test_what_does_something_else_is_not_trained_as_that(kind: Callable[[float], nn.Module]) -> None:
     made = converted(kind(0.3))
     assert not any(isinstance(part, DropPath) for part in made.modules())
+    with pytest.raises(bcos_fx.BcosFxError, match="cannot be trained as the original"):
+        made.train()
+
+
+Dropping = Callable[[Tensor, float, bool], Tensor]
+
+
+def by_bernoulli(x: Tensor, p: float, training: bool) -> Tensor:
+    if p == 0.0 or not training:
+        return x
+    mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - p)
+    return x * mask.div_(1 - p)
+
+
+def by_floor(x: Tensor, p: float, training: bool) -> Tensor:
+    if not training:
+        return x
+    drawn = 1 - p + torch.rand((x.shape[0],) + (1,) * (x.ndim - 1), dtype=x.dtype, device=x.device)
+    return x.div(1 - p) * drawn.floor_()
+
+
+def of_torchvision_s_function(mode: str) -> Dropping:
+    def drop(x: Tensor, p: float, training: bool) -> Tensor:
+        return pytest.importorskip("torchvision.ops").stochastic_depth(x, p, mode, training)
+
+    return drop
+
+
+# A function that is called in forward, and the layer that stands for it; None: nothing does.
+FUNCTIONS: dict[str, tuple[Dropping, DropPath | None]] = {
+    "bernoulli": (by_bernoulli, DropPath(0.3)),
+    "floor": (by_floor, DropPath(0.3)),
+    "not scaled": (
+        lambda x, p, on: torch.bernoulli(torch.full((len(x), 1), 1 - p)) * x if on else x,
+        DropPath(0.3, scale_by_keep=False),
+    ),
+    "a comparison": (lambda x, p, on: x * (torch.rand(x.shape[0], 1) >= p) / (1 - p) if on else x, DropPath(0.3)),
+    "all samples at once": (lambda x, p, on: x * (torch.rand(1) > p) / (1 - p) if on else x, DropPath(0.3, "batch")),
+    "torchvision": (of_torchvision_s_function("row"), DropPath(0.3)),
+    "torchvision, at once": (of_torchvision_s_function("batch"), DropPath(0.3, "batch")),
+    "every number": (lambda x, p, on: x * (torch.rand_like(x) > p) / (1 - p) if on else x, None),
+    "noise": (lambda x, p, on: x + p * torch.randn_like(x) if on else x, None),
+    "a shift beside": (lambda x, p, on: by_floor(x, p, on) + 0.1 if on else x, None),
+    "another probability": (lambda x, p, on: x * (torch.rand(x.shape[0], 1) >= p) / p if on else x, None),
+}
+
+
+class Functional(nn.Module):
+    """Two residual branches, dropped by a function."""
+
+    def __init__(self, drop: Dropping) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head, self.drop = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2), drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop(self.a(x).relu(), 0.3, self.training)
+        return self.head(x + self.drop(self.b(x).relu(), 0.15, self.training))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_in_forward_is_known_by_what_it_does(name: str) -> None:
+    drop, wanted = FUNCTIONS[name]
+    made = bcos_fx.bcosify(Functional(drop).train(), example_inputs=torch.rand(4, 6), recipe="equivalent")
+    found = [part for part in made.modules() if isinstance(part, DropPath)]
+    if wanted is None:
+        assert not found
+        with pytest.raises(bcos_fx.BcosFxError, match="cannot be trained as the original"):
+            made.train()
+        return
+    assert [(layer.p, layer.mode, layer.scale_by_keep) for layer in found] == [
+        (pytest.approx(p), wanted.mode, wanted.scale_by_keep) for p in (0.3, 0.15)
+    ]
+    stored, x = from_bytes(to_bytes(made)), torch.rand(3, 6)
+    torch.testing.assert_close(stored(x), Functional(drop).eval()(x))
+    assert bcos_fx.explain(stored, x, 0).complete
+    samples = torch.rand(1, 6).expand(6000, 6)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        ours, theirs = stored.train()(samples), Functional(drop).train()(samples)
+    if wanted.mode == "row":  # the same four sums of branches, as often
+        rows = [{tuple(row) for row in (1e3 * values).round().tolist()} for values in (ours, theirs)]
+        assert rows[0] == rows[1]
+        torch.testing.assert_close(ours.mean(0), theirs.mean(0), rtol=0, atol=0.02)
+
+
+def test_a_value_that_is_used_beside_its_dropped_self_is_refused() -> None:
+    def doubled(x: Tensor, p: float, training: bool) -> Tensor:
+        return x + by_floor(x, p, training)
+
+    made = bcos_fx.bcosify(Functional(doubled).train(), example_inputs=torch.rand(4, 6), recipe="equivalent")
     with pytest.raises(bcos_fx.BcosFxError, match="cannot be trained as the original"):
         made.train()
 
