@@ -7,7 +7,7 @@ tree, and the command line can turn any of them into one message and exit code 2
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from bcos_fx.escaping import shortened, shown, shown_in_a_line
 
@@ -78,6 +78,12 @@ class MissingExtraError(BcosFxError):
             f"{purpose} needs the library {library!r}, which is not installed",
             hint=f"""it comes with the extra bcos-fx[{extra}]; in a clone of the project: pip install ".[{extra}]\"""",
         )
+
+
+def check_choice(what: str, value: object, known: Collection[str]) -> None:
+    """Raise UsageError, with the nearest known value, where an argument has none of those that it may have."""
+    if value not in known:
+        raise UsageError(f"{what} is {value!r}", hint=nearest(str(value), known))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

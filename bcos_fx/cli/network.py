@@ -29,7 +29,7 @@ from bcos_fx.data.classes import read_classes
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.data.stores import open_source
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.example import recorded_preprocessing, recorded_size, recorded_statistics
 from bcos_fx.explanation.layout import own_form
 from bcos_fx.network import BcosNetwork, Origin
@@ -182,8 +182,7 @@ def example_of(shape: tuple[int, ...]) -> Tensor:
 
 def _head(request: Request) -> dict[str, Any]:
     """Which of the classifier's classes are kept."""
-    if request.head not in ("keep", "subset"):
-        raise UsageError(f"--head is {request.head!r}", hint=nearest(request.head, ("keep", "subset")))
+    check_choice("--head", request.head, ("keep", "subset"))
     names = None if request.classes is None else read_classes(request.classes)
     if request.head == "keep":
         if request.data is not None:

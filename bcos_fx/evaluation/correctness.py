@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bcos_fx.display import Displayed
-from bcos_fx.errors import MissingExtraError, UsageError, nearest
+from bcos_fx.errors import MissingExtraError, check_choice
 from bcos_fx.evaluation.intervals import bootstrap
 from bcos_fx.evaluation.predictions import predict
 from bcos_fx.evaluation.runner import Runner
@@ -116,8 +116,7 @@ def judged_accuracy(
 
 def _calibration_error(predictions: Sequence[Prediction], right: Any, confidence: str) -> float:
     """Σ over bins of confidence: share of images · |accuracy - mean confidence|."""
-    if confidence not in CONFIDENCES:
-        raise UsageError(f"confidence is {confidence!r}", hint=nearest(confidence, CONFIDENCES))
+    check_choice("confidence", confidence, CONFIDENCES)
     if importlib.util.find_spec("torchmetrics") is None:
         raise MissingExtraError("torchmetrics", "evaluate", "the calibration error")
     from torchmetrics.functional.classification import binary_calibration_error

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bcos_fx.display import Displayed
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.evaluation.measured import Measured, bootstrap_interval, checked_maps
 from bcos_fx.evaluation.plots import curves_with_bands
 from bcos_fx.methods.checks import check_count, check_images, check_score, check_targets, class_outputs, scores
@@ -118,9 +118,8 @@ def pixel_deletion(
     """
     images = check_images(images)
     check_score(score)
-    for name, value, known in (("direction", direction, DIRECTIONS), ("order", order, ORDERS)):
-        if value not in known:
-            raise UsageError(f"{name} is {value!r}", hint=nearest(str(value), known))
+    check_choice("direction", direction, DIRECTIONS)
+    check_choice("order", order, ORDERS)
     check_count("steps", steps)
     check_count("batch_size", batch_size)
     background = imputed(images, imputation)
@@ -183,8 +182,7 @@ def imputed(images: Tensor, imputation: str) -> Tensor:
     Raises:
         UsageError: it is none of these.
     """
-    if imputation not in _IMPUTATIONS:
-        raise UsageError(f"imputation is {imputation!r}", hint=nearest(str(imputation), _IMPUTATIONS))
+    check_choice("imputation", imputation, _IMPUTATIONS)
     return _IMPUTATIONS[imputation](images)
 
 

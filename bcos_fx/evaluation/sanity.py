@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcos_fx.display import Displayed
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice, nearest
 from bcos_fx.evaluation.measured import Measured, checked_maps
 from bcos_fx.evaluation.plots import new_axes
 from bcos_fx.methods.checks import check_images, check_targets
@@ -113,8 +113,7 @@ def weight_randomisation(
     """
     images = check_images(images)
     targets = check_targets(images, targets)
-    if mode not in MODES:
-        raise UsageError(f"mode is {mode!r}", hint=nearest(str(mode), MODES))
+    check_choice("mode", mode, MODES)
     called, left_out = _called(network, images[:1] if example is None else example)
     chosen = _known(network, layers) if layers is not None else called
     before = _maps(make, deep_copy(network), images, targets)

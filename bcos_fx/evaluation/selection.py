@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.evaluation.scoring import SMOOTH
 
 CONFIDENCES = ("sigmoid", "softmax")
@@ -93,8 +93,7 @@ class Protocol:
 
     def __post_init__(self) -> None:
         self._check_numbers()
-        if self.confidence not in CONFIDENCES:
-            raise UsageError(f"confidence is {self.confidence!r}", hint=nearest(self.confidence, CONFIDENCES))
+        check_choice("confidence", self.confidence, CONFIDENCES)
         if not 0 <= self.threshold < 1:
             raise UsageError(f"threshold is {self.threshold!r}", hint="give a confidence in [0, 1)")
         if self.rescaled and self.windows:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice
 
 SCORES = ("softmax", "sigmoid", "logit")
 """What of a class is watched: its probability among all classes, its own probability, or its output as it is."""
@@ -76,8 +76,7 @@ def check_score(score: str) -> str:
     Raises:
         UsageError: it is none of :data:`SCORES`.
     """
-    if score not in SCORES:
-        raise UsageError(f"score is {score!r}", hint=nearest(str(score), SCORES))
+    check_choice("score", score, SCORES)
     return score
 
 

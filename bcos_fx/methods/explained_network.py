@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.example import statistics
 from bcos_fx.methods.checks import check_count, check_images, class_outputs
 from bcos_fx.tracing.modules import deep_copy
@@ -115,8 +115,7 @@ class ExplainedNetwork(nn.Module):
 
 def _color(reference: str | float | Sequence[float], mean: Tensor) -> Tensor:
     if isinstance(reference, str):
-        if reference not in REFERENCES:
-            raise UsageError(f"reference is {reference!r}", hint=nearest(reference, REFERENCES))
+        check_choice("reference", reference, REFERENCES)
         return mean if reference == "mean" else torch.zeros_like(mean)
     color = torch.as_tensor(reference, dtype=mean.dtype).reshape(-1)
     if not bool(((color >= 0) & (color <= 1)).all()) or not color.numel():

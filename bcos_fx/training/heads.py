@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bcos_fx.data.classes import classes_named
 from bcos_fx.data.sources import ImageSource
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.heads.layers import with_classes, with_new_head
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.sources import Renumbered
@@ -23,8 +23,7 @@ class Head:
     names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in HEADS:
-            raise UsageError(f"head is {self.kind!r}", hint=nearest(self.kind, HEADS))
+        check_choice("head", self.kind, HEADS)
         if self.names is not None and self.kind != "subset":
             raise UsageError("class names of the network are for a head of some of its classes", hint="head='subset'")
 

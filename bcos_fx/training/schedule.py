@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice, nearest
 
 SHAPES = ("at-once", "linear", "cosine", "steps")
 
@@ -76,8 +76,7 @@ class BSchedule:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.to) and self.to >= 1):
             raise UsageError(f"B shall rise to {self.to!r}", hint="B is a finite number >= 1")
-        if self.learned not in ("no", "layer", "network"):
-            raise UsageError(f"learned is {self.learned!r}", hint=nearest(self.learned, ("no", "layer", "network")))
+        check_choice("learned", self.learned, ("no", "layer", "network"))
         if not self.drift >= 0:
             raise UsageError(f"drift is {self.drift!r}", hint="give a number of at least 0")
         if self.drift and self.learned == "no":
