@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,6 +39,12 @@ def renamed(old: str, new: str) -> Callable[[str], Any]:
         return found
 
     return load
+
+
+def check_installed(name: str, extra: str, purpose: str, *, package: str | None = None) -> None:
+    """Raise MissingExtraError where a library of an extra (its ``package``) is not installed; import nothing."""
+    if importlib.util.find_spec(name) is None:
+        raise MissingExtraError(package or name, extra, purpose)
 
 
 def library(name: str, extra: str, purpose: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +11,13 @@ import torch
 from torch import nn
 
 from bcos_fx.display import Displayed
-from bcos_fx.errors import MissingExtraError, check_choice
+from bcos_fx.errors import check_choice
 from bcos_fx.evaluation.intervals import bootstrap
 from bcos_fx.evaluation.predictions import predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import CONFIDENCES, Prediction
 from bcos_fx.evaluation.tasks import task_of
+from bcos_fx.lazy import check_installed
 
 BINS = 15
 """Bins of the calibration error (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 4.1)."""
@@ -117,8 +117,7 @@ def judged_accuracy(
 def _calibration_error(predictions: Sequence[Prediction], right: Any, confidence: str) -> float:
     """Σ over bins of confidence: share of images · |accuracy - mean confidence|."""
     check_choice("confidence", confidence, CONFIDENCES)
-    if importlib.util.find_spec("torchmetrics") is None:
-        raise MissingExtraError("torchmetrics", "evaluate", "the calibration error")
+    check_installed("torchmetrics", "evaluate", "the calibration error")
     from torchmetrics.functional.classification import binary_calibration_error
 
     given = [p.sigmoid if confidence == "sigmoid" else p.probability for p in predictions]

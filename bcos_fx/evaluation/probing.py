@@ -10,7 +10,6 @@ the best, and the classifier is fitted again to all of them.
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,9 @@ from torch.nn import functional
 from bcos_fx.data.batches import Batches
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.sources import ImageSource
-from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.clip_benchmark import rates
+from bcos_fx.lazy import check_installed
 
 DECADES = tuple(10.0**k for k in range(-7, 2))
 _HELD_OUT, _ITERATIONS = 5, 1000
@@ -79,8 +79,7 @@ def check_solver() -> None:
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
-    if importlib.util.find_spec("sklearn") is None:
-        raise MissingExtraError("scikit-learn", "evaluate", "a linear probe")
+    check_installed("sklearn", "evaluate", "a linear probe", package="scikit-learn")
 
 
 def embed_images(

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import base64
 import csv
-import importlib.util
 import io
 import json
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcos_fx.errors import MissingExtraError
 from bcos_fx.escaping import shown_in_html
 from bcos_fx.evaluation.examples import example_cards
 from bcos_fx.evaluation.plots import boxes, curves
 from bcos_fx.evaluation.session import Evaluation
 from bcos_fx.explanation.render.html import page
 from bcos_fx.explanation.render.saving import write_whole
+from bcos_fx.lazy import check_installed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,8 +56,7 @@ def check_extras(metrics: Sequence[str]) -> None:
     if "accuracy" in metrics or "zeroshot" in metrics:
         needed["torchmetrics"] = "the calibration error"
     for library, purpose in needed.items():
-        if importlib.util.find_spec(library) is None:
-            raise MissingExtraError(library, "evaluate", purpose)
+        check_installed(library, "evaluate", purpose)
 
 
 def as_data(evaluation: Evaluation) -> dict[str, Any]:

@@ -6,13 +6,12 @@ Max-sensitivity (Yeh et al., "On the (In)fidelity and Sensitivity of Explanation
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
-from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.lazy import check_installed
 from bcos_fx.methods.checks import check_count, check_images, check_targets
 from bcos_fx.methods.method import Method
 
@@ -34,8 +33,7 @@ def stability(
         UsageError: something is not of that form.
         MissingExtraError: captum is not installed.
     """
-    if importlib.util.find_spec("captum") is None:
-        raise MissingExtraError("captum", "evaluate", "measuring stability")
+    check_installed("captum", "evaluate", "measuring stability")
     from captum.metrics import sensitivity_max
 
     images = check_images(images)

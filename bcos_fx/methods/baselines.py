@@ -5,7 +5,6 @@ All take images in [0, 1], explain the same classes and give maps of one shape. 
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bcos_fx.errors import MissingExtraError, UsageError, nearest
+from bcos_fx.errors import UsageError, nearest
+from bcos_fx.lazy import check_installed
 from bcos_fx.methods.checks import check_count
 from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.grad_cam import grad_cam
@@ -88,8 +88,8 @@ def baselines(
         if name not in _MAKERS:
             raise UsageError(f"no baseline is named {name!r}", hint=nearest(str(name), BASELINES))
     check_count("seed", seed, 0)
-    if any(name not in _OWN for name in wanted) and importlib.util.find_spec("captum") is None:
-        raise MissingExtraError("captum", "evaluate", "explaining by captum's methods")
+    if any(name not in _OWN for name in wanted):
+        check_installed("captum", "evaluate", "explaining by captum's methods")
     # Tensors that are made in the caller's inference mode could never be part of a gradient.
     with torch.inference_mode(False):
         explained = ExplainedNetwork(network, mean=mean, std=std, reference=reference, batch_size=batch_size)

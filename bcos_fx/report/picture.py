@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target, replacing
+from bcos_fx.lazy import check_installed
 from bcos_fx.report.layout import Bus, Change, Column, Layout, lay_out
 from bcos_fx.report.model import Findings
 
@@ -76,8 +76,7 @@ def check_drawable(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path} is no picture that can be drawn", hint=f"end the name in {', '.join(SUFFIXES)}")
     check_target(path)
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot", "drawing a graph")
+    check_installed("matplotlib", "plot", "drawing a graph")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from bcos_fx.data.datasets import DatasetSource, StreamSource
 from bcos_fx.data.decoding import Unreadable
 from bcos_fx.data.preprocessing import Preprocessing, as_picture
 from bcos_fx.data.sources import ImageSource
-from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.errors import UsageError
+from bcos_fx.lazy import library
 from bcos_fx.seeding import derived, seed_host
 
 _SHIFT = 1 / 8
@@ -71,10 +72,7 @@ class Samples(Dataset[Any]):
 
 
 def _augmentation(name: str, preprocessing: Preprocessing) -> Transform:
-    try:
-        from torchvision.transforms import v2
-    except ImportError as error:
-        raise MissingExtraError("torchvision", "vision", f"the augmentation {name!r}") from error
+    v2 = library("torchvision.transforms.v2", "vision", f"the augmentation {name!r}")
 
     def sized(image: Any) -> Any:
         return image if isinstance(image, torch.Tensor) else preprocessing.sized(image)

@@ -22,7 +22,8 @@ from bcos_fx.data.datasets import DatasetSource, StreamSource, source_of
 from bcos_fx.data.preprocessing import Preprocessing, is_photograph
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.display import Displayed
-from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.errors import UsageError
+from bcos_fx.lazy import check_installed
 from bcos_fx.locking import holding
 from bcos_fx.network import BcosNetwork
 from bcos_fx.seeding import preserved
@@ -118,8 +119,7 @@ def finetune(
         MissingExtraError: Lightning is not installed.
         KeyboardInterrupt: the user stopped it; the last checkpoint is kept.
     """
-    if importlib.util.find_spec("lightning") is None:
-        raise MissingExtraError("lightning", "train", "fine-tuning")
+    check_installed("lightning", "train", "fine-tuning")
     from bcos_fx.training.recording import run_of
     from bcos_fx.training.running import Fitting
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from bcos_fx.errors import MissingExtraError
+from bcos_fx.lazy import library
 
 Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -23,10 +23,7 @@ def mixer(mixup: float, cutmix: float, classes: int) -> Mixer:
         cutmix: alpha of CutMix (Yun et al., "CutMix", ICCV 2019), 0 for none; with both, one of them by chance.
         classes: C.
     """
-    try:
-        from torchvision.transforms import v2
-    except ImportError as error:
-        raise MissingExtraError("torchvision", "vision", "mixup and CutMix") from error
+    v2 = library("torchvision.transforms.v2", "vision", "mixup and CutMix")
     chosen = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
     chosen += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
     found: Mixer = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)

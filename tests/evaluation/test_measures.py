@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from bcos_fx.convert import bcosify
 from bcos_fx.errors import MissingExtraError, UsageError
-from bcos_fx.evaluation import stability as stability_module
 from bcos_fx.evaluation.completeness import completeness_of, completeness_residual
 from bcos_fx.evaluation.measured import Measured, bootstrap_interval, plot_boxes
 from bcos_fx.evaluation.pointing import boxes_to_masks, energy, hits, iou, pointing
@@ -174,7 +173,7 @@ def test_wrong_arguments_of_stability_are_named(monkeypatch: pytest.MonkeyPatch)
     for options, message in (({"radius": 0}, "radius is 0"), ({"samples": 0}, "samples is 0")):
         with pytest.raises(UsageError, match=message):
             stability(made(uniform), IMAGES, TARGETS, **options)
-    monkeypatch.setattr(stability_module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="captum"):
         stability(made(uniform), IMAGES, TARGETS)
 

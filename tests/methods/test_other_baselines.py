@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 import bcos_fx
 from bcos_fx.errors import MissingExtraError, UsageError
-from bcos_fx.methods import baselines as module
 from bcos_fx.methods.baselines import BASELINES, baselines
 from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Method
@@ -339,7 +338,7 @@ def test_a_network_without_classes_is_named() -> None:
 
 
 def test_captum_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert [m.name for m in baselines(["rise", "grad-cam"], network=residual())] == ["RISE", "Grad-CAM"]
     with pytest.raises(MissingExtraError, match="captum") as caught:
         baselines(network=residual())
