@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.progress import Stages
 from bcos_fx.cli.request import IMAGE_FORMS, Overwrite
@@ -107,7 +106,7 @@ def _tell(network: BcosNetwork, target: Path, skipped: dict[str, str], *, json: 
     if json:
         facts: dict[str, Any] = {"output": str(target), "skipped": skipped}
         facts["calibration"] = None if calibration is None else dataclasses.asdict(calibration)
-        echo(json_module.dumps(facts, indent=2, sort_keys=True))
+        echo_json(facts)
     else:
         show_calibration(network.report, console())
         echo(f"Wrote {target}. Look at what it says now: bcos-fx explain {target} IMAGE")

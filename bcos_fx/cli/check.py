@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.errors import UsageError
 
@@ -105,7 +104,7 @@ def run(
         reading = {"arch": arch, "key": key, "trust_pickle": trust_pickle, "output_key": output_key}
         found, facts = _against(first, second, reading, asked["batch_axis"], json=json)
     if json:
-        echo(json_module.dumps(facts, indent=2, sort_keys=True))
+        echo_json(facts)
     if found != "equal":
         raise typer.Exit(CHECK_FAILED)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import typer
 
 from bcos_fx.escaping import shown
@@ -20,3 +22,8 @@ def echo(text: str = "", *, err: bool = False) -> None:
     """Print a text on a line of its own, escaped as :func:`bcos_fx.escaping.shown` does."""
     stream = typer.get_text_stream("stderr" if err else "stdout")
     typer.echo(shown(text, stream.encoding or "utf-8"), err=err)
+
+
+def echo_json(facts: object, *, sort_keys: bool = True) -> None:
+    """Print plain data as JSON."""
+    echo(json.dumps(facts, indent=2, sort_keys=sort_keys))

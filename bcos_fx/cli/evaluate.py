@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.evaluation_request import EvaluationRequest
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.request import takes
@@ -75,7 +74,7 @@ def run(request: EvaluationRequest) -> None:
     if request.json:
         from bcos_fx.evaluation.report import as_data
 
-        echo(json_module.dumps(as_data(evaluation), indent=2, sort_keys=True))
+        echo_json(as_data(evaluation))
     else:
         _tell(evaluation, files)
     if evaluation.outcome.unreadable:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo_json
 from bcos_fx.cli.explain_request import ExplainRequest
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
 from bcos_fx.cli.request import takes
@@ -104,7 +103,7 @@ def run(request: ExplainRequest) -> None:
         written = {name or "": str(path) for name, path in places.items()}
         files_written = {"files": written} if len(written) > 1 else {"file": next(iter(written.values()), None)}
         facts = {**files_written, "images": [row for row, _ in found], "skipped": skipped}
-        echo(json_module.dumps(facts, indent=2, sort_keys=True))
+        echo_json(facts)
     else:
         tell(found, places.values(), len(data))
     list_skipped(skipped)

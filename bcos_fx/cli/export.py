@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.progress import Stages
 from bcos_fx.cli.request import IMAGE_FORMS, Overwrite
 from bcos_fx.errors import UsageError
@@ -94,7 +93,10 @@ def run(
             found = export(
                 network, out, samples, explanation=explanation, output=output, source=source, overwrite=force
             )
-    echo(json_module.dumps(found.to_dict(), indent=2, sort_keys=True) if json else found.to_text())
+    if json:
+        echo_json(found.to_dict())
+    else:
+        echo(found.to_text())
     if page is not None and not json:
         echo(f"Look at it: python -m http.server --bind 127.0.0.1 --directory {page}")
 

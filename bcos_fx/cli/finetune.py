@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 import sys
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.request import IMAGE_FORMS, Overwrite, recipes, takes
 from bcos_fx.files import check_target
 
@@ -175,7 +174,7 @@ def _tell(request: FineTuneRequest, found: FineTuned) -> None:
     rows: list[dict[str, Any]] = [asdict(row) for row in found.history]
     if request.json:
         facts = {"output": str(request.out), "run": str(request.folder), "history": rows}
-        echo(json_module.dumps(facts, indent=2, sort_keys=True))
+        echo_json(facts)
         return
     first, last = found.history[0], found.history[-1]
     size = request.out.stat().st_size / 1e6

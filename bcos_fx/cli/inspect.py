@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.failure import BAD_INPUT
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def run(
             echo(_head(path, header) if header is not None else inspection.to_text())
             echo("")
     if json:
-        echo(json_module.dumps(found, indent=2, sort_keys=True))
+        echo_json(found)
     if not sound:
         raise typer.Exit(BAD_INPUT)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +63,7 @@ def _figures(path: Path) -> dict[str, float | str]:
             figures[f"GridPG {side}x{side}, {result['method']} (chance {float(result['chance']):.3f})"] = float(
                 result["mean"]
             )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, json_module.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         hint = "give results.json out of the folder of bcos-fx evaluate"
         raise UsageError("these are no results of an evaluation", where=str(path), hint=hint) from error
     return dict(figures)

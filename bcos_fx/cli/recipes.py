@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,7 +49,7 @@ def run(
     found = [load_recipe(each) for each in (recipe_names() if name is None else [name])]
     names = recipe_names() if name is None else [name]
     if json:
-        echo(json_module.dumps([_plain(recipe, key) for recipe, key in zip(found, names, strict=True)], indent=2))
+        echo_json([_plain(recipe, key) for recipe, key in zip(found, names, strict=True)], sort_keys=False)
         return
     from bcos_fx.cli.console import console
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.request import Overwrite
 from bcos_fx.errors import UsageError
@@ -88,7 +87,7 @@ def run(
         stream.write(contents)
     if json:
         facts = {"file": str(out), "complete": found.complete, "prediction": found.prediction}
-        echo(json_module.dumps(facts | {"probabilities": found.probabilities}, indent=2, sort_keys=True))
+        echo_json(facts | {"probabilities": found.probabilities})
     else:
         listed = ", ".join(f"{name} {share:.1%}" for name, share in found.probabilities.items())
         echo(f"Wrote {out}: {listed}.")

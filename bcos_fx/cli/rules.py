@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json as json_module
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.errors import RuleError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def run(
     if name is not None:
         shown, recipes = [_named(name, shown)], []
     if json:
-        echo(json_module.dumps({"rules": [_plain(rule) for rule in shown]} | _options(recipes), indent=2))
+        echo_json({"rules": [_plain(rule) for rule in shown]} | _options(recipes), sort_keys=False)
         return
     from bcos_fx.cli.console import console
 
