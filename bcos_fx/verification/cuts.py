@@ -73,7 +73,9 @@ def block(graph_module: fx.GraphModule, before: Cut | None, after: Cut | None) -
         copies[node].meta = dict(node.meta)
     for node in graph_module.graph.nodes:
         if node in inside:
-            copies[node] = graph.node_copy(node, copies.__getitem__)
+            spare = _stand_in(node, starts)
+            known = copies if spare is None else {node.all_input_nodes[0]: copies[spare]} | copies
+            copies[node] = graph.node_copy(node, known.__getitem__)
     graph.output(tuple(copies[node] for node in ends) if after is not None else copies[ends[0]])
     return GraphModule(graph_module, graph)
 
@@ -89,8 +91,21 @@ def needed(starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> set[fx.Node] |
             return None
         if node not in found:
             found.add(node)
-            pending += [source for source in node.all_input_nodes if source not in known]
+            if _stand_in(node, starts) is None:
+                pending += [source for source in node.all_input_nodes if source not in known]
     return found
+
+
+def _stand_in(node: fx.Node, starts: Sequence[fx.Node]) -> fx.Node | None:
+    """Return a value that has the precision or device which a node reads of another one; None for other nodes."""
+    if not _is_metadata(node):
+        return None
+    dtype = node.all_input_nodes[0].meta.get("dtype")
+    return next((start for start in starts if start.meta.get("dtype") == dtype is not None), None)
+
+
+def _is_metadata(node: fx.Node) -> bool:
+    return node.target is getattr and node.args[1] in ("dtype", "device")
 
 
 @dataclass(frozen=True)
@@ -104,8 +119,9 @@ class _Place:
 def _places(graph_module: fx.GraphModule) -> Iterator[_Place]:
     """Yield the places of a graph where only computed tensors cross.
 
-    What follows from stored tensors alone crosses no cut: each block computes it for itself. An input crosses none
-    either: it may be encoded in one graph and not in the other.
+    The precision or device of an earlier tensor is that of these, which are given in one precision. What follows from
+    stored tensors alone crosses no cut: each block computes it for itself. An input crosses none either: it may be
+    encoded in one graph and not in the other.
     """
     sizes, passed = _sizes(graph_module), 0
     last = {source: node for node in graph_module.graph.nodes for source in node.all_input_nodes}
@@ -120,8 +136,9 @@ def _places(graph_module: fx.GraphModule) -> Iterator[_Place]:
                     live.pop(source, None)
             if node in last:
                 live[node] = None
-        if live and all(value.op != "placeholder" and value.meta.get("type") == "tensor" for value in live):
-            yield _Place(passed, tuple(live))
+        values = tuple(value for value in live if not _is_metadata(value))
+        if values and all(value.op != "placeholder" and value.meta.get("type") == "tensor" for value in values):
+            yield _Place(passed, values)
 
 
 def _sizes(graph_module: fx.GraphModule) -> dict[fx.Node, int]:

@@ -243,3 +243,23 @@ def test_only_what_needs_it_is_in_float64_and_weights_are_shared(network: Networ
     assert stage.original is not None
     for name, parameter in network.named_parameters():
         assert stage.original.get_parameter(name) is parameter
+
+
+class Casting(Network):
+    """Reads the precision of its input in every block, as language models do for their norms."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = x.dtype
+        x = self.stem(x)
+        for part in self.blocks:
+            x = part(x.to(torch.float32).to(dtype))
+        return self.head(x.mean(1))  # type: ignore[no-any-return]
+
+
+def test_a_precision_that_all_blocks_read_crosses_no_cut(x: Tensor) -> None:
+    torch.manual_seed(0)
+    network = Casting().eval()
+    original, converted = graphs(network, x)
+    assert len(find_cuts(original, converted)) >= BLOCKS
+    assert compared(network, x, lambda graph_module: None).ok
+    assert not compared(network, x, wrong_rule).ok
