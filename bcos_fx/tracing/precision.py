@@ -12,10 +12,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from bcos_fx.tracing.arguments import exchange, leaves_of
+
+_LARGE = 2**20
+"""Of parameters this large no copy is made in another precision."""
 
 _CLOSE = 1e-3  # of a constant's scale: the same constant in another precision, and no random one
 
@@ -41,6 +44,15 @@ def other_precision(inputs: Mapping[str, Tensor], parameters: Iterable[Tensor]) 
     if len(own) != 1:
         return None
     return torch.float32 if own == {torch.float64} else torch.float64
+
+
+def without_numbers(root: nn.Module, dtype: torch.dtype) -> dict[int, Tensor]:
+    """Return for each large parameter one of zeros that takes no memory: of the twin only the calls are of interest."""
+    return {
+        id(p): nn.Parameter(torch.zeros((), dtype=dtype, device=p.device).expand(p.shape), requires_grad=False)
+        for p in root.parameters()
+        if not nn.parameter.is_lazy(p) and p.is_floating_point() and p.numel() >= _LARGE
+    }
 
 
 def follow(

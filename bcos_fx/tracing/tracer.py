@@ -37,7 +37,7 @@ from bcos_fx.tracing.modules import (
     own_copy,
 )
 from bcos_fx.tracing.named import follow_named
-from bcos_fx.tracing.precision import follow, other_precision, reads_precision
+from bcos_fx.tracing.precision import follow, other_precision, reads_precision, without_numbers
 from bcos_fx.tracing.recorder import Recorder
 from bcos_fx.tracing.state import (
     Attributes,
@@ -56,7 +56,6 @@ _LOCK = threading.RLock()
 
 _DRAWS = 32
 """Runs that tell whether the output depends on what Python code drew; some draw a number and do not use it in eval."""
-
 _FORWARD_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -330,7 +329,7 @@ def _follow_precision(
         return ()
     torch.manual_seed(0)
     try:
-        twin = deep_copy(root).to(precision)
+        twin = deep_copy(root, without_numbers(root, precision)).to(precision)
         recorder = _recorder(twin)
         _record(twin, inputs.cast(precision), output, leaf_modules, recorder)
     except (BcosFxError, *_FORWARD_ERRORS):

@@ -112,3 +112,25 @@ class OnePrecision(Reading):
 def test_a_module_of_one_precision_is_traced_in_that() -> None:
     module = OnePrecision().eval()
     assert torch.equal(trace(module, images()).graph_module(images()), module(images()))
+
+
+@pytest.mark.parametrize("kind", [Reading, Making, Keeping, Fixing])
+def test_what_is_read_of_precision_needs_no_copy_of_large_parameters(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network, x = kind().eval(), torch.rand(2, 3, 8, 8)
+    expected = trace(network, x).graph_module
+    copied: list[int] = []
+    whole = nn.Module.to
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        copied.append(sum(p.untyped_storage().nbytes() for p in module.parameters()))
+        return whole(module, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "to", to)
+    monkeypatch.setattr("bcos_fx.tracing.precision._LARGE", 1)
+    found = trace(network, x).graph_module
+    assert copied == [8 * len(list(network.parameters()))]  # one number for each
+    assert str(found.graph) == str(expected.graph)
+    assert torch.equal(found.double()(x.double()), expected.double()(x.double()))
