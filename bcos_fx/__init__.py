@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bcos_fx.explanation.explain import explain
     from bcos_fx.explanation.explanation import Explanation
     from bcos_fx.exporting.export import export
+    from bcos_fx.folding import optimize
     from bcos_fx.hub import from_pretrained, push_to_hub, save_pretrained
     from bcos_fx.network import BcosNetwork
     from bcos_fx.report import Report
@@ -47,6 +48,7 @@ __all__ = [
     "finetune",
     "from_pretrained",
     "load",
+    "optimize",
     "plan",
     "push_to_hub",
     "save",
@@ -73,6 +75,7 @@ __getattr__ = lazily(
         "finetune": "bcos_fx.training.finetune",
         "from_pretrained": "bcos_fx.hub",
         "load": "bcos_fx.artifact",
+        "optimize": "bcos_fx.folding",
         "plan": "bcos_fx.convert",
         "push_to_hub": "bcos_fx.hub",
         "save": "bcos_fx.artifact",

@@ -290,6 +290,7 @@ assert bcos_fx.verify(network, model, torch.randn(8, 4)).ok
 assert bcos_fx.certify(model, torch.rand(3, 4)).ok
 assert isinstance(bcos_fx.explain(model, torch.rand(3, 4)), bcos_fx.Explanation)
 assert bcos_fx.explain(model, torch.rand(3, 4)).complete
+assert bcos_fx.optimize(model, torch.rand(3, 4)).report.train_difference
 assert isinstance(model, bcos_fx.BcosNetwork) and isinstance(model.report, bcos_fx.Report)
 try:
     bcos_fx.evaluate(model, [], metrics="acuracy")
@@ -320,7 +321,8 @@ print(sorted(bcos_fx.__all__))
 """
 _CALLED = """
     BcosFxError BcosNetwork Explanation Report RunSettings Training __version__ bcosify calibrate certify evaluate
-    example_network explain export finetune from_pretrained load plan push_to_hub save save_pretrained verify why_not
+    example_network explain export finetune from_pretrained load optimize plan push_to_hub save save_pretrained verify
+    why_not
 """.split()
 
 

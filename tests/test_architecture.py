@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = """
     version escaping display drawing terminal errors deprecation files budgets lazy locking user_code seeding identity
     data nn tracing rewriting rules report network verification validation calibration artifact checkpoint text example
-    heads conversion convert explanation exporting diagnosis audit hub methods app evaluation training cli
+    heads folding conversion convert explanation exporting diagnosis audit hub methods app evaluation training cli
 """.split()
 # These stand beside the line of rooms: what each may import, at the most.
 BESIDE = {

@@ -65,6 +65,10 @@ def run(
     images: Annotated[
         Path | None, typer.Option(help=f"Photographs to check the file on: {IMAGE_FORMS}. Left out: made-up images.")
     ] = None,
+    optimize: Annotated[
+        bool,
+        typer.Option("--optimize", help="Fold batch norms into the layers before them: the same sums, less work."),
+    ] = False,
     force: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="What was written as JSON on stdout, and nothing else.")] = False,
 ) -> None:
@@ -86,6 +90,11 @@ def run(
 
         network = read_artifact(model)
         samples = None if images is None else _samples(network, images)
+        if optimize:
+            from bcos_fx import folding
+
+            stages("optimizing")
+            network = folding.optimize(network, samples)
         stages("exporting")
         if page is not None:
             found = write_page(network, page, samples)

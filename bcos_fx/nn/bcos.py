@@ -181,7 +181,7 @@ class BcosLayer(DynamicLayer):
 
     @torch.no_grad()
     def scale_output_(self, factors: Tensor) -> None:
-        """Multiply the layer's output, bias apart, by a positive factor per channel (outputs,), in place.
+        """Multiply the layer's output, bias apart, by a factor per channel (outputs,), in place.
 
         The factor goes into the gain or, where there is none, into the weight: the cosine does not depend on |w|, so
         the output of ``cosine`` grows with w; that of ``raw`` with w^B.
@@ -194,7 +194,8 @@ class BcosLayer(DynamicLayer):
         elif self.scale == "unit":
             raise UsageError("the weight's length has no effect, and there is no gain", where=type(self).__name__)
         else:
-            self.weight.mul_(self._per_output(factors ** (1 / self.b) if self.scale == "raw" else factors))
+            root = factors.sign() * factors.abs() ** (1 / self.b)
+            self.weight.mul_(self._per_output(root if self.scale == "raw" else factors))
 
     def _per_output(self, values: Tensor) -> Tensor:
         """Shape values (outputs,) to broadcast to the weight."""

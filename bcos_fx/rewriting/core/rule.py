@@ -15,8 +15,8 @@ from bcos_fx.rewriting.core.ops import BOUNDARY, name_of, vocabulary
 
 PRESERVING_PHASES = ("canonical", "structure", "input", "norm", "activation", "linear")
 CHANGING_PHASES = ("pool", "bias", "align", "head")
-PHASES = (*PRESERVING_PHASES, *CHANGING_PHASES, "freeze")
-"""The phases in the order they run; ``freeze`` belongs to explanation views only."""
+PHASES = (*PRESERVING_PHASES, *CHANGING_PHASES, "fold", "freeze")
+"""The phases in the order they run; ``fold`` belongs to :func:`bcos_fx.optimize`, ``freeze`` to explanation views."""
 
 PRESERVES = ("always", "eval", "never")
 """What a rule keeps: the function in train and eval, in eval only, or not at all."""
