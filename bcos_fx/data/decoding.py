@@ -52,6 +52,8 @@ _UPRIGHT = {
 }
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
+# How far apart the grays of 2 and 4 bits are in 8 bits.
+_PACKED_GRAYS = {"L;2": 85, "L;4": 17}
 _SINGLE_HINT = "store it with 8 or 16 bits per channel"
 
 
@@ -100,7 +102,10 @@ def decoded_picture(stream: BinaryIO, mode: str) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(stream, formats=FORMATS) as opened:
                 PIXELS.check(opened.width * opened.height, "the image", Unreadable)
+                packed = _PACKED_GRAYS.get(str(opened.tile[0][3])) if opened.tile else None
                 opened.load()
+                if packed is not None and isinstance(opened.info.get("transparency"), int):
+                    opened.info["transparency"] *= packed  # Pillow spreads the grays, and not the one that is clear
                 return _upright(in_mode(opened, mode), opened)
     except Unreadable:
         raise
@@ -117,6 +122,8 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
     Raises:
         Unreadable: its values have no known range.
     """
+    if image.mode in ("L", "RGB") and _tag(image, _TIFF_SAMPLES) == _SIGNED:
+        raise Unreadable("the image holds signed 8-bit integers, which have no known range", hint=_SINGLE_HINT)
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image if image.mode == mode else image.convert(mode)
     return _plain(image).convert(mode)

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,29 @@ def test_an_unsigned_tiff_of_32_bits() -> None:
     assert np.abs(shares(decoded_picture(_tiff(values, 32), "L")) - GREY).max() <= 1 / 255
 
 
+def test_a_signed_tiff_of_8_bits_is_refused() -> None:
+    with pytest.raises(Unreadable, match="signed 8-bit"):
+        decoded_picture(_tiff(bytes_of(GREY) // 2, 8, 2), "L")
+
+
+@pytest.mark.parametrize(("bits", "key"), [(1, 1), (2, 1), (2, 3), (4, 9), (8, 130), (16, 40_000)])
+def test_the_gray_that_is_transparent_is_seen_as_white(bits: int, key: int) -> None:
+    values = [0, key]
+    width = 8 // bits if bits < 8 else 2
+    row = sum(value << (width - 1 - place) * bits for place, value in enumerate(values)).to_bytes(
+        width * bits // 8, "big"
+    )
+    parts = [
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, bits, 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(">H", key)),
+        (b"IDAT", zlib.compress(b"\0" + row)),
+        (b"IEND", b""),
+    ]
+    packed = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts)
+    stream = io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    np.testing.assert_array_equal(np.asarray(decoded_picture(stream, "L")), [[0, 255]])
+
+
 def test_a_tiff_of_12_bits() -> None:
     values = np.round(GREY * 4095).astype(np.uint32).reshape(-1, 2)
     packed = np.stack([values[:, 0] >> 4, (values[:, 0] & 15) << 4 | values[:, 1] >> 8, values[:, 1] & 255], 1)
@@ -345,8 +369,6 @@ def _bomb(path: Path) -> None:
     """A PNG of few bytes that claims 12,000 × 12,000 pixels."""
     whole = bytearray(stored(Image.new("L", (8, 8)), "PNG").getvalue())
     whole[16:24] = struct.pack(">II", 12_000, 12_000)
-    import zlib
-
     whole[29:33] = struct.pack(">I", zlib.crc32(whole[12:29]))
     path.write_bytes(whole)
 
