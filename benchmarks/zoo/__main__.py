@@ -54,13 +54,23 @@ def run(
         int | None,
         typer.Option(
             min=8,
-            help="Side of the images in pixels, where a network takes that. (default: its own)",
+            help="Least side of the images in pixels: doubled until a network takes it, its own at the most. "
+            "(default: its own)",
             show_default=False,
         ),
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Time that one network may take.")] = 600,
     memory: Annotated[float, typer.Option(min=0.5, help="Memory that one network may take, in GiB.")] = 10,
     workers: Annotated[int, typer.Option(min=1, help="Networks at a time.")] = 1,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Begin no further network after so long: a later run goes on; 0 makes the page of the rows there are. "
+            "(default: all are examined)",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Examine many networks: is each one traced, converted, equal at B = 1, certified and complete, in float64?
 
@@ -70,12 +80,12 @@ def run(
     names = select(networks)
     width = max(map(len, names))
     counted = _Counter(len(names), width)
-    rows = examine_all(
-        names, out, limits=Limits(seconds, memory), side=side, workers=workers, note=counted, known=counted.pass_over
-    )
+    limits = Limits(seconds, memory)
+    notes: dict[str, Any] = {"note": counted, "known": counted.pass_over}
+    rows = examine_all(names, out, limits=limits, side=side, workers=workers, minutes=minutes, **notes)
     echo(totals(rows))
     if page is not None:
-        _write_page(page, rows, side)
+        _write_page(page, rows, side, len(names))
     if not all(map(passed, rows)):
         raise typer.Exit(CHECK_FAILED)
 
@@ -99,13 +109,15 @@ class _Counter:
         echo(f"{self._done:>4} of {self._total}  {row['name']:<{self._width}} {seconds:>5.0f} s  {verdict}", err=True)
 
 
-def _write_page(page: Path, rows: list[dict[str, Any]], side: int | None) -> None:
+def _write_page(page: Path, rows: list[dict[str, Any]], side: int | None, total: int) -> None:
     setting = [
         f"Versions: Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}, {versions(rows)}"
         f"bcos-fx {__version__}",
-        f"Examined: {dates(rows)}",
+        f"Examined: {len(rows)} of {total} networks, {dates(rows)}",
         "Random weights, statistics of norms from structured images; recipe `equivalent`; float64",
-        f"Images of {side} pixels where a network takes them, else its own size" if side else "Images of its own size",
+        f"Images of {side} pixels, doubled until a network takes them, its own size at the most"
+        if side
+        else "Images of its own size",
     ]
     with replacing(page, "the page") as stream:
         stream.write(coverage_page(rows, "Coverage", setting).encode("utf-8", "replace"))

@@ -46,7 +46,7 @@ def build(name: str, *, side: int | None = None) -> ModelCase:
 
     Args:
         name: as :func:`bcos_fx.checkpoint.build_architecture` takes it.
-        side: of the images, in pixels, where the network takes that; None: its own.
+        side: the least of the images, in pixels, doubled until the network takes it; None: its own.
 
     Raises:
         CheckpointError, MissingExtraError: there is no such network, or its package is not installed.
@@ -88,8 +88,9 @@ def _candidates(module: nn.Module, first: str, side: int | None) -> Iterator[tup
 
 def _image_shapes(module: nn.Module, side: int | None) -> Iterator[tuple[int, ...]]:
     own = _own_shape(module)
-    if side is not None:
+    while side is not None and side < max(own[1:]):
         yield (own[0], side, side)
+        side *= 2
     yield own
     yield (own[0], _FRAMES // 2, own[1] // 2, own[2] // 2)
     yield (own[0], _FRAMES, *own[1:])

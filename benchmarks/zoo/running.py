@@ -51,6 +51,7 @@ def examine_all(
     limits: Limits | None = None,
     side: int | None = None,
     workers: int = 1,
+    minutes: float | None = None,
     note: Callable[[Row], None] | None = None,
     known: Callable[[int], None] | None = None,
 ) -> list[Row]:
@@ -62,11 +63,12 @@ def examine_all(
         limits: for each network.
         side: of the images, in pixels, where a network takes that; None: its own.
         workers: processes at a time.
+        minutes: after which no further network is begun; None: all are.
         note: called with each new row, one at a time.
         known: called with the number of networks that the file has a row of already.
 
     Returns:
-        The rows in the order of ``names``, those read from the file too.
+        The rows in the order of ``names``, those read from the file too; none of a network that was not begun.
 
     Raises:
         UsageError: the file holds something else, or its folder is not there.
@@ -76,8 +78,11 @@ def examine_all(
     rows = {row["name"]: row for row in read_rows(out)}
     limits = limits or Limits()
     lock, stopping = threading.Lock(), threading.Event()
+    end = None if minutes is None else time.monotonic() + 60 * minutes
 
     def keep_row_of(name: str) -> None:
+        if end is not None and time.monotonic() >= end:
+            return
         row = _examined(name, side, limits, max(1, (os.cpu_count() or 1) // workers), stopping)
         if stopping.is_set():
             return  # cut short: it is examined again
@@ -99,7 +104,7 @@ def examine_all(
             stopping.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return [rows[name] for name in dict.fromkeys(names)]
+    return [rows[name] for name in dict.fromkeys(names) if name in rows]
 
 
 def _import_first(names: Iterable[str]) -> None:

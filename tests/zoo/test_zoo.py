@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bcos_fx.errors import UsageError
+from benchmarks.zoo.cases import build
 from benchmarks.zoo.rows import read_rows
 from benchmarks.zoo.running import Limits, examine_all
 from benchmarks.zoo.selection import select
@@ -113,6 +114,19 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [row["name"] for row in read_rows(kept)] == names[:2]
 
 
+def test_no_network_is_begun_after_its_time(tmp_path: Path) -> None:
+    kept = tmp_path / "rows.jsonl"
+    kept.write_text(json.dumps({"name": named("Missing"), "failure": "as it was"}) + "\n")
+    rows = examine_all([named("endless"), named("Missing")], kept, minutes=0)
+    assert [row["name"] for row in rows] == [named("Missing")]
+    assert [row["name"] for row in read_rows(kept)] == [named("Missing")]
+
+
+@pytest.mark.parametrize(("side", "taken"), [(16, 64), (48, 96), (128, 96), (None, 96)])
+def test_images_are_as_small_as_a_network_takes_them(side: int | None, taken: int) -> None:
+    assert build(named("Coarse"), side=side).inputs["input"].shape[1:] == (3, taken, taken)
+
+
 def test_another_file_is_not_written_to(tmp_path: Path) -> None:
     other = tmp_path / "notes.txt"
     other.write_text("nothing of the kind\n")
@@ -165,6 +179,7 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
     assert "good" in done.stderr
     assert "1 (100%)" in done.stdout
     assert "## Every network" in page.read_text()
+    assert "- Examined: 1 of 1 networks, 2" in page.read_text()
     bad = subprocess.run(
         [*COMMAND, named("Missing"), "--out", str(out)], cwd=root, capture_output=True, text=True, check=False
     )

@@ -24,6 +24,19 @@ class Convolutional(nn.Sequential):
         self.image_size = 32
 
 
+class Coarse(Convolutional):
+    """Takes images of 64 pixels, and of its own 96."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image_size = 96
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[-1] not in (64, 96):
+            raise ValueError("another size")
+        return super().forward(input)
+
+
 class Mixed(Convolutional):
     """Converts, and is not dynamic linear."""
 
