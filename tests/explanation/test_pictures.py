@@ -337,6 +337,13 @@ def test_an_image_over_its_photograph_is_opaque_and_another_one(found: Explanati
     assert overlaid(coarse, Image.new("L", (6, 4))).size == (6, 4)
 
 
+def test_a_gallery_draws_maps_over_the_photograph_too(found: Explanation, tmp_path: Path) -> None:
+    plain, over = (found[:1].save(tmp_path / f"{overlay}.html", overlay=overlay) for overlay in (False, True))
+    shown = [re.findall(r"base64,([^\"]+)", path.read_text()) for path in (plain, over)]
+    assert len(shown[0]) == len(shown[1]) == 3
+    assert [one == other for one, other in zip(*shown, strict=True)] == [True, False, False]
+
+
 def test_a_color_map_colors_contributions_from_against_to_for() -> None:
     mpl = pytest.importorskip("matplotlib")
     values = torch.tensor([[[-1.0, 0.0, 1.0]]])

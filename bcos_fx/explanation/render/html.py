@@ -10,7 +10,7 @@ from importlib import resources
 from PIL import Image
 
 from bcos_fx.escaping import shown_in_html
-from bcos_fx.explanation.render.color import images, planes, portrait, signed, to_image
+from bcos_fx.explanation.render.color import background, images, overlaid, planes, portrait, signed, to_image
 from bcos_fx.explanation.render.tokens import spans
 from bcos_fx.explanation.result import Result
 
@@ -42,16 +42,20 @@ def fragment(explanation: Result) -> str:
     return f'<div style="{style}">{"".join(cards(shown))}</div>'
 
 
-def cards(explanation: Result, labels: Sequence[str] = ()) -> list[str]:
+def cards(explanation: Result, labels: Sequence[str] = (), *, overlay: bool = False) -> list[str]:
     """Return a card for each sample and each of its targets.
 
     Args:
         explanation: of images, or of anything else, which is then told in numbers.
         labels: what each sample is called, a file's name say.
+        overlay: draw maps over the photograph, which is drawn in gray.
+
+    Raises:
+        UsageError: the input is no photograph, and an overlay is wanted.
     """
     targets = explanation.output.shape[1] if explanation.several else 1
     return [
-        _card(explanation[sample].of_target(place), _label(sample, labels, len(explanation)))
+        _card(explanation[sample].of_target(place), _label(sample, labels, len(explanation)), overlay)
         for sample in range(len(explanation))
         for place in range(targets)
     ]
@@ -62,10 +66,10 @@ def _label(sample: int, labels: Sequence[str], samples: int) -> str:
     return labels[sample] if sample < len(labels) else f"sample {sample}" if samples > 1 else ""
 
 
-def _card(sample: Result, label: str) -> str:
+def _card(sample: Result, label: str, overlay: bool) -> str:
     target = sample.target_name()
     heading = f"<b>{shown_in_html(label)}</b> {shown_in_html(target)}" if label else f"<b>{shown_in_html(target)}</b>"
-    pieces = [f"<figcaption>{heading}</figcaption>", _views(sample, label)]
+    pieces = [f"<figcaption>{heading}</figcaption>", _views(sample, label, overlay)]
     if sample.warning:
         pieces.append(f'<p class="wrong">{shown_in_html(sample.warning)}</p>')
     pieces += [_sums(sample), _constants(sample), _scores(sample)]
@@ -76,7 +80,7 @@ def _card(sample: Result, label: str) -> str:
     return f'<figure class="card" {data}>{"".join(pieces)}</figure>'
 
 
-def _views(sample: Result, label: str) -> str:
+def _views(sample: Result, label: str, overlay: bool) -> str:
     """Render the input, the target's picture and its contributions in one row, or the tokens."""
     if sample.tokens is not None or (len(sample.axes) == 1 and sample.contributions.shape[-1] <= _SPANS):
         return spans(sample)
@@ -84,12 +88,12 @@ def _views(sample: Result, label: str) -> str:
         f'<div class="view" style="flex:0 1 {_SIDE}px;min-width:0"><img src="{data_uri(picture)}" '
         f'alt="{shown_in_html(f"{name}: {label}")}" width="{_SIDE}" style="max-width:100%;height:auto">'
         f"<span>{shown_in_html(name)}</span></div>"
-        for name, picture in _pictures(sample)
+        for name, picture in _pictures(sample, overlay)
     ]
     return f'<div class="views" style="display:flex;gap:.6rem">{"".join(tags)}</div>'
 
 
-def _pictures(sample: Result) -> list[tuple[str, Image.Image]]:
+def _pictures(sample: Result, overlay: bool) -> list[tuple[str, Image.Image]]:
     if len(sample.axes) == 1:  # a strip as high as an eighth of its length
         values = sample.contributions[0].flatten().float().cpu()
         return [("contributions", to_image(signed(values.expand(1, max(1, len(values) // 8), -1))[0]))]
@@ -97,9 +101,10 @@ def _pictures(sample: Result) -> list[tuple[str, Image.Image]]:
         return []
     given, title = portrait(sample, 0)
     shown = [(title, given)] if given is not None else []
-    shown += [(sample.target_name(), images(sample)[0])]
+    shown += [(sample.target_name(), images(sample, overlay=overlay)[0])]
     if sample.colors:
-        shown.append(("contributions", to_image(signed(planes(sample))[0])))
+        map_ = to_image(signed(planes(sample), opaque=not overlay)[0])
+        shown.append(("contributions", overlaid(map_, background(sample, 0)) if overlay else map_))
     return shown
 
 

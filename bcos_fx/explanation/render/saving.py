@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ class Collector:
         if self._suffix == ".html":
             from bcos_fx.explanation.render.html import cards
 
-            self._cards += cards(explanation, labels)
+            self._cards += cards(explanation, labels, overlay=self._style is not None and self._style.overlay)
         elif self._suffix not in _FIGURES or sum(map(len, self._kept)) < MOST_ROWS:
             self._kept.append(explanation)
 
@@ -79,14 +80,15 @@ def writer(path: Path, style: Style | None = None) -> Callable[[Result], bytes]:
     if suffix in _FIGURES:
         require_matplotlib()
         return lambda explanation: _figure(explanation, suffix[1:], style)
-    forms = {".html": _gallery, ".safetensors": _safetensors, ".npz": _npz}
+    gallery = partial(_gallery, overlay=style is not None and style.overlay)
+    forms: dict[str, Callable[[Result], bytes]] = {".html": gallery, ".safetensors": _safetensors, ".npz": _npz}
     if suffix not in forms:
         raise UsageError(
             f"an explanation cannot be written as {suffix or 'a file without suffix'}",
             where=str(path),
             hint=f"end the name in one of {', '.join((*_FIGURES, *forms))}",
         )
-    if style is not None and style != Style():
+    if style is not None and style != Style(overlay=style.overlay and suffix == ".html"):
         raise UsageError(
             f"a {suffix} file has no panels, colors or fonts to choose", hint=f"write a figure: {', '.join(_FIGURES)}"
         )
@@ -109,10 +111,10 @@ def _figure(explanation: Result, form: str, style: Style | None) -> bytes:
     return buffer.getvalue()
 
 
-def _gallery(explanation: Result) -> bytes:
+def _gallery(explanation: Result, *, overlay: bool = False) -> bytes:
     from bcos_fx.explanation.render.html import cards, page
 
-    return _text(page(cards(explanation)))
+    return _text(page(cards(explanation, overlay=overlay)))
 
 
 def _text(document: str) -> bytes:
