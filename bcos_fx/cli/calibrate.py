@@ -86,7 +86,7 @@ def run(
         from bcos_fx.cli.network import calibrate_on, calibration_images, device_of, find_images, read_original
 
         network = read_artifact(model).to(device_of(device))
-        photographs = calibration_images(network, find_images(data, classes), count)
+        photographs = calibration_images(network, find_images(data, classes, network.record.classes), count)
         given = None
         if original is not None or arch is not None:
             given = read_original(original, arch=arch, key=key, trust_pickle=trust_pickle)

@@ -102,7 +102,7 @@ def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, sta
         return {}
     from bcos_fx.cli.network import calibrate_on, calibration_images, find_images, output_key_of
 
-    images = calibration_images(network, find_images(request.calibrate))
+    images = calibration_images(network, find_images(request.calibrate, known=network.record.classes))
     return calibrate_on(network, images, original, output_key_of(original, request), stages.passing)
 
 

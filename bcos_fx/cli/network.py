@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,16 +208,29 @@ def _some_images(place: Path, preprocessing: Preprocessing) -> Tensor:
     return torch.stack([source.read(index, preprocessing).image for index in part])
 
 
-def find_images(place: Path, classes: Path | None = None) -> ImageSource:
+def find_images(place: Path, classes: Path | None = None, known: Sequence[str] = ()) -> ImageSource:
     """Find images, with labels or without.
+
+    Args:
+        place: as for ``open_source``.
+        classes: a file of class names, by which folders are found.
+        known: names of the network's classes, in the place of such a file. Folders that are named otherwise hold
+            photographs without labels.
 
     Raises:
         UsageError: there are none, or classes are named for images that have no labels.
     """
-    source = open_source(place, classes=None if classes is None else read_classes(classes))
     if classes is not None:
+        source = open_source(place, classes=read_classes(classes))
         source.check_labeled()
-    return source
+        return source
+    try:
+        return open_source(place, classes=known or None)
+    except UsageError as error:
+        source = open_source(place)
+        source.unlabeled = True
+        echo(f"note: labels are left out, so hits are not counted: {error.what}", err=True)
+        return source
 
 
 def calibration_images(network: BcosNetwork, source: ImageSource, count: int | None = None) -> Batches:

@@ -111,6 +111,29 @@ def test_labels_count_the_hits_before_and_after(run: Run, raised: Path, photogra
     assert "it is the label's on" in " ".join(done.stdout.split())
 
 
+def test_folders_are_classes_by_the_names_that_the_network_keeps(
+    run: Run, raised: Path, photographs: Path, folder: Path
+) -> None:
+    """In the order of their names they would be numbered otherwise."""
+    names = ("zebra", "ant", "cat")
+    named = save(load(raised).with_record(classes=names), folder / "named.safetensors")
+    files = sorted(photographs.glob("*.png"))
+    for n, file in enumerate(files):
+        (photographs / names[n % 3]).mkdir(exist_ok=True)
+        file.rename(photographs / names[n % 3] / file.name)
+    done = run("calibrate", named, "--data", photographs, "--json")
+    assert done.exit_code == 0, done.stderr
+    labels = torch.tensor([n % 3 for n in range(len(files))])
+    images = torch.stack([read(photographs / names[n % 3] / file.name) for n, file in enumerate(files)])
+    hits = float((load(named)(images).argmax(1) == labels).double().mean())
+    assert json.loads(done.stdout)["calibration"]["before"]["accuracy"] == pytest.approx(hits)
+    (photographs / "ant").rename(photographs / "aunt")
+    done = run("calibrate", named, "--data", photographs, "-f")
+    assert done.exit_code == 0, done.stderr
+    assert "hits are not counted" in done.stderr
+    assert "did you mean 'ant'" in done.stderr or "aunt" in done.stderr
+
+
 def test_labels_that_are_not_the_networks_are_left_out_or_refused(
     run: Run, raised: Path, photographs: Path, folder: Path
 ) -> None:
