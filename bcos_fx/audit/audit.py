@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import datetime
 import hashlib
 import platform
 from collections.abc import Sequence
@@ -35,7 +36,6 @@ from bcos_fx.network import BcosNetwork
 from bcos_fx.version import __version__
 
 CONFIDENCES = ("softmax", "sigmoid")
-_LONGEST_DATE = 100
 _LIMITS = (
     "This report shows how the network came to its answer, exactly. It does not show that the answer is right, that "
     "the network was trained on suitable data, or how it would decide on another image. A checksum detects damage and "
@@ -83,7 +83,7 @@ def audit(
         against: classes that it is compared with; empty: the one with the highest score besides.
         top: how many of the highest classes are explained, at least 1.
         names: of the classes; None: those that the file keeps.
-        date: as it is to stand in the report; it is not taken from the clock, so that a report can be made again.
+        date: for the report, in ISO 8601; it is not taken from the clock, so that a report can be made again.
         confidence: how scores become probabilities: ``softmax``, or ``sigmoid`` for networks that were trained with
             binary cross-entropy. Empty: by the loss of the last training, where the file keeps it, else softmax.
 
@@ -93,8 +93,13 @@ def audit(
         ArtifactError: the model cannot be read.
         VerificationError: the network is not dynamic linear.
     """
-    if top < 1 or len(date) > _LONGEST_DATE:
-        raise UsageError("top is at least 1, and a date is short", hint=f"top={top!r}, date={date[:20]!r}")
+    if top < 1:
+        raise UsageError(f"top is {top!r}", hint="give 1 or more")
+    if date:
+        try:
+            datetime.datetime.fromisoformat(date)
+        except ValueError as error:
+            raise UsageError(f"{date!r} is no date", hint="write it as 2026-11-30 (ISO 8601)") from error
     if confidence and confidence not in CONFIDENCES:
         raise UsageError(f"confidence is {confidence!r}", hint=nearest(confidence, CONFIDENCES))
     header, network = read_header(model), load(model).eval()

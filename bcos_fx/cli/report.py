@@ -39,7 +39,10 @@ def run(
     top: Annotated[int, typer.Option(min=1, max=20, help="How many of the highest classes are explained.")] = 3,
     classes: Annotated[Path | None, typer.Option(help="Class names, as for explain. (default: those in MODEL)")] = None,
     date: Annotated[
-        str, typer.Option(help="The date, as it is to stand in the report; the clock is not read.", show_default=False)
+        str,
+        typer.Option(
+            help="The date for the report, such as 2026-11-30 (ISO 8601); the clock is not read.", show_default=False
+        ),
     ] = "",
     confidence: Annotated[
         str,
