@@ -7,7 +7,10 @@ the state dict beside it: a converted network is a graph, and its own file holds
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from bcos_fx.lazy import library
 from bcos_fx.network import BcosNetwork
 
 WEIGHTS, CARD, PICTURE = "model.safetensors", "README.md", "explanation.png"
+_PATIENCE = 5.0
 PREFIX = "hf:"
 """What a name of the hub begins with where paths are taken too: ``hf:user/name`` or ``hf:user/name@revision``."""
 
@@ -108,6 +112,8 @@ def weights_of(name: str, *, revision: str | None = None, **options: Any) -> Pat
     """
     hub = library("huggingface_hub", "hub", f"reading {name} from the hub")
     repository, at, named = name.partition("@")
+    if no_connection(hub.constants.ENDPOINT):
+        options = {"local_files_only": True, **options}
     try:
         found = hub.hf_hub_download(repository, WEIGHTS, revision=named if at else revision, **options)
     except Exception as error:
@@ -141,6 +147,9 @@ def push_to_hub(
         MissingExtraError: huggingface_hub is not installed.
     """
     hub = library("huggingface_hub", "hub", f"uploading {repository} to the hub")
+    if no_connection(hub.constants.ENDPOINT):
+        what = f"{repository} cannot be uploaded: there is no connection to {hub.constants.ENDPOINT}"
+        raise ArtifactError(what, where=f"{PREFIX}{repository}", hint="write a folder, and upload it later")
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, name=repository, example=example, measured=measured)
         try:
@@ -150,6 +159,22 @@ def push_to_hub(
         except Exception as error:
             raise _unreachable(repository, error) from error
     return f"https://huggingface.co/{repository}"
+
+
+def no_connection(address: str) -> bool:
+    """Whether a machine cannot be reached directly, for the hub's library would try for a minute; false behind a proxy.
+
+    Args:
+        address: its URL.
+    """
+    parts = urllib.parse.urlsplit(address)
+    if urllib.request.getproxies():
+        return False
+    try:
+        socket.create_connection((parts.hostname, parts.port or parts.scheme), timeout=_PATIENCE).close()
+    except OSError:
+        return True
+    return False
 
 
 def _unreachable(repository: str, error: Exception) -> ArtifactError:

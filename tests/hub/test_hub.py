@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def online(monkeypatch: pytest.MonkeyPatch, network: BcosNetwork, tmp_path: Path
         return str(folder / name)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(socket, "create_connection", lambda *words, **options: socket.socket())
     return asked
 
 
@@ -160,6 +162,22 @@ def test_what_cannot_be_had_is_one_message(monkeypatch: pytest.MonkeyPatch, erro
     assert "Traceback" not in done.output
 
 
+def test_without_a_connection_the_cache_alone_is_read_at_once(
+    monkeypatch: pytest.MonkeyPatch, network: BcosNetwork, online: list[Any]
+) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError("no route")
+
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    bcos_fx.from_pretrained("user/net")
+    monkeypatch.setattr(socket, "create_connection", refused)
+    bcos_fx.from_pretrained("user/net")
+    assert [options.get("local_files_only") for *_, options in online] == [None, True]
+    with pytest.raises(ArtifactError, match="no connection"):
+        bcos_fx.push_to_hub(network, "user/net")
+
+
 def test_without_a_connection_the_library_itself_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be had from the hub: LocalEntryNotFoundError"):
         bcos_fx.from_pretrained("user/net", local_files_only=True, cache_dir=tmp_path)
@@ -186,6 +204,7 @@ class Api:
 def test_a_network_is_uploaded_with_its_card(monkeypatch: pytest.MonkeyPatch, network: BcosNetwork) -> None:
     Api.calls = []
     monkeypatch.setattr(hub, "HfApi", Api)
+    monkeypatch.setattr(socket, "create_connection", lambda *words, **options: socket.socket())
     assert bcos_fx.push_to_hub(network, "user/net", private=True, measured={"GridPG": 0.5}).endswith("/user/net")
     _, (created, options), (repository, files) = Api.calls
     assert (created, options) == ("user/net", {"private": True, "exist_ok": True})
@@ -208,7 +227,7 @@ def test_publish_writes_a_folder_with_the_figures_of_an_evaluation(network: Bcos
         "gridpg": [{"method": "network", "protocol": {"side": 3}, "mean": 0.75, "chance": 1 / 9}],
     }
     (tmp_path / "results.json").write_text(json.dumps(results))
-    words = ["publish", str(model), str(tmp_path / "out")]
+    words = ["publish", str(model), str(tmp_path / "out"), "--overwrite"]
     done = CliRunner().invoke(app, [*words, "--measured", str(tmp_path / "results.json")])
     assert done.exit_code == 0, done.output
     text = (tmp_path / "out" / "README.md").read_text()
