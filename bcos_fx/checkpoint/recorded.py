@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bcos_fx.checkpoint.folders import json_beside
+from bcos_fx.data.decoding import note
 from bcos_fx.errors import CheckpointError, nearest
 from bcos_fx.lazy import library
 
@@ -87,7 +88,14 @@ def recorded_images(path: Path) -> dict[str, Any]:
     elif isinstance(edge, int) and isinstance(share, int | float) and 0 < share <= 1:
         found |= _size([3, edge, edge]) | _resampled(processor, float(share))
     else:  # squeezed into a rectangle, which is not done here: the size alone is taken
-        found |= _size([3, sides.get("height"), sides.get("width")])
+        squeezed = _size([3, sides.get("height"), sides.get("width")])
+        if squeezed and processor.get("do_resize", True):
+            side = "x".join(map(str, squeezed["input_size"][1:]))
+            note(
+                f"the network's own processor squeezes images into {side} pixels; here they are resized and cropped "
+                "from the center, so it is shown another part of a photograph that is not square"
+            )
+        found |= squeezed
     return found
 
 

@@ -222,6 +222,16 @@ def test_a_folder_is_read_without_a_name(network: Any, saved: Path, tmp_path: Pa
     }
 
 
+def test_a_processor_that_squeezes_is_noted(saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_file(_copy(saved, tmp_path), tmp_path / "model.safetensors")
+    _processor(tmp_path)
+    read_model(tmp_path)
+    assert "squeezes" not in caplog.text
+    _processor(tmp_path, size={"height": 32, "width": 48}, crop_pct=None)
+    assert read_model(tmp_path).pretrained_cfg["input_size"] == (3, 32, 48)
+    assert "squeezes images into 32x48 pixels" in caplog.text
+
+
 def test_convert_takes_a_folder_with_its_classes_and_its_preparation(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
