@@ -35,7 +35,7 @@ $(OLD_STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## convert, verify and explain a real network
-	$(BIN)/bcos-fx demo $(DEMO_ARGS)
+	$(BIN)/bcos-fx demo --overwrite $(DEMO_ARGS)
 
 test: $(STAMP) ## the fast tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)

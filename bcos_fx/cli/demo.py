@@ -13,7 +13,9 @@ import typer
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.progress import Stages
+from bcos_fx.cli.request import Overwrite
 from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,6 +38,13 @@ _NETWORK = "efficientnet-lite0"
 _MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
 _SHAPE = (3, 224, 224)
 _SHOWN = 3
+_WRITTEN = (
+    "fine-tuned.png",
+    "efficientnet-lite0.bcos.safetensors",
+    "efficientnet-lite0.png",
+    "explanation.png",
+    "explanations.html",
+)
 
 
 @dataclass(frozen=True)
@@ -59,16 +68,20 @@ def run(
     out: Annotated[Path, typer.Option(help="The folder to write the converted network and the picture to.")] = Path(
         "bcos-fx-demo"
     ),
+    force: Overwrite = False,
 ) -> None:
     """Explain with a fine-tuned B-cos network, then convert EfficientNet-Lite0 and compare both on 20 photographs.
 
     The fine-tuned network comes with bcos-fx. EfficientNet-Lite0 with its ImageNet weights is converted with the recipe
     equivalent: the same function as a B-cos network, and why it answers as it does. Then with the published recipe,
     which changes the function, with how far each of its rules moves the output. The converted network, a picture of its
-    graph and the explanations are written to a folder; files of that name are replaced.
+    graph and the explanations are written to a folder.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file", hint="name a folder with --out")
+    tuned_picture, written, graph, shown, gallery = (out / name for name in _WRITTEN)
+    for path in (tuned_picture, written, graph, shown, gallery) if out.exists() else ():
+        check_target(path, overwrite=force)
     with Stages() as stages:
         stages("starting", listed=False)
         from bcos_fx.artifact import load, save
@@ -79,23 +92,23 @@ def run(
         images, labels = photographs()
         out.mkdir(parents=True, exist_ok=True)
         stages("explaining with the fine-tuned network")
-        tuned = _explain_shipped(out / "fine-tuned.png")
+        tuned = _explain_shipped(tuned_picture)
         settings: dict[str, Any] = {"mean": _MEAN, "std": _STD, "images": images, "progress": stages}
         equivalent = bcosify(original, recipe="equivalent", **settings)
         stages("writing")
-        path = save(equivalent, out / "efficientnet-lite0.bcos.safetensors", overwrite=True)
-        picture = equivalent.report.draw(out / "efficientnet-lite0.png")
+        save(equivalent, written, overwrite=force)
+        equivalent.report.draw(graph)
         stages("comparing")
-        agreement = _compare(original, load(path), images, labels)
+        agreement = _compare(original, load(written), images, labels)
         stages("explaining")
         explanation = explain(equivalent, images, names=_imagenet_classes())
-        shown = explanation[:_SHOWN].save(out / "explanation.png")
-        gallery = explanation.save(out / "explanations.html")
+        explanation[:_SHOWN].save(shown)
+        explanation.save(gallery)
         published = bcosify(original, recipe="bcosification", **settings)
-    _tell_tuned(tuned, out / "fine-tuned.png")
+    _tell_tuned(tuned, tuned_picture)
     _tell(equivalent, published, agreement)
     echo(f"The first explanations add up:\n{explanation}\n")
-    echo(f"Wrote {out / 'fine-tuned.png'}, {path}, {picture}, {shown} and {gallery}.")
+    echo(f"Wrote {tuned_picture}, {written}, {graph}, {shown} and {gallery}.")
     if agreement.same < agreement.photographs or not (explanation.complete and tuned.complete):
         raise typer.Exit(CHECK_FAILED)
 

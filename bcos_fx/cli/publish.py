@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from bcos_fx.cli.console import echo
+from bcos_fx.cli.request import Overwrite
 from bcos_fx.errors import UsageError
+from bcos_fx.files import check_target
 
 NAME = "publish"
 EPILOG = """Examples:
@@ -29,6 +31,7 @@ def run(
         Path | None, typer.Option(help="results.json of bcos-fx evaluate: accuracy and GridPG for the card.")
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository a private one.")] = False,
+    force: Overwrite = False,
 ) -> None:
     """Write a network with a model card as a folder for the hub, or upload it.
 
@@ -37,8 +40,11 @@ def run(
     """
     from bcos_fx.cli.check import read_artifact
     from bcos_fx.hub import push_to_hub, save_pretrained
-    from bcos_fx.hub.repository import PREFIX
+    from bcos_fx.hub.repository import CARD, PICTURE, PREFIX, WEIGHTS
 
+    for path in (Path(target) / name for name in (WEIGHTS, CARD, PICTURE)):
+        if path.exists() and not target.startswith(PREFIX):
+            check_target(path, overwrite=force)
     network, figures = read_artifact(model), {} if measured is None else _figures(measured)
     if target.startswith(PREFIX):
         name = target.removeprefix(PREFIX)

@@ -55,7 +55,9 @@ COMMANDS = {name: command for name, command in typer.main.get_command(app).comma
 
 
 def test_commands() -> None:
-    names = "convert plan check calibrate finetune embed explain evaluate export report publish inspect rules recipes"
+    names = (
+        "convert plan check calibrate finetune embed explain evaluate export report serve publish inspect rules recipes"
+    )
     assert list(COMMANDS) == [*names.split(), "demo"]
 
 
@@ -95,6 +97,7 @@ def test_demo(run: Run, folder: Path) -> None:
         "efficientnet-lite0.png",
         "explanation.png",
         "explanations.html",
+        "fine-tuned.png",
     ]
 
 
