@@ -181,7 +181,8 @@ def _bright(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 def extend(batch: CallInputs, count: int, *, seed: int) -> CallInputs:
     """Add samples until there are ``count``: given ones with their values shuffled, so in the same range.
 
-    A shuffled sample holds only values that the given one holds, so class indices and tokens stay valid.
+    A shuffled sample holds only values that the given one holds, so class indices and tokens stay valid, and those of
+    integers stay in their row: the rows of a list of edges may count other nodes.
     Floating-point samples are averaged with their shuffled selves, which keeps some of their structure.
     """
     missing = count - batch.count
@@ -197,6 +198,8 @@ def extend(batch: CallInputs, count: int, *, seed: int) -> CallInputs:
 
 
 def _shuffled(row: Tensor, generator: torch.Generator) -> Tensor:
+    if row.dim() > 1 and not row.is_floating_point():
+        return row.gather(-1, torch.rand(row.shape, generator=generator).argsort(-1).to(row.device))
     order = torch.randperm(row.numel(), generator=generator).to(row.device)
     shuffled = row.flatten()[order].view(row.shape)
     return (row + shuffled) / 2 if row.is_floating_point() else shuffled

@@ -213,3 +213,26 @@ def test_a_network_of_an_encoded_image_and_another_input_is_saved(tmp_path: Path
     assert [spec.encoded for spec in network.record.inputs] == [True, False]
     bcos_fx.save(network, tmp_path / "scaled.safetensors")
     assert torch.equal(bcos_fx.load(tmp_path / "scaled.safetensors")(*given), network(*given))
+
+
+def test_a_graph_of_two_kinds_of_nodes_is_compared_on_other_graphs() -> None:
+    """The rows of a list of edges count different nodes, so numbers of one are out of range in the other."""
+
+    class TwoKinds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.user, self.item, self.head = nn.Linear(4, 6), nn.Linear(5, 6), nn.Linear(6, 2)
+
+        def forward(self, user: Tensor, item: Tensor, buys: Tensor) -> Tensor:
+            got = self.user(user).relu().index_add(0, buys[0], self.item(item).relu()[buys[1]])
+            return self.head(got)
+
+    torch.manual_seed(0)
+    edges = torch.tensor([[0, 1, 2, 2], [1, 3, 0, 2]])
+    given = {"user": torch.rand(3, 4), "item": torch.rand(4, 5), "buys": edges}
+    made = bcos_fx.bcosify(TwoKinds().eval(), example_inputs=given, recipe="equivalent", batch_axis=None)
+    found = made.report.figures.verification
+    assert found is not None
+    assert {(row["name"], row["verdict"]) for row in found["comparisons"]} >= {("eval, batch 2", "equal")}
+    for source in ("user", "item"):
+        assert bcos_fx.explain(made, given, (1, 1), source=source, batch_axis=None).complete
