@@ -138,9 +138,10 @@ def trace(
             restore_attributes(root, kept)
             named = _follow_precision(root, recorder, graph_module, inputs, output, leaf_modules)
             difference = compared.insert_paths() if isinstance(compared, Alignment) else compared
+            stay = [name for name, part in root.named_modules() if part.training]  # in spite of root.eval()
             graph_module.eval()
             torch.manual_seed(0)
-            error = _confirm(graph_module, bind(root, example_inputs), result)
+            error = _confirm(graph_module, bind(root, example_inputs), result, stay)
             read = drop_needless_checks(
                 graph_module, list(inputs.named.values()), _runner(root, inputs, output), _agree
             )
@@ -341,13 +342,14 @@ def _follow_precision(
     return ()
 
 
-def _confirm(graph_module: GraphModule, inputs: BoundInputs, expected: Tensor) -> float:
+def _confirm(graph_module: GraphModule, inputs: BoundInputs, expected: Tensor, trained: list[str]) -> float:
     """Run the graph on the example: a difference means that something was not seen. Return the largest."""
     with buffers_kept(graph_module):
         actual = graph_module(*inputs.named.values())
     if not _agree(actual, expected):
         raise TraceError(
             "the graph does not repeat the module's output on the example inputs",
+            where=", ".join(f"the module {name!r} stays in train mode after eval()" for name in trained) or None,
             hint="look for state that changes between calls, or name the module concerned in leaf_modules=[...]",
         )
     return 0.0 if torch.equal(actual, expected) else float((actual - expected).abs().max())

@@ -82,3 +82,22 @@ def test_samples_that_only_seem_to_are_explained(name: str) -> None:
     found = bcos_fx.explain(network, x, 1)
     torch.testing.assert_close(found.output, network(x).detach()[:, 1])
     assert found.complete
+
+
+def test_a_norm_that_stays_in_train_mode_is_named() -> None:
+    class Stays(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def train(self, mode: bool = True) -> Stays:
+            super().train(mode)
+            self.norm.train()
+            return self
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)).relu().mean((2, 3))
+
+    with pytest.raises(bcos_fx.BcosFxError, match="does not repeat") as caught:
+        bcos_fx.explain(Stays().eval(), torch.rand(2, 3, 8, 8), 1)
+    assert "the module 'norm' stays in train mode after eval()" in (caught.value.where or "")
