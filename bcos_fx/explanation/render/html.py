@@ -114,7 +114,8 @@ def data_uri(picture: Image.Image) -> str:
         factor = -(-_SIDE // max(picture.size))
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
+    # Photographs of a camera: optimize=True takes twenty times as long and saves a seventh of the size.
+    picture.save(buffer, format="PNG", compress_level=4)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
