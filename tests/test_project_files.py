@@ -50,3 +50,16 @@ def test_forms_are_read_as_yaml(path: Path) -> None:
 
 def test_the_workflow_runs_what_a_change_must_pass() -> None:
     assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+
+
+def test_nothing_is_installed_by_a_name_that_no_index_has() -> None:
+    """Until the package is published, a clone is the only place to install it from: ``pip install '.[extra]'``."""
+    texts = [
+        *PACKAGE.rglob("*.py"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "docs").rglob("*.ipynb"),
+        *ROOT.glob("*.md"),
+    ]
+    by_name = re.compile(r"pip install (?:-\S+ )*[\"']?bcos[-_]fx")
+    assert [path for path in texts if by_name.search(path.read_text(encoding="utf-8"))] == []
+    assert by_name.search("pip install -U 'bcos-fx[plot]'")

@@ -61,7 +61,7 @@ def _body(network: BcosNetwork, name: str, picture: str | None, measured: Mappin
     if step is not None:
         yield f"> **{_text(step)}**\n"
     yield "## Use\n"
-    yield "```sh\npip install bcos-fx  # or, from a clone of its repository: pip install '.[hub]'\n"
+    yield "```sh\npip install '.[hub]'  # in a clone of the repository of bcos_fx\n"
     yield f"bcos-fx explain {json.dumps(f'hf:{name}')} photo.jpg\n```\n"
     yield "```python\nimport bcos_fx\n"
     yield f"network = bcos_fx.from_pretrained({json.dumps(name)})"
