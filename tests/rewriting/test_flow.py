@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bcos_fx.rewriting.core.flow import CONSTANT, EXPLAINED, GATE, UNKNOWN, VALUE, analyze
 from bcos_fx.rewriting.core.ops import vocabulary
+from bcos_fx.tracing import trace
 from tests.rewriting.graphs import node_of, reader_of
 
 Forward = Callable[[Any, Tensor], Tensor]
@@ -72,3 +73,22 @@ def test_beside_a_marked_source_everything_else_is_constant() -> None:
     assert flow.kinds[node_of(reader, "linear", 1).name] == VALUE
     assert flow.kinds[node_of(reader, "linear", 2).name] == CONSTANT
     assert flow.kinds[node_of(reader, "add").name] == VALUE
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.a(x) * self.b(y)
+
+
+def test_what_another_input_gives_weights_what_the_main_input_gives() -> None:
+    graph_module = trace(TwoInputs().eval(), (torch.rand(2, 4), torch.rand(2, 4))).graph_module
+    flow = analyze(graph_module, vocabulary())
+    assert flow.main == ("x",)
+    assert flow.choices["mul"].gate == "b"
+    assert flow.choices["mul"].why == "it does not depend on x"
+    assert flow.value_path >= {"x", "a", "mul"}
+    assert not flow.value_path & {"y", "b"}
