@@ -369,3 +369,15 @@ def test_a_documented_module_is_found_under_its_former_name_too(old: str, new: s
     assert found is getattr(importlib.import_module(new), name)
     with pytest.raises(AttributeError):
         _ = importlib.import_module(old).no_such_name
+
+
+def test_importing_and_converting_import_no_library_for_graphs_terminals_or_pictures(tmp_path: Path) -> None:
+    code = """
+import sys, torch
+before = set(sys.modules)
+import bcos_fx
+bcos_fx.bcosify(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)))
+names = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(sorted(names & {"networkx", "rich", "typer", "matplotlib", "torchvision", "timm", "transformers", "pandas"}))
+"""
+    assert fresh(code, folder=tmp_path).strip() == "[]"

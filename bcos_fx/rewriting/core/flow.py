@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import networkx as nx
 from torch import fx
 
 from bcos_fx.rewriting.core.ending import before_last_gate
@@ -255,9 +254,9 @@ class _Analysis:
         call = self.calls[node]
         return call is not None and call.op.weighted
 
-    def _way(self, node: fx.Node) -> set[fx.Node]:
-        """Return a node, and those that its value came through."""
-        seen, pending = {node}, [node]
+    def _way(self, *ends: fx.Node) -> set[fx.Node]:
+        """Return nodes, and those that their values came through."""
+        seen, pending = set(ends), list(ends)
         while pending:
             new = [source for source in self._sources(pending.pop()) if source not in seen]
             seen.update(new)
@@ -266,12 +265,9 @@ class _Analysis:
 
     def backwards(self) -> set[fx.Node]:
         """Return the nodes whose value reaches the output: the output's ancestors along value-carrying edges."""
-        carrying: nx.DiGraph[fx.Node] = nx.DiGraph()
-        carrying.add_nodes_from(self.nodes)
-        carrying.add_edges_from((source, node) for node in self.nodes for source in self._sources(node))
         outputs = [node for node in self.nodes if node.op == "output"]
         ends = [before_last_gate(n, self.calls.__getitem__) for node in outputs for n in node.all_input_nodes]
-        return set(ends).union(*(nx.ancestors(carrying, end) for end in ends))
+        return self._way(*ends)
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         call = self.calls[node]

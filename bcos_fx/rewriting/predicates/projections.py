@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import networkx as nx
 from torch import fx
 
 from bcos_fx.rewriting.core.flow import CONSTANT, VALUE
@@ -149,13 +148,13 @@ def _reads_values(reader: GraphReader, mixer: fx.Node, source: fx.Node) -> bool:
 
 def _is_pool(reader: GraphReader, attention: fx.Node, layer: fx.Node) -> bool:
     """Whether everything passes the attention, with no residual around it, and of its places one is left behind it."""
-    carrying: nx.DiGraph[fx.Node] = nx.DiGraph()
-    for node in reader.graph_module.graph.nodes:
-        if node is not attention:
-            carrying.add_edges_from((source, node) for source in _values(reader, node) if source is not attention)
-    inputs = [n for n in carrying if n.op == "placeholder"]
-    outputs = [n for n in carrying if n.op == "output"]
-    around = any(nx.has_path(carrying, start, end) for start in inputs for end in outputs)
+    pending = [node for node in reader.graph_module.graph.nodes if node.op == "output"]
+    seen = {attention, *pending}
+    while pending:
+        new = [source for source in _values(reader, pending.pop()) if source not in seen]
+        seen.update(new)
+        pending += new
+    around = any(node.op == "placeholder" for node in seen)
     return not around and _one_place_is_left(reader, attention, layer)
 
 
