@@ -20,7 +20,7 @@ from bcos_fx.conversion.assembly import assembled
 from bcos_fx.conversion.inputs import example_for_original
 from bcos_fx.conversion.proof import prove
 from bcos_fx.conversion.recorded import recorded_classes, recorded_origin
-from bcos_fx.conversion.records import Conversion, Method
+from bcos_fx.conversion.records import Conversion, ProofMethod
 from bcos_fx.conversion.stages import changed, preserved, traced
 from bcos_fx.deprecation import formerly
 from bcos_fx.errors import UsageError
@@ -56,7 +56,7 @@ def bcosify(
     class_names: Sequence[str] | None = None,
     train: Literal["refuse", "eval-graph"] = "refuse",
     verified: bool = True,
-    verify: Method | None = None,
+    verify: ProofMethod | None = None,
     batch_axis: BatchAxis = 0,
     keep_source: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -171,7 +171,7 @@ def bcosify(
     )
     check_module(module := as_module(module))
     _check_choice("train", train, ("refuse", "eval-graph"))
-    _check_choice("verify", verify or "full", get_args(Method))
+    _check_choice("verify", verify or "full", get_args(ProofMethod))
     # Parameters that are made in the caller's inference mode could never be trained.
     with own_modes():
         if isinstance(module, BcosNetwork):

@@ -21,7 +21,7 @@ from bcos_fx.rewriting.core.recipe import Recipe
 from bcos_fx.tracing import Trace, trace
 from bcos_fx.tracing.inputs import BatchAxis, BoundInputs, ExampleInputs
 
-Method = Literal["full", "blocks", "float32"]
+ProofMethod = Literal["full", "blocks", "float32"]
 
 LARGE = 100_000_000
 """Networks of so many parameters are verified block by block: whole in float64, both would take 1.6 GB and more."""
@@ -49,10 +49,10 @@ class Conversion:
     output_key: int | str | None
     batch_axis: BatchAxis
     progress: Callable[[str], None] | None
-    verify: Method | None = None
+    verify: ProofMethod | None = None
 
     @property
-    def method(self) -> Method:
+    def method(self) -> ProofMethod:
         """How equivalence is proved."""
         return self.verify or ("blocks" if self.size >= LARGE else "full")
 

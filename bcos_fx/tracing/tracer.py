@@ -48,7 +48,7 @@ from bcos_fx.tracing.state import (
     restore_attributes,
     settle_sizes,
 )
-from bcos_fx.tracing.training import Alignment
+from bcos_fx.tracing.training import GraphAlignment
 from bcos_fx.tracing.values import drop_needless_checks
 
 # The random generators are the process's: two traces that put them back at once would spoil them.
@@ -137,7 +137,7 @@ def trace(
             compared = _train_difference(root, recorder, graph_module, example_inputs, output, leaf_modules)
             restore_attributes(root, kept)
             named = _follow_precision(root, recorder, graph_module, inputs, output, leaf_modules)
-            difference = compared.insert_paths() if isinstance(compared, Alignment) else compared
+            difference = compared.insert_paths() if isinstance(compared, GraphAlignment) else compared
             stay = [name for name, part in root.named_modules() if part.training]  # in spite of root.eval()
             graph_module.eval()
             torch.manual_seed(0)
@@ -293,7 +293,7 @@ def _train_difference(
     example: Any,
     output: int | str | None,
     leaf_modules: Leaves,
-) -> str | Alignment:
+) -> str | GraphAlignment:
     """Record `root` in train mode too and compare; `root` ends in eval mode with the buffers it had."""
     recorder = _recorder(root)
     constants = evaluated.constants, recorder.constants
@@ -302,7 +302,7 @@ def _train_difference(
             root.train()
             _record(root, bind(root, example), output, leaf_modules, recorder)
     except UsageError as error:
-        first = Alignment(graph_module, recorder.graph, None, constants).difference
+        first = GraphAlignment(graph_module, recorder.graph, None, constants).difference
         return f"in train mode {error.what}" + (f": {first}" if first else "")
     except (BcosFxError, *_FORWARD_ERRORS) as error:
         reason = error.what if isinstance(error, BcosFxError) else str(error)
@@ -310,7 +310,7 @@ def _train_difference(
     finally:
         root.eval()
     trained = _build(root, recorder)
-    return Alignment(graph_module, trained.graph, trained, constants)
+    return GraphAlignment(graph_module, trained.graph, trained, constants)
 
 
 def _follow_precision(

@@ -25,7 +25,7 @@ class _GraphsDiffer(Exception):
     """Two nodes differ in more than literals that follow the mode."""
 
 
-class Alignment:
+class GraphAlignment:
     """Both graphs, walked through side by side.
 
     Arguments that only say which mode it is are marked. Such a literal is False in eval mode and True in train mode, or

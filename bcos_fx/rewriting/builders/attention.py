@@ -112,7 +112,7 @@ def _sizes(reader: GraphReader, call: Call) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Cut:
+class _Slice:
     """How one piece comes from a layer's result.
 
     Attributes:
@@ -128,7 +128,7 @@ class _Cut:
     order: tuple[int, ...]
 
 
-def _cut(hit: Hit, reader: GraphReader) -> _Cut:
+def _cut(hit: Hit, reader: GraphReader) -> _Slice:
     index = int(hit.calls["piece"].arguments["index"])
     projection = reader.shape(hit.nodes["projection"])
     if projection is None:
@@ -139,7 +139,7 @@ def _cut(hit: Hit, reader: GraphReader) -> _Cut:
         sizes = _sizes(reader, pieces)
         if _dim(pieces, rank) != rank - 1:
             raise Refused("it is not split along its features")
-        return _Cut(torch.split(features, sizes)[index].tolist(), len(sizes), (), ())
+        return _Slice(torch.split(features, sizes)[index].tolist(), len(sizes), (), ())
     cut = reader.shape(hit.nodes["cut"])
     if cut is None or cut[: rank - 1] != projection[:-1]:
         raise Refused("more than its features is reshaped")
@@ -151,7 +151,7 @@ def _cut(hit: Hit, reader: GraphReader) -> _Cut:
         raise Refused("its pieces are no parts of its features")
     rest = tuple(size for dim, size in enumerate(cut) if dim >= rank - 1 and dim != axis)
     rows = features.reshape(cut[rank - 1 :]).select(axis - rank + 1, index).flatten()
-    return _Cut(rows.tolist(), cut[axis], rest, tuple(d - (d > axis) for d in order))
+    return _Slice(rows.tolist(), cut[axis], rest, tuple(d - (d > axis) for d in order))
 
 
 @builder("part-of-a-projection")
