@@ -147,6 +147,10 @@ def push_to_hub(
         MissingExtraError: huggingface_hub is not installed.
     """
     hub = library("huggingface_hub", "hub", f"uploading {repository} to the hub")
+    try:
+        hub.utils.validate_repo_id(repository)
+    except hub.errors.HFValidationError as error:
+        raise _unreachable(repository, error) from error
     if no_connection(hub.constants.ENDPOINT):
         what = f"{repository} cannot be uploaded: there is no connection to {hub.constants.ENDPOINT}"
         raise ArtifactError(what, where=f"{PREFIX}{repository}", hint="write a folder, and upload it later")
