@@ -96,6 +96,12 @@ def scripted(x: Tensor) -> Tensor:
     return torch.relu(x) * 2
 
 
+def sloped(net: Net, y: Tensor) -> Tensor:
+    with torch.enable_grad():
+        place = y.detach().requires_grad_()
+        return y + torch.autograd.grad(place.square().sum(), place)[0]
+
+
 def images(count: int = 2) -> Tensor:
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -252,6 +258,12 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
         "attribute 'last' of module '' (Net)",
     ),
     "no tensor among the inputs": (Numbers, (3,), "no input of the module is a tensor", ""),
+    "a gradient in the forward": (
+        lambda: Net(sloped),
+        images(),
+        "a gradient is computed in the forward",
+        "torch.autograd.grad(",
+    ),
     "a transform of torch.func": (
         lambda: Net(lambda net, y: torch.vmap(torch.relu)(y)),
         images(),

@@ -17,6 +17,7 @@ from bcos_fx.tracing.memory import same_memory
 # Python code that asks for these gets numbers that follow the input.
 SIZE_READS = frozenset({"size", "numel", "nelement"})
 
+GRADIENTS = frozenset({torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward})
 # Python code that asks for these would make the graph depend on the values in the input.
 DATA_READS = frozenset(
     "item tolist numpy equal allclose is_nonzero __bool__ __int__ __float__ __complex__ __index__ __array__ "

@@ -252,6 +252,8 @@ class Recorder(TorchFunctionMode):
 
     def _composed(self, func: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
         """Record a call as those that it is short for, and return its result; NotImplemented for other calls."""
+        if func in operations.GRADIENTS:
+            raise self._refusal("a gradient is computed in the forward, and no graph holds how")
         composite = None if func is None else composites.find(func, self.part)
         if composite is None:
             return NotImplemented
