@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bcos_fx.budgets import IMAGE_BYTES, PIXELS
+from bcos_fx.data.dicom import dicom_picture, frame_count, is_dicom
 from bcos_fx.errors import BcosFxError
 from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.files import kind_of_special
@@ -31,7 +32,7 @@ from bcos_fx.files import kind_of_special
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """Pillow's names of the formats that are opened."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".dcm")
 """How the names of images end; what a file is, its content says."""
 
 BROKEN = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -50,7 +51,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 258, 262, 339
+_TIFF_KIND, _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES = 254, 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 # How far apart the grays of 2 and 4 bits are in 8 bits.
 _PACKED_GRAYS = {"L;2": 85, "L;4": 17}
@@ -90,17 +91,48 @@ def read_content(path: Path, offset: int = 0, size: int | None = None) -> bytes:
         raise Unreadable(f"the file cannot be read: {error.strerror}", where=str(path)) from error
 
 
-def decoded_picture(stream: BinaryIO, mode: str) -> Image.Image:
+def frames_of(path: Path) -> list[int]:
+    """Return which images a file holds: pages of a TIFF but for thumbnails, frames of a DICOM file, one of others."""
+    if path.suffix.lower() not in (".tif", ".tiff", ".dcm"):
+        return [0]
+    try:
+        with warnings.catch_warnings(), path.open("rb") as stream:
+            warnings.simplefilter("ignore")
+            if is_dicom(stream):
+                return list(range(frame_count(stream)))
+            with Image.open(stream, formats=("TIFF",)) as opened:
+                pages = list(range(getattr(opened, "n_frames", 1)))
+                return [page for page in pages if not page or _is_page(opened, page)]
+    except _DAMAGED:  # found out, and told, where it is read
+        return [0]
+
+
+def _is_page(opened: Image.Image, page: int) -> bool:
+    opened.seek(page)
+    return not int(_tag(opened, _TIFF_KIND) or 0) & 1
+
+
+def decoded_picture(stream: BinaryIO, mode: str, frame: int = 0) -> Image.Image:
     """Decode one image file in mode ``L`` or ``RGB``, upright.
+
+    Args:
+        stream: the file.
+        mode: of the picture.
+        frame: which of :func:`frames_of`.
 
     Raises:
         Unreadable: the stream holds no image of a known format, or its values have no known range.
+        MissingExtraError: it is a DICOM file, and pydicom is not installed.
     """
     try:
         with warnings.catch_warnings():
             # Pillow warns of sizes that the budget below decides about, and of metadata that is not read here.
             warnings.simplefilter("ignore")
+            if is_dicom(stream):
+                return in_mode(dicom_picture(stream, frame, Unreadable), mode)
             with Image.open(stream, formats=FORMATS) as opened:
+                if frame:
+                    opened.seek(frame)
                 PIXELS.check(opened.width * opened.height, "the image", Unreadable)
                 packed = _PACKED_GRAYS.get(str(opened.tile[0][3])) if opened.tile else None
                 opened.load()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bcos_fx.data.arrays import ARRAY_MAGIC, image_of_array, read_array
-from bcos_fx.data.decoding import Unreadable, decoded_picture, read_content
+from bcos_fx.data.decoding import Unreadable, decoded_picture, frames_of, read_content
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.errors import UsageError
 from bcos_fx.identity import counts, digest_of, digest_of_data, digest_of_tensors, sampled
@@ -155,6 +155,7 @@ class ImageRecord:
         path: of the file that holds it.
         offset: of its first byte in that file.
         size: in bytes; None: up to the end of the file.
+        frame: which of the images in those bytes, as of a TIFF stack.
     """
 
     name: str
@@ -162,6 +163,13 @@ class ImageRecord:
     path: Path
     offset: int = 0
     size: int | None = None
+    frame: int = 0
+
+    @classmethod
+    def all_in(cls, path: Path, name: str, label: int | None) -> list[ImageRecord]:
+        """Return the images of a file, each with its number in its name where there are several."""
+        frames = frames_of(path)
+        return [cls(f"{name}[{n}]" if len(frames) > 1 else name, label, path, frame=n) for n in frames]
 
 
 class ImageFiles(ImageSource):
@@ -198,7 +206,8 @@ class ImageFiles(ImageSource):
     def where(self, index: int) -> str:
         """Return the path of the file; of an image within a file both names."""
         record = self.records[index]
-        return str(record.path) if not record.offset and record.size is None else f"{record.name} in {record.path}"
+        whole = not record.offset and record.size is None and not record.frame
+        return str(record.path) if whole else f"{record.name} in {record.path}"
 
     def load(self, index: int) -> Sample:
         """Read the bytes of one image, and decode them."""
@@ -207,7 +216,7 @@ class ImageFiles(ImageSource):
             if content.startswith(ARRAY_MAGIC):
                 image: Any = image_of_array(read_array(io.BytesIO(content), self.name(index), Unreadable))
             else:
-                image = decoded_picture(io.BytesIO(content), "RGB")
+                image = decoded_picture(io.BytesIO(content), "RGB", self.records[index].frame)
         except Unreadable as error:
             raise Unreadable(error.what, where=self.where(index), hint=error.hint) from error
         return Sample(image, self.records[index].label)

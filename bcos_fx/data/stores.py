@@ -8,6 +8,7 @@ order. A list of where each image begins is enough for that.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tarfile
 import zipfile
@@ -58,7 +59,7 @@ def open_source(
     if others or not sources:
         raise UsageError(f"an array is read alone: {', '.join(others) or 'no path was given'}", hint=_FORMS)
     records = [
-        ImageRecord(str(record.path) if record.size is None else record.name, None, *_place(record))
+        dataclasses.replace(record, name=_name(record), label=None)
         for source in sources
         if isinstance(source, ImageFiles)
         for record in source.records
@@ -66,8 +67,11 @@ def open_source(
     return ImageFiles(records, "files")
 
 
-def _place(record: ImageRecord) -> tuple[Path, int, int | None]:
-    return record.path, record.offset, record.size
+def _name(record: ImageRecord) -> str:
+    """Return the name of an image beside those of other sources: its path, where it is all of a file."""
+    if record.size is not None:
+        return record.name
+    return f"{record.path}{record.name[record.name.rindex('[') :] if record.frame else ''}"
 
 
 def _opened(path: Path, classes: Sequence[str] | None) -> ImageSource:
@@ -81,7 +85,7 @@ def _opened(path: Path, classes: Sequence[str] | None) -> ImageSource:
         return _shards([path], classes)
     if path.suffix in (".npz", ".npy"):
         return _npz(path, classes) if path.suffix == ".npz" else _npy(path, classes)
-    return ImageFiles([ImageRecord(path.name, None, path)], "files", classes=classes)
+    return ImageFiles(ImageRecord.all_in(path, path.name, None), "files", classes=classes)
 
 
 # ---------------------------------------------------------------- folders
@@ -94,7 +98,7 @@ def _folder(root: Path, classes: Sequence[str] | None) -> ImageSource:
     if not any(folders.values()):
         if not loose:
             raise UsageError(f"there are no images in {root}", hint=_ENDINGS)
-        return ImageFiles([ImageRecord(file.name, None, file) for file in loose], "folder")
+        return ImageFiles([each for file in loose for each in ImageRecord.all_in(file, file.name, None)], "folder")
     empty = [folder.name for folder, files in folders.items() if not files]
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
@@ -106,9 +110,10 @@ def _folder(root: Path, classes: Sequence[str] | None) -> ImageSource:
         note(f"{len(loose)} images beside the folders of classes in {root} are left out, {loose[0].name} for one")
     labels, counted = _labels([folder.name for folder in folders], classes)
     records = [
-        ImageRecord(str(file.relative_to(root)), label, file)
+        record
         for files, label in zip(folders.values(), labels, strict=True)
         for file in files
+        for record in ImageRecord.all_in(file, str(file.relative_to(root)), label)
     ]
     names = [folder.name for folder in folders] if classes is None and counted else classes
     return ImageFiles(records, "folder", classes=names, sorted_classes=len(folders) if counted else None)
