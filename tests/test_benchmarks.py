@@ -28,6 +28,7 @@ def speed(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         pytest.param("speed", 4, id="speed", marks=[pytest.mark.vision, pytest.mark.peer]),
         pytest.param("training_step", 1, id="training-step", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param("clip_towers", 2, id="towers", marks=[pytest.mark.vision, pytest.mark.slow]),
+        pytest.param("scale", 1, id="scale", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param("conversion", 11, id="conversion", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param(
             "explanation", 11, id="explanation", marks=[pytest.mark.vision, pytest.mark.peer, pytest.mark.slow]
