@@ -98,8 +98,9 @@ class Explorer:
         self._lock = threading.RLock()
         self._explained: Callable[[str, Any], Explanation] = functools.lru_cache(_KEPT)(self._explain)
         self._mapped: Callable[[str, Classes, str], Tensor] = functools.lru_cache(_KEPT)(self._map)
-        scores = self._compute(gray, None).scores
-        if scores is None or not scores.shape[1]:
+        with torch.no_grad():
+            scores = self.network(gray)
+        if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.shape[1]:
             raise UsageError("the network gives no row of scores for classes", hint="a classifier can be shown")
         self.classes = int(scores.shape[1])
 
@@ -254,9 +255,8 @@ class Explorer:
         """Enlarge a picture so far that its pixels can be pointed at, and outline the region."""
         factor = self.enlargement
         size = (picture.width * factor, picture.height * factor)
-        made = Image.alpha_composite(
-            Image.new("RGBA", size, "white"), picture.convert("RGBA").resize(size, Image.Resampling.NEAREST)
-        ).convert("RGB")
+        drawn, made = picture.convert("RGBA").resize(size, Image.Resampling.NEAREST), Image.new("RGB", size, "white")
+        made.paste(drawn, mask=drawn)
         if region is not None:
             rows, columns = region.within(*self.preprocessing.size)
             corner, end = (columns.start * factor, rows.start * factor), (columns.stop * factor, rows.stop * factor)

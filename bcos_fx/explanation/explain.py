@@ -178,7 +178,7 @@ def explain(
 
 
 def _explained(view: ExplanationView, inputs: list[Tensor], target: Any) -> tuple[DynamicWeights, Chosen]:
-    # What sums are compared with is what the network itself returns; see bcos_fx.explanation.shared_forward.
+    # What sums are compared with is what the network itself returns; see ExplanationView.compare.
     own = None if view.is_own(inputs) else view.own_value(inputs)
     choices: list[Chosen] = []
     outputs: list[Tensor] = []

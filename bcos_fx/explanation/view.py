@@ -28,7 +28,6 @@ from bcos_fx.explanation.certificate import Certificate, certificate, uncounted,
 from bcos_fx.explanation.foreign import traced
 from bcos_fx.explanation.preparation import Prepared, SourceNames, entry, prepare, recipe
 from bcos_fx.explanation.separability import is_separable, where_mixed
-from bcos_fx.explanation.shared_forward import form_of_run
 from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights, for_autograd, gradients, or_zeros
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import Counted
@@ -41,7 +40,7 @@ from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.inputs import BatchAxis, ExampleInputs
-from bcos_fx.tracing.program import evaluate, steps
+from bcos_fx.tracing.program import evaluate, form_of_run, steps
 from bcos_fx.validation import check_module
 
 
@@ -159,7 +158,12 @@ class ExplanationView:
         return network is not None and form_of_run(network, inputs) in self._shared
 
     def compare(self, inputs: Sequence[Any], value: Tensor, own: Tensor) -> None:
-        """Note whether this view's value of inputs is the network's own, bit by bit."""
+        """Note whether this view's value of inputs is the network's own, bit by bit.
+
+        A view runs the same layers in the same order. Where both were seen to be equal, for inputs of the same form and
+        with the same code, the view's forward may stand for the network's own, which costs as much again. Code of
+        others, such as a hook, could tell the two runs apart: with it both are always made.
+        """
         network = self.converted
         form = None if network is None else form_of_run(network, inputs)
         if form is not None and torch.equal(value, own):

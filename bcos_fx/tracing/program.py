@@ -13,15 +13,18 @@ import math
 import operator
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_module
 
 from bcos_fx.errors import UsageError
 
 Function = Callable[..., Any]
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 ATTRIBUTES: Mapping[str, Function] = {
     name: operator.attrgetter(name)
@@ -325,3 +328,28 @@ class _Source:
         name = f"c{len(self._constants)}"
         self._constants[name] = value
         return name
+
+
+def form_of_run(network: nn.Module, inputs: Sequence[Any]) -> Hashable | None:
+    """Return what decides which operations a run of a network consists of, for the same graph.
+
+    Args:
+        network: in eval mode.
+        inputs: that it is run on; their numbers do not matter.
+
+    Returns:
+        The code of all parts, autocast, and the form of the inputs; None where hooks, compilation or a forward of one
+        module's own take part.
+    """
+    modules = list(network.modules())
+    if any(getattr(torch_module, f"_global{name}") for name in _HOOKS) or any(map(_is_altered, modules)):
+        return None
+    code = tuple((type(module).__call__, type(module).forward) for module in modules)
+    form = tuple((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else type(x) for x in inputs)
+    kinds = {x.device.type for x in inputs if isinstance(x, Tensor)}
+    return code, form, tuple(sorted((kind, torch.is_autocast_enabled(kind)) for kind in kinds))
+
+
+def _is_altered(module: nn.Module) -> bool:
+    own = vars(module)
+    return any(own.get(name) for name in (*_HOOKS, "forward", "_compiled_call_impl"))
