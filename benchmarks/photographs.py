@@ -379,6 +379,16 @@ def race_rows(options: argparse.Namespace, results: Results) -> Iterator[list[st
         ]
 
 
+def unfinished(options: argparse.Namespace, results: Results) -> Iterator[str]:
+    """Say of every run of the race that has no row how far it came."""
+    yield "Seconds are of a machine that did other work as well, and differ between runs for that reason too."
+    for key in raced(options, results):
+        if not results.run(key):
+            known = sorted(results.of("epoch", key), key=lambda row: row["epoch"])
+            far = f"trained for {known[-1]['epoch']} epochs, {percent(known[-1]['accuracy'])}" if known else "not begun"
+            yield f"- Left: {described(*key[:2])}, seed {key[2]}: {far}"
+
+
 def tell(options: argparse.Namespace, results: Results) -> None:
     page = Page("Fine-tuning on photographs", options)
     page.text(
@@ -399,6 +409,7 @@ def tell(options: argparse.Namespace, results: Results) -> None:
     pointed = tuple(f"{size} at 0 / 1 / 2 / end" for size in sizes)
     tested = ("accuracy on test", *(f"{size} on test" for size in sizes))
     page.table((*head, *pointed, "share of constants", *tested), list(race_rows(options, results)))
+    page.text("\n".join(unfinished(options, results)))
     page.text(
         f"Every setting that was tried, with the first seed, on {options.few_images:,} photographs for "
         f"{options.few_epochs} epochs (from scratch {2 * options.few_epochs}):"

@@ -1,16 +1,18 @@
 """Where the fine-tuned network's explanations point on photographs, beside post-hoc methods on its original.
 
 python benchmarks/photographs_pointing.py DATA NETWORK [--part test] [--photographs 600] [--grids 100]
-    [--slow-grids 6] [--curves 40] [--folder DIR] [--pictures DIR] [--out FILE.md]
+    [--slow-grids 6] [--curves 40] [--windows] [--folder DIR] [--pictures DIR] [--out FILE.md]
 
 DATA holds imagenette_train.npz and imagenette_val.npz; NETWORK is what benchmarks/photographs.py trained. Every method
 explains the same grids, of photographs that NETWORK classifies correctly; and deletes pixels of the same photographs.
+Each explains the class's output, and what sets it apart: that output less the mean of the other classes' outputs.
 With --folder scores are written as they come, and a run that was stopped continues.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from measuring import Page, parser
 from photographs import HELD, archive, original_of
+from torch import Tensor, nn
 
 import bcos_fx
 from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, open_source
@@ -44,6 +47,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--photographs", type=int, default=600, help="the first so many of the part")
     made.add_argument("--grids", type=int, default=100, help="at most, of each size")
     made.add_argument("--slow-grids", type=int, default=6, help="for methods that run the network hundreds of times")
+    made.add_argument("--windows", action="store_true", help="explain grids in windows of the network's size too")
     made.add_argument("--curves", type=int, default=40, help="photographs that pixels are deleted from")
     made.add_argument("--folder", type=Path, help="where scores are written as they come")
     made.add_argument("--pictures", type=Path, help="a folder for the pictures")
@@ -69,6 +73,38 @@ def methods(task: EvaluationTask) -> list[Method]:
     return [dynamic_linear(task.model), *baselines(network=original, reference=original.neutral, options=OPTIONS)]
 
 
+def less_the_others(outputs: Tensor) -> Tensor:
+    """Subtract from each of the outputs (N, K, ...) the mean of the others."""
+    return outputs - (outputs.sum(1, keepdim=True) - outputs) / (outputs.shape[1] - 1)
+
+
+class Apart(nn.Module):
+    """A classifier whose outputs (N, K) are what sets each class apart from the others."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (N, K): each output less the mean of the others."""
+        return less_the_others(self.network(images))
+
+
+def methods_apart(task: EvaluationTask) -> list[Method]:
+    """The same methods, each explaining what sets the class apart from the others."""
+    original, own = task.original, dynamic_linear(task.model)
+    assert isinstance(original, NormalizedModel)
+
+    def maps(images: Tensor, targets: Tensor) -> Tensor:
+        every = torch.arange(len(task.source.classes)).expand(len(images), -1)
+        found = less_the_others(own.maps(images, every))
+        return found.gather(1, targets[:, :, None, None].expand(-1, -1, *found.shape[2:]))
+
+    apart = NormalizedModel(Apart(original.module).eval(), task.model.record.inputs)
+    posthoc = baselines(network=apart, reference=original.neutral, options=OPTIONS)
+    return [dataclasses.replace(each, name=f"{each.name}, apart") for each in (Method(own.name, {}, maps), *posthoc)]
+
+
 def is_slow(method: Method) -> bool:
     return any(method.name.lower().replace(" ", "-").startswith(name) for name in SLOW)
 
@@ -76,10 +112,14 @@ def is_slow(method: Method) -> bool:
 def localised(
     task: EvaluationTask, found: Predictions, protocol: Protocol, options: argparse.Namespace, runner: Runner
 ) -> list[Localisation]:
+    """Score every method on the same grids; in windows the network's own explanation alone."""
     grids = select(found.predictions, protocol)[: options.grids]
+    every = [*methods(task), *methods_apart(task)]
+    if protocol.windows:
+        every = [dataclasses.replace(m, name=f"{m.name}, in windows") for m in every if m.name.startswith("B-cos")]
     return [
         play(task, method, grids[: options.slow_grids] if is_slow(method) else grids, protocol, runner)
-        for method in methods(task)
+        for method in every
         if options.slow_grids or not is_slow(method)
     ]
 
@@ -130,6 +170,7 @@ def tell(options: argparse.Namespace, scratch: Path) -> None:
         "- Grids as published: of photographs that the fine-tuned network classifies correctly, contributions averaged "
         "over boxes of 15 pixels; whole grids are explained. The B-cos network explains itself; the post-hoc methods "
         "explain the original, on the same grids. "
+        "*Apart*: not the class's output is explained, but how far it is above the mean of the other classes' outputs. "
         f"{few}\n"
         "- Intervals: 95 %, bootstrap over grids. Chance is 0.25 and 0.111"
     )
@@ -138,6 +179,9 @@ def tell(options: argparse.Namespace, scratch: Path) -> None:
     rows: list[tuple[str, ...]] = []
     for side in (2, 3):
         results = localised(task, found, published(side=side, grids=options.grids), options, runner)
+        if options.windows:
+            windowed = published(side=side, grids=options.grids, windows=True)
+            results += localised(task, found, windowed, options, runner)
         rows += map(row_of, results)
         if options.pictures is not None:
             boxes(results).savefig(options.pictures / f"photographs-pointing-{side}x{side}.png", dpi=110)

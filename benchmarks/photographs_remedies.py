@@ -78,10 +78,10 @@ def tell(options: argparse.Namespace, folder: Path) -> None:
         maps, labels = maps_of(options, folder, side)
         plain, apart = own(maps, labels), own(less_the_others(maps), labels)
         tried = {"as published": (plain, SMOOTH)}
-        tried |= {f"boxes of {width} pixels": (plain, width) for width in (1, 9, 31)}
+        tried |= {f"boxes of {width} x {width}": (plain, width) for width in (1, 9, 31)}
         tried |= {
             "apart": (apart, SMOOTH),
-            "apart, boxes of 1 pixel": (apart, 1),
+            "apart, boxes of 1 x 1": (apart, 1),
             "apart, boxes of 31 pixels": (apart, 31),
         }
         for name, (found, width) in tried.items():
