@@ -110,7 +110,7 @@ def folder(tmp_path: Path) -> Path:
 def options(word: str) -> set[str]:
     """What a command of ours takes."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    return {option for parameter in commands[word].params for option in parameter.opts}
+    return {option for parameter in commands[word].params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
 @pytest.mark.parametrize("line", [line for _, code in blocks("console") for line in code.splitlines()])

@@ -26,6 +26,7 @@ from bcos_fx.explanation.explain import explain
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.render.color import images, photograph, planes, signed, to_image
 from bcos_fx.explanation.targets import difference
+from bcos_fx.files import replacing
 from bcos_fx.methods.baselines import baselines
 from bcos_fx.report.sentences import verdict
 
@@ -122,7 +123,8 @@ class Explorer:
                 place = self._folder / digest
                 place.mkdir(exist_ok=True)
                 self._paths[digest] = place / file.name
-                self._paths[digest].write_bytes(content)
+                with replacing(self._paths[digest], "the photograph") as stream:
+                    stream.write(content)
         return digest
 
     def path(self, photo: str) -> Path:

@@ -82,7 +82,7 @@ class InputSpec:
             return x
         matrix = torch.tensor(self.matrix, dtype=torch.float64).to(x)
         offset = torch.tensor(self.offset, dtype=torch.float64).to(x)
-        shifted = x.movedim(self.channel_axis, -1) @ matrix.T + offset
+        shifted = x.movedim(self.channel_axis, -1) @ matrix.mT + offset
         return shifted.movedim(-1, self.channel_axis).contiguous()
 
     def described(self) -> str:

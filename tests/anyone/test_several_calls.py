@@ -61,6 +61,7 @@ CALLS: dict[str, list[Forward]] = {
     "addr": [lambda n, y: torch.addr(y, y[0], n.c[0]), lambda n, y: y.addr(n.c[0], y[1], beta=2)],
     "baddbmm": [lambda n, y: torch.baddbmm(y[None], y[None], n.c[None])],
     "addbmm": [lambda n, y: y.addbmm(batch1=y[None], batch2=n.c[None])],
+    "fill_diagonal_": [lambda n, y: (y * 1).fill_diagonal_(0.5)],
     "lerp": [lambda n, y: torch.lerp(y, n.c, 0.3), lambda n, y: (y * 1).lerp_(y.relu(), n.c)],
     "ldexp": [lambda n, y: torch.ldexp(y, n.c), lambda n, y: (y * 1).ldexp_(n.c)],
     "chain_matmul": [lambda n, y: torch.chain_matmul(y, n.c, n.c)],

@@ -169,6 +169,7 @@ class Files:
         yield "report", self.missing, photo, "-o", folder / "r.html"
         yield "publish", self.model, folder / f"card{HOSTILE}"
         yield "publish", self.model, folder / "card", "--measured", self.classes
+        yield "serve", self.missing, "--no-browser"
         yield "publish", self.missing, folder / "card"
         yield "export", self.missing, "-o", folder / "network.onnx"
         yield "inspect", self.weights

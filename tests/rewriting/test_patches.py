@@ -104,7 +104,7 @@ def test_the_scale_raw_alone_sees_the_root_of_two(scale: str) -> None:
     module = built(by_sizes)
     network = convert(module, recipe="equivalent")
     x = (images() - M) / S
-    options: dict[str, Any] = {"b": {"layer": 2.0}, "scale": scale, "head": "keep"}
+    options: dict[str, Any] = {"b": {"layer": 2.0, "*": 1.0}, "scale": scale, "head": "keep"}
     network = convert(module, recipe="bcosification", bias="keep", eps=None, **options)
     patches, weight, bias = by_sizes(x), module.layer.weight, module.layer.bias  # type: ignore[union-attr]
     product = patches @ weight.mT  # type: ignore[union-attr, operator]
