@@ -82,7 +82,7 @@ def tell(options: argparse.Namespace, folder: Path) -> None:
         tried |= {
             "apart": (apart, SMOOTH),
             "apart, boxes of 1 x 1": (apart, 1),
-            "apart, boxes of 31 pixels": (apart, 31),
+            "apart, boxes of 31 x 31": (apart, 31),
         }
         for name, (found, width) in tried.items():
             scores = gridpg_score(found, side * side, smooth=width)
