@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, ImageCms
 
@@ -135,6 +136,10 @@ def shares(image: Image.Image) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize(("mode", "form"), CELLS)
 def test_known_pixels(mode: str, form: str) -> None:
     image, wanted = MATRIX[mode][0]()
+    if (mode, form) == ("YCbCr", "TIFF") and int(PIL.__version__.split(".")[0]) < 13:
+        with pytest.raises(Unreadable):  # Pillow itself reads none before 13
+            decoded_picture(stored(image, form), "RGB")
+        return
     found = decoded_picture(stored(image, form), "RGB")
     assert found.mode == "RGB"
     # JPEG loses a little even at its best; 8 bits lose half a step, and composing and YCbCr one or two.

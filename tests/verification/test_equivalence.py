@@ -387,7 +387,7 @@ def test_report_is_plain_json(subject: Subject, photos: Tensor) -> None:
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["dtype"] == "float64"
     assert report["comparisons"][0]["error"] is None
-    assert list(report) == ["ok", "tested", "error", "tolerance", "dtype", "comparisons", "node", "detail"]
+    assert list(report) == ["ok", "tested", "error", "tolerance", "dtype", "comparisons", "node", "detail", "method"]
 
 
 def test_same_seed_same_result(subject: Subject) -> None:
