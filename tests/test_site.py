@@ -59,7 +59,7 @@ def test_a_notebook_was_run_to_its_end_and_is_small(path: Path) -> None:
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
     assert path.stat().st_size < 600_000
-    assert "site-packages" not in path.read_text(encoding="utf-8"), "a warning with a folder of somebody's machine"
+    assert "site-packages" not in path.read_text(encoding="utf-8"), "a warning with a folder of one machine"
 
 
 class _Fetched(HTMLParser):

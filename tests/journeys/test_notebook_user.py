@@ -1,4 +1,4 @@
-"""Somebody in a notebook wants an explanation of a picture of theirs, in five lines and without magic commands."""
+"""A user of a notebook wants an explanation of an own picture, in five lines and without magic commands."""
 
 from __future__ import annotations
 
