@@ -90,6 +90,7 @@ def graph_argument(value: Any, node_of: Callable[[Tensor], Node], device: Callab
             return item
         if isinstance(item, torch.device):
             return device(item)
+        # An index may be a NumPy array. Nodes hold nothing foreign, so it becomes a constant tensor of the graph.
         if _is_array(item):
             return node_of(torch.tensor(item))
         try:

@@ -67,6 +67,7 @@ def multi_head_attention(
             hint="call scaled_dot_product_attention with them instead",
         )
     own = (q_proj_weight, k_proj_weight, v_proj_weight)
+    # The chunks are recorded calls on the packed parameter, so that all three projections go on training that one.
     weights = own if use_separate_proj_weight or in_proj_weight is None else in_proj_weight.chunk(3)
     biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
     batched = query.dim() == 3
@@ -78,6 +79,7 @@ def multi_head_attention(
 
     causal = is_causal and key_padding_mask is None and not need_weights  # then the flag is taken at its word
     mask = None if causal else _one_mask(attn_mask, key_padding_mask, num_heads, queries.dtype, batched=batched)
+    # The order of PyTorch's function: the learned key and value first, the zero after the heads are split.
     if bias_k is not None and bias_v is not None:
         keys, values, mask = _appended(keys, bias_k), _appended(values, bias_v), _unmasked(mask)
     queries, keys, values = (_heads(tensor, num_heads) for tensor in (queries, keys, values))
@@ -86,6 +88,7 @@ def multi_head_attention(
 
     shares = None
     if need_weights:
+        # 1 / sqrt(width of a head): out_proj reads all heads side by side.
         shares = _shares(queries * math.sqrt(num_heads / out_proj_weight.shape[1]), keys, mask)
     if shares is not None and dropout_p > 0:  # the caller is given the weights as they were dropped
         shares = functional.dropout(shares, dropout_p, training)

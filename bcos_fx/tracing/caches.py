@@ -20,6 +20,7 @@ def passed_by(root: nn.Module) -> Iterator[None]:
 
     For everybody, other threads too: they get the same results, computed again.
     """
+    # An entry filled while recording would keep symbolic sizes for later callers; an entry that answers hides calls.
     replaced: list[tuple[Any, str, Any]] = []
     try:
         for home in _homes(root):

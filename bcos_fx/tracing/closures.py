@@ -47,6 +47,7 @@ class _Rebinding:
             return partial(self.of(value.func), *map(self.of, value.args), **keywords)
         if isinstance(value, tuple):
             return tuple(map(self.of, value))
+        # Known before its items are visited: a container may hold itself.
         made = self._copies[id(value)] = copy.copy(value)
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             made[key] = self.of(item)

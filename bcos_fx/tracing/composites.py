@@ -59,6 +59,8 @@ def _added_to(product: Callable[[Tensor, Tensor], Tensor]) -> Composite:
         return _scaled(input, beta) + scaled
 
     def call(input: Tensor, *args: Tensor, **kwargs: Any) -> Tensor:
+        # Each function of this family names its factors differently: addmm(mat1, mat2), addmv(mat, vec), addr(vec1,
+        # vec2).
         named = [kwargs.pop(name) for name in _FACTORS if name in kwargs]
         return add(input, *args, *named, **kwargs)
 

@@ -48,6 +48,7 @@ def path_of(run: Callable[[Tensor], Tensor], shape: tuple[int, ...], literals: S
         shape: (N, ...) of what it takes.
         literals: what is written down in it, its probability among that.
     """
+    # In [1, 2), so that the factor can be read off by a division.
     x = torch.rand(shape) + 1
     try:
         with torch.no_grad():
@@ -58,6 +59,7 @@ def path_of(run: Callable[[Tensor], Tensor], shape: tuple[int, ...], literals: S
     factors = torch.where(even, by[..., 0], torch.nan)
     at_once = len(x) > 1 and bool((factors == factors[:, :1]).all())
     drawn = factors[:, :1] if at_once else factors
+    # A literal may be the probability to drop a path, or to keep it.
     numbers = [value for value in literals if isinstance(value, float) and 0 < value < 1]
     return _of_factors([*numbers, *(1 - value for value in numbers)], drawn.reshape(1, -1), _MODES[at_once])
 
@@ -82,6 +84,7 @@ def _drop_path(module: nn.Module) -> DropPath | None:
     module.train()
     with suppress(*_FORWARD_ERRORS):
         for mode in _MODES:
+            # Of several ranks: what drops whole samples of one rank and single elements of another is no DropPath.
             factors = torch.stack([_factors(module, mode, rank) for rank in (2, 3, 4)])
             found = _of_factors(_shares(module), factors, mode)
             if found is not None and _is_identity(module):

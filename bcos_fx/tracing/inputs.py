@@ -44,6 +44,7 @@ class BoundInputs:
 
     def call(self, module: nn.Module, values: Sequence[Any]) -> Any:
         """Call ``module`` as in the example run, with other values in place of the tensors, in their order."""
+        # By identity, not by equality: bind() cloned each tensor, so every input is an object of its own.
         new = dict(zip(map(id, self.named.values()), values, strict=True))
         args = [new.get(id(value), value) for value in self.args]
         return module(*args, **{name: new.get(id(value), value) for name, value in self.kwargs.items()})

@@ -68,6 +68,7 @@ class Memory:
 
     def sharing(self, tensor: Tensor) -> list[RecordedTensor]:
         """Return the entries whose storage `tensor` uses, oldest first."""
+        # The address is 0 where a tensor has no elements; all such tensors would count as aliases of each other.
         key = _storage(tensor)
         return self._by_storage.get(key, []) if key else []
 
@@ -80,6 +81,7 @@ class Memory:
     def change(self, tensor: Tensor, node: Node, where: str) -> None:
         """Note that `tensor` was overwritten and that `node` computes what it holds now; its aliases follow."""
         changed = self._entries[id(tensor)]
+        # The bases come first: another view of a base is recomputed from the base's new node.
         replaced = {changed.node: node}
         self._climb(changed, node, replaced)
         changed.node, changed.broken = node, None
@@ -92,11 +94,13 @@ class Memory:
         """Write the new value of a view back into its base, the base's base and so on."""
         view, old, new = changed, changed.node, node
         while True:
+            # The first argument of a node that makes a view is the node of its base.
             base = next((e for e in self.sharing(view.tensor) if e.node in old.args[:1] and e is not view), None)
             if base is None:
                 return
             if _geometry(base.tensor) != _geometry(view.tensor):
                 call = _inverse(view, old, base, new)
+                # change() then finds the base among the aliases that were not replaced, and marks it as broken.
                 if call is None:
                     return
                 new = self._record("call_function", *call, base.tensor)
@@ -107,6 +111,7 @@ class Memory:
         """Recompute another alias from the nodes that were replaced, or mark it as broken."""
         if entry.broken is None and _geometry(entry.tensor) == _geometry(changed.tensor):
             self._move(entry, changed.node, replaced)
+        # A view of something replaced: the same call on the new node gives what the view now shows.
         elif entry.broken is None and any(source in replaced for source in entry.node.args[:1]):
             old = entry.node
             args = tuple(replaced.get(a, a) if isinstance(a, Node) else a for a in old.args)
@@ -136,6 +141,7 @@ def _overlap(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors of one storage have an element in common; different dtypes count as overlapping."""
     if first.dtype != second.dtype:
         return True
+    # Element by element, as strides interleave: x[:, 0] and x[:, 1] span the same addresses and share none.
     marks = torch.zeros(first.untyped_storage().nbytes() // first.element_size(), dtype=torch.bool)
     marks.as_strided(first.shape, first.stride(), first.storage_offset()).fill_(True)
     return bool(marks.as_strided(second.shape, second.stride(), second.storage_offset()).any())

@@ -178,6 +178,7 @@ def is_leaf(path: str, module: nn.Module, leaf_modules: Leaves) -> bool:
     Others do by their class, by its qualified name, or by their own name, of which ``leaf_modules`` has patterns.
     """
     kind = type(module)
+    # Hooks and a forward of the instance's own may compute anything, so such a layer is traced through.
     if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
     home = kind.__module__

@@ -85,6 +85,7 @@ class _Walk:
     def _step(self, node: Node) -> _Named | None:
         sources = node.all_input_nodes
         read = {source: tensors(self._values[source]) for source in sources}
+        # Reads neither the input nor a value of the other precision (a table, a state of zeros): it stays as it is.
         if not any(node in self._dependent for node in sources if read[node]) and not any(
             tensor.dtype == self._other for found in read.values() for tensor in found
         ):
@@ -98,9 +99,11 @@ class _Walk:
         if value is not None and not self._is_own(value):
             self._values[node] = value
             return None
+        # The call raised, or fell back to the graph's own precision: exchange the dtypes it names, cast what it reads.
         literals = [i for i, leaf in enumerate(leaves_of(node)) if leaf == self._own and isinstance(leaf, torch.dtype)]
         named = _Named(literals, [source for source in sources if self._is_own(self._values[source])])
         value = self._run(node, named)
+        # Still the own precision, as .float() and torch.zeros() give it: then the result is cast as well.
         named.after = self._is_own(value)
         self._values[node] = value.to(self._other) if isinstance(value, Tensor) and named.after else value
         return named

@@ -132,6 +132,7 @@ def _changed_literals(first: GraphModule, second: GraphModule) -> list[tuple[Nod
         for index, (leaf, its) in enumerate(zip(leaves, their, strict=True)):
             if _is_floating(leaf) and _is_floating(its) and leaf != its:
                 changed.append((node, index))
+            # A node equals the one that stands at its place in the other graph, anything else is compared by value.
             elif same.get(leaf) is not its if isinstance(leaf, Node) else not _is_equal(leaf, its):
                 return None
         same[node] = other
@@ -165,6 +166,7 @@ def _is_fixed(own: Tensor, other: Tensor | None) -> bool:
 
 def _keep_finer(graph_module: GraphModule, node: Node, other: Tensor) -> None:
     name = str(node.target)
+    # The float64 recording holds digits that were lost in float32. They are kept, and cast where they are read.
     if other.dtype.itemsize > getattr(graph_module, name).dtype.itemsize:
         setattr(graph_module, name, other)
         node.meta["dtype"] = other.dtype

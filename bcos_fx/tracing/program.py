@@ -153,6 +153,7 @@ _CHECKED: dict[Function, Function] = {
     operator.pow: _checked(operator.pow, _power_grows),
     operator.mul: _checked(operator.mul, _product_grows),
     operator.add: _checked(operator.add, _sum_grows),
+    # Never grows, but on a text it would be formatting, which the check of kinds refuses.
     operator.mod: _checked(operator.mod, lambda left, right: False),
     builtins.getattr: _read_attribute,
 }
@@ -187,6 +188,7 @@ def steps(root: nn.Module, known: Mapping[fx.Node, Any], end: fx.Node) -> Iterat
     Values are dropped after their last use, so no more is kept than an ordinary forward pass keeps.
     """
     needed = _needed(known, end)
+    # How many of the nodes that will run still read each value.
     left = Counter(source for node in needed for source in node.all_input_nodes)
     values = dict(known)
     for node in end.graph.nodes:

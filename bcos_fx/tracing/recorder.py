@@ -51,10 +51,9 @@ class Recorder(TorchFunctionMode):
         self.stops = GradientStops(self.graph, (self._dependent, self._measured))
         self._sizes: dict[tuple[Node, object], Symbolic] = {}
         self._devices: dict[int, tuple[torch.device, Tensor]] = {}
+        # How many recorded calls are running inside each other: what they call themselves is part of them.
         self._busy = 0
         self.draws = Draws()
-
-    # What the outside calls
 
     def placeholder(self, name: str, tensor: Tensor) -> None:
         """Add an input of the graph; `tensor` is its value in this run."""
@@ -103,8 +102,6 @@ class Recorder(TorchFunctionMode):
         finally:
             self.modules.pop()
 
-    # What PyTorch and the symbolic sizes call
-
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -112,6 +109,8 @@ class Recorder(TorchFunctionMode):
         args, kwargs, name = tuple(args), kwargs or {}, func.__name__
         if self._busy or not self._follows(func, args, kwargs):
             return self._plain(func, args, kwargs)
+        # Reads come before calls, as they answer Python with numbers. Composites come before in-place forms, so that
+        # addcmul_ is recorded by its parts as addcmul is.
         if name == "__get__":
             return self._property(func, args[0])
         if name in operations.DATA_READS:
@@ -183,8 +182,6 @@ class Recorder(TorchFunctionMode):
         self.memory.add(tensor, node)
         return node
 
-    # Reading
-
     def _property(self, func: Any, tensor: Tensor) -> Any:
         name = func.__self__.__name__
         value = self._run(func, (tensor,), {})
@@ -220,19 +217,20 @@ class Recorder(TorchFunctionMode):
         if not read:
             return self._run(func, args, kwargs)
         nodes = [self.node_of(tensor) for tensor in read]
+        # A number read from integers (a mask) becomes a check in the graph. One measured on floating-point values
+        # differs for nearly every input, so that such a check would refuse them all.
         if func.__name__ not in operations.NUMBER_READS or any(node in self._measured for node in nodes):
             raise self._refusal(f"Python code reads the values of a tensor that depends on the input ({func.__name__})")
         value = self._run(func, args, kwargs)
         self.record("call_function", require, (nodes[0], value, str(current_source())), {}, None)
         return value
 
-    # Calling
-
     def _call(
         self, func: Callable[..., Any], call: operations.RecordedCall, args: Any, kwargs: Any, *, in_place: bool
     ) -> Any:
         """Run `func` for its value and record `call` for it."""
         op, target, call_args, call_kwargs = call
+        # Arguments become nodes before the call runs: an in-place call changes which node their tensors belong to.
         call_args, call_kwargs = self._argument(tuple(call_args)), self._argument(call_kwargs)
         versions = [(tensor, tensor._version) for tensor in tensors((args, kwargs))]
         result = self._run(func, args, kwargs)
@@ -342,8 +340,6 @@ class Recorder(TorchFunctionMode):
         if not tensors(item):
             return item
         return self._adopt(item, self.record("call_function", operator.getitem, (node, key), {}, item))
-
-    # Looking up
 
     def _argument(self, value: Any) -> Any:
         return graph_argument(value, self.node_of, self._device)

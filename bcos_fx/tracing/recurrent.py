@@ -146,6 +146,7 @@ def _forward_packed(layer: nn.RNNBase, packed: PackedSequence, given: State | No
         rows, lengths = torch._pad_packed_sequence(data, batch_sizes, True, 0.0, -1)
     else:
         rows = rows_of(data, batch_sizes)
+    # Packing sorts samples by length; the caller's states are in the caller's order.
     if given is not None and order is not None:
         given = tuple(state.index_select(1, order) for state in given)
     run = functools.partial(_run, lengths=lengths)
@@ -167,6 +168,7 @@ def _layers(layer: nn.RNNBase, x: Tensor, given: State | None, run: Any) -> tupl
     for index in range(layer.num_layers):
         outputs = []
         for backwards, suffix in enumerate(directions):
+            # PyTorch stacks the states of all layers, both directions of each in turn: the order in which `ends` grows.
             start = None if given is None else tuple(state[len(ends)] for state in given)
             shown, end = run(layer._modules[f"layer_{index}{suffix}"], x, start, backwards=bool(backwards))
             outputs.append(shown)
@@ -190,6 +192,7 @@ def _run(
             state = new
             shown.append(state[0])
             continue
+        # Backwards, a short sample begins at its own last step: before that it does not run and keeps its start state.
         runs = (lengths > time).unsqueeze(1)
         state = tuple(torch.where(runs, after, before) for after, before in zip(new, state, strict=True))
         shown.append(new[0].masked_fill(~runs, 0.0))

@@ -173,6 +173,7 @@ def _divmod(self: Any, other: Any) -> Any:
     return self // other, self % other
 
 
+# On the class, where Python looks up special methods; those of torch.SymInt would act on a symbolic node it lacks.
 for _name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "pow"):
     setattr(Symbolic, f"__{_name}__", _binary(getattr(operator, _name)))
     setattr(Symbolic, f"__r{_name}__", _binary(getattr(operator, _name), swapped=True))

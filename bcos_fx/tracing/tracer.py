@@ -123,6 +123,7 @@ def trace(
         check_parts(module)
         inputs = bind(module, example_inputs)
         root = own_copy(module)
+        # Before the recording, for in eval mode a dropped path leaves no node.
         as_drop_paths(root)
         root = as_root(root, leaf_modules)
         check_state(root, inputs)
@@ -134,6 +135,8 @@ def trace(
             graph_module = _build(root, recorder)
             _check_state_unchanged(graph_module, recorder)
             restore_attributes(root, kept)
+            # Train mode and the other precision are both compared with the graph node by node, so nothing is inserted
+            # until both are done.
             compared = _train_difference(root, recorder, graph_module, example_inputs, output, leaf_modules)
             restore_attributes(root, kept)
             named = _follow_precision(root, recorder, graph_module, inputs, output, leaf_modules)
@@ -162,15 +165,12 @@ def _record(
             with KernelWatch(recorder), recorder:
                 value = root(*inputs.args, **inputs.kwargs)
     finally:
+        # Also after an error: a size that forward kept belongs to this recording alone.
         settle_sizes(root)
     chosen = select_output(value, output)
     with torch.enable_grad():  # as outside of a forward that keeps no gradients itself
         recorder.output(chosen)
     return chosen
-
-
-def _recorder(root: nn.Module) -> Recorder:
-    return Recorder(_state(root))
 
 
 def _state(root: nn.Module) -> dict[str, Tensor]:
@@ -180,7 +180,7 @@ def _state(root: nn.Module) -> dict[str, Tensor]:
 def _evaluated(
     root: nn.Module, inputs: BoundInputs, example: Any, output: int | str | None, leaf_modules: Leaves
 ) -> tuple[Recorder, Tensor]:
-    recorder = _recorder(root)
+    recorder = Recorder(_state(root))
     kept = attributes(root)
     with _explained(root, recorder, example), buffers_kept(root):
         before, drawn = buffer_values(root), host_state()
@@ -258,6 +258,7 @@ def _build(root: nn.Module, recorder: Recorder) -> GraphModule:
             delattr(graph_module, name)
     for node in graph_module.graph.nodes:
         if node.op == "call_module" and hasattr(part := graph_module.get_submodule(node.target), "inplace"):
+            # The value that the layer overwrote has a node of its own, which others may read.
             part.inplace = False  # type: ignore[assignment]
     _keep_persistence(root, graph_module)
     graph_module.graph.lint()
@@ -295,7 +296,7 @@ def _train_difference(
     leaf_modules: Leaves,
 ) -> str | GraphAlignment:
     """Record `root` in train mode too and compare; `root` ends in eval mode with the buffers it had."""
-    recorder = _recorder(root)
+    recorder = Recorder(_state(root))
     constants = evaluated.constants, recorder.constants
     try:
         with buffers_kept(root):
@@ -331,7 +332,7 @@ def _follow_precision(
     torch.manual_seed(0)
     try:
         twin = deep_copy(root, without_numbers(root, precision)).to(precision)
-        recorder = _recorder(twin)
+        recorder = Recorder(_state(twin))
         _record(twin, inputs.cast(precision), output, leaf_modules, recorder)
     except (BcosFxError, *_FORWARD_ERRORS):
         if precision != torch.float64:

@@ -84,6 +84,8 @@ class GraphAlignment:
         left = deque(self._trained.nodes)
         for node in list(self._evaluated.graph.nodes):
             first, found = (left[0] if left else None), False
+            # Greedy: a node of eval mode takes the next node of train mode that equals it. Those passed over are what
+            # train mode alone computes; _drops() decides whether that is a path dropped at random.
             while left and not found:
                 other = left.popleft()
                 found = self._is_same(node, other)
@@ -126,6 +128,7 @@ class GraphAlignment:
         changed = {(value, trained) for value, trained in read if self._same.get(value) is not trained}
         dropped = {trained: value for value, trained in changed if self._drops(value, trained)}
         kept = {value for value, trained in read if self._same.get(value) is trained}
+        # insert_paths() exchanges a value wherever this node reads it, so it must be read dropped or whole, not both.
         if len(dropped) < len(changed) or len({*dropped.values()} - kept) < len(changed):
             raise _GraphsDiffer  # something else, or one value in two ways
         return marks, set(dropped)

@@ -82,6 +82,7 @@ def _pieces(reader: GraphReader, fork: fx.Node) -> int | None:
     if not all(reader.op(user) == "getitem" and isinstance(user.args[1], int) for user in fork.users):
         return None
     node = fork
+    # Between the layer and the pieces nothing may be read by others: its features are taken apart.
     while reader.op(node) in ("unbind", "split", "chunk", "permute", "reshape"):
         if node is not fork and len(node.users) > 1:
             return None
@@ -103,6 +104,7 @@ def _dim(call: Call | None, rank: int) -> int:
 def _sizes(reader: GraphReader, call: Call) -> list[int]:
     """Return the sizes of the pieces of a split or chunk, as in the example run."""
     shape = reader.shape(call.inputs[0]) or (0,)
+    # torch itself cuts, so that uneven chunks come out as they do in the network.
     whole = torch.empty(shape[_dim(call, len(shape))], device="meta")
     how = call.arguments["chunks" if call.op.name == "chunk" else "split_size"]
     if not (isinstance(how, int) or all(isinstance(size, int) for size in how)):
@@ -150,6 +152,7 @@ def _cut(hit: Hit, reader: GraphReader) -> _Slice:
     if axis < rank - 1:
         raise Refused("its pieces are no parts of its features")
     rest = tuple(size for dim, size in enumerate(cut) if dim >= rank - 1 and dim != axis)
+    # The features are numbered and sent through the network's own reshaping: what arrives names the rows.
     rows = features.reshape(cut[rank - 1 :]).select(axis - rank + 1, index).flatten()
     return _Slice(rows.tolist(), cut[axis], rest, tuple(d - (d > axis) for d in order))
 

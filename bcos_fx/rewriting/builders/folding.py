@@ -59,6 +59,7 @@ def _check_length(folded: bnn.BcosLayer, factors: Tensor) -> None:
     """Check that no weight became so short that its cosine is not computed any more."""
     if folded.b == 1 or folded.scale != "cosine":
         return
+    # In float32, in which networks run: under this length the layer's eps would outweigh the norm of its weight.
     floor = math.sqrt(default_eps(torch.float32))
     if bool(((folded._weight_norm().flatten() <= floor) & (factors != 0)).any()):
         raise Refused("the norm makes an output so small that its weight would have no direction any more")

@@ -149,6 +149,7 @@ class _NumberedRun:
         shape, self.axis = reader.shape(decoding) or (), encoded_axis(reader, decoding)
         count = torch.Size(shape).numel()
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        # From 1, as 0 has no sign; shuffled, so that no arithmetic on neighbors passes for a rearrangement.
         self.pixels = (order + 1).double().view(shape)
 
     def on_plain(self) -> dict[fx.Node, Any]:
@@ -161,6 +162,7 @@ class _NumberedRun:
     def on_both_halves(self) -> Iterator[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]]:
         """Run on [x', -x'], with every choice of one size doubled in each call that names sizes; skip misfits."""
         encoded = torch.cat([self.pixels, -self.pixels], self.axis)
+        # Sizes that other nodes read from the decoding are read from its input instead, see metadata_moved().
         readers = [node for node in self.nodes if self.decoding in node.all_input_nodes]
         calls = {node: self._moved(node.args, dict(node.kwargs)) for node in readers}
         calls |= metadata_moved(self.reader, self.decoding, without=readers)
@@ -233,5 +235,6 @@ def _columns(plain: Tensor, both: Any, axis: int) -> tuple[list[int], list[int]]
     columns, signs = [first[abs(int(pixel))] for pixel in wanted], [1 if pixel > 0 else -1 for pixel in wanted]
     if not torch.equal(both, plain[..., columns] * torch.tensor(signs, dtype=plain.dtype)):
         return None
+    # Each input of the layer must come with both signs, once each, or [w/2, -w/2] would not add up to w.
     each_twice = [(column, sign) for column in range(features) for sign in (-1, 1)]
     return (columns, signs) if sorted(zip(columns, signs, strict=True)) == each_twice else None

@@ -216,6 +216,7 @@ def frozen_ratio(build: Build) -> nn.Module:
     if contradiction(build.call) is not None:
         raise Refused("it is not of the linearity class that it is declared with")
     module = build.call.module
+    # With parameters, or declared by others, the function may differ from element to element.
     uniform = build.call.op.declared is None and (module is None or not module.state_dict(keep_vars=True))
     return bnn.FrozenRatio(elementwise(build.call), uniform=uniform)
 

@@ -120,6 +120,7 @@ def _summed(call: Call, labels: Tensor) -> int | None:
 
 def _varying(labels: Tensor, dimension: int, shape: tuple[int, ...]) -> list[int]:
     """Return the input's dimensions that vary along one dimension of the labels, over their whole length."""
+    # One line along that dimension stands for all: the first layer sums over each of them alike.
     line = labels.movedim(dimension, 0).flatten(1)[:, 0]
     places = torch.stack(torch.unravel_index(line, shape))
     distinct = [len(row.unique()) for row in places]

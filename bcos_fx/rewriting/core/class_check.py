@@ -25,6 +25,7 @@ _TensorFunction = Callable[[list[Tensor]], Tensor]
 _VERDICTS: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
 _VERDICT = "declared_class"
 """Key of a node's meta: which callable and op were tried, and what came of it."""
+# Factors without a relation that a function could respect by chance, as it might 1, -1 or a power of 2.
 _A, _B = 0.7, 1.9
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
@@ -41,6 +42,7 @@ def contradiction(call: Call) -> str | None:
         # In a view not every shape is known: there the verdict on the same call before holds.
         of, verdict = call.node.meta.get(_VERDICT, (None, None))
         return verdict if of == (id(called), call.op.name) else None
+    # Kept by the callable, weakly. A method is made into a new object at each call, which nothing could look up.
     known = _VERDICTS.setdefault(called, {}) if call.node.op != "call_method" else {}
     asked = (call.op.name, call.op.linearity, repr(call.node.args), repr(call.node.kwargs))
     key = (*asked, tuple(node.meta.get("shape") for node in call.node.all_input_nodes), _dtype_of(call, operands))
@@ -184,6 +186,7 @@ def _ratio(trial: _Trial) -> str | None:
         return "its result has not the shape of its input, and a ratio is taken number by number"
     other = x[0].clone()
     changed = torch.zeros_like(other, dtype=torch.bool).flatten()
+    # Every second number is changed. The others must come out as before.
     changed[::2] = True
     changed = changed.view_as(other)
     again = trial([torch.where(changed, 2 * other + 1, other)])

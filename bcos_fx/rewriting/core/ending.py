@@ -71,6 +71,8 @@ def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:
 def _with_itself(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:
     """Return a value that meets only what is computed from it alone: a sum of its powers, a comparison with a bound."""
     for value in call.node.all_input_nodes:
+        # x - logsumexp(x) ends in x only if its other side is made of x alone; otherwise it is a difference of two
+        # values.
         between = _computed_from(value, [node for node in call.node.all_input_nodes if node is not value])
         if between is None or not _same_shape(call.node, value):
             continue

@@ -113,6 +113,8 @@ class _Analysis:
         return own or list(nodes)
 
     def _kind(self, node: fx.Node) -> str:
+        # A marked source is a value even where integers made it, and what depends on none is a constant even where
+        # inputs made it: both come before what the operation itself says.
         if node in self.marked:
             return VALUE
         if node.op == "get_attr" or _is_form(node) or (self.marked and node not in self._from_main):
@@ -169,6 +171,8 @@ class _Analysis:
             operands = call.nodes(_WEIGHT)
         operands = self._relevant(operands)
         kind = self._joined([self.kinds[n] for n in operands])
+        # A bias computed from the input is neither a constant nor a part of the weighted sum. One that depends on
+        # another input alone is a constant beside the main one, which _relevant() leaves out.
         added = [n for name in call.op.constants for n in call.nodes(name) if n in self._relevant([*operands, n])]
         added = [n for n in added if self.kinds[n] != CONSTANT]
         if added and kind in (VALUE, CONSTANT):
@@ -206,6 +210,8 @@ class _Analysis:
         return self._chosen_gate(call, values)
 
     def _chosen_gate(self, call: Call, values: list[fx.Node]) -> str:
+        # From the surest sign to the weakest: an untouched source (a mask beside features), then what more was done to
+        # one factor than to the other, then the vocabulary's convention.
         as_given = [n for n in values if self._is_as_given(n)]
         if len(self.marked) > 1 and len(values) == 2 and len(as_given) == 1:
             self.choices[call.node] = Choice(as_given[0].name, "it is a source as given, and weights what layers made")
@@ -226,6 +232,7 @@ class _Analysis:
         """Return the one of two values that more was done to after the way that both share, and what that was."""
         found = [("an activation", [n for n in values if self._is_activation(n)])]
         if len(values) == 2:
+            # What both factors passed tells nothing about which one is the gate.
             own = [(n, self._way(n) - self._way(other)) for n, other in (values, values[::-1])]
             for what, did in (("an activation", self._is_activation), ("a layer", self._is_weighted)):
                 found.append((what, [n for n, way in own if any(map(did, way))]))
@@ -266,6 +273,7 @@ class _Analysis:
     def backwards(self) -> set[fx.Node]:
         """Return the nodes whose value reaches the output: the output's ancestors along value-carrying edges."""
         outputs = [node for node in self.nodes if node.op == "output"]
+        # A softmax at the end is a gate, and would leave nothing on the value path: demand starts at the scores.
         ends = [before_last_gate(n, self.calls.__getitem__) for node in outputs for n in node.all_input_nodes]
         return self._way(*ends)
 

@@ -109,6 +109,7 @@ class _Matcher:
         found = _PartialMatch({}, {}, {})
         self._node(self.rule.anchor, node, found)
         ordered = [name for name in self.rule.match if name in found.nodes]
+        # Conditions only once the whole shape is there: a failure from here on can be a near miss, which is reported.
         for name in ordered:
             self._conditions(name, found.nodes[name], found.calls.get(name), inner=name != self.rule.anchor)
         calls = {name: found.calls[name] for name in ordered if name in found.calls}
@@ -164,6 +165,7 @@ class _Matcher:
                 continue
             found.take(tried)
             return
+        # The order of inputs that came furthest gives the most useful reason.
         raise max(misses, key=lambda miss: miss.mismatch.matched)
 
     def _conditions(self, name: str, node: fx.Node, call: Call | None, *, inner: bool) -> None:
@@ -173,6 +175,7 @@ class _Matcher:
         if call is not None:
             self._call_conditions(pattern, call)
         wanted_users = _wanted_users(pattern, inner=inner and self.rule.refuse is None)
+        # A refusal only reads, so that other users of its inner nodes do not matter.
         if wanted_users is not None and len(node.users) != wanted_users:
             raise _Miss(f"{node.name} has {len(node.users)} users, the rule wants {wanted_users}", near=True)
 

@@ -72,6 +72,7 @@ class Places:
             Path -> new path of those that were moved.
         """
         moved: dict[str, str] = {}
+        # Only now, when unused nodes are gone, is it known what still reads the old module.
         for beside, path in list(self._moved.items()):
             targets = [(n, str(n.target)) for n in self._root.graph.nodes if n.op == "call_module"]
             if any(target == path for _, target in targets) or self._is_read(path):
@@ -100,6 +101,7 @@ class Places:
                 return beside
             return owner or self._unused(call.node.name)
         path = str(call.node.target)
+        # The old place is preferred: checkpoints, and patterns for B, name modules by their paths.
         if self._serves_several(call, hit):
             return f"{self._container(call)}.{name}"
         if self._stays(call, hit):

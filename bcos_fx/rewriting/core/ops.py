@@ -178,6 +178,7 @@ def arguments_of(op: Op, node: fx.Node, args: Any, kwargs: Any) -> dict[str, Any
     if op.variadic in parameters:
         at = parameters.index(op.variadic)
         rest = args[at:]
+        # x.reshape(2, 3) and x.reshape((2, 3)) are one call.
         packed = rest[0] if len(rest) == 1 and isinstance(rest[0], tuple | list) else rest
         args = (*args[:at], tuple(packed)) if rest else args
     bound: dict[str, Any] = dict(zip(parameters, args, strict=False))

@@ -119,6 +119,7 @@ class Engine:
                 missed += misses
                 if steps:
                     yield rule, steps, rewriter
+            # Only the last sweep counts: what missed earlier may have matched after another rule's edit.
             if len(log.steps) == before:
                 return missed
         raise _unsettled(rules, log.steps[before:])
@@ -126,6 +127,7 @@ class Engine:
     def _sweep(
         self, rule: Rule, reader: GraphReader, rewriter: Rewriter
     ) -> tuple[list[RuleApplication], list[NearMiss]]:
+        # Once a sweep, not once an edit: analyzing the flow takes linear time, and a sweep would take quadratic time.
         reader.refresh()
         watch = BEFORE_SWEEP.get()
         if watch is not None:

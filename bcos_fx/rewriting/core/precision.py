@@ -36,6 +36,7 @@ class Precision:
 
         def build(given: Build) -> nn.Module | Part | Rewired:
             raised = {id(t): (t, t.dtype) for t in _read(given) if t.is_floating_point() and t.dtype != torch.float64}
+            # Through .data: the Parameter stays the same object, and a shared weight stays shared.
             for tensor, _ in raised.values():
                 tensor.data = tensor.data.double()
             try:
@@ -46,6 +47,8 @@ class Precision:
             finally:
                 for tensor, dtype in raised.values():
                     rounded = tensor.data.to(dtype)
+                    # A tensor that its own precision cannot hold stays in float64 until the proof is done; restore_()
+                    # rounds it.
                     if torch.equal(rounded.double(), tensor.data):
                         tensor.data = rounded
             return made

@@ -48,6 +48,7 @@ def _ratio(call: Call) -> str | None:
     try:
         with torch.no_grad():
             options = [stored_value(node, call.root) for node in _options(call)]
+            # Tried and not looked up, because it can depend on the options: a threshold, a learned slope.
             at_zero = elementwise(call)(zeros, *options)
     except Exception as error:
         if call.op.declared is None:

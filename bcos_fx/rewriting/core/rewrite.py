@@ -98,6 +98,7 @@ class Rewriter:
             built = {name: self._build(hit, name, entry) for name, entry in hit.rule.replace.items()}
         except Refused as refusal:
             return NearMiss(hit.rule.name, hit.anchor.name, str(refusal))
+        # All builders have returned, so nothing can be refused from here on.
         targets = {name: self._target(hit, name, module) for name, module in built.items()}
         before, name = hit.calls[hit.rule.anchor].op.name, hit.anchor.name
         edit = _Edit(self.graph_module, hit, targets, self._slots(hit))
@@ -113,6 +114,7 @@ class Rewriter:
         """Drop what is no longer used, check the graph and make its code again."""
         graph = self.graph_module.graph
         graph.eliminate_dead_code()
+        # Only when dead code is gone are the old places free.
         for moved in (self._places.move_back(), self._places.move_out()):
             self._made = {key: (moved.get(at, at), old) for key, (at, old) in self._made.items()}
         self.graph_module.delete_all_unused_submodules()
@@ -143,6 +145,7 @@ class Rewriter:
         found = {}
         for name in named:
             matched, _, suffix = name.partition(".")
+            # Found now, as the flow they are found by is that of the graph before the edit.
             slot = SLOTS[suffix](self._reader, hit.calls[matched]) if suffix in SLOTS else None
             if slot is not None:
                 found[name] = slot
@@ -276,6 +279,7 @@ class _Edit:
                 cursor = self._insert(name, entry, cursor)
         result = self._node(self.result)
         if self.anchor_stays:
+            # Only those that read the anchor before: the new nodes read it too, and must go on doing so.
             for user in old_users:
                 user.replace_input_with(self.hit.anchor, result)
         elif result is not self.hit.anchor:
@@ -314,6 +318,7 @@ class _Edit:
             continued = self.hit.nodes.get(entry.source or name, self.hit.anchor)
             return "call_module", target, tuple(inputs), {}, continued
         old = self.hit.nodes[name]
+        # Only the inputs are exchanged; options and stored tensors of the reused call stay where they stand.
         renamed = dict(zip(self.hit.calls[name].inputs, inputs, strict=False))
         args = fx.node.map_arg(old.args, lambda n: renamed.get(n, n))
         kwargs = fx.node.map_arg(old.kwargs, lambda n: renamed.get(n, n))

@@ -39,6 +39,7 @@ def slots(call: Call) -> list[Slot]:
 
     def note(leaf: Any) -> Any:
         leaves.append(leaf)
+        # The leaves are replaced by slots, so that the op's own naming of arguments says which parameter each is in.
         return Slot(len(leaves) - 1, "", leaf)
 
     args = fx.node.map_aggregate(call.node.args, note)

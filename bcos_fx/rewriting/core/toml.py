@@ -43,6 +43,7 @@ def _resolve_arrays(parts: tuple[str, ...], counts: Mapping[Key, int]) -> Key:
     for part in parts:
         key = (*key, part)
         if key in counts:
+            # A header below an array of tables speaks of its last element, as in TOML.
             key = (*key, counts[key] - 1)
     return key
 

@@ -154,6 +154,7 @@ def _is_pool(reader: GraphReader, attention: fx.Node, layer: fx.Node) -> bool:
         new = [source for source in _values(reader, pending.pop()) if source not in seen]
         seen.update(new)
         pending += new
+    # The output was followed back with the attention removed: an input that is still reached passes it by.
     around = any(node.op == "placeholder" for node in seen)
     return not around and _one_place_is_left(reader, attention, layer)
 
