@@ -115,7 +115,6 @@ def inspect(path: str | os.PathLike[str], *, key: str | None = None) -> Inspecti
             state, problem = None, error.what
     published = guess_published(state) if state is not None and kind.kind != "bcos-fx" else None
     arch = guess_architecture(state.tensors) if state is not None and kind.kind != "bcos-fx" else None
-    arch = guess_architecture(state.tensors) if state is not None and kind.kind != "bcos-fx" else None
     facts = tuple(_facts(kind))
     if published is not None:
         facts += (("layout", f"a B-cos network, as {published[0]} saves it: converted as it is, at B = 2"),)

@@ -42,6 +42,8 @@ class _Variance(torch.autograd.Function):
         if torch.is_grad_enabled():  # a graph of the gradient is asked for
             centred: Tensor = x - x.mean(_all_but_channels(x), keepdim=True)
             return to_x + centred * factor
+        # (x - mean) * factor without an array for the difference: x * factor is added in place, mean * factor taken
+        # off.
         offset = _by_channel(mean, x) * factor
         for to_x_, x_ in pieces(to_x, x, whole=factor):
             to_x_.addcmul_(x_, factor).sub_(offset)
@@ -186,6 +188,7 @@ class _BatchNormUncentred(nn.Module):
         count = x.numel() // self.num_features
         if count < 2:
             raise UsageError("training needs more than one value per channel", where=type(self).__name__)
+        # Before _track() moves running_var: this batch is shifted by the constant as it was when the batch began.
         constant = self.constant()
         x, variance = self._measured(x)
         self._track(variance.detach() * (count / (count - 1)))

@@ -146,6 +146,7 @@ class BcosLayer(DynamicLayer):
             x, norm = self._input_norm(x, output_size)
             product = self._product(x, output_size)
             return self._affine(bcos_scale_by(product, norm, self._cosine_weight_norm(), self.pressure))
+        # At B = 1 torch's own forward runs, so that a conversion at B = 1 repeats the original to the last bit.
         if self.b == 1 and self.scale != "unit":
             return self._plain_forward(x, output_size)
         if self.b == 1:
@@ -244,6 +245,7 @@ class BcosLayer(DynamicLayer):
 
     def _inverse_weight_norm(self) -> Tensor:
         norm = self._weight_norm()
+        # The norm was clamped from below, so a weight of zeros is found by the bound itself.
         return torch.where(norm > math.sqrt(default_eps(norm.dtype)), norm.reciprocal(), 0)
 
     def _product(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:

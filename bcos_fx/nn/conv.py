@@ -51,6 +51,7 @@ class _Convolution(BcosLayer):
     def _pool(self, energies: Tensor, output_size: Sequence[int] | None) -> Tensor:
         if self._sees_single_pixels() and output_size is None:
             return energies
+        # Through the layer's own product, so that stride, padding and dilation are the layer's in every case.
         ones = energies.new_ones(self.groups, 1, *self.kernel_size)
         # A fast convolution algorithm may round a sum of zeros to just below zero.
         return self._map(energies, ones, output_size).clamp_min(0)
@@ -181,6 +182,7 @@ class _BcosConv(_Convolution):
         mode = "constant" if self.padding_mode == "zeros" else str(self.padding_mode)
         total = F.pad(energies, self._margins(), mode)
         for axis, (size, stride, dilation) in enumerate(zip(self.kernel_size, self.stride, self.dilation, strict=True)):
+            # One axis after the other: a window of ones is separable, and k + k sums replace k * k.
             windows = total.unfold(axis - self.spatial, (size - 1) * dilation + 1, stride)
             total = (windows[..., ::dilation] if dilation > 1 else windows).sum(-1)
         return total

@@ -128,6 +128,7 @@ class _Depthwise(torch.autograd.Function):
         if torch.is_grad_enabled():  # a graph of the gradient is wanted
             return *_differentiable_gradients(ctx, g, x, weight, weight_norm), None, None
         windows: Windows = ctx.windows
+        # The convolution's own gradients go through torch over the whole tensor; only what surrounds it runs by pieces.
         to_product, to_squares, to_norm = _scale_gradients(g, x, y, weight_norm, windows, ctx.b)
         to_x, to_weight = windows.gradients(to_product, x, weight, ctx.needs_input_grad[:2])
         if to_x is not None:

@@ -58,6 +58,8 @@ def pieces(
             length = first.shape[dim]
             varies = whole is not None and whole.dim() >= -dim and whole.shape[dim] > 1
             if length > 1 and not varies and all(t.shape[dim] == length for t in tensors):
+                # Rounded up. A dimension shorter than that is cut into single indices, and each piece is cut further
+                # below.
                 count = -(-first.numel() // fitting)
                 for piece in zip(*(t.chunk(count, dim) for t in tensors), strict=True):
                     yield from pieces(*piece, whole=whole, dims=dims)
@@ -76,6 +78,7 @@ def _sum_squares(x: Tensor, dim: int) -> Tensor:
     first, *rest = (part.to(dtype) for part in x.chunk(_FOLDS, dim))
     total = first * first
     for part in rest:
+        # narrow(), as the last fold may be shorter than the first.
         total.narrow(dim, 0, part.shape[dim]).addcmul_(part, part)
     return total.sum(dim, keepdim=True)
 
@@ -189,6 +192,7 @@ def scale_gradients(g: Tensor, y: Tensor, norm: Tensor, weight_norm: Tensor | No
         to_norm_.copy_(moment.sum_to_size(to_norm_.shape))
         if to_weight is not None:
             to_weight += moment.sum_to_size(to_weight.shape)
+    # Both norms' gradients are y g times a factor that is the same for all pieces, so it comes once at the end.
     to_norm *= (1 - b) / norm
     if to_weight is not None and weight_norm is not None:
         to_weight *= (1 - b) / weight_norm

@@ -129,6 +129,7 @@ class InputNormalisation(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # From the exact numbers each time: going to float16 and back must not leave float16's rounding behind.
         self.encoded = _encoded_matrix(*_checked(self.matrix, self.offset)).to(self.encoded)
         return self
 

@@ -46,6 +46,7 @@ def _by_sample(gradient: Tensor, constant: Tensor, samples: int) -> Tensor:
     missing = gradient.dim() - constant.dim()
     repeated = [d for d in range(1, gradient.dim()) if d < missing or constant.shape[d - missing] == 1]
     total = gradient.sum(repeated, keepdim=True) if repeated else gradient
+    # 0 * inf is NaN, so an infinite constant counts only where a gradient reached it.
     return (total * constant.where(total != 0, 0)).reshape(samples, -1).sum(1)
 
 
@@ -146,6 +147,7 @@ class CountedConstant(Counted):
             constant = constant.reshape([1] * (carrier.dim() - constant.dim()) + list(constant.shape))
             if constant.shape[0] == 1:
                 constant = constant.expand(carrier.shape[0], *constant.shape[1:])
+        # Counted as a value of its own before it is joined: the join's backward pass then says what of it arrives.
         return count(constant.detach(), constant, ledger[self.column])
 
 

@@ -78,6 +78,8 @@ class _FrozenLayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *others: Tensor) -> tuple[Tensor, None, None, None, None]:
         weight, factor = ctx.saved_tensors
+        # torch's own backward would add the terms by which 1/sigma depends on x; with sigma fixed only the mean is
+        # left.
         to_x = (gradient if weight is None else gradient * weight) * factor
         return (to_x - to_x.mean(ctx.dims, keepdim=True)).to(gradient.dtype), None, None, None, None
 

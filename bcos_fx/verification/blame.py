@@ -68,6 +68,7 @@ class _BlameCheck:
         self.traced, self.original, self.encoded, self.bound = traced, original, encoded, bound
         with torch.no_grad():
             self.expected = traced(*original)
+            # A chaotic network moves by rounding alone, which no rule is to blame for.
             self.bound = max(bound, ROUNDINGS * self._own_movement())
         self.checked = range(0)
         self._step = 0
@@ -163,6 +164,7 @@ def find_culprit(
             return found
         return None
 
+    # Rewriting is deterministic, so the same applications come in the same order both times.
     rough = first_bad(range(_STRIDE, sys.maxsize, _STRIDE))
     if rough is None:
         return None

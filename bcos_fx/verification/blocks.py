@@ -70,6 +70,7 @@ def verify_blocks(
     """
     batch = gather(inputs)
     samples = max(batch.count, 2) if all(spec.samples == 0 for spec in specs) else 0
+    # Against ties: at two equal pixels a max pool has no one gradient, and equal networks may give different ones.
     batch = jitter(extend(batch, samples, seed=seed), seed=seed)
     dtype = next((tensor.dtype for tensor in original.parameters()), torch.float32)
     cuts: list[Cut | None] = [None, *find_cuts(original, converted), None]
@@ -88,6 +89,7 @@ def verify_blocks(
             rows += one.rows
             left_out += one.left_out
             node = node or (end if one.differs else None)
+            # Both networks' next block gets what the original computes here: errors do not add up over blocks.
             with torch.no_grad():
                 given = reference(*values)
                 values = given if isinstance(given, tuple) else (given,)
@@ -155,6 +157,7 @@ def _compare(
     judge = functools.partial(_rows, case, expected, found, spread or _variation(expected.values, samples))
     compared = _Compared(judge(default_tolerance(dtype)))
     if compared.differs:
+        # A block may compute part of its values in float32 whatever it is given; the tolerance is then that of float32.
         passed = coarsest_precision(original, case, dtype=dtype, apart_from=live, seed=seed, transform=None)
         compared = _Compared(judge(default_tolerance(passed)))
     if compared.differs:

@@ -22,6 +22,7 @@ def well_conditioned(prove: Callable[[tuple[Tensor, ...]], Verification], inputs
     A difference that either proof finds beyond rounding is returned in any case.
     """
     first = prove(inputs)
+    # A sensitivity was measured only where the networks differed and rounding had to be looked at.
     if not any(row.sensitivity for row in first.comparisons) or _differs(first):
         return first
     second = prove(tuple(map(calm, inputs)))

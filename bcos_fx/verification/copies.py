@@ -144,6 +144,7 @@ class _Search:
             fits = [place for place in self.left if place not in places and _fits(self.left[place], wanted, start)]
             if not fits:
                 return []
+            # Several pieces may hold equal numbers (zeros, say): the names tell whose they are.
             places.append(max(fits, key=lambda place: (_alike(place, name), len(self.left[place]))))
             start += len(self.left[places[-1]])
         return places

@@ -73,6 +73,7 @@ def block(graph_module: fx.GraphModule, before: Cut | None, after: Cut | None) -
         copies[node].meta = dict(node.meta)
     for node in graph_module.graph.nodes:
         if node in inside:
+            # A read of a dtype or device reaches back beyond the cut; any value given at the cut has the same.
             spare = _stand_in(node, starts)
             known = copies if spare is None else {node.all_input_nodes[0]: copies[spare]} | copies
             copies[node] = graph.node_copy(node, known.__getitem__)
@@ -129,6 +130,7 @@ def _places(graph_module: fx.GraphModule) -> Iterator[_Place]:
     depends: set[fx.Node] = set()
     for node in graph_module.graph.nodes:
         passed += sizes.get(node, 0)
+        # Liveness as in a compiler: a value crosses from where it is computed to its last reader.
         if node.op == "placeholder" or depends.intersection(node.all_input_nodes):
             depends.add(node)
             for source in node.all_input_nodes:

@@ -80,6 +80,7 @@ def first_divergence(
                 return Divergence(node.name, math.inf, None, None, node.meta.get("source"), str(failure))
             if node.name not in names:
                 continue
+            # A rewrite may have moved the node: the reference runs ahead to it, and what it passes waits for its turn.
             while node.name not in waiting:
                 name, expected = next(reference)
                 waiting[name] = expected

@@ -160,6 +160,8 @@ def verify(
     run = functools.partial(run_cases, dtype=dtype, apart_from=live, seed=seed)
     reference = functools.partial(run, original, role="original network", transform=transform)
     expected = reference(cases)
+    # A network that names float32 raises in float64. Reading float64 where it says float32 makes it run, and the run in
+    # float32 at the end shows what it computes as it stands.
     named = dtype == torch.float64 and _all_failed(cases, expected)
     if named:
         reference = functools.partial(reference, widened=True)
@@ -169,11 +171,13 @@ def verify(
     _check_original(cases, expected, batch, sizes)
     found = run(converted, cases, role="converted network", transform=None)
     comparisons, left_out = _compare_all(cases, expected, found, limit)
+    # Only where they differ, as it takes another run: values that pass through float32 allow its tolerance.
     if tolerance is None and not named and _differ(comparisons):
         passed = coarsest_precision(original, cases[0], dtype=dtype, apart_from=live, seed=seed, transform=transform)
         limit = default_tolerance(passed)
         comparisons, left_out = _compare_all(cases, expected, found, limit)
     if _differ(comparisons):
+        # Last, and only for differences: does rounding alone move the original as much?
         comparisons = settle(cases, comparisons, expected, reference, dtype=dtype, seed=seed)
     result = conclude(comparisons, left_out, limit, dtype)
     worst = _worst(comparisons)
@@ -315,6 +319,7 @@ def _compare_all(
             outputs = name == case.name
             if a.failure is not None:
                 left_out.append(f"{name} (the original fails: {a.failure})")
+                # Batch sizes that the original refuses prove nothing, nor do they leave a doubt.
                 if not case.optional and not (outputs and case.group == "eval"):
                     rows.append(not_tested(name))
             elif isinstance(b.failure, BcosFxError) and case.optional:

@@ -126,6 +126,7 @@ def compare(
 
 def _compare_one(name: str, a: Tensor, b: Tensor, *, spread: float | None, tolerance: float) -> Comparison:
     scale, error = _scale(a), _error(a, b)
+    # By the smaller: an error as large as all that the output varies by would otherwise drown in a large constant.
     unit = scale if spread is None else min(scale, spread)
     relative = 0.0 if error == 0 else error / unit if unit > 0 else math.inf
     verdict: EqualityVerdict = "equal" if relative <= tolerance else "different"

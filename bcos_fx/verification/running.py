@@ -274,6 +274,7 @@ def transformed(batch: CallInputs, transform: Callable[[Tensor], Tensor] | None)
 def _flat(value: object, place: str = "output") -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a nested output with their places, such as "output['boxes'][0]"."""
     if isinstance(value, Tensor):
+        # Subclasses bring operations of their own, which a comparison must not depend on.
         plain = value if type(value) is Tensor else value.as_subclass(Tensor)
         yield place, torch.view_as_real(plain) if plain.is_complex() else plain
     elif isinstance(value, Mapping):
@@ -292,6 +293,7 @@ def _input_gradients(outputs: Mapping[str, Tensor], leaves: CallInputs, *, seed:
     generator = torch.Generator().manual_seed(seed)
     total: Tensor | None = None
     for value in outputs.values():
+        # Drawn for every output, also one without a gradient, so that both networks' draws stay in step.
         direction = torch.randn(value.shape, generator=generator, dtype=torch.float64)
         if value.requires_grad:
             part = (value * direction.to(value)).sum()

@@ -213,6 +213,7 @@ def jitter(batch: CallInputs, *, seed: int) -> CallInputs:
         if not tensor.is_floating_point() or tensor.numel() == 0:
             return tensor
         low, high = tensor.amin(), tensor.amax()
+        # Drawn in float64 whatever the input is, so that every precision sees the same noise.
         noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
         return (1 - _JITTER) * tensor + _JITTER * (low + (high - low) * noise)
 

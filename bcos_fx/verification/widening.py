@@ -38,10 +38,12 @@ class Widened(TorchFunctionMode):
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        # The forward must go on believing that it is in float32, or it would take another branch.
         if func == _DTYPE:
             return torch.float32 if func(*args) == torch.float64 else func(*args)
         if not any(map(_is_followed, tensors((args, kwargs)))):
             return func(*args, **kwargs)
+        # A tensor that is written to keeps its identity; a widened copy would take the change with it.
         kept = tensors(args)[:1] if asks_in_place(func, kwargs) else []
         args, kwargs = _wide(args, kept), _wide(kwargs, kept)
         result = _WIDE.get(func, func)(*args, **kwargs)
