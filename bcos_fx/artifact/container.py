@@ -237,6 +237,7 @@ def _entry(name: str, value: Any) -> TensorEntry:
     # torch multiplies the dimensions of an empty tensor too, for its strides.
     if math.prod(max(side, 1) for side in shape) * width >= _SIZE_LIMIT:
         raise ArtifactError("a tensor is larger than any memory", where=f"tensor {name!r}")
+    # With the check of the layout this bounds what is allocated by the size of the file itself.
     if offsets[1] - offsets[0] != math.prod(shape) * width:
         raise ArtifactError(f"a tensor's place does not fit its shape {tuple(shape)}", where=f"tensor {name!r}")
     return TensorEntry(name, value["dtype"], tuple(shape), *offsets)

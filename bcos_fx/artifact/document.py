@@ -75,6 +75,7 @@ def describe(model: BcosNetwork, *, half: bool = False) -> tuple[str, dict[str, 
     document |= {"ops": own} if own else {}
     document |= {"half": True} if half else {}
     read_back = restored(Fields(parse(_dumped(document)), "the network"), writer.tensors)
+    # Written, read and compared before anything reaches the disk: a file that cannot be read is never made.
     check_same_results(model, read_back, model.graph)
     digest = Digest(_dumped(document))
     for entry in laid_out(tensors):
@@ -212,6 +213,7 @@ def _built(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
     # fx takes the parts in the order in which the graph uses them, and drops the unused ones.
     for parts in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
         setattr(graph_module, parts, getattr(root, parts))
+    # check_runs() tries it in eval mode; the modes that the file holds are set once it has run.
     graph_module.train(False)
     network = BcosNetwork(graph_module, record)
     check_facts(record.classes, record.training, record.origin, network.outputs, ArtifactError)

@@ -120,6 +120,7 @@ class GraphBuilder:
         target = self._target(kind, fields)
         self._check_call(kind, target, args, kwargs, fields.where)
         node = self._graph.create_node(kind, target, args, kwargs, name=_identifier(name, fields.where))
+        # fx renames a node whose name is taken; other nodes and the report refer to the name in the file.
         if node.name != name:
             raise ArtifactError("the name is taken, or none that a node can have", where=fields.where)
         op = self._vocabulary.of(node, self._root)

@@ -250,6 +250,7 @@ class ModuleReader:
 
     def _count(self, path: str, places: int, where: str) -> None:
         """Count the places of every tree, and refuse one that shared modules in shared modules make endless."""
+        # Each module counts at every ancestor: shared modules inside shared modules multiply, as they do in a bomb.
         parts = path.split(".") if path else []
         for length in range(len(parts) + 1):
             above = ".".join(parts[:length])

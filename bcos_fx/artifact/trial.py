@@ -42,6 +42,7 @@ def check_runs(network: BcosNetwork) -> None:
     largest = max(parameters, *(math.prod(spec.shape) for spec in inputs))
     budget = replace(VALUE_NUMBERS, limit=max(VALUE_NUMBERS.limit, VALUE_GROWTH * largest))
     with torch.no_grad():
+        # Shapes first: what would take all memory is refused before the ordinary run below allocates anything.
         with _on_meta(network), _META:  # tensors that the graph makes are made there too
             _TrialRun(network, budget).run()
         _run_once(network)

@@ -130,6 +130,7 @@ def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -
         tensors = _with_prefix(tensors, wrapped.prefix, set(expected))
     tensors = _with_names_of(tensors, list(expected))
     if expected.keys() != tensors.keys():
+        # With the prefix put back: transformers' own table of renamings is written for full names.
         tensors = hugging_face.renamed(module, {wrapped.prefix + n: t for n, t in wrapped.tensors.items()}) or tensors
     misshapen = [
         f"{name}: {tuple(tensor.shape)} in the file, {tuple(expected[name].shape)} in the network"

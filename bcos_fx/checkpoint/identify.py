@@ -79,6 +79,7 @@ def _identified(file: Path) -> FileKind:
             return FileKind("empty", "an empty file")
         if head.startswith(b"PK"):
             return _identify_zip(file)
+        # 0x80 is the opcode PROTO, then the protocol's number; pickles of protocol 0 and 1 have no such mark.
         if head[0] == 0x80 and head[1:2] <= b"\x05":
             return _identify_pickle(stream, headers=_LEGACY_HEADERS if _LEGACY_MAGIC in head[:32] else 0)
         for magic, kind, summary in _MAGIC_NUMBERS:
@@ -144,6 +145,7 @@ def _identify_archive(archive: zipfile.ZipFile) -> FileKind:
     if len(pickles) != 1:
         return FileKind("zip", "a zip archive that torch.save did not write", found)
     size = Path(archive.filename or "").stat().st_size
+    # The sizes that the archive declares: a zip bomb is refused before anything is inflated.
     held(size).check(sum(info.file_size for info in archive.infolist()), "the archive", CheckpointError)
     with archive.open(pickles[0]) as stream:
         return _classify(scan_pickle(stream), {**found, "format": "torch.save zip"})

@@ -193,6 +193,7 @@ def open_clip_model(open_clip: Any, name: str, tag: str | None) -> Any:
     def wanted(record: logging.LogRecord) -> bool:
         return tag is not None or "No pretrained weights" not in record.getMessage()
 
+    # open_clip logs through the root logger, so the filter has to be there.
     root = logging.getLogger()
     root.addFilter(wanted)
     try:

@@ -80,6 +80,8 @@ class _Machine:
 
     def step(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         name = opcode.name
+        # Opcodes that name, call, memorize, hash or hold others are followed; of all others the documented stack effect
+        # is enough, so that opcodes of later protocols are read as well.
         if name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ"):
             self._name(name, argument)
         elif name in _CALLS:
@@ -110,6 +112,7 @@ class _Machine:
         """Stand for the result of a call, which may hash its arguments, or allocate as many numbers as they say."""
         self._hashed += sum(map(_weight, arguments))
         PICKLE_HASHING.check(self._hashed, "the pickle", CheckpointError)
+        # These allocate as much as their arguments say, without a byte of it in the file.
         if label == "builtins.bytearray" or (label.startswith("torch.") and label.endswith(("Tensor", "Storage"))):
             sizes = [size for given in arguments if isinstance(given, tuple) for size in _integers(given)]
             self._allocated += math.prod(sizes) if sizes else 0

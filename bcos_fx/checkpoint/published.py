@@ -187,6 +187,7 @@ def load_published(module: nn.Module, state: StateDict, hyper: Mapping[str, Any]
     tensors, origin, notes = _own_tensors(state)
     if not any(key.endswith(_INNER) for key in tensors) or module.state_dict().keys() <= tensors.keys():
         return None
+    # A digit may be a place in a renamed nn.Sequential or a name of its own; the reading that fits better is right.
     assigned = min((_Assignment(module, tensors, numbered) for numbered in (True, False)), key=lambda a: len(a.misfits))
     if not assigned.weights and not _published_names(tensors, module):
         return None

@@ -273,6 +273,7 @@ def _unwrap(content: Any, source: str, key: str | None) -> StateDict:
         content, nesting = _follow(content, key, source), tuple(key.split("."))
     alternatives: tuple[str, ...] = ()
     ignored: list[str] = []
+    # Training scripts nest weights several levels deep, beside optimizers and averages; the usual names decide.
     while (inner := _candidates(content, _MAX_DEPTH)) and len(nesting) < _MAX_DEPTH:
         known = [name for name in NESTING_KEYS if name in inner]
         if len(inner) > 1 and not known:

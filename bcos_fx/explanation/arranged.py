@@ -31,6 +31,7 @@ class ArrangedView(ExplanationView):
     """
 
     def __init__(self, view: ExplanationView, given: Sequence[Tensor], batch_axis: BatchAxis) -> None:
+        # Everything is shared, not copied: the view's nodes, layers and certificate hold for one sample as for several.
         self.__dict__.update(vars(view))
         self._axes, self._separable = {}, False
         names = {name: node.name for name, node in self.starts.items()}

@@ -70,6 +70,7 @@ def axes_of(
         shape = tuple(samples_first(torch.empty(noted, device="meta"), samples).shape)
     if len(shape) < 2 or 0 in shape:
         return Axes(None, ("feature",) * (len(shape) - 1))
+    # Each number carries its own position as its value, so that the graph itself moves positions to the first layer.
     labels = torch.arange(torch.Size(shape).numel()).reshape(shape)
     mixed = first_mixed(graph_module, start, own_form(labels, samples), shape)
     if mixed is None:

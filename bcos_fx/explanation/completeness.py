@@ -115,6 +115,7 @@ class Completeness(Sums):
     @property
     def tested(self) -> Tensor:
         """Where the input contributes enough for the sum to say something: an error of 1 % of it would show."""
+        # An error of 1 % of W(x)·x must be larger than the gap that the tolerance forgives.
         shows = self.contributions.abs() * LEAST_SHARE >= self.tolerance * self.terms
         return (self.share >= LEAST_SHARE) & shows & ~(self._exceeds & self._cancels)
 
@@ -247,6 +248,7 @@ def judged(
     """
     dtype = found.output.dtype if dtype is None else dtype
     parts = torch.cat([(part.weights * part.start.unsqueeze(1)).flatten(2) for part in found.parts], dim=2)
+    # Of single products, not of their sums: rounding follows the size of what is added, before it cancels.
     added = sum((values.abs() for values in found.constants.values()), parts.abs().sum(2))
     return Completeness(
         found.output,

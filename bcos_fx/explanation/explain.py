@@ -133,6 +133,7 @@ def explain(
     if not isinstance(model, BcosNetwork):
         check_module(model := as_module(model))
     given = _in_order(model, images, others)
+    # A mapping stays one: tracing binds it to the signature of a module by name.
     example: Any = given
     if isinstance(images, Mapping):
         example, images = images, _explained_by(given)

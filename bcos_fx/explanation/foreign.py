@@ -76,6 +76,7 @@ def _check_samples(module: nn.Module, inputs: ExampleInputs, found: Trace, batch
         x if a is None or not x.dim() or x.shape[a] != samples else x.narrow(a, 0, 1)
         for x, a in zip(values, axes, strict=True)
     ]
+    # All samples and one: a number of samples that became part of the graph shows in one of the two.
     for given in (values, first):
         with torch.no_grad():
             try:

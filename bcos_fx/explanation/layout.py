@@ -79,6 +79,7 @@ def find_layout(
         # A graph's own output (1, classes) is one sample already.
         as_it_is = len(one[end]) == 2 and one[end][0] == 1 and given[0].shape[:1] != (1,)
         return SampleLayout(axes, dict.fromkeys(starts), 0 if as_it_is else None)
+    # Twice the same sample: only shapes are compared, and what a value-dependent branch reads stays as it is.
     pairs = [x if axis is None else x.repeat_interleave(2, axis) for x, axis in zip(parts, axes, strict=True)]
     two = _shapes(shapes, pairs)
     found = {name: _grown(f"the source {name!r}", one[node], two[node]) for name, node in starts.items()}

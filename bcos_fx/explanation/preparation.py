@@ -90,6 +90,7 @@ def prepare(
     """
     graph_module = network.graph_module() if isinstance(network, BcosNetwork) else network
     if output is not None:
+        # Before the rules run: they may rename or merge the layers that the caller names.
         end_at(graph_module, _before_gates(graph_module) if output == "logits" else find_layer(graph_module, output))
     Engine(recipe()).run(graph_module, ("canonical", "norm", "linear"))
     starts = _starts(graph_module, source)

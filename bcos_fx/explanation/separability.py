@@ -93,5 +93,6 @@ def _stand_in(node: fx.Node, samples: int, like: Tensor) -> Tensor:
     dtype = like.dtype if noted is None or noted.is_floating_point else noted
     value = torch.full((samples, *shape[1:]), 0.5 if dtype.is_floating_point else 0, dtype=dtype, device=like.device)
     if dtype.is_floating_point:
+        # NaN passes through every operation that reads it, so wherever it arrives, samples were mixed.
         value[1:] = torch.nan
     return value

@@ -50,6 +50,7 @@ def colored(weights: Tensor, contributions: Tensor, *, smooth: int | None = None
     width = _box(weights, smooth)
     length = weights.norm(dim=1, keepdim=True)
     opacity = torch.where(contributions.unsqueeze(1) > 0, length, 0)
+    # A box filter is separable: two passes of `width` sums each in place of width * width.
     opacity = _boxed(_boxed(opacity, (1, width)), (width, 1))
     full = _full(opacity, percentile).view(-1, 1, 1, 1)
     opacity = (opacity / torch.where(full > 0, full, 1)).clamp(0, 1)
