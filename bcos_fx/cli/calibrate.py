@@ -29,7 +29,7 @@ Exit code 0: written. 1: written, but some images could not be read. 2: bad inpu
 """
 
 
-def run(
+def calibrate_network(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
     data: Annotated[
         Path,

@@ -37,7 +37,7 @@ dynamic linear, or contributions do not add up. Alone, a network that was fine-t
 """
 
 
-def run(
+def check_network(
     first: Annotated[Path, typer.Argument(metavar="A", help="A converted network; or, with B, the original.")],
     second: Annotated[
         Path | None, typer.Argument(metavar="B", help="A converted network, to be compared with A.")

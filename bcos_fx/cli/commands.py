@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -95,23 +96,25 @@ def _root(
     DEBUG.set(debug)
 
 
-for _command in (
-    convert,
-    plan,
-    check,
-    calibrate,
-    finetune,
-    embed,
-    explain,
-    evaluate,
-    export,
-    report,
-    serve,
-    publish,
-    inspect,
-    rules,
-    recipes,
-    demo,
-):
-    _run = _command.run if _command in (embed, inspect, demo) else importing(_command.run)  # these meet no ops
-    app.command(_command.NAME, cls=Command, help=_flowing(_command.run.__doc__), epilog=_command.EPILOG)(guarded(_run))
+COMMANDS: tuple[tuple[ModuleType, Callable[..., None]], ...] = (
+    (convert, convert.convert_network),
+    (plan, plan.plan_conversion),
+    (check, check.check_network),
+    (calibrate, calibrate.calibrate_network),
+    (finetune, finetune.finetune_network),
+    (embed, embed.embed_texts),
+    (explain, explain.explain_images),
+    (evaluate, evaluate.evaluate_networks),
+    (export, export.export_network),
+    (report, report.write_report),
+    (serve, serve.serve_page),
+    (publish, publish.publish_network),
+    (inspect, inspect.inspect_file),
+    (rules, rules.list_rules),
+    (recipes, recipes.list_recipes),
+    (demo, demo.run_demo),
+)
+
+for _module, _command in COMMANDS:
+    _run = _command if _module in (embed, inspect, demo) else importing(_command)  # these meet no ops
+    app.command(_module.NAME, cls=Command, help=_flowing(_command.__doc__), epilog=_module.EPILOG)(guarded(_run))

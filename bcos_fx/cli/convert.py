@@ -34,7 +34,7 @@ bcos-fx convert last.ckpt --arch net.py:build --key ema.model --input-shape 3,32
 
 
 @takes(Request)
-def run(request: Request) -> None:
+def convert_network(request: Request) -> None:
     """Convert a trained network into a B-cos network, prove what was kept, and write it to a file.
 
     The network is traced and rewritten by the recipe's rules. What the preserving rules made is compared with the

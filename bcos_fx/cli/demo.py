@@ -64,7 +64,7 @@ class DemoComparison:
     errors: dict[str, float]
 
 
-def run(
+def run_demo(
     out: Annotated[Path, typer.Option(help="The folder to write the converted network and the picture to.")] = Path(
         "bcos-fx-demo"
     ),

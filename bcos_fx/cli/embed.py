@@ -24,7 +24,7 @@ Exit code 0: written. 2: bad input.
 """
 
 
-def run(
+def embed_texts(
     classes: Annotated[
         Path | None,
         typer.Argument(

@@ -44,7 +44,7 @@ _LISTED = 20
 
 
 @takes(EvaluationRequest)
-def run(request: EvaluationRequest) -> None:
+def evaluate_networks(request: EvaluationRequest) -> None:
     """Measure how well a converted network's explanations explain: localization, and accuracy beside it.
 
     The Grid Pointing Game puts images of different classes into a grid, explains each class on it, and scores which

@@ -77,7 +77,7 @@ class Question:
 
 
 @takes(ExplainRequest)
-def run(request: ExplainRequest) -> None:
+def explain_images(request: ExplainRequest) -> None:
     """Explain what a converted network says of photographs, and show that the parts add up.
 
     An output is W(x)·x plus constants. The picture shows W(x) in its own colors, opaque where it speaks for the

@@ -35,7 +35,7 @@ nothing is written. 2: bad input, or an operation that cannot be exported; nothi
 _CHECKED = 4
 
 
-def run(
+def export_network(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write: .onnx, or .pt2 for torch.export.load.")

@@ -123,7 +123,7 @@ class FineTuneRequest:
 
 
 @takes(FineTuneRequest)
-def run(request: FineTuneRequest) -> None:
+def finetune_network(request: FineTuneRequest) -> None:
     """Train a converted network as a B-cos network, and write it to a file.
 
     The recipe says how B rises and biases fade, and with which loss. After every epoch the accuracy, the mean B and the

@@ -39,7 +39,7 @@ _READABLE = (
 )
 
 
-def run(
+def inspect_file(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints, or converted networks.")],
     key: Annotated[str | None, typer.Option(help="Look only at this key of a nested checkpoint.")] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else: one entry a file.")] = False,

@@ -23,7 +23,7 @@ Exit code 0: written or uploaded. 2: bad input, or the hub cannot be reached.
 """
 
 
-def run(
+def publish_network(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A folder to write, or hf:user/name to upload to.")],
     example: Annotated[Path | None, typer.Option(help="A photograph whose explanation is shown in the card.")] = None,

@@ -37,7 +37,7 @@ _TITLES = {
 }
 
 
-def run(
+def list_recipes(
     name: Annotated[
         str | None, typer.Argument(help="A shipped recipe, or a TOML file; left out: all, a line each.")
     ] = None,

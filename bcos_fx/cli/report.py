@@ -24,7 +24,7 @@ Exit code 0: written. 1: written, and contributions do not add up. 2: bad input.
 """
 
 
-def run(
+def write_report(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted classifier, a file or hf:user/name.")],
     image: Annotated[Path, typer.Argument(metavar="PHOTO", help="The photograph that was decided about.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to: .html (one file, needs no network) or .pdf.")],

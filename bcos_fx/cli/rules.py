@@ -37,7 +37,7 @@ bcos-fx rules my-rule --rules my_rules.toml --explain my_net.py:build --import m
 _why_option = partial(typer.Option, rich_help_panel="Why a rule does not match")
 
 
-def run(
+def list_rules(
     name: Annotated[str | None, typer.Argument(help="A rule, to be shown in full.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Show only the rules that are active in this recipe, and its options.")

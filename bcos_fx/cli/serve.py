@@ -26,7 +26,7 @@ Ctrl-C ends it.
 """
 
 
-def run(
+def serve_page(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted classifier, a file or hf:user/name.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0: any that is free.")] = 7860,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,

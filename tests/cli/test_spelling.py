@@ -14,7 +14,8 @@ from bcos_fx.cli import calibrate, check, commands, convert, evaluate, explain, 
 from bcos_fx.cli.spelling import RENAMED, as_options, flags_of, in_options
 from bcos_fx.errors import UsageError
 
-COMMANDS = {module.NAME: module.run for module in (calibrate, check, convert, evaluate, explain, finetune, plan)}
+COMPARED = (calibrate, check, convert, evaluate, explain, finetune, plan)
+COMMANDS = {module.NAME: command for module, command in commands.COMMANDS if module in COMPARED}
 _INPUTS = {"module", "model", "images", "inputs", "data", "target"}
 # Keywords that no command offers: objects of Python's, or what a command decides itself.
 ONLY_IN_PYTHON: dict[str, set[str]] = {
@@ -81,15 +82,15 @@ def test_every_keyword_of_the_library_is_an_option_or_known_to_be_none(name: str
     ],
 )
 def test_what_is_said_of_a_keyword(text: str, shown: str) -> None:
-    assert as_options(text, flags_of(convert.run)) == shown
+    assert as_options(text, flags_of(convert.convert_network)) == shown
 
 
 def test_a_value_of_several_words_stays_quoted() -> None:
-    flags = flags_of(explain.run)
+    flags = flags_of(explain.explain_images)
     assert as_options('source="the layer"', flags) == '--source "the layer"'
     assert as_options('output="logits"', flags) == "--output logits"
 
 
 def test_the_place_is_left_as_it_is() -> None:
-    error = in_options(UsageError("scale=2", where="file scale=2.pt", hint="scale=3"), convert.run)
+    error = in_options(UsageError("scale=2", where="file scale=2.pt", hint="scale=3"), convert.convert_network)
     assert (error.what, error.where, error.hint) == ("--scale 2", "file scale=2.pt", "--scale 3")
