@@ -208,14 +208,14 @@ def check_completeness(
     select = select or all_numbers()
     found = _found(view, inputs, select)
     # The network's own output: a frozen layer that computes something else must not vouch for itself.
-    coarsest = _coarsest(view, inputs, found.output.dtype)
+    coarsest = coarsest_precision(view, inputs, found.output.dtype)
     found = replace(found, output=select(view.own_value(inputs)))
     vanished = _vanishing(view, inputs) if _is_nothing(found) else None
     return judged(found, tolerance, vanished, dtype=coarsest)
 
 
-def _coarsest(view: ExplanationView, inputs: Sequence[Tensor], dtype: torch.dtype) -> torch.dtype:
-    """Return the coarsest precision of all values on the way to the output."""
+def coarsest_precision(view: ExplanationView, inputs: Sequence[Tensor], dtype: torch.dtype) -> torch.dtype:
+    """Return the coarsest precision of all values on the way to an output, itself of the precision ``dtype``."""
     with torch.no_grad():
         for node, value in view.network_steps(inputs):
             if isinstance(value, Tensor) and value.is_floating_point() and view.on_value_path(node):

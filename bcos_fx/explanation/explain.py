@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.explanation.arranged import arranged_view_of
 from bcos_fx.explanation.axes import Axes
-from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, judged
+from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, Completeness, coarsest_precision, judged
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.joint import JointExplanation
 from bcos_fx.explanation.result import Constants
@@ -170,9 +170,10 @@ def explain(
     found = {}
     for name, own in joint.by_source(list(view.starts)).items():
         axes = view.axes(name, tuple(own.start.shape), channel_axis)
-        one = _result(view, shown.get(name, images), own, choices, notes, names, axes)
-        if one.verdict == INCOMPLETE and view.certificate.ok:
+        judgment, more = _judgment(view, inputs, own)
+        if judgment.verdict == INCOMPLETE and view.certificate.ok:
             check_apart(view, arranged)
+        one = _result(view, shown.get(name, images), own, choices, [*notes, *more], names, axes, judgment)
         one = replace(one, labels=label_of(wanted, one.name, names, parts[0].value.shape))
         found[name] = one if getattr(wanted, "names", None) is None else _scored(one, wanted.names)
     return next(iter(found.values())) if source is None or isinstance(source, str) else JointExplanation(found)
@@ -198,6 +199,18 @@ def _explained(view: ExplanationView, inputs: list[Tensor], target: Any) -> tupl
     return replace(found, output=outputs[0]), choices[0]
 
 
+def _judgment(view: ExplanationView, inputs: list[Tensor], found: DynamicWeights) -> tuple[Completeness, list[str]]:
+    """Judge the sums; where they are off, by the coarsest precision on the way, which takes another run to find."""
+    judgment, own = judged(found), found.output.dtype
+    if judgment.verdict != INCOMPLETE or not view.certificate.ok:
+        return judgment, []
+    coarsest = coarsest_precision(view, inputs, own)
+    if coarsest == own:
+        return judgment, []
+    note = f"the network computes in {coarsest} on the way, so sums hold to its precision"
+    return judged(found, dtype=coarsest), [note]
+
+
 def _result(
     view: ExplanationView,
     images: Tensor,
@@ -206,9 +219,9 @@ def _result(
     noted: list[str],
     names: Sequence[str] | None,
     axes: Axes,
+    judgment: Completeness,
 ) -> Explanation:
     single = choices[0].single
-    judgment = judged(found)
     verdict, notes = judgment.verdict if view.certificate.ok else INCOMPLETE, list(noted)
     if not view.certificate.ok:
         notes.append(f"the network is not dynamic linear: {view.certificate.breaks[0]}")
@@ -283,8 +296,8 @@ def _not_linear(view: ExplanationView) -> VerificationError:
 def _way_out(view: ExplanationView) -> str:
     if not view.certificate.repeatable:
         return "leave the random numbers out in eval mode, or draw them outside and give them as an input"
-    if view.ends_in_gate:
-        return 'explain the value before the last gate with output="logits"'
+    if view.scores is not None:
+        return f'explain the scores that the probabilities are made of with output="{view.scores}"'
     return "allow_incomplete=True explains the rest, and labels what is missing"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import fx
 
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.network import BcosNetwork
-from bcos_fx.rewriting.core.ending import before_last_gate
+from bcos_fx.rewriting.core.ending import Ending, ending_of
 from bcos_fx.rewriting.core.flow import EXPLAINED, main_input
 from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.rewriting.core.ops import vocabulary
@@ -44,19 +45,23 @@ class Prepared:
         starts: what outputs are explained by: name of an input or a layer -> the encoded input, the input, or the
             layer's result.
         end: what is explained, for people: ``output``, ``logits`` or a layer's name.
-        ends_in_gate: what is explained is a probability, and a value before it is not.
+        scores: what is explained are probabilities, and ``output`` by this name explains the scores before them.
     """
 
     graph_module: fx.GraphModule
     starts: Mapping[str, fx.Node]
     end: str
-    ends_in_gate: bool
+    scores: str | None
 
 
 def recipe() -> Recipe:
     """Return the rules of explanation views: those that the program has registered, then the shipped ones."""
     shipped = _shipped()
     return dataclasses.replace(shipped, rules=(*view_rules(), *shipped.rules))
+
+
+LOGITS = "logits"
+"""What ``output`` calls the scores before a network's probabilities."""
 
 
 @functools.cache
@@ -89,15 +94,17 @@ def prepare(
         UsageError: nothing has that name, it holds integers, or the source does not lead to the output.
     """
     graph_module = network.graph_module() if isinstance(network, BcosNetwork) else network
-    if output is not None:
-        # Before the rules run: they may rename or merge the layers that the caller names.
-        end_at(graph_module, _before_gates(graph_module) if output == "logits" else find_layer(graph_module, output))
+    # Before the rules run: they may rename or merge the layers that the caller names.
+    if output == LOGITS:
+        _end_in_scores(graph_module)
+    elif output is not None:
+        end_at(graph_module, find_layer(graph_module, output))
+    scores = _scores_of(graph_module)
     Engine(recipe()).run(graph_module, ("canonical", "norm", "linear"))
     starts = _starts(graph_module, source)
     for start in starts.values():
         start.meta[EXPLAINED] = True
-    end = next(node for node in graph_module.graph.nodes if node.op == "output").all_input_nodes[0]
-    return Prepared(graph_module, starts, output or "output", _before_gates(graph_module) is not end)
+    return Prepared(graph_module, starts, output or "output", scores)
 
 
 def _starts(graph_module: fx.GraphModule, source: SourceNames) -> dict[str, fx.Node]:
@@ -180,9 +187,46 @@ def _nearest_layers(graph_module: fx.GraphModule, name: str) -> str:
     return f"for example {', '.join(close)}" if close else nearest(name, called)
 
 
-def _before_gates(graph_module: fx.GraphModule) -> fx.Node:
-    output = next(node for node in graph_module.graph.nodes if node.op == "output")
-    return before_last_gate(output.all_input_nodes[0], GraphReader(graph_module, vocabulary(), Options()).call)
+def _ending(graph_module: fx.GraphModule, *, averaged: bool = False) -> Ending:
+    read = GraphReader(graph_module, vocabulary(), Options()).call
+    return ending_of(_output(graph_module).all_input_nodes[0], read, averaged=averaged)
+
+
+def _scores_of(graph_module: fx.GraphModule) -> str | None:
+    """Return the name by which the scores before the probabilities at the end are explained; None without such."""
+    if _ending(graph_module).scores:
+        return LOGITS
+    found = _ending(graph_module, averaged=True).first
+    return found[0].name if len(found) == 1 else None
+
+
+def _output(graph_module: fx.GraphModule) -> fx.Node:
+    return next(node for node in graph_module.graph.nodes if node.op == "output")
+
+
+def _end_in_scores(graph_module: fx.GraphModule) -> None:
+    """Put the scores in the place of the probabilities that they are made into, in place.
+
+    What moves probabilities is copied for the scores: the copies have names of their own, because a node's name stands
+    for one value in the view and in the network.
+    """
+    graph, ending, output = graph_module.graph, _ending(graph_module), _output(graph_module)
+    scores: dict[fx.Node, fx.Node] = {}
+    with graph.inserting_before(output):
+        for node in list(graph.nodes):
+            if node in ending.scores:
+                before = scores.get(ending.scores[node], ending.scores[node])
+                scores[node] = _negated(before) if node in ending.falling else before
+            elif node in ending.moved and not scores.keys().isdisjoint(node.all_input_nodes):
+                scores[node] = graph.node_copy(node, lambda source: scores.get(source, source))
+    (end,) = output.all_input_nodes
+    end_at(graph_module, scores.get(end, end))
+
+
+def _negated(node: fx.Node) -> fx.Node:
+    negated = node.graph.call_function(operator.neg, (node,))
+    negated.meta.update(node.meta)
+    return negated
 
 
 def entry(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:

@@ -55,7 +55,7 @@ class ExplanationView:
 
     Attributes:
         certificate: whether the network is dynamic linear in these.
-        ends_in_gate: what is explained is a probability, and the value before it could be explained.
+        scores: what is explained are probabilities, and ``output`` by this name explains the scores before them.
         starts: name -> node of what outputs are explained by, in the order that was asked for.
         unfrozen: the network's graph up to what is explained, as it runs: nothing frozen, nothing counted.
         samples_in: name of a source -> the dimension that holds its samples, where it is not the first.
@@ -69,7 +69,7 @@ class ExplanationView:
         prepared = prepare(network, output=output, source=source)
         self.end_name = None if output is None else _output(prepared.graph_module).name
         self.certificate: Certificate = certificate(prepared)
-        self.ends_in_gate = prepared.ends_in_gate
+        self.scores = prepared.scores
         # The same layers, nothing frozen: what sums are compared with must not come from the view's own arithmetic.
         self.unfrozen: fx.GraphModule = GraphModule(prepared.graph_module, copy.deepcopy(prepared.graph_module.graph))
         self._freeze(prepared)

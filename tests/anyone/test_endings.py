@@ -51,9 +51,35 @@ ENDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "by hand": by_hand,
     "log of that": lambda x: by_hand(x).log(),
     "in percent": lambda x: 100 * torch.sigmoid(x),
-    "of the other": lambda x: 1 - torch.sigmoid(x),
     "two gates": nn.Sequential(nn.Softmax(1), nn.Sigmoid()),
 }
+
+
+# name -> what is done to the scores, and the scores as they stand in its places
+MOVED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "of the other": (lambda x: 1 - torch.sigmoid(x), lambda x: -x),
+    "negative log likelihoods": (lambda x: -x.log_softmax(1), lambda x: -x),
+    "times a negative number": (lambda x: x.sigmoid() * -100, lambda x: -x),
+    "twice the other": (lambda x: 1 - (1 - torch.sigmoid(x)), lambda x: x),
+    "an inverse": (lambda x: 1 / x.sigmoid(), lambda x: -x),
+    "reshaped": (lambda x: x.softmax(1).view(-1, 2, 2).flatten(1), lambda x: x),
+    "a column": (lambda x: x.softmax(1)[:, 1:], lambda x: x[:, 1:]),
+    "permuted": (lambda x: x.softmax(1).flip(1), lambda x: x.flip(1)),
+    "transposed twice": (lambda x: x.softmax(1).T.t(), lambda x: x),
+    "a column and its logarithm": (lambda x: (x.softmax(1)[:, 1:] + 1e-8).log(), lambda x: x[:, 1:]),
+    "a part of a split": (lambda x: x.softmax(1).chunk(2, 1)[1], lambda x: x[:, 2:]),
+    "cast": (lambda x: x.softmax(1).to(torch.float64)[:, :3], lambda x: x[:, :3]),
+    "one and the other": (
+        lambda x: torch.stack([1 - x[:, 0].sigmoid(), x[:, 0].sigmoid()], 1),
+        lambda x: both(x[:, :1]),
+    ),
+    "two heads": (lambda x: torch.cat([x[:, :2].softmax(1), x[:, 2:].softmax(1)], 1), lambda x: x),
+    "probabilities and scores": (lambda x: torch.cat([x.softmax(1), x], 1), lambda x: torch.cat([x, x], 1)),
+}
+
+
+def both(x: Tensor) -> Tensor:
+    return torch.cat([-x, x], 1)
 
 
 def images() -> Tensor:
@@ -74,6 +100,41 @@ def test_logits_are_the_value_before(name: str, rewritten: bool) -> None:
     torch.testing.assert_close(found.input_weights, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.output, network.scores(images())[:, 1].detach(), rtol=1e-9, atol=1e-12)
     assert found.complete
+
+
+@pytest.mark.parametrize("rewritten", [False, True], ids=["as it is", "converted"])
+@pytest.mark.parametrize("name", MOVED)
+def test_logits_stand_where_the_probabilities_stand(name: str, rewritten: bool) -> None:
+    torch.manual_seed(0)
+    end, moved = MOVED[name]
+    network = Ending(end)
+    model: Any = network
+    if rewritten:
+        model = bcos_fx.bcosify(network, example_inputs=images(), recipe="equivalent")
+    found = bcos_fx.explain(model, images(), 0, output="logits")
+    leaf = images().requires_grad_()
+    (expected,) = torch.autograd.grad(moved(network.scores(leaf))[:, 0].sum(), leaf)
+    torch.testing.assert_close(found.input_weights, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.scores, moved(network.scores(images())).detach(), rtol=1e-9, atol=1e-12)
+    assert found.complete
+
+
+@pytest.mark.parametrize("name", [*MOVED, "averaged"])
+def test_layers_before_probabilities_are_raised(name: str) -> None:
+    """They carry the scores, whatever is done to the probabilities."""
+    end = MOVED[name][0] if name in MOVED else lambda x: x.softmax(1).unflatten(1, (2, 2)).mean(1)
+    made = bcos_fx.bcosify(Ending(end), example_inputs=images(), recipe="bcosification")
+    raised = [row.name for row in made.report.nodes if row.op.startswith("bcos_")]
+    assert len(raised) == 2, raised
+
+
+def test_probabilities_that_are_averaged_have_a_hint_to_their_scores() -> None:
+    network = Ending(lambda x: x.unflatten(1, (2, 2)).softmax(1).mean(2))
+    for output in (None, "logits"):
+        with pytest.raises(VerificationError, match="makes a gate") as caught:
+            bcos_fx.explain(network, images(), 1, output=output)
+        assert 'output="unflatten"' in (caught.value.hint or "")
+    assert bcos_fx.explain(network, images(), (1, 1), output="unflatten").complete
 
 
 @pytest.mark.parametrize("name", ENDINGS)
@@ -98,7 +159,7 @@ def test_a_hint_never_repeats_what_was_typed() -> None:
     [
         ("a layer", nn.Sequential(nn.Sigmoid(), nn.Linear(4, 4))),
         ("an activation", nn.ReLU()),
-        ("another shape", lambda x: x.softmax(1)[:, 1:]),
+        ("an average", lambda x: x.softmax(1).unflatten(1, (2, 2)).mean(1)),
         ("nothing", nn.Identity()),
     ],
 )
@@ -126,13 +187,11 @@ def test_a_layer_that_was_moved_before_the_pooling_is_still_that_layer(recipe: s
     assert by_it.encoded.shape == (2, 4)
 
 
-@pytest.mark.parametrize("name", [*ENDINGS, "picked", "averaged"])
+@pytest.mark.parametrize("name", [*ENDINGS, *MOVED, "averaged"])
 def test_no_logit_bias_comes_after_probabilities(name: str) -> None:
     torch.manual_seed(0)
-    more: dict[str, Callable[[Tensor], Tensor]] = {
-        "picked": lambda x: x.softmax(1)[:, 1:],
-        "averaged": lambda x: x.softmax(1).unflatten(1, (2, 2)).mean(1),
-    }
+    more = {name: end for name, (end, _) in MOVED.items()}
+    more["averaged"] = lambda x: x.softmax(1).unflatten(1, (2, 2)).mean(1)
     network = Ending(more.get(name) or ENDINGS[name])
     made = bcos_fx.bcosify(network, example_inputs=images(), head="logit", b=1)
     assert not any(isinstance(layer, bcos_fx.nn.LogitLayer) for layer in made.modules())

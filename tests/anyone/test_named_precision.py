@@ -203,3 +203,19 @@ def test_a_widened_run_believes_that_it_is_in_float32() -> None:
     assert y.dtype == state.dtype == torch.float64
     assert torch.equal(y, x)
     assert torch.equal(state, (torch.ones(3) / 3).double().expand(2, 3))
+
+
+def test_sums_of_a_float64_network_with_a_step_in_float32_hold_to_float32() -> None:
+    class Stepped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 8).double(), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.first(x)).float()).double()
+
+    torch.manual_seed(0)
+    found = bcos_fx.explain(Stepped().eval(), torch.randn(3, 6, dtype=torch.float64), 1)
+    assert found.complete
+    assert found.residual.abs().max() > 1e-12 * found.output.abs().max(), "nothing was rounded, so nothing is tested"
+    assert any("float32 on the way" in note for note in found.notes)

@@ -54,6 +54,7 @@ def read_op(name: str, table: Table, *, shipped: bool) -> Op:
         variadic=table.text("variadic", default=None),
         rectifier=table.flag("rectifier"),
         joined=table.flag("joined"),
+        moves=table.flag("moves"),
         family=table.flag("family"),
         instead=table.text("instead", default=None),
         weighted=table.flag("weighted"),

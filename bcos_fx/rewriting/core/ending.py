@@ -1,13 +1,15 @@
 """How a network ends: what turns scores into probabilities, and the scores before it.
 
 ``softmax``, ``log_softmax``, ``log(softmax(x) + eps)``, ``softmax(x).clamp(eps, 1)``, ``x - logsumexp(x)`` and
-``exp(x) / exp(x).sum()`` all say the same of the scores x. A gate and what is done to it, number by number, is stepped
-over; a layer, a pooling or a change of shape never is, for what stands before it has other places.
+``exp(x) / exp(x).sum()`` all rank the same scores x. A gate and what is done to it, number by number, is stepped over.
+What only moves numbers (a reshape, a picked class, probabilities beside each other) is done to the scores in their
+place. A layer or a pooling is never stepped over: the scores before it have no place of their own in the output.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import fx
 
@@ -21,31 +23,88 @@ _NUMBER_BY_NUMBER = frozenset({"ratio", "selection"})
 _NOT_DYNAMIC_LINEAR = frozenset({"gate", "opaque"})
 
 
-def before_last_gate(node: fx.Node, read: Reader) -> fx.Node:
-    """Step back over what ends a network in probabilities: the value before is what can be explained.
+@dataclass
+class Ending:
+    """What ends a network in probabilities, and the scores that these are made of.
 
-    Returns:
-        The value before the first of the gates at the very end; the node itself where there are none.
+    Attributes:
+        scores: probabilities -> what stands before their gates, of the same shape: scores, or moved probabilities.
+        falling: those of the probabilities that fall where their score rises, as in ``1 - sigmoid(x)``.
+        moved: the nodes on the way that move numbers and compute none -> whether they move probabilities.
     """
-    found, step = node, _step(node, read)
-    while step is not None:
-        node, is_gate = step
-        found = node if is_gate else found
-        step = _step(node, read)
+
+    scores: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    falling: set[fx.Node] = field(default_factory=set)
+    moved: dict[fx.Node, bool] = field(default_factory=dict)
+
+    @property
+    def first(self) -> list[fx.Node]:
+        """The scores that no gate comes before."""
+        return [node for node in self.scores.values() if not self.moved.get(node)]
+
+
+def ending_of(end: fx.Node, read: Reader, *, averaged: bool = False) -> Ending:
+    """Read how a network ends, from its output back to the scores; nothing is found where no gate ends it.
+
+    Args:
+        end: the output.
+        read: reads a node as a call.
+        averaged: go on through sums and means of probabilities too. They have scores, which raised layers are to give,
+            but no one score has the place of an output.
+    """
+    found = Ending()
+    _read_ending(end, read, _is_linear if averaged else _moves, found)
     return found
 
 
-def gate_at_the_end(node: fx.Node, read: Reader) -> fx.Node | None:
-    """Return the gate, as it is, picked, reshaped or averaged, that a network ends with in place of a row of scores."""
-    last: fx.Node | None = node
-    while last is not None:
-        if before_last_gate(last, read) is not last:
-            return last
-        call = read(last)
-        alone = call is not None and len(last.all_input_nodes) == 1 and not _has_parameters(call)
-        passes = alone and call is not None and call.op.linearity in ("linear", "selection")
-        last = last.all_input_nodes[0] if passes else None
-    return None
+def _read_ending(node: fx.Node, read: Reader, passes: Callable[[Call], bool], into: Ending) -> bool:
+    """Note what a node is made of; return whether it holds probabilities."""
+    steps = _steps(node, read)
+    before, falls = next(((at, falls) for at, is_gate, falls in reversed(steps) if is_gate), (node, False))
+    ends_in_gate = before is not node
+    last, _, last_falls = steps[-1] if steps else (node, False, False)
+    call = read(last)
+    if call is not None and passes(call) and last not in into.moved:
+        into.moved[last] = False  # a node that is met again on its own way has no further one
+        sources = [source for name in call.op.value for source in call.nodes(name)]
+        into.moved[last] = any([_read_ending(source, read, passes, into) for source in sources])
+    if into.moved.get(last):
+        before, falls = last, last_falls
+    if before is not node:
+        into.scores[node] = before
+        into.falling |= {node} if falls else set()
+    return ends_in_gate or into.moved.get(last, False)
+
+
+def _moves(call: Call) -> bool:
+    return call.op.moves
+
+
+def _is_linear(call: Call) -> bool:
+    return call.op.linearity in ("linear", "selection") and not call.op.weighted and not _has_parameters(call)
+
+
+def _steps(node: fx.Node, read: Reader) -> list[tuple[fx.Node, bool, bool]]:
+    """Step back over gates and arithmetic: the values before, whether a gate lies between, whether the node falls."""
+    steps: list[tuple[fx.Node, bool, bool]] = []
+    falls = False
+    while (step := _step(node, read)) is not None:
+        call = read(node)
+        falls ^= call is not None and _is_falling(call, step[0])
+        node = step[0]
+        steps.append((*step, falls))
+    return steps
+
+
+def _is_falling(call: Call, value: fx.Node) -> bool:
+    """Whether a call's result falls where a value rises, of arithmetic with numbers: -p, 1 - p, 1 / p, p * -2."""
+    minuend = {"sub": "input", "rsub": "other"}.get(call.op.name)
+    if call.op.name == "neg" or (minuend is not None and value not in call.nodes(minuend)):
+        return True
+    if call.op.name == "div" and value not in call.nodes("input"):
+        return True
+    numbers = [n for n in call.arguments.values() if isinstance(n, int | float)]
+    return call.op.name in ("mul", "div") and any(number < 0 for number in numbers)
 
 
 def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from bcos_fx.rewriting.core.ending import before_last_gate
+from bcos_fx.rewriting.core.ending import ending_of
 from bcos_fx.rewriting.core.ops import Call, Vocabulary
 from bcos_fx.rewriting.core.refinement import linearity_violation
 
@@ -274,8 +274,10 @@ class _Analysis:
         """Return the nodes whose value reaches the output: the output's ancestors along value-carrying edges."""
         outputs = [node for node in self.nodes if node.op == "output"]
         # A softmax at the end is a gate, and would leave nothing on the value path: demand starts at the scores.
-        ends = [before_last_gate(n, self.calls.__getitem__) for node in outputs for n in node.all_input_nodes]
-        return self._way(*ends)
+        ends = [n for node in outputs for n in node.all_input_nodes]
+        endings = [ending_of(node, self.calls.__getitem__, averaged=True) for node in ends]
+        scores = [score for found in endings for score in found.first]
+        return self._way(*[end for end, found in zip(ends, endings, strict=True) if end not in found.scores], *scores)
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         call = self.calls[node]

@@ -36,6 +36,7 @@ class Op:
             hold such a module.
         joined: the operands lie beside each other in the result (joined, written into one another): they are not
             broadcast to each other.
+        moves: each number of the result is a number of the value, in another place.
         family: its spellings are many functions of one kind, so that a message names the function.
         instead: of an op that carries no value: what a network can use in its place.
         weighted: it multiplies the value with a kernel; the parameters of such ops on value paths make up the coverage.
@@ -62,6 +63,7 @@ class Op:
     view: bool = False
     peers: tuple[str, ...] = ()
     joined: bool = False
+    moves: bool = False
     family: bool = False
     instead: str | None = None
     weighted: bool = False

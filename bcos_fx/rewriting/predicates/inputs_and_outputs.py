@@ -7,7 +7,7 @@ import math
 from torch import fx, nn
 
 from bcos_fx.rewriting.core.channels import encoded_axis, image_channels
-from bcos_fx.rewriting.core.ending import gate_at_the_end
+from bcos_fx.rewriting.core.ending import ending_of
 from bcos_fx.rewriting.core.match import Verdict
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
@@ -126,7 +126,7 @@ def is_classifier_output(reader: GraphReader, call: Call) -> Verdict:
         return False
     if shape is None or len(shape) != 2 or shape[1] < 2:
         return f"the output has shape {shape}, which is not (samples, at least two classes)"
-    gate = gate_at_the_end(call.inputs[0], reader.call)
+    gate = next(iter(ending_of(call.inputs[0], reader.call, averaged=True).scores), None)
     if gate is not None:
         return f"the output comes from {gate.name}, which makes probabilities of scores; a logit bias belongs before it"
     return True
