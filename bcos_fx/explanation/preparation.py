@@ -201,7 +201,8 @@ def _scores_of(graph_module: fx.GraphModule) -> str | None:
 
 
 def _output(graph_module: fx.GraphModule) -> fx.Node:
-    return next(node for node in graph_module.graph.nodes if node.op == "output")
+    found: fx.Node = next(node for node in graph_module.graph.nodes if node.op == "output")
+    return found
 
 
 def _end_in_scores(graph_module: fx.GraphModule) -> None:
