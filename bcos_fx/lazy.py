@@ -28,15 +28,20 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     return load
 
 
-def renamed(old: str, new: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a module that exists only under its former name: it warns, and passes on."""
+def renamed(old: str, new: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a module that exists only under its former name: it warns, and passes on.
+
+    Args:
+        old: the module.
+        new: the module that has its contents now.
+        names: former name -> the name now, of all that was documented.
+    """
 
     def load(name: str) -> Any:
-        if name.startswith("__"):  # the import system asks for these of every module
+        if name not in names:
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
-        found = getattr(importlib.import_module(new), name)
-        warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=2)
-        return found
+        warnings.warn(f"{old}.{name} is now {new}.{names[name]}", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(new), names[name])
 
     return load
 

@@ -26,7 +26,7 @@ import bcos_fx
 from bcos_fx.explanation import cosine
 from bcos_fx.network import BcosNetwork
 from bcos_fx.testing import norm_statistics_from_data_, randomise_
-from bcos_fx.verification.copies import find_copies
+from bcos_fx.verification.parameter_coverage import parameter_coverage
 from bcos_fx.verification.samples import synthetic_images
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -105,11 +105,11 @@ def examine(name: str, side: int) -> tuple[list[str], list[str]]:
     own = forward_time(module, images)
     same, seconds = converted(module, output, images, "equivalent")
     verification = same.report.figures.verification or {}
-    copies = find_copies(module, same)
+    coverage = parameter_coverage(module, same)
     certified, gap, residual = gaps(same, images)
     count = sum(p.numel() for p in module.parameters()) / 1e6
-    ways = ", ".join(f"{copies.count(how)} {how}" for how in dict.fromkeys(row.how for row in copies.rows))
-    gone = sum(row.numbers for row in copies.rows if row.how in ("missing", "removed"))
+    ways = ", ".join(f"{coverage.count(how)} {how}" for how in dict.fromkeys(row.how for row in coverage.rows))
+    gone = sum(row.numbers for row in coverage.rows if row.how in ("missing", "removed"))
     verdict = str(verification["detail"]).partition(":")[0]
     equal = [
         name,
@@ -123,7 +123,7 @@ def examine(name: str, side: int) -> tuple[list[str], list[str]]:
     ]
     del same
     network, seconds = converted(module, output, images, "clip")
-    copies = find_copies(module, network)
+    coverage = parameter_coverage(module, network)
     drift = network.report.figures.total_drift
     certified, gap, residual = gaps(network, images)
     positions = network.report.rule_counts().get("positional-embedding-removed", 0)
@@ -133,7 +133,7 @@ def examine(name: str, side: int) -> tuple[list[str], list[str]]:
         f"{gap:.0e}",
         f"{residual:.0e}",
         "removed" if positions else "kept",
-        f"{copies.count('removed')}, {len(copies.missing)}",
+        f"{coverage.count('removed')}, {len(coverage.missing)}",
         "-" if drift is None else f"{drift.change:.0%}",
         f"{seconds / own:.0f}",
     ]
@@ -179,8 +179,8 @@ def report(options: Namespace, folder: Path) -> None:
         "of the equivalence proof, outputs and input gradients, relative, float64. *gap*: of the completeness check, "
         "relative, float64. *cosine*: largest |residual| of the explained cosine to a random text, float64. *copied*: "
         "share of the tower's numbers that are found in the converted one, and how many parameters are there in which "
-        "way (`bcos_fx.verification.copies`). *time*: of the conversion, verified on 4 images, in the tower's own "
-        "forward passes of a batch of 4."
+        "way (`bcos_fx.verification.parameter_coverage`). *time*: of the conversion, verified on 4 images, in the "
+        "tower's own forward passes of a batch of 4."
     )
     page.table(
         ["tower", "million parameters", "error", "certified", "gap", "cosine", "copied", "time"],

@@ -22,7 +22,6 @@ ROOMS = """
 # These stand beside the line of rooms: what each may import, at the most.
 BESIDE = {
     "testing": {*ROOMS[: ROOMS.index("convert") + 1], "testing"},
-    "proofs": {"lazy"},  # a former name
 }
 SHAPELESS_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 

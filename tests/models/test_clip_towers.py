@@ -13,7 +13,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.explanation import cosine
 from bcos_fx.network import BcosNetwork
 from bcos_fx.testing import norm_statistics_from_data_, randomise_
-from bcos_fx.verification.copies import find_copies
+from bcos_fx.verification.parameter_coverage import parameter_coverage
 from tests.models.clip_towers import SIDE, TOWERS, resnet, vit
 
 pytest.importorskip("open_clip")
@@ -48,9 +48,9 @@ def test_a_tower_is_the_same_at_b_1_and_nothing_is_left_behind(name: str) -> Non
     assert verification["ok"], verification["detail"]
     assert not network.report.unknown
     assert network.report.coverage.share == 1
-    copies = find_copies(module, network)
-    assert copies.ok, copies
-    assert copies.count("halves") == 1  # the first layer reads an encoded image
+    coverage = parameter_coverage(module, network)
+    assert coverage.ok, coverage
+    assert coverage.count("halves") == 1  # the first layer reads an encoded image
     assert largest_gap(network) <= 1e-9
 
 
@@ -58,9 +58,9 @@ def test_a_tower_is_the_same_at_b_1_and_nothing_is_left_behind(name: str) -> Non
 def test_a_tower_by_the_recipe_clip(name: str) -> None:
     module, output = tower(name)
     network = converted(module, "clip", output_key=output, verified=False)
-    copies = find_copies(module, network)
-    assert not copies.missing, copies
-    removed = {row.name: row.where for row in copies.rows if row.how == "removed"}
+    coverage = parameter_coverage(module, network)
+    assert not coverage.missing, coverage
+    removed = {row.name: row.where for row in coverage.rows if row.how == "removed"}
     assert all(rule.endswith(("stripped", "removed")) for rules in removed.values() for rule in rules)
     assert not any(path.endswith("weight") for path in removed)
     assert largest_gap(network) <= 1e-9

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import bcos_fx
 from bcos_fx.network import BcosNetwork
 from bcos_fx.testing import randomise_
-from bcos_fx.verification.copies import find_copies
+from bcos_fx.verification.parameter_coverage import parameter_coverage
 
 
 class Several(nn.Module):
@@ -38,12 +38,12 @@ def made(recipe: str = "equivalent", **options: object) -> tuple[nn.Module, Bcos
 
 
 def how(module: nn.Module, network: BcosNetwork) -> dict[str, str]:
-    return {row.name: row.how for row in find_copies(module, network).rows}
+    return {row.name: row.how for row in parameter_coverage(module, network).rows}
 
 
 def test_every_parameter_is_found() -> None:
     module, network = made()
-    found = find_copies(module, network)
+    found = parameter_coverage(module, network)
     assert found.ok, found
     ways = how(module, network)
     assert ways["stem.weight"] == "halves"
@@ -61,25 +61,25 @@ def test_a_parameter_that_was_not_copied_is_missing() -> None:
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.view(-1)[-1] += 0.5
-        assert not find_copies(module, network).ok, name
-        assert find_copies(module, network).missing, name
+        assert not parameter_coverage(module, network).ok, name
+        assert parameter_coverage(module, network).missing, name
         with torch.no_grad():
             parameter.copy_(kept)
-    assert find_copies(module, network).ok
+    assert parameter_coverage(module, network).ok
 
 
 def test_two_parameters_of_equal_numbers_need_two_copies() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).eval()
     module[2].load_state_dict(module[0].state_dict())
     network = bcos_fx.bcosify(module, recipe="equivalent")
-    assert find_copies(module, network).ok
+    assert parameter_coverage(module, network).ok
     nn.init.zeros_(network.get_parameter("2.weight"))
-    assert find_copies(module, network).missing == ("2.weight",)
+    assert parameter_coverage(module, network).missing == ("2.weight",)
 
 
 def test_what_a_rule_removed_is_told_apart_from_what_is_missing() -> None:
     module, network = made("clip", positions="strip")
-    found = find_copies(module, network)
+    found = parameter_coverage(module, network)
     rows = {row.name: row for row in found.rows}
     assert not found.ok
     assert not found.missing
@@ -88,4 +88,4 @@ def test_what_a_rule_removed_is_told_apart_from_what_is_missing() -> None:
     assert rows["norm.bias"].where == ("norm-shift-stripped",)
     nn.init.zeros_(network.get_parameter("norm.weight"))
     nn.init.zeros_(network.get_parameter("stem.weight"))
-    assert "stem.weight" in find_copies(module, network).missing
+    assert "stem.weight" in parameter_coverage(module, network).missing

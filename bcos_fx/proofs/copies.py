@@ -1,7 +1,0 @@
-"""The former name of :mod:`bcos_fx.verification.copies`; to be removed in the next release."""
-
-from __future__ import annotations
-
-from bcos_fx.lazy import renamed
-
-__getattr__ = renamed(__name__, "bcos_fx.verification.copies")
