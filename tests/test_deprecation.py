@@ -19,6 +19,7 @@ from bcos_fx.deprecation import formerly
 from bcos_fx.errors import RuleError, UsageError
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.recipe import find_recipe
+from bcos_fx.rewriting.core.rule import Replacement
 from bcos_fx.training.recipe import Optimizer, Training, load_training
 from tests.small_networks import cnn, images
 
@@ -153,3 +154,9 @@ def test_the_former_table_of_a_recipe_warns_and_stands_alone(tmp_path: Path) -> 
     recipe.write_text(text + "\n[training.optimiser]\nlr = 0.5\n", encoding="utf-8")
     with pytest.raises(RuleError, match="are the same"):
         load_training(recipe)
+
+
+def test_the_former_word_for_coefficients_in_a_rule() -> None:
+    with pytest.warns(DeprecationWarning, match="'ledger' of a rule is now 'coefficients'"):
+        entry = Replacement(build="counted-shift", inputs=("layer", "ledger"))
+    assert entry == Replacement(build="counted-shift", inputs=("layer", "coefficients"))

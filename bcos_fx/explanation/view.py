@@ -35,7 +35,7 @@ from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.passes import Engine
 from bcos_fx.rewriting.core.reader import GraphReader
-from bcos_fx.rewriting.core.rewrite import add_ledger
+from bcos_fx.rewriting.core.rewrite import add_coefficients
 from bcos_fx.tracing.exported import as_module
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.graph_module import GraphModule
@@ -84,7 +84,7 @@ class ExplanationView:
         graph = self.graph_module.graph
         self.inputs: list[fx.Node] = [node for node in graph.nodes if node.op == "placeholder"]
         self._begins = {entry(node, self.graph_module): node for node in self.inputs}
-        self._ledger = add_ledger(graph)
+        self._coefficients = add_coefficients(graph)
         Engine(recipe()).run(self.graph_module, ("freeze",))
         self.end: fx.Node = _output(self.graph_module)
         counted = [m for m in map(self._module, graph.nodes) if isinstance(m, Counted)]
@@ -223,15 +223,15 @@ class ExplanationView:
             )
         with torch.inference_mode(False), torch.enable_grad():
             given = [for_autograd(value) for value in inputs]
-            ledger = self._ones(inputs, requires_grad=True)
-            environment = self._environment(given, ledger)
+            coefficients = self._ones(inputs, requires_grad=True)
+            environment = self._environment(given, coefficients)
             with torch.no_grad():
                 leaves = {node: evaluate(self.graph_module, environment, node) for node in self.starts.values()}
             self._check_samples(leaves, samples)
             leaves = {node: leaf.detach().requires_grad_() for node, leaf in leaves.items()}
             value = evaluate(self.graph_module, environment | leaves, self.end)
             numbers = select(value)
-            found = gradients(numbers, (*leaves.values(), *ledger))
+            found = gradients(numbers, (*leaves.values(), *coefficients))
         used = zip(self.sources, found[len(leaves) :], strict=True)
         constants = {name: column for name, column in used if column is not None}
         weights = [or_zeros(each, leaf, numbers) for each, leaf in zip(found, leaves.values(), strict=False)]
@@ -254,9 +254,9 @@ class ExplanationView:
     def _like(self) -> Tensor:
         return next((p for p in self.graph_module.parameters() if p.is_floating_point()), torch.empty(0))
 
-    def _environment(self, inputs: Sequence[Any], ledger: list[Tensor]) -> dict[fx.Node, Any]:
+    def _environment(self, inputs: Sequence[Any], coefficients: list[Tensor]) -> dict[fx.Node, Any]:
         known: dict[fx.Node, Any] = dict(zip(self.inputs, inputs, strict=True))
-        return known | {self._ledger: ledger}
+        return known | {self._coefficients: coefficients}
 
     def _check_samples(self, leaves: Mapping[fx.Node, Tensor], samples: int) -> None:
         for name, node in self.starts.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bcos_fx.nn.attention import Attention, Heads
 from bcos_fx.nn.batchnorm import BatchNormUncentred1d, BatchNormUncentred2d, BatchNormUncentred3d
 from bcos_fx.nn.bcos import BcosLayer, BcosLinear, EpsAt, Scale
+from bcos_fx.nn.constants import Counted, CountedAtZero, CountedConstant, CountedLiteral, CountedShift
 from bcos_fx.nn.conv import (
     BcosConv1d,
     BcosConv2d,
@@ -19,7 +20,6 @@ from bcos_fx.nn.frozen import FrozenL2Normalisation, FrozenLayer, FrozenRatio, F
 from bcos_fx.nn.functional import alignment, bcos_scale, default_eps, energy
 from bcos_fx.nn.heads import LogitLayer
 from bcos_fx.nn.inputs import InputDecoding, InputEncoding, InputNormalisation, fold, widen
-from bcos_fx.nn.ledger import Counted, CountedAtZero, CountedConstant, CountedLiteral, CountedShift
 from bcos_fx.nn.norms import (
     GroupNorm,
     InstanceNorm1d,

@@ -16,8 +16,8 @@ from bcos_fx.explanation.certify import certify
 from bcos_fx.explanation.completeness import Completeness, all_numbers, check_completeness, judged
 from bcos_fx.explanation.view import view_of
 from bcos_fx.explanation.weights import DynamicWeights
+from bcos_fx.nn.constants import count
 from bcos_fx.nn.functional import default_tolerance
-from bcos_fx.nn.ledger import count
 from bcos_fx.testing import randomise_
 from tests.explanation.view_networks import Net
 
@@ -129,7 +129,7 @@ def test_a_forgotten_constant_is_rejected(monkeypatch: pytest.MonkeyPatch) -> No
     for name in found.constants:
         less = {key: values for key, values in found.constants.items() if key != name}
         assert judged(dataclasses.replace(found, constants=less)).verdict == "incomplete"
-    monkeypatch.setattr(bnn.CountedShift, "forward", lambda self, y, ledger: y)
+    monkeypatch.setattr(bnn.CountedShift, "forward", lambda self, y, coefficients: y)
     assert check_completeness(view_of(network, x), [x]).verdict == "incomplete"
 
 

@@ -15,7 +15,7 @@ from bcos_fx import nn as bnn
 from bcos_fx.explanation import preparation, view
 from bcos_fx.explanation.completeness import check_completeness
 from bcos_fx.explanation.view import ExplanationView, view_of
-from bcos_fx.nn.ledger import count
+from bcos_fx.nn.constants import count
 from bcos_fx.nn.norms import NormLayer
 from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.rewriting.core.ops import vocabulary
@@ -127,8 +127,8 @@ def test_out_of_place_the_network_keeps_its_own_memory(name: str) -> None:
         assert "in_place_sum" not in text(graph_module)
 
 
-def _half(self: bnn.CountedShift, y: Tensor, ledger: list[Tensor]) -> Tensor:
-    return count(y, self.layer.constant_like(y) / 2, ledger[self.column])
+def _half(self: bnn.CountedShift, y: Tensor, coefficients: list[Tensor]) -> Tensor:
+    return count(y, self.layer.constant_like(y) / 2, coefficients[self.column])
 
 
 def _eps_elsewhere(self: NormLayer, x: Tensor) -> Tensor:

@@ -19,14 +19,14 @@ from bcos_fx.rewriting.core.match import Hit, NearMiss
 from bcos_fx.rewriting.core.module_paths import Places, set_module, source_of
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
-from bcos_fx.rewriting.core.rule import ARGUMENTS, LEDGER, Replacement
+from bcos_fx.rewriting.core.rule import ARGUMENTS, COEFFICIENTS, Replacement
 from bcos_fx.rewriting.core.shapes import note_shape
 from bcos_fx.rewriting.core.slots import SLOTS, Slot
 from bcos_fx.rewriting.core.stored import sources_of
 from bcos_fx.tracing.arguments import exchange
 
-LEDGER_INPUT = "_ledger"
-"""The placeholder behind :data:`~bcos_fx.rewriting.core.rule.LEDGER`."""
+COEFFICIENTS_INPUT = "_coefficients"
+"""The placeholder behind :data:`~bcos_fx.rewriting.core.rule.COEFFICIENTS`."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class RuleApplication:
     after: str
 
 
-def add_ledger(graph: fx.Graph) -> fx.Node:
+def add_coefficients(graph: fx.Graph) -> fx.Node:
     """Give a graph, in place, the input through which an explanation view counts its constants."""
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     with graph.inserting_after(last):
-        node = graph.placeholder(LEDGER_INPUT)
+        node = graph.placeholder(COEFFICIENTS_INPUT)
     node.meta.update(shape=None, dtype=None, type="other")
     return node
 
@@ -295,9 +295,9 @@ class _Edit:
         return list(self.hit.nodes[matched].all_input_nodes) if suffix == "inputs" else [self._node(name)]
 
     def _node(self, name: str) -> fx.Node:
-        if name == LEDGER:
+        if name == COEFFICIENTS:
             inputs: list[fx.Node] = [node for node in self.graph.nodes if node.op == "placeholder"]
-            return next(node for node in inputs if node.target == LEDGER_INPUT)
+            return next(node for node in inputs if node.target == COEFFICIENTS_INPUT)
         if name in self.slots:
             content: fx.Node = self.slots[name].content
             return content

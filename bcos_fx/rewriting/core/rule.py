@@ -5,6 +5,7 @@ A rule made in Python goes through the same validator as one read from a file.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,7 @@ _EDGES = frozenset(op.name for op in BOUNDARY.values())
 PARAMETER = BOUNDARY["get_attr"].name
 """The op of a stored tensor: a parameter or a buffer that a call reads."""
 
-LEDGER = "ledger"
+COEFFICIENTS, _FORMERLY = "coefficients", "ledger"
 """The input of an explanation view through which its constants are counted; only for the phase ``freeze``."""
 
 ARGUMENTS = ("query", "key", "value", "attn_mask")
@@ -109,6 +110,14 @@ class Replacement:
     inputs: tuple[str, ...] = ()
     instead_of: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if _FORMERLY in self.inputs:
+            warnings.warn(
+                f"the input {_FORMERLY!r} of a rule is now {COEFFICIENTS!r}", DeprecationWarning, stacklevel=2
+            )
+            renamed = tuple(COEFFICIENTS if name == _FORMERLY else name for name in self.inputs)
+            object.__setattr__(self, "inputs", renamed)
 
 
 @dataclass(frozen=True)
@@ -240,7 +249,7 @@ def _check_arguments(rule: Rule, name: str, entry: Replacement) -> None:
 
 
 def _check_source(rule: Rule, source: str, known: tuple[str, ...]) -> None:
-    if source == LEDGER and rule.phase == "freeze":
+    if source == COEFFICIENTS and rule.phase == "freeze":
         return
     name, _, suffix = source.partition(".")
     _one_of(rule, "node", name, known)

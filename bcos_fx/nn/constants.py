@@ -4,10 +4,10 @@ A dynamic linear network computes f(x) = W(x)·x + Σ_c W_c(x)·c with one term 
 these terms sample by sample, each constant is thought to be multiplied by a coefficient per sample that is 1:
 the derivative of f with respect to that coefficient is W_c(x)·c. Nothing is computed by subtraction.
 
-A *ledger* is a tuple of coefficients, one tensor of ones (N,) for each constant. The modules here stand in the graph of
-an explanation view; each has a ``source`` (what the constant is) and a ``column`` (its place in the ledger), and each
-returns what it was given: the coefficients show in the backward pass only. A value's samples must be the slowest part
-of its first dimension, as in (N, C, H, W) or in (N * windows, L, C); with N = 1 any layout will do.
+The coefficients are tensors of ones (N,), one for each constant. The modules here stand in the graph of an explanation
+view. Each has a ``source`` (what the constant is) and a ``column`` (which of the coefficients is its own), and each
+returns its input: coefficients matter in the backward pass only. The samples of a value must be the slowest part of its
+first dimension, as in (N, C, H, W) or in (N * windows, L, C); with N = 1 any layout works.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Ledger = Sequence[Tensor]
+Coefficients = Sequence[Tensor]
 
 
 class _Count(torch.autograd.Function):
@@ -67,7 +67,7 @@ class Counted(nn.Module):
 
     Attributes:
         source: what the constant is, for people: a parameter's path, a literal and its node.
-        column: its place in the ledger; several modules with one source share it.
+        column: index of its coefficient; modules with the same source share one.
     """
 
     def __init__(self, source: str) -> None:
@@ -92,11 +92,11 @@ class CountedShift(Counted):
         super().__init__(source)
         self.layer = layer
 
-    def forward(self, y: Tensor, ledger: Ledger) -> Tensor:
+    def forward(self, y: Tensor, coefficients: Coefficients) -> Tensor:
         """Count in y, the layer's result."""
         layer: Any = self.layer
         constant: Tensor = layer.constant_like(y)
-        return count(y, constant, ledger[self.column])
+        return count(y, constant, coefficients[self.column])
 
 
 class CountedAtZero(Counted):
@@ -111,11 +111,11 @@ class CountedAtZero(Counted):
         super().__init__(source)
         self.call = call
 
-    def forward(self, y: Tensor, ledger: Ledger, value: Tensor, *others: Any) -> Tensor:
+    def forward(self, y: Tensor, coefficients: Coefficients, value: Tensor, *others: Any) -> Tensor:
         """Count in y = call(value, *others)."""
         with torch.no_grad():
             constant = self.call(torch.zeros_like(value), *others)
-        return count(y, constant, ledger[self.column])
+        return count(y, constant, coefficients[self.column])
 
 
 class CountedConstant(Counted):
@@ -131,12 +131,12 @@ class CountedConstant(Counted):
         super().__init__(source)
         self.broadcast = broadcast
 
-    def forward(self, constant: Tensor | float, ledger: Ledger, carrier: Tensor) -> Tensor:
+    def forward(self, constant: Tensor | float, coefficients: Coefficients, carrier: Tensor) -> Tensor:
         """Return the constant.
 
         Args:
             constant: a tensor or a number, which becomes a tensor of ``carrier``'s dtype.
-            ledger: the coefficients.
+            coefficients: of all constants.
             carrier: the value that the constant meets; read for its form only.
         """
         if not isinstance(constant, Tensor):
@@ -148,7 +148,7 @@ class CountedConstant(Counted):
             if constant.shape[0] == 1:
                 constant = constant.expand(carrier.shape[0], *constant.shape[1:])
         # Counted as a value of its own before it is joined: the join's backward pass then says what of it arrives.
-        return count(constant.detach(), constant, ledger[self.column])
+        return count(constant.detach(), constant, coefficients[self.column])
 
 
 class CountedLiteral(CountedConstant):
@@ -164,6 +164,6 @@ class CountedLiteral(CountedConstant):
         super().__init__(source, broadcast=broadcast)
         self.value = value
 
-    def forward(self, ledger: Ledger, carrier: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, coefficients: Coefficients, carrier: Tensor) -> Tensor:  # type: ignore[override]
         """Return the number as a tensor in ``carrier``'s dtype."""
-        return super().forward(self.value, ledger, carrier)
+        return super().forward(self.value, coefficients, carrier)
