@@ -93,10 +93,10 @@ def calibrate_network(
         skipped = calibrate_on(network, photographs, given, values.key(output_key), stages.passing)
         stages("writing")
         save(network, target, overwrite=force)
-    _tell(network, target, skipped, json=json)
+    _print_result(network, target, skipped, json=json)
 
 
-def _tell(network: BcosNetwork, target: Path, skipped: dict[str, str], *, json: bool) -> None:
+def _print_result(network: BcosNetwork, target: Path, skipped: dict[str, str], *, json: bool) -> None:
     import dataclasses
 
     from bcos_fx.cli.console import console

@@ -52,7 +52,7 @@ def convert_network(request: Request) -> None:
         if request.picture is not None:
             stages("drawing")
             network.report.draw(request.picture)
-    _tell(request, network)
+    _print_result(request, network)
     list_skipped(skipped)
 
 
@@ -106,7 +106,7 @@ def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, sta
     return calibrate_on(network, images, original, output_key_of(original, request), stages.passing)
 
 
-def _tell(request: Request, network: BcosNetwork) -> None:
+def _print_result(request: Request, network: BcosNetwork) -> None:
     from bcos_fx.cli.console import console
     from bcos_fx.report.sentences import drift_sentence, verdict
     from bcos_fx.report.text import show

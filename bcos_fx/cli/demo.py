@@ -105,8 +105,8 @@ def run_demo(
         explanation[:_SHOWN].save(shown)
         explanation.save(gallery)
         published = bcosify(original, recipe="bcosification", **settings)
-    _tell_tuned(tuned, tuned_picture)
-    _tell(equivalent, published, agreement)
+    _print_explanation(tuned, tuned_picture)
+    _print_comparison(equivalent, published, agreement)
     echo(f"The first explanations add up:\n{explanation}\n")
     echo(f"Wrote {tuned_picture}, {written}, {graph}, {shown} and {gallery}.")
     if agreement.same < agreement.photographs or not (explanation.complete and tuned.complete):
@@ -148,7 +148,7 @@ def _explain_shipped(picture: Path) -> Explanation:
     return chosen
 
 
-def _tell_tuned(found: Explanation, picture: Path) -> None:
+def _print_explanation(found: Explanation, picture: Path) -> None:
     from rich.text import Text
 
     from bcos_fx.cli.console import console
@@ -204,7 +204,7 @@ def _compare(original: nn.Module, converted: BcosNetwork, images: Tensor, labels
     return DemoComparison(len(labels), right, int((top_a == top_b).sum()), errors)
 
 
-def _tell(equivalent: BcosNetwork, published: BcosNetwork, agreement: DemoComparison) -> None:
+def _print_comparison(equivalent: BcosNetwork, published: BcosNetwork, agreement: DemoComparison) -> None:
     from rich.text import Text
 
     from bcos_fx.cli.console import console

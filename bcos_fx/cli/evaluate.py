@@ -76,7 +76,7 @@ def evaluate_networks(request: EvaluationRequest) -> None:
 
         echo_json(as_data(evaluation))
     else:
-        _tell(evaluation, files)
+        _print_results(evaluation, files)
     if evaluation.outcome.unreadable:
         raise typer.Exit(CHECK_FAILED)
 
@@ -190,7 +190,7 @@ def _make_folder(request: EvaluationRequest, group: ProcessGroup) -> None:
 # ---------------------------------------------------------------- output
 
 
-def _tell(evaluation: Evaluation, files: list[Path]) -> None:
+def _print_results(evaluation: Evaluation, files: list[Path]) -> None:
     from rich.table import Table
 
     from bcos_fx.cli.console import console
@@ -203,11 +203,11 @@ def _tell(evaluation: Evaluation, files: list[Path]) -> None:
     for row in rows:
         table.add_row(*row)
     console().print(table)
-    _tell_notes(evaluation)
+    _print_notes(evaluation)
     echo(f"Wrote {', '.join(map(str, files))}.")
 
 
-def _tell_notes(evaluation: Evaluation) -> None:
+def _print_notes(evaluation: Evaluation) -> None:
     from bcos_fx.evaluation.report import counted_images
 
     notes = {note: None for results in evaluation.localisations for result in results for note in result.notes}

@@ -135,7 +135,7 @@ def finetune_network(request: FineTuneRequest) -> None:
     from bcos_fx.artifact import save
 
     save(found.network, request.out, overwrite=request.force)  # type: ignore[arg-type]
-    _tell(request, found)
+    _print_result(request, found)
 
 
 def _trained(request: FineTuneRequest) -> FineTuned:
@@ -170,7 +170,7 @@ def _trained(request: FineTuneRequest) -> FineTuned:
     )
 
 
-def _tell(request: FineTuneRequest, found: FineTuned) -> None:
+def _print_result(request: FineTuneRequest, found: FineTuned) -> None:
     rows: list[dict[str, Any]] = [asdict(row) for row in found.history]
     if request.json:
         facts = {"output": str(request.out), "run": str(request.folder), "history": rows}

@@ -69,8 +69,8 @@ def curve_measure(
                 image = task.read([chosen[number].index])
                 return [float(value) for value in curve(method, network, image, chosen[number].label)]
 
-            told = {key: str(value) for key, value in {**given, **method.settings, "method": method.name}.items()}
-            header = task.header(name, told)
+            facts = {key: str(value) for key, value in {**given, **method.settings, "method": method.name}.items()}
+            header = task.header(name, facts)
             title = f"{name}-{slug(method.name)}"
             rows = runner.run(title, header, [1] * len(chosen), of_image, f"{name} {method.name}")
             values[method.name] = np.array(rows, dtype=np.float64)

@@ -17,7 +17,7 @@ from bcos_fx.explanation.completeness import Sums
 
 _LISTED = 5
 _VERDICTS = ("incomplete", "complete", "not tested")  # of a whole, that of the first of these that a part has
-_SAID = {
+_WARNINGS = {
     "incomplete": "INCOMPLETE: contributions do not add up to the output",
     "not tested": "NOT TESTED: the sum is right, and says nothing of W(x)",
 }
@@ -137,7 +137,7 @@ class Result:
     @property
     def warning(self) -> str:
         """What every picture and text begins with where the explanation is not complete; empty where it is."""
-        return _SAID.get(self.verdict, "")
+        return _WARNINGS.get(self.verdict, "")
 
     @property
     def several(self) -> bool:

@@ -37,8 +37,8 @@ _SAMPLES = 10
 def _brief(value: Window | Block) -> str:
     """Print a dataclass without what is at its default."""
     shown = [(field, getattr(value, field.name)) for field in fields(value)]
-    told = [f"{field.name}={content!r}" for field, content in shown if content != field.default]
-    return f"{type(value).__name__}({', '.join(told)})"
+    given = [f"{field.name}={content!r}" for field, content in shown if content != field.default]
+    return f"{type(value).__name__}({', '.join(given)})"
 
 
 @dataclass(frozen=True)

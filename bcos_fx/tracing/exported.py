@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from torch.overrides import _get_current_function_mode
 
 from bcos_fx.tracing.recorder import Recorder
-from bcos_fx.tracing.source import SourceLine, is_torchs, telling
+from bcos_fx.tracing.source import SourceLine, attributed_to, is_torchs
 from bcos_fx.tracing.wrappers import unwrapped
 
 _PRECISION_CHECK = torch.ops.aten._assert_tensor_metadata.default
@@ -65,7 +65,7 @@ class Exported(nn.Module):
 
     def run(self, values: tuple[Any, ...]) -> Any:
         """Run the program on its inputs, in order."""
-        with telling(SourceLine("exported program", 0, "the sizes of its inputs")):
+        with attributed_to(SourceLine("exported program", 0, "the sizes of its inputs")):
             self._check(values)
         runner = _Regrouped(self, garbage_collect_values=False, graph=self.calls)
         return self.calls.process_outputs(runner.run(*values, enable_io_processing=False))
@@ -119,7 +119,7 @@ def _as_it_was(node: fx.Node) -> Iterator[None]:
     stack = [place for place in (node.meta.get("nn_module_stack") or {}).values() if "_empty_nn_module" not in place[0]]
     path, kind = stack[-1] if stack else ("", "")
     name = kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
-    with recorder.inside(path.partition("@")[0], name), telling(_source(node)):
+    with recorder.inside(path.partition("@")[0], name), attributed_to(_source(node)):
         yield
 
 

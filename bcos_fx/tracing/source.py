@@ -33,17 +33,17 @@ class SourceLine:
         return f"{place}: {self.text}" if self.text else place
 
 
-_TOLD: ContextVar[SourceLine | None] = ContextVar("the line that a call came from", default=None)
+_ATTRIBUTED: ContextVar[SourceLine | None] = ContextVar("the line that a call came from", default=None)
 
 
 @contextlib.contextmanager
-def telling(source: SourceLine | None) -> Iterator[None]:
+def attributed_to(source: SourceLine | None) -> Iterator[None]:
     """While this lasts, calls come from this line, whatever is running; None changes nothing."""
-    token = _TOLD.set(source)
+    token = _ATTRIBUTED.set(source)
     try:
         yield
     finally:
-        _TOLD.reset(token)
+        _ATTRIBUTED.reset(token)
 
 
 def is_torchs(filename: str) -> bool:
@@ -56,9 +56,9 @@ def current_source() -> SourceLine:
 
     A model made of PyTorch's own containers has no such line; then it is the innermost line of a container.
     """
-    told = _TOLD.get()
-    if told is not None:
-        return told
+    given = _ATTRIBUTED.get()
+    if given is not None:
+        return given
     frame = sys._getframe(1)
     container: SourceLine | None = None
     while frame is not None and frame.f_code.co_filename != _ENTRY:

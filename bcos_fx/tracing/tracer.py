@@ -24,7 +24,7 @@ from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.guards import TracedGuard
 from bcos_fx.tracing.inputs import BoundInputs, ExampleError, ExampleInputs, advice, bind, check_state, select_output
 from bcos_fx.tracing.kernels import KernelWatch
-from bcos_fx.tracing.modes import TRANSFORMED, gradients_told, is_transforming, own_modes
+from bcos_fx.tracing.modes import TRANSFORMED, gradients_enabled, is_transforming, own_modes
 from bcos_fx.tracing.modules import (
     Leaves,
     as_root,
@@ -161,7 +161,7 @@ def _record(
     for name, tensor in inputs.named.items():
         recorder.placeholder(name, tensor)
     try:
-        with instrumented(root, recorder, leaf_modules), passed_by(root), gradients_told(root):
+        with instrumented(root, recorder, leaf_modules), passed_by(root), gradients_enabled(root):
             with KernelWatch(recorder), recorder:
                 value = root(*inputs.args, **inputs.kwargs)
     finally:

@@ -119,9 +119,9 @@ class _Analysis:
             return VALUE
         if node.op == "get_attr" or _is_form(node) or (self.marked and node not in self._from_main):
             return CONSTANT
-        whole_numbers = _holds_whole_numbers(node)
+        integers = _holds_integers(node)
         if node.op == "placeholder":
-            return GATE if whole_numbers else VALUE
+            return GATE if integers else VALUE
         call = self.calls[node]
         inputs = {self.kinds[source] for source in _read(node, call)}
         if not inputs - {CONSTANT}:
@@ -130,7 +130,7 @@ class _Analysis:
             return self._made(call)
         kind = self._of_call(node, call)
         # Indices, comparisons, rounded numbers: any function of the input, and nothing that could add up to it.
-        return GATE if whole_numbers and kind != UNKNOWN else kind
+        return GATE if integers and kind != UNKNOWN else kind
 
     def _made(self, call: Call) -> str:
         """Kind of a new tensor: of its form other tensors may tell, of its numbers they must not."""
@@ -301,7 +301,7 @@ def main_input(nodes: Sequence[fx.Node], calls: Mapping[fx.Node, Call | None]) -
     That is the first floating-point input that a layer with weights reads by itself. A mask, an adjacency matrix or a
     scale is multiplied with something else before any layer reads it; where all are, the first one is taken.
     """
-    floating = [n for n in nodes if n.op == "placeholder" and not _is_form(n) and not _holds_whole_numbers(n)]
+    floating = [n for n in nodes if n.op == "placeholder" and not _is_form(n) and not _holds_integers(n)]
     return ([node for node in floating if _is_read_alone(node, calls)] or floating)[:1]
 
 
@@ -334,7 +334,7 @@ def _is_form(node: fx.Node) -> bool:
     return node.meta.get("type") in ("size", "other")
 
 
-def _holds_whole_numbers(node: fx.Node) -> bool:
+def _holds_integers(node: fx.Node) -> bool:
     dtype = node.meta.get("dtype")
     return dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
 

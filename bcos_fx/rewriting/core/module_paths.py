@@ -14,7 +14,7 @@ from bcos_fx.rewriting.core.rule import Replacement
 from bcos_fx.rewriting.core.stored import sources_of
 
 
-class Places:
+class ModulePlacer:
     """Finds the paths of new modules in one graph module, and puts them there, in place."""
 
     def __init__(self, reader: GraphReader) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from bcos_fx.errors import BcosFxError, RewriteError
 from bcos_fx.rewriting.core.build import Build, Builder, Part, Refused, Rewired
 from bcos_fx.rewriting.core.match import Hit, NearMiss
-from bcos_fx.rewriting.core.module_paths import Places, set_module, source_of
+from bcos_fx.rewriting.core.module_paths import ModulePlacer, set_module, source_of
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.rule import ARGUMENTS, COEFFICIENTS, Replacement
@@ -85,7 +85,7 @@ class Rewriter:
         # What was built from a module serves every call of it. The module is kept with it: an id means
         # nothing once its object is gone.
         self._made: dict[Hashable, tuple[str, nn.Module | None]] = {}
-        self._places = Places(reader)
+        self._placer = ModulePlacer(reader)
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -115,7 +115,7 @@ class Rewriter:
         graph = self.graph_module.graph
         graph.eliminate_dead_code()
         # Only when dead code is gone are the old places free.
-        for moved in (self._places.move_back(), self._places.move_out()):
+        for moved in (self._placer.move_back(), self._placer.move_out()):
             self._made = {key: (moved.get(at, at), old) for key, (at, old) in self._made.items()}
         self.graph_module.delete_all_unused_submodules()
         self._keep_what_is_read()
@@ -173,8 +173,8 @@ class Rewriter:
         entry = hit.rule.replace[name]
         call = hit.calls[self._source(hit, name, entry)]
         if isinstance(built, Part):
-            return self._places.put_part(built, call)
-        path = self._places.put(built, call, hit, name)
+            return self._placer.put_part(built, call)
+        path = self._placer.put(built, call, hit, name)
         identity = _identity(str(entry.build), call)
         if identity is not None:
             self._made[identity] = (path, call.module)
