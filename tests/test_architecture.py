@@ -138,3 +138,17 @@ def test_start_up_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; raise SystemExit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr or f"importing {module} imports torch"
+
+
+def test_a_conversion_does_not_import_the_compiler() -> None:
+    """It takes seconds. The network has layers whose shapes rules compute: a head, its pool, norms, an encoding."""
+    code = """if True:
+        import sys, torch, bcos_fx
+        from torch import nn
+        layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.GroupNorm(2, 8), nn.GELU()
+        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+        bcos_fx.bcosify(network.eval(), example_inputs=torch.rand(2, 3, 16, 16), mean=[0.5] * 3, std=[0.5] * 3)
+        raise SystemExit("torch._dynamo" in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr or "it imports torch._dynamo"

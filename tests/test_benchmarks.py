@@ -24,7 +24,7 @@ def speed(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        pytest.param("start_up", 3, id="start-up"),
+        pytest.param("start_up", 9, id="start-up", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param("speed", 4, id="speed", marks=[pytest.mark.vision, pytest.mark.peer]),
         pytest.param("training_step", 1, id="training-step", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param("clip_towers", 2, id="towers", marks=[pytest.mark.vision, pytest.mark.slow]),

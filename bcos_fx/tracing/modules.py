@@ -210,7 +210,7 @@ def instrumented(root: nn.Module, recorder: Recorder, leaf_modules: Leaves) -> I
 def _reporting(
     recorder: Recorder, path: str, module: nn.Module, forward: Callable[..., Any], whole: bool
 ) -> Callable[..., Any]:
-    own = _identities(module)
+    own = _identities(module) if whole else []
 
     def leaf(*args: Any, **kwargs: Any) -> Any:
         # With other tensors in the place of its own (torch.func.functional_call) a layer is what it does to them.

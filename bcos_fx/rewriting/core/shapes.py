@@ -1,4 +1,8 @@
-"""Shapes of new nodes, found without computing anything: the node is run on tensors that have no storage."""
+"""Shapes of new nodes, from a run on stand-ins: tensors without storage for products with weights, else zeros.
+
+A pass over zeros costs little where there is no such product, and PyTorch's own shape functions of other operations are
+Python code that imports the compiler at its first call, which takes seconds, as does ``FakeTensorMode``.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
-from bcos_fx.tracing.program import run_node
+from bcos_fx.tracing.program import module_at, run_node
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
 
@@ -19,11 +23,19 @@ class _Unknown(Exception):
 
 def note_shape(node: fx.Node, graph_module: fx.GraphModule) -> None:
     """Set ``shape`` and ``dtype`` in a node's meta, in place, from those of its inputs; None where unknown."""
+    layer = module_at(graph_module, str(node.target)) if node.op == "call_module" else None
+    state = {} if layer is None else {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    multiplies = layer is not None and any(weight.dim() > 1 for weight in layer.parameters())
+    device = "meta" if multiplies else "cpu"
     precision = next((p.dtype for p in graph_module.parameters() if p.is_floating_point()), torch.float32)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _stand_in(n, precision))
-            result = run_node(node, graph_module, args, kwargs)
+        with torch.no_grad():
+            args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _stand_in(n, precision, device))
+            if layer is None:
+                result = run_node(node, graph_module, args, kwargs)
+            else:
+                state = {name: tensor.to(device) for name, tensor in state.items()}
+                result = functional_call(layer, state, args, kwargs)
     except (_Unknown, *_FAILURES):
         result = None
     known = isinstance(result, Tensor)
@@ -31,11 +43,12 @@ def note_shape(node: fx.Node, graph_module: fx.GraphModule) -> None:
     node.meta["dtype"] = result.dtype if known else None
 
 
-def _stand_in(node: fx.Node, precision: torch.dtype) -> Any:
+def _stand_in(node: fx.Node, precision: torch.dtype, device: str) -> Any:
     """Return a tensor of the node's shape; a floating-point one in the precision that the network has now."""
     shape, dtype, value = (node.meta.get(name) for name in ("shape", "dtype", "value"))
     if shape is not None:
-        return torch.empty(shape, dtype=precision if dtype is None or dtype.is_floating_point else dtype)
+        dtype = precision if dtype is None or dtype.is_floating_point else dtype
+        return torch.zeros(shape, dtype=dtype, device=device)
     if value is None:
         raise _Unknown
     return value
