@@ -38,8 +38,8 @@ def drop_needless_checks(
 
 
 def _others(inputs: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield inputs whose integers are those of masks: nothing masked, the last place masked."""
-    for last in (1, 0):
+    """Yield inputs whose integers are those of masks: nothing masked, the last place masked; none without integers."""
+    for last in (1, 0) if not all(value.is_floating_point() for value in inputs) else ():
         changed = [value if value.is_floating_point() else torch.ones_like(value) for value in inputs]
         for value in changed:
             if not value.is_floating_point() and value.dim():
