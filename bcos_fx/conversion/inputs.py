@@ -26,15 +26,20 @@ def comparison_inputs(stage: Preserved, count: int) -> tuple[Tensor, ...]:
     return given
 
 
-def drift_batches(stage: Preserved) -> list[tuple[Tensor, ...]]:
-    """Return test inputs in batches as large as the example: an exported program may take no other."""
+def drift_batches(stage: Preserved) -> list[list[tuple[Tensor, ...]]]:
+    """Return choices of test inputs, the preferred one first: for a large network one sample, which halves the work.
+
+    The last choice is of batches as large as the example: an exported program may take no other.
+    """
     conversion = stage.traced.conversion
+    full = conversion.method == "full"
     count = 8 if conversion.images is not None else 4
-    inputs = comparison_inputs(stage, count if conversion.method == "full" else 2)
+    inputs = comparison_inputs(stage, count if full else 2)
     size = stage.specs[0].shape[0] if stage.specs[0].shape else 0
     if len(inputs) > 1 or conversion.whole or not 0 < size <= len(inputs[0]):
-        return [inputs]
-    return [(part,) for part in torch.split(inputs[0], size) if len(part) == size]
+        return [[inputs]]
+    batches: list[tuple[Tensor, ...]] = [(part,) for part in torch.split(inputs[0], size) if len(part) == size]
+    return [batches] if full else [[(inputs[0][:1],)], batches]
 
 
 def example_for_original(stage: Preserved, inputs: Sequence[Tensor]) -> ExampleInputs:

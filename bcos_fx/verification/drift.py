@@ -17,12 +17,21 @@ class DriftMeter:
 
     Args:
         network: the network as it is now; it runs in eval mode, without gradients, and is not changed.
-        batches: the arguments of one run each; their outputs are taken together.
+        choices: of batches, the arguments of one run each, whose outputs are taken together. The first choice that the
+            network runs on is used from then on.
+
+    Raises:
+        TraceError: it runs on none.
     """
 
-    def __init__(self, network: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> None:
-        self._batches = batches
-        self._first = self._last = self._run(network)
+    def __init__(self, network: nn.Module, choices: Sequence[Sequence[tuple[Tensor, ...]]]) -> None:
+        for number, self._batches in enumerate(choices, start=1):
+            try:
+                self._first = self._last = self._run(network)
+                break
+            except TraceError:
+                if number == len(choices):
+                    raise
 
     def _run(self, network: nn.Module) -> Tensor:
         training = network.training
