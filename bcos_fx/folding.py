@@ -23,6 +23,7 @@ from bcos_fx.rewriting.core.recipe import Recipe
 from bcos_fx.rewriting.core.rulefile import load_rules
 from bcos_fx.tracing import own_modes
 from bcos_fx.verification.equivalence import verify
+from bcos_fx.verification.judging import differs
 
 _WHY = "batch norms are folded into the layers before them (bcos_fx.optimize), as they are in eval mode"
 
@@ -102,7 +103,7 @@ def _check_equal(network: BcosNetwork, folded: Any, inputs: Any) -> None:
     first = inputs if isinstance(inputs, Tensor) else inputs[0] if inputs is not None else None
     batches = (len(first),) if whole and first is not None else (1, 2)
     found = verify(network, folded, inputs, batch_sizes=batches, sizes=sizes, transform=lambda x: x)
-    if any(row.verdict == "different" for row in found.comparisons):
+    if differs(found.comparisons):
         raise VerificationError(
             f"the optimized network computes something else: {found.detail}",
             where=", ".join(rule.name for rule in _recipe().rules),

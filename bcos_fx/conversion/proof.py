@@ -19,6 +19,7 @@ from bcos_fx.verification.blame import find_culprit
 from bcos_fx.verification.blocks import WHOLE, verify_blocks
 from bcos_fx.verification.conditioning import well_conditioned
 from bcos_fx.verification.equivalence import Verification, verify
+from bcos_fx.verification.judging import differs
 from bcos_fx.verification.original import EachAlone, NormalizedModel
 
 
@@ -60,7 +61,7 @@ def prove(stage: Preserved) -> Verification:
     if stage.traced.trace.own_backward and wrong and all("gradient" in name for name in wrong):
         # The module's own backward pass is not the gradient of what it computes: the graph holds what it computes.
         result = well_conditioned(partial(run, gradients=False), inputs)
-    if any(row.verdict == "different" for row in result.comparisons):
+    if differs(result.comparisons):
         raise _not_the_original(stage, result)
     return result
 
@@ -69,11 +70,7 @@ def _prove_blocks(stage: Preserved, original: fx.GraphModule) -> Verification:
     conversion = stage.traced.conversion
     converted, call = stage.traced.graph_module, stage.traced.example.call
     module = NormalizedModel(conversion.module, stage.specs, output_key=conversion.output_key, call=call)
-
-    def run(inputs: tuple[Tensor, ...]) -> Verification:
-        return verify_blocks(original, converted, inputs, stage.specs, module)
-
-    result = well_conditioned(run, comparison_inputs(stage, 2))
+    result = verify_blocks(original, converted, comparison_inputs(stage, 2), stage.specs, module)
     if conversion.verify is None:
         result = dataclasses.replace(result, method=f"blocks, for {conversion.size / 1e6:.0f} million parameters")
     wrong = [row for row in result.comparisons if row.verdict == "different"]
@@ -123,7 +120,7 @@ def _check_trace(stage: Preserved, graph_module: fx.GraphModule, inputs: tuple[T
     plain = [dataclasses.replace(spec, encoded=False) for spec in stage.specs]
     compared = _compared(stage, graph_module, plain, inputs)
     result = verify(*compared, batch_sizes=(1, 2), sizes=_sizes(stage), gradients=False)
-    if any(row.verdict == "different" for row in result.comparisons):
+    if differs(result.comparisons):
         raise TraceError(
             f"the module's graph holds for inputs like the example only: {result.detail}",
             where="; ".join(str(guard.source) for guard in stage.traced.trace.guards) or None,

@@ -25,6 +25,7 @@ from bcos_fx.rewriting.core.recipe import Recipe
 from bcos_fx.rewriting.core.registry import PREDICATES
 from bcos_fx.rewriting.core.rulefile import load_rules
 from bcos_fx.verification.equivalence import verify
+from bcos_fx.verification.judging import differs
 
 
 def layers_of_phase(network: BcosNetwork, phase: str) -> list[str]:
@@ -62,7 +63,7 @@ def without_zero_constants(network: BcosNetwork, images: Tensor) -> BcosNetwork:
         return network
     stripped = BcosNetwork(graph_module, network.record)
     result = verify(network, stripped, images, batch_sizes=(1, 2), sizes=(), transform=lambda x: x)
-    if any(row.verdict == "different" for row in result.comparisons):
+    if differs(result.comparisons):
         raise VerificationError(
             f"taking out biases that are 0 changed the network: {result.detail}",
             hint="report it as a bug; the last checkpoint holds the network with them",

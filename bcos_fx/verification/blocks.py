@@ -1,17 +1,17 @@
 """Equivalence block by block: float64 for one block at a time, for networks of which no copy in float64 fits.
 
-Both graphs are cut at the same values (:mod:`bcos_fx.verification.cuts`). The original runs once in its own precision;
-what arrives at each block is given to both networks' block in float64, and outputs and gradients with respect to what
-arrived are compared. A cut is exact, so each graph *is* its blocks one after the other: blocks that are equal
-functions make equal networks, and by the chain rule equal gradients. What is measured are the blocks on these values.
-How errors of several blocks add up follows from no such measurement, so the whole is compared as well, in its own
-precision.
+Both graphs are cut at the same values (:mod:`bcos_fx.verification.cuts`). What the original's blocks before compute is
+given to both networks' block in float64, and outputs and gradients with respect to it are compared. A cut is exact, so
+each graph *is* its blocks one after the other: blocks that are equal functions make equal networks, and by the chain
+rule equal gradients. What is measured are the blocks on these values. How errors of several blocks add up follows from
+no such measurement, so the whole is compared as well, in its own precision. Where a block turns rounding into visible
+differences, that block alone is run again, on values of less contrast.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -21,11 +21,12 @@ from torch import Tensor, fx, nn
 from bcos_fx.network import InputSpec
 from bcos_fx.nn.functional import default_tolerance
 from bcos_fx.tracing import own_modes
+from bcos_fx.verification.conditioning import calm, hidden_by_rounding, is_better
 from bcos_fx.verification.cuts import Cut, block, find_cuts
 from bcos_fx.verification.equivalence import Verification, conclude
-from bcos_fx.verification.judging import Comparison, compare, failed, not_tested
+from bcos_fx.verification.judging import Comparison, compare, differs, failed, not_tested
 from bcos_fx.verification.original import NormalizedModel
-from bcos_fx.verification.running import Case, Outcome, coarsest_precision, run_cases, storages
+from bcos_fx.verification.running import Case, Outcome, coarsest_precision, placed, run_cases, storages
 from bcos_fx.verification.samples import CallInputs, extend, gather, jitter
 from bcos_fx.verification.sensitivity import settle
 
@@ -35,14 +36,11 @@ WHOLE = "whole network"
 
 @dataclass(frozen=True)
 class _Compared:
-    """Rows of a comparison, and why the original did not run, if it did not."""
+    """Rows of a comparison, and the original's output, or why it did not run."""
 
     rows: list[Comparison]
+    output: tuple[Tensor, ...] = ()
     left_out: tuple[str, ...] = ()
-
-    @property
-    def differs(self) -> bool:
-        return any(row.verdict == "different" for row in self.rows)
 
 
 def verify_blocks(
@@ -85,14 +83,15 @@ def verify_blocks(
             end = ", ".join(after or ("the output",))
             name = f"block {number} of {len(cuts) - 1}, to {end}"
             case = Case(name, _call(values), name, gradient=f"{name}: gradient")
-            one = _compare(reference, block(converted, before, after), case, torch.float64, samples, seed=seed)
+            run = functools.partial(
+                _compare, reference, block(converted, before, after), dtype=torch.float64, samples=samples, seed=seed
+            )
+            one = _well_conditioned(run, case)
             rows += one.rows
             left_out += one.left_out
-            node = node or (end if one.differs else None)
+            node = node or (end if differs(one.rows) else None)
             # Both networks' next block gets what the original computes here: errors do not add up over blocks.
-            with torch.no_grad():
-                given = reference(*values)
-                values = given if isinstance(given, tuple) else (given,)
+            values = one.output or _own_output(reference, values, dtype)
     found = conclude(tuple(rows), tuple(left_out), default_tolerance(torch.float64), torch.float64)
     last = _whole(module, converted, batch, values, samples, dtype, seed)
     whole = conclude(tuple(last.rows), last.left_out, default_tolerance(dtype), dtype)
@@ -116,23 +115,46 @@ def _whole(
     dtype: torch.dtype,
     seed: int,
 ) -> _Compared:
-    """Compare the networks as a whole, in their own precision, on one sample where samples have a dimension."""
-    alone = samples > 0 and all(map(batch.is_batched, batch.tensors))
-    name = f"{WHOLE} in {str(dtype).removeprefix('torch.')}" + (", one sample" if alone else "")
-    case = Case(name, batch.take(0, 1) if alone else batch, name)
+    """Compare the networks as a whole, in their own precision: on one sample, or on all where that does not run."""
+    name = f"{WHOLE} in {str(dtype).removeprefix('torch.')}"
     spread = _variation({"output": output[0]}, samples)
-    return _compare(module, converted, case, dtype, samples, seed=seed, spread=spread)
+    run = functools.partial(
+        _compare, module, converted, dtype=dtype, samples=samples, seed=seed, spread=spread, lean=True
+    )
+    if samples and all(map(batch.is_batched, batch.tensors)):
+        alone = _well_conditioned(run, Case(f"{name}, one sample", batch.take(0, 1), name), batch)
+        if not alone.left_out:
+            return alone
+    return _well_conditioned(run, Case(name, batch, name))
+
+
+def _well_conditioned(run: Callable[[Case], _Compared], case: Case, batch: CallInputs | None = None) -> _Compared:
+    """Run a case; where rounding hides what it could find, return what is found on inputs of less contrast.
+
+    Args:
+        run: compares two networks on a case.
+        case: the first to be run; what the original answers to it is returned in any case.
+        batch: takes the place of the case's inputs, before its contrast is reduced.
+    """
+    first = run(case)
+    if not hidden_by_rounding(first.rows):
+        return first
+    name = f"{case.group}, a quarter of the contrast"
+    gradient = f"{name}: gradient" if case.gradient else ""
+    second = run(replace(case, name=name, batch=(batch or case.batch).map(calm), gradient=gradient))
+    return replace(second, output=first.output) if is_better(second.rows, first.rows) else first
 
 
 def _compare(
     original: nn.Module,
     converted: nn.Module,
     case: Case,
+    *,
     dtype: torch.dtype,
     samples: int,
-    *,
     seed: int,
     spread: Mapping[str, float] | None = None,
+    lean: bool = False,
 ) -> _Compared:
     """Run both on a copy each, and compare outputs, and gradients where the case asks for them.
 
@@ -143,27 +165,35 @@ def _compare(
         dtype: precision of the runs.
         samples: how many there are; 0 if they have no dimension.
         seed: of every random generator.
-        spread: how much the outputs vary over samples, where the case does not show it. Such a case is run over the
-            networks' own parameters.
+        spread: how much the outputs vary over samples, where the case is one sample and does not show it.
+        lean: run over the networks' own parameters.
     """
-    lean = spread is not None
     live = storages(original) | storages(converted)
     run = functools.partial(run_cases, dtype=dtype, apart_from=live, seed=seed, transform=None, lean=lean)
     reference = functools.partial(run, original, role="original network")
     (expected,) = reference([case])
     if expected.failure is not None:
-        return _Compared([not_tested(case.name)], (f"{case.name} (the original fails: {expected.failure})",))
+        left_out = f"{case.name} (the original fails: {expected.failure})"
+        return _Compared([not_tested(case.name)], left_out=(left_out,))
     (found,) = run(converted, [case], role="converted network")
-    judge = functools.partial(_rows, case, expected, found, spread or _variation(expected.values, samples))
-    compared = _Compared(judge(default_tolerance(dtype)))
-    if compared.differs:
+    one = spread if case.batch.count == 1 else None
+    variation = one if one is not None else _variation(expected.values, samples)
+    judge = functools.partial(_rows, case, expected, found, variation)
+    rows = judge(default_tolerance(dtype))
+    if differs(rows):
         # A block may compute part of its values in float32 whatever it is given; the tolerance is then that of float32.
         passed = coarsest_precision(original, case, dtype=dtype, apart_from=live, seed=seed, transform=None)
-        compared = _Compared(judge(default_tolerance(passed)))
-    if compared.differs:
-        rows = settle([case], compared.rows, [expected], reference, dtype=dtype, seed=seed)
-        compared = _Compared(list(rows))
-    return compared
+        rows = judge(default_tolerance(passed))
+    if differs(rows):
+        rows = list(settle([case], rows, [expected], reference, dtype=dtype, seed=seed))
+    return _Compared(rows, tuple(expected.values.values()))
+
+
+def _own_output(module: nn.Module, values: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Run a block that does not run in float64 in the network's own precision."""
+    with torch.no_grad():
+        output = placed(_call(values), module, dtype=dtype).call(module)
+    return output if isinstance(output, tuple) else (output,)
 
 
 def _rows(

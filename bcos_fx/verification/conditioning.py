@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from bcos_fx.verification.equivalence import Verification
+from bcos_fx.verification.judging import Comparison, differs
 
 _CONTRAST = 0.25
 
@@ -22,14 +23,24 @@ def well_conditioned(prove: Callable[[tuple[Tensor, ...]], Verification], inputs
     A difference that either proof finds beyond rounding is returned in any case.
     """
     first = prove(inputs)
-    # A sensitivity was measured only where the networks differed and rounding had to be looked at.
-    if not any(row.sensitivity for row in first.comparisons) or _differs(first):
+    if not hidden_by_rounding(first.comparisons):
         return first
     second = prove(tuple(map(calm, inputs)))
-    if not _differs(second) and _tested(second) <= _tested(first):
+    if not is_better(second.comparisons, first.comparisons):
         return first
     reason = "rounding hides differences on the test inputs, so these were taken with a quarter of their contrast"
     return replace(second, detail=f"{second.detail}; {reason}")
+
+
+def hidden_by_rounding(rows: Sequence[Comparison]) -> bool:
+    """Return whether rounding explains a difference, and no difference is beyond it."""
+    # A sensitivity was measured only where the networks differed and rounding had to be looked at.
+    return any(row.sensitivity for row in rows) and not differs(rows)
+
+
+def is_better(calmer: Sequence[Comparison], first: Sequence[Comparison]) -> bool:
+    """Return whether comparisons on inputs of less contrast found a difference, or tested more than the first ones."""
+    return differs(calmer) or _tested(calmer) > _tested(first)
 
 
 def calm(tensor: Tensor) -> Tensor:
@@ -40,9 +51,5 @@ def calm(tensor: Tensor) -> Tensor:
     return mean + _CONTRAST * (tensor - mean)
 
 
-def _differs(result: Verification) -> bool:
-    return any(row.verdict == "different" for row in result.comparisons)
-
-
-def _tested(result: Verification) -> int:
-    return sum(row.verdict == "equal" for row in result.comparisons)
+def _tested(rows: Sequence[Comparison]) -> int:
+    return sum(row.verdict == "equal" for row in rows)

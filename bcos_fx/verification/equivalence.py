@@ -22,7 +22,7 @@ from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.nn.functional import default_tolerance
 from bcos_fx.tracing.source import error_source
 from bcos_fx.verification.divergence import first_divergence
-from bcos_fx.verification.judging import ORDER, Comparison, compare, failed, not_tested, spreads
+from bcos_fx.verification.judging import ORDER, Comparison, compare, differs, failed, not_tested, spreads
 from bcos_fx.verification.plain_values import apart, called_with
 from bcos_fx.verification.running import (
     Case,
@@ -172,11 +172,11 @@ def verify(
     found = run(converted, cases, role="converted network", transform=None)
     comparisons, left_out = _compare_all(cases, expected, found, limit)
     # Only where they differ, as it takes another run: values that pass through float32 allow its tolerance.
-    if tolerance is None and not named and _differ(comparisons):
+    if tolerance is None and not named and differs(comparisons):
         passed = coarsest_precision(original, cases[0], dtype=dtype, apart_from=live, seed=seed, transform=transform)
         limit = default_tolerance(passed)
         comparisons, left_out = _compare_all(cases, expected, found, limit)
-    if _differ(comparisons):
+    if differs(comparisons):
         # Last, and only for differences: does rounding alone move the original as much?
         comparisons = settle(cases, comparisons, expected, reference, dtype=dtype, seed=seed)
     result = conclude(comparisons, left_out, limit, dtype)
@@ -211,10 +211,6 @@ def _in_both(wide: Verification, narrow: Verification) -> Verification:
     node = narrow.node if not narrow.ok else None
     ok, tested = wide.ok and narrow.ok, wide.tested and narrow.tested
     return replace(wide, ok=ok, tested=tested, comparisons=wide.comparisons + rows, node=node, detail=detail)
-
-
-def _differ(rows: Sequence[Comparison]) -> bool:
-    return any(row.verdict == "different" for row in rows)
 
 
 def _tolerance(dtype: torch.dtype, tolerance: float | None, batch_sizes: Sequence[int]) -> float:

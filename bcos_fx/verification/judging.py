@@ -67,6 +67,11 @@ def discount_rounding(
     return replace(row, sensitivity=largest, verdict="not tested" if explained else row.verdict)
 
 
+def differs(rows: Sequence[Comparison]) -> bool:
+    """Return whether a difference was found."""
+    return any(row.verdict == "different" for row in rows)
+
+
 def not_tested(name: str) -> Comparison:
     """Make the row of a run that never took place."""
     return Comparison(name, 0.0, 0.0, 0.0, 0.0, "not tested")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import bcos_fx
 from bcos_fx.conversion.records import LARGE, Conversion
@@ -21,6 +25,7 @@ from bcos_fx.tracing import trace
 from bcos_fx.verification import Verification
 from bcos_fx.verification.blocks import verify_blocks
 from bcos_fx.verification.cuts import block, find_cuts
+from bcos_fx.verification.running import Case, Outcome, run_cases
 
 WIDTH, BLOCKS = 12, 6
 
@@ -263,3 +268,144 @@ def test_a_precision_that_all_blocks_read_crosses_no_cut(x: Tensor) -> None:
     assert len(find_cuts(original, converted)) >= BLOCKS
     assert compared(network, x, lambda graph_module: None).ok
     assert not compared(network, x, wrong_rule).ok
+
+
+class Sensitive(nn.Module):
+    """Turns rounding into visible differences where its input varies by more than a limit."""
+
+    def __init__(self, width: int, limit: float) -> None:
+        super().__init__()
+        self.first, self.second, self.limit = nn.Linear(width, 24), nn.Linear(24, width), limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.second(torch.where(x.amax() - x.amin() > self.limit, torch.sin(y * 1e16), y))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def sensitive() -> Network:
+    """Residual blocks, the fourth of them sensitive on the values that arrive there, not on a quarter of them."""
+    torch.manual_seed(0)
+    network = Network().eval()
+    seen: list[Tensor] = []
+    network.blocks[3].register_forward_pre_hook(lambda part, given: seen.append(given[0]))
+    with torch.no_grad():
+        network(torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(1)))
+    network.blocks[3] = Sensitive(WIDTH, float(seen[0].amax() - seen[0].amin()) / 2).eval()
+    return network
+
+
+def rounded(graph_module: fx.GraphModule) -> None:
+    """The sensitive block's first product is rounded three times instead of once."""
+    first = next(n for n in graph_module.graph.nodes if n.target in ("blocks.3.first", "first"))
+    with graph_module.graph.inserting_after(first):
+        tripled = graph_module.graph.call_function(operator.mul, (first, 3.0))
+    with graph_module.graph.inserting_after(tripled):
+        same = graph_module.graph.call_function(operator.truediv, (tripled, 3.0))
+    first.replace_all_uses_with(same, lambda user: user is not tripled)
+
+
+def rounded_and_wrong(graph_module: fx.GraphModule) -> None:
+    rounded(graph_module)
+    with torch.no_grad():
+        graph_module.get_parameter(
+            "blocks.3.first.weight" if "blocks" in graph_module._modules else "first.weight"
+        ).mul_(1 + 1e-3)
+
+
+def test_only_a_block_that_hides_differences_is_run_again(
+    sensitive: Network, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: Counter[str] = Counter()
+
+    def counted(module: nn.Module, cases: Sequence[Case], **options: Any) -> list[Outcome]:
+        runs.update(case.name for case in cases)
+        return run_cases(module, cases, **options)
+
+    monkeypatch.setattr("bcos_fx.verification.blocks.run_cases", counted)
+    found = compared(sensitive, x, rounded)
+    assert found.ok
+    (again,) = [name for name in runs if name.endswith("a quarter of the contrast")]
+    hidden = again.removesuffix(", a quarter of the contrast")
+    assert runs.pop(hidden) > runs.pop(again) == 2
+    assert set(runs.values()) == {2}  # the original's and the rewritten one's, and no pass of the whole besides
+    assert again in {row.name for row in found.comparisons}
+    assert hidden not in {row.name for row in found.comparisons}
+
+
+def test_a_mutant_that_rounding_hides_is_found_on_less_contrast(sensitive: Network, x: Tensor) -> None:
+    found = compared(sensitive, x, rounded_and_wrong)
+    wrong = [row.name for row in found.comparisons if row.verdict == "different"]
+    assert wrong
+    assert all("a quarter of the contrast" in name for name in wrong)
+    assert not found.ok
+
+
+@pytest.mark.parametrize("change", [rounded, rounded_and_wrong])
+def test_the_whole_is_run_on_less_contrast_where_it_hides_differences(
+    x: Tensor, change: Callable[[fx.GraphModule], None]
+) -> None:
+    torch.manual_seed(0)
+    module = Sensitive(5, 0.5).eval()
+    original, converted = graphs(module, x)
+    change(converted)
+    converted.recompile()
+    found = verify_blocks(original, converted, (x,), [InputSpec("x", tuple(x.shape))], module)
+    whole = found.comparisons[-1]
+    assert whole.name == "whole network in float32, a quarter of the contrast"
+    assert whole.verdict == ("equal" if change is rounded else "different")
+
+
+class OfTwo(nn.Module):
+    """Has the number of samples written into its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(20, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x.reshape(2, 20))))  # type: ignore[no-any-return]
+
+
+def test_a_network_for_one_number_of_samples_is_compared_on_that_number(x: Tensor) -> None:
+    torch.manual_seed(0)
+    converted = bcos_fx.bcosify(OfTwo().eval(), example_inputs=x, verify="blocks")
+    found = converted.report.figures.verification
+    assert found is not None
+    assert found["ok"]
+    assert found["comparisons"][-1]["name"] == "whole network in float32"
+    assert converted.report.figures.drift
+
+
+def transformer() -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
+    models = pytest.importorskip("torchvision").models
+    network = models.VisionTransformer(16, 8, 4, 2, 32, 128, num_classes=5)
+    nn.init.normal_(network.heads.head.weight)
+    return network, {"x": torch.rand(2, 3, 16, 16)}, {}
+
+
+def language_model() -> tuple[nn.Module, dict[str, Tensor], dict[str, Any]]:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=20, hidden_size=32, intermediate_size=128, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=2, use_cache=False,
+    )  # fmt: skip
+    options = {"output_key": "logits", "recipe": "bcos-lm"}
+    return transformers.LlamaForCausalLM(config), {"inputs_embeds": torch.randn(2, 8, 32)}, options
+
+
+@pytest.mark.parametrize("build", [transformer, language_model])
+def test_a_conversion_verified_in_blocks_takes_fifteen_passes_at_most(
+    build: Callable[[], tuple[nn.Module, dict[str, Tensor], dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network, inputs, options = build()
+    monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", lambda: False)  # which no counter looks into
+    with FlopCounterMode(display=False) as one, torch.no_grad():
+        network.eval()(**inputs)
+    with FlopCounterMode(display=False) as all_of_it:
+        converted = bcos_fx.bcosify(network, example_inputs=inputs, verify="blocks", **options)
+    found = converted.report.figures.verification
+    assert found is not None
+    assert found["ok"]
+    assert 8 * one.get_total_flops() < all_of_it.get_total_flops() < 15 * one.get_total_flops()
