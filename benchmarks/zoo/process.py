@@ -26,7 +26,7 @@ def examine(name: str, kept: Path, printed: Path, side: int | None, threads: int
         side: of the images in pixels, where the network takes that; None: its own.
         threads: that PyTorch may use.
     """
-    os.setsid()  # the interrupt of a terminal is the starter's to handle, and must not become a row
+    os.setpgrp()  # the interrupt of a terminal is the starter's to handle, and must not become a row
     _redirect(printed)
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")  # other people's networks warn of this and that

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 from bcos_fx.files import check_target
 from benchmarks.zoo.examination import Row
 from benchmarks.zoo.process import examine
@@ -83,7 +85,7 @@ def examine_all(
     def keep_row_of(name: str) -> None:
         if end is not None and time.monotonic() >= end:
             return
-        row = _examined(name, side, limits, max(1, (os.cpu_count() or 1) // workers), stopping)
+        row = _examined(name, side, limits, max(1, torch.get_num_threads() // workers), stopping)
         if stopping.is_set():
             return  # cut short: it is examined again
         with lock:
