@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 
 # All of Unicode's control, format and surrogate characters and its line separators, but for tabs, line feeds, and
 # the two joiners (U+200C, U+200D) that words of some languages need.
@@ -39,6 +40,11 @@ def shown_in_a_line(text: str) -> str:
 def shortened(text: str) -> str:
     """Return a text, or of one with many thousands of characters its beginning and end."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+
+
+def listed(texts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return the first few of some texts as one, and how many more there are."""
+    return separator.join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def shown_in_html(text: str) -> str:

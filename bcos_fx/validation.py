@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import listed
 from bcos_fx.network import InputSpec, reserved_names
 from bcos_fx.rewriting.core.match import NearMiss
 from bcos_fx.rewriting.core.options import Options
@@ -65,10 +66,9 @@ def check_finite(graph_module: nn.Module) -> None:
     """
     broken = list(_not_finite(graph_module))
     if broken:
-        more = f" and {len(broken) - _MOST_NAMED} more" if len(broken) > _MOST_NAMED else ""
         raise UsageError(
             "the network holds numbers that are NaN or infinite, so nothing about it can be proved",
-            where=", ".join(broken[:_MOST_NAMED]) + more,
+            where=listed(broken, _MOST_NAMED),
             hint="load a checkpoint from before the training diverged",
         )
 

@@ -21,8 +21,7 @@ from torch import Tensor
 
 import bcos_fx
 from bcos_fx.evaluation import dynamic_linear, open_source
-from bcos_fx.evaluation.composition import windowed
-from bcos_fx.evaluation.localisation import grid_image
+from bcos_fx.evaluation.localisation import grid_image, windowed
 from bcos_fx.evaluation.predictions import predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.scoring import SMOOTH, gridpg_score

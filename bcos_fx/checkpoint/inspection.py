@@ -16,6 +16,7 @@ from bcos_fx.checkpoint.identify import FileKind, identify
 from bcos_fx.checkpoint.published import guess_published
 from bcos_fx.checkpoint.reading import StateDict, load_object, load_safetensors, load_tensors, nonfinite
 from bcos_fx.errors import CheckpointError
+from bcos_fx.escaping import listed
 
 _SHOWN_MEMBERS = 20
 
@@ -163,7 +164,6 @@ def _facts(kind: FileKind) -> Iterator[tuple[str, str]]:
         yield "metadata", ", ".join(details["metadata"]) or "none"
     if "members" in details and "root" not in details:
         members = details["members"]
-        more = f" and {len(members) - _SHOWN_MEMBERS} more" if len(members) > _SHOWN_MEMBERS else ""
-        yield "members", ", ".join(members[:_SHOWN_MEMBERS]) + more
+        yield "members", listed(members, _SHOWN_MEMBERS)
     if "reason" in details:
         yield "reason", str(details["reason"])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import CheckpointError, UsageError, nearest
+from bcos_fx.escaping import listed
 from bcos_fx.network import BcosNetwork
 
 _TRANSFORMS = ("peer_bcos_conv2d", "peer_bcos_linear", "peer_bcos_raw_conv2d", "peer_bcos_raw_linear")
@@ -69,7 +70,7 @@ def peer_state(network: BcosNetwork) -> dict[str, Tensor]:
     if network.report.unused:
         raise UsageError(
             "the original has parameters that its graph never uses, and the network does not hold them",
-            where=_listed(network.report.unused),
+            where=listed(network.report.unused, _SHOWN),
             hint="load what there is into the original with strict=False",
         )
     return {entry.key: entry.tensor.detach().clone() for entry in _entries(network)}
@@ -118,13 +119,9 @@ def _does_not_fit(
 ) -> CheckpointError:
     shapes = [f"{key} {tuple(state[key].shape)}, not {tuple(entries[key].tensor.shape)}" for key in misshapen]
     problems = [
-        f"{len(names)} {what}: {_listed(names)}"
+        f"{len(names)} {what}: {listed(names, _SHOWN)}"
         for what, names in (("missing", missing), ("unknown", unexpected), ("of another shape", shapes))
         if names
     ]
     hint = nearest(unexpected[0], list(entries)) if unexpected else "give the weights of the same architecture"
     return CheckpointError("the weights are not those of this network", where="; ".join(problems), hint=hint)
-
-
-def _listed(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -23,6 +23,7 @@ from bcos_fx.checkpoint.architecture import published_candidates
 from bcos_fx.checkpoint.layouts import nearest_layouts
 from bcos_fx.checkpoint.reading import StateDict
 from bcos_fx.errors import CheckpointError, UsageError
+from bcos_fx.escaping import listed
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import BcosLayer, InputEncoding
 from bcos_fx.nn.construction import rebuilt
@@ -106,11 +107,11 @@ class Published:
         missing = [path for path in self.weights if path not in raised and path not in linear_by_rule]
         others = [path for path in raised if path not in self.weights]
         if missing or others:
-            differing = [f"{_listed(names)}: {what}" for names, what in ((missing, "B-cos in the file alone"),
-                    (others, "plain in the file")) if names]  # fmt: skip
+            differing = (("B-cos in the file alone", missing), ("plain in the file", others))
+            listing = [f"{listed(names, _SHOWN, '; ')}: {what}" for what, names in differing if names]
             raise CheckpointError(
                 "the layers that are B-cos in the file are not those that the recipe raises",
-                where=f"{self.source}: {'; '.join(differing)}",
+                where=f"{self.source}: {'; '.join(listing)}",
                 hint="check --arch and --recipe",
             )
         for path, layer in raised.items():
@@ -390,11 +391,7 @@ def guess_published(state: StateDict) -> tuple[str, str | None] | None:
 def _does_not_fit(source: str, misfits: list[str], key: str) -> CheckpointError:
     return CheckpointError(
         f"the file holds a B-cos network, and {len(misfits)} of its keys do not fit the architecture: "
-        + _listed(misfits),
+        + listed(misfits, _SHOWN, "; "),
         where=source,
         hint=f"check --arch; the nearest known layouts are {' and '.join(nearest_layouts(key))}",
     )
-
-
-def _listed(names: list[str]) -> str:
-    return "; ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -25,6 +25,7 @@ from bcos_fx.budgets import held
 from bcos_fx.checkpoint.folders import shards_of, weights_at
 from bcos_fx.checkpoint.identify import FileKind, identify, readable
 from bcos_fx.errors import CheckpointError, nearest
+from bcos_fx.escaping import listed
 from bcos_fx.tracing.wrappers import without_wrappers
 
 # Where training scripts put the weights, best first.
@@ -42,7 +43,7 @@ NESTING_KEYS = (
 )
 # What wrappers put before every name: DataParallel, Lightning and the like, torch.compile.
 PREFIXES = ("module.", "model.", "_orig_mod.")
-_MAX_DEPTH = 4
+_MAX_DEPTH, _SHOWN = 4, 10
 # What torch.load raises on files that are damaged, or whose classes are not to be had here.
 _LOAD_ERRORS = (
     pickle.UnpicklingError,
@@ -106,11 +107,11 @@ class StateDict:
         if self.nesting:
             remarks.append(f"weights taken from the key {'.'.join(self.nesting)!r}")
         if self.alternatives:
-            remarks.append(f"other weights in the file: {_listed(self.alternatives)} (choose with key=)")
+            remarks.append(f"other weights in the file: {listed(self.alternatives, _SHOWN)} (choose with key=)")
         if self.prefix:
             remarks.append(f"prefix {self.prefix!r} removed from every name")
         if self.ignored:
-            remarks.append(f"not used: {_listed(self.ignored)}")
+            remarks.append(f"not used: {listed(self.ignored, _SHOWN)}")
         return tuple(remarks)
 
 
@@ -132,7 +133,7 @@ def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, tru
     if bad:
         raise CheckpointError(
             f"{len(bad)} tensors hold NaN or infinite values: "
-            + _listed([f"{name} ({count})" for name, count in bad.items()]),
+            + listed([f"{name} ({count})" for name, count in bad.items()], _SHOWN),
             where=state.source,
             hint="the training diverged or the file is damaged; take an earlier checkpoint",
         )
@@ -163,7 +164,7 @@ def _load_shards(index: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
         if set(tensors) != set(names):
             odd = sorted(set(tensors) ^ set(names))
             raise CheckpointError(
-                f"the file holds other tensors than {index.name} says: {_listed(odd)}",
+                f"the file holds other tensors than {index.name} says: {listed(odd, _SHOWN)}",
                 where=str(path),
                 hint="the files are of different downloads: fetch them all again",
             )
@@ -278,7 +279,7 @@ def _unwrap(content: Any, source: str, key: str | None) -> StateDict:
         known = [name for name in NESTING_KEYS if name in inner]
         if len(inner) > 1 and not known:
             raise CheckpointError(
-                f"several sets of weights in one file: {_listed(inner)}",
+                f"several sets of weights in one file: {listed(inner, _SHOWN)}",
                 where=source,
                 hint=f"choose one: key={inner[0]!r}",
             )
@@ -352,7 +353,7 @@ def _strip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str
 
 def _no_weights(content: Any, source: str) -> CheckpointError:
     if isinstance(content, Mapping):
-        held = "its keys are " + _listed([str(name) for name in content]) if content else "it is an empty dict"
+        held = "its keys are " + listed([str(name) for name in content], _SHOWN) if content else "it is an empty dict"
     else:
         held = f"it holds one {type(content).__name__}"
     return CheckpointError(
@@ -387,8 +388,3 @@ def _nonfinite(tensor: Tensor) -> int:
         return 0
     plain = tensor.float() if tensor.element_size() == 1 else tensor
     return int((~torch.isfinite(plain)).sum())
-
-
-def _listed(names: list[str] | tuple[str, ...], limit: int = 10) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -24,6 +24,7 @@ from bcos_fx.data.classes import class_named
 from bcos_fx.data.decoding import SUFFIXES, note
 from bcos_fx.data.sources import ArraySource, ImageFiles, ImageRecord, ImageSource
 from bcos_fx.errors import BcosFxError, UsageError, nearest
+from bcos_fx.escaping import listed
 
 _FORMS = (
     "give a folder with a folder per class, a folder of images, images, an .npy or .npz of them, or webdataset shards "
@@ -99,11 +100,10 @@ def _folder(root: Path, classes: Sequence[str] | None) -> ImageSource:
         if not loose:
             raise UsageError(f"there are no images in {root}", hint=_ENDINGS)
         return ImageFiles([each for file in loose for each in ImageRecord.all_in(file, file.name, None)], "folder")
-    empty = [folder.name for folder, files in folders.items() if not files]
+    empty = [repr(folder.name) for folder, files in folders.items() if not files]
     if empty:
-        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         raise UsageError(
-            f"there are no images of {', '.join(map(repr, empty[:5]))}{more} in {root}",
+            f"there are no images of {listed(empty, 5)} in {root}",
             hint=f"give every class an image, or remove its folder; {_ENDINGS}",
         )
     if loose:

@@ -12,7 +12,7 @@ from torch import nn
 
 from bcos_fx.display import Displayed
 from bcos_fx.errors import check_choice
-from bcos_fx.evaluation.intervals import bootstrap
+from bcos_fx.evaluation.measured import bootstrap
 from bcos_fx.evaluation.predictions import predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import CONFIDENCES, Prediction

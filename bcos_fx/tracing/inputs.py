@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from bcos_fx.errors import TraceError, UsageError, nearest
+from bcos_fx.escaping import listed
 from bcos_fx.tracing.arguments import oddity
 from bcos_fx.tracing.modules import Alone
 
-_DEEPEST = 8
+_DEEPEST, _MOST_NAMED = 8, 12
 
 ExampleInputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """The inputs of one call of a module: one tensor, positional arguments, or arguments by name."""
@@ -226,7 +227,7 @@ def select_output(value: Any, output: int | str | None) -> Tensor:
         raise _no_part(value, "")
     if not isinstance(chosen, Tensor):
         inner = [f"{output}.{path}" for path in _paths(chosen)]
-        hint = f"choose one of these with output_key=: {_listed(inner)}" if inner else "choose another one"
+        hint = f"choose one of these with output_key=: {listed(inner, _MOST_NAMED)}" if inner else "choose another one"
         raise UsageError(f"the output {output!r} is a {type(chosen).__name__}, not a tensor", hint=hint)
     return chosen
 
@@ -239,18 +240,15 @@ def _no_part(value: Any, suffix: str) -> UsageError:
             f"the module returns {kind}{suffix}",
             hint="a graph computes a tensor: wrap the module so that it returns one",
         )
+    named = listed([repr(_typed(path)) for path in paths], _MOST_NAMED)
     return UsageError(
-        f"the module returns a {type(value).__name__} with {_listed([repr(_typed(path)) for path in paths])}{suffix}",
+        f"the module returns a {type(value).__name__} with {named}{suffix}",
         hint="choose one of these with output_key=",
     )
 
 
 def _typed(path: str) -> int | str:
     return int(path) if path.isdecimal() else path
-
-
-def _listed(names: Sequence[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def part_of(value: Any, output: int | str) -> Any:

@@ -22,11 +22,10 @@ from bcos_fx.tracing import composites, operations
 from bcos_fx.tracing.arguments import LEAVE_WHOLE, describe, fill_meta, graph_argument, numbers, oddity, tensors
 from bcos_fx.tracing.chance import Draws
 from bcos_fx.tracing.functional import require
-from bcos_fx.tracing.guards import TracedGuard
 from bcos_fx.tracing.memory import Memory, same_memory
 from bcos_fx.tracing.modes import GradientStops, unfollowable
 from bcos_fx.tracing.operations import graph_call
-from bcos_fx.tracing.sizes import Symbolic, concrete, symbolic
+from bcos_fx.tracing.sizes import Symbolic, TracedGuard, concrete, symbolic
 from bcos_fx.tracing.source import SourceLine, autograd_forwards, current_source, error_source, is_running
 
 

@@ -12,12 +12,30 @@ import numbers
 import operator
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.fx import Node
 
 from bcos_fx.tracing.scalars import ForeignScalarError, plain_scalar
+
+
+@dataclass(frozen=True)
+class TracedGuard:
+    """A branch or a number that tracing took from a shape: the graph holds only for inputs that answer the same.
+
+    Attributes:
+        kind: how it was read: ``bool``, ``int``, ``float``, ``len``, ``iter`` or ``in``.
+        node: name of the node that was read; it may have been removed from the graph since, if only Python used it.
+        value: the answer, a plain Python value.
+        source: the line that asked, as ``file.py:123: if x.shape[2] > 7:``.
+    """
+
+    kind: str
+    node: str
+    value: object
+    source: str
 
 
 class SizeRecorder(Protocol):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.escaping import listed
 from bcos_fx.tracing.sizes import Symbolic, concrete
 
 _MOST_NAMED = 3
@@ -34,8 +35,7 @@ def changed_attributes(root: nn.Module, before: Attributes) -> str | None:
         old = before.get(path, {})
         names = [name for name, value in _own(part).items() if old.get(name) is not value]
         found += [f"attribute {name!r} of module {path!r} ({type(part).__name__})" for name in names]
-    more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
-    return ", ".join(found[:_MOST_NAMED]) + more if found else None
+    return listed(found, _MOST_NAMED) if found else None
 
 
 def settle_sizes(root: nn.Module) -> None:

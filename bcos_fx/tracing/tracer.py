@@ -21,7 +21,6 @@ from bcos_fx.tracing.arguments import LEAVE_WHOLE
 from bcos_fx.tracing.caches import passed_by
 from bcos_fx.tracing.drop_path import as_drop_paths
 from bcos_fx.tracing.graph_module import GraphModule
-from bcos_fx.tracing.guards import TracedGuard
 from bcos_fx.tracing.inputs import BoundInputs, ExampleError, ExampleInputs, advice, bind, check_state, select_output
 from bcos_fx.tracing.kernels import KernelWatch
 from bcos_fx.tracing.modes import TRANSFORMED, gradients_enabled, is_transforming, own_modes
@@ -39,6 +38,7 @@ from bcos_fx.tracing.modules import (
 from bcos_fx.tracing.named import follow_named
 from bcos_fx.tracing.precision import follow, other_precision, reads_precision, without_numbers
 from bcos_fx.tracing.recorder import Recorder
+from bcos_fx.tracing.sizes import TracedGuard
 from bcos_fx.tracing.state import (
     Attributes,
     attributes,

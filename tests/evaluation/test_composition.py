@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import Method
-from bcos_fx.evaluation.composition import composed, windowed
+from bcos_fx.evaluation.localisation import composed, windowed
 
 
 @pytest.mark.parametrize("side", [1, 2, 3])

@@ -19,7 +19,7 @@ import bcos_fx
 from bcos_fx import evaluation
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import Method, accuracy, dynamic_linear, fair, gridpg, gridpg_reference, published
-from bcos_fx.evaluation.intervals import bootstrap
+from bcos_fx.evaluation.measured import bootstrap
 from bcos_fx.network import BcosNetwork
 from tests.evaluation.toy import CLASSES, Colours, images
 

@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import rebuilt
 from bcos_fx.rewriting.core.build import Build, Refused
-from bcos_fx.rewriting.core.call_function import as_function
 from bcos_fx.rewriting.core.class_check import contradiction
 from bcos_fx.rewriting.core.flow import EXPLAINED, GATE, UNKNOWN, VALUE
 from bcos_fx.rewriting.core.match import Verdict
@@ -161,7 +160,7 @@ def counted_at_zero(build: Build) -> nn.Module:
 
 def _as_function_of(call: Call, read: list[fx.Node]) -> Callable[..., Tensor]:
     """Return the call as a function of the nodes that it reads, in order."""
-    function = as_function(call)
+    function = call.function
     template = (call.node.args, dict(call.node.kwargs))
     places = {node: place for place, node in enumerate(read)}
 

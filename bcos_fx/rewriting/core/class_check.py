@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx
 
 from bcos_fx.nn.dynamic import DynamicLayer
-from bcos_fx.rewriting.core.call_function import as_function
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
 
@@ -37,7 +36,7 @@ def contradiction(call: Call) -> str | None:
         return None
     operands = [node for name in call.op.value for node in call.nodes(name)]
     computed = [node for node in call.node.all_input_nodes if node.op != "get_attr"]
-    called = as_function(call)
+    called = call.function
     if not operands or any(node.meta.get("shape") is None for node in computed):
         # In a view not every shape is known: there the verdict on the same call before holds.
         of, verdict = call.node.meta.get(_VERDICT, (None, None))
@@ -113,7 +112,7 @@ class _Trial:
     def __call__(self, values: list[Tensor]) -> Tensor:
         given = self._fixed | dict(zip(dict.fromkeys(self.operands), values, strict=True))
         args, kwargs = fx.node.map_arg((self.call.node.args, dict(self.call.node.kwargs)), given.__getitem__)
-        result = as_function(self.call)(*args, **kwargs)
+        result = self.call.function(*args, **kwargs)
         if not isinstance(result, Tensor):
             raise TypeError(f"it gives a {type(result).__name__}, and an op gives one tensor")
         return result

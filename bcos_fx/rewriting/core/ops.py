@@ -8,7 +8,7 @@ reads a node of a graph as a :class:`Call` of one canonical op with named argume
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from bcos_fx.rewriting.core.refused import refused_names
 from bcos_fx.rewriting.core.spelling import is_own, resolve
 from bcos_fx.rewriting.core.toml import read_toml
 from bcos_fx.tracing.modules import qualified_name
+from bcos_fx.tracing.program import executable
 from bcos_fx.tracing.whole import Exactly
 
 
@@ -47,6 +48,11 @@ class Call:
     def name(self) -> str:
         """What is called: the op's name, or of a family of functions the function's own."""
         return name_of(self.op, self.node.target if self.module is None else type(self.module))
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """What is called: the module, the function, or the method as a function."""
+        return executable(self.node) if self.module is None else self.module
 
     def nodes(self, parameter: str) -> list[fx.Node]:
         """Return the nodes that one argument holds (several for a list of tensors, none for a literal)."""

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from bcos_fx.rewriting.core.call_function import as_function
 from bcos_fx.rewriting.core.class_check import contradiction
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
@@ -78,7 +77,7 @@ def _options(call: Call) -> list[fx.Node]:
 
 def elementwise(call: Call) -> Callable[..., Tensor]:
     """Return an elementwise call as a function of its value and of its options; it outlives a change of the node."""
-    function, given = as_function(call), (call.node.args, dict(call.node.kwargs))
+    function, given = call.function, (call.node.args, dict(call.node.kwargs))
     places = dict.fromkeys(call.nodes(call.op.value[0]), 0)
     places |= {node: place for place, node in enumerate(_options(call), start=1)}
 
