@@ -15,7 +15,7 @@ _COMPARED = 200
 
 
 class BcosFxError(Exception):
-    """Something that the user can understand and mend.
+    """An error that the user can understand and correct.
 
     Args:
         what: what was wrong, in one sentence.

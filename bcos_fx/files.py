@@ -114,7 +114,7 @@ def appending(path: Path, what: str = "the file") -> Iterator[BinaryIO]:
 
 
 class _RefusedPath(UsageError):
-    """The path itself is refused, whatever is to be written to it."""
+    """The path itself is refused, whatever the content."""
 
 
 def _resolved(path: Path, overwrite: bool) -> Path:
@@ -170,7 +170,7 @@ def _temporary(final: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 
 def _prefix(final: Path) -> str:
-    """How the temporary files of a path begin: of any length and characters that its name has."""
+    """Return how the temporary files of a path begin: of any length and characters that its name has."""
     return f".bcos-fx-{hashlib.sha256(os.fsencode(final.name)).hexdigest()[:16]}-"
 
 

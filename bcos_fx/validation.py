@@ -1,4 +1,4 @@
-"""What can be converted: checks of a module, of its tensors and of the images that it is to be measured on."""
+"""What can be converted: checks of a module, of its tensors and of the images to measure it on."""
 
 from __future__ import annotations
 

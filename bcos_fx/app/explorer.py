@@ -248,7 +248,7 @@ class Explorer:
             return to_image(signed(self._mapped(photo, classes or (self.listed(photo)[0][0],), way))[0])
 
     def _map(self, photo: str, classes: Classes, way: str) -> Tensor:
-        """(1, H, W) the map of a class by a post-hoc method on this network; of two classes the maps' difference."""
+        """Return a class's map (1, H, W) by a post-hoc method on this network; of two classes the maps' difference."""
         (method,) = baselines(POST_HOC[way], network=self.network)
         found = method.maps(self.network.preprocess(self.path(photo)), torch.tensor([classes]))[0]
         return found[:1] - found[1:].sum(0, keepdim=True)

@@ -197,7 +197,7 @@ def parse(text: str | bytes) -> Any:
     """Read strict JSON: no NaN, no key twice, no nesting or number beyond reason.
 
     Raises:
-        ArtifactError: it is none, or exceeds a budget.
+        ArtifactError: it is not strict JSON, or exceeds a budget.
     """
     try:
         options: dict[str, Any] = {"object_pairs_hook": _once, "parse_constant": _refuse_constant}

@@ -76,5 +76,5 @@ class Fields:
     def _typed(self, key: str, kind: type) -> Any:
         value = self.value(key)
         if type(value) is not kind:
-            raise ArtifactError(f"{key!r} is to be a {kind.__name__}, not {str(value)[:40]!r}", where=self.where)
+            raise ArtifactError(f"{key!r} must be a {kind.__name__}, not {str(value)[:40]!r}", where=self.where)
         return value

@@ -29,11 +29,11 @@ def read_record(value: Any) -> Record:
     """Return the record that a file holds; options that its version did not have take their defaults.
 
     Raises:
-        ArtifactError: it is none, or holds what no conversion writes.
+        ArtifactError: it is not a record, or holds what no conversion writes.
     """
     record = decode(value, "record")
     if not isinstance(record, Record):
-        raise ArtifactError("the file's record of the conversion is none")
+        raise ArtifactError("the file's record of the conversion is damaged")
     if record.train not in _TRAIN:
         raise ArtifactError(f"the record's mode of training is {record.train!r}", hint=f"known: {', '.join(_TRAIN)}")
     for spec in record.inputs:
@@ -43,7 +43,7 @@ def read_record(value: Any) -> Record:
     report = record.report
     for rule, use in report.rules.items():
         if use.phase not in PHASES or use.preserves not in PRESERVES:
-            raise ArtifactError("the report holds a phase that there is none of", where=f"rule {rule!r}")
+            raise ArtifactError("the report holds an unknown phase", where=f"rule {rule!r}")
     if report.figures.verification is not None:
         _check_verification(report.figures.verification)
     options = _options(report.options)

@@ -72,7 +72,7 @@ def encode(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def _is_default(kind: type[Any], name: str, value: Any) -> bool:
-    """Whether a dataclass's field holds what it is made with; equal values of another type are kept as they are."""
+    """Return whether a field of a dataclass holds its default; an equal value of another type does not count."""
     default = _defaults()[kind.__name__][name]
     return type(default) is type(value) and bool(default == value)
 
@@ -180,7 +180,7 @@ def _dataclass(kind: type[Any], content: Any, where: str, depth: int) -> Any:
 
 @functools.cache
 def _defaults() -> dict[str, dict[str, Any]]:
-    """Dataclass -> field -> its default; MISSING where it has none."""
+    """Return dataclass -> field -> its default; MISSING where it has none."""
     return {
         name: {
             field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -192,7 +192,7 @@ def _defaults() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def _hints() -> dict[str, dict[str, Any]]:
-    """Dataclass -> field -> type; Python evaluates annotations, so they are read once."""
+    """Return dataclass -> field -> type; Python evaluates annotations, so they are read once."""
     return {name: typing.get_type_hints(kind) for name, kind in _dataclasses().items()}
 
 

@@ -188,7 +188,7 @@ def certified(network: BcosNetwork, given: Tensor) -> tuple[Certification, str |
 
 def _index(found: Any, count: int) -> int:
     if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < count:
-        raise UsageError(f"{found!r} is none of the network's {count} classes", hint=f"a name, or 0 to {count - 1}")
+        raise UsageError(f"{found!r} is not one of the network's {count} classes", hint=f"a name, or 0 to {count - 1}")
     return found
 
 

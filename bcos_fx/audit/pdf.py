@@ -140,7 +140,7 @@ class _Pages:
 
 
 def _widths(rows: list[tuple[str, ...]], *, numbers: bool) -> list[float]:
-    """Columns in points: of numbers as wide as their texts, and the first takes what is left."""
+    """Return the widths of columns in points: of numbers as wide as their texts, and the first takes the rest."""
     whole, count = _WIDTH - 2 * _MARGIN, len(rows[0])
     if not numbers:
         return [100.0, whole - 100.0]

@@ -233,7 +233,7 @@ def _facts(reader: GraphReader, node: fx.Node, module: nn.Module) -> tuple[bool,
 
 
 def _rectified(reader: GraphReader, node: fx.Node) -> bool:
-    """Whether every path from a node leads to a rectifier, through nothing but linear operations without weights."""
+    """Return whether all paths from a node lead to a rectifier, through linear operations without weights alone."""
     pending, passed = [node], {node}
     while pending:
         users = pending.pop().users
@@ -261,7 +261,7 @@ def _owns(reader: GraphReader, module: nn.Module) -> bool:
 
 
 def _reaching_the_output(graph: fx.Graph, barriers: set[fx.Node]) -> set[fx.Node]:
-    """Nodes from which a path leads to the output past all barriers."""
+    """Return the nodes from which a path leads to the output past all barriers."""
     (output,) = graph.find_nodes(op="output")
     found, pending = {output}, [output]
     while pending:

@@ -62,6 +62,6 @@ class Moments:
         return self._rectified
 
     def dead(self, precision: torch.dtype) -> Tensor:
-        """Which channels (C,) do not vary beyond the rounding of values that were computed in ``precision``."""
+        """Return which channels (C,) do not vary beyond the rounding of values that were computed in ``precision``."""
         rounding = 8 * torch.finfo(precision).eps
         return self.variance.sqrt() <= rounding * self.mean.abs()

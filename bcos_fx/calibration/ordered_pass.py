@@ -98,7 +98,7 @@ def calibrate_(
     Args:
         network: from :func:`bcos_fx.bcosify`, in float32 or float64.
         images: as for :func:`calibrate`.
-        original: likewise; or what :func:`measure_original` measured on the same images in the same batches, which
+        original: as there; or what :func:`measure_original` measured on the same images in the same batches, which
             saves running the original again.
         output_key: which part of the original's output to take, as for :func:`bcos_fx.bcosify`.
         batch_size: for a tensor or a Dataset.
@@ -281,7 +281,7 @@ class _CalibrationRun:
         return _change(layer, live, factors, shift)
 
     def _moments(self, layer: Layer, *, of_input: bool = False) -> Moments:
-        """Moments of a layer's input or output over all batches, in the state that the layer is in now."""
+        """Return the moments of a layer's input or output over all batches, in the layer's present state."""
         moments = Moments(layer.channel_dim)
         dims = None if self.targets is None else self.targets.dims.get(layer.node.name)
         for values in self.frontier.batches():

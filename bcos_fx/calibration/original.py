@@ -129,7 +129,7 @@ class Original:
         return tuple(value.to(self._like.device, dtype, copy=True) for value, dtype in zip(given, dtypes, strict=True))
 
     def has(self, name: str) -> bool:
-        """Whether the original has a counterpart of a node of the network."""
+        """Return whether the original has a counterpart of a node of the network."""
         return self._place(name) >= 0
 
     def _place(self, name: str) -> int:
@@ -163,7 +163,7 @@ class Original:
 
 
 def is_classes(output: object) -> bool:
-    """Whether an output is (N, C) with several classes."""
+    """Return whether an output is (N, C) with several classes."""
     return isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1
 
 

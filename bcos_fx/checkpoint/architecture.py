@@ -95,7 +95,7 @@ def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = N
 
 
 def has_random_weights(arch: str) -> bool:
-    """Whether the network that ``arch`` names comes with random weights: one of a library, with no weights named."""
+    """Return whether the network that ``arch`` names comes with random weights, as a library's does by default."""
     source, _, name = arch.rpartition(":")
     return source in (*_BUILDERS, "timm", "transformers") and not names_weights(source, name)
 
@@ -178,7 +178,7 @@ def published_candidates(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, n
 
 
 def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes by name; of the outermost layers' weights and biases the class count is left out."""
+    """Return the shapes by name; of the outermost layers' weights and biases the class count is left out."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
     last = next((name.rpartition(".")[0] for name in reversed(shapes)), "")
     return {name: shape[1:] if name.rpartition(".")[0] == last else shape for name, shape in shapes.items()}

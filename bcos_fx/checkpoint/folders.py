@@ -79,7 +79,7 @@ def digest_of_weights(path: Path) -> tuple[str, str]:
     """Return the name of a file of weights and its SHA-256; of an index that of its shards, joined by their names.
 
     Raises:
-        CheckpointError: a folder has no weights, or an index is none.
+        CheckpointError: a folder has no weights, or an index is damaged.
         OSError: a file cannot be read.
     """
     file = weights_at(path)

@@ -82,7 +82,7 @@ def renamed(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def classifies_images(module: nn.Module) -> bool:
-    """Whether a module is one of transformers' image classifiers, whose scores are the ``logits`` of its output."""
+    """Return whether a module is an image classifier of transformers, whose scores are its output's ``logits``."""
     if "transformers" not in sys.modules or not hasattr(module, "config"):
         return False
     auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")

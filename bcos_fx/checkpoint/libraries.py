@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def names_weights(source: str, name: str) -> bool:
-    """Whether a name of a library includes weights; what a class of transformers has behind ``@`` is its attention."""
+    """Return whether a library's name includes weights; after ``@`` a class of transformers has its attention."""
     return source != "transformers" and ("@" in name or (source == "timm" and "." in name))
 
 
@@ -107,7 +107,7 @@ def torchvision_model(name: str, arch: str) -> nn.Module:
 
 
 def _resizing(preset: Any) -> dict[str, Any]:
-    """How a weight's own preset resizes and crops, in timm's words; nothing of presets that do something else."""
+    """Return how the preset of weights resizes and crops, in timm's words; an empty dict for other presets."""
     resize, crop = getattr(preset, "resize_size", None), getattr(preset, "crop_size", None)
     if not (isinstance(resize, list) and isinstance(crop, list) and len(resize) == len(crop) == 1):
         return {}

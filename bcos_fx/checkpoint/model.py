@@ -44,7 +44,7 @@ def read_model(
         trust_pickle: let the file run the code that it carries. Only for files that you made.
 
     Raises:
-        CheckpointError: the file cannot be read or does not fit; the message says how to mend it.
+        CheckpointError: the file cannot be read or does not fit; the message says what to do.
         MissingExtraError: the architecture's library is not installed.
     """
     kind = identify(path)

@@ -106,7 +106,7 @@ def _of_module(path: str, module: nn.Module, was: str) -> Iterator[_Entry]:
 
 
 def _is_recorded(path: str, name: str) -> bool:
-    """Whether tracing made the tensor from a number or a tensor of the original's code."""
+    """Return whether tracing made the tensor from a number or a tensor of the original's code."""
     return not path and name.startswith("constant_") and name.removeprefix("constant_").isdigit()
 
 

@@ -139,7 +139,7 @@ class Published:
             setattr(network.get_submodule(owner), name, rebuilt(layer, gain=False))
 
     def _in_attention_pools(self, network: BcosNetwork) -> set[str]:
-        """Paths of layers that B-cosification wrapped and never called: an attention pool reads their weight alone."""
+        """Return the paths of layers that B-cosification wrapped but never called: a pool reads only their weight."""
         paths = {row.name: row.module for row in network.report.nodes}
         return {str(paths[miss.node]) for miss in network.report.near_misses
                 if miss.rule == "layer-to-bcos" and "attention pool" in miss.reason and miss.node in paths}  # fmt: skip
@@ -223,7 +223,7 @@ def _options(origin: str, assigned: _Assignment) -> dict[str, Any]:
 
 
 def _published_names(tensors: Mapping[str, Tensor], module: nn.Module) -> bool:
-    """Whether the names look like those of B-cos layers: an inner layer where the architecture has no part."""
+    """Return whether the names look like those of B-cos layers: an inner layer where the architecture has no part."""
     own = module.state_dict().keys()
     inner = [key for key in tensors if key.endswith(_INNER)]
     return sum(key not in own for key in inner) > len(inner) / 2
@@ -257,7 +257,7 @@ def _pressure(tensors: Mapping[str, Tensor], hyper: Mapping[str, Any] | None, so
     """Return the B of the file: learned beside the weights, or from the training's settings, or else the usual one.
 
     Raises:
-        CheckpointError: it is none that our layers compute as the file's do.
+        CheckpointError: it is another B, at which our layers compute something else.
     """
     learned = {float(tensor) for key, tensor in tensors.items() if key.endswith(".b") and tensor.numel() == 1}
     model = hyper.get("model") if hyper is not None else None

@@ -141,7 +141,7 @@ def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, tru
 
 
 def load_tensors(path: str | os.PathLike[str], *, key: str | None = None, trust_pickle: bool = False) -> StateDict:
-    """Like :func:`read_state_dict`, but without looking at the values."""
+    """Read weights as :func:`read_state_dict` does, but without looking at the values."""
     path = weights_at(Path(path))
     kind = identify(path)
     if kind.kind == "sharded":
@@ -187,7 +187,7 @@ def _check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def load_object(path: str | os.PathLike[str], kind: FileKind, *, trust_pickle: bool) -> Any:
-    """Whatever the file holds, tensors on the CPU; refuses what would run code unless it is trusted."""
+    """Return what the file holds, tensors on the CPU; refuse what would run code unless it is trusted."""
     path = weights_at(Path(path))
     if kind.kind in ("safetensors", "state-dict", "nested-checkpoint", "tensor"):
         pass
@@ -220,7 +220,7 @@ def _unreadable(path: str | os.PathLike[str], kind: FileKind) -> CheckpointError
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, on the CPU.
+    """Return all tensors of a safetensors file, on the CPU.
 
     Raises:
         CheckpointError: the file is damaged or cannot be read.
@@ -314,7 +314,7 @@ def _follow(content: Any, key: str, source: str) -> Any:
 
 
 def _candidates(content: Any, depth: int) -> list[str]:
-    """Keys whose values are weights or, under the usual names, hold some ``depth`` levels down; those come first."""
+    """Return the keys that hold weights, those of the usual names also ``depth`` levels down; the usual ones first."""
     if not isinstance(content, Mapping) or depth == 0:
         return []
     named = {name: below for name, below in content.items() if isinstance(name, str) and "." not in name}
@@ -362,7 +362,7 @@ def _no_weights(content: Any, source: str) -> CheckpointError:
 
 
 def nonfinite(state: StateDict) -> dict[str, int]:
-    """How many values of each tensor are NaN or infinite.
+    """Return how many values of each tensor are NaN or infinite.
 
     Raises:
         CheckpointError: a tensor holds no plain values (quantized, sparse, or without data).

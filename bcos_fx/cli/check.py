@@ -140,7 +140,7 @@ def _alone(path: Path, asked: dict[str, Any], *, json: bool) -> tuple[str, dict[
 
 
 def _is_ours(path: Path, arch: str | None) -> bool:
-    """Whether a file is to be read as a converted network: it is one, or nothing says how to read it otherwise."""
+    """Return whether to read a file as a converted network: it is one, or nothing tells how else to read it."""
     from bcos_fx.checkpoint import identify
 
     return arch is None or identify(path).kind in ("bcos-fx", "damaged")

@@ -73,7 +73,7 @@ app = typer.Typer(
 
 
 def _flowing(docstring: str | None) -> str:
-    """Join the lines of each paragraph, for the terminal is seldom as wide as the source."""
+    """Join the lines of each paragraph, because the terminal is rarely as wide as the source."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (docstring or "").split("\n\n"))
 
 

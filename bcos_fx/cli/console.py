@@ -13,7 +13,7 @@ _PIPED_WIDTH = 110
 
 
 def console() -> EscapingConsole:
-    """Return stdout: as wide as the terminal, or 110 characters where it is none, so that logs fold little."""
+    """Return stdout: as wide as the terminal; 110 characters where it is not one, so that logs are rarely wrapped."""
     found = EscapingConsole()
     return found if found.is_terminal else EscapingConsole(width=_PIPED_WIDTH)
 

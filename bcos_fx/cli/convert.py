@@ -57,7 +57,7 @@ def convert_network(request: Request) -> None:
 
 
 def check_targets(request: Request) -> None:
-    """Check what is to be written before the work begins.
+    """Check the files to write before the work begins.
 
     Raises:
         UsageError: as :func:`bcos_fx.files.check_target` says, or a file is the input itself.

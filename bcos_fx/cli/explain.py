@@ -264,7 +264,7 @@ def _places(place: Path, question: Question) -> dict[str | None, Path]:
 
 
 def _preprocessing(network: BcosNetwork, batch_axis: int | None) -> Preprocessing:
-    """How images become what the network takes.
+    """Return how images become what the network takes.
 
     Raises:
         UsageError: it takes something else than one photograph, or has no such batch axis.

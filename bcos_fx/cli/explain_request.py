@@ -18,7 +18,7 @@ _picture_option = partial(typer.Option, rich_help_panel="The picture")
 
 @dataclass(frozen=True)
 class ExplainRequest:
-    """What is to be explained, by what and where to, as asked for on the command line."""
+    """What to explain, by what, and where to write it, from the command line."""
 
     model: Annotated[
         Path,

@@ -50,7 +50,7 @@ class FineTuneRequest:
         ),
     ]
     out: Annotated[Path, _run_option("-o", "--out", help="The file to write.")]
-    val: Annotated[Path | None, _data_option(help="Images to test on after every epoch, likewise.")] = None
+    val: Annotated[Path | None, _data_option(help="Images to test on after every epoch, in the same form.")] = None
     augment: Annotated[
         str | None,
         _data_option(help="none, flip, flip-and-shift, crop-and-flip, trivial or rand. (default: the recipe's)"),

@@ -71,7 +71,7 @@ def compared_whole(original: nn.Module, network: BcosNetwork, batch_axis: int | 
 
 
 def _made_up(network: BcosNetwork, batch_axis: int | None) -> list[Tensor] | None:
-    """Made-up float64 inputs, as it takes them, of a network that takes one input; None for others."""
+    """Return random float64 inputs for a network that takes one input; None for others."""
     if len(network.record.inputs) != 1:
         return None
     (spec,) = network.record.inputs
@@ -84,7 +84,7 @@ def _made_up(network: BcosNetwork, batch_axis: int | None) -> list[Tensor] | Non
 
 
 def _noise(shape: tuple[int, ...] | None, batch_axis: int | None) -> list[Tensor] | None:
-    """Made-up samples of a shape; None without a shape."""
+    """Return random samples of a shape; None without a shape."""
     if shape is None:
         return None
     count = 1 if batch_axis is None else _SAMPLES

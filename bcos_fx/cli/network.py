@@ -181,7 +181,7 @@ def example_of(shape: tuple[int, ...]) -> Tensor:
 
 
 def _head(request: Request) -> dict[str, Any]:
-    """Which of the classifier's classes are kept."""
+    """Return which of the classifier's classes are kept."""
     check_choice("--head", request.head, ("keep", "subset"))
     names = None if request.classes is None else read_classes(request.classes)
     if request.head == "keep":
@@ -189,7 +189,7 @@ def _head(request: Request) -> dict[str, Any]:
             raise UsageError("--data names the classes to keep", hint="--head subset keeps them")
         return {"class_names": names}
     if request.data is None:
-        raise UsageError("which classes are to be kept is not known", hint="name a folder of them with --data")
+        raise UsageError("the classes to keep are not named", hint="name a folder of them with --data")
     found = open_source(request.data)
     found.check_labeled()
     wanted = found.classes or tuple(map(str, sorted(set(found.labels or ()))))

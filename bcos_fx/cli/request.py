@@ -191,7 +191,7 @@ class Request:
             "it records them, else 0 and 1) The result takes images in [0, 1] and normalizes inside."
         ),
     ] = None
-    std: Annotated[str | None, _input_option(help="The standard deviation likewise: 0.229,0.224,0.225.")] = None
+    std: Annotated[str | None, _input_option(help="The standard deviation in the same form: 0.229,0.224,0.225.")] = None
     pixel_max: Annotated[
         float | None, _input_option(help="The value of white in the units of --mean and --std: 1, or 255. (default: 1)")
     ] = None

@@ -93,9 +93,7 @@ def list_rules(
 
 def _diagnosis(name: str | None, model: str, given: dict[str, Any]) -> Diagnosis:
     if name is None:
-        raise UsageError(
-            "which rule is to be explained is not known", hint="name it: bcos-fx rules NAME --explain MODEL"
-        )
+        raise UsageError("the rule to explain is not named", hint="name it: bcos-fx rules NAME --explain MODEL")
     from bcos_fx.cli import values
     from bcos_fx.cli.network import example_of, read_network
     from bcos_fx.diagnosis import why_not

@@ -24,7 +24,7 @@ from bcos_fx.verification.original import EachAlone, NormalizedModel
 
 
 def _sizes(stage: Preserved) -> tuple[()] | None:
-    """Which other sizes of inputs are tried: None for those that the verification chooses."""
+    """Return which other sizes of inputs are tried: None for those that the verification chooses."""
     return () if stage.traced.trace.guards or stage.traced.conversion.whole else None
 
 

@@ -48,7 +48,7 @@ def _pretrained_cfg(module: nn.Module) -> Mapping[str, Any]:
 
 
 def _of_config(config: Any) -> Sequence[Any]:
-    """Names out of a configuration of transformers; ``LABEL_0`` and so on stand for names that were never given."""
+    """Return the names in a configuration of transformers, unless they are placeholders such as ``LABEL_0``."""
     names = getattr(config, "id2label", None)
     if not isinstance(names, Mapping):
         return ()

@@ -29,7 +29,7 @@ LARGE = 100_000_000
 
 @dataclass(frozen=True, eq=False)
 class Conversion:
-    """What is to be converted, and how.
+    """What to convert, and how.
 
     Attributes:
         module: the original; never changed.

@@ -73,7 +73,7 @@ def _from_json(text: str, path: Path) -> list[str]:
 
 
 def _by_index(found: dict[str, Any], path: Path) -> list[Any]:
-    """Names in order; torchvision's own index files hold [id, name] for each class."""
+    """Return the names in order; torchvision's own index files hold [id, name] for each class."""
     wanted = [str(place) for place in range(len(found))]
     missing = [place for place in wanted if place not in found]
     if missing:

@@ -42,7 +42,7 @@ def source_of(data: object, *, classes: Sequence[str] | None = None) -> ImageSou
         classes: names of the network's classes, for paths.
 
     Raises:
-        UsageError: it is none of these, there are no images, or a loader leaves images out.
+        UsageError: another kind of object, no images, or a loader that leaves images out.
     """
     if isinstance(data, ImageSource):
         return data
@@ -101,7 +101,7 @@ def unmatched(source: ImageSource, classes: Sequence[str]) -> str | None:
 
 
 def is_data(data: object) -> bool:
-    """Whether something is images in a form of this package, and not batches of them, as two tensors alike could be."""
+    """Return whether something is images in a form of this package and not batches, which two tensors could be."""
     if _is_pair(data):
         images, labels = cast("Any", data)
         return bool(labels.ndim < images.ndim)

@@ -20,7 +20,7 @@ _DEFLATED = b"1.2.840.10008.1.2.1.99"  # compressed as a whole: what it unpacks 
 
 
 def is_dicom(stream: BinaryIO) -> bool:
-    """Whether a stream begins as DICOM files do; it is at its beginning afterwards."""
+    """Return whether a stream begins as DICOM files do; it is at its beginning afterwards."""
     head = stream.read(132)
     stream.seek(0)
     return head[128:] == b"DICM"

@@ -27,7 +27,7 @@ CLIP: dict[str, Any] = {"interpolation": "bicubic", "crop_pct": 1.0}
 
 
 def is_photograph(shape: tuple[int, ...]) -> bool:
-    """Whether a sample of this shape is an image: (1 or 3, H, W)."""
+    """Return whether a sample of this shape is an image: (1 or 3, H, W)."""
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
@@ -38,7 +38,7 @@ class Preprocessing:
     Attributes:
         channels: 1 or 3.
         height: of the network's images, in pixels.
-        width: likewise.
+        width: the same for the width.
         interpolation: a key of :data:`INTERPOLATIONS`.
         crop_pct: share in (0, 1] of the limiting side that the crop keeps.
         shrunk: images come at this fraction of the network's size, as cells of rescaled grids.

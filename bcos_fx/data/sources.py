@@ -49,7 +49,7 @@ class ImageSource(abc.ABC):
 
     @abc.abstractmethod
     def __len__(self) -> int:
-        """How many images there are, readable or not."""
+        """Return how many images there are, readable or not."""
 
     @abc.abstractmethod
     def load(self, index: int) -> Sample:
@@ -129,7 +129,7 @@ class ImageSource(abc.ABC):
             )
         if outputs is not None and not 0 <= label < outputs:
             raise UsageError(
-                f"the label {label} is none of the network's {outputs} classes",
+                f"the label {label} is not one of the network's {outputs} classes",
                 where=self.where(index),
                 hint=f"labels are counted from 0 to {outputs - 1}, in the order of the network's outputs",
             )

@@ -131,7 +131,7 @@ def _pictures(items: Sequence[Path]) -> list[Path]:
 
 
 def _labels(folders: list[str], classes: Sequence[str] | None) -> tuple[list[int], bool]:
-    """Class indices of folders, and whether they are no more than places in the order of names."""
+    """Return the class indices of folders, and whether they are no more than places in the order of names."""
     if all(name.isdecimal() for name in folders):
         return [int(name) for name in folders], False
     if classes is None:
@@ -181,7 +181,7 @@ def _npz(path: Path, classes: Sequence[str] | None) -> ImageSource:
 
 
 def _bounds(offsets: np.ndarray[Any, Any], labels: np.ndarray[Any, Any] | None, size: int, path: Path) -> list[int]:
-    """Where each image begins and the last one ends, after checking that they lie within the bytes of all."""
+    """Return where each image begins and the last one ends, after checking that they lie within the bytes of all."""
     if offsets.ndim != 1 or len(offsets) < 2 or (labels is not None and labels.shape != (len(offsets) - 1,)):
         raise UsageError(
             f"offsets {offsets.shape} and labels {None if labels is None else labels.shape} do not belong together",
@@ -199,7 +199,7 @@ def _bounds(offsets: np.ndarray[Any, Any], labels: np.ndarray[Any, Any] | None, 
 
 
 def _stored_bytes(archive: zipfile.ZipFile, path: Path) -> tuple[int, int]:
-    """Where in the file the bytes of all images begin, and how many there are."""
+    """Return where in the file the bytes of all images begin, and how many there are."""
     info = _member(archive, "jpeg", path)
     if info.compress_type != zipfile.ZIP_STORED:
         raise UsageError(

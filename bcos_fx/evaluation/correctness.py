@@ -115,7 +115,7 @@ def judged_accuracy(
 
 
 def _calibration_error(predictions: Sequence[Prediction], right: Any, confidence: str) -> float:
-    """Σ over bins of confidence: share of images · |accuracy - mean confidence|."""
+    """Return Σ over bins of confidence: share of images · |accuracy - mean confidence|."""
     check_choice("confidence", confidence, CONFIDENCES)
     check_installed("torchmetrics", "evaluate", "the calibration error")
     from torchmetrics.functional.classification import binary_calibration_error

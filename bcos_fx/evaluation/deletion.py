@@ -180,7 +180,7 @@ def imputed(images: Tensor, imputation: str) -> Tensor:
     """Return what stands in the place of pixels (N, C, H, W) that are not there.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: it is not one of these.
     """
     check_choice("imputation", imputation, _IMPUTATIONS)
     return _IMPUTATIONS[imputation](images)

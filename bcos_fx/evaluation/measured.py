@@ -51,7 +51,7 @@ def bootstrap_interval(values: Tensor, *, level: float = 0.95, seed: int = 0) ->
     """Return the :func:`~bcos_fx.evaluation.measured.bootstrap` interval of a mean.
 
     Raises:
-        UsageError: there are no values, or the level is none.
+        UsageError: there are no values, or the level is not in (0, 1).
     """
     if not values.numel() or not 0 < level < 1:
         raise UsageError(

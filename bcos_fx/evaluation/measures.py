@@ -73,5 +73,5 @@ def evaluate(
 
 
 def _listed(names: str | Sequence[str]) -> str | None:
-    """Names as one text with commas between, or None where there are none."""
+    """Return the names as one text with commas between, or None where there are none."""
     return (names if isinstance(names, str) else ",".join(names)) or None

@@ -70,7 +70,7 @@ def hits(maps: Tensor, masks: Tensor, tolerance: int = _TOLERANCE) -> Tensor:
 
 
 def _grown(masks: Tensor, tolerance: int) -> Tensor:
-    """Masks with everything within a Euclidean distance in pixels."""
+    """Return the masks with everything within a Euclidean distance in pixels."""
     if not tolerance:
         return masks
     reach = torch.arange(-tolerance, tolerance + 1)

@@ -98,7 +98,7 @@ def predict(task: EvaluationTask, runner: Runner, *, batch_size: int = 32) -> Pr
         batch_size: images at once. Results hold for it: rounding depends on what is computed together.
 
     Raises:
-        UsageError: the network gives no row of class outputs, labels are none of its classes, no image can be read.
+        UsageError: the network gives no row of class scores, a label is not among its classes, or no image is readable.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise UsageError(f"batch_size is {batch_size!r}", hint="give an integer of at least 1")

@@ -93,7 +93,7 @@ def _text(cell: Any) -> str:
 
 
 def _score_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
-    """Every score of every cell."""
+    """Return every score of every cell."""
     yield ["protocol", "side", "method", "grid", "cell", "image", "label", "score"]
     source = evaluation.task.source
     for results in evaluation.localisations:

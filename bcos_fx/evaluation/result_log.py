@@ -111,7 +111,7 @@ def _content(path: Path) -> bytes:
 
 
 def is_result_log(path: Path) -> bool:
-    """Whether a file begins as the result logs of an evaluation do."""
+    """Return whether a file begins as the result logs of an evaluation do."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:

@@ -84,7 +84,7 @@ class Runner:
         return [everything[number] for number in range(len(sizes))]
 
     def _path(self, name: str, rank: int) -> Path | None:
-        """Where a process writes: two that append to one file would mix their lines."""
+        """Return where a process writes: two that append to one file would mix their lines."""
         return None if self.folder is None else self.folder / f"{name}{f'.{rank}' if rank else ''}.jsonl"
 
     def _left_by_earlier_runs(self, name: str, log: ResultLog) -> dict[int, Any]:

@@ -164,7 +164,7 @@ def randomise_(
 
 
 def _called(network: nn.Module, example: Tensor) -> tuple[list[str], tuple[str, ...]]:
-    """Names of modules with parameters of their own, the last to finish first; and of those that never ran."""
+    """Return the modules with parameters of their own by name, the last to finish first, and those that never ran."""
     observed = deep_copy(network)
     holders = {name: part for name, part in observed.named_modules() if any(True for _ in part.parameters(False))}
     order: list[str] = []
@@ -202,7 +202,7 @@ def similarities(maps: Tensor, others: Tensor) -> dict[str, Tensor]:
 
 
 def _ranks(maps: Tensor) -> Tensor:
-    """Ranks of the pixels of maps (N, K, H, W), (N, K, H·W)."""
+    """Return the ranks of the pixels of maps (N, K, H, W), (N, K, H·W)."""
     pixels = maps.flatten(2).contiguous()
     ordered = pixels.sort(-1).values
     below, up_to = (torch.searchsorted(ordered, pixels, right=right) for right in (False, True))
@@ -210,7 +210,7 @@ def _ranks(maps: Tensor) -> Tensor:
 
 
 def _correlation(maps: Tensor, others: Tensor) -> Tensor:
-    """Spearman's rank correlation, (N, K)."""
+    """Return Spearman's rank correlation, (N, K)."""
     a, b = (ranks - ranks.mean(-1, keepdim=True) for ranks in (_ranks(maps), _ranks(others)))
     spread = a.norm(dim=-1) * b.norm(dim=-1)
     return (a * b).sum(-1) / torch.where(spread > 0, spread, 1)

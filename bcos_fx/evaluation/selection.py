@@ -178,7 +178,7 @@ def select(predictions: Sequence[Prediction], protocol: Protocol) -> tuple[Grid,
 
 
 def _by_class(predictions: Sequence[Prediction], protocol: Protocol) -> dict[int, list[int]]:
-    """Class -> indices of its correct and confident images, the most confident first."""
+    """Return class -> indices of its correct and confident images, the most confident first."""
     found: dict[int, list[Prediction]] = {}
     for prediction in predictions:
         if prediction.predicted == prediction.label and _confidence(prediction, protocol) > protocol.threshold:

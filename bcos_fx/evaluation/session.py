@@ -28,7 +28,7 @@ from bcos_fx.verification.original import NormalizedModel
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured.
+    """What to measure.
 
     Attributes:
         metrics: names: ``accuracy`` (``zeroshot`` is that of a zero-shot classifier), ``gridpg``, and those of the

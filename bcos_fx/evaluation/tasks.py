@@ -52,7 +52,7 @@ def task_of(
 
 
 def _classes_of(original: nn.Module, count: int) -> tuple[str, ...]:
-    """Names of an original's classes, as its file or its library records them; none where they are not known."""
+    """Return the names of an original's classes that its file or library records; an empty tuple for none."""
     module = original.module if isinstance(original, NormalizedModel) else original
     return module.record.classes if isinstance(module, BcosNetwork) else recorded_classes(module, count)
 
@@ -70,7 +70,5 @@ def preprocessing_of(model: nn.Module, source: ImageSource, shape: tuple[int, ..
         return dataclasses.replace(spec.preprocessing(shape), **usual)
     found = shape if shape is not None else source.own_shape()
     if found is None:
-        raise UsageError(
-            "which size the images are to be brought to is not known", hint="give shape=(3, 224, 224), say"
-        )
+        raise UsageError("the size to resize the images to is not known", hint="give shape=(3, 224, 224), say")
     return Preprocessing.of(tuple(found))

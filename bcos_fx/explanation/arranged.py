@@ -114,7 +114,7 @@ class ArrangedView(ExplanationView):
         return DynamicWeights(first.start, value, found.output, first.weights, found.constants, named)
 
     def _first(self, name: str, part: SourceWeights) -> SourceWeights:
-        """Weights (1, K, ...) of a source (1, ...), of weights with the numbers K in dimension 1 of the source."""
+        """Return weights (1, K, ...) of a source (1, ...), from weights that hold K in dimension 1 of the source."""
         axis = self.layout.starts[name]
         weights = torch.stack([samples_first(each, axis) for each in part.weights.unbind(1)], dim=1)
         return SourceWeights(samples_first(part.start, axis), weights)

@@ -52,7 +52,7 @@ class Contributions:
         given = inputs if isinstance(inputs, tuple) else (inputs,)
         if len(given) != 1:
             raise UsageError(
-                f"{len(given)} inputs are to be explained at once",
+                f"{len(given)} inputs were given to explain at once",
                 hint="give the first alone, the others as additional_forward_args",
             )
         more = additional_forward_args if additional_forward_args is not None else ()

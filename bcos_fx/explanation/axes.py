@@ -28,7 +28,7 @@ class Axes:
         channel: the dimension that holds the channels, counted from 0 with the samples' own; None: every number of a
             sample stands for itself, as in a table (N, F), a waveform (N, T) or a plane (N, H, W).
         places: names of the other dimensions, in order, the samples' left out.
-        note: what is to be known about this, or nothing.
+        note: what a user should know about this; may be empty.
     """
 
     channel: int | None
@@ -84,7 +84,7 @@ def axes_of(
 
 
 def _by_rank(shape: tuple[int, ...], reason: str) -> Axes:
-    """PyTorch's convention, where the graph leaves the axis open."""
+    """Return PyTorch's convention, where the graph leaves the axis open."""
     if len(shape) == 2:
         return Axes(None, ("feature",))
     usual = _named(1 if len(shape) > 3 else 2, shape, None)

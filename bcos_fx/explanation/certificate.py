@@ -255,7 +255,7 @@ def _breaks(reader: GraphReader, output: fx.Node, kind: str, prepared: Prepared)
 
 
 def _makes_a_gate(reader: GraphReader, call: Call) -> bool:
-    """Whether a gate begins here: no gate comes in through what the call carries."""
+    """Return whether a gate begins here: no gate comes in through what the call carries."""
     carried = [n for name in reader.flow.value_parameters(call) for n in call.nodes(name)]
     begins = not any(reader.flow.kinds[n.name] == GATE for n in carried)
     return call.node.op != "output" and (call.op.linearity == "gate" or begins)

@@ -224,7 +224,7 @@ def coarsest_precision(view: ExplanationView, inputs: Sequence[Tensor], dtype: t
 
 
 def _found(view: ExplanationView, inputs: Sequence[Tensor], select: Select) -> DynamicWeights:
-    """Weights and constants; sample by sample, where samples cannot be told apart."""
+    """Return the weights and constants; sample by sample, where samples cannot be told apart."""
     if len(inputs[0]) == 1 or view.separable:
         return view.dynamic_weights(inputs, select)
     samples = range(len(inputs[0]))
@@ -262,7 +262,7 @@ def judged(
 
 
 def _is_nothing(found: DynamicWeights) -> bool:
-    """Whether the inputs' contributions underflowed in every sample."""
+    """Return whether the inputs' contributions underflowed in every sample."""
     return not any(bool((part.weights != 0).any()) for part in found.parts)
 
 

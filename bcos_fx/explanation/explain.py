@@ -270,7 +270,7 @@ def _scored(found: Explanation, names: Sequence[str]) -> Explanation:
 
 
 def _has_colors(start: Tensor, weights: Tensor, axis: int | None) -> bool:
-    """Whether both halves of an encoded image are weighted, so that weights have a color.
+    """Return whether both halves of an encoded image are weighted, so that weights have a color.
 
     Other things have two or six channels too, inner layers say; of an encoding [x, 1 - x] the halves add up to 1.
     """
@@ -305,7 +305,7 @@ def _way_out(view: ExplanationView) -> str:
 
 
 def _in_order(model: nn.Module, images: Tensor | Mapping[str, Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """All inputs, in the network's order."""
+    """Return all inputs, in the network's order."""
     if not isinstance(images, Mapping):
         return [images, *others]
     if others:

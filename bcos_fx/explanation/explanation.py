@@ -26,7 +26,7 @@ class Explanation(Result):
                 Of a single sample also without a list around them.
 
         Raises:
-            UsageError: what is explained by is no sequence, or the tokens do not fit it.
+            UsageError: the source is not a sequence, or the tokens do not fit it.
         """
         from bcos_fx.explanation.render.tokens import checked
 
@@ -36,7 +36,7 @@ class Explanation(Result):
         """Return what each token, position or feature and all constants contributed; the numbers add up to the output.
 
         Raises:
-            UsageError: what is explained by is an image.
+            UsageError: the source is an image.
         """
         from bcos_fx.explanation.render.tokens import text
 
@@ -60,7 +60,7 @@ class Explanation(Result):
             overlay: draw it over the photograph, which is drawn in light gray.
 
         Raises:
-            UsageError: what is explained by is no image.
+            UsageError: the source is not an image.
         """
         from bcos_fx.explanation.render.color import images
 

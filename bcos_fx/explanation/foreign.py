@@ -99,7 +99,7 @@ def _check_samples(module: nn.Module, inputs: ExampleInputs, found: Trace, batch
 
 
 def agree(found: Any, wanted: Any) -> bool:
-    """Whether two values are the same tensor but for rounding."""
+    """Return whether two values are the same tensor but for rounding."""
     if not isinstance(found, Tensor) or not isinstance(wanted, Tensor) or found.shape != wanted.shape:
         return False
     if not found.is_floating_point() or not found.numel():
@@ -123,7 +123,7 @@ def _repeated(module: nn.Module, inputs: ExampleInputs, batch_axis: BatchAxis) -
 
 
 def _two_samples(inputs: ExampleInputs) -> ExampleInputs:
-    """At least two samples: a single one could be taken for a size that is always 1."""
+    """Return at least two samples: the size of a single one could be taken for a constant 1."""
     if isinstance(inputs, Tensor):
         return torch.cat([inputs, inputs]) if len(inputs) == 1 else inputs[:2]
     if isinstance(inputs, Mapping):

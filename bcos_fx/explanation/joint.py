@@ -65,7 +65,7 @@ class JointExplanation(Displayed, Mapping[str, Explanation]):
 
     @property
     def constants(self) -> Constants:
-        """The constants that are none of the sources."""
+        """The constants, without those that are sources."""
         others = {as_constant(name) for name in self._parts}
         kept = {name: value for name, value in self._first.constants.items() if name not in others}
         return Constants(kept, self.output)

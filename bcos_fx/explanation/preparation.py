@@ -268,4 +268,4 @@ def _check_leads_somewhere(graph_module: fx.GraphModule, start: fx.Node, name: s
         reached.update(fresh)
         pending += fresh
     if not any(node.op == "output" for node in reached):
-        raise UsageError(f"{name!r} does not lead to what is to be explained", hint="name an earlier layer")
+        raise UsageError(f"{name!r} does not lead to the explained value", hint="name an earlier layer")

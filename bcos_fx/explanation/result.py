@@ -50,7 +50,7 @@ class Constants(Mapping[str, Tensor]):
         return sum(self._values.values(), torch.zeros_like(self._like))
 
     def shares(self) -> dict[str, Tensor]:
-        """Each constant's share in [0, 1] of the absolute contributions of all constants; 0 where those are 0."""
+        """Return each constant's share, in [0, 1], of the absolute contributions of all; 0 where those are 0."""
         whole = sum((values.abs() for values in self._values.values()), torch.zeros_like(self._like))
         safe = torch.where(whole > 0, whole, 1)
         return {source: values.abs() / safe for source, values in self._values.items()}
@@ -174,7 +174,7 @@ class Result:
         """W(x) folded back to the input, (N[, K], C, H, W): the two halves of an encoding subtracted.
 
         Of a network of selections only (ReLU, max pooling) this is the gradient with respect to the image. Where
-        nothing is encoded, or an inner layer is what is explained by, there is nothing to fold: these are ``weights``.
+        nothing is encoded, or the source is an inner layer, there is nothing to fold and ``weights`` is returned.
         """
         if (axis := self._encoded_axis()) is None:
             return self.weights
@@ -182,7 +182,7 @@ class Result:
         return straight - inverse
 
     def _encoded_axis(self) -> int | None:
-        """Along which dimension ``encoded`` is [x, 1 - x] of the inputs x; an inner layer may have as many channels."""
+        """Return the dimension along which ``encoded`` is [x, 1 - x] of the inputs x, or None."""
         if self.encoded.dim() != self.inputs.dim():
             return None
         sizes = enumerate(zip(self.encoded.shape, self.inputs.shape, strict=True))
@@ -225,7 +225,7 @@ class Result:
             side: of a block, in pixels; 1 shows every pixel by itself.
 
         Raises:
-            UsageError: no such blocks, or what is explained by is no image.
+            UsageError: ``side`` is not a positive integer, or the source is not an image.
         """
         if isinstance(side, bool) or not isinstance(side, int) or side < 1:
             raise UsageError(f"blocks of {side!r} pixels cannot be drawn", hint="give an integer of at least 1")

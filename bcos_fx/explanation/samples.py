@@ -37,7 +37,7 @@ def naming_samples() -> Iterator[None]:
 
 
 def has_samples(value: Any, images: Tensor) -> bool:
-    """Whether a value holds one entry for each of the images."""
+    """Return whether a value holds one entry for each of the images."""
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(images)
 
 

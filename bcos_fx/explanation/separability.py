@@ -83,7 +83,7 @@ def _observed(run: RunNodes, inputs: Sequence[Tensor], wanted: set[fx.Node]) -> 
 
 
 def _grows(two: tuple[int, ...], three: tuple[int, ...]) -> bool:
-    """Whether the shapes for two and three samples differ in the first dimension alone, by that ratio."""
+    """Return whether the shapes for two and three samples differ in the first dimension alone, by that ratio."""
     return len(two) > 0 and two[1:] == three[1:] and two[0] % 2 == 0 and three[0] == two[0] // 2 * 3
 
 

@@ -75,7 +75,7 @@ class Cosine:
         return outputs.unsqueeze(1) if outputs.dim() == 2 else outputs
 
     def _at_location(self, scores: Tensor) -> Tensor:
-        """(N, K) of scores (N, L, K): of the place that is most like the text, or their mean."""
+        """Return scores (N, K) of (N, L, K): of the place that is most like the text, or their mean."""
         if self.location == "max":
             best = scores.detach().argmax(1, keepdim=True)
             return scores.gather(1, best).squeeze(1)

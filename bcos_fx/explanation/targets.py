@@ -134,7 +134,7 @@ def chosen(target: Any, value: Tensor) -> Chosen:
         value: (N, C), (N,) or (N, C, ...), what the target is chosen from.
 
     Raises:
-        UsageError: an index that is out of range, or a form that is none of these.
+        UsageError: an index is out of range, or the target has another form.
     """
     if callable(target):
         return Chosen(lambda outputs: _checked(_called(target, outputs), outputs), None, _is_single(target, value))

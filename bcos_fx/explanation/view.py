@@ -153,7 +153,7 @@ class ExplanationView:
         return value
 
     def is_own(self, inputs: Sequence[Any]) -> bool:
-        """Whether the value of :meth:`dynamic_weights` is known to be :meth:`own_value` (see :meth:`compare`)."""
+        """Return whether :meth:`dynamic_weights` is known to give :meth:`own_value` (see :meth:`compare`)."""
         network = self.converted
         return network is not None and form_of_run(network, inputs) in self._shared
 

@@ -97,7 +97,7 @@ def export(
             images. Their sizes but for N are those that the file takes.
         explanation: export the explanation, and not the network.
         output: what is explained, as for :func:`bcos_fx.explain`.
-        source: what it is explained by, likewise; the name of one input or layer.
+        source: what it is explained by, as there; the name of one input or layer.
         overwrite: whether an existing file may be replaced.
 
     Raises:
@@ -136,7 +136,7 @@ def export(
 
 
 def _inputs(model: nn.Module, inputs: Any) -> tuple[list[str], list[Tensor]]:
-    """Names and values of what the network takes, at least as many samples as show that their number is free."""
+    """Return names and values of what the network takes, with enough samples to show that their number is free."""
     if isinstance(model, BcosNetwork):
         names = [spec.name for spec in model.record.inputs]
         given = made_up(model) if inputs is None else in_order(names, inputs)

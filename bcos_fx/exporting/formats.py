@@ -31,7 +31,7 @@ class Onnx:
 
     @staticmethod
     def check_installed() -> None:
-        """Check that the libraries are there.
+        """Return: PyTorch is always there.
 
         Raises:
             MissingExtraError: one is not.
@@ -95,7 +95,7 @@ class Pt2:
 
     @staticmethod
     def check_installed() -> None:
-        """PyTorch is there."""
+        """Return: PyTorch is always there."""
 
     @staticmethod
     def write(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], facts: str) -> bytes:

@@ -82,7 +82,7 @@ def write_page(model: BcosNetwork, folder: str | Path, inputs: Tensor | None = N
 
 
 def _has_colors(model: BcosNetwork) -> bool:
-    """Whether W(x) weights both x and 1 - x, so that it has a color."""
+    """Return whether W(x) weights both x and 1 - x, so that it has a color."""
     return explain(model, made_up(model)[0][:1]).colors
 
 

@@ -107,8 +107,8 @@ class ExplanationOfOutputs(Exportable):
     Args:
         network: as for :func:`bcos_fx.explain`.
         given: samples, (N, ...) for each input.
-        output: what is explained, likewise.
-        source: what it is explained by, likewise.
+        output: what is explained, as there.
+        source: what it is explained by, as there.
 
     Raises:
         VerificationError: the network is not dynamic linear.

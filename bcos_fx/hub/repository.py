@@ -140,7 +140,7 @@ def push_to_hub(
         token: of the hub; None: the one that ``hf auth login`` stored.
         message: of the commit.
         example: as for :func:`save_pretrained`.
-        measured: likewise.
+        measured: as for :func:`save_pretrained`.
 
     Raises:
         ArtifactError: the hub cannot be reached, or does not allow it.
@@ -166,7 +166,7 @@ def push_to_hub(
 
 
 def no_connection(address: str) -> bool:
-    """Whether a machine cannot be reached directly, for the hub's library would try for a minute; false behind a proxy.
+    """Return whether a machine is out of reach, which the hub's library notices after a minute; False for a proxy.
 
     Args:
         address: its URL.

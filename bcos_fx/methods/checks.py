@@ -74,7 +74,7 @@ def check_score(score: str) -> str:
     """Return the name of a score.
 
     Raises:
-        UsageError: it is none of :data:`SCORES`.
+        UsageError: it is not one of :data:`SCORES`.
     """
     check_choice("score", score, SCORES)
     return score
@@ -91,7 +91,7 @@ def check_count(name: str, value: object, least: int = 1) -> int:
     """Return an integer.
 
     Raises:
-        UsageError: it is none, or below ``least``.
+        UsageError: it is not an integer, or below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(f"{name} is {value!r}", hint=f"give an integer of at least {least}")

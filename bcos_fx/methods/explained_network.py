@@ -35,7 +35,7 @@ class ExplainedNetwork(nn.Module):
         batch_size: images that are run at once; None: by their size, see :meth:`at_once`.
 
     Raises:
-        UsageError: the network is none, or the numbers make no sense.
+        UsageError: it is not a network, or a number is out of range.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ def last_feature_map(graph_module: fx.GraphModule) -> fx.Node:
     """Return the last node (N, C, h, w) with h·w > 1, if everything passes through it and only pooling ends its space.
 
     Raises:
-        UsageError: there is none: space ends otherwise than by pooling or flattening, as in a vision transformer.
+        UsageError: the network has none, as a vision transformer, in which space does not end in pooling or flattening.
     """
     moving = depends_on_input(graph_module)
     # What bears no module's name is the normalization in front of the network.
@@ -115,7 +115,7 @@ def _is_map(node: fx.Node) -> bool:
 
 
 def _reads_only(node: fx.Node, last: fx.Node, after: list[fx.Node]) -> bool:
-    """Whether what a node reads of the image came through the last feature map."""
+    """Return whether what a node reads of the image came through the last feature map."""
     sources = [source for source in node.all_input_nodes if source.meta.get("type") in ("tensor", "tuple", None)]
     stored = [source for source in sources if source.op == "get_attr"]
     return all(source is last or source in after or source in stored for source in sources)

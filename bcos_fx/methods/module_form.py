@@ -85,7 +85,7 @@ class SideBySideMaxPool2d(nn.Module):
         return count - 1 if self.ceil_mode and (count - 1) * stride >= size + self.padding[axis] else count
 
     def _missing(self, axis: int, size: int, count: int) -> int:
-        """How much must be added behind the image so that exactly these windows fit."""
+        """Return how much must be added behind the image so that exactly these windows fit."""
         span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
         return (count - 1) * self.stride[axis] + span - size - self.padding[axis]
 

@@ -100,7 +100,7 @@ class BcosNetwork(nn.Module):
             newly allocated. Where the network holds its samples elsewhere, they are there.
 
         Raises:
-            UsageError: the network takes no photographs, or something is none.
+            UsageError: the network does not take photographs, or an item is not one.
         """
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
         found = prepared(images, self.preprocessing).to(like)
@@ -287,7 +287,7 @@ class BcosNetwork(nn.Module):
         return new
 
     def extra_repr(self) -> str:
-        """One line on what the network is."""
+        """Return one line on what the network is."""
         share = self.report.coverage.share
         return f"recipe={self.report.recipe}, B-cos coverage={share:.1%}"
 

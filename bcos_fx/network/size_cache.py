@@ -90,7 +90,7 @@ def _over(main: BcosNetwork, new: BcosNetwork, buffers: frozenset[str]) -> BcosN
 
 
 def _serves(main: BcosNetwork, new: BcosNetwork, node: fx.Node, buffers: frozenset[str]) -> bool:
-    """Whether what stands at a node's target in the network is what the new graph means by it."""
+    """Return whether what stands at a node's target in the network is what the new graph means by it."""
     path = str(node.target)
     try:
         old = attribute(main, path)

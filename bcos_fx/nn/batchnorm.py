@@ -211,7 +211,7 @@ class _BatchNormUncentred(nn.Module):
         self.running_var.lerp_(variance, torch.as_tensor(newest, dtype=variance.dtype, device=variance.device))
 
     def extra_repr(self) -> str:
-        """Options as torch prints them."""
+        """Return the options as torch prints them."""
         options = f"eps={self.eps}, momentum={self.momentum}, affine={self.affine}, shift={self.shift}"
         return f"{self.num_features}, {options}"
 

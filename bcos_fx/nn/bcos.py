@@ -227,11 +227,11 @@ class BcosLayer(DynamicLayer):
         return 1
 
     def _steps(self, output_size: Sequence[int] | None) -> Sequence[int]:
-        """Per spatial dimension, how far apart the only pixels are that the layer sees; empty where it sees all."""
+        """Return the spacing of the only pixels that the layer reads, by spatial dimension; empty if it reads all."""
         return ()
 
     def _weight_norm(self) -> Tensor:
-        """|w| per output channel and group, never 0, shaped (outputs, 1, ...) to broadcast to an output."""
+        """Return |w| per output channel and group, never 0, shaped (outputs, 1, ...) to broadcast to an output."""
         return self._floored_norm(self.weight, tuple(range(1, self.weight.dim())))
 
     def _floored_norm(self, weight: Tensor, dim: tuple[int, ...]) -> Tensor:
@@ -240,7 +240,7 @@ class BcosLayer(DynamicLayer):
         return norm.clamp_min(math.sqrt(default_eps(dtype))).view(-1, *[1] * self.spatial)
 
     def _unit_weight(self) -> Tensor:
-        """w/|w|, each output's own slice divided by its norm; 0, with gradient 0, for a weight of zeros."""
+        """Return w/|w|, each output's slice divided by its norm; 0, with gradient 0, for a weight of zeros."""
         return (self.weight * self._inverse_weight_norm().unsqueeze(1)).to(self.weight.dtype)
 
     def _inverse_weight_norm(self) -> Tensor:
@@ -249,14 +249,14 @@ class BcosLayer(DynamicLayer):
         return torch.where(norm > math.sqrt(default_eps(norm.dtype)), norm.reciprocal(), 0)
 
     def _product(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
-        """w.x, without bias and gain."""
+        """Return w.x, without bias and gain."""
         return self._map(x, self._effective_weight(), output_size)
 
     def _effective_weight(self) -> Tensor:
         return self._unit_weight() if self.scale == "unit" else self.weight
 
     def _norms(self, x: Tensor, output_size: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
-        """|x|, and |w| where the product is still to be divided by it."""
+        """Return |x|, and |w| where the product is still to be divided by it."""
         return self._input_norm(x, output_size)[1], self._cosine_weight_norm()
 
     def _cosine_weight_norm(self) -> Tensor | None:

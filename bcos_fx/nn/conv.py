@@ -57,7 +57,7 @@ class _Convolution(BcosLayer):
         return self._map(energies, ones, output_size).clamp_min(0)
 
     def _sees_single_pixels(self) -> bool:
-        """Whether output positions see one pixel each, and no padding: then there is nothing to add up."""
+        """Return whether output positions see one pixel each, and no padding: then there is nothing to add up."""
         padded = any(self.output_padding) or (not isinstance(self.padding, str) and any(self.padding))
         return not padded and set(self.kernel_size) == {1} and set(self.stride) == {1}
 
@@ -117,7 +117,7 @@ class _BcosConv(_Convolution):
         return Windows(self.kernel_size, self.stride, margins, self.dilation, *self._stabilizers(x.dtype))
 
     def _is_depthwise_for(self, x: Tensor) -> bool:
-        """Whether each channel is convolved with kernels of its own, on a processor with caches to stay in."""
+        """Return whether each channel is convolved with kernels of its own, on a processor with caches to stay in."""
         margins = self._margins()
         return (
             x.is_cpu
@@ -127,7 +127,7 @@ class _BcosConv(_Convolution):
         )
 
     def _sees_channels_alone(self, x: Tensor) -> bool:
-        """Whether it is a depthwise layer on a batch padded with zeros, computed in the input's own precision."""
+        """Return whether this is a depthwise layer on a zero-padded batch, computed in the input's own precision."""
         return (
             1 < self.groups == self.in_channels
             and x.dim() == self.spatial + 2
@@ -137,7 +137,7 @@ class _BcosConv(_Convolution):
         )
 
     def _fuses(self, x: Tensor) -> bool:
-        """Whether a compiler makes one loop of the layer if it is written as products of numbers."""
+        """Return whether a compiler makes one loop of the layer if it is written as products of numbers."""
         return (
             torch.compiler.is_compiling()
             and not torch.compiler.is_exporting()  # what reads an exported graph knows convolutions
@@ -197,7 +197,7 @@ class _BcosConv(_Convolution):
         return product
 
     def _multiplies_matrices(self, x: Tensor) -> bool:
-        """Whether the layer is one product of matrices that is faster so, as a classifier at every position is."""
+        """Return whether the layer is one matrix product, and faster as such: a classifier at every position, say."""
         return (
             self.spatial == 2
             and x.dim() == 4

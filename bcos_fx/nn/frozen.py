@@ -85,7 +85,7 @@ class FrozenRatio(nn.Module):
         return y
 
     def _slope(self, x: Tensor, options: tuple[Tensor, ...]) -> Tensor:
-        """phi'(0): a tensor without dimensions, or one like x where phi may differ from number to number."""
+        """Return phi'(0): a tensor without dimensions, or one like x where phi may differ between elements."""
         with torch.inference_mode(False), torch.enable_grad():
             form: list[int] | torch.Size = x.shape if options or not self.uniform else []
             origin = torch.zeros(form, dtype=x.dtype, device=x.device, requires_grad=True)

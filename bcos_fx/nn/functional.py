@@ -232,7 +232,7 @@ def bcos_scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) 
 
 
 def bcos_scale_by(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: Tensor) -> Tensor:
-    """As :func:`bcos_scale`, with B as a tensor of one number, >= 1, that gets a gradient too; overwrites nothing.
+    """Compute :func:`bcos_scale` for B as a tensor of one number, >= 1, that gets a gradient too; overwrite nothing.
 
     The ratio is kept at the smallest normal number, so that neither its logarithm nor its inverse is infinite.
     """
@@ -268,14 +268,14 @@ def _fitting(scratch: Tensor | None, piece: Tensor) -> Tensor | None:
 
 
 def _ratio(values: Tensor, norm: Tensor, weight_norm: Tensor | None, *, out: Tensor | None = None) -> Tensor:
-    """|values| / norm / weight_norm, new or in ``out``; in this order, by which nothing overflows."""
+    """Return |values| / norm / weight_norm, new or in ``out``; in this order nothing overflows."""
     # Divisions wait for memory anyway, and inverses would be another call.
     ratio = torch.div(values, norm, out=out).abs_()
     return ratio if weight_norm is None else ratio.div_(weight_norm)
 
 
 def _power_(base: Tensor, exponent: float) -> Tensor:
-    """base^exponent in place; for the usual B = 2 without the general power."""
+    """Compute base^exponent in place; for the usual B = 2 without the general power."""
     if exponent == 1:
         return base
     return base.sqrt_() if exponent == 0.5 else base.pow_(exponent)

@@ -189,7 +189,7 @@ def fold(weight: Tensor, matrix: Matrix, offset: Numbers) -> Tensor:
 
 
 def _encoded_matrix(affine: Tensor, offset: Tensor) -> Tensor:
-    """N (2C', 2C) for x' = affine x + offset."""
+    """Return N (2C', 2C) for x' = affine x + offset."""
     outputs, inputs = affine.shape
     if _is_diagonal(affine):
         spread = torch.diag(offset)

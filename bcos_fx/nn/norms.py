@@ -133,7 +133,7 @@ class CenteringNorm(NormLayer):
         raise NotImplementedError
 
     def extra_repr(self) -> str:
-        """Torch's options, then whether the mean is subtracted."""
+        """Return torch's options, then whether the mean is subtracted."""
         return f"{super().extra_repr()}, centred={self.centred}"
 
 

@@ -47,7 +47,7 @@ def draw(report: Findings, path: Path) -> Path:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        UsageError: the suffix is none of these, or the file cannot be written.
+        UsageError: another suffix, or the file cannot be written.
     """
     check_drawable(path)
     import matplotlib as mpl
@@ -71,7 +71,7 @@ def check_drawable(path: Path) -> None:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        UsageError: the suffix is none of .png, .svg and .pdf, or the path cannot be written to.
+        UsageError: the suffix is not .png, .svg or .pdf, or the path cannot be written to.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(f"{path} is no picture that can be drawn", hint=f"end the name in {', '.join(SUFFIXES)}")

@@ -39,7 +39,7 @@ class Report(Displayed, Findings):
 
         Raises:
             MissingExtraError: matplotlib is not installed.
-            UsageError: the suffix is none of these.
+            UsageError: another suffix.
         """
         from bcos_fx.report.picture import draw  # matplotlib is an extra
 

@@ -53,7 +53,7 @@ def opening(report: Findings) -> list[tuple[str, str]]:
 
 
 def _changed(report: Findings) -> bool:
-    """Whether the network no longer computes what the original did, as far as is known."""
+    """Return whether the network no longer computes what the original did, as far as is known."""
     total = report.figures.total_drift
     if total is not None:
         return not total.change <= _LARGE_CHANGE  # a change that is not a number counts as large
@@ -132,7 +132,7 @@ def verdict_line(report: Findings) -> str:
 
 
 def _at_risk(report: Findings) -> bool:
-    """Whether an option is chosen that changes what most networks compute."""
+    """Return whether an option is chosen that changes what most networks compute."""
     b = report.options["b"]
     raised = any(value > 1 for value in (b.values() if isinstance(b, Mapping) else (b,)))
     return raised or report.options["bias"] != "keep"

@@ -62,7 +62,7 @@ def networks(
 
 
 def images(network: Network, *, count: int = 4) -> st.SearchStrategy[Tensor]:
-    """Strategy for float32 inputs (count, *network.input_shape) in [0, 1): noise, ramps, patches, dark and bright."""
+    """Return a strategy for float32 inputs (count, *input_shape) in [0, 1): noise, ramps, patches, dark, bright."""
     seeds = st.integers(0, 2**16)
     return seeds.map(lambda seed: synthetic_images(network.input_shape, count, seed=seed).tensors[0].float())
 
@@ -167,7 +167,7 @@ def _blocks(
 
 
 def _groups(inputs: int, outputs: int) -> list[int]:
-    """Numbers of groups that divide both; the largest is depthwise where inputs and outputs are as many."""
+    """Return the numbers of groups that divide both; the largest is depthwise where inputs and outputs are as many."""
     return [groups for groups in range(1, inputs + 1) if inputs % groups == 0 and outputs % groups == 0]
 
 

@@ -57,7 +57,7 @@ class Window:
         return _brief(self)
 
     def output_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Size after a convolution or pool over ``size``."""
+        """Return the size after a convolution or pool over ``size``."""
         if self.padding == "same":
             return size
         padding = (0,) * len(size) if isinstance(self.padding, str) else self.padding
@@ -70,7 +70,7 @@ class Window:
         return tuple(sides)
 
     def transposed_size(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Size after a transposed convolution over ``size``."""
+        """Return the size after a transposed convolution over ``size``."""
         padding = (0,) * len(size) if isinstance(self.padding, str) else self.padding
         sides = zip(size, self.kernel, self.stride, padding, self.dilation, self.output_padding, strict=True)
         return tuple((side - 1) * s - 2 * p + d * (k - 1) + o + 1 for side, k, s, p, d, o in sides)

@@ -69,7 +69,7 @@ def _open_clip(name: str, rest: str) -> TextTower:
 
 
 def _open_clip_length(tokenizer: Any, text: str) -> int:
-    """Tokens of a text; open_clip's tokenizers themselves cut off silently what is too long."""
+    """Return the number of tokens of a text; open_clip's own tokenizers silently cut off long texts."""
     if hasattr(tokenizer, "encode"):
         return len(tokenizer.encode(text)) + 2
     marks = 1 if getattr(tokenizer, "tokenizer_mode", "") == "clips" else 0  # a class token of its own

@@ -56,7 +56,7 @@ class TextTower(ABC):
             raise UsageError(f"{text!r} is no text", where=self.name)
         shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
         if not text.strip():
-            raise UsageError("a text is empty", where=self.name, hint="say what is to be looked for")
+            raise UsageError("a text is empty", where=self.name, hint="give the text to look for")
         taken = self.length(text)
         if taken > self.context:
             raise UsageError(

@@ -106,7 +106,7 @@ def graph_argument(value: Any, node_of: Callable[[Tensor], Node], device: Callab
 
 
 def _is_array(value: Any) -> bool:
-    """Whether this is a NumPy array of numbers, as an index may be."""
+    """Return whether this is a NumPy array of numbers, as an index may be."""
     return type(value).__module__ == "numpy" and getattr(value, "ndim", 0) > 0 and value.dtype.kind in "biuf"
 
 

@@ -30,7 +30,7 @@ def find(function: Callable[..., Any], part: PartContext) -> Composite | None:
 
 @functools.cache
 def _composites() -> dict[Callable[..., Any], Composite]:
-    """Every function and method of these names: PyTorch has most of them in several places, or as a method too."""
+    """Return all functions and methods of these names: PyTorch has most in several places, or as a method too."""
     homes = (torch, torch.Tensor, functional, torch.linalg, torch.special, torch._C._nn)
     found: dict[Callable[..., Any], Composite] = {torch._nested_tensor_from_mask_left_aligned: _not_aligned}
     for name, composite in {**_ARITHMETIC, **JOINING}.items():

@@ -65,7 +65,7 @@ def path_of(run: Callable[[Tensor], Tensor], shape: tuple[int, ...], literals: S
 
 
 def _may_drop(module: nn.Module) -> bool:
-    """Whether a module has no parts, and a probability among its attributes."""
+    """Return whether a module has no parts, and a probability among its attributes."""
     own = not type(module).__module__.startswith(("torch.nn.", "bcos_fx."))
     hooked = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
     empty = not (module._modules or module._parameters or module._buffers)
@@ -73,7 +73,7 @@ def _may_drop(module: nn.Module) -> bool:
 
 
 def _shares(module: nn.Module) -> list[float]:
-    """Probabilities of 0 that the attributes of a module may give."""
+    """Return the probabilities of 0 that the attributes of a module may give."""
     numbers = [value for value in vars(module).values() if isinstance(value, float) and 0 < value < 1]
     return [*numbers, *(1 - value for value in numbers)]
 

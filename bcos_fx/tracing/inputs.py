@@ -35,7 +35,7 @@ class BoundInputs:
 
     Attributes:
         args: positional arguments of ``forward``; those that are tensors are clones of the caller's.
-        kwargs: keyword arguments, likewise.
+        kwargs: keyword arguments, cloned too.
         named: every tensor among them, by name, in the order of the signature: the graph's inputs.
     """
 

@@ -56,7 +56,7 @@ class Memory:
         self._by_storage.clear()
 
     def knows(self, tensor: Tensor) -> bool:
-        """Whether this very tensor object has an entry."""
+        """Return whether this very tensor object has an entry."""
         return id(tensor) in self._entries
 
     def find(self, tensor: Tensor) -> RecordedTensor | None:
@@ -125,7 +125,7 @@ class Memory:
 
 
 def same_memory(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors lie in one storage: views of it count changes together."""
+    """Return whether two tensors lie in one storage: views of it count changes together."""
     return _storage(first) == _storage(second)
 
 
@@ -138,7 +138,7 @@ def _geometry(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors of one storage have an element in common; different dtypes count as overlapping."""
+    """Return whether two tensors of one storage have an element in common; different dtypes count as overlapping."""
     if first.dtype != second.dtype:
         return True
     # Element by element, as strides interleave: x[:, 0] and x[:, 1] span the same addresses and share none.

@@ -173,9 +173,9 @@ def qualified_name(kind: type) -> str:
 
 
 def is_leaf(path: str, module: nn.Module, leaf_modules: Leaves) -> bool:
-    """Whether a module stays one node: PyTorch's own computing layers and ours, exactly these classes, and no hooks.
+    """Return whether a module stays one node: a layer of PyTorch or ours, of exactly this class and without hooks.
 
-    Others do by their class, by its qualified name, or by their own name, of which ``leaf_modules`` has patterns.
+    Other modules stay whole where ``leaf_modules`` names their class, its qualified name, or a pattern of their name.
     """
     kind = type(module)
     # Hooks and a forward of the instance's own may compute anything, so such a layer is traced through.

@@ -121,12 +121,12 @@ def torch_level(function: Any) -> Any:
 
 
 def is_method(function: Callable[..., Any]) -> bool:
-    """Whether PyTorch reported a method of a tensor rather than a function."""
+    """Return whether PyTorch reported a method of a tensor rather than a function."""
     return function in _METHODS
 
 
 def asks_in_place(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a call declares that it changes its first argument: by its name, or by ``inplace=True``."""
+    """Return whether a call declares that it changes its first argument: by its name, or by ``inplace=True``."""
     name = function.__name__
     if name.startswith("__"):
         return name == "__setitem__" or (name.startswith("__i") and name not in ("__index__", "__int__", "__invert__"))
@@ -155,7 +155,7 @@ def plain_form(function: Callable[..., Any]) -> Callable[..., Any] | None:
 
 
 def writes_itself(tensor: Tensor, index: Any, value: object) -> bool:
-    """Whether ``tensor[index] = value`` leaves everything as it is: ``tensor[index] += 1`` ends with such a call."""
+    """Return whether ``tensor[index] = value`` changes nothing: ``tensor[index] += 1`` ends with such a call."""
     if not isinstance(value, Tensor) or not same_memory(value, tensor):
         return False
     place = tensor[index]
@@ -168,6 +168,6 @@ def _without_hints(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def reads_form(op: str, target: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a node gives a tensor's size or place, and nothing of its values."""
+    """Return whether a node gives a tensor's size or place, and nothing of its values."""
     asked = args[1] if target is getattr else target if op == "call_method" else None
     return asked in SIZE_READS or asked in ("shape", "device", "dtype")

@@ -24,14 +24,14 @@ _CLOSE = 1e-3  # of a constant's scale: the same constant in another precision, 
 
 
 def reads_precision(graph_module: GraphModule, constants: Mapping[str, Tensor]) -> bool:
-    """Whether a graph holds anything of a precision of its own: a dtype, a constant, or a call that makes numbers."""
+    """Return whether a graph has a precision of its own: a dtype, a constant, or a call that makes numbers."""
     nodes = graph_module.graph.nodes
     literals = any(_is_floating(leaf) for node in nodes for leaf in leaves_of(node))
     return literals or any(constant.is_floating_point() for constant in constants.values()) or any(map(_makes, nodes))
 
 
 def _makes(node: Node) -> bool:
-    """Whether a call gives floating-point numbers and reads none."""
+    """Return whether a call gives floating-point numbers and reads none."""
     if node.op not in ("call_function", "call_method") or not _is_floating(node.meta.get("dtype")):
         return False
     return node.target in ("float", "type") or not any(_is_floating(n.meta.get("dtype")) for n in node.all_input_nodes)
@@ -150,7 +150,7 @@ def _is_floating(leaf: Any) -> bool:
 
 
 def _is_rounded(own: Tensor, other: Tensor | None) -> bool:
-    """Whether a constant is another number, if not by much, in the other precision."""
+    """Return whether a constant is another number, if not by much, in the other precision."""
     if other is None or own.dtype == other.dtype or own.shape != other.shape:
         return False
     difference = (own.double() - other.double()).abs()
@@ -160,7 +160,7 @@ def _is_rounded(own: Tensor, other: Tensor | None) -> bool:
 
 
 def _is_fixed(own: Tensor, other: Tensor | None) -> bool:
-    """Whether a constant has one precision whatever the network's is."""
+    """Return whether a constant has one precision whatever the network's is."""
     return own.is_floating_point() and other is not None and own.dtype == other.dtype and torch.equal(own, other)
 
 

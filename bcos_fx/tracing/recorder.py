@@ -282,7 +282,7 @@ class Recorder(TorchFunctionMode):
             self.changed_state.setdefault(state, str(current_source()))
 
     def _is_graphable(self, func: Callable[..., Any], result: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a result belongs in the graph; a number computed from a tensor's values may not exist at all."""
+        """Return whether a result belongs in the graph; refuse a number that follows from the values of the input."""
         if tensors(result) or func is torch._assert:
             return True
         if not isinstance(result, (bool, int, float)):
@@ -364,7 +364,7 @@ class Recorder(TorchFunctionMode):
         return self.record("get_attr", name, (), {}, tensor)
 
     def _follows(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-        """Whether a call has anything to do with the graph: the input, its sizes, parameters, buffers or chance."""
+        """Return whether a call concerns the graph: the input, its sizes, parameters, buffers or random numbers."""
         for tensor in tensors((args, kwargs)):
             self._check_dense(tensor)
         return (
@@ -374,7 +374,7 @@ class Recorder(TorchFunctionMode):
         )
 
     def _depends(self, tensor: Tensor) -> bool:
-        """Whether a tensor's values depend on the input or on chance."""
+        """Return whether a tensor's values depend on the input or on chance."""
         entry = self.memory.find(tensor)
         return entry is not None and entry.node in self._dependent
 

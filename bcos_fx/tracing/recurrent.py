@@ -41,7 +41,7 @@ class RecurrentStep(nn.Module):
     Args:
         kind: ``LSTM``, ``GRU`` or ``RNN``.
         weights: of the input and of the state, their rows in PyTorch's blocks.
-        biases: likewise, or None.
+        biases: of the input and of the state, in the same blocks; or None.
         projection: weight that the state is multiplied by at the end, or None.
         activation: of the candidate: ``tanh`` or ``relu``.
     """
@@ -295,7 +295,7 @@ def write_out(root: nn.Module) -> None:
 
 
 def _reaches(kind: type[nn.Module], base: type[nn.Module]) -> bool:
-    """Whether each forward of a class leads on to the next by ``super()``, down to that of PyTorch's."""
+    """Return whether each forward of a class leads on to the next by ``super()``, down to that of PyTorch's."""
     own = [vars(each)["forward"] for each in kind.__mro__[: kind.__mro__.index(base)] if "forward" in vars(each)]
     return all({"super", "forward"} <= set(getattr(getattr(each, "__code__", None), "co_names", ())) for each in own)
 

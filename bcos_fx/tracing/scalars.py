@@ -40,7 +40,7 @@ def plain_scalar(value: Any) -> Any:
     Numbers that are not finite and -0.0 stay as they are.
 
     Raises:
-        ForeignScalarError: there is none, or only a rounded one.
+        ForeignScalarError: no plain value equals it exactly.
     """
     if type(value) in _PLAIN:
         return value

@@ -47,7 +47,7 @@ def attributed_to(source: SourceLine | None) -> Iterator[None]:
 
 
 def is_torchs(filename: str) -> bool:
-    """Whether a file is PyTorch's own."""
+    """Return whether a file is PyTorch's own."""
     return filename.startswith(_TORCH)
 
 
@@ -92,7 +92,7 @@ def autograd_forwards(kind: type = torch.autograd.Function) -> frozenset[CodeTyp
 
 
 def is_running(codes: frozenset[CodeType]) -> bool:
-    """Whether one of these pieces of code is running in this thread, since the trace began."""
+    """Return whether one of these pieces of code is running in this thread, since the trace began."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename != _ENTRY:
         if frame.f_code in codes:

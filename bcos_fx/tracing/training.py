@@ -37,7 +37,7 @@ class GraphAlignment:
 
     Args:
         evaluated: the graph of eval mode, without dead nodes.
-        trained: the graph of train mode, likewise.
+        trained: the graph of train mode, without dead nodes.
         root: holds what that graph calls; None: it cannot be run.
         constants: the tensors made in forward, of either graph.
 
@@ -134,7 +134,7 @@ class GraphAlignment:
         return marks, set(dropped)
 
     def _drops(self, value: Node, trained: Node) -> bool:
-        """Whether train mode computes of a value what drops it at random, and nothing else."""
+        """Return whether train mode computes of a value what drops it at random, and nothing else."""
         if trained in self._extra and trained not in self._paths:
             region, pending = {trained}, [trained]
             while pending:

@@ -50,7 +50,7 @@ def _others(inputs: list[Tensor]) -> Iterator[list[Tensor]]:
 def _holds_without(
     graph_module: GraphModule, check: Node, others: list[list[Tensor]], run: RunGraph, agree: Agree
 ) -> bool:
-    """Whether the module computes what the graph does where the number is another; False where none was found."""
+    """Return whether the module computes what the graph does for other numbers; False where none was found."""
     told = [values for values in others if _refuses(_with_checks(graph_module, {check.name}), values)]
     unchecked = _with_checks(graph_module, set())
     try:

@@ -80,7 +80,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except CheckpointError as error:
         raise _unreadable(error.what, path) from error
-    except Exception as error:  # what torch raises for a file that is none of its own is anything
+    except Exception as error:  # for a file of another format torch may raise anything
         raise _unreadable(str(error).partition("\n")[0], path) from error
     if not isinstance(found, dict) or not isinstance(found.get(KEY), dict):
         raise UsageError(

@@ -203,7 +203,7 @@ class Readable:
 
 def _readable(batch: Any) -> Any:
     if isinstance(batch, Broken):
-        raise UsageError(batch.what, where=batch.where, hint="mend it and go on with resume, or begin again without it")
+        raise UsageError(batch.what, where=batch.where, hint="replace it and go on with resume, or begin again")
     return batch
 
 

@@ -1,6 +1,6 @@
 """Biases and shifts that fade while a network is trained: in place, so that they are always what they seem.
 
-Faded constants are multiplied, after every step, with the ratio of what is to be left after it to what was to be left
+Faded constants are multiplied, after every step, with the ratio of what should be left after it to what should be left
 before it. Training may go on moving them; at the end of the course the ratio is 0, and they stay exact zeros.
 """
 

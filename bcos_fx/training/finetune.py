@@ -246,7 +246,7 @@ def _without_early_constants(network: BcosNetwork, training: Training) -> BcosNe
 
 
 def _preprocessing(network: nn.Module, source: ImageSource | None) -> Preprocessing | None:
-    """How images become the network's input; None where samples are taken as they are."""
+    """Return how images become the network's input; None where samples are taken as they are."""
     if isinstance(network, BcosNetwork):
         return network.preprocessing if is_photograph(network.input_shape) else None
     if source is None or isinstance(source, DatasetSource | StreamSource):

@@ -103,7 +103,7 @@ class FineTuning(LightningModule):
                 self._calibrate(0.0)
 
     def on_train_start(self) -> None:
-        """B and momenta follow from the step and the data, which are known by now; they are no part of a checkpoint."""
+        """Set B and momenta from the step and the data, which are known by now; checkpoints do not hold them."""
         self._statistics.begin(self._batches())
         if self.alignment is not None:
             self.alignment.set(self.trainer.global_step / self._steps)
@@ -128,7 +128,7 @@ class FineTuning(LightningModule):
             self.average.update_parameters(self.network)
 
     def _has_risen(self, step: int) -> bool:
-        """Whether this step ends with a B to calibrate for: after each stair, or once an epoch on a smooth rise."""
+        """Return whether to calibrate after this step: after each stair of B, or once an epoch on a smooth rise."""
         stairs = all(rise.course.shape in ("steps", "at-once") for rise in self._options.rises)
         every = 1 if stairs else self._steps_per_epoch
         if self.alignment is None or step % every:
@@ -254,7 +254,7 @@ class FineTuning(LightningModule):
         return outputs
 
     def _parts(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Images and labels of a batch; labels of images whose outputs are no classes mean nothing."""
+        """Return the images and labels of a batch; labels of images whose outputs are no classes mean nothing."""
         images, labels = _parts(batch)
         return images, None if self._options.compares_embeddings else labels
 
@@ -360,7 +360,7 @@ def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _are_classes(labels: Tensor) -> bool:
-    """Whether labels are one class index per sample, and not several labels or numbers to be met."""
+    """Return whether labels are one class index per sample, and not several labels or numbers to be met."""
     return labels.dim() == 1 and not labels.is_floating_point()
 
 

@@ -46,32 +46,32 @@ def class_targets(labels: Tensor, classes: int) -> Tensor:
 
 
 def off_label_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy with targets max(target, 1/C); logits and targets (N, C), the mean over both."""
+    """Return the binary cross entropy with targets max(target, 1/C); logits and targets (N, C), the mean over both."""
     return F.binary_cross_entropy_with_logits(logits, targets.clamp_min(1 / targets.shape[1]))
 
 
 def bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross entropy; logits and targets (N, C), the mean over both."""
+    """Return the binary cross entropy; logits and targets (N, C), the mean over both."""
     return F.binary_cross_entropy_with_logits(logits, targets)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of the softmax; logits and targets (N, C), the mean over samples."""
+    """Return the cross entropy of the softmax; logits and targets (N, C), the mean over samples."""
     return F.cross_entropy(logits, targets)
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error; outputs and targets (N, ...), the mean over all numbers."""
+    """Return the mean squared error; outputs and targets (N, ...), the mean over all numbers."""
     return F.mse_loss(outputs, _of_shape(targets, outputs))
 
 
 def l1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean absolute error; outputs and targets (N, ...), the mean over all numbers."""
+    """Return the mean absolute error; outputs and targets (N, ...), the mean over all numbers."""
     return F.l1_loss(outputs, _of_shape(targets, outputs))
 
 
 def _of_shape(targets: Tensor, outputs: Tensor) -> Tensor:
-    """Targets (N, ...) in the outputs' shape: (N,) and (N, 1) are one; nothing else is broadcast."""
+    """Return the targets (N, ...) in the outputs' shape: (N,) and (N, 1) are one; nothing else is broadcast."""
     if targets.shape == outputs.shape or {targets.shape, outputs.shape} == {outputs.shape[:1], (*outputs.shape[:1], 1)}:
         return targets.float().reshape(outputs.shape)
     raise UsageError(
@@ -81,28 +81,28 @@ def _of_shape(targets: Tensor, outputs: Tensor) -> Tensor:
 
 
 def distil_kl(ours: Tensor, reference: Tensor) -> Tensor:
-    """KL divergence of our softmax from the reference's; logits (N, C), the mean over samples."""
+    """Return the KL divergence of our softmax from the reference's; logits (N, C), the mean over samples."""
     return F.kl_div(F.log_softmax(ours, 1), F.log_softmax(reference, 1), log_target=True, reduction="batchmean")
 
 
 def distil_bce(ours: Tensor, reference: Tensor) -> Tensor:
-    """Binary cross entropy toward the reference's softmax; logits (N, C), the mean over both."""
+    """Return the binary cross entropy toward the reference's softmax; logits (N, C), the mean over both."""
     return F.binary_cross_entropy_with_logits(ours, F.softmax(reference, 1))
 
 
 def distil_cosine(ours: Tensor, reference: Tensor) -> Tensor:
-    """1 - cosine of each sample's features; (N, ...), the mean over samples, in [0, 2]."""
+    """Return 1 - cosine of each sample's features; (N, ...), the mean over samples, in [0, 2]."""
     return (1 - F.cosine_similarity(ours.flatten(1), reference.flatten(1), dim=1)).mean()
 
 
 def distil_pairwise(ours: Tensor, reference: Tensor, place: int = 0) -> Tensor:
-    """Sigmoid loss over all pairs: sample i of ours belongs to sample place + i of the reference and to no other.
+    """Return the sigmoid loss over all pairs: sample i of ours belongs to sample place + i of the reference alone.
 
     Args:
         ours: embeddings (N, ...); normalized here.
-        reference: likewise, (M, ...), M >= N: of the same samples, or of those of all processes. The reference is not
-            trained, so its embeddings are all that a process needs of the others: the mean of the processes' losses is
-            the loss of one process with all samples, and so is that of their gradients.
+        reference: embeddings of the reference (M, ...), M >= N, of the same samples or those of all processes. The
+            reference is not trained, so a process needs nothing else of the others: the mean of the processes' losses
+            is the loss of one process with all samples, and the same holds for gradients.
         place: of our first sample among the reference's.
 
     Returns:

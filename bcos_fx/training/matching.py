@@ -107,7 +107,7 @@ def moments(values: Tensor) -> Tensor:
 
 
 def layer_distance(ours: Tensor, theirs: Tensor, statistics: Tensor) -> Tensor:
-    """Mean squared difference in units of the reference's variance: 1 for its mean; in float32.
+    """Return the mean squared difference in units of the reference's variance: 1 for its mean; in float32.
 
     What hardly varies in the reference tells nothing of an image; the mean square keeps it from being divided by 0.
 

@@ -274,7 +274,7 @@ def _training(table: Table) -> Training:
 
 
 def _loss(table: Table) -> dict[str, Any]:
-    """One loss by name, or several with weights: ``[training.losses]``."""
+    """Read one loss by name, or several with weights: ``[training.losses]``."""
     below = table.table("losses")
     weights = {name: below.number(name) for name in below.keys()}
     if weights and "loss" in table.keys():

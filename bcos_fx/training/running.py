@@ -109,7 +109,7 @@ class Fitting:
             ) from error
 
     def _checkpoint(self) -> Path | None:
-        """Return the checkpoint to go on from, which fits; see that there is none to overwrite."""
+        """Return the checkpoint to go on from, which fits; check that no other one would be overwritten."""
         if self.folder is None:
             if self.settings.resume:
                 raise UsageError("there is nothing to go on from without a folder", hint="name the run's folder")

@@ -16,7 +16,7 @@ class Renumbered(ImageSource):
     """Images whose labels are some of many class indices, counted from 0 instead.
 
     Raises:
-        UsageError: a label is none of them, or labels are part of what the source reads.
+        UsageError: a label is not among them, or the source reads labels together with images.
     """
 
     def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:

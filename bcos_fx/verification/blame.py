@@ -75,7 +75,7 @@ class _BlameCheck:
         self._last: tuple[Rule, RuleApplication, fx.GraphModule] | None = None
 
     def _own_movement(self) -> float:
-        """How far the graph as traced moves by rounding, relative to its scale: no rule is to blame for that."""
+        """Return how far the graph as traced moves by rounding, relative to its scale: no rule is to blame for that."""
         moved = []
         for draw in range(_DRAWS):
             twin, generator = deep_copy(self.traced), torch.Generator().manual_seed(draw)
@@ -114,7 +114,7 @@ class _BlameCheck:
 
 
 def _distance(expected: Tensor, graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> float:
-    """Largest difference from an expected output relative to its scale; infinite where the graph does not run."""
+    """Return the largest error relative to the expected output's scale; infinite where the graph does not run."""
     try:
         with torch.no_grad():
             found = graph_module(*inputs)

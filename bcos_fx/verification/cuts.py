@@ -30,7 +30,7 @@ def find_cuts(original: fx.GraphModule, converted: fx.GraphModule) -> list[Cut]:
 
     Args:
         original: its nodes are walked through. From each cut on, a share of the parameters is left behind at least.
-        converted: cuts that are none here, or lie in another order, are left out.
+        converted: cuts that it does not have, or has in another order, are left out.
     """
     names = {node.name: node for node in converted.graph.nodes}
     places = [place for place in _places(original) if all(node.name in names for node in place.live)]

@@ -60,7 +60,7 @@ def first_divergence(
         converted_graph: compared in the order of its nodes. Placeholders and attributes are not compared:
             they are given, not computed.
         inputs_original: a tensor, positional arguments, or a mapping by placeholder name.
-        inputs_converted: likewise.
+        inputs_converted: the same for the converted graph.
         tolerance: largest relative error that counts as equal.
         skip: names of nodes that are meant to differ.
 
@@ -154,7 +154,7 @@ def _size(tensor: Tensor) -> float:
 
 
 def _relative_error(original: Any, converted: Any, *, floor: float) -> float:
-    """Worst over the tensors in two values; anything that is not a tensor is not compared."""
+    """Return the worst over the tensors in two values; anything that is not a tensor is not compared."""
     expected, found = _tensors(original), _tensors(converted)
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
         return math.inf

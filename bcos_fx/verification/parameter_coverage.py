@@ -137,7 +137,7 @@ class _Search:
         return next(([name] for name, tensor in self.left.items() if _equal(seen(tensor), seen(wanted))), [])
 
     def _pieces(self, name: str, wanted: Tensor) -> list[str]:
-        """Tensors that make up the wanted one, row after row; of equal ones those with the nearest name."""
+        """Return the tensors that make up the wanted one, row after row; of equal ones those with the nearest name."""
         places: list[str] = []
         start = 0
         while start < len(wanted):
@@ -167,7 +167,7 @@ class _Search:
 
 
 def _used(converted: BcosNetwork) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that the graph reads: what merely lies about is no copy."""
+    """Yield the tensors that the graph reads; others do not count as copies."""
     read = tuple(str(node.target) for node in converted.graph.nodes if node.op in ("get_attr", "call_module"))
     for name, tensor in (*converted.named_parameters(), *converted.named_buffers()):
         if any(name == path or name.startswith(f"{path}.") for path in read):
@@ -179,12 +179,12 @@ def _equal(tensor: Tensor, wanted: Tensor) -> bool:
 
 
 def _fits(tensor: Tensor, wanted: Tensor, start: int) -> bool:
-    """Whether a tensor is some of the wanted one's rows, from ``start`` on, and not all of them."""
+    """Return whether a tensor is some of the wanted one's rows, from ``start`` on, and not all of them."""
     if not tensor.dim() or tensor.shape[1:] != wanted.shape[1:] or len(tensor) == len(wanted):
         return False
     return len(tensor) > 0 and _equal(tensor, wanted[start : start + len(tensor)])
 
 
 def _alike(place: str, name: str) -> int:
-    """How many characters two names begin with alike."""
+    """Return how many characters two names begin with alike."""
     return next((n for n, (a, b) in enumerate(zip(place, name, strict=False)) if a != b), min(len(place), len(name)))

@@ -91,7 +91,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def storages(module: nn.Module) -> frozenset[int]:
-    """Addresses of the memory behind every tensor that the module tree holds, registered or plain attribute."""
+    """Return the memory addresses of all tensors that the module tree holds, registered or plain attributes."""
     addresses: set[int] = set()
     for part in module.modules():
         held = [*part._parameters.values(), *part._buffers.values(), *vars(part).values()]
@@ -289,7 +289,7 @@ def _flat(value: object, place: str = "output") -> Iterator[tuple[str, Tensor]]:
 
 
 def _input_gradients(outputs: Mapping[str, Tensor], leaves: CallInputs, *, seed: int) -> dict[str, Tensor]:
-    """Gradient of a fixed random projection of all outputs, for each floating-point input; zeros where none flows."""
+    """Return the gradient of a fixed random projection of all outputs by each floating-point input, or zeros."""
     generator = torch.Generator().manual_seed(seed)
     total: Tensor | None = None
     for value in outputs.values():

@@ -59,7 +59,7 @@ class CallInputs:
         return CallInputs(changed, self.names, changed[0].shape[0])
 
     def is_batched(self, tensor: Tensor) -> bool:
-        """Whether a tensor holds one sample per row; others (a mask for all samples, say) are passed whole."""
+        """Return whether a tensor holds one sample per row; others (a mask for all samples, say) are passed whole."""
         return tensor.dim() > 0 and tensor.shape[0] == self.count
 
     def take(self, start: int, stop: int) -> CallInputs:
@@ -74,7 +74,7 @@ class CallInputs:
         return first if is_image else None
 
     def describe(self) -> str:
-        """Shapes and dtypes, for a message."""
+        """Return the shapes and dtypes, for a message."""
         return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in self.tensors)
 
 
@@ -162,7 +162,7 @@ def _ramps(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _patches(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Flat patches, two to a side, each of its own color."""
+    """Make flat patches, two to a side, each of its own color."""
     channels, spatial = (shape[0], shape[1:]) if len(shape) > 1 else (1, shape)
     patches = _noise((channels, *(2 for _ in spatial)), generator)
     for axis, size in enumerate(spatial, start=1):
@@ -242,7 +242,7 @@ def resize(batch: CallInputs, size: Sequence[int]) -> CallInputs:
 def other_sizes(batch: CallInputs) -> Iterator[tuple[int, ...]]:
     """Yield spatial sizes worth trying besides the batch's own: another in all sides, and oblong.
 
-    Small sides grow, lest a layer be left without pixels; large ones shrink, which tests as much and costs half.
+    Small sides grow, so that no layer is left without pixels; large ones shrink, which tests as much at half the cost.
     """
     if batch.image is None:
         return

@@ -155,7 +155,7 @@ def test_labels_that_are_not_the_networks_are_left_out_or_refused(
     done = run("calibrate", raised, "--data", photographs, "-f")
     assert done.exit_code == 0
     assert "note: labels are left out" in done.stderr
-    assert "the label 99 is none of the network's" in done.stderr
+    assert "the label 99 is not one of the network's" in done.stderr
 
 
 def test_a_network_in_double_precision_takes_labelled_images(run: Run, photographs: Path, folder: Path) -> None:

@@ -58,11 +58,11 @@ def colored(weights: Tensor, contributions: Tensor, *, smooth: int | None = None
 
 
 def _full(values: Tensor, percentile: float) -> Tensor:
-    """(N,) the values from which on a picture is full: the percentile, or the largest where that is 0."""
+    """Return the values (N,) from which on a picture is full: the percentile, or the largest where that is 0."""
     if not 0 < percentile <= 100:
         raise UsageError(f"percentile is {percentile!r}", hint="give a number above 0, at most 100")
     flat = values.detach().flatten(1).double().cpu()
-    # numpy's selection takes a time in proportion to the pixels, and torch.quantile takes 16 million at the most.
+    # numpy's selection takes time linear in the number of pixels; torch.quantile accepts at most 16 million.
     found = torch.from_numpy(np.quantile(flat.numpy(), percentile / 100, axis=1))
     return torch.where(found > 0, found, flat.amax(1)).to(values)
 
@@ -82,7 +82,7 @@ def _box(weights: Tensor, smooth: int | None) -> int:
 
 
 def _hue(weights: Tensor) -> Tensor:
-    """(N, 3, H, W): each channel's share of weight on x, negative weights cut; black where there is none."""
+    """Return each channel's share of weight on x, (N, 3, H, W), negative weights cut; black where there is none."""
     largest = weights.abs().amax(1, keepdim=True)
     scaled = (weights / torch.where(largest > 0, largest, 1)).clamp_min(0)
     straight, inverse = scaled.chunk(2, dim=1)
@@ -143,7 +143,7 @@ def pictures(
         (N * K, 4, H, W) in [0, 1], on the CPU, a sample's targets beside each other.
 
     Raises:
-        UsageError: what is explained by is no image, clip or volume.
+        UsageError: the source is not an image, clip or volume.
     """
     if len(explanation.axes) not in (2, 3):
         raise UsageError(
@@ -231,7 +231,7 @@ def photograph(explanation: Result, sample: int) -> Image.Image | None:
 
 
 def portrait(explanation: Result, sample: int) -> tuple[Image.Image | None, str]:
-    """Return a sample's input as an image, and what is to be read above it.
+    """Return a sample's input as an image, and the title above it.
 
     Of other than one or three channels the mean is shown, in gray. Values of an encoded image are cut at 0 and 1;
     those of another input are scaled where they leave that range.

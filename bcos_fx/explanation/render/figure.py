@@ -113,7 +113,7 @@ def _chosen(found: dict[str, DrawnPanel], style: Style) -> list[DrawnPanel]:
 
 
 def _height(explanation: Result, style: Style) -> float:
-    """How high a row is, in widths of a panel: beside bars as they need, of pictures alone as these are."""
+    """Return how high a row is, in widths of a panel: beside bars as they need, of pictures alone as these are."""
     if len(explanation.axes) != 2 or style.panels is None or "outputs" in style.panels:
         return 1.21
     height, width = explanation.contributions.shape[-2:]
@@ -132,7 +132,7 @@ def _set_fonts(drawn: Figure, style: Style) -> None:
 
 
 def _has_signal(explanation: Result) -> bool:
-    """Whether the input is a line along its one dimension: not a table's features, nor tokens' embeddings."""
+    """Return whether the input is a line along its one dimension: not a table's features, nor tokens' embeddings."""
     same = explanation.inputs.shape == explanation.encoded.shape
     return same and explanation.axes == ("position",) and explanation.tokens is None
 

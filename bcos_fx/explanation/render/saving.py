@@ -118,7 +118,7 @@ def _gallery(explanation: Result, *, overlay: bool = False) -> bytes:
 
 
 def _text(document: str) -> bytes:
-    """UTF-8; what of a file's name is no text (the system's names are bytes) becomes question marks."""
+    """Encode as UTF-8; bytes of a file's name that are not text become question marks."""
     return document.encode("utf-8", errors="replace")
 
 

@@ -55,7 +55,7 @@ class Style:
             if name not in PANELS:
                 raise UsageError(f"no panel is named {name!r}", hint=nearest(name, PANELS))
         if self.panels is not None and not self.panels:
-            raise UsageError("no panel is to be drawn", hint=f"choose from {', '.join(PANELS)}")
+            raise UsageError("there is no panel to draw", hint=f"choose from {', '.join(PANELS)}")
         for name in ("size", "font_size"):
             if not 0 < getattr(self, name) < 1000:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", hint="give a number above 0, below 1000")

@@ -15,11 +15,11 @@ def checked(explanation: Result, tokens: Sequence[str] | Sequence[Sequence[str]]
     """Return the tokens of each sample; those of a single sample may come without a list around them.
 
     Raises:
-        UsageError: what is explained by is no sequence, or the tokens do not fit its samples and positions.
+        UsageError: the source is not a sequence, or the tokens do not fit its samples and positions.
     """
     if len(explanation.axes) != 1:
         raise UsageError(
-            f"what is explained by has shape {tuple(explanation.encoded.shape)}, which is no sequence of tokens",
+            f"the source has shape {tuple(explanation.encoded.shape)}, which is not a sequence of tokens",
             hint="give the embeddings (N, L, E) as input, or an embedding layer as source=",
         )
     single = all(isinstance(token, str) for token in tokens)
@@ -40,7 +40,7 @@ def text(explanation: Result) -> str:
     """Return the contributions of every token and of the constants, sample by sample, as text for people.
 
     Raises:
-        UsageError: what is explained by is an image.
+        UsageError: the source is an image.
     """
     _check_listed(explanation)
     samples = range(len(explanation))

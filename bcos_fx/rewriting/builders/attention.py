@@ -78,7 +78,7 @@ def packs_values_with_gates(reader: GraphReader, call: Call) -> Verdict:
 
 
 def _pieces(reader: GraphReader, fork: fx.Node) -> int | None:
-    """How many pieces a node is read in; None if something reads it otherwise, or what it is made of."""
+    """Return how many pieces a node is read in; None if something reads it otherwise, or what it is made of."""
     if not all(reader.op(user) == "getitem" and isinstance(user.args[1], int) for user in fork.users):
         return None
     node = fork

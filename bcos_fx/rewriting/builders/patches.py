@@ -70,7 +70,7 @@ def widened_layer_of_rearranged(build: Build) -> Rewired:
 
 
 def _arrangement(reader: GraphReader, call: Call) -> _Arrangement | str | None:
-    """Find the rearrangement before a layer; a reason why it is none, or None where no image is rearranged at all."""
+    """Find the rearrangement before a layer; a reason why it does not count as one, or None where there is none."""
     between = _between(reader, call.inputs[0])
     if between is None:
         return None
@@ -221,7 +221,7 @@ class _NumberedRun:
 
 
 def _columns(plain: Tensor, both: Any, axis: int) -> tuple[list[int], list[int]] | None:
-    """Which input of the layer each of the widened one is, and its sign; None where that is not so at every place."""
+    """Return the layer's input and sign for each input of the widened layer; None if they vary between places."""
     if not isinstance(both, Tensor) or both.dim() != plain.dim():
         return None
     both = both.movedim(axis, -1)

@@ -195,7 +195,7 @@ def _slot(build: Build, name: str) -> Slot:
 
 
 def _broadcasts(build: Build) -> bool:
-    """Whether the operands of a call are broadcast to each other: not where they are joined or written into one."""
+    """Return whether a call broadcasts its operands to each other, and does not join or insert them."""
     return not build.call.op.joined
 
 

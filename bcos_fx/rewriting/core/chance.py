@@ -25,7 +25,7 @@ def draws_at_random(node: fx.Node, call: Call | None) -> bool:
 
 
 def _always_draws(overload: torch._ops.OpOverload) -> bool:
-    """Whether it carries PyTorch's mark, and no option that could switch its noise off."""
+    """Return whether it carries PyTorch's mark, and no option that could switch its noise off."""
     options = {argument.name for argument in overload._schema.arguments}
     return torch.Tag.nondeterministic_seeded in overload.tags and not options & _SWITCHES
 

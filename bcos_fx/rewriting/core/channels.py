@@ -131,7 +131,7 @@ def _varying(labels: Tensor, dimension: int, shape: tuple[int, ...]) -> list[int
 
 
 def _resampled(labels: Tensor, shape: tuple[int, ...]) -> Tensor | None:
-    """Positions that stand for those that a pooling, padding or resampling of each channel alone reads."""
+    """Return the positions that stand for those that a pooling, padding or resampling of each channel alone reads."""
     if labels.dim() not in (3, 4, 5) or shape[:2] != tuple(labels.shape[:2]):
         return None
     found = torch.nn.functional.interpolate(labels.double(), size=list(shape[2:]), mode="nearest")

@@ -118,7 +118,7 @@ class _Trial:
         return result
 
     def same(self, a: Tensor, b: Tensor) -> bool:
-        """Whether two results are equal but for rounding."""
+        """Return whether two results are equal but for rounding."""
         if a.shape != b.shape:
             return False
         size = max(float(a.detach().abs().max()), float(b.detach().abs().max()), 1e-30) if a.numel() else 1.0
@@ -136,7 +136,7 @@ def _linear(trial: _Trial) -> str | None:
 
 
 def _is_linear(trial: _Trial, function: _TensorFunction, x: list[Tensor], y: list[Tensor]) -> bool:
-    """Whether f(ax + by) = a f(x) + b f(y), for what f gives beyond f(0)."""
+    """Return whether f(ax + by) = a f(x) + b f(y), for what f gives beyond f(0)."""
     zero = function([torch.zeros_like(v) for v in x])
     mixed = function([_A * v + _B * w for v, w in zip(x, y, strict=True)]) - zero
     return trial.same(mixed, _A * (function(x) - zero) + _B * (function(y) - zero))

@@ -115,7 +115,7 @@ def op_of(name: str, spelling: str, target: type[nn.Module] | Callable[..., Any]
         given: fields of :class:`~bcos_fx.rewriting.core.op.Op`; a text stands for a tuple of one.
 
     Raises:
-        RuleError: an unknown linearity class, or a name that is none of the parameters.
+        RuleError: an unknown linearity class, or a name that is not a parameter.
     """
     parameters, defaults, inputs = form_of(target)
     fields: dict[str, Any] = {"parameters": parameters, "defaults": defaults, "inputs": inputs or parameters[:1]}

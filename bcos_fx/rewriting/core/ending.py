@@ -97,7 +97,7 @@ def _steps(node: fx.Node, read: Reader) -> list[tuple[fx.Node, bool, bool]]:
 
 
 def _is_falling(call: Call, value: fx.Node) -> bool:
-    """Whether a call's result falls where a value rises, of arithmetic with numbers: -p, 1 - p, 1 / p, p * -2."""
+    """Return whether arithmetic with numbers falls where a value rises: -p, 1 - p, 1 / p, p * -2."""
     minuend = {"sub": "input", "rsub": "other"}.get(call.op.name)
     if call.op.name == "neg" or (minuend is not None and value not in call.nodes(minuend)):
         return True

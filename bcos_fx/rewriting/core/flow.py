@@ -108,7 +108,7 @@ class _Analysis:
             self._from_inputs.add(node)
 
     def _relevant(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-        """Those of some operands that depend on the main input, where any does; beside it the others are constants."""
+        """Return the operands that depend on the main input, if any does: beside it the others are constants."""
         own = [node for node in nodes if node in self._from_main]
         return own or list(nodes)
 
@@ -133,7 +133,7 @@ class _Analysis:
         return GATE if integers and kind != UNKNOWN else kind
 
     def _made(self, call: Call) -> str:
-        """Kind of a new tensor: of its form other tensors may tell, of its numbers they must not."""
+        """Return the kind of a new tensor: other tensors may give its form, but not its numbers."""
         computed = next((n for n in call.read if self.kinds[n] != CONSTANT), None)
         if computed is None:
             return CONSTANT
@@ -160,11 +160,11 @@ class _Analysis:
         return UNKNOWN
 
     def _joined(self, kinds: Sequence[str]) -> str:
-        """Kind of a sum of operands. A gate that is added to a value is held fixed, and counted as a constant."""
+        """Return the kind of a sum. A gate that is added to a value is held fixed, and counted as a constant."""
         return next((kind for kind in (UNKNOWN, VALUE, GATE) if kind in kinds), CONSTANT)
 
     def _carried(self, call: Call) -> str:
-        """Linear ops, selections, ratios, norms, quotients, attention: what the value operands say."""
+        """Return the kind of a linear op, selection, ratio, norm, quotient or attention: that of its value operands."""
         operands = [n for name in call.op.value for n in call.nodes(name)]
         if self._is_carried_by_weight(call, operands):
             self.by_weight.add(call.node)
@@ -181,7 +181,7 @@ class _Analysis:
         return GATE if kind == CONSTANT else kind
 
     def _is_carried_by_weight(self, call: Call, operands: Sequence[fx.Node]) -> bool:
-        """Whether a linear layer's kernel depends on the main input and what it is applied to does not."""
+        """Return whether a linear layer's kernel depends on the main input and what it is applied to does not."""
         weights = call.nodes(_WEIGHT) if call.op.linearity == "linear" and call.module is None else []
         return any(n in self._from_main for n in weights) and not any(n in self._from_main for n in operands)
 
@@ -240,7 +240,7 @@ class _Analysis:
         return next(whys, (None, ""))
 
     def _is_as_given(self, node: fx.Node) -> bool:
-        """Whether a node is an explained input or layer itself, moved or reshaped at the most: its own mask, say."""
+        """Return whether a node is an explained input or layer itself, at most moved or reshaped: its mask, say."""
         while node not in self.marked:
             call = self.calls[node]
             plain = call is not None and call.op.linearity == "linear" and _WEIGHT not in call.op.parameters
@@ -306,7 +306,7 @@ def main_input(nodes: Sequence[fx.Node], calls: Mapping[fx.Node, Call | None]) -
 
 
 def _is_read_alone(start: fx.Node, calls: Mapping[fx.Node, Call | None]) -> bool:
-    """Whether a layer with weights reads a node, or what was made of that node and stored tensors alone."""
+    """Return whether a layer with weights reads a node, or what was made of that node and stored tensors alone."""
     seen, pending = {start}, [start]
     while pending:
         for user in pending.pop().users:
@@ -330,7 +330,7 @@ def _read(node: fx.Node, call: Call | None) -> list[fx.Node]:
 
 
 def _is_form(node: fx.Node) -> bool:
-    """Whether a node gives a size, a dtype or another thing that is no tensor."""
+    """Return whether a node gives a size, a dtype or another thing that is no tensor."""
     return node.meta.get("type") in ("size", "other")
 
 

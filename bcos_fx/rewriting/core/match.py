@@ -228,7 +228,7 @@ def _wanted_users(pattern: NodePattern, *, inner: bool) -> int | None:
 
 
 def _is_of_parameters(call: Call) -> bool:
-    """Whether the call reads parameters and nothing else: what it gives is constant, and no rule's business."""
+    """Return whether the call reads parameters and nothing else: what it gives is constant, and no rule's business."""
     return bool(call.node.all_input_nodes) and not call.inputs
 
 

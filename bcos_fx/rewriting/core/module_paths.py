@@ -89,7 +89,7 @@ class ModulePlacer:
         return moved
 
     def _path(self, call: Call, hit: Hit, name: str) -> str:
-        """Where the new module goes: in the old one's place, if nothing else lives there."""
+        """Return where the new module goes: in the old one's place, if nothing else lives there."""
         if call.node.op == "placeholder":
             return self._unused(name)
         if call.module is None:

@@ -89,7 +89,7 @@ class GraphReader:
         return found
 
     def follows_from_stored(self, node: fx.Node) -> bool:
-        """Whether a node's value is computed from stored tensors alone, and not at random."""
+        """Return whether a node's value is computed from stored tensors alone, and not at random."""
         return follows_from_stored(node)
 
     def stored_value(self, node: fx.Node) -> Any:
@@ -108,7 +108,7 @@ class GraphReader:
         return [n for n in sorted(found) if n.op in ("placeholder", "get_attr") and n.meta.get("type") != "other"]
 
     def was_peer(self, node: fx.Node) -> bool:
-        """Whether the node called another package's layer when the network was traced."""
+        """Return whether the node called another package's layer when the network was traced."""
         origin = self.vocabulary.ops.get(str(node.meta.get("was")))
         return origin is not None and bool(origin.peers)
 

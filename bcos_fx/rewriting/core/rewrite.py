@@ -1,7 +1,7 @@
 """The one place where a graph is edited.
 
 Everything that a rewrite needs is built first; only when all of it exists is the graph touched, so a refusal
-leaves nothing half done. The anchor keeps its node, and thereby its name and its users: what computes the same
+leaves nothing half done. The anchor keeps its node, and so its name and its users: what computes the same
 value before and after a rewrite bears the same name, and checks can compare it.
 """
 

@@ -49,7 +49,7 @@ def _load_third_parties() -> None:
             raise RuleError(
                 f"the distribution {owner!r} offers builders for rules that cannot be imported: {error}",
                 where=f"entry point {entry.name} = {entry.value} of the group {ENTRY_POINTS}",
-                hint=f"mend it, or uninstall it: pip uninstall {owner}",
+                hint=f"correct it, or uninstall it: pip uninstall {owner}",
             ) from error
 
 

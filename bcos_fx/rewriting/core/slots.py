@@ -81,7 +81,7 @@ def literal_operand(reader: GraphReader, call: Call) -> Slot | None:
 
 
 def constant_operands(reader: GraphReader, call: Call) -> list[Slot]:
-    """All operands that contribute beside a value and are none: tensors, sizes, numbers, and gates held fixed."""
+    """Return the operands that contribute beside a value and are not values: tensors, sizes, numbers, fixed gates."""
     return [slot for slot in _operands(reader, call) if _contributes(reader, slot)]
 
 
@@ -114,7 +114,7 @@ def _operands(reader: GraphReader, call: Call) -> list[Slot]:
 
 
 def _counts_nothing(reader: GraphReader, node: fx.Node) -> bool:
-    """Whether a constant is no number, counted already, or zero by its very name."""
+    """Return whether a constant is no number, counted already, or zero by its very name."""
     if node.meta.get("type") not in ("tensor", "size", None) or reader.op(node) == "counted_constant":
         return True
     name = getattr(node.target, "__name__", str(node.target))

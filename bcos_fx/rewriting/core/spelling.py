@@ -87,7 +87,7 @@ def register(name: str, target: type[nn.Module] | Callable[..., Any]) -> None:
     if not is_own(name):
         raise RuleError(
             f"{name!r} cannot be the spelling of an op",
-            hint=f"give two or more identifiers with dots between, such as 'my_ops.Snake', of which the first is none "
+            hint=f"give two or more identifiers with dots between, such as 'my_ops.Snake', the first not one "
             f"of {', '.join(sorted(_roots()))}",
         )
     check_same_place("op's spelling", name, _REGISTERED.get(name), target)
@@ -127,7 +127,7 @@ def _never() -> frozenset[str]:
 
 @functools.cache
 def _torch_functions() -> dict[str, Callable[..., Any]]:
-    """Spelling -> function that PyTorch reports when it is called on tensors; no other can be in a graph."""
+    """Return spelling -> function that PyTorch reports when it is called on tensors; no other can be in a graph."""
     spaces: Mapping[str, Any] = {
         "torch": torch,
         "F": torch.nn.functional,

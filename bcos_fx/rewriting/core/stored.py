@@ -21,7 +21,7 @@ def sources_of(node: fx.Node) -> list[fx.Node]:
 
 
 def follows_from_stored(node: fx.Node) -> bool:
-    """Whether a node's value is computed from stored tensors alone, and not at random."""
+    """Return whether a node's value is computed from stored tensors alone, and not at random."""
     return all(_is_fixed(source) for source in sources_of(node))
 
 

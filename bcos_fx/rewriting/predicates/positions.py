@@ -46,7 +46,7 @@ def is_asked_for_here(reader: GraphReader, call: Call) -> Verdict:
 
 
 def _readers(reader: GraphReader, node: fx.Node) -> Iterator[fx.Node]:
-    """Whatever reads a node's numbers, past what only moves them about."""
+    """Yield what reads a node's numbers, past operations that only move them."""
     for user in node.users:
         call = reader.call(user)
         moves = call is not None and call.op.linearity == "linear" and call.module is None

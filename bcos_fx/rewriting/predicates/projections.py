@@ -113,7 +113,7 @@ def _values(reader: GraphReader, node: fx.Node) -> list[fx.Node]:
 
 
 def _moves(reader: GraphReader, node: fx.Node) -> bool:
-    """Whether a node gives its one input's numbers in another order, or some of them."""
+    """Return whether a node gives its one input's numbers in another order, or some of them."""
     call = reader.call(node)
     if call is None or call.op.linearity != "linear" or node.op == "output" or call.op.name.startswith(_COMPUTING):
         return False
@@ -128,7 +128,7 @@ def _numel(reader: GraphReader, node: fx.Node) -> int | None:
 
 
 def _mixes(reader: GraphReader, node: fx.Node) -> bool:
-    """Whether a node is an attention, or a product of values with a matrix of weights computed from the input."""
+    """Return whether a node is an attention, or a product of values with a computed matrix of weights."""
     call = reader.call(node)
     if call is None:
         return False
@@ -147,7 +147,7 @@ def _reads_values(reader: GraphReader, mixer: fx.Node, source: fx.Node) -> bool:
 
 
 def _is_pool(reader: GraphReader, attention: fx.Node, layer: fx.Node) -> bool:
-    """Whether everything passes the attention, with no residual around it, and of its places one is left behind it."""
+    """Return whether everything passes the attention, without a residual around it, and one place is left after it."""
     pending = [node for node in reader.graph_module.graph.nodes if node.op == "output"]
     seen = {attention, *pending}
     while pending:
@@ -160,7 +160,7 @@ def _is_pool(reader: GraphReader, attention: fx.Node, layer: fx.Node) -> bool:
 
 
 def _one_place_is_left(reader: GraphReader, attention: fx.Node, layer: fx.Node) -> bool:
-    """Whether the layer's result, or what is picked out of it before anything is computed, is one vector per sample."""
+    """Return whether the layer's result, or the part that is picked out of it first, is one vector per sample."""
     shape, sample = reader.shape(layer), next(n for n in reader.graph_module.graph.nodes if n.op == "placeholder")
     batch = (reader.shape(sample) or (0,))[0]
     if shape is None:
