@@ -50,7 +50,7 @@ def bcosify(
     std: Sequence[float] | float | None = None,
     rules: Sequence[str | Path] = (),
     images: Tensor | None = None,
-    calibration_images: Any = None,
+    calibration_images: object = None,
     output_key: int | str | None = None,
     classes: Sequence[int | str] | None = None,
     class_names: Sequence[str] | None = None,

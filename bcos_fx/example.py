@@ -192,7 +192,7 @@ def equal_copy(network: BcosNetwork) -> BcosNetwork:
     return copy.deepcopy(network).with_report(dataclasses.replace(network.report, notes=notes))
 
 
-def selected(result: Any, output: int | str | None) -> Any:
+def selected(result: object, output: int | str | None) -> Any:
     """Return the part of a module's output that was asked for: an element, a key, an attribute, or a path of these."""
     return result if output is None else part_of(result, output)
 

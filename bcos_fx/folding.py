@@ -41,7 +41,7 @@ def _recipe() -> Recipe:
     )
 
 
-def optimize(network: BcosNetwork, inputs: Any = None) -> BcosNetwork:
+def optimize(network: BcosNetwork, inputs: object = None) -> BcosNetwork:
     """Return a copy of a converted network that computes the same in eval mode, with less work.
 
     Batch norms become part of the B-cos layers before them: their scale part of the weights, at every B, and their

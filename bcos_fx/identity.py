@@ -31,7 +31,7 @@ def digest_of(parts: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def digest_of_data(value: Any) -> str:
+def digest_of_data(value: object) -> str:
     """Return the SHA-256 of plain data."""
     return digest_of([json.dumps(value, sort_keys=True).encode()])
 
@@ -90,7 +90,7 @@ def _node(node: fx.Node) -> str:
     return _ADDRESS.sub("", f"{node.op} {target} {node.args} {node.kwargs}")
 
 
-def _encoded(value: Any) -> Iterable[Any]:
+def _encoded(value: object) -> Iterable[Any]:
     """Yield the bytes of a dataset's item; for a value that is not data, its type."""
     if isinstance(value, Tensor):
         yield f"{value.dtype} {tuple(value.shape)} ".encode()
@@ -118,7 +118,7 @@ def _encoded(value: Any) -> Iterable[Any]:
 # ---------------------------------------------------------------- comparing
 
 
-def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+def differences(found: object, wanted: object, name: str = "") -> list[str]:
     """Return what plain data was and is, by name, in one sentence for each place where they differ."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         pairs = [(key, found.get(key, _absent), wanted.get(key, _absent)) for key in dict.fromkeys([*found, *wanted])]
@@ -133,7 +133,7 @@ class _Absent:
 _absent = _Absent()
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if value is _absent:
         return "absent"
     text = json.dumps(value, default=repr)

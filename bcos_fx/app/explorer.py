@@ -227,7 +227,7 @@ class Explorer:
         with self._lock:
             return page(audit(self.model, self.path(photo), target=first, against=others, names=self.names))
 
-    def _explain(self, photo: str, target: Any) -> Explanation:
+    def _explain(self, photo: str, target: object) -> Explanation:
         return self._compute(
             self.network.preprocess(self.path(photo)), [list(target)] if isinstance(target, tuple) else target
         )

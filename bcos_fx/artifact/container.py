@@ -208,7 +208,7 @@ def parse(text: str | bytes) -> Any:
         raise ArtifactError(f"the file's header is damaged: {error}", hint="copy or save it again") from error
 
 
-def _check_unicode(text: str | bytes, found: Any) -> None:
+def _check_unicode(text: str | bytes, found: object) -> None:
     r"""Refuse halves of surrogate pairs, which JSON can spell (``"\ud800"``) and no file or terminal can hold."""
     spelled = "\\ud" in text.lower() if isinstance(text, str) else b"\\ud" in text.lower()
     if spelled:
@@ -226,7 +226,7 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-def _entry(name: str, value: Any) -> TensorEntry:
+def _entry(name: str, value: object) -> TensorEntry:
     keys = {"dtype", "shape", "data_offsets"}
     if not isinstance(value, dict) or set(value) != keys or value["dtype"] not in list(DTYPES):
         raise ArtifactError("the file's header is damaged: a tensor has no dtype or place", where=f"tensor {name!r}")
@@ -243,5 +243,5 @@ def _entry(name: str, value: Any) -> TensorEntry:
     return TensorEntry(name, value["dtype"], tuple(shape), *offsets)
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)

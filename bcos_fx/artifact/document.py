@@ -153,7 +153,7 @@ class Document:
         return read_record(self.fields.value("record"))
 
 
-def _pairs(versions: Any) -> list[list[Any]]:
+def _pairs(versions: object) -> list[list[Any]]:
     if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
         raise ArtifactError("the file does not say by which versions it was written")
     return [[name, version] for name, version in versions.items()]

@@ -10,7 +10,7 @@ from bcos_fx.errors import ArtifactError
 class Fields:
     """A JSON object whose keys are asked for with the type that they must have."""
 
-    def __init__(self, value: Any, where: str) -> None:
+    def __init__(self, value: object, where: str) -> None:
         self.where = where
         if not isinstance(value, dict):
             raise ArtifactError("the file's description of the network is damaged: no JSON object here", where=where)
@@ -67,7 +67,7 @@ class Fields:
             raise ArtifactError(f"the key {odd[0]!r} means nothing here", where=self.where)
 
     @staticmethod
-    def word(value: Any, where: str) -> str:
+    def word(value: object, where: str) -> str:
         """Return a value that must be a text."""
         if not isinstance(value, str):
             raise ArtifactError(f"a text is wanted, not {str(value)[:40]!r}", where=where)

@@ -78,7 +78,7 @@ def _write_node(node: fx.Node, root: nn.Module, vocabulary: Vocabulary) -> dict[
     }
 
 
-def _dotted(function: Any) -> str:
+def _dotted(function: object) -> str:
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', function)}"
 
 
@@ -158,7 +158,7 @@ class GraphBuilder:
     def _refuse(self, target: str, fields: Fields) -> None:
         raise ArtifactError(f"{target!r} is nothing that a node of its kind can call or read", where=fields.where)
 
-    def _check_call(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> None:
+    def _check_call(self, kind: str, target: object, args: tuple[Any, ...], kwargs: dict[str, Any], where: str) -> None:
         if kind == "call_method" and not (args and isinstance(args[0], fx.Node)):
             raise ArtifactError("a method is called on something that no node computes", where=where)
         attribute = args[1] if target is getattr and len(args) == 2 and not kwargs else None
@@ -191,7 +191,7 @@ def _read_meta(fields: Fields) -> dict[str, Any]:
     return values
 
 
-def _identifier(name: Any, where: str) -> str:
+def _identifier(name: object, where: str) -> str:
     """Check a name that stands in the code as it is; ``self`` is the network there."""
     good = isinstance(name, str) and name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
     if not good or name == "self":

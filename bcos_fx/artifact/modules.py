@@ -149,7 +149,7 @@ def _constructed(cls: type[nn.Module], options: Mapping[str, Any], where: str) -
         return construct(cls, options)
 
 
-def _is_same(value: Any, default: Any) -> bool:
+def _is_same(value: object, default: object) -> bool:
     return type(value) is type(default) and bool(value == default)
 
 

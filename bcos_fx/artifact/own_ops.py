@@ -142,7 +142,7 @@ def check_attributes(module: nn.Module, rebuilt: nn.Module, where: str) -> None:
             )
 
 
-def _is_alike(value: Any, other: Any) -> bool:
+def _is_alike(value: object, other: object) -> bool:
     if type(value) is not type(other):
         return False
     if isinstance(value, _COMPARED):

@@ -25,7 +25,7 @@ _VERIFICATION = {
 }
 
 
-def read_record(value: Any) -> Record:
+def read_record(value: object) -> Record:
     """Return the record that a file holds; options that its version did not have take their defaults.
 
     Raises:
@@ -69,7 +69,7 @@ def _check_verification(found: Mapping[str, Any]) -> None:
         _check_fields(row, _COMPARISON, "a comparison")
 
 
-def _check_fields(found: Any, wanted: Mapping[str, Any], where: str) -> None:
+def _check_fields(found: object, wanted: Mapping[str, Any], where: str) -> None:
     for name, kind in wanted.items():
         if not isinstance(found, dict) or name not in found or not fits(found[name], kind):
             raise ArtifactError(f"the report's {name!r} is not what a conversion writes", where=where)

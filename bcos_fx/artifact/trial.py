@@ -158,7 +158,7 @@ def _placed(value: Any) -> Any:
     return type(value)(map(_placed, value)) if type(value) in (list, tuple) else value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):

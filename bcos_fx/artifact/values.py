@@ -71,7 +71,7 @@ def encode(value: Any, where: str, depth: int = 0) -> Any:
     return encoded if tag == "list" else {tag: encoded}
 
 
-def _is_default(kind: type[Any], name: str, value: Any) -> bool:
+def _is_default(kind: type[Any], name: str, value: object) -> bool:
     """Return whether a field of a dataclass holds its default; an equal value of another type does not count."""
     default = _defaults()[kind.__name__][name]
     return type(default) is type(value) and bool(default == value)
@@ -93,7 +93,7 @@ def _parts(value: Any) -> tuple[str, list[Any]] | None:
     return None
 
 
-def decode(value: Any, where: str, nodes: Mapping[str, fx.Node] | None = None, depth: int = 0) -> Any:
+def decode(value: object, where: str, nodes: Mapping[str, fx.Node] | None = None, depth: int = 0) -> Any:
     """Return the value that :func:`encode` wrote.
 
     Raises:
@@ -119,21 +119,21 @@ def decode(value: Any, where: str, nodes: Mapping[str, fx.Node] | None = None, d
     return known[content]
 
 
-def _made(tag: str, items: Any, where: str) -> Any:
+def _made(tag: str, items: object, where: str) -> Any:
     try:
         return _MAKERS[tag](items)
     except (TypeError, ValueError, RuntimeError) as error:
         raise _malformed({tag: items}, where) from error
 
 
-def _device(name: Any) -> torch.device:
+def _device(name: object) -> torch.device:
     if not isinstance(name, str):
         raise TypeError("a device is named by a text")
     return torch.device(name)
 
 
 def _sequence(kind: Callable[[list[Any]], Any]) -> Callable[[Any], Any]:
-    def make(items: Any) -> Any:
+    def make(items: object) -> Any:
         if not isinstance(items, list):
             raise TypeError("a container holds a list")
         return kind(items)
@@ -164,7 +164,7 @@ def _three(items: list[Any]) -> list[Any]:
     return items
 
 
-def _dataclass(kind: type[Any], content: Any, where: str, depth: int) -> Any:
+def _dataclass(kind: type[Any], content: object, where: str, depth: int) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     if not isinstance(content, dict) or not set(content) <= set(fields):
         raise _malformed({kind.__name__: content}, where)
@@ -196,7 +196,7 @@ def _hints() -> dict[str, dict[str, Any]]:
     return {name: typing.get_type_hints(kind) for name, kind in _dataclasses().items()}
 
 
-def fits(value: Any, hint: Any) -> bool:
+def fits(value: object, hint: object) -> bool:
     """Say whether a value is of an annotated type: a class, a union, tuple[X, ...] or Mapping[K, V]."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -234,10 +234,10 @@ def _check_depth(depth: int, where: str) -> None:
     VALUE_DEPTH.check(depth, "a value", ArtifactError, where)
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _malformed(value: Any, where: str) -> ArtifactError:
+def _malformed(value: object, where: str) -> ArtifactError:
     return ArtifactError(f"{_shortened(value)} means nothing in a file of bcos_fx", where=where)

@@ -186,7 +186,7 @@ def certified(network: BcosNetwork, given: Tensor) -> tuple[Certification, str |
     return (before, "logits") if before.ok else (found, None)
 
 
-def _index(found: Any, count: int) -> int:
+def _index(found: object, count: int) -> int:
     if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < count:
         raise UsageError(f"{found!r} is not one of the network's {count} classes", hint=f"a name, or 0 to {count - 1}")
     return found
@@ -203,7 +203,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _versions(image: Path, picture: Any) -> Section:
+def _versions(image: Path, picture: object) -> Section:
     size = f"{picture.width} x {picture.height} pixels" if isinstance(picture, Image.Image) else "an array"
     libraries = f"torch {torch.__version__}, numpy {numpy.__version__}, Pillow {PIL.__version__}"
     rows = (

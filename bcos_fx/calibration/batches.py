@@ -28,7 +28,7 @@ class Batch:
     labels: Tensor | None
 
 
-def read_batches(images: Any, network: BcosNetwork, batch_size: int) -> Iterator[Batch]:
+def read_batches(images: object, network: BcosNetwork, batch_size: int) -> Iterator[Batch]:
     """Yield batches of samples.
 
     Args:
@@ -51,7 +51,7 @@ def read_batches(images: Any, network: BcosNetwork, batch_size: int) -> Iterator
         raise UsageError("there are no images to calibrate on", hint="a few hundred are enough; labels are not needed")
 
 
-def _given(images: Any, network: BcosNetwork, batch_size: int) -> Iterable[Any]:
+def _given(images: object, network: BcosNetwork, batch_size: int) -> Iterable[Any]:
     photographs = len(network.record.inputs) == 1 and is_photograph(network.input_shape)
     if isinstance(images, Tensor) and not (photographs and images.dtype == torch.uint8):
         if images.dim() == 0:
@@ -66,7 +66,7 @@ def _given(images: Any, network: BcosNetwork, batch_size: int) -> Iterable[Any]:
     return images
 
 
-def _batch(given: Any, network: BcosNetwork) -> Batch:
+def _batch(given: object, network: BcosNetwork) -> Batch:
     specs = network.record.inputs
     parts = (given,) if isinstance(given, Tensor) else given
     if not isinstance(parts, tuple | list) or not len(specs) <= len(parts) <= len(specs) + 1:

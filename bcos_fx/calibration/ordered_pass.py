@@ -26,7 +26,7 @@ from bcos_fx.validation import check_same_classes
 @formerly(output="output_key", reference="original")
 def calibrate(
     model: BcosNetwork,
-    images: Any,
+    images: object,
     original: nn.Module | None = None,
     *,
     output_key: int | str | None = None,
@@ -80,7 +80,7 @@ def calibrate(
 @formerly(output="output_key", reference="original")
 def calibrate_(
     network: BcosNetwork,
-    images: Any,
+    images: object,
     original: nn.Module | Targets | None = None,
     *,
     output_key: int | str | None = None,
@@ -127,7 +127,7 @@ def calibrate_(
 
 def measure_original(
     network: BcosNetwork,
-    images: Any,
+    images: object,
     reference: nn.Module,
     *,
     output: int | str | None = None,

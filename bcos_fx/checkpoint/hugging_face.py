@@ -17,7 +17,7 @@ _ATTENTIONS = ("eager", "sdpa")
 _ENDINGS = ("Model", "Classification", "Projection", "LMHead")
 
 
-def named_class(library: Any, name: str, arch: str) -> tuple[type[nn.Module], dict[str, str]]:
+def named_class(library: object, name: str, arch: str) -> tuple[type[nn.Module], dict[str, str]]:
     """Return the class of ``CLASS[@ATTENTION]`` and the option of its configuration that chooses the attention.
 
     Raises:

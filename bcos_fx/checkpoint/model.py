@@ -109,7 +109,7 @@ def _exported(path: str | os.PathLike[str]) -> nn.Module:
         ) from error
 
 
-def _module_in(content: Any, path: str | os.PathLike[str], key: str | None) -> nn.Module:
+def _module_in(content: object, path: str | os.PathLike[str], key: str | None) -> nn.Module:
     """Return the module, or the one inside a dict: under ``key``, under a usual name, or the only one."""
     if isinstance(content, nn.Module):
         return content

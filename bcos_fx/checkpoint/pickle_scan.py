@@ -52,7 +52,7 @@ class _Tuple(tuple[Any, ...]):
         return made
 
 
-def _weight(value: Any) -> int:
+def _weight(value: object) -> int:
     return value.weight if isinstance(value, Built | _Tuple) else 1
 
 
@@ -130,7 +130,7 @@ class _Machine:
             target.items += zip(above[::2], above[1::2], strict=True)
             _grow(target, above)
 
-    def _name(self, name: str, argument: Any) -> None:
+    def _name(self, name: str, argument: object) -> None:
         if name == "STACK_GLOBAL":
             dotted = ".".join(_shown(part) for part in self._pop(2))
         elif name == "OBJ":
@@ -142,7 +142,7 @@ class _Machine:
         self.names[dotted] = None
         self.stack.append(Built(dotted))
 
-    def _generic(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
+    def _generic(self, opcode: pickletools.OpcodeInfo, argument: object) -> None:
         """Apply an opcode by its documented stack effect: pops, then anonymous pushes."""
         if opcode.name == "MARK":
             self.stack.append(_MARK)
@@ -234,7 +234,7 @@ def _integers(sizes: tuple[Any, ...]) -> list[int]:
     return [size for size in flat if type(size) is int]
 
 
-def _shown(key: Any) -> str:
+def _shown(key: object) -> str:
     """Format a key as text: a short string or a number in full, of anything else only the type."""
     if isinstance(key, str):
         return key if len(key) <= _SHOWN else f"{key[:_SHOWN]}…"
@@ -243,14 +243,14 @@ def _shown(key: Any) -> str:
     return f"<{_label(key)}>"
 
 
-def _persistent(identity: Any) -> Any:
+def _persistent(identity: object) -> Any:
     """Resolve a persistent id: torch's old format wraps a module's class in one; the others are storages."""
     if isinstance(identity, tuple) and len(identity) > 1 and identity[0] == "module":
         return identity[1]
     return Built("storage")
 
 
-def _label(value: Any) -> str:
+def _label(value: object) -> str:
     """Return the type name of a symbolic value, or of a plain number or string."""
     if isinstance(value, Built):
         return value.label

@@ -297,7 +297,7 @@ def _unwrap(content: Any, source: str, key: str | None) -> StateDict:
     return StateDict(stripped, source, nesting, prefix, tuple(ignored + dropped), alternatives)
 
 
-def _follow(content: Any, key: str, source: str) -> Any:
+def _follow(content: object, key: str, source: str) -> Any:
     """Return what a dotted path of keys leads to; it may end in a prefix of tensor names (a part of a network)."""
     parts = key.split(".")
     for place, part in enumerate(parts):
@@ -313,7 +313,7 @@ def _follow(content: Any, key: str, source: str) -> Any:
     return content
 
 
-def _candidates(content: Any, depth: int) -> list[str]:
+def _candidates(content: object, depth: int) -> list[str]:
     """Return the keys that hold weights, those of the usual names also ``depth`` levels down; the usual ones first."""
     if not isinstance(content, Mapping) or depth == 0:
         return []
@@ -325,13 +325,13 @@ def _candidates(content: Any, depth: int) -> list[str]:
     return sorted(inner + deeper, key=lambda name: order.get(name, len(order)))
 
 
-def _looks_like_weights(key: str, content: Any) -> bool:
+def _looks_like_weights(key: str, content: object) -> bool:
     """Check for weights: a dict of tensors under a usual key, or (not random states, scalers) with weights' names."""
     names = _tensors_in(content)
     return bool(names) and (key in NESTING_KEYS or any("weight" in name for name in names))
 
 
-def _tensors_in(content: Any) -> dict[str, Tensor]:
+def _tensors_in(content: object) -> dict[str, Tensor]:
     """Return the tensors of a mapping from names to tensors and perhaps a few other values."""
     if not isinstance(content, Mapping):
         return {}
@@ -351,7 +351,7 @@ def _strip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str
     return (plain if len(plain) == len(tensors) else tensors), prefix, dropped
 
 
-def _no_weights(content: Any, source: str) -> CheckpointError:
+def _no_weights(content: object, source: str) -> CheckpointError:
     if isinstance(content, Mapping):
         held = "its keys are " + listed([str(name) for name in content], _SHOWN) if content else "it is an empty dict"
     else:

@@ -42,7 +42,7 @@ def recorded_architecture(path: Path) -> str | None:
     return None
 
 
-def _listed_class(kind: str, name: Any, path: Path) -> str:
+def _listed_class(kind: str, name: object, path: Path) -> str:
     auto = library("transformers.models.auto.modeling_auto", "transformers", _PURPOSE)
     known: list[str] = []
     for table in (value for key, value in vars(auto).items() if key.endswith("_MAPPING_NAMES")):
@@ -122,7 +122,7 @@ def _statistics(recorded: Mapping[str, Any], mean: str, std: str) -> dict[str, A
     return {"mean": tuple(found[0]), "std": tuple(found[1])}  # type: ignore[arg-type]
 
 
-def _size(size: Any) -> dict[str, Any]:
+def _size(size: object) -> dict[str, Any]:
     sides = size[-2:] if isinstance(size, list) and len(size) == 3 else []
     good = len(sides) == 2 and all(isinstance(side, int) and 0 < side <= _LARGEST_SIDE for side in sides)
     return {"input_size": (3, *sides)} if good else {}

@@ -122,7 +122,7 @@ def _section(title: str, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text("")
 
 
-def _stated(value: Any) -> str:
+def _stated(value: object) -> str:
     if value is None:
         return "by itself (see the documentation of options)"
     if isinstance(value, Mapping):

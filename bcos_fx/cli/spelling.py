@@ -65,7 +65,7 @@ def flags_of(command: Callable[..., Any]) -> dict[str, Flags]:
     return found
 
 
-def _metadata(hint: Any) -> tuple[Any, ...]:
+def _metadata(hint: object) -> tuple[Any, ...]:
     return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
 
 

@@ -47,7 +47,7 @@ def _pretrained_cfg(module: nn.Module) -> Mapping[str, Any]:
     return recorded if isinstance(recorded, Mapping) else {}
 
 
-def _of_config(config: Any) -> Sequence[Any]:
+def _of_config(config: object) -> Sequence[Any]:
     """Return the names in a configuration of transformers, unless they are placeholders such as ``LABEL_0``."""
     names = getattr(config, "id2label", None)
     if not isinstance(names, Mapping):
@@ -81,5 +81,5 @@ def _of_imagenet(recorded: Mapping[str, Any]) -> Sequence[Any]:
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else ""

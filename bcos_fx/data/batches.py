@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class Batches:
         return ReadBatch(read, samples, stacked([s.image for s in samples], self.source, read)) if read else None
 
 
-def prepared(images: Any, preprocessing: Preprocessing) -> Tensor:
+def prepared(images: object, preprocessing: Preprocessing) -> Tensor:
     """Return images (N, C, H, W) in [0, 1] as a network takes them.
 
     Args:

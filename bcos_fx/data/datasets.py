@@ -160,7 +160,7 @@ def _sample(item: Any, name: str) -> Sample:
     return Sample(item, _label(label, name))
 
 
-def _label(label: Any, name: str) -> Any:
+def _label(label: object, name: str) -> Any:
     """Convert a label to a class index, a tensor of numbers, or None."""
     if label is None or isinstance(label, int):
         return None if label is None else int(label)

@@ -91,7 +91,7 @@ class Preprocessing:
             f"{height}x{width} cropped from the center, {self.crop_pct:.4g} of the short side"
         )
 
-    def __call__(self, image: Any, name: str = "the image") -> Tensor:
+    def __call__(self, image: object, name: str = "the image") -> Tensor:
         """Return an image (C, h, w) in [0, 1] of :attr:`size`, in float32 or a tensor's own float64; newly allocated.
 
         Args:
@@ -149,7 +149,7 @@ class Preprocessing:
         return image.to(torch.promote_types(image.dtype, torch.float32), copy=True)
 
 
-def as_picture(image: Any) -> Any:
+def as_picture(image: object) -> Any:
     """Return bytes (1 or 3, H, W) in a tensor as a picture; anything else as it is."""
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or not is_photograph(tuple(image.shape)):
         return image

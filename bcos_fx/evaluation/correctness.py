@@ -114,7 +114,7 @@ def judged_accuracy(
     )
 
 
-def _calibration_error(predictions: Sequence[Prediction], right: Any, confidence: str) -> float:
+def _calibration_error(predictions: Sequence[Prediction], right: object, confidence: str) -> float:
     """Return Σ over bins of confidence: share of images · |accuracy - mean confidence|."""
     check_choice("confidence", confidence, CONFIDENCES)
     check_installed("torchmetrics", "evaluate", "the calibration error")

@@ -88,7 +88,7 @@ def summary(evaluation: Evaluation) -> list[list[str]]:
     return [[_text(cell) for cell in row] for row in evaluation.rows()]
 
 
-def _text(cell: Any) -> str:
+def _text(cell: object) -> str:
     return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
 
 

@@ -42,7 +42,7 @@ class ResultLog:
         if path is not None:
             self._open(path)
 
-    def append(self, number: int, row: Any) -> None:
+    def append(self, number: int, row: object) -> None:
         """Add a result; when this returns it is on the disk."""
         self.rows[number] = row
         if self.path is not None:
@@ -68,7 +68,7 @@ class ResultLog:
         self.notes.append(f"{path.name} ended in half a line, which was dropped: the last run was cut off there")
 
     @staticmethod
-    def _write(path: Path, line: Any) -> None:
+    def _write(path: Path, line: object) -> None:
         with appending(path, "the results") as stream:
             stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
@@ -125,7 +125,7 @@ def _parsed(line: bytes, path: Path, number: int) -> Any:
         raise _damaged(path, number) from error
 
 
-def _checksum(seal: str, number: int, row: Any) -> str:
+def _checksum(seal: str, number: int, row: object) -> str:
     return digest_of_data([seal, number, row])
 
 

@@ -180,7 +180,7 @@ def explain(
     return next(iter(found.values())) if source is None or isinstance(source, str) else JointExplanation(found)
 
 
-def _explained(view: ExplanationView, inputs: list[Tensor], target: Any) -> tuple[DynamicWeights, Chosen]:
+def _explained(view: ExplanationView, inputs: list[Tensor], target: object) -> tuple[DynamicWeights, Chosen]:
     # What sums are compared with is what the network itself returns; see ExplanationView.compare.
     own = None if view.is_own(inputs) else view.own_value(inputs)
     choices: list[Chosen] = []

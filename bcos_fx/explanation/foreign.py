@@ -98,7 +98,7 @@ def _check_samples(module: nn.Module, inputs: ExampleInputs, found: Trace, batch
             )
 
 
-def agree(found: Any, wanted: Any) -> bool:
+def agree(found: object, wanted: object) -> bool:
     """Return whether two values are the same tensor but for rounding."""
     if not isinstance(found, Tensor) or not isinstance(wanted, Tensor) or found.shape != wanted.shape:
         return False
@@ -131,5 +131,5 @@ def _two_samples(inputs: ExampleInputs) -> ExampleInputs:
     return [_sample_pair(value) for value in inputs]
 
 
-def _sample_pair(value: Any) -> Any:
+def _sample_pair(value: object) -> Any:
     return _two_samples(value) if isinstance(value, Tensor) and value.dim() else value

@@ -36,12 +36,12 @@ def naming_samples() -> Iterator[None]:
         ) from error
 
 
-def has_samples(value: Any, images: Tensor) -> bool:
+def has_samples(value: object, images: Tensor) -> bool:
     """Return whether a value holds one entry for each of the images."""
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(images)
 
 
-def of_samples(target: Any, place: slice, samples: int) -> Any:
+def of_samples(target: object, place: slice, samples: int) -> Any:
     """Return the part of a target that belongs to some samples."""
     if isinstance(target, Tensor) and target.dim() and len(target) == samples:
         return target[place]

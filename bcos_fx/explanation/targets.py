@@ -89,7 +89,7 @@ def difference(target: int | None = None, other: int | None = None) -> Differenc
 
 
 def label_of(
-    target: Any, name: Callable[[int], str], names: Sequence[str] | None, shape: Sequence[int]
+    target: object, name: Callable[[int], str], names: Sequence[str] | None, shape: Sequence[int]
 ) -> tuple[str, ...] | None:
     """Return what a target is called that is no output by its index, or None of every other one.
 
@@ -108,7 +108,7 @@ def label_of(
     return (f"{name(target[0])} at {', '.join(map(str, target[1:]))}" if len(target) > 1 else name(target[0]),)
 
 
-def named(target: Any, names: Sequence[str] | None) -> Any:
+def named(target: object, names: Sequence[str] | None) -> Any:
     """Put indices in the place of class names, alone or in lists.
 
     Raises:
@@ -123,7 +123,7 @@ def named(target: Any, names: Sequence[str] | None) -> Any:
     return class_named(target, names)
 
 
-def chosen(target: Any, value: Tensor) -> Chosen:
+def chosen(target: object, value: Tensor) -> Chosen:
     """Read a target.
 
     Args:
@@ -159,7 +159,7 @@ def _called(target: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
         ) from error
 
 
-def _checked(numbers: Any, outputs: Tensor) -> Tensor:
+def _checked(numbers: object, outputs: Tensor) -> Tensor:
     if not isinstance(numbers, Tensor) or numbers.dim() not in (1, 2) or len(numbers) != len(outputs):
         shape = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
         raise UsageError(
@@ -177,7 +177,7 @@ def _is_single(target: Callable[[Tensor], Tensor], value: Tensor) -> bool:
     return not isinstance(numbers, Tensor) or numbers.dim() < 2
 
 
-def _unit(target: Any, value: Tensor) -> Chosen:
+def _unit(target: object, value: Tensor) -> Chosen:
     """Parse a target in an inner layer: a channel, summed over its positions, or one unit."""
     if target is None:
         raise UsageError(
@@ -201,7 +201,7 @@ def _unit(target: Any, value: Tensor) -> Chosen:
     return Chosen(select, None, True)
 
 
-def _indices(target: Any, outputs: Tensor) -> tuple[Tensor, bool]:
+def _indices(target: object, outputs: Tensor) -> tuple[Tensor, bool]:
     samples = len(outputs)
     if target is None:
         return outputs.detach().argmax(1, keepdim=True), True
@@ -225,7 +225,7 @@ def _indices(target: Any, outputs: Tensor) -> tuple[Tensor, bool]:
     return (tensor.long().unsqueeze(1), True) if tensor.dim() == 1 else (tensor.long(), False)
 
 
-def _as_tensor(target: Any) -> Tensor:
+def _as_tensor(target: object) -> Tensor:
     try:
         return torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -95,7 +95,7 @@ def as_constant(source: str) -> str:
     return f"the source {source}"
 
 
-def for_autograd(value: Any) -> Any:
+def for_autograd(value: object) -> Any:
     """Return a tensor that autograd may use, whatever mode the caller made it in; without the caller's graph."""
     if not isinstance(value, Tensor):
         return value

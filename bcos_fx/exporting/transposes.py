@@ -76,7 +76,9 @@ def _to_size(forward: Operation, rank: int, gradient: Tensor, x: Tensor) -> Tens
     return _separable(lambda value: forward(value, gradient.shape[-rank:]), gradient, x.shape[-rank:])
 
 
-def _resized(forward: Operation, rank: int, gradient: Tensor, size: Any, given: Sequence[int], *options: Any) -> Tensor:
+def _resized(
+    forward: Operation, rank: int, gradient: Tensor, size: object, given: Sequence[int], *options: Any
+) -> Tensor:
     return _separable(lambda value: forward(value, size, *options), gradient, given[-rank:])
 
 

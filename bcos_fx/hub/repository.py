@@ -36,7 +36,7 @@ def save_pretrained(
     folder: str | os.PathLike[str],
     *,
     name: str | None = None,
-    example: Any = None,
+    example: object = None,
     measured: Mapping[str, float | str] | None = None,
 ) -> Path:
     """Write a network as a folder for the hub: its file, a model card, and a picture of an explanation.
@@ -128,7 +128,7 @@ def push_to_hub(
     private: bool | None = None,
     token: str | None = None,
     message: str = "Upload a B-cos network",
-    example: Any = None,
+    example: object = None,
     measured: Mapping[str, float | str] | None = None,
 ) -> str:
     """Upload a network to the hub, with its card; return its address.

@@ -96,7 +96,7 @@ def baselines(
     return [_made(name, explained, seed, dict(given.get(name, {})), reference) for name in dict.fromkeys(wanted)]
 
 
-def _made(name: str, explained: ExplainedNetwork, seed: int, own: Mapping[str, Any], reference: Any) -> Method:
+def _made(name: str, explained: ExplainedNetwork, seed: int, own: Mapping[str, Any], reference: object) -> Method:
     accepted = [p for p in inspect.signature(_MAKERS[name]).parameters if p != "explained"]
     own_names = [parameter for parameter in accepted if parameter != "seed"]
     for option in own:

@@ -60,7 +60,7 @@ class SideBySideMaxPool2d(nn.Module):
     Args: as of :class:`torch.nn.MaxPool2d`; each a number or a pair.
     """
 
-    def __init__(self, kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> None:
+    def __init__(self, kernel_size: object, stride: object, padding: object, dilation: object, ceil_mode: bool) -> None:
         super().__init__()
         self.kernel, self.padding, self.dilation = _pair(kernel_size), _pair(padding), _pair(dilation)
         self.stride = _pair(stride or kernel_size)
@@ -90,7 +90,7 @@ class SideBySideMaxPool2d(nn.Module):
         return (count - 1) * self.stride[axis] + span - size - self.padding[axis]
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: object) -> tuple[int, int]:
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 

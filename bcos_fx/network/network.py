@@ -88,7 +88,7 @@ class BcosNetwork(nn.Module):
         """How images become the first input; UsageError where that is no image with 1 or 3 channels."""
         return self.record.inputs[0].preprocessing()
 
-    def preprocess(self, images: Any) -> Tensor:
+    def preprocess(self, images: object) -> Tensor:
         """Return images as the first input, prepared as every command prepares them; see :attr:`preprocessing`.
 
         Args:

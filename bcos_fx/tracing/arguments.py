@@ -19,7 +19,7 @@ LEAVE_WHOLE = "leave its module as one operation: leaf_modules=[its name], --lea
 """What to do about a line that cannot be traced, nor written in another way."""
 
 
-def tensors(value: Any) -> list[Tensor]:
+def tensors(value: object) -> list[Tensor]:
     """List the tensors in nested tuples, lists, dicts and slices."""
     return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
 
@@ -33,12 +33,12 @@ def oddity(tensor: Tensor) -> str | None:
     return "quantized" if tensor.is_quantized else None
 
 
-def numbers(value: Any) -> list[Symbolic]:
+def numbers(value: object) -> list[Symbolic]:
     """List the symbolic numbers in nested tuples, lists, dicts and slices."""
     return [leaf for leaf in _leaves(value) if isinstance(leaf, Symbolic)]
 
 
-def _leaves(value: Any) -> list[Any]:
+def _leaves(value: object) -> list[Any]:
     if isinstance(value, (tuple, list)):
         return [leaf for item in value for leaf in _leaves(item)]
     if isinstance(value, dict):
@@ -52,7 +52,7 @@ def leaves_of(node: Node) -> list[Any]:
     """List the leaves of a node's arguments, positional ones first; :func:`exchange` counts them like this."""
     leaves: list[Any] = []
 
-    def note(leaf: Any) -> Any:
+    def note(leaf: object) -> Any:
         leaves.append(leaf)
         return leaf
 
@@ -64,7 +64,7 @@ def exchange(node: Node, index: int, new: Node) -> None:
     """Put a node in the place of one leaf of another node's arguments, in place."""
     position = -1
 
-    def put(leaf: Any) -> Any:
+    def put(leaf: object) -> Any:
         nonlocal position
         position += 1
         return new if position == index else leaf
@@ -74,14 +74,14 @@ def exchange(node: Node, index: int, new: Node) -> None:
     node.args, node.kwargs = args, kwargs
 
 
-def graph_argument(value: Any, node_of: Callable[[Tensor], Node], device: Callable[[torch.device], Any]) -> Any:
+def graph_argument(value: object, node_of: Callable[[Tensor], Node], device: Callable[[torch.device], Any]) -> Any:
     """Return `value` as a node's argument: tensors and symbolic numbers as nodes, containers as plain ones.
 
     Raises:
         TraceError: for a value that no graph can hold.
     """
 
-    def leaf(item: Any) -> Any:
+    def leaf(item: object) -> Any:
         if isinstance(item, Tensor):
             return node_of(item)
         if isinstance(item, Symbolic):
@@ -110,7 +110,7 @@ def _is_array(value: Any) -> bool:
     return type(value).__module__ == "numpy" and getattr(value, "ndim", 0) > 0 and value.dtype.kind in "biuf"
 
 
-def _rebuilt(value: Any, leaf: Callable[[Any], Any]) -> Any:
+def _rebuilt(value: object, leaf: Callable[[Any], Any]) -> Any:
     """Apply `leaf` to everything inside plain containers; a size and a named tuple become tuples, a range a list."""
     if isinstance(value, (tuple, list, range)):
         return (tuple if isinstance(value, tuple) else list)(_rebuilt(item, leaf) for item in value)
@@ -150,6 +150,6 @@ def plain_number(value: object) -> object:
     return None
 
 
-def describe(target: Any) -> str:
+def describe(target: object) -> str:
     """Name the target of a call."""
     return target if isinstance(target, str) else str(getattr(target, "__name__", target))

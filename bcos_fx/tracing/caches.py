@@ -43,7 +43,7 @@ def _homes(root: nn.Module) -> list[Any]:
     return [*files.values(), *own]
 
 
-def _without_cache(value: Any) -> Callable[..., Any] | None:
+def _without_cache(value: object) -> Callable[..., Any] | None:
     """Return the function behind a cache, or behind a wrapper that keeps its cache in its closure."""
     bare: Callable[..., Any] | None = getattr(value, "__wrapped__", None)
     if isinstance(value, _Cache):

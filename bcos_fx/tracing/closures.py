@@ -65,7 +65,7 @@ class _Rebinding:
                 cell.cell_contents = self.of(content)
         return made
 
-    def _leads_to_a_copy(self, value: Any, seen: set[int]) -> bool:
+    def _leads_to_a_copy(self, value: object, seen: set[int]) -> bool:
         if id(value) in seen:
             return False
         seen.add(id(value))

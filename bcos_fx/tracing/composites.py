@@ -107,7 +107,7 @@ def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Any:
     return bounded if max is None else torch.where(bounded > max, max, bounded)
 
 
-def _is_number_or_none(bound: Any) -> bool:
+def _is_number_or_none(bound: object) -> bool:
     return bound is None or type(bound) in (int, float)
 
 

@@ -83,7 +83,7 @@ def _sizes(noted: Tensor) -> list[int | None]:
     return [size if isinstance(size, int) else None for size in noted.shape]
 
 
-def as_module(network: Any) -> Any:
+def as_module(network: object) -> Any:
     """Return an exported program as a module, a module without wrappers around it, anything else as it is."""
     if isinstance(network, ExportedProgram):
         return Exported(network)

@@ -57,7 +57,7 @@ class BoundInputs:
             for name, value in self.named.items()
         }
 
-        def exchanged(value: Any) -> Any:
+        def exchanged(value: object) -> Any:
             return new[id(value)][1] if id(value) in new else value
 
         args = tuple(exchanged(value) for value in self.args)
@@ -91,7 +91,7 @@ def bind(module: nn.Module, example: ExampleInputs) -> BoundInputs:
     return BoundInputs(bound.args, bound.kwargs, named)
 
 
-def _clone(name: str, value: Any) -> Any:
+def _clone(name: str, value: object) -> Any:
     if isinstance(value, Tensor):
         _check(name, value)
         return value.detach().clone()
@@ -204,7 +204,7 @@ def advice(module: nn.Module, inputs: BoundInputs) -> str:
     return "see the shapes it was given"
 
 
-def select_output(value: Any, output: int | str | None) -> Tensor:
+def select_output(value: object, output: int | str | None) -> Tensor:
     """Return the tensor that the graph is to compute.
 
     Args:
@@ -232,7 +232,7 @@ def select_output(value: Any, output: int | str | None) -> Tensor:
     return chosen
 
 
-def _no_part(value: Any, suffix: str) -> UsageError:
+def _no_part(value: object, suffix: str) -> UsageError:
     kind = "nothing" if value is None else f"a {type(value).__name__} that holds no tensor"
     paths = _paths(value)
     if not paths:
@@ -251,7 +251,7 @@ def _typed(path: str) -> int | str:
     return int(path) if path.isdecimal() else path
 
 
-def part_of(value: Any, output: int | str) -> Any:
+def part_of(value: object, output: int | str) -> Any:
     """Return a part of a nested output by its key, attribute, position, or a path of these with dots between them.
 
     Raises:
@@ -278,7 +278,7 @@ def part_of(value: Any, output: int | str) -> Any:
     raise KeyError(segments[0])
 
 
-def _paths(value: Any, before: str = "", depth: int = 0) -> list[str]:
+def _paths(value: object, before: str = "", depth: int = 0) -> list[str]:
     """Return the paths to all tensors in an output; a named tuple's fields by their names alone."""
     if isinstance(value, Tensor):
         return [before]
@@ -292,7 +292,7 @@ def _paths(value: Any, before: str = "", depth: int = 0) -> list[str]:
     return found
 
 
-def _parts(value: Any) -> dict[int | str, Any]:
+def _parts(value: object) -> dict[int | str, Any]:
     """List what can be chosen from an output: by key, by attribute or by position."""
     parts: dict[int | str, Any] = {}
     if isinstance(value, Mapping):

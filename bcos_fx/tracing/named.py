@@ -113,14 +113,14 @@ class _Walk:
             value = self._values[source]
             return value.to(self._other) if source in named.sources and isinstance(value, Tensor) else value
 
-        def literal(leaf: Any) -> Any:
+        def literal(leaf: object) -> Any:
             return self._other if named.literals and isinstance(leaf, torch.dtype) and leaf == self._own else leaf
 
         args, kwargs = map_arg((node.args, dict(node.kwargs)), value_of)
         args, kwargs = _mapped(args, literal), _mapped(kwargs, literal)
         return run_node(node, self._twin, args, kwargs)
 
-    def _is_own(self, value: Any) -> bool:
+    def _is_own(self, value: object) -> bool:
         return any(tensor.dtype == self._own for tensor in tensors(value))
 
 

@@ -103,7 +103,7 @@ def graph_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     return "call_method", name, args, kwargs
 
 
-def torch_level(function: Any) -> Any:
+def torch_level(function: object) -> Any:
     """Return PyTorch's own function or method for an ATen operator, as exported programs call it.
 
     ``torch.ops.aten.conv2d.default`` is ``torch.conv2d``: one name for one thing. Operators without such a function
@@ -167,7 +167,7 @@ def _without_hints(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name != "non_blocking"}
 
 
-def reads_form(op: str, target: Any, args: tuple[Any, ...]) -> bool:
+def reads_form(op: str, target: object, args: tuple[Any, ...]) -> bool:
     """Return whether a node gives a tensor's size or place, and nothing of its values."""
     asked = args[1] if target is getattr else target if op == "call_method" else None
     return asked in SIZE_READS or asked in ("shape", "device", "dtype")

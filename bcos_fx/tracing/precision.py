@@ -9,7 +9,6 @@ is with tensors that are made in forward: computed in float64, they are more tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,13 +138,13 @@ def _changed_literals(first: GraphModule, second: GraphModule) -> list[tuple[Nod
     return changed
 
 
-def _is_equal(leaf: Any, other: Any) -> bool:
+def _is_equal(leaf: object, other: object) -> bool:
     if isinstance(leaf, float) and isinstance(other, float):
         return True  # a number such as torch.finfo(x.dtype).min stays as it was read
     return type(leaf) is type(other) and bool(leaf == other)
 
 
-def _is_floating(leaf: Any) -> bool:
+def _is_floating(leaf: object) -> bool:
     return isinstance(leaf, torch.dtype) and leaf.is_floating_point
 
 

@@ -101,7 +101,7 @@ def _method(name: str) -> Function:
     return call
 
 
-def _read_attribute(value: Any, name: str) -> Any:
+def _read_attribute(value: object, name: str) -> Any:
     if name not in ATTRIBUTES:
         raise UsageError(f"the attribute {str(name)[:40]!r} may not be read")
     return ATTRIBUTES[name](value)
@@ -127,25 +127,25 @@ def _check_kinds(*values: Any) -> None:
             raise UsageError("a number in the graph is larger than any size")
 
 
-def _power_grows(base: Any, exponent: Any) -> bool:
+def _power_grows(base: object, exponent: object) -> bool:
     if not (type(base) is int and type(exponent) is int):
         return False
     return abs(exponent) * math.log2(max(abs(base), 1) + 1) > 2 * math.log2(LARGEST_INTEGER)
 
 
-def _product_grows(left: Any, right: Any) -> bool:
+def _product_grows(left: object, right: object) -> bool:
     return _length(left) * _count(right) > MOST_ITEMS or _length(right) * _count(left) > MOST_ITEMS
 
 
-def _sum_grows(left: Any, right: Any) -> bool:
+def _sum_grows(left: object, right: object) -> bool:
     return _length(left) + _length(right) > MOST_ITEMS
 
 
-def _length(value: Any) -> int:
+def _length(value: object) -> int:
     return len(value) if isinstance(value, tuple | list) else 0
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     return value if type(value) is int else 0
 
 
@@ -326,7 +326,7 @@ class _Source:
             self._texts[text] = self._constant(text)
         return self._texts[text]
 
-    def _constant(self, value: Any) -> str:
+    def _constant(self, value: object) -> str:
         name = f"c{len(self._constants)}"
         self._constants[name] = value
         return name

@@ -263,7 +263,7 @@ class Recorder(TorchFunctionMode):
             node = self.node_of(result.to(args[0].dtype))
         return self._overwritten(args[0], node, self._run(func, args, kwargs), func.__name__)
 
-    def _overwritten(self, tensor: Tensor, node: Node, result: Any, name: str) -> Any:
+    def _overwritten(self, tensor: Tensor, node: Node, result: object, name: str) -> Any:
         old = self.node_of(tensor)
         if old.op == "get_attr" and str(old.target) in self._names:
             self.changed_state.setdefault(str(old.target), str(current_source()))
@@ -281,7 +281,7 @@ class Recorder(TorchFunctionMode):
                 raise self._refusal(f"{name} changes one of its arguments in place")
             self.changed_state.setdefault(state, str(current_source()))
 
-    def _is_graphable(self, func: Callable[..., Any], result: Any, args: Any, kwargs: Any) -> bool:
+    def _is_graphable(self, func: Callable[..., Any], result: object, args: object, kwargs: object) -> bool:
         """Return whether a result belongs in the graph; refuse a number that follows from the values of the input."""
         if tensors(result) or func is torch._assert:
             return True
@@ -335,12 +335,12 @@ class Recorder(TorchFunctionMode):
             return {key: self._adopt_item(item, node, key) for key, item in value.items()}
         return value
 
-    def _adopt_item(self, item: Any, node: Node, key: object) -> Any:
+    def _adopt_item(self, item: object, node: Node, key: object) -> Any:
         if not tensors(item):
             return item
         return self._adopt(item, self.record("call_function", operator.getitem, (node, key), {}, item))
 
-    def _argument(self, value: Any) -> Any:
+    def _argument(self, value: object) -> Any:
         return graph_argument(value, self.node_of, self._device)
 
     def _device(self, device: torch.device) -> Any:
@@ -363,7 +363,7 @@ class Recorder(TorchFunctionMode):
             self.constants[name] = self._run(torch.clone, (tensor.detach(),), {})
         return self.record("get_attr", name, (), {}, tensor)
 
-    def _follows(self, func: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    def _follows(self, func: Callable[..., Any], args: object, kwargs: object) -> bool:
         """Return whether a call concerns the graph: the input, its sizes, parameters, buffers or random numbers."""
         for tensor in tensors((args, kwargs)):
             self._check_dense(tensor)

@@ -263,7 +263,7 @@ def rows_of(data: Tensor, batch_sizes: Tensor) -> Tensor:
 # ---------------------------------------------------------------- cells, and writing out
 
 
-def cell_forward(self: nn.RNNCellBase, input: Tensor, hx: Any = None) -> Any:
+def cell_forward(self: nn.RNNCellBase, input: Tensor, hx: object = None) -> Any:
     """Return the next state, as ``nn.LSTMCell``, ``nn.GRUCell`` and ``nn.RNNCell`` do; (N, features) or (features,)."""
     step = self._modules["step"]
     assert isinstance(step, RecurrentStep)  # for the type alone

@@ -41,7 +41,7 @@ class TracedGuard:
 class SizeRecorder(Protocol):
     """What a symbolic number needs of the recorder that made it."""
 
-    def record(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: object) -> Node:
+    def record(self, op: str, target: object, args: tuple[Any, ...], kwargs: dict[str, Any], value: object) -> Node:
         """Add a node; `args` may hold symbolic numbers."""
 
     def guard(self, kind: str, node: Node, value: object) -> None:
@@ -51,7 +51,7 @@ class SizeRecorder(Protocol):
 class Symbolic:
     """A number in the graph. Its node is made when something in the graph first uses it."""
 
-    def __init__(self, recorder: SizeRecorder, value: Any, op: str, target: Any, args: tuple[Any, ...]) -> None:
+    def __init__(self, recorder: SizeRecorder, value: object, op: str, target: object, args: tuple[Any, ...]) -> None:
         self.recorder = recorder
         self.value = value
         self._expression = (op, target, args)
@@ -131,7 +131,7 @@ class SymbolicBool(Symbolic, torch.SymBool):
     """A comparison of sizes whose answer is not needed yet."""
 
 
-def symbolic(recorder: SizeRecorder, value: object, op: str, target: Any, args: tuple[Any, ...]) -> Symbolic:
+def symbolic(recorder: SizeRecorder, value: object, op: str, target: object, args: tuple[Any, ...]) -> Symbolic:
     """Make the symbolic number of the kind of `value`, computed by calling `target` on `args`."""
     kind = SymbolicBool if isinstance(value, bool) else SymbolicInt if isinstance(value, int) else SymbolicFloat
     return kind(recorder, value, op, target, args)
@@ -152,7 +152,7 @@ def concrete(value: Any) -> Any:
     return value
 
 
-def _with_foreign(function: Callable[[Any, Any], Any], size: Symbolic, other: Any, *, swapped: bool) -> Any:
+def _with_foreign(function: Callable[[Any, Any], Any], size: Symbolic, other: object, *, swapped: bool) -> Any:
     """Compute with a number of another kind: NumPy's follow the input; for a fraction or decimal the size is read."""
     if not isinstance(other, numbers.Number):
         return NotImplemented
@@ -165,7 +165,7 @@ def _with_foreign(function: Callable[[Any, Any], Any], size: Symbolic, other: An
 
 
 def _binary(function: Callable[[Any, Any], Any], *, swapped: bool = False) -> Callable[[Symbolic, Any], Any]:
-    def method(self: Symbolic, other: Any) -> Any:
+    def method(self: Symbolic, other: object) -> Any:
         if not isinstance(other, Symbolic) and type(other) not in (bool, int, float):
             return _with_foreign(function, self, other, swapped=swapped)
         args = (other, self) if swapped else (self, other)

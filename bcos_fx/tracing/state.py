@@ -46,7 +46,7 @@ def settle_sizes(root: nn.Module) -> None:
                 part.__dict__[name] = concrete(value)
 
 
-def _holds_size(value: Any) -> bool:
+def _holds_size(value: object) -> bool:
     if isinstance(value, tuple | list):
         return any(map(_holds_size, value))
     return any(map(_holds_size, value.values())) if type(value) is dict else isinstance(value, Symbolic)

@@ -178,7 +178,7 @@ def _state(root: nn.Module) -> dict[str, Tensor]:
 
 
 def _evaluated(
-    root: nn.Module, inputs: BoundInputs, example: Any, output: int | str | None, leaf_modules: Leaves
+    root: nn.Module, inputs: BoundInputs, example: object, output: int | str | None, leaf_modules: Leaves
 ) -> tuple[Recorder, Tensor]:
     recorder = Recorder(_state(root))
     kept = attributes(root)

@@ -178,7 +178,7 @@ def _is_dropped_share(node: Node, place: int | str) -> bool:
     return node.target is functional.scaled_dot_product_attention and place in (4, "dropout_p")
 
 
-def _require_same(value: Any, trained: Any, read: list[tuple[Node, Node]]) -> None:
+def _require_same(value: object, trained: object, read: list[tuple[Node, Node]]) -> None:
     """Compare two arguments, and note which nodes they read."""
     if isinstance(value, Node) and isinstance(trained, Node):
         read.append((value, trained))

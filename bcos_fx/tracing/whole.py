@@ -44,7 +44,7 @@ def kept_whole(function: F, name: str) -> F:
     return call  # type: ignore[return-value]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):

@@ -123,7 +123,7 @@ def noted(checkpoint: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[st
     return {"identity": dict(identity), "outline": list(_outline(checkpoint))}
 
 
-def _outline(value: Any, path: str = "") -> Iterator[str]:
+def _outline(value: object, path: str = "") -> Iterator[str]:
     """Name every value of nested data, with the type and shape of tensors."""
     if isinstance(value, Mapping):
         parts = [(str(key), part) for key, part in value.items() if path or key != KEY]

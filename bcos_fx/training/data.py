@@ -201,7 +201,7 @@ class Readable:
         return map(_readable, self._loader)
 
 
-def _readable(batch: Any) -> Any:
+def _readable(batch: object) -> Any:
     if isinstance(batch, Broken):
         raise UsageError(batch.what, where=batch.where, hint="replace it and go on with resume, or begin again")
     return batch

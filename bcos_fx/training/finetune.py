@@ -68,10 +68,10 @@ class FineTuned(Displayed):
 @with_former_keywords
 def finetune(
     model: nn.Module,
-    data: Any,
+    data: object,
     *,
     recipe: str | Path | Training | None = None,
-    validation: Any = None,
+    validation: object = None,
     original: nn.Module | None = None,
     calibration: CalibrationFunction | None = None,
     head: str = "keep",
@@ -268,7 +268,11 @@ def _training_loader(
 
 
 def _testing_loader(
-    validation: Any, trained: ImageSource | None, preprocessing: Preprocessing | None, training: Training, workers: int
+    validation: object,
+    trained: ImageSource | None,
+    preprocessing: Preprocessing | None,
+    training: Training,
+    workers: int,
 ) -> Loader | None:
     if validation is None or isinstance(validation, DataLoader):
         return validation

@@ -27,7 +27,7 @@ def culprit(network: nn.Module, images: Tensor) -> str:
     found: list[str] = []
 
     def look(name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
                 found.append(f"the layer {name} ({type(module).__name__})")
 

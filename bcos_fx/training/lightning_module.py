@@ -165,11 +165,11 @@ class FineTuning(LightningModule):
 
     # ------------------------------------------------------------ steps
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Seed what the step draws by where it stands, for a resumed run to draw the same."""
         seed_all(derived(self._options.seed, "step", self.current_epoch, batch_idx, self.global_rank))
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
         """Return the loss of a batch: (images, labels), or images alone."""
         images, labels = self._parts(batch)
         if labels is None and self._options.needs_labels:
@@ -253,7 +253,7 @@ class FineTuning(LightningModule):
         outputs: Tensor = reference(images)
         return outputs
 
-    def _parts(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+    def _parts(self, batch: object) -> tuple[Tensor, Tensor | None]:
         """Return the images and labels of a batch; labels of images whose outputs are no classes mean nothing."""
         images, labels = _parts(batch)
         return images, None if self._options.compares_embeddings else labels
@@ -280,7 +280,7 @@ class FineTuning(LightningModule):
         """Test the same network in all processes."""
         self.agree()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: object, batch_idx: int) -> None:
         """Count right answers; without labels, answers like the original's; of embeddings, the cosine to its."""
         images, labels = self._parts(batch)
         if self._options.compares_embeddings:
@@ -351,7 +351,7 @@ def _averaged(network: nn.Module, decay: float) -> AveragedModel:
     return average
 
 
-def _parts(batch: Any) -> tuple[Tensor, Tensor | None]:
+def _parts(batch: object) -> tuple[Tensor, Tensor | None]:
     if isinstance(batch, Tensor):
         return batch, None
     if isinstance(batch, Mapping) or not isinstance(batch, Sequence) or not isinstance(batch[0], Tensor):

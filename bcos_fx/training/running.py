@@ -143,7 +143,7 @@ class Fitting:
             ) from error
         return logger
 
-    def _run(self, trainer: Trainer, train: Any, test: Any, checkpoint: Path | None) -> None:
+    def _run(self, trainer: Trainer, train: object, test: object, checkpoint: Path | None) -> None:
         handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(self.module, train, test, ckpt_path=checkpoint)

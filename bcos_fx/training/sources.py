@@ -46,7 +46,7 @@ class Renumbered(ImageSource):
         return self._source.identity()
 
 
-def identity_of(data: Any) -> dict[str, Any] | None:
+def identity_of(data: object) -> dict[str, Any] | None:
     """Return what tells images from others, in any form that training takes; None for no images."""
     if data is None:
         return None

@@ -134,7 +134,7 @@ def _arguments(graph_module: fx.GraphModule, inputs: ExampleInputs) -> list[Any]
     return list(inputs)
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _tensors(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -144,7 +144,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
+def _shape(value: object) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
@@ -153,7 +153,7 @@ def _size(tensor: Tensor) -> float:
     return float(finite.max()) if finite.numel() else 0.0
 
 
-def _relative_error(original: Any, converted: Any, *, floor: float) -> float:
+def _relative_error(original: object, converted: object, *, floor: float) -> float:
     """Return the worst over the tensors in two values; anything that is not a tensor is not compared."""
     expected, found = _tensors(original), _tensors(converted)
     if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:

@@ -38,7 +38,7 @@ class WithValues(nn.Module):
         return self.network(*given, **named, **{k: v for k, v in self.values.items() if isinstance(k, str)})
 
 
-def apart(inputs: Any) -> tuple[Any, dict[Any, Any]]:
+def apart(inputs: object) -> tuple[Any, dict[Any, Any]]:
     """Return the tensors among a call's arguments, and the other values by their place or name.
 
     Args:

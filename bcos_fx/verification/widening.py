@@ -58,7 +58,7 @@ def _is_followed(tensor: Tensor) -> bool:
     return tensor.dtype == torch.float64 or _FLAG in vars(tensor)
 
 
-def _wide(value: Any, kept: list[Tensor]) -> Any:
+def _wide(value: object, kept: list[Tensor]) -> Any:
     """Put float64 in the place of float32, in tensors and as a dtype."""
     if isinstance(value, Tensor):
         return value.double() if value.dtype == torch.float32 and not any(value is other for other in kept) else value
@@ -70,7 +70,7 @@ def _wide(value: Any, kept: list[Tensor]) -> Any:
     return torch.float64 if named else value
 
 
-def _followed(value: Any) -> Any:
+def _followed(value: object) -> Any:
     if isinstance(value, Tensor):
         wide = value.double() if value.dtype == torch.float32 else value
         _flag(wide)

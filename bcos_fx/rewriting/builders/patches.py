@@ -107,7 +107,7 @@ def _leak(
     return None
 
 
-def _size(value: Any) -> Any:
+def _size(value: object) -> Any:
     return value.shape if isinstance(value, Tensor) else value
 
 
@@ -184,7 +184,7 @@ class _NumberedRun:
             yield from self._from(place + 1, {**values, node: value}, {**calls, node: given} if changed else calls)
 
     def _choices(
-        self, node: fx.Node, args: Any, kwargs: Any, values: dict[fx.Node, Any]
+        self, node: fx.Node, args: object, kwargs: object, values: dict[fx.Node, Any]
     ) -> Iterator[tuple[bool, tuple[Any, Any]]]:
         """Yield the call as it is, then with one of its sizes doubled."""
         yield False, (args, kwargs)
@@ -205,7 +205,7 @@ class _NumberedRun:
         moved: tuple[Any, Any] = fx.node.map_arg((args, kwargs), lambda n: source if n is self.decoding else n)
         return moved
 
-    def _number(self, size: Any, values: dict[fx.Node, Any]) -> int:
+    def _number(self, size: object, values: dict[fx.Node, Any]) -> int:
         number = values.get(size, size.meta.get("value")) if isinstance(size, fx.Node) else size
         return number if isinstance(number, int) else 0
 
@@ -220,7 +220,7 @@ class _NumberedRun:
         return run_node(node, self.reader.graph_module, args, kwargs)
 
 
-def _columns(plain: Tensor, both: Any, axis: int) -> tuple[list[int], list[int]] | None:
+def _columns(plain: Tensor, both: object, axis: int) -> tuple[list[int], list[int]] | None:
     """Return the layer's input and sign for each input of the widened layer; None if they vary between places."""
     if not isinstance(both, Tensor) or both.dim() != plain.dim():
         return None

@@ -90,7 +90,7 @@ def adds_a_constant(call: Call) -> bool:
     return any(_is_something(call.arguments.get(name)) for name in call.op.constants)
 
 
-def _is_something(value: Any) -> bool:
+def _is_something(value: object) -> bool:
     if isinstance(value, int | float):
         return value != 0
     return value is not None

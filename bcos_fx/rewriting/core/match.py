@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, fx
 
@@ -78,7 +77,7 @@ class _Miss(Exception):
         super().__init__(condition)
 
 
-def _same(value: Any, wanted: Any) -> bool:
+def _same(value: object, wanted: object) -> bool:
     if isinstance(value, tuple | list):
         return isinstance(wanted, tuple | list) and len(value) == len(wanted) and all(map(_same, value, wanted))
     return not isinstance(value, fx.Node | Tensor) and bool(value == wanted)
@@ -217,7 +216,7 @@ def _too_few(pattern: NodePattern, call: Call, read: list[fx.Node]) -> str:
     )
 
 
-def _brief(value: Any) -> str:
+def _brief(value: object) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 

@@ -37,7 +37,7 @@ def slots(call: Call) -> list[Slot]:
     """Return the leaves of a call's arguments that belong to a parameter, in order."""
     leaves: list[Any] = []
 
-    def note(leaf: Any) -> Any:
+    def note(leaf: object) -> Any:
         leaves.append(leaf)
         # The leaves are replaced by slots, so that the op's own naming of arguments says which parameter each is in.
         return Slot(len(leaves) - 1, "", leaf)
@@ -49,7 +49,7 @@ def slots(call: Call) -> list[Slot]:
     return sorted(found, key=lambda slot: slot.index)
 
 
-def _leaves(value: Any) -> Iterator[Slot]:
+def _leaves(value: object) -> Iterator[Slot]:
     if isinstance(value, Slot):
         yield value
     elif isinstance(value, dict):

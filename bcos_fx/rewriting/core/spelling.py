@@ -94,7 +94,7 @@ def register(name: str, target: type[nn.Module] | Callable[..., Any]) -> None:
     _REGISTERED[name] = target
 
 
-def check_same_place(what: str, name: str, old: Any, new: Any) -> None:
+def check_same_place(what: str, name: str, old: object, new: object) -> None:
     """Check that a name is free, or that what bears it is an earlier run of the same definition, as in a notebook.
 
     Raises:
@@ -108,7 +108,7 @@ def check_same_place(what: str, name: str, old: Any, new: Any) -> None:
         )
 
 
-def _place(target: Any) -> str:
+def _place(target: object) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', repr(target))}"
 
 

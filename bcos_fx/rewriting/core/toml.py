@@ -103,7 +103,7 @@ class Table:
         """Return an error that points at a key of this table."""
         return RuleError(what, where=self.where(name), hint=hint)
 
-    def _get(self, name: str, kinds: type | tuple[type, ...], default: Any) -> Any:
+    def _get(self, name: str, kinds: type | tuple[type, ...], default: object) -> Any:
         self._asked.add(name)
         value = self._data.get(name, _MISSING)
         if value is _MISSING:
@@ -118,7 +118,7 @@ class Table:
             raise self.error(f"{name!r} must be {wanted}, not {value!r}", name)
         return value
 
-    def text(self, name: str, default: Any = _MISSING) -> Any:
+    def text(self, name: str, default: object = _MISSING) -> Any:
         """Return a string."""
         return self._get(name, str, default)
 
@@ -126,16 +126,16 @@ class Table:
         """Return a boolean."""
         return bool(self._get(name, bool, default))
 
-    def integer(self, name: str, default: Any = _MISSING) -> Any:
+    def integer(self, name: str, default: object = _MISSING) -> Any:
         """Return an integer."""
         return self._get(name, int, default)
 
-    def number(self, name: str, default: Any = _MISSING) -> Any:
+    def number(self, name: str, default: object = _MISSING) -> Any:
         """Return a number, whole or not, as a float."""
         value = self._get(name, (int, float), default)
         return float(value) if isinstance(value, int | float) else value
 
-    def choice(self, name: str, known: Iterable[str], default: Any = _MISSING) -> str:
+    def choice(self, name: str, known: Iterable[str], default: object = _MISSING) -> str:
         """Return a string that must be one of the known words."""
         value = self._get(name, str, default)
         words = list(known)
