@@ -11,7 +11,7 @@ class Displayed:
     """A result that shows itself by its :meth:`brief`, and in a notebook by its whole text too."""
 
     def brief(self) -> list[str]:
-        """Return what the result is and found, in a few lines."""
+        """Return a summary of the result in a few lines."""
         raise NotImplementedError
 
     def to_text(self) -> str:

@@ -47,7 +47,7 @@ def check_target(path: Path, *, overwrite: bool = True) -> None:
 
 
 def kind_of_special(status: os.stat_result) -> str | None:
-    """Return what a path leads to, in words, where that is not a regular file; None for a regular file."""
+    """Describe what a path leads to if it is not a regular file; return None for a regular file."""
     if stat.S_ISREG(status.st_mode):
         return None
     return _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
@@ -97,7 +97,7 @@ def replacing(
 
 @contextmanager
 def appending(path: Path, what: str = "the file") -> Iterator[BinaryIO]:
-    """Open a regular file, new or existing, for reading and for writing at its end, and see it onto the disk.
+    """Open a regular file, new or existing, for reading and for writing at its end, and flush it to disk.
 
     Raises:
         UsageError: the path is refused as by :func:`check_target`, or the file cannot be written.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, fx, nn
 
-# Contents are read whole up to so many bytes, a part of a second; of more, this many images spread evenly over all.
+# Contents up to this many bytes are read whole, in part of a second; of larger ones this many images, evenly spread.
 _WHOLE = 2**28
 _SAMPLE = 1024
 _ITEMS = 16  # of a data set, whose items may cost anything to read
@@ -72,7 +72,7 @@ def digest_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def structure_of(module: nn.Module) -> str:
-    """Return the SHA-256 of what a network is, its values aside: its layers and, of a graph, its nodes."""
+    """Return the SHA-256 of a network's structure: its layers and, for a graph, its nodes; not its values."""
     graph = getattr(module, "graph", None)
     nodes = [_node(node) for node in graph.nodes] if isinstance(graph, fx.Graph) else []
     return digest_of_data([_ADDRESS.sub("", repr(module)), nodes])

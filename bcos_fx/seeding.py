@@ -34,7 +34,7 @@ def seed_host(seed: int) -> None:
 
 
 def host_state() -> tuple[object, ...]:
-    """Return what tells whether Python's and NumPy's global generators have moved on."""
+    """Return a value that differs once Python's or NumPy's global generator has drawn a number."""
     name, numbers, *rest = np.random.get_state()
     return random.getstate(), name, np.asarray(numbers).tobytes(), *rest
 

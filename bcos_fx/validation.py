@@ -39,7 +39,7 @@ def check_module(module: object) -> None:
 
 
 def _check_no_detector(module: nn.Module) -> None:
-    """Refuse torchvision's detection models, of which a trace holds one image's boxes; their parts are fine."""
+    """Refuse torchvision's detection models, as a trace would hold one image's boxes; their parts are fine."""
     transform = type(dict(module.named_children()).get("transform"))
     if f"{transform.__module__}.{transform.__qualname__}" == _DETECTORS_TRANSFORM:
         raise UsageError(

@@ -145,7 +145,7 @@ class Document:
         return Digest(self._sealed)
 
     def matches(self, digest: Digest) -> bool:
-        """Say whether the file holds what was written."""
+        """Return whether the file holds what was written."""
         return digest.hex() == self._sha256
 
     def record(self) -> Record:

@@ -318,7 +318,7 @@ class ModuleReader:
 
 
 def _is_free(parent: nn.Module, name: str) -> bool:
-    """Say whether a child may have the name: a new one in a plain module, or one that the constructor made."""
+    """Return whether a child may have the name: a new one in a plain module, or one that the constructor made."""
     if type(parent) is not nn.Module:
         return name in parent._modules
     return not hasattr(parent, name) and not hasattr(parent, unicodedata.normalize("NFKC", name))

@@ -197,7 +197,7 @@ def _hints() -> dict[str, dict[str, Any]]:
 
 
 def fits(value: object, hint: object) -> bool:
-    """Say whether a value is of an annotated type: a class, a union, tuple[X, ...] or Mapping[K, V]."""
+    """Return whether a value is of an annotated type: a class, a union, tuple[X, ...] or Mapping[K, V]."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True

@@ -17,7 +17,7 @@ _LISTED = 20
 def network_sections(
     network: BcosNetwork, certification: Certification, file: list[tuple[str, str]]
 ) -> Iterator[Section]:
-    """Yield what is known of a network."""
+    """Yield the sections of a report that describe the network."""
     record = network.record
     count = sum(parameter.numel() for parameter in network.parameters())
     rows = [*file, *described(record.classes, record.training, record.origin), ("parameters", f"{count:,}")]

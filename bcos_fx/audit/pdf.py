@@ -58,7 +58,7 @@ class _Pages:
         self._left = 0.0
 
     def _room(self, height: float) -> Figure:
-        """Return a page with so many points left, and take them."""
+        """Return a page with space for this many points, and use the space."""
         from matplotlib.figure import Figure
 
         if self._left < height:

@@ -230,7 +230,7 @@ class _CalibrationRun:
             )
 
     def _check_targets(self) -> None:
-        """Leave out gains of which the original says nothing, and check that the rest has its channels.
+        """Leave out gains that the original does not determine, and check that the rest has its channels.
 
         Raises:
             UsageError: the original's layers have other widths, or it was measured on other images.

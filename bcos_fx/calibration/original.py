@@ -168,7 +168,7 @@ def is_classes(output: object) -> bool:
 
 
 def own_record(network: BcosNetwork) -> str | None:
-    """Say why a network at B = 1 is not its original, or return None where it is, as far as its record tells."""
+    """Return why a network at B = 1 is not its original, or return None where it is, as far as its record tells."""
     report = network.report
     if report.figures.calibration is not None:
         return "it was calibrated before"

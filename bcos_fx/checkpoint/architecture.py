@@ -77,7 +77,7 @@ def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = N
 
     Raises:
         CheckpointError: no such package, model or factory; the factory failed or returned no module; the weights
-            cannot be had, and the message says which file is missing and where it is looked for.
+            are not available, and the message names the missing file and where it is looked for.
         MissingExtraError: the library that has it is not installed.
     """
     source, colon, name = arch.rpartition(":")

@@ -55,7 +55,7 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
     """Return file -> names of the tensors that an index lists for it.
 
     Raises:
-        CheckpointError: it is no index, a file that it names is missing, or a name leads out of the folder.
+        CheckpointError: it is not an index, a file that it names is missing, or a name leads out of the folder.
     """
     listed = _json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:

@@ -55,7 +55,7 @@ class FileKind:
 
 
 def identify(path: str | os.PathLike[str]) -> FileKind:
-    """Say what the file at ``path`` is, or that of the weights in a folder, executing nothing from it.
+    """Return what the file at ``path`` is, or that of the weights in a folder, executing nothing from it.
 
     Raises:
         CheckpointError: there is no such file, a directory has no weights, or it cannot be opened or exceeds a budget.

@@ -31,7 +31,7 @@ def built(factory: Callable[[], Any], arch: str, weights: Callable[[], str] | No
     """Build a network.
 
     Raises:
-        CheckpointError: the factory failed or returned no module, or the weights cannot be had.
+        CheckpointError: the factory failed or returned no module, or the weights are not available.
     """
     try:
         module: object = factory()

@@ -76,7 +76,7 @@ def read_model(
 
 
 def _load_plain(module: nn.Module, state: StateDict) -> None:
-    """Load plain weights; of a file of which no key fits, name the layouts that its keys look most like."""
+    """Load plain weights; where no key fits, name the layouts that the keys resemble most."""
     try:
         load_into(module, state)
     except CheckpointError as error:

@@ -135,7 +135,7 @@ def _library(name: str) -> Any:
 
 
 def _explain_shipped(picture: Path) -> Explanation:
-    """Draw the photographs that the fine-tuned network is surest of, none of which shows one of its classes."""
+    """Draw the photographs on which the fine-tuned network is most confident; none shows one of its classes."""
     from bcos_fx.artifact import example_network
     from bcos_fx.explanation.explain import explain
 

@@ -105,7 +105,7 @@ class FineTuneRequest:
         ),
     ] = False
     checkpoint_steps: Annotated[
-        int, _run_option(min=0, help="Save after so many steps too, not only after epochs; 0 for never.")
+        int, _run_option(min=0, help="Save every this many steps too, not only after epochs; 0 for never.")
     ] = 0
     logger: Annotated[list[str], _run_option(help="Log to csv, tensorboard, wandb, mlflow, ...; repeatable.")] = field(
         default_factory=list

@@ -44,7 +44,7 @@ def inspect_file(
     key: Annotated[str | None, typer.Option(help="Look only at this key of a nested checkpoint.")] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else: one entry a file.")] = False,
 ) -> None:
-    """Say what a file is and holds: kind, classes that it would import, tensors, the --arch that fits. Runs nothing.
+    """Show what a file is and holds: kind, classes that it would import, tensors, the --arch that fits. Runs nothing.
 
     Of a converted network: its recipe, options, coverage, what was proved, its classes, its origin and how it was
     trained, and its operations.

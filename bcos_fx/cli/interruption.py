@@ -19,7 +19,7 @@ _came = threading.Event()
 
 
 def interrupted() -> bool:
-    """Say whether the process was interrupted."""
+    """Return whether the process was interrupted."""
     return _came.is_set()
 
 

@@ -99,12 +99,12 @@ def show(found: Certification) -> None:
 
 
 def passes(found: Certification) -> bool:
-    """Say whether a network may be explained: it is dynamic linear, and nothing measured speaks against it."""
+    """Return whether a network may be explained: it is dynamic linear, and nothing measured speaks against it."""
     return found.ok and (found.completeness is None or found.completeness.verdict != "incomplete")
 
 
 def advise(found: Certification) -> None:
-    """Say what to do where the contributions say nothing."""
+    """Return what to do where the contributions say nothing."""
     if found.completeness is not None and found.completeness.verdict == "not tested":
         echo(
             "The input hardly contributes: raising B took the activations away. Fine-tune the network before you "

@@ -21,7 +21,7 @@ bcos-fx plan last.ckpt --arch my_net.py:build --input-shape 3,32,32 --rules my_r
 
 @takes(Request)
 def plan_conversion(request: Request) -> None:
-    """Say what convert would do with the same arguments: a dry run, nothing verified and nothing written.
+    """Show what convert would do with the same arguments: a dry run, nothing verified and nothing written.
 
     The report names every rule that applies, every rule that nearly did and why not, and every operation that no rule
     knows. It equals the report of the real run, measured figures apart.

@@ -16,7 +16,7 @@ def embedded(asked: TextOptions) -> TextEmbeddings:
 
     Raises:
         UsageError: neither or both of tower and file were named, or the file does not hold a name.
-        BcosFxError: the tower or file cannot be had.
+        BcosFxError: the tower or file is not available.
     """
     if asked.stored is None:
         if asked.tower is None:

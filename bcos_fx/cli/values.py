@@ -100,7 +100,7 @@ def axis(text: str | None) -> int | None:
 
 
 def in_range(axis: int | None, rank: int) -> int | None:
-    """Return the dimension of the samples, if an input with so many dimensions has it.
+    """Return the dimension of the samples, if an input of this rank has it.
 
     Raises:
         UsageError: it does not.

@@ -24,7 +24,7 @@ from bcos_fx.tracing.inputs import BatchAxis, BoundInputs, ExampleInputs
 ProofMethod = Literal["full", "blocks", "float32"]
 
 LARGE = 100_000_000
-"""Networks of so many parameters are verified block by block: whole in float64, both would take 1.6 GB and more."""
+"""Networks with this many parameters are verified block by block: in float64 the two would take 1.6 GB and more."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,7 +40,7 @@ class Batches:
         source: of the images.
         preprocessing: how they become the network's input; None: they are tensors, and are taken as they are.
         batch_size: how many are read at a time.
-        count: so many of them, evenly spread, because sources are often in the order of their classes; None: all.
+        count: how many to take, evenly spread, because sources are often in the order of their classes; None: all.
 
     Attributes:
         parts: the indices of each batch.
@@ -72,7 +72,7 @@ class Batches:
             self.check_readable()
 
     def check_readable(self) -> None:
-        """Refuse a source of which no image could be read.
+        """Refuse a source without a readable image.
 
         Raises:
             UsageError: names the first of them, and why.

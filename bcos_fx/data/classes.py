@@ -18,7 +18,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Read the names of classes, in the order of the outputs.
 
     Args:
-        path: a text file with one name a line, a JSON list, or a JSON object from index to name.
+        path: a text file with one name per line, a JSON list, or a JSON object from index to name.
 
     Raises:
         UsageError: the file cannot be read, holds something else, or leaves a class without a name.

@@ -91,7 +91,7 @@ def source_for(data: object, classes: Sequence[str]) -> ImageSource:
 
 
 def unmatched(source: ImageSource, classes: Sequence[str]) -> str | None:
-    """Describe names of classes of which the data and the network share none; None where they share some."""
+    """Describe the class names of data and network if they have none in common; None if they do."""
     if not classes or not source.classes or any(classes_named(name, classes) for name in source.classes):
         return None
     return (
@@ -306,7 +306,7 @@ class StreamSource(_ItemSource):
         return Sample(torch.frombuffer(content, dtype=stored.kind).reshape(stored.shape), stored.label)
 
     def prepare(self, indices: Sequence[int]) -> None:
-        """Walk through once, and put these images aside."""
+        """Read through the data once, and keep these images."""
         for index in sorted(set(indices) - set(self._aside)):
             image, label = self.load(index)
             if isinstance(image, Tensor):

@@ -1,4 +1,4 @@
-"""Images in a fixed order, of which one is read at a time: what every command takes as data."""
+"""Images in a fixed order, read one at a time: what every command takes as data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class ImageSource(abc.ABC):
-    """Images in a fixed order, with or without labels, of which no more than one is read at a time.
+    """Images in a fixed order, with or without labels, read one at a time.
 
     Attributes:
         classes: names of the classes, by index; empty where they are not known.
@@ -95,7 +95,7 @@ class ImageSource(abc.ABC):
         """Get ready to read these images in any order."""
 
     def check_classes(self, outputs: int) -> None:
-        """Refuse labels that cannot be meant for a network with so many outputs; others are checked as they are read.
+        """Refuse labels that do not suit a network with this many outputs; others are checked as they are read.
 
         Raises:
             UsageError: names the first of them.
@@ -115,7 +115,7 @@ class ImageSource(abc.ABC):
             raise _no_labels(f"the images have no labels: {self.where(0)}, for example")
 
     def class_index(self, label: Any, index: int, outputs: int | None = None) -> int:
-        """Check that the label of an image is a class index, of one of a network's classes where there are so many.
+        """Check that the label of an image is a class index, and within the network's classes if their number is given.
 
         Raises:
             UsageError: it is something else.

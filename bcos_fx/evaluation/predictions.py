@@ -27,13 +27,13 @@ from bcos_fx.version import __version__
 
 @dataclass(frozen=True)
 class EvaluationTask:
-    """What is evaluated, and on what.
+    """A network, and the images that it is evaluated on.
 
     Attributes:
         model: takes images in [0, 1], (N, C, H, W), and gives one output per class; in eval mode.
         source: the labeled images.
         preprocessing: how they become the network's input.
-        original: what ``model`` was made from, as a function of the same images; None: not compared with.
+        original: what ``model`` was made from, as a function of the same images; None: no comparison.
     """
 
     model: nn.Module

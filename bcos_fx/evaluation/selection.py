@@ -1,4 +1,4 @@
-"""Which images stand in which cells of which grids: the two protocols of the Grid Pointing Game.
+"""Which images form a grid, and in which cells: the two protocols of the Grid Pointing Game.
 
 Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 5; Arya et al., "B-cosification", NeurIPS 2024,
 section 4. The published procedure has properties that its papers do not tell but that its figures depend on: a grid
@@ -183,7 +183,7 @@ def _by_class(predictions: Sequence[Prediction], protocol: Protocol) -> dict[int
     for prediction in predictions:
         if prediction.predicted == prediction.label and _confidence(prediction, protocol) > protocol.threshold:
             found.setdefault(prediction.label, []).append(prediction)
-    # Published code sorts by the logit, of which the sigmoid is a rounded copy.
+    # Published code sorts by the logit; the sigmoid rounds it, and may change the order.
     key = "logit" if protocol.confidence == "sigmoid" else "probability"
     return {
         label: [p.index for p in sorted(found[label], key=lambda p: getattr(p, key), reverse=True)]

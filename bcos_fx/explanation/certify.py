@@ -44,7 +44,7 @@ class Certification(Certificate):
 
 
 def explainable(network: nn.Module, *, batch_axis: BatchAxis = 0) -> Explainable:
-    """Say whether a network's output can be explained, or the value before its last gates, and why not.
+    """Return whether a network's output can be explained, or the value before its last gates, and why not.
 
     Args:
         network: a converted network; nothing is run.
@@ -71,7 +71,7 @@ def certify(
     source: SourceNames = None,
     batch_axis: BatchAxis = 0,
 ) -> Certification:
-    """Say whether a network is dynamic linear: f(x) = W(x)·x + constants.
+    """Return whether a network is dynamic linear: f(x) = W(x)·x + constants.
 
     The answer is read off the graph, by the linearity classes of ``rules/ops.toml``. An ordinary ReLU network is
     dynamic linear as well as a B-cos network is.

@@ -28,7 +28,7 @@ class _Seen:
 
 
 def is_separable(graph_module: fx.GraphModule, inputs: Sequence[fx.Node], run: RunNodes, like: Tensor) -> bool:
-    """Say whether the samples of a batch can be told apart.
+    """Return whether the samples of a batch can be told apart.
 
     Args:
         graph_module: of the view; not changed.
@@ -68,7 +68,7 @@ def where_mixed(inputs: Sequence[fx.Node], run: RunNodes, like: Tensor) -> fx.No
 
 
 def _observed(run: RunNodes, inputs: Sequence[Tensor], wanted: set[fx.Node]) -> dict[fx.Node, _Seen] | None:
-    """Record what nodes give for samples of which all but the first are NaN; None if the graph does not run."""
+    """Record the values of nodes where all samples but the first are NaN; None if the graph does not run."""
     samples, seen = len(inputs[0]), dict[fx.Node, _Seen]()
 
     try:

@@ -40,7 +40,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Difference:
-    """Why an output is larger than another, or than the others on average, as a function of the outputs.
+    """The difference between an output and another, or the mean of the others, as a function of the outputs.
 
     Attributes:
         target: index of the output; None: each sample's largest.

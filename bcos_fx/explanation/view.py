@@ -196,7 +196,7 @@ class ExplanationView:
             return evaluate(self.unfrozen, self._given(inputs), end)
 
     def on_value_path(self, node: fx.Node) -> bool:
-        """Say whether a node of the graph carries a value to the explained output."""
+        """Return whether a node of the graph carries a value to the explained output."""
         return node.name in self._value_path
 
     def dynamic_weights(self, inputs: Sequence[Any], select: Select) -> DynamicWeights:

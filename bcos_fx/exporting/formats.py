@@ -139,7 +139,7 @@ def format_of(suffix: str) -> Format:
 
 
 def _unknown(error: Exception) -> TraceError:
-    """Name the operation that ONNX does not have, out of the exporter's long report."""
+    """Find the operation that ONNX lacks in the exporter's long report, and name it."""
     found = _OPERATION.search(str(error))
     what = f"ONNX has no operation for {found[1]}" if found else f"no ONNX: {str(error).partition(chr(10))[0]}"
     return TraceError(

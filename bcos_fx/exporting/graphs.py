@@ -81,7 +81,7 @@ def program(graph: nn.Module, examples: Sequence[Tensor], *, any_batch: bool) ->
     Args:
         graph: a module of tensors only; not changed.
         examples: its inputs (N, ...).
-        any_batch: whether N may be any in the program.
+        any_batch: whether the program takes any N.
 
     Raises:
         TraceError: the graph cannot be recorded, or not for any N.

@@ -65,7 +65,7 @@ class Exportable(ABC):
 
     @abstractmethod
     def check(self, run: RunFile, at_once: int) -> FileCheck:
-        """Run a file on the samples, so many at once, and compare what it gives.
+        """Run a file on the samples, a batch at a time, and compare its outputs.
 
         Raises:
             VerificationError: it computes something else.

@@ -78,7 +78,7 @@ class _KnownClasses:
         return [int(item)] if not isinstance(item, bool) and 0 <= int(item) < self._outputs else []
 
     def refusal(self, item: int | str, hits: Sequence[int]) -> str:
-        """Say why something is not one class."""
+        """Return why something is not one class."""
         if hits:
             return f"{item!r} may be any of {', '.join(map(str, hits))}"
         if not isinstance(item, str) or item.strip().isdecimal():

@@ -120,7 +120,7 @@ def _selected(layer: nn.Module, kept: Sequence[int], outputs: int) -> nn.Module:
     if len(layer.get_parameter("weight")) != outputs or getattr(layer, "groups", 1) != 1:
         raise UsageError(
             f"the last layer has {len(layer.get_parameter('weight'))} rows for {outputs} classes",
-            hint="a head of which rows can be kept is linear or a convolution, with a row per class",
+            hint="only a linear layer or a convolution with a row per class can keep some of its rows",
         )
     with torch.random.fork_rng():
         made = _widened(layer, len(kept))

@@ -89,7 +89,7 @@ def from_pretrained(
         options: for ``huggingface_hub.hf_hub_download``, such as ``token``, ``cache_dir`` and ``local_files_only``.
 
     Raises:
-        ArtifactError: it cannot be had, or is no network that bcos_fx wrote.
+        ArtifactError: it is not available, or not a network that bcos_fx wrote.
         MissingExtraError: it is on the hub, and huggingface_hub is not installed.
     """
     path = Path(source)
@@ -182,7 +182,7 @@ def no_connection(address: str) -> bool:
 
 
 def _unreachable(repository: str, error: Exception) -> ArtifactError:
-    """Return the error for a repository that cannot be had; the hub's library may raise anything of its transport."""
+    """Return the error for a repository that is not available; the hub's library may raise any of its transport's."""
     errors = library("huggingface_hub.errors", "hub", "reaching the hub")
     hint = "without a connection only what is in the cache can be read (HF_HOME moves it), or a folder"
     if isinstance(error, errors.HFValidationError):
@@ -193,5 +193,7 @@ def _unreachable(repository: str, error: Exception) -> ArtifactError:
         hint = "look at the name again; private and gated ones need `hf auth login`"
     first = str(error).strip().partition("\n")[0]
     return ArtifactError(
-        f"{repository} cannot be had from the hub: {type(error).__name__}: {first}", where=f"hf:{repository}", hint=hint
+        f"{repository} cannot be fetched from the hub: {type(error).__name__}: {first}",
+        where=f"hf:{repository}",
+        hint=hint,
     )

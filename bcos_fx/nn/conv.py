@@ -26,7 +26,7 @@ from bcos_fx.nn.functional import statistics_dtype
 Size: TypeAlias = int | tuple[int, ...]
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
-# Up to so many pixels an image torch's 1 x 1 convolution of channels-last images takes up to 1.4 times as long as the
+# Up to this many pixels an image torch's 1 x 1 convolution of channels-last images takes up to 1.4 times as long as the
 # product of matrices that it is.
 _FEW_POSITIONS = 64
 # Kernels up to this size are written out for a compiler: those of 7 x 7, which are in use.

@@ -100,7 +100,7 @@ def lay_out(report: Findings) -> Layout:
 
 
 def _origins(report: Findings) -> dict[str, str]:
-    """Say which traced node each node was; a node that was none is new.
+    """Return which traced node each node was; a node that was none is new.
 
     It is the one of its name; where a rewrite renamed it, the one of its module, or else the next of its op.
     """

@@ -61,7 +61,7 @@ def _changed(report: Findings) -> bool:
 
 
 def next_step(report: Findings) -> str | None:
-    """Say what has to be done before the network can be used, or None where nothing has."""
+    """Return what has to be done before the network can be used, or None where nothing has."""
     if report.figures.trained:
         return None
     if report.figures.calibration is not None:
@@ -121,7 +121,7 @@ def calibration_sentence(calibration: Calibration) -> str:
 
 
 def verdict_line(report: Findings) -> str:
-    """Say what the verification found, with its figures, and whether it still holds of the weights."""
+    """Return what the verification found, with its figures, and whether it still holds of the weights."""
     found = report.figures.verification
     if found is None:
         return verdict(report)

@@ -33,14 +33,14 @@ class TextCache:
         self.path = path or default_path()
 
     def get(self, tower: str, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Return those vectors (D,), float32, that are there.
+        """Return the vectors (D,), float32, that the cache holds.
 
         Args:
             tower: a tower's fingerprint.
-            texts: what is looked for.
+            texts: to look up.
 
         Raises:
-            UsageError: the file is no cache.
+            UsageError: the file is not a cache.
         """
         if not self.path.exists():
             return {}

@@ -31,7 +31,7 @@ def load_text_tower(name: str) -> TextTower:
     nothing is fetched at all.
 
     Raises:
-        CheckpointError: no such tower, or its weights or tokenizer cannot be had.
+        CheckpointError: no such tower, or its weights or tokenizer are not available.
         MissingExtraError: a library is not installed.
     """
     source, colon, rest = name.partition(":")

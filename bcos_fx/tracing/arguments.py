@@ -25,7 +25,7 @@ def tensors(value: object) -> list[Tensor]:
 
 
 def oddity(tensor: Tensor) -> str | None:
-    """Say what keeps a tensor out of every graph, or None of an ordinary one: dense, and of plain numbers."""
+    """Return what keeps a tensor out of every graph, or None of an ordinary one: dense, and of plain numbers."""
     if tensor.is_nested:
         return "nested"
     if tensor.layout is not torch.strided:
@@ -61,7 +61,7 @@ def leaves_of(node: Node) -> list[Any]:
 
 
 def exchange(node: Node, index: int, new: Node) -> None:
-    """Put a node in the place of one leaf of another node's arguments, in place."""
+    """Replace one leaf of a node's arguments by another node, in place."""
     position = -1
 
     def put(leaf: object) -> Any:

@@ -191,7 +191,7 @@ def check_state(module: nn.Module, inputs: BoundInputs) -> None:
 
 
 def advice(module: nn.Module, inputs: BoundInputs) -> str:
-    """Say what to look at when a module does not run on its example inputs."""
+    """Return what to look at when a module does not run on its example inputs."""
     given = [tensor.dtype for tensor in inputs.named.values()]
     own = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
     floats = [dtype for dtype in given if dtype.is_floating_point]
@@ -279,7 +279,7 @@ def part_of(value: object, output: int | str) -> Any:
 
 
 def _paths(value: object, before: str = "", depth: int = 0) -> list[str]:
-    """Return the paths to all tensors in an output; a named tuple's fields by their names alone."""
+    """Return the paths of all tensors in an output; fields of a named tuple by name only."""
     if isinstance(value, Tensor):
         return [before]
     if depth == _DEEPEST:

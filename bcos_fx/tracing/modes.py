@@ -88,13 +88,13 @@ _TRANSFORMS = ("vmap", "eager_transforms")  # its neighbors in that folder serve
 
 
 def is_transforming(error: BaseException) -> bool:
-    """Say whether an error came from within a transform of ``torch.func``."""
+    """Return whether an error came from within a transform of ``torch.func``."""
     files = (Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__))
     return any(file.parent.name == "_functorch" and file.stem in _TRANSFORMS for file in files)
 
 
 def unfollowable(tensor: Tensor) -> str | None:
-    """Say what kind of tensor no recording can follow this one is, or None: it is an ordinary one."""
+    """Return what kind of tensor no recording can follow this one is, or None: it is an ordinary one."""
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return TRANSFORMED
     if tensor.is_inference():

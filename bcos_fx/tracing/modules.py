@@ -70,7 +70,7 @@ def _settle_options(module: nn.Module) -> None:
 
 
 def deep_copy(module: M, shared: Mapping[int, Tensor] | None = None) -> M:
-    """Return a deep copy of a module, of which running it leaves no trace in the original.
+    """Return a deep copy of a module; running it leaves no trace in the original.
 
     Args:
         module: left as it is.

@@ -357,7 +357,7 @@ def _confirm(graph_module: GraphModule, inputs: BoundInputs, expected: Tensor, t
 
 
 def _on_precision(lines: tuple[str, ...], error: float) -> tuple[str, ...]:
-    """Say which lines name float32, and how well the graph repeats the module in float32."""
+    """Return which lines name float32, and how well the graph repeats the module in float32."""
     if not lines:
         return ()
     repeats = f"to within {error:.1g}" if error else "bit by bit"

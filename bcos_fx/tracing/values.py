@@ -70,7 +70,7 @@ def _refuses(graph_module: GraphModule, values: list[Tensor]) -> bool:
 
 
 def _with_checks(graph_module: GraphModule, kept: set[str]) -> GraphModule:
-    """Return a graph of the same parts that makes these checks alone."""
+    """Return a graph over the same modules that makes only these checks."""
     graph = copy.deepcopy(graph_module.graph)
     for node in list(graph.nodes):
         if node.target is require and node.name not in kept:

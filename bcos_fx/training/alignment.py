@@ -118,7 +118,7 @@ def check_named(schedules: Sequence[S], paths: Sequence[str], used: Sequence[S],
     """Check that every schedule decides about a layer.
 
     Raises:
-        UsageError: one does not, and its pattern is not that for all.
+        UsageError: one does not, and its pattern is not ``*``.
     """
     for schedule in schedules:
         if schedule.layers != "*" and schedule not in used:

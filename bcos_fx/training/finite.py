@@ -18,7 +18,7 @@ def broken_tensor(module: nn.Module) -> str | None:
 
 @torch.no_grad()
 def culprit(network: nn.Module, images: Tensor) -> str:
-    """Say which layer made the first value that is not finite, for these images."""
+    """Return which layer made the first value that is not finite, for these images."""
     if not bool(torch.isfinite(images).all()):
         return "the images themselves hold NaN or infinity"
     broken = broken_tensor(network)

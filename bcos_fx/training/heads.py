@@ -66,9 +66,9 @@ class Head:
 
 
 def _with_names(network: BcosNetwork, source: ImageSource) -> BcosNetwork:
-    """Return the network with the names that the data gives its classes, where it names all of them.
+    """Return the network with the class names of the data, if the data names all classes.
 
-    Names of its own that mean the same classes in the same order are kept.
+    The network keeps its own names where they mean the same classes in the same order.
     """
     own, outputs = network.record.classes, network.outputs
     if len(source.classes) != outputs:

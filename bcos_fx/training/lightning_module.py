@@ -77,7 +77,7 @@ class FineTuning(LightningModule):
 
     @property
     def result(self) -> nn.Module:
-        """What is tested and returned: the average where there is one."""
+        """The network that is tested and returned: the averaged one, if weights are averaged."""
         return self._networks()[-1]
 
     # ------------------------------------------------------------ schedules

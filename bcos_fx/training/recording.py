@@ -232,7 +232,7 @@ class _Timer:
         self._steps, self._since = 0, 0.0
 
     def step(self, left: float) -> float | None:
-        """Count a step of which so many follow (inf: unknown); at one call return the seconds that these will take."""
+        """Count a step that so many follow (inf: unknown); once, return the seconds that those will take."""
         self._steps += 1
         if self._steps == 1:
             self._since = time.monotonic()

@@ -32,11 +32,11 @@ class RunSettings:
         resume: continue from the checkpoint in ``folder``, if there is one; the result is the same to the last bit as
             that of a run that was never stopped, on the same machine. A checkpoint that was altered, or that is of
             other weights, data, recipe or settings, is refused.
-        checkpoint_steps: save after so many steps too, not only after epochs; 0 for never.
+        checkpoint_steps: save every this many steps too, not only after epochs; 0 for never.
         loggers: names of Lightning's loggers, such as ``csv``, ``tensorboard``, ``wandb``.
         gallery: (K, C, H, W) images to explain after every epoch; None takes the first few test images.
         measures: name -> what is measured of the network (a GridPG, say), in eval mode.
-        measure_every: after so many epochs, or after those of these numbers; and after the last.
+        measure_every: measure every this many epochs, or after the epochs listed; always after the last.
         workers: processes that read images.
         accelerator: ``auto``, ``cpu``, ``gpu``, ..., as Lightning's Trainer takes it.
         devices: processes per machine; with several, Lightning's DDP trains, and batches are per process.
@@ -74,7 +74,7 @@ class RunSettings:
 
 
 def settings_of(run: RunSettings | str | Path | None) -> RunSettings:
-    """Return the settings, of which a path is the folder."""
+    """Return the settings; a path becomes settings with that folder."""
     return run if isinstance(run, RunSettings) else RunSettings(folder=run)
 
 

@@ -26,7 +26,7 @@ class MomentumFloor:
         self._norms = [(norm, float(norm.momentum)) for norm in norms]
 
     def begin(self, batches: int) -> None:
-        """Raise momenta, in place, to what fits an epoch of so many batches."""
+        """Raise momenta, in place, to fit the number of batches in an epoch."""
         for norm, momentum in self._norms:
             norm.momentum = max(momentum, 1 - _LEFT ** (1 / batches))
 

@@ -126,7 +126,7 @@ def _distance(expected: Tensor, graph_module: fx.GraphModule, inputs: Sequence[T
 
 
 def is_encoded(graph_module: fx.GraphModule) -> bool:
-    """Say whether the graph already takes images in [0, 1] and normalizes them itself."""
+    """Return whether the graph already takes images in [0, 1] and normalizes them itself."""
     return any(isinstance(module, InputEncoding) for module in graph_module.modules())
 
 

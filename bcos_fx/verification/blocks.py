@@ -1,4 +1,4 @@
-"""Equivalence block by block: float64 for one block at a time, for networks of which no copy in float64 fits.
+"""Equivalence block by block: float64 for one block at a time, for networks too large to copy in float64.
 
 Both graphs are cut at the same values (:mod:`bcos_fx.verification.cuts`). What the original's blocks before compute is
 given to both networks' block in float64, and outputs and gradients with respect to it are compared. A cut is exact, so

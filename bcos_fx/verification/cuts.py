@@ -22,7 +22,7 @@ Cut = tuple[str, ...]
 _BLOCKS = 32
 """A block holds at least this share of the parameters (1 / _BLOCKS), so there are no more blocks than that."""
 _REACH = 8
-"""Within so many shares the place is looked for at which the fewest values cross."""
+"""The place at which the fewest values cross is looked for within this many shares."""
 
 
 def find_cuts(original: fx.GraphModule, converted: fx.GraphModule) -> list[Cut]:

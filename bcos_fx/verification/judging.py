@@ -14,7 +14,7 @@ EqualityVerdict = Literal["equal", "different", "not tested"]
 
 # Below this share of its scale an output may be a constant with noise, and comparing it may prove nothing.
 LEAST_SPREAD = 1e-5
-# It proves something all the same where an error of the tolerance is so many times what rounding does to the scale.
+# It still proves something where an error of the tolerance is this many times the rounding error of the scale.
 _VISIBLE = 4.0
 # Every operation rounds, not the input alone: an error up to this many times what rounding the input does is noise.
 ROUNDINGS = 10.0

@@ -62,12 +62,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave: tensors by their place in the output, on the CPU, or the error that stopped it.
+    """The result of a run: tensors on the CPU by their place in the output, or the error that stopped it.
 
     Attributes:
         values: the tensors.
         failure: the error; there are no values then.
-        gradient: what the way back gave, tensors by input, where the case asks for it and the outputs were there.
+        gradient: the input gradients, where the case asks for them and the outputs were computed.
     """
 
     values: Mapping[str, Tensor]

@@ -154,7 +154,7 @@ def test_what_cannot_be_had_is_one_message(monkeypatch: pytest.MonkeyPatch, erro
         raise error
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    with pytest.raises(ArtifactError, match=r"user/net cannot be had from the hub") as caught:
+    with pytest.raises(ArtifactError, match=r"user/net cannot be fetched from the hub") as caught:
         bcos_fx.from_pretrained("user/net")
     assert hint in str(caught.value)
     done = CliRunner().invoke(app, ["explain", "hf:user/net", "a.jpg"])
@@ -179,7 +179,7 @@ def test_without_a_connection_the_cache_alone_is_read_at_once(
 
 
 def test_without_a_connection_the_library_itself_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="cannot be had from the hub: LocalEntryNotFoundError"):
+    with pytest.raises(ArtifactError, match="cannot be fetched from the hub: LocalEntryNotFoundError"):
         bcos_fx.from_pretrained("user/net", local_files_only=True, cache_dir=tmp_path)
     with pytest.raises(ArtifactError, match="HFValidationError"):
         bcos_fx.from_pretrained("no/such/folder", local_files_only=True, cache_dir=tmp_path)

@@ -167,7 +167,7 @@ def planes(explanation: Result) -> Tensor:
 
 
 def in_blocks(values: Tensor, side: int) -> Tensor:
-    """Return (..., H, W) with the mean of each block of so many pixels in all its pixels; sums stay what they are."""
+    """Return (..., H, W) in which all pixels of a block hold its mean; the sums do not change."""
     if side == 1:
         return values
     height, width = values.shape[-2:]

@@ -46,12 +46,12 @@ def cards(explanation: Result, labels: Sequence[str] = (), *, overlay: bool = Fa
     """Return a card for each sample and each of its targets.
 
     Args:
-        explanation: of images, or of anything else, which is then told in numbers.
-        labels: what each sample is called, a file's name say.
+        explanation: of images; explanations of anything else are shown as numbers.
+        labels: a name for each sample, such as its file's.
         overlay: draw maps over the photograph, which is drawn in gray.
 
     Raises:
-        UsageError: the input is no photograph, and an overlay is wanted.
+        UsageError: an overlay is wanted, and the input is not a photograph.
     """
     targets = explanation.output.shape[1] if explanation.several else 1
     return [

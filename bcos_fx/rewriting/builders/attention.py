@@ -61,7 +61,7 @@ def attention_with_dropout(build: Build) -> nn.Module:
 
 @predicate("packs-values-with-gates")
 def packs_values_with_gates(reader: GraphReader, call: Call) -> Verdict:
-    """Check that the node is one of the pieces of a layer's result, of which some are values and others only weights.
+    """Check that the node is one piece of a layer's result, where some pieces are values and others only weights.
 
     Also the last piece that is left, where the others have layers of their own by now. A network that came as a B-cos
     network keeps its layers, whose weights go back to where they came from.

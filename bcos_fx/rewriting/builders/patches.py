@@ -1,7 +1,7 @@
 """First layers behind a rearrangement of pixels, such as the patch embedding of a vision transformer.
 
 Whether pixels are only rearranged is decided by what the graph computes, not by which operations it names: the nodes
-between the decoding and the layer are run on numbers of which no two are alike, once on x' and once, with every read of
+between the decoding and the layer are run on numbers that are all different, once on x' and once, with every read of
 the decoding put to what it decodes, on [x', -x']. The layer is widened if the second run gives each number of the first
 with both signs, in the same order at every place. (So it is too where a linear map mixes the pixels of one channel.)
 """
@@ -28,7 +28,7 @@ from bcos_fx.tracing.program import run_node
 
 # What running a graph on twice the channels can raise: a size that was written down does not fit any more.
 _MISFITS = (RuntimeError, TypeError, ValueError, IndexError)
-# Parameters of calls that hold sizes, of which one may be the number of channels, written down.
+# Parameters of calls that hold sizes; one of them may be a literal number of channels.
 _SIZES = {"reshape": "shape", "unflatten": "sizes"}
 
 

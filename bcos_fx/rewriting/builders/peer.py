@@ -99,7 +99,7 @@ def peer_norm(build: Build) -> nn.Module:
 
 @builder("peer-logit-layer")
 def peer_logit_layer(build: Build) -> nn.Module:
-    """Build a logit layer with a peer's bias and temperature, either of which the peer may lack."""
+    """Build a logit layer with a peer's bias and temperature; the peer may lack either."""
     peer: Any = build.layer
     bias, temperature = peer.logit_bias, peer.logit_temperature
     try:

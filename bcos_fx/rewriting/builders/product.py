@@ -21,7 +21,7 @@ from bcos_fx.tracing.program import attribute
 
 @predicate("weights-by-stored-matrix")
 def weights_by_stored_matrix(reader: GraphReader, call: Call) -> Verdict:
-    """Check that the second factor is a matrix computed from stored tensors alone, of which nothing else uses any."""
+    """Check that the second factor is a matrix computed only from stored tensors that nothing else uses."""
     first, matrix = (call.arguments.get(name) for name in ("input", "other"))
     if not (isinstance(first, fx.Node) and isinstance(matrix, fx.Node)):
         return False

@@ -84,7 +84,7 @@ def adds_an_uncounted_constant(reader: GraphReader, call: Call) -> Verdict:
 
 
 def adds_a_constant(call: Call) -> bool:
-    """Say whether a call adds a constant of its own: a bias, a shift, padding with another number than 0."""
+    """Return whether a call adds a constant of its own: a bias, a shift, padding with another number than 0."""
     if call.op.name == "pad" and call.arguments.get("mode", "constant") != "constant":
         return False
     return any(_is_something(call.arguments.get(name)) for name in call.op.constants)

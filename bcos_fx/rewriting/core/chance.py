@@ -12,7 +12,7 @@ _SWITCHES = frozenset({"train", "training", "dropout", "dropout_p"})
 
 
 def draws_at_random(node: fx.Node, call: Call | None) -> bool:
-    """Say whether a node draws random numbers in eval mode.
+    """Return whether a node draws random numbers in eval mode.
 
     A traced node says so itself: a random generator has moved on while it ran. Of one that was not run, PyTorch's own
     mark counts (``torch.Tag.nondeterministic_seeded``), and of what may draw its options (:mod:`refinement`).

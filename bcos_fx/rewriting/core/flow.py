@@ -63,11 +63,11 @@ class Flow:
         return (_WEIGHT,) if call.node.name in self.by_weight else call.op.value
 
     def on_value_path(self, node: fx.Node) -> bool:
-        """Say whether the node carries a value that reaches the output."""
+        """Return whether the node carries a value that reaches the output."""
         return node.name in self.value_path
 
     def is_gate(self, call: Call, parameter: str, source: fx.Node) -> bool:
-        """Say whether a call uses what it reads through one of its parameters only as a weight."""
+        """Return whether a call uses what it reads through one of its parameters only as a weight."""
         if self.kinds[source.name] == CONSTANT:
             return False
         choice = self.choices.get(call.node.name)
@@ -229,7 +229,7 @@ class _Analysis:
         return VALUE
 
     def _more_computed(self, values: list[fx.Node]) -> tuple[fx.Node | None, str]:
-        """Return the one of two values that more was done to after the way that both share, and what that was."""
+        """Return which of two values passed more operations after the path that both share, and which operation."""
         found = [("an activation", [n for n in values if self._is_activation(n)])]
         if len(values) == 2:
             # What both factors passed tells nothing about which one is the gate.

@@ -133,7 +133,7 @@ class _Matcher:
             self._inputs(pattern, call, found)
 
     def _wrong_kind(self, name: str, pattern: NodePattern, node: fx.Node, call: Call | None) -> str | None:
-        """Say why a node is not of the op and form that a pattern node wants; None where it is."""
+        """Return why a node is not of the op and form that a pattern node wants; None where it is."""
         op = None if call is None else call.op
         if not pattern.admits(op, node.target):
             is_what = "no known op" if call is None else call.name

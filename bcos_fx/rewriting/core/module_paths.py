@@ -114,7 +114,7 @@ class ModulePlacer:
         return beside
 
     def _serves_several(self, call: Call, hit: Hit) -> bool:
-        """Say whether several modules are built from this one, as the parts of a layer that is taken apart."""
+        """Return whether several modules are built from this one, as the parts of a layer that is taken apart."""
         entries = hit.rule.replace.items()
         built = [name for name, entry in entries if entry.build and hit.calls[source_of(hit, name, entry)] is call]
         return len(built) > 1
@@ -130,21 +130,21 @@ class ModulePlacer:
         return self._containers[key][0]
 
     def _stays(self, call: Call, hit: Hit) -> bool:
-        """Say whether the node that a module is built from is still there after the rewrite, with its own module."""
+        """Return whether the node that a module is built from is still there after the rewrite, with its own module."""
         name = next(name for name, node in hit.nodes.items() if node is call.node)
         entries = hit.rule.replace
         reused = name in entries and entries[name].build is None
         return reused or (name == hit.rule.anchor and any(name in entry.inputs for entry in entries.values()))
 
     def _is_free(self, path: str, hit: Hit) -> bool:
-        """Say whether no module at or below the path is called and no tensor below it is read by another call."""
+        """Return whether no module at or below the path is called and no tensor below it is read by another call."""
         called = self._reader.called_below[path] or (
             _exists(self._root, path) and self._reader.callers[id(self._root.get_submodule(path))]
         )
         return not called and self._is_unread(path, hit)
 
     def _is_unread(self, path: str, hit: Hit) -> bool:
-        """Say whether no tensor below the path is read by another call."""
+        """Return whether no tensor below the path is read by another call."""
         matched = set(hit.nodes.values())
         return all(set(node.users) <= matched for node in self._reader.stored_below[path])
 
@@ -155,7 +155,7 @@ class ModulePlacer:
         return candidate
 
     def _is_read(self, path: str) -> bool:
-        """Say whether the graph uses a tensor or a module below a path."""
+        """Return whether the graph uses a tensor or a module below a path."""
         below = (n for n in self._root.graph.nodes if n.op in ("get_attr", "call_module"))
         return any(str(node.target).startswith(f"{path}.") for node in below)
 

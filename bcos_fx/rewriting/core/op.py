@@ -28,7 +28,7 @@ class Op:
         value: parameters through which a value flows; the rest may only weight it.
         gate: of a product: the factor that is taken for the gate where nothing else tells; by convention.
         constants: parameters that add a constant to the result, such as a bias.
-        like: parameters of which only shape, dtype or device counts, such as the other tensor of ``x.to(other)``.
+        like: parameters that only give a shape, dtype or device, such as the other tensor of ``x.to(other)``.
         variadic: the parameter that takes all remaining positional arguments, if any.
         rectifier: little of what is negative comes out again.
         view: it stands in explanation views only, so no file can hold it.

@@ -72,7 +72,7 @@ class Call:
 
     @property
     def read(self) -> list[fx.Node]:
-        """The nodes whose numbers the call reads: all but those of which only the form counts."""
+        """The nodes whose numbers the call reads, without those that only give a form."""
         form = {node for name in self.op.like for node in self.nodes(name)}
         form -= {node for name in self.arguments if name not in self.op.like for node in self.nodes(name)}
         return [node for node in self.node.all_input_nodes if node not in form]

@@ -131,5 +131,5 @@ def _numbers_read(node: fx.Node, call: Call | None) -> list[fx.Node]:
 
 
 def is_boundary(op: str) -> bool:
-    """Say whether an op is the graph's input, output or a parameter."""
+    """Return whether an op is the graph's input, output or a parameter."""
     return any(op == boundary.name for boundary in BOUNDARY.values())

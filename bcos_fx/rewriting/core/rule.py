@@ -48,9 +48,9 @@ class NodePattern:
     """One node of a pattern.
 
     Attributes:
-        ops: canonical names, one of which the node must be; of a family of functions also the name of one, such as
+        ops: canonical names, one of which the node must have; also the name of one function of a family, such as
             ``sin``. ``*`` stands for any op, ``parameter`` for a stored tensor.
-        classes: linearity classes, of one of which it must be, unless ``ops`` names it.
+        classes: linearity classes; the node's is one of them, unless ``ops`` names its op.
         inputs: names of pattern nodes that feed it, in order; ``*`` is any value. Empty: anything. Stored tensors are
             left out, unless one of the names is a pattern node of the op ``parameter``: then all operands are named.
         users: the number of users the node must have; -1 for any. Left out: 1 for an inner node of the pattern

@@ -1,4 +1,4 @@
-"""Slots: the single places in a call's arguments, of which a rule may exchange one.
+"""Slots: single places in a call's arguments, one of which a rule may exchange.
 
 ``F.scaled_dot_product_attention(x, x, x)`` reads one node three times, twice as a gate and once as a value, so what
 a rule exchanges is a place and not a node. Rules name slots as ``node.gate``, ``node.constant``, ``node.literal`` and

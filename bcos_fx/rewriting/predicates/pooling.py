@@ -46,7 +46,7 @@ def covers_whole_map(reader: GraphReader, call: Call) -> Verdict:
 
 
 def _averages_all(call: Call) -> bool:
-    """Say whether a pool neither pads nor divides by another number than it sums."""
+    """Return whether a pool neither pads nor divides by another number than it sums."""
     return call.arguments["padding"] in (0, (0, 0), [0, 0]) and call.arguments.get("divisor_override") is None
 
 
