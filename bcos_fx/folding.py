@@ -58,7 +58,7 @@ def optimize(network: BcosNetwork, inputs: object = None) -> BcosNetwork:
         and explained; statistics are gone, so fine-tune and calibrate before.
 
     Raises:
-        UsageError: it is no converted network, or in train mode; or ``inputs`` are needed.
+        UsageError: it is not a converted network, or in train mode; or ``inputs`` are needed.
         VerificationError: a rule changed what it computes, in float64, by more than 1e-9.
     """
     if not isinstance(network, BcosNetwork):

@@ -82,7 +82,7 @@ class Explorer:
         names: of the classes; None: those that the file keeps.
 
     Raises:
-        UsageError: the network is no classifier of photographs.
+        UsageError: the network is not a classifier of photographs.
         ArtifactError: the file cannot be read.
     """
 
@@ -109,7 +109,7 @@ class Explorer:
         """Keep a photograph, and return its SHA-256, by which it is asked for.
 
         Raises:
-            Unreadable: it is no image.
+            Unreadable: it is not an image.
             UsageError: it is several images, or of a shape that the network does not take.
         """
         content = read_content(file)

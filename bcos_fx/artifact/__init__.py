@@ -91,7 +91,7 @@ def save(model: BcosNetwork, path: str | os.PathLike[str], *, overwrite: bool = 
     Raises:
         ArtifactError: the network holds something that no file can (it says which node or module), the file exists
             and ``overwrite`` is false, or it cannot be written.
-        UsageError: ``model`` is no converted network.
+        UsageError: ``model`` is not a converted network.
     """
     text, tensors = describe(_network(model), half=half)
     target = _path(path)

@@ -121,7 +121,7 @@ class Container:
         size: of the file, in bytes.
 
     Raises:
-        ArtifactError: it is no safetensors file, it is cut off, or bcos_fx did not write it.
+        ArtifactError: it is not a safetensors file, it is cut off, or bcos_fx did not write it.
     """
 
     def __init__(self, stream: BinaryIO) -> None:

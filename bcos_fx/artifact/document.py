@@ -122,7 +122,7 @@ class Document:
     """The text of a file, parsed; its format is known, its contents are not checked yet.
 
     Raises:
-        ArtifactError: it is no JSON object, or of a newer format.
+        ArtifactError: it is not a JSON object, or of a newer format.
     """
 
     def __init__(self, text: str) -> None:

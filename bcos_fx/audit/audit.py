@@ -88,7 +88,7 @@ def audit(
             binary cross-entropy. Empty: by the loss of the last training, where the file keeps it, else softmax.
 
     Raises:
-        UsageError: the network is no classifier of photographs, or an argument makes no sense.
+        UsageError: the network is not a classifier of photographs, or an argument makes no sense.
         Unreadable: the image cannot be read.
         ArtifactError: the model cannot be read.
         VerificationError: the network is not dynamic linear.
@@ -167,7 +167,7 @@ def photograph_of(network: BcosNetwork, image: Path) -> Any:
 
     Raises:
         UsageError: the network takes something else than one photograph, or the path is not that of one.
-        Unreadable: it is no image.
+        Unreadable: it is not an image.
     """
     check_one_photograph(network)
     source = source_of(image)

@@ -40,8 +40,8 @@ class Targets:
         moments: node -> moments of its output.
         dims: node -> number of dimensions of its output.
         images: how many samples it was measured on.
-        predictions: per batch, the index of each sample's highest output; empty where outputs are no classes.
-        classes: how many there are; None where outputs are no classes.
+        predictions: per batch, the index of each sample's highest output; empty where outputs are not classes.
+        classes: how many there are; None where outputs are not classes.
     """
 
     kind: str
@@ -81,7 +81,7 @@ class Original:
         output: which part of the original's output to take, where that is not one tensor.
 
     Raises:
-        UsageError: the reference is no network, not the one that was converted, or a conversion of it that computes
+        UsageError: the reference is not a network, not the one that was converted, or a conversion of it that computes
             something else; TraceError as for conversion.
     """
 

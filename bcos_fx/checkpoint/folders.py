@@ -95,7 +95,7 @@ def configuration_beside(path: Path) -> dict[str, Any] | None:
     """Return what ``config.json`` says of the shape of a network; None where no such file is beside its weights.
 
     Raises:
-        CheckpointError: it is no configuration, or one of quantized weights.
+        CheckpointError: it is not a configuration, or one of quantized weights.
     """
     content = json_beside(path, _CONFIGURATION)
     if not content:

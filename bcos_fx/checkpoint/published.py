@@ -90,7 +90,7 @@ class Published:
                     where=self.source,
                     hint=f"leave {name} out",
                 )
-        # The published network normalizes inside; its statistics are not in the file, for they are no tensors of it.
+        # The published network normalizes inside; its statistics are not in the file, for they are not tensors of it.
         usual: dict[str, Any] = {}
         if self.statistics is not None and not recipe.options.mean:
             usual = {"mean": self.statistics[0], "std": self.statistics[1]}

@@ -134,7 +134,7 @@ def _question(request: ExplainRequest, network: BcosNetwork) -> Question:
         question = _asked_by_text(texts, request.power, request.location, output, options)
     else:
         names = None if request.classes is None else read_classes(request.classes)
-        own = network.record.classes if output in (None, "logits") else ()  # an inner layer's channels are no classes
+        own = network.record.classes if output in (None, "logits") else ()  # an inner layer's channels are not classes
         question = _asked(target, against, names or own or None, output, options)
     sources, axis = tuple(request.source or ()), values.axis(request.batch_axis)
     return replace(question, sources=sources, batch_axis=axis, blocks=request.blocks)

@@ -67,7 +67,7 @@ def counted(parts: Sequence[T], sizes: Sequence[int], label: str, *, quiet: bool
         parts: of the work.
         sizes: of each part, in things that the user counts.
         label: of the bar.
-        quiet: show nothing. Nothing is shown either where stderr is no terminal.
+        quiet: show nothing. Nothing is shown either where stderr is not a terminal.
     """
     # Loaded here: `bcos-fx --help` imports this module and draws no bar.
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

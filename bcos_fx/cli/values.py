@@ -11,7 +11,7 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     """Read ``0.485,0.456,0.406``.
 
     Raises:
-        UsageError: a part is no number.
+        UsageError: a part is not a number.
     """
     if text is None:
         return None

@@ -56,7 +56,7 @@ def image_of_array(values: np.ndarray[Any, Any], *, sample: bool = False) -> Ten
 
     Args:
         values: (H, W), (H, W, 1 or 3) or (1 or 3, H, W).
-        sample: other shapes stand for samples that are no images, and are taken as they are.
+        sample: other shapes stand for samples that are not images, and are taken as they are.
 
     Raises:
         Unreadable: the shape is another one or leaves open where the channels are, or no numbers are held.

@@ -106,8 +106,8 @@ def prepared(images: object, preprocessing: Preprocessing) -> Tensor:
         preprocessing: how they become the network's input.
 
     Raises:
-        Unreadable: a file is no image, or its values have no known range.
-        UsageError: something is no image, or does not fit the network.
+        Unreadable: a file is not an image, or its values have no known range.
+        UsageError: something is not an image, or does not fit the network.
     """
     found: list[Tensor] = []
     for place, image in enumerate(images if isinstance(images, list | tuple) else [images]):

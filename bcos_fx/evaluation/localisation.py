@@ -168,7 +168,7 @@ def play(
     """Score a method on grids that were chosen already, the same for every method.
 
     Raises:
-        UsageError: the network takes no image as large as a grid, or the method gave something that is no map.
+        UsageError: the network takes no image as large as a grid, or the method gave something that is not a map.
     """
     height, width = task.preprocessing.height, task.preprocessing.width
     explained = windowed(method, height, width) if protocol.windows else method

@@ -35,7 +35,7 @@ def gridpg_score(maps: Tensor, n: int, *, smooth: int = SMOOTH) -> Tensor:
         (grids, n) float64 in [0, 1], on the device of ``maps``.
 
     Raises:
-        UsageError: ``n`` is no square number, the shape does not fit it, ``smooth`` is even, or a number is NaN or
+        UsageError: ``n`` is not a square number, the shape does not fit it, ``smooth`` is even, or a number is NaN or
             infinite.
     """
     side = grid_side(maps, n, smooth)

@@ -45,7 +45,7 @@ class JointExplanation(Displayed, Mapping[str, Explanation]):
 
     @property
     def prediction(self) -> Tensor | None:
-        """(N,) index of the largest output, or None where the explained value is no row of scores."""
+        """(N,) index of the largest output, or None where the explained value is not a row of scores."""
         return self._first.prediction
 
     @property

@@ -78,13 +78,13 @@ class Result:
     (N[, K], ...) has the dimension K only where several outputs of each sample were asked for.
 
     Attributes:
-        inputs: (N, C, H, W) what the caller gave; (N, L, E) or (N, F) where it is no image.
+        inputs: (N, C, H, W) what the caller gave; (N, L, E) or (N, F) where it is not an image.
         encoded: (N, 2C, H, W) what W(x) acts on: [x, 1 - x]; the inputs themselves where nothing is encoded, an inner
             layer's activations where those were asked for.
         weights: (N[, K], 2C, H, W), W(x).
         output: (N[, K]) the explained numbers.
         constants: source -> (N[, K]).
-        prediction: (N,) index of the largest output, or None where the explained value is no row of scores.
+        prediction: (N,) index of the largest output, or None where the explained value is not a row of scores.
         scores: (N, classes) that row, or None.
         target: (N[, K]) indices of what is explained, or None for a function.
         where: what is explained, ``output``, ``logits`` or a layer's name.

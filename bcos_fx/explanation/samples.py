@@ -76,7 +76,7 @@ def chunks(view: ExplanationView, images: Tensor, batch_size: int | None) -> lis
     """Return which samples are explained at once: as many as fit into memory, one where they cannot be told apart.
 
     Raises:
-        UsageError: ``batch_size`` is no number of samples.
+        UsageError: ``batch_size`` is not a number of samples.
     """
     samples = len(images)
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):

@@ -29,7 +29,7 @@ class Chosen:
 
     Attributes:
         select: from the value (N, ...) to the explained numbers (N, K).
-        indices: (N, K) indices of outputs, or None where the numbers are no single outputs.
+        indices: (N, K) indices of outputs, or None where the numbers are not single outputs.
         single: whether there is one number per sample, so that results have no dimension K.
     """
 
@@ -54,7 +54,7 @@ class Difference:
         """Return the difference (N,) of outputs (N, C).
 
         Raises:
-            UsageError: the outputs are no rows of at least two scores, or have no such index.
+            UsageError: the outputs are not rows of at least two scores, or have no such index.
         """
         if outputs.dim() != 2 or outputs.shape[1] < 2:
             raise UsageError(
@@ -91,7 +91,7 @@ def difference(target: int | None = None, other: int | None = None) -> Differenc
 def label_of(
     target: object, name: Callable[[int], str], names: Sequence[str] | None, shape: Sequence[int]
 ) -> tuple[str, ...] | None:
-    """Return what a target is called that is no output by its index, or None of every other one.
+    """Return what a target is called that is not an output by its index, or None of every other one.
 
     Args:
         target: as for :func:`chosen`.
@@ -149,7 +149,7 @@ def chosen(target: object, value: Tensor) -> Chosen:
 
 
 def _called(target: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
-    """Call a caller's function, whose own errors are no fault of the network's input."""
+    """Call a caller's function, whose errors do not come from the network's input."""
     try:
         return target(outputs)
     except RuntimeError as error:

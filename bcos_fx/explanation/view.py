@@ -354,7 +354,7 @@ def in_order(names: Sequence[str], inputs: ExampleInputs) -> list[Tensor]:
 
     Args:
         names: of the inputs, in that order.
-        inputs: one tensor, several in order (what is no tensor is passed over), or all by name.
+        inputs: one tensor, several in order (what is not a tensor is passed over), or all by name.
 
     Raises:
         UsageError: a name is unknown, or one is missing; or there are more or less.

@@ -44,7 +44,7 @@ def with_subset_head(network: BcosNetwork, indices: Sequence[int]) -> BcosNetwor
         indices: which of its classes, at least two, each once, in their new order.
 
     Raises:
-        UsageError: the output does not come from one layer with a class per channel, or an index is no class.
+        UsageError: the output does not come from one layer with a class per channel, or an index is not a class.
     """
     outputs, kept = network.class_count(), [int(index) for index in indices]
     if len(kept) < 2 or len(set(kept)) < len(kept) or not all(0 <= index < outputs for index in kept):

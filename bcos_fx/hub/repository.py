@@ -54,7 +54,7 @@ def save_pretrained(
         The folder.
 
     Raises:
-        UsageError: the folder cannot be written to, or the example is no image.
+        UsageError: the folder cannot be written to, or the example is not an image.
         ArtifactError: the network holds something that no file can.
         MissingExtraError: there is an example, and matplotlib is not installed.
     """

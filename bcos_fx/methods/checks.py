@@ -18,7 +18,7 @@ def check_images(images: object) -> Tensor:
     """Return the images.
 
     Raises:
-        UsageError: they are no floating-point tensor (N, C, H, W) with N >= 1, or hold NaN or infinity.
+        UsageError: they are not a floating-point tensor (N, C, H, W) with N >= 1, or hold NaN or infinity.
     """
     if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
         given = (

@@ -80,7 +80,7 @@ class ExplainedNetwork(nn.Module):
         """Return images (N, C, H, W) in [0, 1], as differences from the reference.
 
         Raises:
-            UsageError: they are no images, or on another device or in another precision than the network.
+            UsageError: they are not images, or on another device or in another precision than the network.
         """
         checked = check_images(images)
         given, own = (f"{t.device}, {str(t.dtype).removeprefix('torch.')}" for t in (checked, self.reference))

@@ -123,7 +123,7 @@ _RESCALED: dict[str, StandIn] = {
     **dict.fromkeys(("relu6", "hardtanh", "clamp"), _clipped),
     "max_pool2d": _pool,
 }
-# Ordinary backpropagation is part of Guided Backpropagation: through everything that is no activation.
+# Ordinary backpropagation is part of Guided Backpropagation: through everything that is not an activation.
 _PASSED_BY_GUIDED = ("linear", "normalise", "product", "quotient", "gate", "constant")
 _POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool")
 _FORMS: dict[str, tuple[dict[str, StandIn], tuple[str, ...], tuple[str, ...]]] = {

@@ -85,7 +85,7 @@ class BcosNetwork(nn.Module):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How images become the first input; UsageError where that is no image with 1 or 3 channels."""
+        """How images become the first input; UsageError where that is not an image with 1 or 3 channels."""
         return self.record.inputs[0].preprocessing()
 
     def preprocess(self, images: object) -> Tensor:
@@ -163,7 +163,7 @@ class BcosNetwork(nn.Module):
         """Run the network on zeros, in eval mode, and return how many classes it gives scores for.
 
         Raises:
-            UsageError: its output is no row of scores for each sample.
+            UsageError: its output is not a row of scores for each sample.
         """
         like = next(self.parameters())
         inputs = [torch.zeros(spec.shape, dtype=like.dtype, device=like.device) for spec in self.record.inputs]

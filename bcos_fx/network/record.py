@@ -67,7 +67,7 @@ class InputSpec:
             shape: (C, H, W) of one image; None: this input's own.
 
         Raises:
-            UsageError: the input is no image with 1 or 3 channels.
+            UsageError: the input is not an image with 1 or 3 channels.
         """
         return Preprocessing.of(
             self.sizes(self.shape) if shape is None else shape,

@@ -245,7 +245,7 @@ def _text(
     weight: str = "normal",
     family: str = "DejaVu Sans",
 ) -> None:
-    # A name may hold dollar signs; they are no mathematics here.
+    # A name may hold dollar signs; they are not mathematics here.
     axes.text(
         x, y, text, fontsize=size, color=color, fontweight=weight, fontfamily=family,
         verticalalignment="center_baseline", parse_math=False, zorder=4,

@@ -98,7 +98,7 @@ def overall(verification: Mapping[str, Any]) -> str:
     """Say in one phrase what a verification, as plain data, found: equal, different or not tested."""
     if verification["ok"]:
         return "equal"
-    # One run that could have found a difference and did not is no proof while another proves nothing.
+    # One run that could have found a difference and did not is not a proof while another proves nothing.
     return "different" if any(row["verdict"] == "different" for row in verification["comparisons"]) else "not tested"
 
 

@@ -56,7 +56,7 @@ class TextCache:
         """Add vectors (D,) of texts; they are kept as float32.
 
         Raises:
-            UsageError: the file is no cache, or cannot be written.
+            UsageError: the file is not a cache, or cannot be written.
         """
         rows = [(_key(tower, t), v.detach().cpu().numpy().astype("<f4").tobytes()) for t, v in vectors.items()]
         with closing(self._opened()) as database, database:

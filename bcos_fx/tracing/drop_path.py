@@ -84,7 +84,7 @@ def _drop_path(module: nn.Module) -> DropPath | None:
     module.train()
     with suppress(*_FORWARD_ERRORS):
         for mode in _MODES:
-            # Of several ranks: what drops whole samples of one rank and single elements of another is no DropPath.
+            # Of several ranks: what drops whole samples of one rank and single elements of another is not a DropPath.
             factors = torch.stack([_factors(module, mode, rank) for rank in (2, 3, 4)])
             found = _of_factors(_shares(module), factors, mode)
             if found is not None and _is_identity(module):

@@ -101,7 +101,7 @@ class _Detached(TorchFunctionMode):
 def silent(module: M) -> M:
     """Keep graph modules from printing their code to stderr where they fail, in place, and return the module.
 
-    Whether an input suits a network is found by trying, so that failing is no error. Recompiling a graph undoes this.
+    Whether an input suits a network is found by trying, so failing is not an error. Recompiling a graph undoes this.
     """
     for part in module.modules():
         if isinstance(part, GraphModule):

@@ -224,7 +224,10 @@ def pad_packed(
     example of several lengths.
     """
     lengths, padded, steps = lengths_of(batch_sizes), rows_of(data, batch_sizes), len(batch_sizes)
-    with torch._C.DisableTorchFunction(), _disable_current_modes():  # a look at the example, which is no part of it
+    with (
+        torch._C.DisableTorchFunction(),
+        _disable_current_modes(),
+    ):  # a look at the example, which the graph does not hold
         longest, shortest = int(lengths.max()), int(lengths.min())
     if not shortest < longest == steps:
         raise TraceError(

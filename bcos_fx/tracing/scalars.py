@@ -46,7 +46,7 @@ def plain_scalar(value: Any) -> Any:
         return value
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         item = value.item()
-        if type(item) not in _PLAIN:  # a long double stays what it is; dates and bytes are no numbers
+        if type(item) not in _PLAIN:  # a long double stays what it is; dates and bytes are not numbers
             raise ForeignScalarError("pass a plain number: float(value)")
         return item
     if isinstance(value, type) and value in _DTYPES:

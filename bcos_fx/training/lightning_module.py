@@ -254,7 +254,7 @@ class FineTuning(LightningModule):
         return outputs
 
     def _parts(self, batch: object) -> tuple[Tensor, Tensor | None]:
-        """Return the images and labels of a batch; labels of images whose outputs are no classes mean nothing."""
+        """Return the images and labels of a batch; labels of images whose outputs are not classes mean nothing."""
         images, labels = _parts(batch)
         return images, None if self._options.compares_embeddings else labels
 

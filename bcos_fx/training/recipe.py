@@ -174,7 +174,7 @@ class Training:
 
     @property
     def compares_embeddings(self) -> bool:
-        """Whether outputs are compared with the reference's as embeddings, so that they are no classes."""
+        """Whether outputs are compared with the reference's as embeddings, so that they are not classes."""
         of_outputs = set(self.losses) - {"distil-layers"}
         return not self.features and bool(of_outputs) and of_outputs <= {"distil-cosine", "distil-pairwise"}
 

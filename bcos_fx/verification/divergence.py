@@ -27,7 +27,7 @@ class Divergence:
         error: largest absolute difference, relative to the larger of the original's value and a millionth of
             the largest value so far; infinite when the shapes differ, one side is not finite, or the
             converted graph fails here.
-        shape_original: shape of its value in the original graph; None when it is no tensor.
+        shape_original: shape of its value in the original graph; None when it is not a tensor.
         shape_converted: the same in the converted graph.
         source: the user's source line, from ``node.meta["source"]``, if it was recorded.
         failure: message of the error that the converted graph raised here, if any.

@@ -51,7 +51,7 @@ class DriftMeter:
         """Return how far the network moved since the last step.
 
         Raises:
-            RewriteError: its answers are no numbers any more, and were before.
+            RewriteError: its answers are not numbers any more, and were before.
         """
         now = self._run(network)
         if not bool(now.isfinite().all()) and bool(self._last.isfinite().all()):

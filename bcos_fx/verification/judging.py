@@ -52,8 +52,8 @@ def discount_rounding(
     """Take a difference back that rounding alone explains: the original differs from itself as much.
 
     A chaotic network (attention with saturated scores, say) turns the last bit of its input into a visible change of
-    its output or gradient. Another order of the same sums does so too, so such a difference is no error of a rewrite,
-    and proves nothing either.
+    its output or gradient. Another order of the same sums does so too, so such a difference is not an error of
+    a rewrite, and proves nothing either.
 
     Args:
         row: of two networks that differ.

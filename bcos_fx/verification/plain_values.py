@@ -1,4 +1,4 @@
-"""Arguments that are no tensors: numbers, flags, words. They belong to the call and are the same in every run."""
+"""Arguments that are not tensors: numbers, flags, words. They belong to the call and are the same in every run."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def images(
     """Return :func:`pictures` as RGBA images; over the photographs if ``overlay``.
 
     Raises:
-        UsageError: the input is no photograph, and an overlay is wanted; or as for :func:`pictures`.
+        UsageError: the input is not a photograph, and an overlay is wanted; or as for :func:`pictures`.
     """
     made = pictures(explanation, smooth=smooth, percentile=percentile, opaque=not overlay)
     drawn = [to_image(picture) for picture in made]
@@ -211,7 +211,7 @@ def background(explanation: Result, sample: int) -> Image.Image:
     """Return a sample's input as what maps are drawn over.
 
     Raises:
-        UsageError: it is no photograph.
+        UsageError: it is not a photograph.
     """
     found = photograph(explanation, sample)
     if found is None:

@@ -330,7 +330,7 @@ def _read(node: fx.Node, call: Call | None) -> list[fx.Node]:
 
 
 def _is_form(node: fx.Node) -> bool:
-    """Return whether a node gives a size, a dtype or another thing that is no tensor."""
+    """Return whether a node gives a size, a dtype or another thing that is not a tensor."""
     return node.meta.get("type") in ("size", "other")
 
 

@@ -1,4 +1,4 @@
-"""What of PyTorch is no op of the vocabulary, and why (``rules/refused.toml``)."""
+"""Calls of PyTorch that are not ops of the vocabulary, and why (``rules/refused.toml``)."""
 
 from __future__ import annotations
 

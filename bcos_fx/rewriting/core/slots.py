@@ -114,7 +114,7 @@ def _operands(reader: GraphReader, call: Call) -> list[Slot]:
 
 
 def _counts_nothing(reader: GraphReader, node: fx.Node) -> bool:
-    """Return whether a constant is no number, counted already, or zero by its very name."""
+    """Return whether a constant is not a number, counted already, or zero by its very name."""
     if node.meta.get("type") not in ("tensor", "size", None) or reader.op(node) == "counted_constant":
         return True
     name = getattr(node.target, "__name__", str(node.target))

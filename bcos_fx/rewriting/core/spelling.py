@@ -82,7 +82,7 @@ def register(name: str, target: type[nn.Module] | Callable[..., Any]) -> None:
     """Register a class or function under a dotted name of the program's own; the same again replaces it.
 
     Raises:
-        RuleError: the name is no dotted name, begins like PyTorch's or bcos_fx's, or something else bears it.
+        RuleError: the name is not a dotted name, begins like PyTorch's or bcos_fx's, or something else bears it.
     """
     if not is_own(name):
         raise RuleError(
