@@ -310,7 +310,7 @@ UNCERTIFIED: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "magnitudes of a Fourier transform": (
         lambda: Net(lambda net, y: torch.fft.fft2(y).abs()),
         images(),
-        "abs of complex numbers is no dynamic linear function of their real and imaginary parts [test_odd_modules.py",
+        "abs of complex numbers is not a dynamic linear function of their real and imaginary parts [test_odd_module",
     ),
     "rounding for quantisation": (
         lambda: Net(lambda net, y: torch.fake_quantize_per_tensor_affine(y, 0.1, 0, -128, 127)),

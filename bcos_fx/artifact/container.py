@@ -232,7 +232,7 @@ def _entry(name: str, value: object) -> TensorEntry:
         raise ArtifactError("the file's header is damaged: a tensor has no dtype or place", where=f"tensor {name!r}")
     shape, offsets = value["shape"], value["data_offsets"]
     if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2):
-        raise ArtifactError("the file's header is damaged: a shape or place is no number", where=f"tensor {name!r}")
+        raise ArtifactError("the file's header is damaged: a shape or place is not a number", where=f"tensor {name!r}")
     width = DTYPES[value["dtype"]].itemsize
     # torch multiplies the dimensions of an empty tensor too, for its strides.
     if math.prod(max(side, 1) for side in shape) * width >= _SIZE_LIMIT:

@@ -57,7 +57,7 @@ class Fields:
         """Return a list of lists of two."""
         pairs = self.items(key)
         if any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
-            raise ArtifactError(f"{key!r} is no list of pairs", where=self.where)
+            raise ArtifactError(f"{key!r} is not a list of pairs", where=self.where)
         return pairs
 
     def finish(self, *known: str) -> None:

@@ -125,7 +125,7 @@ class GraphBuilder:
             raise ArtifactError("the name is taken, or none that a node can have", where=fields.where)
         op = self._vocabulary.of(node, self._root)
         if op is None or op.name != fields.text("op"):
-            raise ArtifactError(f"the node is no {fields.text('op')!r}", where=fields.where)
+            raise ArtifactError(f"the node is not a {fields.text('op')!r}", where=fields.where)
         node.meta.update(_read_meta(fields))
         self._nodes[name] = node
 
@@ -195,5 +195,5 @@ def _identifier(name: object, where: str) -> str:
     """Check a name that stands in the code as it is; ``self`` is the network there."""
     good = isinstance(name, str) and name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
     if not good or name == "self":
-        raise ArtifactError(f"{str(name)[:40]!r} is no name for a part of a graph", where=where)
+        raise ArtifactError(f"{str(name)[:40]!r} is not a name for a part of a graph", where=where)
     return str(name)

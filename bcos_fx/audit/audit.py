@@ -39,7 +39,7 @@ CONFIDENCES = ("softmax", "sigmoid")
 _LIMITS = (
     "This report shows how the network came to its answer, exactly. It does not show that the answer is right, that "
     "the network was trained on suitable data, or how it would decide on another image. A checksum detects damage and "
-    "is no signature: whoever alters a file can compute it again."
+    "is not a signature: whoever alters a file can compute it again."
 )
 
 
@@ -99,7 +99,7 @@ def audit(
         try:
             datetime.datetime.fromisoformat(date)
         except ValueError as error:
-            raise UsageError(f"{date!r} is no date", hint="write it as 2026-11-30 (ISO 8601)") from error
+            raise UsageError(f"{date!r} is not a date", hint="write it as 2026-11-30 (ISO 8601)") from error
     if confidence and confidence not in CONFIDENCES:
         raise UsageError(f"confidence is {confidence!r}", hint=nearest(confidence, CONFIDENCES))
     header, network = read_header(model), load(model).eval()

@@ -63,7 +63,9 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
     shards: dict[Path, list[str]] = {}
     for tensor, name in listed.items():
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"the index names {str(name)[:80]!r}, which is no file beside it", where=str(index))
+            raise CheckpointError(
+                f"the index names {str(name)[:80]!r}, which is not a file beside it", where=str(index)
+            )
         shards.setdefault(index.parent / name, []).append(tensor)
     missing = [path.name for path in shards if not path.is_file()]
     if missing:

@@ -212,7 +212,7 @@ def pickled_module_refused(path: str | os.PathLike[str], kind: FileKind) -> Chec
 
 def _unreadable(path: str | os.PathLike[str], kind: FileKind) -> CheckpointError:
     what, hint = _REFUSED.get(
-        kind.kind, (f"this is no checkpoint: {kind.summary}", "give a file that torch.save or safetensors wrote")
+        kind.kind, (f"this is not a checkpoint: {kind.summary}", "give a file that torch.save or safetensors wrote")
     )
     if kind.kind in ("damaged", "empty"):
         hint = "copy or download the file again"

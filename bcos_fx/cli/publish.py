@@ -71,5 +71,5 @@ def _figures(path: Path) -> dict[str, float | str]:
             )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         hint = "give results.json out of the folder of bcos-fx evaluate"
-        raise UsageError("these are no results of an evaluation", where=str(path), hint=hint) from error
+        raise UsageError("these are not results of an evaluation", where=str(path), hint=hint) from error
     return dict(figures)

@@ -63,7 +63,7 @@ def image_of_array(values: np.ndarray[Any, Any], *, sample: bool = False) -> Ten
     """
     if values.dtype.kind not in "biuf":
         hint = "store bytes (uint8), or numbers in [0, 1]"
-        raise Unreadable(f"the array holds {values.dtype} values, which are no image's", hint=hint)
+        raise Unreadable(f"the array holds {values.dtype} values, which are not an image's", hint=hint)
     shape = values.shape
     if values.ndim == 3 and shape[0] in _CHANNELS and shape[2] in _CHANNELS:
         raise Unreadable(f"the array has the shape {shape}: which dimension holds the channels is open", hint=_LAYOUT)

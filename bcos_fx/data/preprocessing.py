@@ -69,7 +69,7 @@ class Preprocessing:
         """
         if not is_photograph(shape):
             hint = "1 or 3 channels, H, W; give tensors for other networks from Python"
-            raise UsageError(f"the network takes {tuple(shape)}, which is no photograph", hint=hint)
+            raise UsageError(f"the network takes {tuple(shape)}, which is not a photograph", hint=hint)
         given = {name: value for name, value in options.items() if value is not None}
         channels, height, width = shape
         return cls(channels, height, width, **given)

@@ -284,7 +284,7 @@ def _label(path: Path, key: str, parts: dict[str, tarfile.TarInfo], stream: Bina
         else:
             return None
         if isinstance(label, bool) or not isinstance(label, int) or abs(label) > _LARGEST_LABEL:
-            raise ValueError(f"{label!r} is no class index")
+            raise ValueError(f"{label!r} is not a class index")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(
             f"the sample {key!r} has no label that can be read",

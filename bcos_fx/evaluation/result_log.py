@@ -104,7 +104,7 @@ def _content(path: Path) -> bytes:
     try:
         if path.is_file():
             return path.read_bytes()
-        reason = "it is no regular file"
+        reason = "it is not a regular file"
     except OSError as error:
         reason = str(error.strerror)
     raise UsageError(f"the results cannot be read: {reason}", where=str(path), hint="write to another place")

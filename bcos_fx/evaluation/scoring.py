@@ -62,12 +62,12 @@ def grid_side(maps: Tensor, n: int, smooth: int) -> int:
     """
     side = math.isqrt(n) if isinstance(n, int) and not isinstance(n, bool) and n > 0 else 0
     if not side or side * side != n:
-        raise UsageError(f"a grid of {n!r} cells is no square", hint="give a square number: 4 for 2x2, 9 for 3x3")
+        raise UsageError(f"a grid of {n!r} cells is not a square", hint="give a square number: 4 for 2x2, 9 for 3x3")
     if smooth < 1 or smooth % 2 == 0:
         raise UsageError(f"smooth is {smooth!r}", hint="give an odd number of pixels, 15 as published, or 1 for none")
     if maps.dim() != 4 or maps.shape[1] != n:
         raise UsageError(
-            f"maps of shape {tuple(maps.shape)} are no contributions to {n} targets",
+            f"maps of shape {tuple(maps.shape)} are not contributions to {n} targets",
             hint=f"give (grids, {n}, H, W), summed over channels",
         )
     if maps.shape[2] % side or maps.shape[3] % side or not maps.numel():

@@ -136,7 +136,7 @@ class Certificate(Displayed):
         if self.ok:
             yield f"dynamic linear: {self.explained} = {terms}" + (" + constants" if sources else "")
         else:
-            yield f"not dynamic linear: {self.explained} is no {terms} + constants"
+            yield f"not dynamic linear: {self.explained} is not {terms} + constants"
             yield from _listed("breaks at", [str(found) for found in self.breaks])
         yield from _listed(
             "1 constant contributes" if len(sources) == 1 else f"{len(sources)} constants contribute", sources

@@ -231,7 +231,7 @@ class Result:
             raise UsageError(f"blocks of {side!r} pixels cannot be drawn", hint="give an integer of at least 1")
         if len(self.axes) not in (2, 3):
             shape = tuple(self.encoded.shape[1:])
-            raise UsageError(f"an explanation by {shape} is no picture", hint="leave the blocks out")
+            raise UsageError(f"an explanation by {shape} is not a picture", hint="leave the blocks out")
         return replace(self, blocks=side)
 
     def of_target(self, place: int) -> Self:

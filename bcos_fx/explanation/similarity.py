@@ -106,7 +106,7 @@ def cosine(
     rows = vectors.detach().double().reshape(-1, vectors.shape[-1]) if vectors.dim() in (1, 2) else vectors
     if rows.dim() != 2 or not rows.numel() or not bool(torch.isfinite(rows).all()) or bool((rows == 0).all(1).any()):
         raise UsageError(
-            f"{tuple(vectors.shape)} are no text embeddings", hint="give (K, D) finite numbers, no row of zeros"
+            f"{tuple(vectors.shape)} are not text embeddings", hint="give (K, D) finite numbers, no row of zeros"
         )
     if isinstance(power, bool) or not isinstance(power, int | float) or not 1 <= power < float("inf"):
         raise UsageError(f"power is {power!r}", hint="give a number of at least 1")

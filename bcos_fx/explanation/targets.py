@@ -238,6 +238,6 @@ def _check_range(indices: Tensor, outputs: int) -> None:
     wrong = indices[(indices < 0) | (indices >= outputs)]
     if wrong.numel():
         raise UsageError(
-            f"the target {int(wrong[0])} is no output of the network, which has {outputs}",
+            f"the target {int(wrong[0])} is not an output of the network, which has {outputs}",
             hint=f"outputs are counted from 0 to {outputs - 1}",
         )

@@ -82,8 +82,8 @@ def _body(network: BcosNetwork, name: str, picture: str | None, measured: Mappin
         listed = ", ".join(_text(each) for each in record.classes[:_MOST_NAMES])
         yield f"\n<details><summary>{len(record.classes)} classes</summary>\n\n{listed}\n\n</details>"
     yield (
-        "\nThe file is data: reading it runs no code. Its checksum detects damage and is no signature. An explanation "
-        "shows how an answer came about, and not that it is right."
+        "\nThe file is data: reading it runs no code. Its checksum detects damage and is not a signature. An "
+        "explanation shows how an answer came about, and not that it is right."
     )
 
 

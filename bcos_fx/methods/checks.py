@@ -50,7 +50,7 @@ def check_targets(images: Tensor, targets: object, classes: int | None = None) -
     wrong = indices[(indices < 0) | (indices >= (classes if classes is not None else indices.max() + 1))]
     if wrong.numel():
         known = "" if classes is None else f" of {classes}"
-        raise UsageError(f"the target {int(wrong[0])} is no class{known}", hint="classes are counted from 0")
+        raise UsageError(f"the target {int(wrong[0])} is not a class{known}", hint="classes are counted from 0")
     return indices.long().to(images.device)
 
 

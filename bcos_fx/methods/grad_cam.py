@@ -102,7 +102,7 @@ def last_feature_map(graph_module: fx.GraphModule) -> fx.Node:
     for node in last.users:
         call = vocabulary().call(node, graph_module)
         if node in after and (call is None or call.op.name not in _ENDS_SPACE):
-            raise _none(last, f"{node.name} reads it, which is no pooling")
+            raise _none(last, f"{node.name} reads it, which is not a pooling")
     wide = [node for node in after if len([s for s in (node.meta.get("shape") or ())[1:] if s > 1]) > 1]
     if wide:
         raise _none(last, f"{wide[0].name} after it still has positions, {tuple(wide[0].meta['shape'][1:])}")

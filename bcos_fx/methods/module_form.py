@@ -105,7 +105,7 @@ def _clipped(call: Call) -> nn.Module:
     names = {"hardtanh": ("min_val", "max_val"), "clamp": ("min", "max")}.get(call.op.name)
     limits = (0.0, 6.0) if names is None else tuple(call.arguments.get(name) for name in names)
     if not all(isinstance(limit, int | float) for limit in limits):
-        raise UsageError("its limits are no two numbers")
+        raise UsageError("its limits are not two numbers")
     return Clipped(*limits)
 
 

@@ -74,7 +74,7 @@ def check_drawable(path: Path) -> None:
         UsageError: the suffix is not .png, .svg or .pdf, or the path cannot be written to.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path} is no picture that can be drawn", hint=f"end the name in {', '.join(SUFFIXES)}")
+        raise UsageError(f"{path} is not a picture that can be drawn", hint=f"end the name in {', '.join(SUFFIXES)}")
     check_target(path)
     check_installed("matplotlib", "plot", "drawing a graph")
 

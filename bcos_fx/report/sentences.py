@@ -37,7 +37,7 @@ def opening(report: Findings) -> list[tuple[str, str]]:
         rows = ("using it as it was trained: it was fine-tuned after its conversion, and is no longer the original",
                 "explain it: bcos_fx.explain(model, images), bcos-fx explain")  # fmt: skip
     elif figures.calibration is not None:
-        rows = ("fine-tuning: it was calibrated, which is no training, and is no longer the original", _TRAIN)
+        rows = ("fine-tuning: it was calibrated, which is not training, and is no longer the original", _TRAIN)
     elif _changed(report):
         rows = ("fine-tuning: rules changed what the network computes, so it answers at chance until it is trained",
                 f"calibrate it (bcos_fx.calibrate, bcos-fx calibrate), then {_TRAIN}; {_EQUIVALENT}")  # fmt: skip
@@ -66,8 +66,8 @@ def next_step(report: Findings) -> str | None:
         return None
     if report.figures.calibration is not None:
         return (
-            "Calibration is no training: fine-tune the network on the original's training data before you rely on it, "
-            "and before you believe what it explains."
+            "Calibration is not training: fine-tune the network on the original's training data before you rely on "
+            "it, and before you believe what it explains."
         )
     total = report.figures.total_drift
     at_risk = _at_risk(report)

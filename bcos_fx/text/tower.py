@@ -53,7 +53,7 @@ class TextTower(ABC):
             UsageError: it is empty, or longer than the context.
         """
         if not isinstance(text, str):
-            raise UsageError(f"{text!r} is no text", where=self.name)
+            raise UsageError(f"{text!r} is not a text", where=self.name)
         shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
         if not text.strip():
             raise UsageError("a text is empty", where=self.name, hint="give the text to look for")

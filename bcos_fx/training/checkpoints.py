@@ -84,7 +84,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise _unreadable(str(error).partition("\n")[0], path) from error
     if not isinstance(found, dict) or not isinstance(found.get(KEY), dict):
         raise UsageError(
-            "this is no checkpoint of a fine-tuning", where=str(path), hint="delete it, or use another folder"
+            "this is not a checkpoint of a fine-tuning", where=str(path), hint="delete it, or use another folder"
         )
     recorded = found[KEY].get("outline")
     if not isinstance(recorded, list) or not isinstance(found[KEY].get("identity"), dict):

@@ -155,9 +155,9 @@ def _write(folder: Path, content: Any) -> Path:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"weight_map": {"a": "../outside.safetensors"}}, "which is no file beside it"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "which is no file beside it"),
-        ({"weight_map": {"a": 3}}, "which is no file beside it"),
+        ({"weight_map": {"a": "../outside.safetensors"}}, "which is not a file beside it"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "which is not a file beside it"),
+        ({"weight_map": {"a": 3}}, "which is not a file beside it"),
         ({"weight_map": {"a": "gone.safetensors"}}, "1 of 1 shards are missing: gone.safetensors"),
         ({"weight_map": {"b": "here.safetensors"}}, "other tensors than model.safetensors.index.json says: a, b"),
         ({"weight_map": {}}, "no weight_map"),

@@ -1,4 +1,4 @@
-"""Fine-tuning on data that is no photograph, towards several labels or numbers; mean and std of clips and volumes."""
+"""Fine-tuning on data other than photographs, towards several labels or numbers; mean and std of clips and volumes."""
 
 from __future__ import annotations
 

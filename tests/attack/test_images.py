@@ -353,7 +353,7 @@ def test_hidden_colours_are_not_shown_and_that_is_noted_once(caplog: pytest.LogC
     ]
 
 
-# ---------------------------------------------------------------- what is no image
+# ---------------------------------------------------------------- what is not an image
 
 _EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 

@@ -104,7 +104,7 @@ def test_names_and_differences(run: Run, artifact: Path, photographs: Path, fold
         (("explain", "tiny.safetensors", "photographs", "--source", "x", "--source", "x"), "none twice"),
         (
             ("explain", "tiny.safetensors", "photographs", "--source", "x", "--batch-axis", "1"),
-            "which is no photograph",
+            "which is not a photograph",
         ),
         (("explain", "tiny.safetensors", "photographs", "--batch-axis", "first"), "--batch-axis is 'first'"),
         (("explain", "tiny.safetensors", "photographs", "--batch-axis", "7"), "--batch-axis is 7, the input has 4"),
@@ -203,7 +203,7 @@ def test_a_class_to_compare_with_must_be_there(
 ) -> None:
     done = run("explain", artifact, photographs, "--target", target, "--against", against, "-o", "why.html")
     assert done.exit_code == 2, done.output
-    assert "the target 99 is no output of the network, which has 3" in done.stderr
+    assert "the target 99 is not an output of the network, which has 3" in done.stderr
     assert "bug in bcos-fx" not in done.stderr
     assert not Path("why.html").exists()
 

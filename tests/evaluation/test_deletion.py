@@ -132,7 +132,7 @@ def test_the_result_says_what_it_is(tmp_path: Path) -> None:
 def test_wrong_arguments_are_named(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         delete(**options)
-    with pytest.raises(UsageError, match="no class of 4"):
+    with pytest.raises(UsageError, match="not a class of 4"):
         pixel_deletion(PERFECT, NETWORK, IMAGES, TARGETS + 1)
 
 

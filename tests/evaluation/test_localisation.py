@@ -266,7 +266,7 @@ def test_other_arguments_without_sense(network: BcosNetwork) -> None:
         gridpg(network, [])
     with pytest.raises(UsageError, match="which size"):
         gridpg(Colours().eval(), [])
-    with pytest.raises(UsageError, match="no photograph"):
+    with pytest.raises(UsageError, match="not a photograph"):
         gridpg(network, data, shape=(2, 8, 8))
     with pytest.raises(UsageError, match=r"gave maps of \(1, 4, 1, 1\)"):
         gridpg(network, data, side=2, method=Method("small", {}, lambda x, t: torch.ones(*t.shape, 1, 1)))

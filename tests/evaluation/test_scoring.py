@@ -107,8 +107,8 @@ def test_maps_are_not_changed() -> None:
 @pytest.mark.parametrize(
     ("shape", "n", "smooth", "said"),
     [
-        ((1, 5, 10, 10), 5, 15, "no square"),
-        ((1, 4, 10, 10), 0, 15, "no square"),
+        ((1, 5, 10, 10), 5, 15, "not a square"),
+        ((1, 4, 10, 10), 0, 15, "not a square"),
         ((1, 4, 10, 10), 9, 15, r"\(grids, 9, H, W\)"),
         ((4, 10, 10), 4, 15, r"\(grids, 4, H, W\)"),
         ((1, 4, 10, 9), 4, 15, "2x2 cells"),

@@ -79,5 +79,5 @@ def test_what_is_no_block_is_refused(explanation: bcos_fx.Explanation, side: obj
 
 def test_tables_have_no_blocks() -> None:
     network = bcos_fx.bcosify(nn.Sequential(nn.Linear(4, 3)).eval(), example_inputs=torch.rand(2, 4))
-    with pytest.raises(UsageError, match="is no picture"):
+    with pytest.raises(UsageError, match="is not a picture"):
         bcos_fx.explain(network, torch.rand(2, 4)).in_blocks(2)

@@ -24,7 +24,7 @@ def network() -> Any:
 def test_a_difference_names_the_class_that_is_not_there(pair: tuple[int, int], wrong: str, network: Any) -> None:
     with pytest.raises(UsageError) as caught:
         bcos_fx.explain(network, images(), difference(*pair))
-    assert caught.value.what == f"the target {wrong} is no output of the network, which has 5"
+    assert caught.value.what == f"the target {wrong} is not an output of the network, which has 5"
     assert caught.value.hint == "outputs are counted from 0 to 4"
 
 

@@ -182,7 +182,7 @@ def test_sequences_and_features_are_drawn_as_bars() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 3)).double().eval()
     found = bcos_fx.explain(model, torch.randn(2, 4).double())
     assert found.plot().axes
-    with pytest.raises(bcos_fx.BcosFxError, match="no picture"):
+    with pytest.raises(bcos_fx.BcosFxError, match="not a picture"):
         found.image()
     assert "highest outputs" in page(cards(found))
 

@@ -107,9 +107,9 @@ def test_one_text_alone_has_one_number_for_each_image(tower: nn.Module, images: 
 @pytest.mark.parametrize(
     ("given", "options", "said"),
     [
-        (torch.zeros(2, WIDTH), {}, "no text embeddings"),
-        (torch.ones(0, WIDTH), {}, "no text embeddings"),
-        (torch.ones(2, WIDTH, 1), {}, "no text embeddings"),
+        (torch.zeros(2, WIDTH), {}, "not text embeddings"),
+        (torch.ones(0, WIDTH), {}, "not text embeddings"),
+        (torch.ones(2, WIDTH, 1), {}, "not text embeddings"),
         (torch.ones(2, WIDTH), {"names": ["one"]}, "1 names were given for 2 texts"),
         (torch.ones(WIDTH), {"power": 0.5}, "power is 0.5"),
         (torch.ones(WIDTH), {"location": "maxx"}, "location is 'maxx'"),

@@ -20,7 +20,7 @@ REPORT = ("report", "network.safetensors", "jeep.jpg", "--date", "2026-11-30")
 
 @pytest.fixture
 def evidence(tmp_path: Path, photograph: Path) -> None:
-    """The network, the photograph, a copy of the network with one bit changed, and a file that is no photograph."""
+    """The network, the photograph, a copy of the network with one bit changed, and a file that is not a photograph."""
     shutil.copy(example_path(), tmp_path / "network.safetensors")
     shutil.copy(photograph, tmp_path / "jeep.jpg")
     content = bytearray(example_path().read_bytes())

@@ -116,7 +116,7 @@ def test_a_layer_of_one_s_own(run: Run, tmp_path: Path) -> None:
 def test_a_rule_of_one_s_own(run: Run) -> None:
     for file, sentence, hint in (
         ("misspelled.toml", "error: the key 'preserves' is missing", "'preserve' is there"),
-        ("no_such_op.toml", "'glue' is no known op", "did you mean 'gelu'?"),
+        ("no_such_op.toml", "'glue' is not a known op", "did you mean 'gelu'?"),
         ("gelu.tml", "error: the rule file cannot be read", "did you mean 'gelu.toml'?"),
     ):
         code, out, error = convert(run, "flower", "--rules", file)
@@ -125,7 +125,7 @@ def test_a_rule_of_one_s_own(run: Run) -> None:
         assert hint in error
     forgotten = run("rules", "gelu-to-relu", "--rules", "gelu.toml")
     assert forgotten.code == 2
-    assert "'flower-relu' is no known builder" in forgotten.error
+    assert "'flower-relu' is not a known builder" in forgotten.error
     assert "once the file that registers it is imported (--import FILE.py)" in forgotten.error
 
     why = run(

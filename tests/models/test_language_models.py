@@ -140,7 +140,7 @@ def test_tokens_that_do_not_fit_are_refused(tokens: Any, words: str, explained: 
 def test_images_have_no_tokens() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     found = bcos_fx.explain(network, torch.rand(1, 3, 8, 8))
-    with pytest.raises(UsageError, match="no sequence of tokens"):
+    with pytest.raises(UsageError, match="not a sequence of tokens"):
         found.with_tokens(["a"])
     with pytest.raises(UsageError, match="an image has no tokens"):
         found.to_text()

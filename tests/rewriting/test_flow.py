@@ -21,7 +21,7 @@ KINDS: dict[str, tuple[Forward, dict[str, str]]] = {
     "a parameter is a constant": (lambda m, x: x + m.p * 2, {"mul": CONSTANT, "add": VALUE}),
     "an exponential only weights": (lambda m, x: m.a(x) * m.b(x).exp(), {"exp": GATE, "mul": VALUE}),
     "so does a comparison": (lambda m, x: m.a(x) * (x > 0), {"compare": GATE, "mul": VALUE}),
-    "a rounded number is no weighted sum": (lambda m, x: m.a(x).round(), {"rounding": UNKNOWN}),
+    "a rounded number is not a weighted sum": (lambda m, x: m.a(x).round(), {"rounding": UNKNOWN}),
     "a gate that is all there is": (lambda m, x: m.a(x).exp(), {"linear": VALUE, "exp": GATE}),
     "a sum of two gates is none of a value": (lambda m, x: x.exp() + x.exp(), {"add": GATE}),
     "a gate beside a value is a constant of it": (lambda m, x: x + x.exp(), {"exp": GATE, "add": VALUE}),

@@ -177,7 +177,7 @@ def test_the_layer_of_a_call_is_the_module_that_computes_the_same() -> None:
     [
         ({"match": {"x": {"ops": "*"}}, "replace": {}, "result": "x"}, "must be an operation"),
         ({"match": {"sum": {"inputs": "*"}}}, "names no op"),
-        ({"match": {"sum": {"ops": "sine"}}}, "no known op"),
+        ({"match": {"sum": {"ops": "sine"}}}, "not a known op"),
         ({"match": {"sum": {"ops": "add", "typo": 1}}}, "typo"),
         ({"replace": {"sum": {"build": "test-snake-around-alpha", "inputs": "x.input"}}}, "nothing is known of what"),
     ],

@@ -147,7 +147,7 @@ def pictures(
     """
     if len(explanation.axes) not in (2, 3):
         raise UsageError(
-            f"an explanation by {tuple(explanation.encoded.shape[1:])} is no picture",
+            f"an explanation by {tuple(explanation.encoded.shape[1:])} is not a picture",
             hint="its numbers are in .contributions; .plot() draws them",
         )
     values = planes(explanation)
@@ -215,7 +215,7 @@ def background(explanation: Result, sample: int) -> Image.Image:
     """
     found = photograph(explanation, sample)
     if found is None:
-        raise UsageError("the input is no photograph, so nothing can be drawn over it", hint="leave the overlay out")
+        raise UsageError("the input is not a photograph, so nothing can be drawn over it", hint="leave the overlay out")
     return found
 
 

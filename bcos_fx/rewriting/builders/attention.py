@@ -150,7 +150,7 @@ def _cut(hit: Hit, reader: GraphReader) -> _Slice:
         order = [int(d) % len(cut) for d in hit.calls["order"].arguments["dims"]]
     axis = order.pop(_dim(hit.calls.get("pieces"), len(cut)))
     if axis < rank - 1:
-        raise Refused("its pieces are no parts of its features")
+        raise Refused("its pieces are not parts of its features")
     rest = tuple(size for dim, size in enumerate(cut) if dim >= rank - 1 and dim != axis)
     # The features are numbered and sent through the network's own reshaping: what arrives names the rows.
     rows = features.reshape(cut[rank - 1 :]).select(axis - rank + 1, index).flatten()
@@ -162,7 +162,7 @@ def part_of_a_projection(build: Build) -> Part:
     """Build a linear layer for one of the pieces that a layer's result is split into, with a copy of its weights."""
     layer, cut = build.layer, _cut(build.hit, build.reader)
     if not isinstance(layer, nn.Linear):
-        raise Refused("it is no linear layer")
+        raise Refused("it is not a linear layer")
     options = {"in_features": layer.in_features, "out_features": len(cut.rows), "bias": layer.bias is not None}
     part = construct(nn.Linear, options)
     part.weight = new_parameter(layer.weight[cut.rows], layer.weight)

@@ -42,7 +42,7 @@ def layer_from_parameters(build: Build) -> nn.Module:
 
 def _layer(call: Call, weight: nn.Parameter | None, bias: nn.Parameter | None) -> nn.Module:
     if weight is None:
-        raise Refused("its weight is no stored tensor")
+        raise Refused("its weight is not a stored tensor")
     options = {
         name: value
         for name, value in call.arguments.items()
@@ -160,7 +160,7 @@ def pointwise_conv(build: Build) -> nn.Module:
     """Build the 1x1 convolution that equals a linear layer applied to each pixel."""
     linear = build.layer
     if not isinstance(linear, nn.Linear):
-        raise Refused("it is no linear layer")
+        raise Refused("it is not a linear layer")
     conv = construct(
         nn.Conv2d,
         {

@@ -127,7 +127,7 @@ def op_of(name: str, spelling: str, target: type[nn.Module] | Callable[..., Any]
     fields[kind] = (spelling,)
     op = Op(name, **fields, declared=where)
     if op.linearity not in CLASSES:
-        what = f"{op.linearity!r} is no linearity class"
+        what = f"{op.linearity!r} is not a linearity class"
         raise RuleError(what, where=where, hint=nearest(op.linearity, sorted(CLASSES)))
     _check_names(op, lambda key, what, hint: RuleError(what, where=where, hint=hint))
     return op

@@ -140,7 +140,7 @@ class _Matcher:
             wanted = " or ".join([*pattern.ops, *(f"of the class {name}" for name in pattern.classes)])
             return f"{node.name} is {is_what}, and {name!r} must be {wanted}"
         if not (pattern.form is None or (pattern.form == "module") == (node.op == "call_module")):
-            return f"{node.name} is no {pattern.form}, and {name!r} must be one"
+            return f"{node.name} is not a {pattern.form}, and {name!r} must be one"
         if call is not None and not pattern.stays and _is_of_parameters(call):
             return f"{node.name} is computed from stored tensors alone, so it is a constant"
         return None
@@ -170,7 +170,7 @@ class _Matcher:
     def _conditions(self, name: str, node: fx.Node, call: Call | None, *, inner: bool) -> None:
         pattern = self.rule.match[name]
         if call is None and (pattern.where or pattern.require):
-            raise _Miss(f"{node.name} is no known op, and {name!r} has conditions", near=True)
+            raise _Miss(f"{node.name} is not a known op, and {name!r} has conditions", near=True)
         if call is not None:
             self._call_conditions(pattern, call)
         wanted_users = _wanted_users(pattern, inner=inner and self.rule.refuse is None)

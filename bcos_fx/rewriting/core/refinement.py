@@ -20,7 +20,7 @@ from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
 def linearity_violation(call: Call) -> str | None:
     """Return why this call is not what its op's linearity class says, or None where it is."""
     if call.op.linearity in ("ratio", "selection") and _reads_complex_numbers(call):
-        return f"{call.name} of complex numbers is no dynamic linear function of their real and imaginary parts"
+        return f"{call.name} of complex numbers is not a dynamic linear function of their real and imaginary parts"
     wrong = contradiction(call)
     if wrong is not None:
         return wrong
@@ -55,7 +55,7 @@ def _ratio(call: Call) -> str | None:
         return f"{call.name} cannot be tried at 0: it raises {type(error).__name__}: {error}"
     if torch.count_nonzero(at_zero):
         worst = float(at_zero.abs().max())
-        return f"{call.name} is {worst:.3g} at 0, so it is no weight times its input"
+        return f"{call.name} is {worst:.3g} at 0, so it is not a weight times its input"
     return None
 
 
@@ -118,7 +118,9 @@ def _random_attention(call: Call) -> str | None:
 
 
 def _rounded(call: Call) -> str | None:
-    return None if call.arguments.get("rounding_mode") is None else "it rounds, and a rounded number is no weighted sum"
+    return (
+        None if call.arguments.get("rounding_mode") is None else "it rounds, and a rounded number is not a weighted sum"
+    )
 
 
 def _picked(call: Call, parameter: str = "index") -> str | None:

@@ -171,7 +171,7 @@ def _one_of(rule: Rule, what: str, name: str, known: frozenset[str] | tuple[str,
         hint = nearest(name, known)
         if what in ("op", "predicate", "builder"):
             hint += f"; a {what} of your own is known once the file that registers it is imported (--import FILE.py)"
-        raise RuleError(f"rule {rule.name!r}: {name!r} is no known {what}", where=rule.origin, hint=hint)
+        raise RuleError(f"rule {rule.name!r}: {name!r} is not a known {what}", where=rule.origin, hint=hint)
 
 
 def _check_pattern(rule: Rule, known: Known) -> None:

@@ -179,4 +179,4 @@ def check_nameable(kind: str, name: str) -> None:
     known = tables[kind]()
     if name not in known:
         what = {"modules": "layer", "functions": "function on tensors", "methods": "method of tensors"}[kind]
-        raise RuleError(f"{name!r} is no {what} of PyTorch that a rule file may name", hint=nearest(name, known))
+        raise RuleError(f"{name!r} is not a {what} of PyTorch that a rule file may name", hint=nearest(name, known))

@@ -140,7 +140,7 @@ class Table:
         value = self._get(name, str, default)
         words = list(known)
         if value not in words:
-            raise self.error(f"{value!r} is no known {name}", name, nearest(value, words))
+            raise self.error(f"{value!r} is not a known {name}", name, nearest(value, words))
         return str(value)
 
     def strings(self, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:

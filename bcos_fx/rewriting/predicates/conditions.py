@@ -37,7 +37,7 @@ def reads_its_input_alone(reader: GraphReader, call: Call) -> Verdict:
 def parameters_are_its_own(reader: GraphReader, call: Call) -> Verdict:
     """Check that nothing else in the graph uses the node's parameters or calls its module."""
     if call.module is None:
-        return "its parameters are no module's"
+        return "its parameters are not a module's"
     if len(reader.callers[id(call.module)]) > 1:
         others = [n.name for n in reader.callers[id(call.module)] if n is not call.node]
         return f"its module is called elsewhere too ({', '.join(others)}), and a new kernel here would untie them"

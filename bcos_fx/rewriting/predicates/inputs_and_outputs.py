@@ -52,7 +52,7 @@ def pads_with_zero(reader: GraphReader, call: Call) -> Verdict:
     """Check that other dimensions than the channels are padded, with zero."""
     value = call.arguments.get("value")
     if call.arguments.get("mode") != "constant" or (value is not None and value != 0):
-        return "it pads with something else than zero, which is no linear map"
+        return "it pads with something else than zero, which is not a linear map"
     pad, source = call.arguments["pad"], call.inputs[0]
     behind = len(reader.shape(source) or (0,) * 4) - 1 - encoded_axis(reader, source)
     sides = pad[2 * behind :][:2] if isinstance(pad, tuple | list) else (None,)
@@ -120,7 +120,7 @@ def shifts_or_scales_channels(reader: GraphReader, call: Call) -> Verdict:
 def is_classifier_output(reader: GraphReader, call: Call) -> Verdict:
     """Check that the output is one row of class scores per sample, with no logit layer yet."""
     if not call.inputs:
-        return "the output is no tensor"
+        return "the output is not a tensor"
     shape = reader.shape(call.inputs[0])
     if reader.op(call.inputs[0]) == "logit_layer":
         return False
