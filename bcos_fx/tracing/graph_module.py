@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 
 from bcos_fx.tracing.program import compiled, module_at
+
+
+class _Forward:
+    """The forward of a graph, compiled once it is asked for: rewriting changes a graph many times between two runs."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self._graph = graph
+
+    def __get__(self, instance: nn.Module | None, owner: type[nn.Module]) -> Callable[..., Any]:
+        owner.forward = compiled(self._graph)
+        return owner.forward if instance is None else owner.forward.__get__(instance, owner)
 
 
 class GraphModule(fx.GraphModule):
@@ -19,7 +31,7 @@ class GraphModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Bring ``forward`` up to date with the graph."""
         # fx makes a class for each graph module, which holds its forward.
-        type(self).forward = compiled(self._graph)
+        type(self).forward = _Forward(self._graph)  # type: ignore[assignment]
 
     @property
     def code(self) -> str:

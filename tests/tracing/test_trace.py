@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 import random
 import threading
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bcos_fx.errors import TraceError, UsageError
 from bcos_fx.tracing import copy_into, fill, set_item, trace
+from bcos_fx.tracing.program import compiled
 
 
 class Forward(nn.Module):
@@ -399,3 +401,24 @@ def test_functional_forms() -> None:
     assert torch.equal(copy_into(x, torch.arange(3)), torch.tensor([[0.0, 1, 2], [0, 1, 2]]))
     assert torch.equal(fill(x, 4), torch.full((2, 3), 4.0))
     assert torch.equal(x, torch.zeros(2, 3))
+
+
+def test_a_graph_is_compiled_when_it_runs_and_not_at_every_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph_module = trace(Forward(lambda m, x: x + 1), X).graph_module
+    made: list[fx.Graph] = []
+
+    def counted(graph: fx.Graph) -> Callable[..., Any]:
+        made.append(graph)
+        return compiled(graph)
+
+    monkeypatch.setattr("bcos_fx.tracing.graph_module.compiled", counted)
+    (add,) = (node for node in graph_module.graph.nodes if node.target is operator.add)
+    for number in (2, 3):
+        add.args = (add.args[0], number)
+        graph_module.recompile()
+    assert not made
+    twin = copy.deepcopy(graph_module)
+    for _ in range(2):
+        assert torch.equal(graph_module(X), X + 3)
+        assert torch.equal(twin(x=X), X + 3)
+    assert made == [graph_module.graph, twin.graph]
