@@ -23,7 +23,7 @@ from bcos_fx.conversion.recorded import recorded_classes, recorded_origin
 from bcos_fx.conversion.records import Conversion, ProofMethod
 from bcos_fx.conversion.stages import changed, preserved, traced
 from bcos_fx.deprecation import formerly
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.heads.layers import with_classes
 from bcos_fx.network import BcosNetwork
 from bcos_fx.network.size_cache import SizeCache
@@ -170,8 +170,8 @@ def bcosify(
         leaf_modules=leaf_modules,
     )
     check_module(module := as_module(module))
-    _check_choice("train", train, ("refuse", "eval-graph"))
-    _check_choice("verify", verify or "full", get_args(ProofMethod))
+    check_choice("train", train, ("refuse", "eval-graph"))
+    check_choice("verify", "full" if verify is None else verify, get_args(ProofMethod))
     # Parameters that are made in the caller's inference mode could never be trained.
     with own_modes():
         if isinstance(module, BcosNetwork):
@@ -210,11 +210,6 @@ def bcosify(
 
             network.keep_source(SizeCache(module, again))
         return network
-
-
-def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UsageError(f"{name} is {value!r}", hint="choose " + " or ".join(f'"{choice}"' for choice in known))
 
 
 def _options(**given: Any) -> dict[str, Any]:

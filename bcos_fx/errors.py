@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 
 from bcos_fx.escaping import shortened, shown, shown_in_a_line
 
-_COMPARED = 200
+_COMPARED, _LISTED, _KNOWN = 200, 12, "known: "
 
 
 class BcosFxError(Exception):
@@ -80,18 +80,25 @@ class MissingExtraError(BcosFxError):
         )
 
 
-def check_choice(what: str, value: object, known: Collection[str]) -> None:
-    """Raise UsageError, with the nearest known value, where an argument has none of those that it may have."""
+def check_choice(what: str, value: object, known: Collection[str], error: type[BcosFxError] = UsageError) -> None:
+    """Raise an error, with the nearest known value and all of them, where an argument has none of them."""
     if value not in known:
-        raise UsageError(f"{what} is {value!r}", hint=nearest(str(value), known))
+        near = nearest(str(value), known)
+        listed = "" if near.startswith(_KNOWN) else f" {_KNOWN}{_some(known)}"
+        raise error(f"{what} is {value!r}", hint=near + listed)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Name the known word nearest to a mistyped one, as a hint; the known words when none is near."""
-    words = sorted(known)
+    """Name the known word nearest to a mistyped one, as a hint; the first of the known words when none is near."""
+    words = sorted(set(known))
     # Comparing takes the product of the lengths, and a name from a file can have millions of characters.
     short = [word for word in words if len(word) <= _COMPARED] if len(name) <= _COMPARED else []
     close = difflib.get_close_matches(name, short, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
-    return "known: " + ", ".join(words)
+    return _KNOWN + _some(words) if words else "none is known"
+
+
+def _some(words: Collection[str]) -> str:
+    more = len(words) - _LISTED
+    return ", ".join(sorted(words)[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")

@@ -9,6 +9,7 @@ no file yet gets one, as with any program that opens a file for writing.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import stat
 import uuid
@@ -27,6 +28,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed, whi
 PLACE = "name a file in an existing folder on a disk with space, in which you may write"
 """The hint of errors about a path."""
 
+_COMPARED = 200
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFCHR: "a character device",
@@ -44,6 +46,23 @@ def check_target(path: Path, *, overwrite: bool = True) -> None:
             ``overwrite`` is false.
     """
     _resolved(path, overwrite)
+
+
+def nearest_path(path: Path, pattern: str = "*", *, folders: bool = False) -> str:
+    """Return a hint for a path that does not exist: what is there with nearly its name.
+
+    Args:
+        path: does not exist.
+        pattern: names that are meant.
+        folders: whether folders alone are meant.
+    """
+    if path.parts[:1] in (("http:",), ("https:",)):
+        return "addresses are not opened: download the file first"
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} either"
+    found = itertools.islice(path.parent.glob(pattern), _COMPARED)
+    names = [item.name for item in found if not folders or item.is_dir()]
+    return nearest(path.name, names) if names else f"the folder {path.parent} has none"
 
 
 def kind_of_special(status: os.stat_result) -> str | None:
@@ -146,9 +165,8 @@ def _resolved(path: Path, overwrite: bool) -> Path:
 def _check_folder(final: Path) -> None:
     folder = final.parent
     if not folder.is_dir():
-        near = [item.name for item in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        hint = nearest(folder.name, near[:50]) if near else "make it first"
-        raise _RefusedPath(f"there is no folder {folder}", where=str(final), hint=f"{hint}; name an existing folder")
+        hint = f"{nearest_path(folder, folders=True)}; name an existing folder"
+        raise _RefusedPath(f"there is no folder {folder}", where=str(final), hint=hint)
 
 
 @contextmanager

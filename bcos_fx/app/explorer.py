@@ -20,6 +20,7 @@ from bcos_fx.audit.audit import audit, certified, check_one_photograph, confiden
 from bcos_fx.audit.decision import constants_section, equation, terms
 from bcos_fx.audit.page import page
 from bcos_fx.audit.section import Section
+from bcos_fx.data.classes import check_class_count
 from bcos_fx.data.decoding import Unreadable, read_content
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation.explain import explain
@@ -104,6 +105,8 @@ class Explorer:
         if not isinstance(scores, Tensor) or scores.dim() != 2 or not scores.shape[1]:
             raise UsageError("the network gives no row of scores for classes", hint="a classifier can be shown")
         self.classes = int(scores.shape[1])
+        if self.names is not None:
+            check_class_count(self.names, self.classes)
 
     def add(self, file: Path) -> str:
         """Keep a photograph, and return its SHA-256, by which it is asked for.

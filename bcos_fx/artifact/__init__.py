@@ -18,7 +18,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -27,7 +26,7 @@ import torch
 from bcos_fx.artifact.container import Container, write
 from bcos_fx.artifact.document import Document, describe, read
 from bcos_fx.errors import ArtifactError, UsageError
-from bcos_fx.files import replacing
+from bcos_fx.files import nearest_path, replacing
 from bcos_fx.network import BcosNetwork, Record
 
 __all__ = ["Header", "example_network", "example_path", "from_bytes", "load", "read_header", "save", "to_bytes"]
@@ -224,10 +223,7 @@ def _opened(path: Path, read_stream: Callable[[BinaryIO], T]) -> T:
 def _missing(path: Path) -> ArtifactError:
     if path.is_dir():
         return ArtifactError("this is a directory, not a file", hint="name a file in it")
-    names = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
-    close = get_close_matches(path.name, names, n=1)
-    hint = f"did you mean {str(path.parent / close[0])!r}?" if close else "look at the path again"
-    return ArtifactError("there is no such file", hint=hint)
+    return ArtifactError("there is no such file", hint=nearest_path(path))
 
 
 def _reduce(model: BcosNetwork) -> tuple[Callable[[bytes], BcosNetwork], tuple[bytes]]:

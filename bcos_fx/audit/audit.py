@@ -28,7 +28,7 @@ from bcos_fx.audit.decision import (
 from bcos_fx.audit.network import network_sections
 from bcos_fx.audit.section import Section
 from bcos_fx.data.datasets import source_of
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.explanation.certify import Certification, certify
 from bcos_fx.explanation.explain import explain
 from bcos_fx.explanation.targets import difference, named
@@ -100,8 +100,8 @@ def audit(
             datetime.datetime.fromisoformat(date)
         except ValueError as error:
             raise UsageError(f"{date!r} is not a date", hint="write it as 2026-11-30 (ISO 8601)") from error
-    if confidence and confidence not in CONFIDENCES:
-        raise UsageError(f"confidence is {confidence!r}", hint=nearest(confidence, CONFIDENCES))
+    if confidence:
+        check_choice("confidence", confidence, CONFIDENCES)
     header, network = read_header(model), load(model).eval()
     picture = photograph_of(network, image)
     given = network.preprocess(image)

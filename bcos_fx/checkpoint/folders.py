@@ -27,6 +27,7 @@ _WEIGHTS = (
 )
 """Files of weights in a folder, best first: safetensors run no code, and a whole file needs no index."""
 
+_ENDINGS = frozenset(".safetensors .bin .pt .pth .ckpt .th .tar .pt2".split())
 _CONFIGURATION = "config.json"
 _NOT_TAKEN = frozenset(
     "architectures auto_map custom_pipelines dtype torch_dtype transformers_version _name_or_path _commit_hash "
@@ -46,8 +47,8 @@ def weights_at(path: Path) -> Path:
     found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
     if found is not None:
         return found
-    inside = sorted(item.name for item in path.iterdir() if item.is_file())
-    hint = "name one file in it: " + ", ".join(inside[:5]) if inside else "name a file"
+    inside = sorted(item.name for item in path.iterdir() if item.suffix in _ENDINGS and item.is_file())
+    hint = "name one file in it: " + ", ".join(inside[:5]) if inside else "name a file, or a folder with weights in it"
     raise CheckpointError(f"this is a directory without {_WEIGHTS[0]} or pytorch_model.bin", where=str(path), hint=hint)
 
 

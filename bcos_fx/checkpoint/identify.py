@@ -17,8 +17,8 @@ from typing import IO, Any
 from bcos_fx.budgets import ARCHIVE_MEMBERS, ENTRIES, JSON_BYTES, held, parse_json
 from bcos_fx.checkpoint.folders import INDEX, shards_of, weights_at
 from bcos_fx.checkpoint.pickle_scan import PickleScan, scan_pickle
-from bcos_fx.errors import CheckpointError, nearest
-from bcos_fx.files import kind_of_special
+from bcos_fx.errors import CheckpointError
+from bcos_fx.files import kind_of_special, nearest_path
 
 # torch.save's old format begins with this integer as a pickle of its own (torch.serialization).
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:]  # less the protocol's own two bytes
@@ -27,9 +27,15 @@ _TENSOR_MAKERS = ("torch._utils._rebuild_", "torch.Tensor", "torch.nn.parameter.
 _DICTS = ("dict", "collections.OrderedDict", "collections.defaultdict")
 # A protobuf that begins with a small ir_version and then a producer name, version or graph.
 _ONNX_START = re.compile(rb"\x08[\x01-\x1f][\x12\x1a\x3a]")
+_IMAGE_START = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*|BM....\0\0\0\0|P[1-6]\s+[\d#]|.{128}DICM",
+    re.DOTALL,
+)
+_OF_HUB = "of the hub converted networks alone are read by name; for others: hf download USER/NAME --local-dir FOLDER"
 _MAGIC_NUMBERS = (
     (b"\x89HDF\r\n\x1a\n", "hdf5", "an HDF5 file, as Keras writes"),
     (b"\x93NUMPY", "numpy", "a NumPy array"),
+    (b"%PDF", "pdf", "a PDF document"),
     (b"GGUF", "gguf", "a GGUF language model"),
     (b"\x1f\x8b", "gzip", "a gzip archive"),
     (b"<!DOCTYPE html", "text", "a web page, such as a download's error page"),
@@ -45,7 +51,7 @@ class FileKind:
     ``kind`` is one of ``state-dict``, ``nested-checkpoint``, ``tensor``, ``pickled-module``,
     ``pickle``, ``torch-tar``, ``exported-program``, ``torchscript``, ``torch-package``,
     ``safetensors``, ``sharded``, ``bcos-fx``, ``onnx``, ``hdf5``, ``numpy``, ``gguf``, ``gzip``, ``zip``,
-    ``text``, ``empty``, ``damaged`` and ``unknown``. ``summary`` is one sentence for people;
+    ``image``, ``pdf``, ``text``, ``empty``, ``damaged`` and ``unknown``. ``summary`` is one sentence for people;
     ``details`` holds what was found on the way (``root``, ``keys``, ``names``, ``members``, ...).
     """
 
@@ -85,6 +91,8 @@ def _identified(file: Path) -> FileKind:
         for magic, kind, summary in _MAGIC_NUMBERS:
             if head.startswith(magic):
                 return FileKind(kind, summary)
+        if _IMAGE_START.match(head):
+            return FileKind("image", "an image")
         return _identify_rest(stream, head, file)
 
 
@@ -109,8 +117,8 @@ def _existing_file(path: Path) -> Path:
             return weights_at(path)
         if path.exists() and (special := kind_of_special(path.stat())) is not None:
             raise CheckpointError(f"this is {special}, not a file", where=str(path), hint="copy it to a file first")
-        names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = nearest(path.name, names[:50]) if names else f"the folder {path.parent} has no files or does not exist"
+        of_hub = path.parts[:1] and path.parts[0].startswith("hf:")
+        hint = _OF_HUB if of_hub else nearest_path(path)
     raise CheckpointError("there is no such file", where=str(path), hint=hint)
 
 

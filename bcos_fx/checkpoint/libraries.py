@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +24,7 @@ from bcos_fx.errors import BcosFxError, CheckpointError, nearest
 from bcos_fx.lazy import library
 
 T = TypeVar("T")
+_PATIENCE = 5.0
 
 
 def names_weights(source: str, name: str) -> bool:
@@ -154,7 +159,8 @@ def timm_model(name: str, arch: str, *, fetch: bool = True, classes: int | None 
         raise CheckpointError(what, where=arch, hint=hint)
     if not fetch:
         return built(lambda: timm.create_model(tagged, pretrained=False, **sized), arch)
-    return built(lambda: timm.create_model(tagged, pretrained=True), arch, lambda: _timms_place(timm, tagged))
+    with cache_alone_if_unreachable():
+        return built(lambda: timm.create_model(tagged, pretrained=True), arch, lambda: _timms_place(timm, tagged))
 
 
 def _timms_place(timm: Any, tagged: str) -> str:
@@ -206,7 +212,8 @@ def open_clip_tower(name: str, arch: str) -> nn.Module:
     """Build the image tower of ``NAME[@TAG]``; one with weights records their mean and std."""
     open_clip, name, tag = open_clip_choice(name, arch)
     place = None if tag is None else lambda: _open_clips_place(open_clip.get_pretrained_cfg(name, tag))
-    visual = built(lambda: open_clip_model(open_clip, name, tag).visual, arch, place)
+    with cache_alone_if_unreachable() if tag else nullcontext():
+        visual = built(lambda: open_clip_model(open_clip, name, tag).visual, arch, place)
     if not tag and hasattr(visual, "preprocess_cfg"):
         del visual.preprocess_cfg  # without weights it is CLIP's mean and std for every model, and no record
     return visual
@@ -220,6 +227,35 @@ def _open_clips_place(recorded: Mapping[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------- caches
+
+
+def no_connection(address: str) -> bool:
+    """Return whether a machine is out of reach, which the hub's library notices after a minute; False for a proxy.
+
+    Args:
+        address: its URL.
+    """
+    parts = urllib.parse.urlsplit(address)
+    if urllib.request.getproxies():
+        return False
+    try:
+        socket.create_connection((parts.hostname, parts.port or parts.scheme), timeout=_PATIENCE).close()
+    except OSError:
+        return True
+    return False
+
+
+@contextmanager
+def cache_alone_if_unreachable() -> Iterator[None]:
+    """Have the hub's library read its cache alone where the hub cannot be reached, which it would try for minutes."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or no_connection(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _from_hub(repository: str, file: str) -> str:

@@ -80,7 +80,10 @@ _REFUSED = {
         "a torch.package archive holds code, which is not run",
         "load it where you trust it, and torch.save the state_dict",
     ),
-    "bcos-fx": ("this network was already converted by bcos_fx", "open it with bcos_fx.load(path)"),
+    "bcos-fx": (
+        "this network is already converted",
+        "explain, finetune or check it as it is (bcos_fx.load)",
+    ),
 }
 
 

@@ -84,9 +84,13 @@ def calibrate_network(
         from bcos_fx.cli import values
         from bcos_fx.cli.check import read_artifact
         from bcos_fx.cli.network import calibrate_on, calibration_images, device_of, find_images, read_original
+        from bcos_fx.data.classes import check_class_count, read_classes
 
         network = read_artifact(model).to(device_of(device))
-        photographs = calibration_images(network, find_images(data, classes, network.record.classes), count)
+        names = None if classes is None else read_classes(classes)
+        if names is not None:
+            check_class_count(names, network.class_count())
+        photographs = calibration_images(network, find_images(data, names, network.record.classes), count)
         given = None
         if original is not None or arch is not None:
             given = read_original(original, arch=arch, key=key, trust_pickle=trust_pickle)

@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 
 NAME = "check"
 _PUBLISHED = "model.safetensors"
+_ADVICE = {
+    **dict.fromkeys(
+        ("state-dict", "nested-checkpoint", "safetensors", "sharded", "pickled-module"),
+        "convert it first: bcos-fx convert FILE --arch NAME; check takes --arch too",
+    ),
+    **dict.fromkeys(
+        ("onnx", "torchscript", "exported-program", "hdf5", "gguf"),
+        "convert the PyTorch checkpoint that it came from: bcos-fx convert",
+    ),
+    "image": "name the network first, a file that bcos-fx convert wrote, and then the photographs",
+    "empty": "copy or download the file again",
+}
+"""Kind of a file that is no converted network -> what to do."""
 EPILOG = """Examples:
 
 bcos-fx check resnet50.bcos.safetensors
@@ -160,19 +173,22 @@ def _unconverted(
 
 
 def read_artifact(path: Path) -> BcosNetwork:
-    """Read a converted network, a file or of the hub; UsageError for a file that is something else."""
+    """Read a converted network; raises as :func:`converted_file`, or ArtifactError for a damaged file."""
     from bcos_fx.artifact import load
+
+    return load(converted_file(path))
+
+
+def converted_file(path: Path) -> Path:
+    """Return the file of a converted network, as :func:`local_file` finds it; UsageError if it is something else."""
     from bcos_fx.checkpoint import identify
 
     path = local_file(path)
     kind = identify(path)
-    if kind.kind not in ("bcos-fx", "damaged"):
-        raise UsageError(
-            f"this is not a converted network but {kind.summary}",
-            where=str(path),
-            hint="convert it first: bcos-fx convert; to check or compare an original, name it with --arch",
-        )
-    return load(path)
+    if kind.kind in ("bcos-fx", "damaged"):
+        return path
+    hint = _ADVICE.get(kind.kind, "give a file that bcos-fx convert wrote, or hf:user/name")
+    raise UsageError(f"this is not a converted network but {kind.summary}", where=str(path), hint=hint)
 
 
 def local_file(path: Path) -> Path:

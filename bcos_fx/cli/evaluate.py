@@ -11,7 +11,7 @@ from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.evaluation_request import EvaluationRequest
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.request import takes
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import UsageError, check_choice
 
 if TYPE_CHECKING:
     from bcos_fx.evaluation.process_group import ProcessGroup
@@ -105,12 +105,10 @@ def _side(text: str) -> int:
 
 
 def _protocol(request: EvaluationRequest, side: int) -> Protocol:
-    from bcos_fx.errors import nearest
     from bcos_fx.evaluation.localisation import PROTOCOLS
     from bcos_fx.evaluation.selection import fair, published
 
-    if request.protocol not in PROTOCOLS:
-        raise UsageError(f"no protocol is named {request.protocol!r}", hint=nearest(request.protocol, PROTOCOLS))
+    check_choice("protocol", request.protocol, PROTOCOLS)
     given = {name: getattr(request, name) for name in _PUBLISHED_ONLY if getattr(request, name) is not None}
     if request.protocol == "fair":
         return fair(side=side, grids=request.grids, rescaled=request.rescale, windows=request.windows, **given)

@@ -64,7 +64,8 @@ class EvaluationRequest:
     ] = None
     templates: Annotated[str | None, _text_option(help=f"Sentences that class names are put into: {TEMPLATES}.")] = None
     location: Annotated[
-        str | None, _text_option(help="Where the tower gives an embedding for each place: max or mean.")
+        str | None,
+        _text_option(metavar="max|mean", help="Where the tower gives an embedding for each place: max or mean."),
     ] = None
     train_data: Annotated[
         Path | None,
@@ -76,16 +77,18 @@ class EvaluationRequest:
     protocol: Annotated[
         str,
         _game_option(
+            metavar="published|fair",
             help="published: exactly as in the papers (sigmoid, seed 42, one image skipped between grids). fair: "
-            "nothing skipped, and the choices below."
+            "nothing skipped, and the choices below.",
         ),
     ] = "fair"
     seed: Annotated[int | None, _game_option(help="Of the drawing of classes. (default: 42)")] = None
     confidence: Annotated[
         str | None,
         _game_option(
+            metavar="softmax|sigmoid",
             help="softmax, or sigmoid for networks trained with binary cross-entropy: which images the network is sure "
-            "of, and its calibration. (default: softmax; published: sigmoid)"
+            "of, and its calibration. (default: softmax; published: sigmoid)",
         ),
     ] = None
     threshold: Annotated[

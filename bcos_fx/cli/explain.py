@@ -15,6 +15,7 @@ from bcos_fx.cli.explain_request import ExplainRequest
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
 from bcos_fx.cli.request import takes
 from bcos_fx.cli.text_options import TextOptions
+from bcos_fx.cli.values import index_or_name
 from bcos_fx.errors import UsageError
 
 if TYPE_CHECKING:
@@ -150,6 +151,10 @@ def _network(request: ExplainRequest) -> BcosNetwork:
     from bcos_fx.cli.network import device_of
 
     model, arch, recipe, device = request.model, request.arch, request.recipe, device_of(request.device)
+    if recipe is not None:
+        from bcos_fx.rewriting.core.recipe import find_recipe
+
+        find_recipe(recipe)
     if arch is None:
         if recipe is not None:
             raise UsageError(
@@ -188,7 +193,7 @@ def _asked(
             )
         wanted = difference(wanted)
     elif against is not None:
-        other = named(_number(against), names)
+        other = named(_number(against), names, (_OTHERS,))
         if not isinstance(wanted, int) or not isinstance(other, int):
             raise UsageError(
                 "--against compares two classes",
@@ -211,7 +216,7 @@ def _number(text: str) -> int | str | tuple[int, ...]:
     parts = text.split(",")
     if len(parts) > 1 and all(part.strip().isdecimal() for part in parts):
         return tuple(int(part) for part in parts)
-    return int(text) if text.isdecimal() else text
+    return index_or_name(text)
 
 
 def _explain_all(

@@ -101,8 +101,9 @@ class ExplainRequest:
     location: Annotated[
         str | None,
         _text_option(
+            metavar="max|mean",
             help="Where the network gives an embedding for each place: max (the place that is most like the text) or "
-            "mean."
+            "mean.",
         ),
     ] = None
     out: Annotated[

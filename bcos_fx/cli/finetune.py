@@ -53,7 +53,10 @@ class FineTuneRequest:
     val: Annotated[Path | None, _data_option(help="Images to test on after every epoch, in the same form.")] = None
     augment: Annotated[
         str | None,
-        _data_option(help="none, flip, flip-and-shift, crop-and-flip, trivial or rand. (default: the recipe's)"),
+        _data_option(
+            metavar="none|flip|flip-and-shift|crop-and-flip|trivial|rand",
+            help="How training images are varied. (default: the recipe's)",
+        ),
     ] = None
     workers: Annotated[int, _data_option(min=0, help="Processes that read images.")] = 0
     recipe: Annotated[
@@ -76,13 +79,16 @@ class FineTuneRequest:
     ] = None
     lr: Annotated[float | None, _what_option(help="Highest learning rate. (default: the recipe's)")] = None
     seed: Annotated[int | None, _what_option(min=0, help="Of everything random. (default: the recipe's)")] = None
-    precision: Annotated[str | None, _what_option(help="32, bf16 or fp16 (mixed precision).")] = None
+    precision: Annotated[
+        str | None, _what_option(metavar="32|bf16|fp16", help="bf16 and fp16 are mixed precision.")
+    ] = None
     from_scratch: Annotated[bool, _what_option("--from-scratch", help="Begin with random weights.")] = False
     head: Annotated[
         str,
         _what_option(
+            metavar="keep|new|subset",
             help="keep; new: a new last layer for the classes of --data; or subset: keep MODEL's own rows for the "
-            "classes of --data, which are named by ImageNet index, WordNet id or name."
+            "classes of --data, which are named by ImageNet index, WordNet id or name.",
         ),
     ] = "keep"
     classes: Annotated[

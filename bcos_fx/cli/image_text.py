@@ -12,7 +12,7 @@ from bcos_fx.cli.evaluation_request import EvaluationRequest
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.text_options import TextOptions
 from bcos_fx.cli.texts import embedded
-from bcos_fx.data.classes import read_classes
+from bcos_fx.data.classes import check_class_count, read_classes
 from bcos_fx.data.stores import open_source
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation.clip_benchmark import LINEAR_PROBE, ZERO_SHOT, record, zero_shot_metrics
@@ -35,10 +35,13 @@ def classifier(
     """Return what is evaluated: the network itself, or of an image tower the classifier that texts make of it.
 
     Raises:
-        UsageError: no classes were named, or as :func:`bcos_fx.cli.texts.embedded` says.
+        UsageError: no classes were named, or not as many as the network has, or as
+            :func:`bcos_fx.cli.texts.embedded` says.
     """
     texts = TextOptions(names or (), request.text_tower, request.text_embeddings, request.templates)
     if texts == TextOptions(names or ()) and request.location is None and "zeroshot" not in plan.metrics:
+        if names is not None:
+            check_class_count(names, network.class_count())
         return network
     if request.original is not None:
         raise UsageError("texts were given beside --original, whose outputs are classes", hint="leave one of them out")

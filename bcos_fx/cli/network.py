@@ -29,7 +29,7 @@ from bcos_fx.data.classes import read_classes
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.data.stores import open_source
-from bcos_fx.errors import UsageError, check_choice
+from bcos_fx.errors import UsageError, check_choice, nearest
 from bcos_fx.example import recorded_preprocessing, recorded_size, recorded_statistics
 from bcos_fx.explanation.layout import own_form
 from bcos_fx.network import BcosNetwork, Origin
@@ -62,11 +62,12 @@ def device_of(name: str) -> torch.device:
         UsageError: this machine has no such device.
     """
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"there is no device {name!r}", hint="give cpu, cuda or cuda:N") from error
-    return device
+        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise UsageError(
+            f"device is {name!r}, and this machine has {', '.join(here)}", hint=nearest(name, here)
+        ) from error
 
 
 def read_original(model: Path | None, *, arch: str | None, key: str | None, trust_pickle: bool) -> nn.Module:
@@ -133,7 +134,7 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
         "std": std,
         "rules": request.rules,
         "output_key": values.key(request.output_key),
-        "train": request.train or "refuse",
+        "train": "refuse" if request.train is None else request.train,
         "verified": request.verified,
         "verify": request.verify,
     }
@@ -182,7 +183,7 @@ def example_of(shape: tuple[int, ...]) -> Tensor:
 
 def _head(request: Request) -> dict[str, Any]:
     """Return which of the classifier's classes are kept."""
-    check_choice("--head", request.head, ("keep", "subset"))
+    check_choice("head", request.head, ("keep", "subset"))
     names = None if request.classes is None else read_classes(request.classes)
     if request.head == "keep":
         if request.data is not None:
@@ -208,20 +209,20 @@ def _some_images(place: Path, preprocessing: Preprocessing) -> Tensor:
     return torch.stack([source.read(index, preprocessing).image for index in part])
 
 
-def find_images(place: Path, classes: Path | None = None, known: Sequence[str] = ()) -> ImageSource:
+def find_images(place: Path, classes: Sequence[str] | None = None, known: Sequence[str] = ()) -> ImageSource:
     """Find images, with labels or without.
 
     Args:
         place: as for ``open_source``.
-        classes: a file of class names, by which folders are found.
-        known: names of the network's classes, in the place of such a file. Folders that are named otherwise hold
+        classes: names of the network's classes that the user gave, by which folders are found.
+        known: those that the network keeps, in the place of such names. Folders that are named otherwise hold
             photographs without labels.
 
     Raises:
         UsageError: there are none, or classes are named for images that have no labels.
     """
     if classes is not None:
-        source = open_source(place, classes=read_classes(classes))
+        source = open_source(place, classes=classes)
         source.check_labeled()
         return source
     try:

@@ -10,6 +10,7 @@ import typer
 from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.request import Overwrite
+from bcos_fx.cli.values import index_or_name
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target, replacing
 
@@ -47,6 +48,7 @@ def write_report(
     confidence: Annotated[
         str,
         typer.Option(
+            metavar="softmax|sigmoid",
             help="How scores become probabilities: softmax or sigmoid. (default: by the loss of the last training that "
             "MODEL records, else softmax)",
             show_default=False,
@@ -67,7 +69,7 @@ def write_report(
         raise UsageError(f"a report cannot be written as {form}", hint="-o NAME.html, or -o NAME.pdf")
     check_target(out, overwrite=force)
     from bcos_fx.audit import audit
-    from bcos_fx.cli.check import local_file
+    from bcos_fx.cli.check import converted_file
     from bcos_fx.data.classes import read_classes
 
     if suffix == ".pdf":
@@ -76,10 +78,10 @@ def write_report(
         from bcos_fx.audit.page import page as write
     names = None if classes is None else read_classes(classes)
     found = audit(
-        local_file(model),
+        converted_file(model),
         image,
-        target=None if target is None else _class(target),
-        against=[_class(other) for other in against or ()],
+        target=None if target is None else index_or_name(target),
+        against=[index_or_name(other) for other in against or ()],
         top=top,
         names=names,
         date=date,
@@ -96,7 +98,3 @@ def write_report(
         echo(f"Wrote {out}: {listed}.")
     if not found.complete:
         raise typer.Exit(CHECK_FAILED)
-
-
-def _class(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text

@@ -94,8 +94,9 @@ class Request:
     head: Annotated[
         str,
         _what_option(
+            metavar="keep|subset",
             help="keep; or subset: keep the classifier's rows for the classes that the folders of --data name, by "
-            "ImageNet index, WordNet id or name."
+            "ImageNet index, WordNet id or name.",
         ),
     ] = "keep"
     data: Annotated[
@@ -115,8 +116,9 @@ class Request:
     scale: Annotated[
         str | None,
         _what_option(
+            metavar="cosine|raw|unit",
             help="How the weight's norm enters: cosine, raw (as the published B-cosified networks) or unit (as B-cos "
-            "v2). All are the same at B = 1."
+            "v2). All are the same at B = 1.",
         ),
     ] = None
     eps: Annotated[
@@ -129,28 +131,32 @@ class Request:
     projections: Annotated[
         str | None,
         _what_option(
+            metavar="output|value-and-output",
             help="Which projections of attention become B-cos: output (as published; none in an attention pool) or "
-            "value-and-output."
+            "value-and-output.",
         ),
     ] = None
     bias: Annotated[
         str | None,
         _what_option(
+            metavar="keep|strip|strip-all",
             help="What becomes of biases: keep, strip (those on value paths, which explanations would list) or "
-            "strip-all (those of queries, keys and gates too, as published)."
+            "strip-all (those of queries, keys and gates too, as published).",
         ),
     ] = None
     classifier: Annotated[
         str | None,
         _what_option(
-            help="Where a vision transformer classifies: per-token (before the mean of tokens, as published) or pooled."
+            metavar="per-token|pooled",
+            help="Where a vision transformer classifies: per-token (before the mean of tokens, as published), pooled.",
         ),
     ] = None
     positions: Annotated[
         str | None,
         _what_option(
+            metavar="keep|strip|strip-in-pool",
             help="What becomes of positional embeddings: keep (they are listed as constants), strip, or strip-in-pool "
-            "(those of attention pools, as published for CLIP)."
+            "(those of attention pools, as published for CLIP).",
         ),
     ] = None
     leaf_modules: Annotated[
@@ -164,8 +170,9 @@ class Request:
     train: Annotated[
         str | None,
         _what_option(
+            metavar="refuse|eval-graph",
             help="eval-graph: let a network train in its eval graph where its train graph is another one (auxiliary "
-            "heads); else .train() refuses."
+            "heads); else .train() refuses.",
         ),
     ] = None
     output_key: Annotated[
@@ -179,6 +186,7 @@ class Request:
         str | None,
         _input_option(
             "--input",
+            metavar="normalised|folded|none",
             help="What becomes of an image: normalised (encoded as x beside 1-x, then a fixed map), folded (that map "
             "inside the first kernel) or none (taken as it is).",
         ),
@@ -198,8 +206,9 @@ class Request:
     channels: Annotated[
         str | None,
         _input_option(
+            metavar="rgb|bgr",
             help="Order of the colors that the network was trained with: rgb, or bgr (Caffe, OpenCV). The result "
-            "takes RGB."
+            "takes RGB.",
         ),
     ] = None
     input_shape: Annotated[
@@ -242,6 +251,7 @@ class Request:
     verify: Annotated[
         str | None,
         _out_option(
+            metavar="full|blocks|float32",
             help="How the equivalence is proved: `full` (both networks as a whole in float64), `blocks` (in float64 "
             "block by block, so that large networks fit) or `float32`. (default: blocks from 100 million parameters "
             "on, else full)",

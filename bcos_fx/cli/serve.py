@@ -40,10 +40,11 @@ def serve_page(
     The page is served to this machine alone (127.0.0.1), asks nothing of any other, and sends nothing anywhere.
     Photographs are kept until the command ends. Needs the extra app.
     """
-    from bcos_fx.cli.check import local_file
+    from bcos_fx.cli.check import converted_file
     from bcos_fx.data.classes import read_classes
 
     names = None if classes is None else read_classes(classes)
+    file = converted_file(model)
     with _listening(port) as listener, tempfile.TemporaryDirectory(prefix="bcos-fx-serve-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = f"{folder}/uploads"  # gradio keeps what it is given, and removes nothing
         try:
@@ -56,7 +57,7 @@ def serve_page(
 
         kept = Path(folder) / "photographs"
         kept.mkdir()
-        app = application(Explorer(local_file(model), kept, names))
+        app = application(Explorer(file, kept, names))
         address = f"http://{HOST}:{listener.getsockname()[1]}/"
         echo(f"{model.name} is shown at {address} to this machine alone; Ctrl-C ends it.")
         if browser:

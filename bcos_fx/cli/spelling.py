@@ -22,6 +22,7 @@ RENAMED = {
     "overwrite": "force",
     "protocols": "protocol",
     "inputs": "input_shape",
+    "loggers": "logger",
     "rescaled": "rescale",
 }
 """Keywords of the library whose options have another name."""
@@ -31,6 +32,12 @@ _KEYWORD = re.compile(r"""(?<![\w.\-"'])(?P<name>[a-z]\w*)=(?P<value>"[^"]*"|'[^
 
 _WORD = re.compile(r"""(?<![\w.\-"'])[a-z]+(?:_[a-z]+)+(?![\w=(\[{"']|\.\w)""")
 """A name that is no English word, as in "channel_axis is 9"."""
+
+
+_SUBJECT = re.compile(
+    r"""^[a-z]\w*(?=\ (?:was\ given|(?:is|has|names)\ (?:['"(\[{<\d]|-[\di]|inf|nan|None|True|False)))""", re.VERBOSE
+)
+"""A name that a message begins with, before a value, as in "scale is 'cosin'"."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def as_options(text: str, flags: Mapping[str, Flags]) -> str:
         option = flags.get(found[0]) or flags.get(RENAMED.get(found[0], ""))
         return found[0] if option is None else option.given
 
-    return _WORD.sub(named, _KEYWORD.sub(spelled, text))
+    return _WORD.sub(named, _KEYWORD.sub(spelled, _SUBJECT.sub(named, text)))
 
 
 def in_options(error: BcosFxError, command: Callable[..., Any]) -> BcosFxError:

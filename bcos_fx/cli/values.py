@@ -115,4 +115,9 @@ def in_range(axis: int | None, rank: int) -> int | None:
 
 def key(text: str | None) -> int | str | None:
     """Read which part of the output to take: a position, or a key or attribute."""
-    return int(text) if text is not None and text.lstrip("-").isdecimal() else text
+    return None if text is None else index_or_name(text)
+
+
+def index_or_name(text: str) -> int | str:
+    """Read what names a class: an index, or a name."""
+    return int(text) if text.removeprefix("-").isdecimal() else text

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bcos_fx.budgets import TEXT_BYTES, parse_json, read_text
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import BcosFxError, UsageError, nearest
+from bcos_fx.files import nearest_path
 
 _FORMS = 'one name a line, a JSON list of names, or a JSON object {"index": "name"}'
 
@@ -28,7 +28,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
         text = read_text(path, TEXT_BYTES, "the file of class names", UsageError, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        hint = _near(path) if isinstance(error, FileNotFoundError) else f"give {_FORMS}"
+        hint = nearest_path(path) if isinstance(error, FileNotFoundError) else f"give {_FORMS}"
         raise UsageError(f"the class names cannot be read: {reason}", where=str(path), hint=hint) from error
     names = _from_json(text, path) if text.lstrip()[:1] in ("[", "{") else _from_lines(text, path)
     if not names:
@@ -36,9 +36,20 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _near(path: Path) -> str | None:
-    names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-    return nearest(path.name, names[:100]) if names else None
+def check_class_count(names: Sequence[str], outputs: int | None, error: type[BcosFxError] = UsageError) -> None:
+    """Check that there is a name for each of a network's classes.
+
+    Args:
+        names: of the classes.
+        outputs: how many classes the network has; None: it has none.
+        error: what is raised.
+
+    Raises:
+        BcosFxError: of the type ``error``: there are more or fewer.
+    """
+    if len(names) != outputs:
+        found = "no scores of classes" if outputs is None else f"{outputs} classes"
+        raise error(f"{len(names)} class names are given for {found}", hint="name every class, in order")
 
 
 def _from_lines(text: str, path: Path) -> list[str]:
@@ -86,8 +97,13 @@ def _by_index(found: dict[str, Any], path: Path) -> list[Any]:
     return [name[-1] if isinstance(name, list) and name else name for name in names]
 
 
-def class_named(word: str, names: Sequence[str] | None) -> int:
+def class_named(word: str, names: Sequence[str] | None, others: Sequence[str] = ()) -> int:
     """Return the index of the class that a word names.
+
+    Args:
+        word: a name.
+        names: of the classes, in order; None where they are not known.
+        others: words that mean something else there, of which the nearest may be proposed.
 
     Raises:
         UsageError: no class has the name or several have it, or no names are known.
@@ -103,9 +119,8 @@ def class_named(word: str, names: Sequence[str] | None) -> int:
             f"the target {word!r} is a name, and no class names are known",
             hint="give class names (names=, or --classes)",
         )
-    close = difflib.get_close_matches(word, [part.strip() for name in names for part in name.split(",")], n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {len(names)} classes, the first is {names[0]!r}"
-    raise UsageError(f"no class is named {word!r}", hint=hint)
+    every = [part.strip() for name in names for part in name.split(",")]
+    raise UsageError(f"no class is named {word!r}", hint=nearest(word, [*every, *others]))
 
 
 def classes_named(word: str, names: Sequence[str] | None) -> list[int]:

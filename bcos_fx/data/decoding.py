@@ -41,6 +41,7 @@ BROKEN = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.Decomp
 # What its plugins also raise where a file is damaged in a way that they did not foresee.
 _DAMAGED = (*BROKEN, ArithmeticError, EOFError, LookupError, RuntimeError, TypeError, struct.error, zlib.error)
 
+_ANIMATED = ("GIF", "WEBP", "PNG")
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -133,6 +134,8 @@ def decoded_picture(stream: BinaryIO, mode: str, frame: int = 0) -> Image.Image:
             with Image.open(stream, formats=FORMATS) as opened:
                 if frame:
                     opened.seek(frame)
+                elif opened.format in _ANIMATED and _moves(opened):
+                    note("of an animation (GIF, WebP, PNG) the first picture is taken, and the others are not")
                 PIXELS.check(opened.width * opened.height, "the image", Unreadable)
                 packed = _PACKED_GRAYS.get(str(opened.tile[0][3])) if opened.tile else None
                 opened.load()
@@ -146,6 +149,14 @@ def decoded_picture(stream: BinaryIO, mode: str, frame: int = 0) -> Image.Image:
         known = ", ".join(FORMATS)
         reason = f"no image of a known kind ({known})" if isinstance(error, UnidentifiedImageError) else error
         raise Unreadable(f"the image cannot be read: {reason}") from error
+
+
+def _moves(opened: Image.Image) -> bool:
+    """Whether a file holds more than one picture; what is wrong with the second is no reason to leave the first out."""
+    try:
+        return bool(getattr(opened, "is_animated", False))
+    except _DAMAGED:
+        return False
 
 
 def in_mode(image: Image.Image, mode: str) -> Image.Image:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from bcos_fx.data.decoding import in_mode
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice
 
 INTERPOLATIONS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 CLIP: dict[str, Any] = {"interpolation": "bicubic", "crop_pct": 1.0}
@@ -54,9 +54,7 @@ class Preprocessing:
     in_unit_range: bool = True
 
     def __post_init__(self) -> None:
-        if self.interpolation not in INTERPOLATIONS:
-            hint = nearest(self.interpolation, INTERPOLATIONS)
-            raise UsageError(f"no interpolation is named {self.interpolation!r}", hint=hint)
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         if not 0 < self.crop_pct <= 1:
             raise UsageError(f"crop_pct is {self.crop_pct!r}", hint="give a share in (0, 1]")
 

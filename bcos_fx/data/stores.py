@@ -23,8 +23,9 @@ from bcos_fx.data.arrays import array_header, read_array
 from bcos_fx.data.classes import class_named
 from bcos_fx.data.decoding import SUFFIXES, note
 from bcos_fx.data.sources import ArraySource, ImageFiles, ImageRecord, ImageSource
-from bcos_fx.errors import BcosFxError, UsageError, nearest
+from bcos_fx.errors import BcosFxError, UsageError
 from bcos_fx.escaping import listed
+from bcos_fx.files import nearest_path
 
 _FORMS = (
     "give a folder with a folder per class, a folder of images, images, an .npy or .npz of them, or webdataset shards "
@@ -77,8 +78,7 @@ def _name(record: ImageRecord) -> str:
 
 def _opened(path: Path, classes: Sequence[str] | None) -> ImageSource:
     if not path.exists():
-        near = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UsageError(f"there is no data at {path}", hint=nearest(path.name, near[:200]) if near else _FORMS)
+        raise UsageError(f"there is no data at {path}", hint=nearest_path(path))
     if path.is_dir():
         shards = sorted(path.glob("*.tar"))
         return _shards(shards, classes) if shards else _folder(path, classes)

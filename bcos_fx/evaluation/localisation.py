@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.display import Displayed
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.evaluation.measured import bootstrap
 from bcos_fx.evaluation.predictions import EvaluationTask, predict
 from bcos_fx.evaluation.runner import Runner, Track, untracked
@@ -157,8 +157,7 @@ def gridpg(
 def _protocol(protocol: str | Protocol, side: int, grids: int) -> Protocol:
     if isinstance(protocol, Protocol):
         return protocol
-    if protocol not in PROTOCOLS:
-        raise UsageError(f"no protocol is named {protocol!r}", hint=nearest(str(protocol), PROTOCOLS))
+    check_choice("protocol", protocol, PROTOCOLS)
     return PROTOCOLS[protocol](side=side, grids=grids)
 
 

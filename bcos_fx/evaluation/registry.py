@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import check_choice
 from bcos_fx.evaluation.curve_measures import Measure, curve_measure
 from bcos_fx.evaluation.deletion import pixel_deletion
 from bcos_fx.methods import baselines
@@ -71,8 +71,7 @@ def named_baselines(text: str | None) -> tuple[str, ...]:
         return tuple(BASELINES)
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
-        if name not in BASELINES:
-            raise UsageError(f"no baseline is named {name!r}", hint=nearest(name, [*BASELINES, "all"]))
+        check_choice("baselines", name, [*BASELINES, "all"])
     return names
 
 
@@ -88,6 +87,5 @@ def named_metrics(text: str) -> tuple[str, ...]:
     known = (*ordinary, *OF_IMAGE_TEXT)
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
-        if name not in known:
-            raise UsageError(f"no measure is named {name!r}", hint=nearest(name, [*known, "all"]))
+        check_choice("metrics", name, [*known, "all"])
     return names

@@ -11,6 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.data.classes import check_class_count
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.escaping import listed
 from bcos_fx.explanation.arranged import arranged_view_of
@@ -153,6 +154,7 @@ def explain(
     images = next(iter(shown.values()), images if batch_axis == 0 else arranged[0])
     if not view.certificate.ok and not (allow_incomplete and view.certificate.repeatable):
         raise _not_linear(view)
+    own_names = names if output in (None, "logits") else None  # an inner layer's channels need not be classes
     if names is None and isinstance(model, BcosNetwork) and output in (None, "logits"):
         names = model.record.classes or None
     wanted = named(target, names)
@@ -164,6 +166,7 @@ def explain(
         inputs = [value[place] if has_samples(value, images) else value for value in arranged]
         with model.naming_shapes(given) if isinstance(model, BcosNetwork) else nullcontext(), naming_samples():
             part, choice = _explained(view, inputs, of_samples(wanted, place, len(images)))
+        _check_names(own_names, part.value)
         parts.append(part)
         choices.append(choice)
     notes = _notes(model, given)
@@ -178,6 +181,11 @@ def explain(
         one = replace(one, labels=label_of(wanted, one.name, names, parts[0].value.shape))
         found[name] = one if getattr(wanted, "names", None) is None else _scored(one, wanted.names)
     return next(iter(found.values())) if source is None or isinstance(source, str) else JointExplanation(found)
+
+
+def _check_names(names: Sequence[str] | None, value: Tensor) -> None:
+    if names is not None and value.dim() == 2:
+        check_class_count(names, value.shape[1])
 
 
 def _explained(view: ExplanationView, inputs: list[Tensor], target: object) -> tuple[DynamicWeights, Chosen]:

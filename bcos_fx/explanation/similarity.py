@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.text.embedding import TextEmbeddings
 
 LOCATIONS = ("max", "mean")
@@ -110,8 +110,8 @@ def cosine(
         )
     if isinstance(power, bool) or not isinstance(power, int | float) or not 1 <= power < float("inf"):
         raise UsageError(f"power is {power!r}", hint="give a number of at least 1")
-    if location is not None and location not in LOCATIONS:
-        raise UsageError(f"location is {location!r}", hint=nearest(location, LOCATIONS))
+    if location is not None:
+        check_choice("location", location, LOCATIONS)
     called = texts.names if isinstance(texts, TextEmbeddings) else names
     called = tuple(called) if called is not None else tuple(f"text {place}" for place in range(len(rows)))
     if len(called) != len(rows):

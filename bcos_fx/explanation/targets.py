@@ -108,19 +108,24 @@ def label_of(
     return (f"{name(target[0])} at {', '.join(map(str, target[1:]))}" if len(target) > 1 else name(target[0]),)
 
 
-def named(target: object, names: Sequence[str] | None) -> Any:
+def named(target: object, names: Sequence[str] | None, others: Sequence[str] = ("all", "top3")) -> Any:
     """Put indices in the place of class names, alone or in lists.
+
+    Args:
+        target: as for :func:`chosen`, with names in the place of indices.
+        names: of the classes, in order; None where they are not known.
+        others: words that mean something else there, of which the nearest may be proposed for a mistyped one.
 
     Raises:
         UsageError: a name is given, and no class bears it or no names are known.
     """
     if isinstance(target, list | tuple):
-        return type(target)(named(item, names) for item in target)
+        return type(target)(named(item, names, others) for item in target)
     if not isinstance(target, str):
         return target
     if _TOP.fullmatch(target) and not classes_named(target, names):
         return target
-    return class_named(target, names)
+    return class_named(target, names, others)
 
 
 def chosen(target: object, value: Tensor) -> Chosen:

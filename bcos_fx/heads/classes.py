@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bcos_fx.data.classes import check_class_count
 from bcos_fx.errors import MissingExtraError, UsageError
 
 _IMAGENET = 1000
@@ -30,8 +31,8 @@ def find_classes(wanted: Sequence[int | str], outputs: int, names: Sequence[str]
             are fewer than two.
         MissingExtraError: names or WordNet ids of ImageNet are needed, and timm is not installed.
     """
-    if names is not None and len(names) != outputs:
-        raise UsageError(f"{len(names)} class names are given for {outputs} classes", hint="name every class, in order")
+    if names is not None:
+        check_class_count(names, outputs)
     if len(wanted) < 2:
         raise UsageError(f"{len(wanted)} of the network's classes cannot be told apart", hint="keep at least two")
     known = _KnownClasses(outputs, names)

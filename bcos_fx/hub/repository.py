@@ -7,10 +7,7 @@ the state dict beside it: a converted network is a graph, and its own file holds
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from typing import Any
 import torch
 
 from bcos_fx.artifact import load, save
+from bcos_fx.checkpoint.libraries import cache_alone_if_unreachable, no_connection
 from bcos_fx.errors import ArtifactError, UsageError
 from bcos_fx.explanation.explain import explain
 from bcos_fx.files import replacing
@@ -26,7 +24,6 @@ from bcos_fx.lazy import library
 from bcos_fx.network import BcosNetwork
 
 WEIGHTS, CARD, PICTURE = "model.safetensors", "README.md", "explanation.png"
-_PATIENCE = 5.0
 PREFIX = "hf:"
 """What a name of the hub begins with where paths are taken too: ``hf:user/name`` or ``hf:user/name@revision``."""
 
@@ -112,10 +109,9 @@ def weights_of(name: str, *, revision: str | None = None, **options: Any) -> Pat
     """
     hub = library("huggingface_hub", "hub", f"reading {name} from the hub")
     repository, at, named = name.partition("@")
-    if no_connection(hub.constants.ENDPOINT):
-        options = {"local_files_only": True, **options}
     try:
-        found = hub.hf_hub_download(repository, WEIGHTS, revision=named if at else revision, **options)
+        with cache_alone_if_unreachable():
+            found = hub.hf_hub_download(repository, WEIGHTS, revision=named if at else revision, **options)
     except Exception as error:
         raise _unreachable(repository, error) from error
     return Path(found)
@@ -147,12 +143,14 @@ def push_to_hub(
         MissingExtraError: huggingface_hub is not installed.
     """
     hub = library("huggingface_hub", "hub", f"uploading {repository} to the hub")
+    utils = library("huggingface_hub.utils", "hub", "uploading to the hub")
     try:
-        hub.utils.validate_repo_id(repository)
-    except hub.errors.HFValidationError as error:
+        utils.validate_repo_id(repository)
+    except utils.HFValidationError as error:
         raise _unreachable(repository, error) from error
-    if no_connection(hub.constants.ENDPOINT):
-        what = f"{repository} cannot be uploaded: there is no connection to {hub.constants.ENDPOINT}"
+    address = library("huggingface_hub.constants", "hub", "the hub").ENDPOINT
+    if no_connection(address):
+        what = f"{repository} cannot be uploaded: there is no connection to {address}"
         raise ArtifactError(what, where=f"{PREFIX}{repository}", hint="write a folder, and upload it later")
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, name=repository, example=example, measured=measured)
@@ -165,22 +163,6 @@ def push_to_hub(
     return f"https://huggingface.co/{repository}"
 
 
-def no_connection(address: str) -> bool:
-    """Return whether a machine is out of reach, which the hub's library notices after a minute; False for a proxy.
-
-    Args:
-        address: its URL.
-    """
-    parts = urllib.parse.urlsplit(address)
-    if urllib.request.getproxies():
-        return False
-    try:
-        socket.create_connection((parts.hostname, parts.port or parts.scheme), timeout=_PATIENCE).close()
-    except OSError:
-        return True
-    return False
-
-
 def _unreachable(repository: str, error: Exception) -> ArtifactError:
     """Return the error for a repository that is not available; the hub's library may raise any of its transport's."""
     errors = library("huggingface_hub.errors", "hub", "reaching the hub")
@@ -191,9 +173,8 @@ def _unreachable(repository: str, error: Exception) -> ArtifactError:
         hint = f"a converted network is there as {WEIGHTS}; other networks are converted first: bcos-fx convert"
     elif isinstance(error, errors.RepositoryNotFoundError):
         hint = "look at the name again; private and gated ones need `hf auth login`"
-    first = str(error).strip().partition("\n")[0]
-    return ArtifactError(
-        f"{repository} cannot be fetched from the hub: {type(error).__name__}: {first}",
-        where=f"hf:{repository}",
-        hint=hint,
-    )
+    reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        constants = library("huggingface_hub.constants", "hub", "the hub")
+        reason = f"{constants.ENDPOINT} cannot be reached, and {WEIGHTS} is not in the cache {constants.HF_HUB_CACHE}"
+    return ArtifactError(f"{repository} cannot be fetched from the hub: {reason}", where=f"hf:{repository}", hint=hint)

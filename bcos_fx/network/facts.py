@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
+from bcos_fx.data.classes import check_class_count
 from bcos_fx.errors import BcosFxError
 
 MOST_CLASSES, LONGEST_NAME, MOST_RUNS, _LONGEST_TEXT, _MOST_OPTIONS = 200_000, 1_000, 1_000, 2_000, 100
@@ -93,9 +94,8 @@ def check_facts(
     Raises:
         BcosFxError: of the type ``error``: something is too long, out of range, or does not fit the network.
     """
-    if classes and len(classes) != outputs:
-        found = "no scores of classes" if outputs is None else f"{outputs} classes"
-        raise error(f"{len(classes)} class names are given for {found}", hint="name every class, in order")
+    if classes:
+        check_class_count(classes, outputs, error)
     if len(classes) > MOST_CLASSES or any(not name or len(name) > LONGEST_NAME for name in classes):
         raise error(f"class names are texts of 1 to {LONGEST_NAME} characters", hint="name every class, in order")
     if len(training) > MOST_RUNS:

@@ -32,9 +32,8 @@ def read_templates(path: Path | str) -> tuple[str, ...]:
         found = _lines(read_text(Path(path), TEXT_BYTES, "the file of templates", UsageError, encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(
-            f"the templates cannot be read: {reason}", where=str(path), hint="give a text file, or the word imagenet"
-        ) from error
+        hint = "give a text file with one a line, or the word imagenet"
+        raise UsageError(f"templates is {str(path)!r}, which cannot be read: {reason}", hint=hint) from error
     check_templates(found, where=str(path))
     return found
 

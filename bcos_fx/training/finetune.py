@@ -121,17 +121,17 @@ def finetune(
     """
     check_installed("lightning", "train", "fine-tuning")
     from bcos_fx.training.recording import run_of
-    from bcos_fx.training.running import Fitting
+    from bcos_fx.training.running import Fitting, check_choices
 
     check_module(model)
     training = _training(model, recipe, changes)
-    settings = settings_of(run)
+    settings, chosen = settings_of(run), Head(head, class_names)
+    check_choices(settings)
     if training.distils and original is None:
         raise UsageError(
             "the recipe distils, and there is no original to distil from",
             hint="give original= (the network, or what it is converted to with recipe='equivalent')",
         )
-    chosen = Head(head, class_names)
 
     def own(network: nn.Module, source: ImageSource | None) -> dict[str, Any]:
         return identity(

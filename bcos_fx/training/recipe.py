@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bcos_fx.deprecation import formerly
-from bcos_fx.errors import RuleError, UsageError, nearest
+from bcos_fx.errors import RuleError, UsageError, check_choice, nearest
 from bcos_fx.rewriting.core.recipe import find_recipe, recipe_names
 from bcos_fx.rewriting.core.toml import Table, read_toml
 from bcos_fx.training.schedule import BiasDecay, BSchedule, Course, LossDecay
@@ -82,8 +82,8 @@ class Optimizer:
     lr_of_head: float = 1.0
 
     def __post_init__(self) -> None:
-        _known("optimizer", self.name, OPTIMIZERS)
-        _known("schedule", self.schedule, ("cosine", "constant"))
+        check_choice("optimizer", self.name, OPTIMIZERS)
+        check_choice("schedule", self.schedule, ("cosine", "constant"))
         _positive("lr", self.lr)
         _at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, warmup=self.warmup, clip=self.clip)
         _at_least(0, lr_of_b=self.lr_of_b, lr_of_head=self.lr_of_head)
@@ -144,16 +144,16 @@ class Training:
         if self.average >= 1:
             raise UsageError(f"average is {self.average:g}", hint="give a decay below 1, such as 0.999")
         for name, weight in self.losses.items():
-            _known("loss", name, LOSSES)
+            check_choice("losses", name, LOSSES)
             _positive(f"the weight of {name}", weight)
         for taper in self.tapers:
-            _known("loss of this recipe", taper.loss, tuple(self.losses))
+            check_choice("loss", taper.loss, tuple(self.losses))
         if set(self.losses) <= {taper.loss for taper in self.tapers}:
             raise UsageError("all losses taper off, so that nothing is left to learn from", hint="let one stay")
-        _known("kind of negatives", self.negatives, NEGATIVES)
-        _known("augmentation", self.augment, AUGMENTATIONS)
-        _known("calibration", self.calibrate, CALIBRATIONS)
-        _known("precision", self.precision, PRECISIONS)
+        check_choice("negatives", self.negatives, NEGATIVES)
+        check_choice("augment", self.augment, AUGMENTATIONS)
+        check_choice("calibrate", self.calibrate, CALIBRATIONS)
+        check_choice("precision", self.precision, PRECISIONS)
 
     @property
     def losses(self) -> dict[str, float]:
@@ -322,11 +322,6 @@ def _fields(table: Table, kind: type) -> dict[str, Any]:
 
 def _names(kind: type) -> tuple[str, ...]:
     return tuple(f.name for f in dataclasses.fields(kind))
-
-
-def _known(what: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise UsageError(f"no {what} is named {name!r}", hint=nearest(str(name), known))
 
 
 def _positive(name: str, value: float) -> None:

@@ -19,12 +19,13 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
-from bcos_fx.errors import TrainingError, UsageError, nearest
+from bcos_fx.errors import TrainingError, UsageError, check_choice
 from bcos_fx.training.checkpoints import NAME, WholeCheckpoints, check_identity, read_checkpoint
 from bcos_fx.training.lightning_module import FineTuning
 from bcos_fx.training.recipe import Training
@@ -128,10 +129,7 @@ class Fitting:
     def _logger(self, name: str) -> Logger:
         if self.folder is None:
             raise UsageError("loggers need a folder", hint="name the run's folder")
-        known = {n.removesuffix("Logger").lower(): n for n in lightning_loggers.__all__ if _writes_to_a_folder(n)}
-        if name not in known:
-            raise UsageError(f"Lightning has no logger {name!r}", hint=nearest(name, known))
-        kind: Any = getattr(lightning_loggers, known[name])
+        kind: Any = getattr(lightning_loggers, _loggers()[name])
         try:
             logger: Logger = kind(save_dir=str(self.folder / "logs"))
         except ModuleNotFoundError as error:
@@ -187,6 +185,20 @@ class Fitting:
                 yield
         finally:
             chatter.setLevel(level)
+
+
+def check_choices(settings: RunSettings) -> None:
+    """Raise UsageError where Lightning has no such logger or accelerator."""
+    for name in settings.loggers:
+        check_choice("loggers", name, _loggers())
+    if isinstance(settings.accelerator, str):
+        accelerators = AcceleratorRegistry.available_accelerators()
+        check_choice("accelerator", settings.accelerator, ["auto", "gpu", *accelerators])
+
+
+def _loggers() -> dict[str, str]:
+    """Short name -> class of the loggers that write to a folder."""
+    return {n.removesuffix("Logger").lower(): n for n in lightning_loggers.__all__ if _writes_to_a_folder(n)}
 
 
 def _writes_to_a_folder(logger: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bcos_fx.errors import UsageError, check_choice, nearest
+from bcos_fx.errors import UsageError, check_choice
 
 SHAPES = ("at-once", "linear", "cosine", "steps")
 
@@ -32,8 +32,7 @@ class Course:
     steps: int = 4
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise UsageError(f"the shape {self.shape!r} is not known", hint=nearest(self.shape, SHAPES))
+        check_choice("shape", self.shape, SHAPES)
         if not 0 <= self.start <= 1 or not 0 <= self.end <= 1:
             raise UsageError(f"start={self.start:g} and end={self.end:g} are shares of training, in [0, 1]")
         if self.shape != "at-once" and not self.start < self.end:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice, nearest
 from bcos_fx.lazy import library
 
 PANELS = ("input", "weights", "contributions", "outputs")
@@ -52,8 +52,7 @@ class Style:
         if isinstance(self.panels, str):
             raise UsageError(f"panels is {self.panels!r}", hint=f"give a list, such as [{self.panels!r}]")
         for name in self.panels or ():
-            if name not in PANELS:
-                raise UsageError(f"no panel is named {name!r}", hint=nearest(name, PANELS))
+            check_choice("panels", name, PANELS)
         if self.panels is not None and not self.panels:
             raise UsageError("there is no panel to draw", hint=f"choose from {', '.join(PANELS)}")
         for name in ("size", "font_size"):
@@ -69,8 +68,7 @@ class Style:
         if self.cmap is None:
             return None
         known = library("matplotlib", "plot", "a color map").colormaps
-        if self.cmap not in known:
-            raise UsageError(f"matplotlib has no color map {self.cmap!r}", hint=nearest(self.cmap, known))
+        check_choice("cmap", self.cmap, known)
         return known[self.cmap]
 
 
@@ -80,4 +78,4 @@ def _check_font(family: str) -> None:
         manager.findfont(family, fallback_to_default=False)
     except ValueError as error:
         hint = nearest(family, manager.get_font_names())
-        raise UsageError(f"no font named {family!r} is installed", hint=hint) from error
+        raise UsageError(f"font is {family!r}, which is not installed", hint=hint) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_choice, nearest
 from bcos_fx.nn import Scale
 from bcos_fx.nn.families import FAMILIES, fits
 
@@ -99,9 +99,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise UsageError(f"the option {name}={value!r} is not known", hint=nearest(str(value), known))
+            check_choice(name, getattr(self, name), known)
         self._check_pressure()
         if isinstance(self.leaf_modules, str):
             raise UsageError(f"leaf_modules is {self.leaf_modules!r}", hint=f"give a list: [{self.leaf_modules!r}]")

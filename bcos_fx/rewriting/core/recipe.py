@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bcos_fx.errors import RuleError, UsageError, nearest
+from bcos_fx.errors import RuleError, UsageError, check_choice, nearest
 from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.rewriting.core.options import OPTION_NAMES, Options
 from bcos_fx.rewriting.core.rule import Rule
@@ -90,9 +90,7 @@ def find_recipe(recipe: str | Path) -> Path:
     path = Path(recipe)
     if path.suffix == ".toml":
         return path
-    names = recipe_names()
-    if str(recipe) not in names:
-        raise RuleError(f"no recipe is named {str(recipe)!r}", hint=nearest(str(recipe), names))
+    check_choice("recipe", str(recipe), recipe_names(), RuleError)
     return rules_directory() / "recipes" / f"{recipe}.toml"
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from bcos_fx.budgets import TOML_BYTES, TOML_DOTS, read_text
 from bcos_fx.errors import RuleError, nearest
+from bcos_fx.files import nearest_path
 
 Key = tuple[str | int, ...]
 T = TypeVar("T")
@@ -188,8 +189,7 @@ def read_toml(path: Path) -> Table:
         text = read_text(path, TOML_BYTES, "the rule file", RuleError)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        lost = isinstance(error, FileNotFoundError) and path.parent.is_dir()
-        hint = nearest(path.name, [file.name for file in path.parent.glob("*.toml")]) if lost else None
+        hint = nearest_path(path, "*.toml") if isinstance(error, FileNotFoundError) else None
         raise RuleError(f"the rule file cannot be read: {reason}", where=str(path), hint=hint) from error
     try:
         # Keys of very many parts are refused: tomllib takes the square of their number, and no rule needs them.
