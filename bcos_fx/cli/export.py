@@ -86,8 +86,10 @@ def export_network(
         stages("starting", listed=False)
         from bcos_fx.cli.check import read_artifact
         from bcos_fx.exporting.export import export
-        from bcos_fx.exporting.page import write_page
+        from bcos_fx.exporting.page import check_page, write_page
 
+        if page is not None:
+            check_page(page, overwrite=force)
         network = read_artifact(model)
         samples = None if images is None else _samples(network, images)
         if optimize:
@@ -97,7 +99,7 @@ def export_network(
             network = folding.optimize(network, samples)
         stages("exporting")
         if page is not None:
-            found = write_page(network, page, samples)
+            found = write_page(network, page, samples, overwrite=force)
         elif out is not None:
             found = export(
                 network, out, samples, explanation=explanation, output=output, source=source, overwrite=force

@@ -20,6 +20,7 @@ from torch import Tensor
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation.explain import explain
 from bcos_fx.exporting.export import ExportedFile, export, made_up
+from bcos_fx.files import nearest_path
 from bcos_fx.network import BcosNetwork
 
 RUNTIME = "onnxruntime-web@1.30.0"
@@ -32,10 +33,12 @@ _RUNTIME_FILES = {
         "dist/ort-wasm-simd-threaded.wasm",
     )
 }
-_SECONDS = 300
+_SECONDS, _FACTS = 300, "page.json"
 
 
-def write_page(model: BcosNetwork, folder: str | Path, inputs: Tensor | None = None) -> ExportedFile:
+def write_page(
+    model: BcosNetwork, folder: str | Path, inputs: Tensor | None = None, *, overwrite: bool = False
+) -> ExportedFile:
     """Write a page that explains photographs in the browser; nothing is sent anywhere.
 
     Serve the folder by anything that serves files: ``python -m http.server --directory FOLDER``.
@@ -43,21 +46,20 @@ def write_page(model: BcosNetwork, folder: str | Path, inputs: Tensor | None = N
     Args:
         model: a converted network of color photographs, in float32, in eval mode; classes that it has no names of are
             shown by their numbers.
-        folder: of the page; it must not exist yet. It appears when all of it is written and checked.
+        folder: of the page. It appears when all of it is written and checked.
         inputs: photographs to check the explanation on, as for :func:`bcos_fx.export`.
+        overwrite: whether a page that is there is replaced; other folders never are.
 
     Returns:
         What :func:`bcos_fx.export` says of the explanation in it.
 
     Raises:
-        UsageError: the folder exists, the network takes no color photographs, or npm cannot fetch the runtime.
+        UsageError: the folder exists, and is no page or ``overwrite`` is false; the network takes no color photographs;
+            or npm cannot fetch the runtime.
         MissingExtraError, TraceError, VerificationError: as for :func:`bcos_fx.export`.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise UsageError(f"{folder} is there already", hint="name a folder that does not exist yet")
-    if not folder.parent.is_dir():
-        raise UsageError(f"there is no folder {folder.parent}", hint="make it first")
+    check_page(folder, overwrite=overwrite)
     preprocessing = model.preprocessing
     if preprocessing.channels != 3 or not model.record.inputs[0].encoded or len(model.record.inputs) != 1:
         raise UsageError("a page shows color photographs, and the network takes something else", hint="export a file")
@@ -76,9 +78,27 @@ def write_page(model: BcosNetwork, folder: str | Path, inputs: Tensor | None = N
             "constants": list(found.constants),
             "colors": _has_colors(model),
         }
-        (page / "page.json").write_text(json.dumps(facts), encoding="utf-8")
+        (page / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        check_page(folder, overwrite=overwrite)
+        if folder.exists():
+            folder.rename(Path(made) / "before")
         page.rename(folder)
     return dataclasses.replace(found, path=str(folder / "explanation.onnx"))
+
+
+def check_page(folder: Path, *, overwrite: bool) -> None:
+    """Check that a page can be written to a folder, before the work for it begins.
+
+    Raises:
+        UsageError: as for :func:`write_page`.
+    """
+    if not folder.parent.is_dir():
+        hint = f"{nearest_path(folder.parent, folders=True)}; name one that exists"
+        raise UsageError(f"there is no folder {folder.parent}", hint=hint)
+    if folder.exists() and not overwrite:
+        raise UsageError(f"{folder} is there already", hint="replace it with overwrite=True, or choose another name")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / _FACTS).is_file()):
+        raise UsageError(f"{folder} is no page, so it is not replaced", hint="name a folder that does not exist yet")
 
 
 def _has_colors(model: BcosNetwork) -> bool:

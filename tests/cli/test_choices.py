@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 import torch
 import typer.main
@@ -42,7 +43,7 @@ ELSEWHERE = {
     "--metric": ["accuracy", "gridpg", "deletion", "insertion", "zeroshot", "linear-probe", "all"],
     "--logger": ["csv", "tensorboard", "wandb", "mlflow"],
     "--accelerator": ["auto", "cpu", "gpu", "mps"],
-    "--cmap": ["bwr", "twilight_shifted"],
+    "--cmap": list(matplotlib.colormaps),
     "--device": ["cpu"],
 }
 # Texts of any content: names, places, numbers, lists, and words with a grammar of their own.
@@ -94,7 +95,7 @@ def test_a_mistyped_choice_is_refused_by_the_options_name(
     monkeypatch.chdir(given)
     before = sorted(given.rglob("*"))
     for value in values[:2]:
-        typo = f"{value[:-1]}_" if len(value) > 3 else f"{value}_"
+        typo = value[:-1] if len(value) > 3 else f"{value}_"
         done = run(command, *WORDS[command], *BESIDE.get((command, option), ()), option, typo)
         assert done.exit_code == 2, done.output
         assert f"{option} is {typo!r}" in done.stderr, done.stderr

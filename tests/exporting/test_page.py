@@ -153,8 +153,15 @@ def test_a_page_that_cannot_be_made_leaves_nothing(
     (tmp_path / "there").mkdir()
     with pytest.raises(UsageError, match="there already"):
         write_page(network, tmp_path / "there")
+    (tmp_path / "there" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is no page"):
+        write_page(network, tmp_path / "there", overwrite=True)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UsageError, match="npm is not installed") as found:
         write_page(network, tmp_path / "page")
     assert found.value.hint
+    (tmp_path / "there" / "mine.txt").rename(tmp_path / "there" / "page.json")
+    with pytest.raises(UsageError, match="npm is not installed"):
+        write_page(network, tmp_path / "there", overwrite=True)
+    assert (tmp_path / "there" / "page.json").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["there"]
