@@ -187,7 +187,7 @@ OPTIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"pool": "averag"}, "pool is 'averag'", "'average'"),
     ({"channels": "bgra"}, "channels is 'bgra'", "'bgr'"),
     ({"bias": True}, "bias is True", "keep, strip"),
-    ({"train": "nonsense"}, "train is 'nonsense'", 'known: eval-graph, refuse'),
+    ({"train": "nonsense"}, "train is 'nonsense'", "known: eval-graph, refuse"),
     ({"b": 0.5}, "B is 0.5", "at least 1"),
     ({"b": float("nan")}, "B is nan", "at least 1"),
     ({"b": True}, "B is True", "at least 1"),

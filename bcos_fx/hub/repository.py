@@ -113,7 +113,7 @@ def weights_of(name: str, *, revision: str | None = None, **options: Any) -> Pat
         with cache_alone_if_unreachable():
             found = hub.hf_hub_download(repository, WEIGHTS, revision=named if at else revision, **options)
     except Exception as error:
-        raise _unreachable(repository, error) from error
+        raise _unreachable(repository, error, options.get("cache_dir")) from error
     return Path(found)
 
 
@@ -163,7 +163,7 @@ def push_to_hub(
     return f"https://huggingface.co/{repository}"
 
 
-def _unreachable(repository: str, error: Exception) -> ArtifactError:
+def _unreachable(repository: str, error: Exception, cache: Any = None) -> ArtifactError:
     """Return the error for a repository that is not available; the hub's library may raise any of its transport's."""
     errors = library("huggingface_hub.errors", "hub", "reaching the hub")
     hint = "without a connection only what is in the cache can be read (HF_HOME moves it), or a folder"
@@ -176,5 +176,6 @@ def _unreachable(repository: str, error: Exception) -> ArtifactError:
     reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if isinstance(error, errors.LocalEntryNotFoundError):
         constants = library("huggingface_hub.constants", "hub", "the hub")
-        reason = f"{constants.ENDPOINT} cannot be reached, and {WEIGHTS} is not in the cache {constants.HF_HUB_CACHE}"
+        cache = constants.HF_HUB_CACHE if cache is None else cache
+        reason = f"{WEIGHTS} is not in the cache {cache}, and {constants.ENDPOINT} is not reached"
     return ArtifactError(f"{repository} cannot be fetched from the hub: {reason}", where=f"hf:{repository}", hint=hint)

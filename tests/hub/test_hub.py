@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from tests.test_architecture import ROOT
 
 hub = pytest.importorskip("huggingface_hub")
 errors = pytest.importorskip("huggingface_hub.errors")
+constants = pytest.importorskip("huggingface_hub.constants")
 NAMES = ("tench | fish", "<b>cat</b>", "dog", "[link](https://example.org)", "a\nb")
 
 
@@ -49,7 +53,7 @@ def online(monkeypatch: pytest.MonkeyPatch, network: BcosNetwork, tmp_path: Path
     asked: list[Any] = []
 
     def download(repository: str, name: str, *, revision: str | None = None, **options: Any) -> str:
-        asked.append((repository, name, revision, options))
+        asked.append((repository, name, revision, options, constants.HF_HUB_OFFLINE))
         return str(folder / name)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
@@ -119,7 +123,7 @@ def test_a_name_is_downloaded(online: list[Any], network: BcosNetwork) -> None:
     assert bcos_fx.from_pretrained("user/net").record == network.record
     bcos_fx.from_pretrained("hf:user/net@v1", token="secret")
     bcos_fx.from_pretrained("user/net", revision="main", local_files_only=True)
-    assert online == [
+    assert [each[:4] for each in online] == [
         ("user/net", "model.safetensors", None, {}),
         ("user/net", "model.safetensors", "v1", {"token": "secret"}),
         ("user/net", "model.safetensors", "main", {"local_files_only": True}),
@@ -173,16 +177,34 @@ def test_without_a_connection_the_cache_alone_is_read_at_once(
     bcos_fx.from_pretrained("user/net")
     monkeypatch.setattr(socket, "create_connection", refused)
     bcos_fx.from_pretrained("user/net")
-    assert [options.get("local_files_only") for *_, options in online] == [None, True]
+    assert [offline for *_, offline in online] == [False, True]
     with pytest.raises(ArtifactError, match="no connection"):
         bcos_fx.push_to_hub(network, "user/net")
 
 
 def test_without_a_connection_the_library_itself_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="cannot be fetched from the hub: LocalEntryNotFoundError"):
+    with pytest.raises(ArtifactError, match=r"not in the cache .*is not reached"):
         bcos_fx.from_pretrained("user/net", local_files_only=True, cache_dir=tmp_path)
     with pytest.raises(ArtifactError, match="HFValidationError"):
         bcos_fx.from_pretrained("no/such/folder", local_files_only=True, cache_dir=tmp_path)
+
+
+def test_the_hub_is_reached_in_a_process_that_has_not_imported_its_library(tmp_path: Path) -> None:
+    """Parts of that library are attributes only once something imported them."""
+    program = (
+        "import bcos_fx, socket\nfrom bcos_fx.errors import ArtifactError\n"
+        "def refused(*_, **__): raise OSError('no route')\nsocket.create_connection = refused\n"
+        "for call in (bcos_fx.from_pretrained, lambda name: bcos_fx.push_to_hub(bcos_fx.example_network(), name)):\n"
+        "    try: call('user/net')\n    except ArtifactError as error: print(error.what)"
+    )
+    left_out = ("http_proxy", "https_proxy", "all_proxy")
+    kept = {name: value for name, value in os.environ.items() if name.lower() not in left_out}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=kept | {"HF_HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    read, uploaded = done.stdout.splitlines()
+    assert f"is not in the cache {tmp_path}" in read
+    assert "there is no connection" in uploaded
 
 
 class Api:

@@ -39,4 +39,4 @@ def test_a_logger_whose_library_is_missing_names_it(network: nn.Module, name: st
 
 
 def test_a_logger_that_writes_to_no_folder_is_not_known(network: nn.Module, tmp_path: Path) -> None:
-    assert "no logger 'lit'" in refused(network, "lit", tmp_path).what
+    assert "loggers is 'lit'" in refused(network, "lit", tmp_path).what
