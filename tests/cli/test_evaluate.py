@@ -322,7 +322,7 @@ def test_images_of_half_the_networks_size_are_remarked_upon(run: Run, data: Path
     ("words", "said"),
     [
         (("--metric", "gridgp"), "did you mean 'gridpg'"),
-        (("--baselines", "lame"), "no baseline is named 'lame'"),
+        (("--baselines", "lame"), "--baselines is 'lame'"),
         (("--protocol", "fiar"), "did you mean 'fair'"),
         (("--protocol", "published", "--seed", "1"), "--seed given, and the published protocol"),
         (("--protocol", "published", "--rescale"), "--rescale given"),

@@ -270,7 +270,7 @@ def test_a_device_that_is_not_there_is_refused(run: Run, artifact: Path, photogr
     for words in (("explain", artifact, photographs), ("calibrate", artifact, "--data", photographs)):
         assert run(*words, "--device", "cpu", "-o", f"{words[0]}.safetensors").exit_code == 0
         done = run(*words, "--device", "cuda:99", "-o", f"{words[0]}2.safetensors")
-        assert (done.exit_code, "there is no device 'cuda:99'" in done.stderr) == (2, True)
+        assert (done.exit_code, "--device is 'cuda:99'" in done.stderr) == (2, True)
 
 
 def test_the_picture_is_drawn_as_asked(run: Run, artifact: Path, photographs: Path) -> None:
@@ -282,10 +282,10 @@ def test_the_picture_is_drawn_as_asked(run: Run, artifact: Path, photographs: Pa
     assert "highest outputs" not in drawn
     assert "DejaVu Serif" in drawn
     for wrong, said in (
-        (("--panels", "map"), "no panel is named 'map'"),
+        (("--panels", "map"), "--panels is 'map'"),
         (("--panels", "weights"), "no panel 'weights' (W(x) has no color here)"),
         (("--cmap", "PuOx"), "did you mean 'PuOr'"),
-        (("--font", "Nothing"), "no font named"),
+        (("--font", "Nothing"), "--font is 'Nothing'"),
         (("--size", "0"), "size is 0"),
         (("--overlay", "-o", "e.npz"), ".npz file has no panels"),
     ):

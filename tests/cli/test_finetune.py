@@ -97,7 +97,7 @@ def test_mistakes_are_one_message_each(run: Run, start: Path, photographs: Path,
         ((start, "--data", photographs, "--recipe", "gradul"), "did you mean 'gradual'"),
         ((start, "--data", photographs, "--lr", "-1"), "lr is -1"),
         ((start, "--data", photographs, "--augment", "flop"), "did you mean 'flip'"),
-        ((start, "--data", photographs, "--precision", "64"), "no precision is named '64'"),
+        ((start, "--data", photographs, "--precision", "64"), "--precision is '64'"),
         ((start, "--data", photographs, "--logger", "tensorbord"), "did you mean 'tensorboard'"),
     ]
     for words, said in cases:

@@ -36,7 +36,7 @@ def test_it_measures_what_its_parts_measure(tmp_path: Path) -> None:
 
 
 def test_what_it_refuses() -> None:
-    with pytest.raises(UsageError, match="no measure is named 'acuracy'"):
+    with pytest.raises(UsageError, match="metrics is 'acuracy'"):
         bcos_fx.evaluate(converted(), images(6), metrics="acuracy")
     with pytest.raises(UsageError, match="baselines explain the original network"):
         bcos_fx.evaluate(converted(), images(6), baselines="all")

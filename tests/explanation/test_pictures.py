@@ -355,11 +355,11 @@ def test_a_color_map_colors_contributions_from_against_to_for() -> None:
 @pytest.mark.parametrize(
     ("style", "words"),
     [
-        ({"panels": ["maps"]}, "no panel is named"),
+        ({"panels": ["maps"]}, "panels is 'maps'"),
         ({"panels": "input"}, "give a list"),
         ({"panels": ()}, "no panel"),
         ({"cmap": "seismik"}, "did you mean 'seismic'"),
-        ({"font": "No such font"}, "no font named"),
+        ({"font": "No such font"}, "font is"),
         ({"size": 0}, "size is 0"),
         ({"color": 1}, "has no 'color'"),
     ],

@@ -97,7 +97,7 @@ def test_a_loss_that_tapers_off(tmp_path: Path) -> None:
     [
         ("[training]\nepoch = 3\n", 2, "did you mean 'epochs'"),
         (LOSSES + '[[training.taper]]\nloss = "distil-kl"\n', 5, "distil-kl tapers off before training begins"),
-        (LOSSES + '[[training.taper]]\nloss = "bec"\nshape = "linear"\n', 1, "no loss of this recipe is named 'bec'"),
+        (LOSSES + '[[training.taper]]\nloss = "bec"\nshape = "linear"\n', 1, "loss is 'bec'"),
         (
             '[training]\nloss = "bce"\n[[training.taper]]\nloss = "bce"\nshape = "linear"\n',
             1,
