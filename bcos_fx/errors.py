@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 
-from bcos_fx.escaping import shortened, shown, shown_in_a_line
+from bcos_fx.escaping import listed, shortened, shown, shown_in_a_line
 
 _COMPARED, _LISTED, _KNOWN = 200, 12, "known: "
 
@@ -84,8 +84,8 @@ def check_choice(what: str, value: object, known: Collection[str], error: type[B
     """Raise an error, with the nearest known value and all of them, where an argument has none of them."""
     if value not in known:
         near = nearest(str(value), known)
-        listed = "" if near.startswith(_KNOWN) else f" {_KNOWN}{_some(known)}"
-        raise error(f"{what} is {value!r}", hint=near + listed)
+        every = "" if near.startswith(_KNOWN) else f" {_KNOWN}{listed(sorted(known), _LISTED)}"
+        raise error(f"{what} is {value!r}", hint=near + every)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -96,9 +96,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, short, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0]!r}?"
-    return _KNOWN + _some(words) if words else "none is known"
-
-
-def _some(words: Collection[str]) -> str:
-    more = len(words) - _LISTED
-    return ", ".join(sorted(words)[:_LISTED]) + (f" and {more:,} more" if more > 0 else "")
+    return _KNOWN + listed(words, _LISTED) if words else "none is known"
