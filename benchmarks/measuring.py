@@ -178,9 +178,11 @@ class Page:
     Args:
         title: its heading.
         options: those of :func:`parsed`.
+        current: whether everything on it was measured with the code as it is. Only then it names the digest of that
+            code, and not with ``--page``, which measures nothing.
     """
 
-    def __init__(self, title: str, options: argparse.Namespace) -> None:
+    def __init__(self, title: str, options: argparse.Namespace, *, current: bool = True) -> None:
         self._lines: list[str] = []
         self._out: Path | None = options.out
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -188,7 +190,8 @@ class Page:
         if options.quick:
             self.text("**Tiny settings, to show that the script runs: these figures say nothing.**")
         self.text(f"- Machine: {processor()}, {cores} cores, {platform.system()}\n- Versions: {_versions()}")
-        if (own := _own_page()) is not None:
+        current = current and not getattr(options, "page", False)
+        if current and (own := _own_page()) is not None:
             self.text(f"- Code: {own.digest()} (a digest of {', '.join(own.measures)}; `make bench` compares it)")
 
     def text(self, paragraph: str) -> None:

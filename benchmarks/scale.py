@@ -4,6 +4,7 @@ python benchmarks/scale.py [NETWORK ...] [--out FILE.md] [--quick]
 
 Each network is converted in a process of its own, one after the other, and only where there is memory enough; results
 are kept beside the page (scale.jsonl), so that a run goes on where the last one stopped, and a later one adds to it.
+Each names the digest of the code that it is of: those of other code are measured again, and marked until then.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Page, parser
+from measuring import Page, measured_pages, parser
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -112,6 +113,7 @@ def measure(name: str) -> dict[str, Any]:
     unit = sum(one.values())
     return {
         "network": name,
+        "code": code(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "loaded": loaded,
         "peak": _peak(),
@@ -127,6 +129,11 @@ def measure(name: str) -> dict[str, Any]:
 
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def code() -> str:
+    """Return the digest of the code that is measured here."""
+    return next(page.digest() for page in measured_pages() if page.name == "scale")
 
 
 def available() -> float:
@@ -168,20 +175,21 @@ def main() -> None:
     if asked.one:
         print(json.dumps(measure(asked.networks[0])))
         return
-    known = results()
+    known = {name for name, row in results().items() if row.get("code") == code()}
     if asked.quick:
         rows = [measure("resnet18")]
     else:
         if not asked.page:
             run(asked.networks or [name for name in NETWORKS if name not in known])
         rows = [row for name, row in results().items() if name in NETWORKS]
-    page = Page("Conversion at scale", asked)
+    page = Page("Conversion at scale", asked, current=all(row.get("code") == code() for row in rows))
     page.text(
         "`bcosify(network)`, verified by the default method, an example of two samples, one thread, random weights. "
         "Memory: the largest resident set of the process (`getrusage`), with Python, the libraries and the caller's "
         "network. Work: floating-point operations of all products (linear layers, convolutions, attention, and the way "
         "back through them), in forward passes of the original on the example; a pass in float64 takes about twice the "
         "time of one in float32.\n\n"
+        "Code: whether a row is of the code that `make bench` finds, or of an earlier state of it.\n\n"
         f"Targets: ≤ {MEMORY_TARGET} GiB and ≤ {WORK_TARGET} forward passes."
     )
     head = (
@@ -196,6 +204,7 @@ def main() -> None:
         "error",
         "method",
         "blocks",
+        "code",
     )
     page.table(head, [_row(row) for row in rows])
     missing = [name for name in NETWORKS if name not in {row["network"] for row in rows}]
@@ -205,10 +214,12 @@ def main() -> None:
 
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
+    counted = [row["float32"], row["float64"]] if row["float32"] is not None else []  # None: not counted in full
+    passes = [f"{number:.1f}" for number in (*counted, sum(counted))] if counted else ["-"] * 3
     return (
         row["network"], f"{row['parameters'] / 1e6:.0f} M", f"{row['loaded']:.1f} GiB", f"{row['peak']:.1f} GiB",
-        f"{row['float32']:.1f}", f"{row['float64']:.1f}", f"{row['float32'] + row['float64']:.1f}", row["verdict"],
-        f"{row['error']:.1e}", row["method"], str(row["blocks"]),
+        *passes, row["verdict"],
+        f"{row['error']:.1e}", row["method"], str(row["blocks"]), "this" if row.get("code") == code() else "earlier",
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,17 @@ def test_a_page_that_is_as_old_as_its_code_is_left_alone(root: Path, tmp_path: P
     assert states["start_up"] == "as old as its code"
     assert states["speed"] == "older than the code it measures"
     assert states["ablation"] == "not made yet"
+
+
+@pytest.mark.parametrize(("only_written", "current"), [(False, True), (True, True), (False, False)])
+def test_only_a_page_that_was_measured_names_a_digest(
+    only_written: bool, current: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page of kept results, or of some that earlier code gave, is no page of the code as it is."""
+    monkeypatch.setattr(sys, "argv", ["scale.py"])
+    measuring.Page("Title", Namespace(out=None, quick=False, page=only_written), current=current)
+    named = digest_in(capsys.readouterr().out)
+    assert (named is not None) == (current and not only_written)
 
 
 def test_wrong_words_are_refused(root: Path, tmp_path: Path) -> None:
