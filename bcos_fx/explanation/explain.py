@@ -304,8 +304,9 @@ def _not_linear(view: ExplanationView) -> VerificationError:
 def _way_out(view: ExplanationView) -> str:
     if not view.certificate.repeatable:
         return "leave the random numbers out in eval mode, or draw them outside and give them as an input"
-    if view.scores is not None:
-        return f'explain the scores that the probabilities are made of with output="{view.scores}"'
+    if view.scores:
+        first, *more = (f'output="{name}"' for name in view.scores[:_NAMED])
+        return f"explain what stands before the last gates with {first}" + "".join(f" or {other}" for other in more)
     return "allow_incomplete=True explains the rest, and labels what is missing"
 
 

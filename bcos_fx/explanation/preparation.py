@@ -45,13 +45,13 @@ class Prepared:
         starts: what outputs are explained by: name of an input or a layer -> the encoded input, the input, or the
             layer's result.
         end: what is explained, for people: ``output``, ``logits`` or a layer's name.
-        scores: what is explained are probabilities, and ``output`` by this name explains the scores before them.
+        scores: what is explained are probabilities: each of these names, as ``output``, explains scores before them.
     """
 
     graph_module: fx.GraphModule
     starts: Mapping[str, fx.Node]
     end: str
-    scores: str | None
+    scores: tuple[str, ...]
 
 
 def recipe() -> Recipe:
@@ -187,17 +187,17 @@ def _nearest_layers(graph_module: fx.GraphModule, name: str) -> str:
     return f"for example {', '.join(close)}" if close else nearest(name, called)
 
 
-def _ending(graph_module: fx.GraphModule, *, averaged: bool = False) -> Ending:
-    read = GraphReader(graph_module, vocabulary(), Options()).call
-    return ending_of(_output(graph_module).all_input_nodes[0], read, averaged=averaged)
+def _ending(graph_module: fx.GraphModule) -> Ending:
+    return ending_of(_output(graph_module).all_input_nodes[0], _reader(graph_module).call)
 
 
-def _scores_of(graph_module: fx.GraphModule) -> str | None:
-    """Return the name by which the scores before the probabilities at the end are explained; None without such."""
-    if _ending(graph_module).scores:
-        return LOGITS
-    found = _ending(graph_module, averaged=True).first
-    return found[0].name if len(found) == 1 else None
+def _reader(graph_module: fx.GraphModule) -> GraphReader:
+    return GraphReader(graph_module, vocabulary(), Options())
+
+
+def _scores_of(graph_module: fx.GraphModule) -> tuple[str, ...]:
+    """Return the names by which the scores before the probabilities at the end can be explained; none without such."""
+    return (LOGITS,) if _ending(graph_module).scores else _reader(graph_module).flow.before_gates
 
 
 def _output(graph_module: fx.GraphModule) -> fx.Node:

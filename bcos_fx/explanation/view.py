@@ -55,7 +55,7 @@ class ExplanationView:
 
     Attributes:
         certificate: whether the network is dynamic linear in these.
-        scores: what is explained are probabilities, and ``output`` by this name explains the scores before them.
+        scores: what is explained are probabilities: each of these names, as ``output``, explains scores before them.
         starts: name -> node of what outputs are explained by, in the order that was asked for.
         unfrozen: the network's graph up to what is explained, as it runs: nothing frozen, nothing counted.
         samples_in: name of a source -> the dimension that holds its samples, where it is not the first.

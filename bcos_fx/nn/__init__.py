@@ -16,7 +16,14 @@ from bcos_fx.nn.conv import (
 )
 from bcos_fx.nn.drop_path import DropPath
 from bcos_fx.nn.dynamic import DynamicLayer
-from bcos_fx.nn.frozen import FrozenL2Normalisation, FrozenLayer, FrozenRatio, FrozenResponseNorm, StopGradient
+from bcos_fx.nn.frozen import (
+    FrozenL2Normalisation,
+    FrozenLayer,
+    FrozenRatio,
+    FrozenResponseNorm,
+    FrozenScale,
+    StopGradient,
+)
 from bcos_fx.nn.functional import alignment, bcos_scale, default_eps, energy
 from bcos_fx.nn.heads import LogitLayer
 from bcos_fx.nn.inputs import InputDecoding, InputEncoding, InputNormalisation, fold, widen
@@ -57,6 +64,7 @@ __all__ = [
     "FrozenLayer",
     "FrozenRatio",
     "FrozenResponseNorm",
+    "FrozenScale",
     "GroupNorm",
     "Heads",
     "InPlaceSum",

@@ -98,6 +98,31 @@ class FrozenRatio(nn.Module):
         return torch.where(slope.isfinite(), slope, 0)
 
 
+class FrozenScale(nn.Module):
+    """A scale f as g · f/g with the quotient held fixed, where g grows as its input does: g(tx) = t·g(x) for t > 0.
+
+    By Euler's theorem the gradient of g times its input is g. A variance is a standard deviation times itself so, and a
+    distance that is kept from 0 by a small number is a distance without it, times their quotient.
+
+    Args:
+        function: f.
+        homogeneous: g, of the same arguments.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], homogeneous: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function, self.homogeneous = function, homogeneous
+
+    def forward(self, *x: Tensor) -> Tensor:
+        """Return f of tensors of any shape that it takes; where g is 0 nothing of it is explained."""
+        with torch.no_grad():
+            value = self.function(*x)
+        scale = self.homogeneous(*x)
+        zero = scale.detach() == 0
+        y = scale * torch.where(zero, 0, value / torch.where(zero, 1, scale.detach()))
+        return y + (value - y).detach()
+
+
 class FrozenL2Normalisation(nn.Module):
     """x / max(|x|_p, eps) with the denominator held fixed.
 

@@ -74,7 +74,8 @@ MOVED: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] 
         lambda x: both(x[:, :1]),
     ),
     "two heads": (lambda x: torch.cat([x[:, :2].softmax(1), x[:, 2:].softmax(1)], 1), lambda x: x),
-    "probabilities and scores": (lambda x: torch.cat([x.softmax(1), x], 1), lambda x: torch.cat([x, x], 1)),
+    "softmin": (lambda x: F.softmin(x, 1), lambda x: -x),
+    "a negative power": (lambda x: x.sigmoid() ** -2, lambda x: -x),
 }
 
 
@@ -161,6 +162,9 @@ def test_a_hint_never_repeats_what_was_typed() -> None:
         ("an activation", nn.ReLU()),
         ("an average", lambda x: x.softmax(1).unflatten(1, (2, 2)).mean(1)),
         ("nothing", nn.Identity()),
+        ("probabilities beside scores", lambda x: torch.cat([x.softmax(1), x], 1)),
+        ("differences of probabilities", lambda x: torch.cat([x.sigmoid()[:, :1], x.sigmoid().diff(dim=1)], 1)),
+        ("products of probabilities", lambda x: x.sigmoid().cumprod(1)),
     ],
 )
 def test_what_is_no_ending_is_not_stepped_over(name: str, end: Callable[[Tensor], Tensor]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx import nn as bnn
@@ -218,6 +219,21 @@ def frozen_ratio(build: Build) -> nn.Module:
     # With parameters, or declared by others, the function may differ from element to element.
     uniform = build.call.op.declared is None and (module is None or not module.state_dict(keep_vars=True))
     return bnn.FrozenRatio(elementwise(build.call), uniform=uniform)
+
+
+@builder("frozen-scale")
+def frozen_scale(build: Build) -> nn.Module:
+    """Build a variance or a distance as its root or its norm, times what is left of it, which is detached."""
+    call, given = build.call, build.call.arguments
+    if call.op.name == "pairwise_distance":
+        p, eps, keep = float(given["p"]), float(given["eps"]), bool(given["keepdim"])
+
+        def distance(x: Tensor, y: Tensor) -> Tensor:
+            return torch.linalg.vector_norm(x - y, p, -1, keepdim=keep)
+
+        return bnn.FrozenScale(lambda x, y: distance(x + eps, y), distance)
+    variance = elementwise(call)
+    return bnn.FrozenScale(variance, lambda x: variance(x).sqrt())
 
 
 @builder("frozen-normalisation")

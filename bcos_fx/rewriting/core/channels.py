@@ -22,9 +22,9 @@ _CONVOLUTION = re.compile(r"(bcos_|peer_bcos_)?(raw_)?conv(_transpose)?[123]d")
 _LINEAR = re.compile(r"(bcos_|peer_bcos_)?(raw_)?linear|multi_head_attention")
 _PER_CHANNEL = re.compile(r"(adaptive_)?(avg|max)_pool([123]d)?|interpolate|(\w+_)?pad")
 _MOVING = frozenset(
-    "clone drop_path dropout expand expand_as feature_dropout flatten flip float getattr getitem identity "
+    "clone drop_path dropout expand expand_as feature_dropout flatten flip getattr getitem identity "
     "matrix_transpose movedim narrow permute pixel_shuffle pixel_unshuffle reshape reshape_as roll select slice "
-    "squeeze to transpose type_as unbind unflatten unsqueeze chunk split tensor_split repeat tile unfold windows "
+    "squeeze transpose unbind unflatten unsqueeze chunk split tensor_split repeat tile unfold windows "
     "channel_shuffle".split()
 )
 

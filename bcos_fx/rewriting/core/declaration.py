@@ -55,6 +55,7 @@ def read_op(name: str, table: Table, *, shipped: bool) -> Op:
         rectifier=table.flag("rectifier"),
         joined=table.flag("joined"),
         moves=table.flag("moves"),
+        magnitude=table.flag("magnitude"),
         family=table.flag("family"),
         instead=table.text("instead", default=None),
         weighted=table.flag("weighted"),

@@ -20,6 +20,8 @@ Reader = Callable[[fx.Node], Call | None]
 _ARITHMETIC = frozenset({"add", "sub", "rsub", "neg", "mul", "div", "identity", "clone", "to", "float", "type_as"})
 _WITH_ITSELF = frozenset({"sub", "div", "where", "where_value_first"})
 _NUMBER_BY_NUMBER = frozenset({"ratio", "selection"})
+_OPAQUE_BY_NUMBER = frozenset({"log_softmax", "logarithm", "rounding", "rsqrt"})
+_FALLING = frozenset("neg rsqrt softmin reciprocal erfc erfcx acos arccos".split())
 _NOT_DYNAMIC_LINEAR = frozenset({"gate", "opaque"})
 
 
@@ -37,37 +39,24 @@ class Ending:
     falling: set[fx.Node] = field(default_factory=set)
     moved: dict[fx.Node, bool] = field(default_factory=dict)
 
-    @property
-    def first(self) -> list[fx.Node]:
-        """The scores that no gate comes before."""
-        return [node for node in self.scores.values() if not self.moved.get(node)]
 
-
-def ending_of(end: fx.Node, read: Reader, *, averaged: bool = False) -> Ending:
-    """Read how a network ends, from its output back to the scores; nothing is found where no gate ends it.
-
-    Args:
-        end: the output.
-        read: reads a node as a call.
-        averaged: go on through sums and means of probabilities too. They have scores, which raised layers are to give,
-            but no one score has the place of an output.
-    """
+def ending_of(end: fx.Node, read: Reader) -> Ending:
+    """Read how a network ends, from its output back to the scores; nothing is found where no gate ends it."""
     found = Ending()
-    _read_ending(end, read, _is_linear if averaged else _moves, found)
+    _read_ending(end, read, found)
     return found
 
 
-def _read_ending(node: fx.Node, read: Reader, passes: Callable[[Call], bool], into: Ending) -> bool:
+def _read_ending(node: fx.Node, read: Reader, into: Ending) -> bool:
     """Note what a node is made of; return whether it holds probabilities."""
     steps = _steps(node, read)
     before, falls = next(((at, falls) for at, is_gate, falls in reversed(steps) if is_gate), (node, False))
     ends_in_gate = before is not node
     last, _, last_falls = steps[-1] if steps else (node, False, False)
     call = read(last)
-    if call is not None and passes(call) and last not in into.moved:
+    if call is not None and call.op.moves and last not in into.moved:
         into.moved[last] = False  # a node that is met again on its own way has no further one
-        sources = [source for name in call.op.value for source in call.nodes(name)]
-        into.moved[last] = any([_read_ending(source, read, passes, into) for source in sources])
+        into.moved[last] = _read_sources(call, read, into)
     if into.moved.get(last):
         before, falls = last, last_falls
     if before is not node:
@@ -76,12 +65,15 @@ def _read_ending(node: fx.Node, read: Reader, passes: Callable[[Call], bool], in
     return ends_in_gate or into.moved.get(last, False)
 
 
-def _moves(call: Call) -> bool:
-    return call.op.moves
-
-
-def _is_linear(call: Call) -> bool:
-    return call.op.linearity in ("linear", "selection") and not call.op.weighted and not _has_parameters(call)
+def _read_sources(call: Call, read: Reader, into: Ending) -> bool:
+    """Note what the sources of a call are made of; values side by side all hold probabilities, or none counts."""
+    sources = [source for name in call.op.value for source in call.nodes(name)]
+    parts = Ending(dict(into.scores), set(into.falling), dict(into.moved))
+    found = [_read_ending(source, read, parts) for source in sources]
+    if not all(found):
+        return False
+    into.scores, into.falling, into.moved = parts.scores, parts.falling, parts.moved
+    return True
 
 
 def _steps(node: fx.Node, read: Reader) -> list[tuple[fx.Node, bool, bool]]:
@@ -99,12 +91,14 @@ def _steps(node: fx.Node, read: Reader) -> list[tuple[fx.Node, bool, bool]]:
 def _is_falling(call: Call, value: fx.Node) -> bool:
     """Return whether arithmetic with numbers falls where a value rises: -p, 1 - p, 1 / p, p * -2."""
     minuend = {"sub": "input", "rsub": "other"}.get(call.op.name)
-    if call.op.name == "neg" or (minuend is not None and value not in call.nodes(minuend)):
+    if not _FALLING.isdisjoint((call.op.name, getattr(call.node.target, "__name__", call.node.target))) or (
+        minuend is not None and value not in call.nodes(minuend)
+    ):
         return True
     if call.op.name == "div" and value not in call.nodes("input"):
         return True
     numbers = [n for n in call.arguments.values() if isinstance(n, int | float)]
-    return call.op.name in ("mul", "div") and any(number < 0 for number in numbers)
+    return call.op.name in ("mul", "div", "pow") and any(number < 0 for number in numbers)
 
 
 def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:
@@ -124,7 +118,7 @@ def _step(node: fx.Node, read: Reader) -> tuple[fx.Node, bool] | None:
         return None
     if call.op.name in _ARITHMETIC or call.op.linearity in _NUMBER_BY_NUMBER:
         return node.all_input_nodes[0], False
-    return (node.all_input_nodes[0], True) if call.op.linearity == "opaque" else None
+    return (node.all_input_nodes[0], True) if call.op.name in _OPAQUE_BY_NUMBER else None
 
 
 def _with_itself(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from bcos_fx.rewriting.core.ending import ending_of
 from bcos_fx.rewriting.core.ops import Call, Vocabulary
 from bcos_fx.rewriting.core.refinement import linearity_violation
 
@@ -48,6 +47,7 @@ class Flow:
         choices: product node -> the factor that was taken as its gate, where more than one could carry the value.
         reasons: node -> why it is unknown, for the nodes where that begins.
         main: names of the nodes that values are values of: the marked sources, or else the main input.
+        before_gates: the values that the outputs are computed of by gates alone; none where an output is a value.
         by_weight: layer calls that carry a value by their weight, because their input does not depend on ``main``.
     """
 
@@ -57,6 +57,7 @@ class Flow:
     reasons: dict[str, str]
     main: tuple[str, ...] = ()
     by_weight: frozenset[str] = frozenset()
+    before_gates: tuple[str, ...] = ()
 
     def value_parameters(self, call: Call) -> tuple[str, ...]:
         """Return the parameters through which a value flows in this call."""
@@ -234,8 +235,14 @@ class _Analysis:
         if len(values) == 2:
             # What both factors passed tells nothing about which one is the gate.
             own = [(n, self._way(n) - self._way(other)) for n, other in (values, values[::-1])]
-            for what, did in (("an activation", self._is_activation), ("a layer", self._is_weighted)):
-                found.append((what, [n for n, way in own if any(map(did, way))]))
+            signs = (
+                ("a norm", self._is_magnitude),
+                ("an activation", self._is_activation),
+                ("a layer", self._is_weighted),
+            )
+            passed = [(what, [n for n, way in own if any(map(did, way))]) for what, did in signs]
+            # A norm is the surest sign: it weights what it was taken of, and what stands beside it.
+            found = [passed[0], *found, *passed[1:]]
         whys = ((did[0], f"it passed {what}, the other factor did not") for what, did in found if len(did) == 1)
         return next(whys, (None, ""))
 
@@ -257,6 +264,10 @@ class _Analysis:
         call = self.calls[node]
         return call is not None and call.op.linearity in _ACTIVATIONS
 
+    def _is_magnitude(self, node: fx.Node) -> bool:
+        call = self.calls[node]
+        return call is not None and call.op.magnitude
+
     def _is_weighted(self, node: fx.Node) -> bool:
         call = self.calls[node]
         return call is not None and call.op.weighted
@@ -272,12 +283,30 @@ class _Analysis:
 
     def backwards(self) -> set[fx.Node]:
         """Return the nodes whose value reaches the output: the output's ancestors along value-carrying edges."""
-        outputs = [node for node in self.nodes if node.op == "output"]
-        # A softmax at the end is a gate, and would leave nothing on the value path: demand starts at the scores.
-        ends = [n for node in outputs for n in node.all_input_nodes]
-        endings = [ending_of(node, self.calls.__getitem__, averaged=True) for node in ends]
-        scores = [score for found in endings for score in found.first]
-        return self._way(*[end for end, found in zip(ends, endings, strict=True) if end not in found.scores], *scores)
+        return self._way(*self.ends())
+
+    def ends(self) -> list[fx.Node]:
+        """Return the last values before the outputs.
+
+        Probabilities and what is computed of them are gates, which would leave nothing on the value path: demand for
+        values starts at the scores before them.
+        """
+        outputs = self.outputs()
+        seen, pending, ends = set(outputs), list(outputs), []
+        while pending:
+            node = pending.pop()
+            if self.kinds[node] in (VALUE, UNKNOWN):
+                ends.append(node)
+            if self.kinds[node] == VALUE:
+                continue
+            sources = [source for source in node.all_input_nodes if source not in seen]
+            seen.update(sources)
+            pending += sources
+        return ends
+
+    def outputs(self) -> list[fx.Node]:
+        """Return the nodes that are returned."""
+        return [source for node in self.nodes if node.op == "output" for source in node.all_input_nodes]
 
     def _sources(self, node: fx.Node) -> list[fx.Node]:
         call = self.calls[node]
@@ -343,7 +372,7 @@ def analyze(graph_module: fx.GraphModule, vocabulary: Vocabulary) -> Flow:
     """Classify every node of a graph; nothing is mutated. Cost is linear in the number of edges."""
     analysis = _Analysis(graph_module, vocabulary)
     analysis.forwards()
-    reached = analysis.backwards()
+    reached, outputs = analysis.backwards(), analysis.outputs()
     return Flow(
         kinds={node.name: kind for node, kind in analysis.kinds.items()},
         value_path=frozenset(node.name for node in reached),
@@ -351,4 +380,5 @@ def analyze(graph_module: fx.GraphModule, vocabulary: Vocabulary) -> Flow:
         reasons={node.name: why for node, why in analysis.reasons.items()},
         main=tuple(node.name for node in analysis.main),
         by_weight=frozenset(node.name for node in analysis.by_weight),
+        before_gates=tuple(n.name for n in analysis.ends() if n not in outputs and analysis.kinds[n] == VALUE),
     )

@@ -37,6 +37,7 @@ class Op:
         joined: the operands lie beside each other in the result (joined, written into one another): they are not
             broadcast to each other.
         moves: each number of the result is a number of the value, in another place.
+        magnitude: it measures how large its input is, so that beside another factor it is the weight.
         family: its spellings are many functions of one kind, so that a message names the function.
         instead: of an op that carries no value: what a network can use in its place.
         weighted: it multiplies the value with a kernel; the parameters of such ops on value paths make up the coverage.
@@ -64,6 +65,7 @@ class Op:
     peers: tuple[str, ...] = ()
     joined: bool = False
     moves: bool = False
+    magnitude: bool = False
     family: bool = False
     instead: str | None = None
     weighted: bool = False

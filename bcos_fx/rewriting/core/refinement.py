@@ -19,7 +19,9 @@ from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
 
 def linearity_violation(call: Call) -> str | None:
     """Return why this call is not what its op's linearity class says, or None where it is."""
-    if call.op.linearity in ("ratio", "selection") and _reads_complex_numbers(call):
+    # A modulus grows as its number does, so its gradient times that is its value. Activations have no such thing.
+    is_modulus = call.op.magnitude or call.op.name == "abs"
+    if call.op.linearity in ("ratio", "selection") and not is_modulus and _reads_complex_numbers(call):
         return f"{call.name} of complex numbers is not a dynamic linear function of their real and imaginary parts"
     wrong = contradiction(call)
     if wrong is not None:
@@ -117,6 +119,13 @@ def _random_attention(call: Call) -> str | None:
     return None
 
 
+def _counted(call: Call) -> str | None:
+    p = call.arguments.get("p")
+    if isinstance(p, fx.Node):
+        return f"its order is computed by {p.name}"
+    return "a norm of order 0 counts numbers, whatever they are" if p == 0 and not isinstance(p, bool) else None
+
+
 def _rounded(call: Call) -> str | None:
     return (
         None if call.arguments.get("rounding_mode") is None else "it rounds, and a rounded number is not a weighted sum"
@@ -162,6 +171,7 @@ _CHECKS: dict[str, Callable[[Call], str | None]] = {
     "feature_dropout": _random,
     "rrelu": _random,
     "scaled_dot_product_attention": _random_attention,
+    **dict.fromkeys(("norm", "distance", "pairwise_distance"), _counted),
     "div": _rounded,
     "getattr": _attribute,
     "getitem": _picked,

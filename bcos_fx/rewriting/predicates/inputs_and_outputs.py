@@ -126,7 +126,7 @@ def is_classifier_output(reader: GraphReader, call: Call) -> Verdict:
         return False
     if shape is None or len(shape) != 2 or shape[1] < 2:
         return f"the output has shape {shape}, which is not (samples, at least two classes)"
-    gate = next(iter(ending_of(call.inputs[0], reader.call, averaged=True).scores), None)
-    if gate is not None:
-        return f"the output comes from {gate.name}, which makes probabilities of scores; a logit bias belongs before it"
+    scores = reader.flow.before_gates or [node.name for node in ending_of(call.inputs[0], reader.call).scores.values()]
+    if scores:
+        return f"the output is made of {scores[0]} by a gate, as probabilities are; a logit bias belongs before it"
     return True
