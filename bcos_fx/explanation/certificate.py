@@ -224,7 +224,7 @@ def _constants(reader: GraphReader, node: fx.Node) -> Iterator[ConstantSource]:
     call = reader.call(node)
     if call is None or node.op == "output" or node.meta.get(EXPLAINED):
         return
-    if adds_a_constant(call):
+    if adds_a_constant(call) or (call.op.linearity == "gate" and reader.flow.kinds[node.name] == VALUE):
         yield ConstantSource(shift_source(call), node.name)
     for slot in constant_operands(reader, call):
         yield ConstantSource(operand_source(reader, slot, call), node.name)

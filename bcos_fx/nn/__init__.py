@@ -22,6 +22,7 @@ from bcos_fx.nn.frozen import (
     FrozenRatio,
     FrozenResponseNorm,
     FrozenScale,
+    FrozenShiftedRatio,
     StopGradient,
 )
 from bcos_fx.nn.functional import alignment, bcos_scale, default_eps, energy
@@ -65,6 +66,7 @@ __all__ = [
     "FrozenRatio",
     "FrozenResponseNorm",
     "FrozenScale",
+    "FrozenShiftedRatio",
     "GroupNorm",
     "Heads",
     "InPlaceSum",

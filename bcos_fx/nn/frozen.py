@@ -98,6 +98,27 @@ class FrozenRatio(nn.Module):
         return torch.where(slope.isfinite(), slope, 0)
 
 
+class FrozenShiftedRatio(FrozenRatio):
+    """phi(0) + x · (phi(x) - phi(0))/x with the ratio held fixed, for an elementwise phi that is defined at 0.
+
+    Args:
+        phi: of x alone.
+        source: what phi(0) is called among the constants.
+    """
+
+    def __init__(self, phi: Callable[[Tensor], Tensor], source: str) -> None:
+        super().__init__(lambda x: phi(x) - phi(x.new_zeros(1)))
+        self.phi, self.source = phi, source
+
+    def forward(self, x: Tensor, *options: Tensor) -> Tensor:
+        """Apply phi elementwise; any shape."""
+        return super().forward(x) + self.constant_like(x)
+
+    def constant_like(self, y: Tensor) -> Tensor:
+        """Return phi(0) in the shape of the result."""
+        return self.phi(y.new_zeros(1)).expand_as(y)
+
+
 class FrozenScale(nn.Module):
     """A scale f as g · f/g with the quotient held fixed, where g grows as its input does: g(tx) = t·g(x) for t > 0.
 

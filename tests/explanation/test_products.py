@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import bcos_fx
 from bcos_fx.explanation.certify import certify
 from tests.explanation.view_networks import Net
 
@@ -63,7 +64,7 @@ def test_one_factor_is_the_gate_and_the_certificate_says_why(name: str) -> None:
 @pytest.mark.parametrize(
     "middle",
     [
-        lambda n, u, v: u * u,
+        lambda n, u, v: torch.einsum("nij,njk->nik", u, u),
         lambda n, u, v: torch.einsum("nij,njk,nik->nik", u, v, u + v),
     ],
 )
@@ -71,3 +72,12 @@ def test_nothing_is_chosen_where_there_is_no_pair(middle: Middle) -> None:
     certification = certify(network(middle), torch.rand(3, 6, 6, dtype=torch.float64))
     assert not certification.ok
     assert "nothing tells the gate" in certification.breaks[0].reason
+
+
+def test_a_square_is_a_ratio_in_every_spelling() -> None:
+    x = torch.rand(3, 6, 6, dtype=torch.float64)
+    middles: list[Middle] = [lambda n, u, v: u * u, lambda n, u, v: u.pow(2), lambda n, u, v: u.square()]
+    found = [bcos_fx.explain(network(middle), x, 1) for middle in middles]
+    for each in found:
+        assert each.complete
+        torch.testing.assert_close(each.input_weights, found[1].input_weights, rtol=1e-9, atol=1e-12)

@@ -16,7 +16,7 @@ from bcos_fx.rewriting.core.flow import EXPLAINED, GATE, UNKNOWN, VALUE
 from bcos_fx.rewriting.core.match import Verdict
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
-from bcos_fx.rewriting.core.refinement import elementwise
+from bcos_fx.rewriting.core.refinement import elementwise, is_shifted_ratio, is_square
 from bcos_fx.rewriting.core.registry import builder, predicate
 from bcos_fx.rewriting.core.slots import SLOTS, Slot
 
@@ -51,6 +51,12 @@ def says_its_constant(reader: GraphReader, call: Call) -> Verdict:
 def does_not_say_its_constant(reader: GraphReader, call: Call) -> Verdict:
     """Check that the constant that the call adds can only be found by applying it to 0."""
     return says_its_constant(reader, call) is False
+
+
+@predicate("multiplies-with-itself")
+def multiplies_with_itself(reader: GraphReader, call: Call) -> Verdict:
+    """Check that both factors are the same value."""
+    return is_square(call)
 
 
 @predicate("is-in-place")
@@ -102,6 +108,10 @@ def _is_something(value: object) -> bool:
 
 def shift_source(call: Call) -> str:
     """Name the constant that a call adds: the stored tensor, or the layer and what is added in it."""
+    if call.op.linearity == "gate":
+        return f"{call.name} of 0 at {call.node.name}"
+    if isinstance(call.module, bnn.FrozenShiftedRatio):
+        return call.module.source
     if call.module is None:
         stored = [str(n.target) for name in call.op.constants for n in call.nodes(name) if n.op == "get_attr"]
         return stored[0] if stored else f"{call.op.name} at {call.node.name}"
@@ -219,6 +229,14 @@ def frozen_ratio(build: Build) -> nn.Module:
     # With parameters, or declared by others, the function may differ from element to element.
     uniform = build.call.op.declared is None and (module is None or not module.state_dict(keep_vars=True))
     return bnn.FrozenRatio(elementwise(build.call), uniform=uniform)
+
+
+@builder("frozen-shifted-ratio")
+def frozen_shifted_ratio(build: Build) -> nn.Module:
+    """Build an activation that is not 0 at 0 as that constant and its input times a ratio that is detached."""
+    if not is_shifted_ratio(build.call):
+        raise Refused("nothing is known of it at 0")
+    return bnn.FrozenShiftedRatio(elementwise(build.call), shift_source(build.call))
 
 
 @builder("frozen-scale")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from bcos_fx.rewriting.core.ops import Call, Vocabulary
-from bcos_fx.rewriting.core.refinement import linearity_violation
+from bcos_fx.rewriting.core.refinement import is_shifted_ratio, is_square, linearity_violation
 
 CONSTANT, VALUE, GATE, UNKNOWN = "constant", "value", "gate", "unknown"
 
@@ -94,11 +94,43 @@ class _Analysis:
         self.main = self.marked or main_input(self.nodes, self.calls)
         self._from_main: set[fx.Node] = set()  # what depends on it
         self._from_inputs: set[fx.Node] = set()  # what depends on any input
+        self.carried: set[fx.Node] = set()  # gates that are no gates: hidden activations with phi(0) other than 0
 
     def forwards(self) -> None:
+        """Classify all nodes; once more, where activations that make gates hide every value from the outputs."""
+        self._classify()
+        self.carried = self._hidden_activations()
+        if self.carried:
+            for found in (self.choices, self.reasons, self.by_weight):
+                found.clear()
+            self._classify()
+
+    def _classify(self) -> None:
         for node in self.nodes:
             self._follow(node)
             self.kinds[node] = self._kind(node)
+
+    def _hidden_activations(self) -> set[fx.Node]:
+        """Return the sigmoids and their like between layers, in a network that has nothing else to carry a value.
+
+        A sigmoid is a gate where it weights something. Where layers go on from it, it is an activation, and
+        phi(x) = phi(0) + x (phi(x) - phi(0)) / x: a ratio like that of a tanh, and a constant.
+        """
+        if any(self.kinds[node] != GATE for node in self.outputs()):
+            return set()
+        at_the_end = self._gates_before(self.outputs())
+        layers = [node for node in at_the_end if self._is_weighted(node)]
+        calls = ((node, self.calls[node]) for node in self._gates_before(layers) if node not in layers)
+        return {node for node, call in calls if call is not None and is_shifted_ratio(call)}
+
+    def _gates_before(self, nodes: Sequence[fx.Node]) -> set[fx.Node]:
+        """Return gates, and those that they are computed of by gates alone."""
+        seen, pending = set(nodes), list(nodes)
+        while pending:
+            new = {n for n in pending.pop().all_input_nodes if self.kinds[n] == GATE and n not in seen}
+            seen |= new
+            pending += new
+        return seen
 
     def _follow(self, node: fx.Node) -> None:
         """Note whether a node's numbers depend on the main input, or on any."""
@@ -145,7 +177,7 @@ class _Analysis:
             return self._unknown(node, self.vocabulary.refusal(node, self.root))
         linearity = call.op.linearity
         if linearity == "gate":
-            return GATE
+            return self._joined([self.kinds[n] for n in call.inputs]) if node in self.carried else GATE
         if linearity == "opaque":
             instead = f"; instead: {call.op.instead}" if call.op.instead else ""
             return self._unknown(node, f"{call.name} is not dynamic linear in its input{instead}")
@@ -211,6 +243,8 @@ class _Analysis:
         return self._chosen_gate(call, values)
 
     def _chosen_gate(self, call: Call, values: list[fx.Node]) -> str:
+        if is_square(call):
+            return VALUE  # x * x is x² in another spelling, and so a ratio
         # From the surest sign to the weakest: an untouched source (a mask beside features), then what more was done to
         # one factor than to the other, then the vocabulary's convention.
         as_given = [n for n in values if self._is_as_given(n)]
@@ -262,7 +296,7 @@ class _Analysis:
 
     def _is_activation(self, node: fx.Node) -> bool:
         call = self.calls[node]
-        return call is not None and call.op.linearity in _ACTIVATIONS
+        return call is not None and (call.op.linearity in _ACTIVATIONS or node in self.carried)
 
     def _is_magnitude(self, node: fx.Node) -> bool:
         call = self.calls[node]
@@ -314,7 +348,7 @@ class _Analysis:
             return []
         if call is None:
             candidates = list(node.all_input_nodes)
-        elif call.op.linearity == "gate":
+        elif call.op.linearity == "gate" and node not in self.carried:
             candidates = []
         else:
             parameters = (_WEIGHT,) if node in self.by_weight else call.op.value

@@ -16,6 +16,8 @@ from bcos_fx.rewriting.core.class_check import contradiction
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
 
+_SHIFTED = frozenset({"sigmoid", "hardsigmoid", "softplus", "exp", "cos"})
+
 
 def linearity_violation(call: Call) -> str | None:
     """Return why this call is not what its op's linearity class says, or None where it is."""
@@ -40,6 +42,34 @@ def _reads_complex_numbers(call: Call) -> bool:
 
 def _ratio(call: Call) -> str | None:
     """Try whether phi(0) = 0, for only then is phi(x) the weight phi(x)/x times x."""
+    at_zero = _value_at_zero(call)
+    if isinstance(at_zero, str):
+        return at_zero
+    if at_zero is not None and torch.count_nonzero(at_zero):
+        worst = float(at_zero.abs().max())
+        return f"{call.name} is {worst:.3g} at 0, so it is no weight times its input"
+    return None
+
+
+def is_square(call: Call) -> bool:
+    """Whether a number is multiplied with itself."""
+    return call.op.name == "mul" and call.nodes("input") == call.nodes("other") != []
+
+
+def is_shifted_ratio(call: Call) -> bool:
+    """Whether a gate is a function of each number alone that is defined at 0, so that it is phi(0) and a ratio."""
+    if call.op.name not in _SHIFTED or _options(call):
+        return False
+    at_zero = _value_at_zero(call)
+    return isinstance(at_zero, Tensor) and bool(at_zero.isfinite().all())
+
+
+def _value_at_zero(call: Call) -> Tensor | str | None:
+    """Return phi(0) of an elementwise call, (1,), or of a declared op in the shape of the example if that is known.
+
+    Tried and not looked up, because it can depend on the options: a threshold, a learned slope. Where it cannot be
+    tried, the result is the reason.
+    """
     for name in call.arguments:
         if name not in call.op.value and not all(follows_from_stored(node) for node in call.nodes(name)):
             return f"its {name} is neither a plain number nor a stored one, so nothing is known of it at 0"
@@ -48,17 +78,11 @@ def _ratio(call: Call) -> str | None:
         return None
     try:
         with torch.no_grad():
-            options = [stored_value(node, call.root) for node in _options(call)]
-            # Tried and not looked up, because it can depend on the options: a threshold, a learned slope.
-            at_zero = elementwise(call)(zeros, *options)
+            return elementwise(call)(zeros, *(stored_value(node, call.root) for node in _options(call)))
     except Exception as error:
         if call.op.declared is None:
             raise
         return f"{call.name} cannot be tried at 0: it raises {type(error).__name__}: {error}"
-    if torch.count_nonzero(at_zero):
-        worst = float(at_zero.abs().max())
-        return f"{call.name} is {worst:.3g} at 0, so it is not a weight times its input"
-    return None
 
 
 def _zeros(call: Call) -> Tensor | None:
