@@ -290,3 +290,17 @@ def test_a_network_of_torchvision_can_be_trained() -> None:
     made = bcos_fx.bcosify(network, example_inputs=torch.rand(2, 3, 16, 16))
     made.train()
     assert isinstance(made.get_submodule("1.stochastic_depth"), DropPath)
+
+
+@pytest.mark.parametrize("dropout", [nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5)], ids=["alpha", "feature alpha"])
+def test_alpha_dropout_does_nothing_in_eval_mode(dropout: nn.Module) -> None:
+    torch.manual_seed(0)
+    first, last, x = nn.Linear(6, 8), nn.Linear(8, 4), torch.randn(3, 6)
+    network = nn.Sequential(first, nn.SELU(), dropout, last).eval()
+    expected = bcos_fx.explain(nn.Sequential(first, nn.SELU(), last).eval(), x, 1)
+    found = bcos_fx.explain(network, x, 1)
+    torch.testing.assert_close(found.input_weights, expected.input_weights)
+    assert found.complete
+    made = bcos_fx.bcosify(network, example_inputs=x, recipe="equivalent", input="none")
+    torch.testing.assert_close(made(x), network(x))
+    assert any(type(layer) is type(dropout) for layer in made.modules())

@@ -193,6 +193,7 @@ _CHECKS: dict[str, Callable[[Call], str | None]] = {
     "instance_norm": _own_statistics,
     "dropout": _random,
     "feature_dropout": _random,
+    "alpha_dropout": _random,
     "rrelu": _random,
     "scaled_dot_product_attention": _random_attention,
     **dict.fromkeys(("norm", "distance", "pairwise_distance"), _counted),
