@@ -18,8 +18,9 @@ from torch import fx
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.network import BcosNetwork
 from bcos_fx.rewriting.core.ending import Ending, ending_of
-from bcos_fx.rewriting.core.flow import EXPLAINED, main_input
+from bcos_fx.rewriting.core.flow import EXPLAINED
 from bcos_fx.rewriting.core.location import rules_directory
+from bcos_fx.rewriting.core.main_input import main_input
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.passes import Engine

@@ -23,7 +23,7 @@ def passed_by(root: nn.Module) -> Iterator[None]:
     # An entry filled while recording would keep symbolic sizes for later callers; an entry that answers hides calls.
     replaced: list[tuple[Any, str, Any]] = []
     try:
-        for home in _homes(root):
+        for home in homes(root):
             for name, value in list(vars(home).items()):
                 bare = _without_cache(value)
                 if bare is not None:
@@ -35,7 +35,7 @@ def passed_by(root: nn.Module) -> Iterator[None]:
             setattr(home, name, value)
 
 
-def _homes(root: nn.Module) -> list[Any]:
+def homes(root: nn.Module) -> list[Any]:
     """Return the classes of all modules and the modules that define them, PyTorch's own left out."""
     kinds = {kind for module in root.modules() for kind in type(module).__mro__}
     own = [kind for kind in kinds if kind is not object and not kind.__module__.startswith(("torch.", "builtins"))]

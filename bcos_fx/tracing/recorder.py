@@ -204,6 +204,11 @@ class Recorder(TorchFunctionMode):
         asked = concrete(args[1] if len(args) > 1 else kwargs.get("dim"))
         return self._size(args[0], asked if asked is None else asked % args[0].dim(), value)
 
+    def length(self, tensor: Tensor) -> Any:
+        """Return the number of entries of a tensor's first dimension: symbolic where the tensor follows the input."""
+        value = self._run(len, (tensor,), {})
+        return self._size(tensor, 0, value) if not self._busy and self._depends(tensor) else value
+
     def _size(self, tensor: Tensor, dim: int | None, value: int) -> Symbolic:
         key = (self.node_of(tensor), dim)
         if key not in self._sizes:

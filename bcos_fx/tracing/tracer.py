@@ -23,6 +23,7 @@ from bcos_fx.tracing.drop_path import as_drop_paths
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.inputs import BoundInputs, ExampleError, ExampleInputs, advice, bind, check_state, select_output
 from bcos_fx.tracing.kernels import KernelWatch
+from bcos_fx.tracing.lengths import lengths_followed
 from bcos_fx.tracing.modes import TRANSFORMED, gradients_enabled, is_transforming, own_modes
 from bcos_fx.tracing.modules import (
     Leaves,
@@ -162,7 +163,7 @@ def _record(
         recorder.placeholder(name, tensor)
     try:
         with instrumented(root, recorder, leaf_modules), passed_by(root), gradients_enabled(root):
-            with KernelWatch(recorder), recorder:
+            with KernelWatch(recorder), lengths_followed(root, recorder), recorder:
                 value = root(*inputs.args, **inputs.kwargs)
     finally:
         # Also after an error: a size that forward kept belongs to this recording alone.

@@ -247,7 +247,8 @@ def frozen_scale(build: Build) -> nn.Module:
         p, eps, keep = float(given["p"]), float(given["eps"]), bool(given["keepdim"])
 
         def distance(x: Tensor, y: Tensor) -> Tensor:
-            return torch.linalg.vector_norm(x - y, p, -1, keepdim=keep)
+            norm: Tensor = torch.linalg.vector_norm(x - y, p, -1, keepdim=keep)
+            return norm
 
         return bnn.FrozenScale(lambda x, y: distance(x + eps, y), distance)
     variance = elementwise(call)

@@ -12,11 +12,12 @@ which factor of a product carries the value; what other inputs add to it are val
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx
 
+from bcos_fx.rewriting.core.main_input import WEIGHT, holds_integers, is_form, main_input
 from bcos_fx.rewriting.core.ops import Call, Vocabulary
 from bcos_fx.rewriting.core.refinement import is_shifted_ratio, is_square, linearity_violation
 
@@ -26,7 +27,6 @@ EXPLAINED = "explained"
 """Key of a node's meta: its value is what outputs are explained by, in place of the graph's input."""
 
 _ACTIVATIONS = frozenset({"selection", "ratio"})
-_WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Flow:
 
     def value_parameters(self, call: Call) -> tuple[str, ...]:
         """Return the parameters through which a value flows in this call."""
-        return (_WEIGHT,) if call.node.name in self.by_weight else call.op.value
+        return (WEIGHT,) if call.node.name in self.by_weight else call.op.value
 
     def on_value_path(self, node: fx.Node) -> bool:
         """Return whether the node carries a value that reaches the output."""
@@ -134,7 +134,7 @@ class _Analysis:
 
     def _follow(self, node: fx.Node) -> None:
         """Note whether a node's numbers depend on the main input, or on any."""
-        read = [] if _is_form(node) else _read(node, self.calls[node])
+        read = [] if is_form(node) else _read(node, self.calls[node])
         if node in self.main or any(source in self._from_main for source in read):
             self._from_main.add(node)
         if node.op == "placeholder" or any(source in self._from_inputs for source in read):
@@ -150,9 +150,9 @@ class _Analysis:
         # inputs made it: both come before what the operation itself says.
         if node in self.marked:
             return VALUE
-        if node.op == "get_attr" or _is_form(node) or (self.marked and node not in self._from_main):
+        if node.op == "get_attr" or is_form(node) or (self.marked and node not in self._from_main):
             return CONSTANT
-        integers = _holds_integers(node)
+        integers = holds_integers(node)
         if node.op == "placeholder":
             return GATE if integers else VALUE
         call = self.calls[node]
@@ -201,7 +201,7 @@ class _Analysis:
         operands = [n for name in call.op.value for n in call.nodes(name)]
         if self._is_carried_by_weight(call, operands):
             self.by_weight.add(call.node)
-            operands = call.nodes(_WEIGHT)
+            operands = call.nodes(WEIGHT)
         operands = self._relevant(operands)
         kind = self._joined([self.kinds[n] for n in operands])
         # A bias computed from the input is neither a constant nor a part of the weighted sum. One that depends on
@@ -214,8 +214,8 @@ class _Analysis:
         return GATE if kind == CONSTANT else kind
 
     def _is_carried_by_weight(self, call: Call, operands: Sequence[fx.Node]) -> bool:
-        """Return whether a linear layer's kernel depends on the main input and what it is applied to does not."""
-        weights = call.nodes(_WEIGHT) if call.op.linearity == "linear" and call.module is None else []
+        """Whether a linear layer's kernel depends on the main input and what it is applied to does not."""
+        weights = call.nodes(WEIGHT) if call.op.linearity == "linear" and call.module is None else []
         return any(n in self._from_main for n in weights) and not any(n in self._from_main for n in operands)
 
     def _note_added_gate(self, call: Call, kind: str, operands: Sequence[fx.Node]) -> None:
@@ -284,7 +284,7 @@ class _Analysis:
         """Return whether a node is an explained input or layer itself, at most moved or reshaped: its mask, say."""
         while node not in self.marked:
             call = self.calls[node]
-            plain = call is not None and call.op.linearity == "linear" and _WEIGHT not in call.op.parameters
+            plain = call is not None and call.op.linearity == "linear" and WEIGHT not in call.op.parameters
             if not plain or node.op == "call_module" or len(node.all_input_nodes) != 1:
                 return False
             node = node.all_input_nodes[0]
@@ -351,55 +351,15 @@ class _Analysis:
         elif call.op.linearity == "gate" and node not in self.carried:
             candidates = []
         else:
-            parameters = (_WEIGHT,) if node in self.by_weight else call.op.value
+            parameters = (WEIGHT,) if node in self.by_weight else call.op.value
             candidates = [n for name in parameters for n in call.nodes(name)]
             candidates = self._relevant(candidates) if call.op.linearity == "product" else candidates
         choice = self.choices.get(node)
         return [n for n in candidates if not _chosen(choice, n) and self.kinds[n] in (VALUE, UNKNOWN)]
 
 
-def main_input(nodes: Sequence[fx.Node], calls: Mapping[fx.Node, Call | None]) -> list[fx.Node]:
-    """Return the input that a network is about, as a list; an empty one where all inputs hold integers.
-
-    That is the first floating-point input that a layer with weights reads by itself. A mask, an adjacency matrix or a
-    scale is multiplied with something else before any layer reads it; where all are, the first one is taken.
-    """
-    floating = [n for n in nodes if n.op == "placeholder" and not _is_form(n) and not _holds_integers(n)]
-    return ([node for node in floating if _is_read_alone(node, calls)] or floating)[:1]
-
-
-def _is_read_alone(start: fx.Node, calls: Mapping[fx.Node, Call | None]) -> bool:
-    """Return whether a layer with weights reads a node, or what was made of that node and stored tensors alone."""
-    seen, pending = {start}, [start]
-    while pending:
-        for user in pending.pop().users:
-            call = calls[user]
-            data = [source for source in user.all_input_nodes if source.op != "get_attr" and not _is_form(source)]
-            if user in seen or any(source not in seen for source in data):
-                continue
-            if call is None or call.op.linearity == "opaque":
-                if user.op == "call_module":
-                    return True
-            elif _WEIGHT in call.op.parameters and call.op.linearity == "linear":
-                return True
-            elif call.op.linearity not in ("gate", "constant"):
-                seen.add(user)
-                pending.append(user)
-    return False
-
-
 def _read(node: fx.Node, call: Call | None) -> list[fx.Node]:
     return node.all_input_nodes if call is None else call.read
-
-
-def _is_form(node: fx.Node) -> bool:
-    """Return whether a node gives a size, a dtype or another thing that is not a tensor."""
-    return node.meta.get("type") in ("size", "other")
-
-
-def _holds_integers(node: fx.Node) -> bool:
-    dtype = node.meta.get("dtype")
-    return dtype is not None and not (dtype.is_floating_point or dtype.is_complex)
 
 
 def analyze(graph_module: fx.GraphModule, vocabulary: Vocabulary) -> Flow:
