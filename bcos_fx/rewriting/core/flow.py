@@ -214,7 +214,7 @@ class _Analysis:
         return GATE if kind == CONSTANT else kind
 
     def _is_carried_by_weight(self, call: Call, operands: Sequence[fx.Node]) -> bool:
-        """Whether a linear layer's kernel depends on the main input and what it is applied to does not."""
+        """Return whether a linear layer's kernel depends on the main input and what it is applied to does not."""
         weights = call.nodes(WEIGHT) if call.op.linearity == "linear" and call.module is None else []
         return any(n in self._from_main for n in weights) and not any(n in self._from_main for n in operands)
 

@@ -23,7 +23,7 @@ def main_input(nodes: Sequence[fx.Node], calls: Mapping[fx.Node, Call | None]) -
 
 
 def _is_read_alone(start: fx.Node, calls: Mapping[fx.Node, Call | None]) -> bool:
-    """Whether a layer with weights reads a node, or what was made of that node and stored tensors alone."""
+    """Return whether a layer with weights reads a node, or what was made of that node and stored tensors alone."""
     seen, pending = {start}, [start]
     while pending:
         for user in pending.pop().users:
@@ -43,11 +43,11 @@ def _is_read_alone(start: fx.Node, calls: Mapping[fx.Node, Call | None]) -> bool
 
 
 def is_form(node: fx.Node) -> bool:
-    """Whether a node gives a size, a dtype or another thing that is no tensor."""
+    """Return whether a node gives a size, a dtype or another thing that is no tensor."""
     return node.meta.get("type") in ("size", "other")
 
 
 def holds_integers(node: fx.Node) -> bool:
-    """Whether a node gives a tensor of integers or truth values."""
+    """Return whether a node gives a tensor of integers or truth values."""
     dtype = node.meta.get("dtype")
     return dtype is not None and not (dtype.is_floating_point or dtype.is_complex)

@@ -47,17 +47,17 @@ def _ratio(call: Call) -> str | None:
         return at_zero
     if at_zero is not None and torch.count_nonzero(at_zero):
         worst = float(at_zero.abs().max())
-        return f"{call.name} is {worst:.3g} at 0, so it is no weight times its input"
+        return f"{call.name} is {worst:.3g} at 0, so it is not a weight times its input"
     return None
 
 
 def is_square(call: Call) -> bool:
-    """Whether a number is multiplied with itself."""
+    """Return whether a number is multiplied with itself."""
     return call.op.name == "mul" and call.nodes("input") == call.nodes("other") != []
 
 
 def is_shifted_ratio(call: Call) -> bool:
-    """Whether a gate is a function of each number alone that is defined at 0, so that it is phi(0) and a ratio."""
+    """Return whether a gate is an elementwise function that is defined at 0, so that it is phi(0) and a ratio."""
     if call.op.name not in _SHIFTED or _options(call):
         return False
     at_zero = _value_at_zero(call)
