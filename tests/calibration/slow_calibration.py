@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 
 def seen(network: nn.Module, path: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """First input and output of the submodule at a path; copies, for later layers write in place."""
+    """First input and output of the submodule at a path; copies, for layers write in place."""
     found: list[Tensor] = []
 
-    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        found.extend((args[0].detach().clone(), output.detach().clone()))
+    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
+        found.append((args[0] if output is None else output).detach().clone())
 
-    handle = network.get_submodule(path).register_forward_hook(note)
+    layer = network.get_submodule(path)
+    handles = layer.register_forward_pre_hook(note), layer.register_forward_hook(note)
     try:
         with torch.no_grad():
             network(x)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return found[0], found[1]
 
 

@@ -240,12 +240,20 @@ def average_pool(build: Build) -> nn.Module:
 
 @builder("without-bias")
 def without_bias(build: Build) -> nn.Module:
-    """Build the same layer without its bias or shift."""
+    """Build the same layer without its bias or shift.
+
+    A batch norm is a product then, which may overwrite a product that it alone reads.
+    """
     layer = build.layer
     constant = "shift" if hasattr(layer, "shift") else "bias"
-    if constant not in inspect.signature(type(layer)).parameters:
+    accepted = inspect.signature(type(layer)).parameters
+    if constant not in accepted:
         raise Refused(f"the constructor of {type(layer).__name__} has no argument {constant!r} to leave it out by")
-    return rebuilt(layer, **{constant: False})
+    changes = {constant: False}
+    read = build.reader.call(build.call.inputs[0])
+    if constant == "shift" and "inplace" in accepted and read is not None:
+        changes["inplace"] = read.op.weighted and len(read.node.users) == 1
+    return rebuilt(layer, **changes)
 
 
 @builder("raised-layer")
