@@ -51,6 +51,7 @@ bench: $(STAMP) ## pages of docs/results whose code has changed; BENCH_ARGS="--d
 
 docs: $(STAMP) ## the documentation as a site, in build/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Its search needs a server: python -m http.server --bind 127.0.0.1 --directory build/site"
 
 notebooks: $(STAMP) ## run the notebooks of docs/notebooks again, in place
 	$(BIN)/python benchmarks/notebooks.py

@@ -12,6 +12,7 @@ from torch import nn
 
 from bcos_fx.convert import bcosify
 from bcos_fx.errors import RuleError, nearest
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.certify import certify
 from bcos_fx.explanation.preparation import recipe as view_recipe
 from bcos_fx.network import BcosNetwork
@@ -60,7 +61,7 @@ class Diagnosis:
         if self.inactive is not None:
             yield f"  was not tried: {self.inactive}"
             return
-        yield f"  matches {len(self.fits)} of {len(self.attempts)} nodes as it finds them"
+        yield f"  matches {len(self.fits)} of {amount(len(self.attempts), 'node')} as it finds them"
         for attempt in self.attempts:
             if attempt.fits:
                 yield f"  {attempt.node} ({attempt.op}): matches"

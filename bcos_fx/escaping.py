@@ -47,6 +47,12 @@ def listed(texts: Sequence[str], most: int, separator: str = ", ") -> str:
     return separator.join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
+def amount(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural but for one: ``1 constant``, ``1,000 classes``."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 def shown_in_html(text: str) -> str:
     """Return a text as :func:`shown` does, fit for HTML: for its text and for its quoted attributes."""
     return html.escape(shown(text), quote=True)

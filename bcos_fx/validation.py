@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
-from bcos_fx.escaping import listed
+from bcos_fx.escaping import amount, listed
 from bcos_fx.network import InputSpec, reserved_names
 from bcos_fx.rewriting.core.match import NearMiss
 from bcos_fx.rewriting.core.options import Options
@@ -122,7 +122,7 @@ def check_images(images: object, specs: Sequence[InputSpec]) -> None:
     if len(specs) > 1:
         names = ", ".join(spec.name for spec in specs)
         raise UsageError(
-            f"images were given, and the network has {len(specs)} inputs ({names})",
+            f"images were given, and the network has {amount(len(specs), 'input')} ({names})",
             hint="leave images= out; example_inputs are used then",
         )
     shape, wanted = tuple(images.shape), specs[0].shape
@@ -143,7 +143,7 @@ def check_same_classes(network: int, original: int) -> None:
     """
     if network != original:
         raise UsageError(
-            f"the original has {original} classes, and the network has {network}",
+            f"the original has {amount(original, 'class')}, and the network has {network}",
             hint="give the original with the same classes in the same order: what was converted, or a conversion of it "
             "by the recipe equivalent with the classes that were kept (--head subset, classes=)",
         )

@@ -263,8 +263,8 @@ CALLS: list[tuple[Callable[[], tuple[Any, ...]], str, str | None]] = [
     (lambda: (images().byte(),), r"'input' holds uint8.*in \[0, 1\]", r"x\.float\(\) / 255"),
     (lambda: (None,), "'input' is a NoneType", "give a tensor"),
     (lambda: ([images()],), "'input' is a list", "give a tensor"),
-    (lambda: (), r"0 inputs were given, the network takes 1 \(input\)", None),
-    (lambda: (images(), images()), "2 inputs were given, the network takes 1", None),
+    (lambda: (), r"0 inputs given, the network takes 1 \(input\)", None),
+    (lambda: (images(), images()), "2 inputs given, the network takes 1", None),
 ]
 
 

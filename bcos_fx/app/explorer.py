@@ -23,6 +23,7 @@ from bcos_fx.audit.section import Section
 from bcos_fx.data.classes import check_class_count
 from bcos_fx.data.decoding import Unreadable, read_content
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.explain import explain
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.render.color import images, photograph, planes, signed, to_image
@@ -216,7 +217,7 @@ class Explorer:
 
     def glance(self) -> str:
         """Return in a line what is certified, and what was proved of the conversion."""
-        count = "" if self.names is None else f" · {len(self.names)} classes"
+        count = "" if self.names is None else f" · {amount(len(self.names), 'class')}"
         certificate = "Certified dynamic linear: the sums are what the network computed"
         if not self.certification.ok:
             certificate = "NOT DYNAMIC LINEAR: the sums are no explanation"

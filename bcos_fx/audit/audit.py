@@ -29,6 +29,7 @@ from bcos_fx.audit.network import network_sections
 from bcos_fx.audit.section import Section
 from bcos_fx.data.datasets import source_of
 from bcos_fx.errors import UsageError, check_choice
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.certify import Certification, certify
 from bcos_fx.explanation.explain import explain
 from bcos_fx.explanation.targets import difference, named
@@ -157,7 +158,11 @@ def check_one_photograph(network: BcosNetwork) -> None:
     """
     inputs = network.record.inputs
     if len(inputs) != 1 or inputs[0].samples != 0:
-        what = f"the network takes {len(inputs)} inputs" if len(inputs) > 1 else "the network takes a sample as a whole"
+        what = (
+            f"the network takes {amount(len(inputs), 'input')}"
+            if len(inputs) > 1
+            else "the network takes a sample as a whole"
+        )
         raise UsageError(what, hint="what is shown here is one photograph; explain others from Python")
     inputs[0].preprocessing()
 
@@ -172,7 +177,7 @@ def photograph_of(network: BcosNetwork, image: Path) -> Any:
     check_one_photograph(network)
     source = source_of(image)
     if image.is_dir() or len(source) != 1:
-        raise UsageError(f"{len(source)} images were given", where=str(image), hint="give one photograph")
+        raise UsageError(f"{amount(len(source), 'image')} were given", where=str(image), hint="give one photograph")
     return source.load(0).image
 
 
@@ -188,7 +193,9 @@ def certified(network: BcosNetwork, given: Tensor) -> tuple[Certification, str |
 
 def _index(found: object, count: int) -> int:
     if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < count:
-        raise UsageError(f"{found!r} is not one of the network's {count} classes", hint=f"a name, or 0 to {count - 1}")
+        raise UsageError(
+            f"{found!r} is not one of the network's {amount(count, 'class')}", hint=f"a name, or 0 to {count - 1}"
+        )
     return found
 
 

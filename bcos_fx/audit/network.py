@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bcos_fx.audit.section import Section
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.certify import Certification
 from bcos_fx.network import BcosNetwork
 from bcos_fx.network.facts import described
@@ -65,8 +66,9 @@ def _certificate(found: Certification) -> Section:
     sources = list(dict.fromkeys(constant.source for constant in found.constants))
     text = (
         f"DYNAMIC LINEAR: every operation on the way from the image to the {found.explained} is linear in what it "
-        f"carries, once its gates are held at their values for this image. So each score is W(x)·x plus {len(sources)} "
-        "constants, and the sums in this report are what the network computed, no estimate of it. This is read off the "
+        f"carries, once its gates are held at their values for this image. So each score is W(x)·x plus "
+        f"{amount(len(sources), 'constant')}, and the sums in this report are what the network computed, "
+        "no estimate of it. This is read off the "
         "graph, for every image."
     )
     rows = [("gate chosen", f"{choice.gate} in {choice.node}: {choice.why}") for choice in found.choices[:_LISTED]]

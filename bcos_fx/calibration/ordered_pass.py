@@ -18,6 +18,7 @@ from bcos_fx.calibration.original import Original, Targets, evaluating, is_class
 from bcos_fx.calibration.walk import Frontier, Program
 from bcos_fx.deprecation import formerly
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.network import BcosNetwork
 from bcos_fx.report.model import Agreement, Calibration, LayerChange
 from bcos_fx.validation import check_same_classes
@@ -250,7 +251,7 @@ class _CalibrationRun:
                 )
         if self.targets is not None and self.targets.images != self.images:
             raise UsageError(
-                f"the original was measured on {self.targets.images} images, and {self.images} were given",
+                f"the original was measured on {amount(self.targets.images, 'image')}, and {self.images} were given",
                 hint="give the images on which measure_original ran, in the same batches",
             )
 

@@ -18,6 +18,7 @@ from bcos_fx.budgets import ARCHIVE_MEMBERS, ENTRIES, JSON_BYTES, held, parse_js
 from bcos_fx.checkpoint.folders import INDEX, shards_of, weights_at
 from bcos_fx.checkpoint.pickle_scan import PickleScan, scan_pickle
 from bcos_fx.errors import CheckpointError
+from bcos_fx.escaping import amount
 from bcos_fx.files import kind_of_special, nearest_path
 
 # torch.save's old format begins with this integer as a pickle of its own (torch.serialization).
@@ -77,7 +78,9 @@ def _identified(file: Path) -> FileKind:
     if file.name.endswith(INDEX):
         with readable(file):
             shards = shards_of(file)
-        return FileKind("sharded", f"an index of weights in {len(shards)} files", {"members": tuple(map(str, shards))})
+        return FileKind(
+            "sharded", f"an index of weights in {amount(len(shards), 'file')}", {"members": tuple(map(str, shards))}
+        )
     with readable(file), file.open("rb") as stream:
         head = stream.read(512)
         stream.seek(0)

@@ -25,7 +25,7 @@ from bcos_fx.budgets import held
 from bcos_fx.checkpoint.folders import shards_of, weights_at
 from bcos_fx.checkpoint.identify import FileKind, identify, readable
 from bcos_fx.errors import CheckpointError, nearest
-from bcos_fx.escaping import listed
+from bcos_fx.escaping import amount, listed
 from bcos_fx.tracing.wrappers import without_wrappers
 
 # Where training scripts put the weights, best first.
@@ -135,7 +135,7 @@ def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, tru
     bad = {name: count for name, count in nonfinite(state).items() if count}
     if bad:
         raise CheckpointError(
-            f"{len(bad)} tensors hold NaN or infinite values: "
+            f"{amount(len(bad), 'tensor')} hold NaN or infinite values: "
             + listed([f"{name} ({count})" for name, count in bad.items()], _SHOWN),
             where=state.source,
             hint="the training diverged or the file is damaged; take an earlier checkpoint",

@@ -15,6 +15,7 @@ from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.progress import Stages
 from bcos_fx.cli.request import Overwrite
 from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _print_comparison(equivalent: BcosNetwork, published: BcosNetwork, agreement
     stdout = console()
     stdout.print(Text("EfficientNet-Lite0 with the recipe equivalent", style="bold underline"))
     show(equivalent.report, stdout)
-    stdout.print(Text(f"On {agreement.photographs} photographs", style="bold cyan"))
+    stdout.print(Text(f"On {amount(agreement.photographs, 'photograph')}", style="bold cyan"))
     lines = [
         f"the highest class is the same on {agreement.same}, and right on {agreement.right[0]} (original) and "
         f"{agreement.right[1]} (converted, read back from its file)"

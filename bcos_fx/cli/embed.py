@@ -11,6 +11,7 @@ from bcos_fx.cli.console import echo
 from bcos_fx.cli.request import Overwrite
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS, TextOptions
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.files import check_target
 
 NAME = "embed"
@@ -54,4 +55,4 @@ def embed_texts(
     names = read_classes(classes) if classes is not None else tuple(text or ())
     found = embedded(TextOptions(names, text_tower, None, templates))
     found.save(out)
-    echo(f"Wrote {out}: {len(found.names)} embeddings of {found.width} numbers by {found.tower}.")
+    echo(f"Wrote {out}: {amount(len(found.names), 'embedding')} of {found.width} numbers by {found.tower}.")

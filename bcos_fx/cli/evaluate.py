@@ -12,6 +12,7 @@ from bcos_fx.cli.evaluation_request import EvaluationRequest
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.request import takes
 from bcos_fx.errors import UsageError, check_choice
+from bcos_fx.escaping import amount
 
 if TYPE_CHECKING:
     from bcos_fx.evaluation.process_group import ProcessGroup
@@ -206,8 +207,6 @@ def _print_results(evaluation: Evaluation, files: list[Path]) -> None:
 
 
 def _print_notes(evaluation: Evaluation) -> None:
-    from bcos_fx.evaluation.report import counted_images
-
     notes = {note: None for results in evaluation.localisations for result in results for note in result.notes}
     for note in notes:
         echo(f"note: {note}", err=True)
@@ -215,7 +214,7 @@ def _print_notes(evaluation: Evaluation) -> None:
         echo(f"note: {name} is left out: {why}", err=True)
     unreadable: dict[str, Any] = dict(evaluation.outcome.unreadable)
     if unreadable:
-        echo(f"{counted_images(unreadable)} could not be read:", err=True)
+        echo(f"{amount(len(unreadable), 'image')} could not be read:", err=True)
         for name, why in list(unreadable.items())[:_LISTED]:
             echo(f"  {name}: {why}", err=True)
         if len(unreadable) > _LISTED:

@@ -12,6 +12,7 @@ import typer
 
 from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.request import IMAGE_FORMS, Overwrite, recipes, takes
+from bcos_fx.escaping import amount
 from bcos_fx.files import check_target
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _print_result(request: FineTuneRequest, found: FineTuned) -> None:
     first, last = found.history[0], found.history[-1]
     size = request.out.stat().st_size / 1e6
     echo(f"Wrote {request.out} ({size:,.1f} MB); history and gallery are in {request.folder}.")
-    epochs = f"{last.epoch} epoch{'s' if last.epoch > 1 else ''}"
+    epochs = amount(last.epoch, "epoch")
     if last.accuracy is not None and first.accuracy is not None:
         echo(f"Accuracy {first.accuracy:.2%} before, {last.accuracy:.2%} after {epochs}.")
     if last.cosine is not None and first.cosine is not None:

@@ -15,6 +15,7 @@ from bcos_fx.cli.texts import embedded
 from bcos_fx.data.classes import check_class_count, read_classes
 from bcos_fx.data.stores import open_source
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.evaluation.clip_benchmark import LINEAR_PROBE, ZERO_SHOT, record, zero_shot_metrics
 from bcos_fx.evaluation.probing import check_solver, embed_images, linear_probe
 from bcos_fx.evaluation.session import Evaluation
@@ -78,7 +79,7 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
     tower, parts = network(), []
     for path in (request.train_data, request.data):
         task = task_of(tower, open_source(path, classes=names))
-        echo(f"Embedding {len(task.source)} images of {path}.", err=True)
+        echo(f"Embedding {amount(len(task.source), 'image')} of {path}.", err=True)
         parts.append(embed_images(tower, task.source, task.preprocessing, batch_size=request.batch_size))
     found = linear_probe(*parts)
     request.out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
         echo(json.dumps(found.to_dict(), indent=2, sort_keys=True))
     else:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items() if value is not None)
-        echo(f"linear probe on {found.images} images: {figures} (weight decay {found.weight_decay:.1e})")
+        echo(f"linear probe on {amount(found.images, 'image')}: {figures} (weight decay {found.weight_decay:.1e})")
         echo(f"Wrote {path}.")
     if not found.converged:
         echo("note: the fit did not come to an end; a larger weight decay converges sooner", err=True)

@@ -10,6 +10,7 @@ import typer
 
 from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.failure import BAD_INPUT
+from bcos_fx.escaping import amount
 
 if TYPE_CHECKING:
     from bcos_fx.artifact import Header
@@ -111,7 +112,7 @@ def _head(path: Path, header: Header) -> str:
         ],
         after=[
             *described(record.classes, record.training, record.origin),
-            ("parameters", f"{header.parameters:,} in {header.tensors} tensors"),
+            ("parameters", f"{header.parameters:,} in {amount(header.tensors, 'tensor')}"),
             ("operations", ops),
         ],
     )

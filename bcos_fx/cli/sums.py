@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bcos_fx.cli.console import echo
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.joint import JointExplanation
 
@@ -53,4 +54,4 @@ def tell(found: list[tuple[dict[str, Any], bool]], places: Iterable[Path], files
             echo(f"{Path(row['file']).name}: {row['names'][index]} {value:.4g} = {sums} ({left})")
     if len(found) > _NAMED:
         echo(f"and {len(found) - _NAMED} more")
-    echo(f"Wrote {', '.join(map(str, places))}: {len(found)} of {files} images explained.")
+    echo(f"Wrote {', '.join(map(str, places))}: {len(found)} of {amount(files, 'image')} explained.")

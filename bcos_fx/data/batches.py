@@ -17,6 +17,7 @@ from bcos_fx.data.decoding import Unreadable, note
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.sources import ImageSource, Sample
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 
 
 class ReadBatch(NamedTuple):
@@ -80,7 +81,7 @@ class Batches:
         total = sum(map(len, self.parts))
         if len(self.skipped) == total and self.skipped:
             where, why = next(iter(self.skipped.items()))
-            raise UsageError(f"none of the {total} images can be read: {why}", where=where)
+            raise UsageError(f"of {amount(total, 'image')} none can be read: {why}", where=where)
 
     def read(self, indices: Iterable[int]) -> ReadBatch | None:
         """Read some images; None where none of them can be read.

@@ -9,6 +9,7 @@ from typing import Any
 
 from bcos_fx.budgets import TEXT_BYTES, parse_json, read_text
 from bcos_fx.errors import BcosFxError, UsageError, nearest
+from bcos_fx.escaping import amount
 from bcos_fx.files import nearest_path
 
 _FORMS = 'one name a line, a JSON list of names, or a JSON object {"index": "name"}'
@@ -48,7 +49,7 @@ def check_class_count(names: Sequence[str], outputs: int | None, error: type[Bco
         BcosFxError: of the type ``error``: there are more or fewer.
     """
     if len(names) != outputs:
-        found = "no scores of classes" if outputs is None else f"{outputs} classes"
+        found = "no scores of classes" if outputs is None else f"{amount(outputs, 'class')}"
         raise error(f"{len(names)} class names are given for {found}", hint="name every class, in order")
 
 
@@ -113,7 +114,7 @@ def class_named(word: str, names: Sequence[str] | None, others: Sequence[str] = 
         return found[0]
     if found:
         several = ", ".join(f"{i} ({(names or ())[i]})" for i in found[:5])
-        raise UsageError(f"{len(found)} classes are named {word!r}: {several}", hint="give the index")
+        raise UsageError(f"{amount(len(found), 'class')} are named {word!r}: {several}", hint="give the index")
     if not names:
         raise UsageError(
             f"the target {word!r} is a name, and no class names are known",

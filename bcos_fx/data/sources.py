@@ -18,6 +18,7 @@ from bcos_fx.data.arrays import ARRAY_MAGIC, image_of_array, read_array
 from bcos_fx.data.decoding import Unreadable, decoded_picture, frames_of, read_content
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.identity import counts, digest_of, digest_of_data, digest_of_tensors, sampled
 
 
@@ -129,7 +130,7 @@ class ImageSource(abc.ABC):
             )
         if outputs is not None and not 0 <= label < outputs:
             raise UsageError(
-                f"the label {label} is not one of the network's {outputs} classes",
+                f"the label {label} is not one of the network's {amount(outputs, 'class')}",
                 where=self.where(index),
                 hint=f"labels are counted from 0 to {outputs - 1}, in the order of the network's outputs",
             )

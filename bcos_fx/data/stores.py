@@ -24,7 +24,7 @@ from bcos_fx.data.classes import class_named
 from bcos_fx.data.decoding import SUFFIXES, note
 from bcos_fx.data.sources import ArraySource, ImageFiles, ImageRecord, ImageSource
 from bcos_fx.errors import BcosFxError, UsageError
-from bcos_fx.escaping import listed
+from bcos_fx.escaping import amount, listed
 from bcos_fx.files import nearest_path
 
 _FORMS = (
@@ -107,7 +107,8 @@ def _folder(root: Path, classes: Sequence[str] | None) -> ImageSource:
             hint=f"give every class an image, or remove its folder; {_ENDINGS}",
         )
     if loose:
-        note(f"{len(loose)} images beside the folders of classes in {root} are left out, {loose[0].name} for one")
+        number = amount(len(loose), "image")
+        note(f"left out: {number} beside the folders of classes in {root}, {loose[0].name} for one")
     labels, counted = _labels([folder.name for folder in folders], classes)
     records = [
         record

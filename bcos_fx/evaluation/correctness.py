@@ -12,6 +12,7 @@ from torch import nn
 
 from bcos_fx.display import Displayed
 from bcos_fx.errors import check_choice
+from bcos_fx.escaping import amount
 from bcos_fx.evaluation.measured import bootstrap
 from bcos_fx.evaluation.predictions import predict
 from bcos_fx.evaluation.runner import Runner
@@ -56,7 +57,7 @@ class Accuracy(Displayed):
         if self.agreement is not None and self.original_top1 is not None:
             line += f", the original's top-1 {self.original_top1:.4f}, agreement {self.agreement:.4f}"
         left_out = f", {len(self.unreadable)} could not be read" if self.unreadable else ""
-        return [f"{line}, calibration error {self.calibration_error:.4f} on {self.images} images{left_out}"]
+        return [f"{line}, calibration error {self.calibration_error:.4f} on {amount(self.images, 'image')}{left_out}"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain data."""

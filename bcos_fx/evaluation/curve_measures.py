@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.evaluation.localisation import slug
 from bcos_fx.evaluation.predictions import EvaluationTask
 from bcos_fx.evaluation.runner import Runner
@@ -34,7 +35,9 @@ class CurveSet(Displayed):
 
     def brief(self) -> list[str]:
         """Return the mean over the curve of each method."""
-        means = [f"  {name}: {values.mean():.4f} on {len(values)} images" for name, values in self.values.items()]
+        means = [
+            f"  {name}: {values.mean():.4f} on {amount(len(values), 'image')}" for name, values in self.values.items()
+        ]
         return [f"{self.measure}, mean over the curve:", *means]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, check_choice
+from bcos_fx.escaping import amount
 from bcos_fx.evaluation.measured import bootstrap
 from bcos_fx.evaluation.predictions import EvaluationTask, predict
 from bcos_fx.evaluation.runner import Runner, Track, untracked
@@ -102,7 +103,7 @@ class Localisation(Displayed):
         side, (low, high) = self.protocol.side, self.interval
         lines = [
             f"GridPG {side}x{side}, {self.protocol.name}: {self.method} {self.mean:.3f} (95 % in {low:.3f} to "
-            f"{high:.3f}; chance {1 / self.protocol.cells:.3f}; {len(self.grids)} grids)"
+            f"{high:.3f}; chance {1 / self.protocol.cells:.3f}; {amount(len(self.grids), 'grid')})"
         ]
         return [*lines, *(f"  note: {note}" for note in self.notes)]
 
@@ -237,7 +238,7 @@ def composed(images: Tensor, side: int) -> Tensor:
     """Put images (side², C, h, w) into one (C, side · h, side · w): number k at row k mod side, column k div side."""
     count, channels, height, width = images.shape
     if count != side * side:
-        raise UsageError(f"{count} images do not fill a grid of {side}x{side}")
+        raise UsageError(f"{amount(count, 'image')} do not fill a grid of {side}x{side}")
     columns = images.reshape(side, side, channels, height, width)  # column, row, C, h, w
     return columns.permute(2, 1, 3, 0, 4).reshape(channels, side * height, side * width)
 

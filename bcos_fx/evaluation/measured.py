@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.evaluation.plots import new_axes
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def bootstrap_interval(values: Tensor, *, level: float = 0.95, seed: int = 0) ->
     """
     if not values.numel() or not 0 < level < 1:
         raise UsageError(
-            f"no interval of level {level!r} for {len(values)} samples", hint="level=0.95, of some samples"
+            f"no interval of level {level!r} for {amount(len(values), 'sample')}", hint="level=0.95, of some samples"
         )
     return bootstrap(values.detach().double().cpu().numpy(), level=level, seed=seed)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bcos_fx.escaping import amount
 from bcos_fx.lazy import library
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def boxes(results: Sequence[Scores]) -> Figure:
 
 def _label(result: Scores, most: int) -> str:
     grids = len(result.grids)
-    return result.method if grids == most else f"{result.method} ({grids} grid{'s' if grids > 1 else ''})"
+    return result.method if grids == most else f"{result.method} ({amount(grids, 'grid')})"
 
 
 def curves(

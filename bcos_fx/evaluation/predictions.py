@@ -15,6 +15,7 @@ from bcos_fx.data.batches import Batches
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.identity import digest_of_data, structure_of, values_of
@@ -117,7 +118,7 @@ def predict(task: EvaluationTask, runner: Runner, *, batch_size: int = 32) -> Pr
     predictions = tuple(Prediction(*row) for part in found for row in part["rows"])
     unreadable = {name: reason for part in found for name, reason in part["unreadable"].items()}
     if not predictions:
-        raise UsageError(f"none of the {total} images can be read", where=next(iter(unreadable.values())))
+        raise UsageError(f"of {amount(total, 'image')} none can be read", where=next(iter(unreadable.values())))
     return Predictions(predictions, unreadable)
 
 
@@ -162,7 +163,7 @@ def _judged_outputs(model: nn.Module, images: Tensor) -> Tensor:
         outputs = class_outputs(model, images)
     if outputs.shape[1] < 2:
         raise UsageError(
-            f"the network gives {tuple(outputs.shape)} for {len(images)} images",
+            f"the network gives {tuple(outputs.shape)} for {amount(len(images), 'image')}",
             hint="evaluation needs a classifier: (N, classes), of at least two classes",
         )
     if not bool(torch.isfinite(outputs).all()):

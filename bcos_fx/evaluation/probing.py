@@ -25,6 +25,7 @@ from bcos_fx.data.batches import Batches
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.evaluation.clip_benchmark import rates
 from bcos_fx.lazy import check_installed
 
@@ -111,7 +112,9 @@ def _embedded(model: nn.Module, images: Tensor) -> Tensor:
         found = model(images)
     if not isinstance(found, Tensor) or found.dim() != 2:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UsageError(f"the network gives {shape} for {len(images)} images", hint="a probe needs one row for each")
+        raise UsageError(
+            f"the network gives {shape} for {amount(len(images), 'image')}", hint="a probe needs one row for each"
+        )
     if not bool(torch.isfinite(found).all()):
         raise UsageError("the network gives NaN or infinity", hint="was it trained with these images, and in [0, 1]?")
     return functional.normalize(found.double(), dim=1).cpu()
@@ -159,7 +162,7 @@ def _check(train: Embedded, test: Embedded, weight_decays: Sequence[float]) -> N
     counts = counts[counts > 0]
     if len(counts) < 2 or int(counts.min()) < 2:
         raise UsageError(
-            f"a probe cannot be fitted to {len(train.labels)} images of {len(counts)} classes",
+            f"a probe cannot be fitted to {amount(len(train.labels), 'image')} of {amount(len(counts), 'class')}",
             hint="give at least two classes, and at least two images of each",
         )
     if train.features.shape[1] != test.features.shape[1]:

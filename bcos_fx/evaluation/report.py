@@ -6,11 +6,11 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bcos_fx.escaping import shown_in_html
+from bcos_fx.escaping import amount, shown_in_html
 from bcos_fx.evaluation.examples import example_cards
 from bcos_fx.evaluation.plots import boxes, curves
 from bcos_fx.evaluation.session import Evaluation
@@ -169,12 +169,7 @@ def _unreadable(evaluation: Evaluation) -> str:
         return ""
     items = [f"<li>{shown_in_html(name)}: {shown_in_html(why)}</li>" for name, why in list(found.items())[:_LISTED]]
     more = f"<li>and {len(found) - _LISTED} more</li>" if len(found) > _LISTED else ""
-    return f'<p class="wrong">{counted_images(found)} could not be read</p><ul>{"".join(items)}{more}</ul>'
-
-
-def counted_images(found: Sized) -> str:
-    """Return how many images these are, in words."""
-    return f"{len(found)} image{'' if len(found) == 1 else 's'}"
+    return f'<p class="wrong">{amount(len(found), "image")} could not be read</p><ul>{"".join(items)}{more}</ul>'
 
 
 def _settings(evaluation: Evaluation) -> str:

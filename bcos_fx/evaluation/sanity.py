@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, check_choice, nearest
+from bcos_fx.escaping import amount
 from bcos_fx.evaluation.measured import Measured, checked_maps
 from bcos_fx.evaluation.plots import new_axes
 from bcos_fx.methods.checks import check_images, check_targets
@@ -52,7 +53,7 @@ class Randomised(Displayed):
     def brief(self) -> list[str]:
         """Return how alike maps still are with all weights random, for each similarity."""
         rows = [f"  {measured}" for measured in self.measured.values()]
-        return [f"Randomised, {len(self.layers)} layers, the last one:", *rows]
+        return [f"Randomised, {amount(len(self.layers), 'layer')}, the last one:", *rows]
 
     @property
     def curve(self) -> dict[str, Tensor]:

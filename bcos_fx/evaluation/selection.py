@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from bcos_fx.errors import UsageError, check_choice
+from bcos_fx.escaping import amount
 from bcos_fx.evaluation.scoring import SMOOTH
 
 CONFIDENCES = ("sigmoid", "softmax")
@@ -232,7 +233,7 @@ def _too_few(predictions: Sequence[Prediction], ordered: dict[int, list[int]], p
     return UsageError(
         f"the images do not suffice for one grid of {protocol.side}x{protocol.side}: it needs more than "
         f"{protocol.cells} classes with a correctly and confidently classified image, and there are {len(ordered)}",
-        where=f"{len(predictions)} images, {correct} classified correctly, {confident} of them with "
+        where=f"{amount(len(predictions), 'image')}, {correct} classified correctly, {confident} of them with "
         f"{protocol.confidence} > {protocol.threshold:g}",
         hint="give more images, smaller grids, or the protocol fair with a lower threshold"
         if correct

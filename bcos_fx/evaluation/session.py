@@ -13,6 +13,7 @@ from bcos_fx.data.batches import enlarged
 from bcos_fx.data.datasets import unmatched
 from bcos_fx.display import Displayed
 from bcos_fx.errors import BcosFxError, UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.evaluation.correctness import Accuracy, judged_accuracy
 from bcos_fx.evaluation.curve_measures import CurveSet
 from bcos_fx.evaluation.localisation import Localisation, play
@@ -71,7 +72,7 @@ class Evaluation(Displayed):
         yield ["measure", "method", "value", "low", "high", "on"]
         found = self.accuracy
         if found is not None:
-            images = f"{found.images} images"
+            images = f"{amount(found.images, 'image')}"
             yield ["top-1 accuracy", "network", found.top1, *found.interval, images]
             yield ["top-5 accuracy", "network", found.top5, "", "", images]
             if found.agreement is not None and found.original_top1 is not None:
@@ -81,11 +82,11 @@ class Evaluation(Displayed):
         for results in self.localisations:
             for result in results:
                 measure = f"GridPG {result.protocol.side}x{result.protocol.side} ({result.protocol.name})"
-                yield [measure, result.method, result.mean, *result.interval, f"{len(result.grids)} grids"]
+                yield [measure, result.method, result.mean, *result.interval, f"{amount(len(result.grids), 'grid')}"]
         for curve in self.curves:
             measure = f"{curve.measure}, mean over the curve"
             for method, values in curve.values.items():
-                yield [measure, method, float(values.mean()), "", "", f"{len(values)} images"]
+                yield [measure, method, float(values.mean()), "", "", f"{amount(len(values), 'image')}"]
 
     def brief(self) -> list[str]:
         """Return a line for each figure."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.explain import explain
 
 
@@ -52,7 +53,7 @@ class Contributions:
         given = inputs if isinstance(inputs, tuple) else (inputs,)
         if len(given) != 1:
             raise UsageError(
-                f"{len(given)} inputs were given to explain at once",
+                f"{amount(len(given), 'input')} were given to explain at once",
                 hint="give the first alone, the others as additional_forward_args",
             )
         more = additional_forward_args if additional_forward_args is not None else ()

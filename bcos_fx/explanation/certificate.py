@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx
 
 from bcos_fx.display import Displayed
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.preparation import Prepared
 from bcos_fx.nn.dynamic import DynamicLayer
 from bcos_fx.report.collect import op_name
@@ -123,7 +124,8 @@ class Certificate(Displayed):
         """Return the verdict, the first breaks, and how many constants and choices there are."""
         listed = Certificate.to_text(replace(self, constants=(), choices=(), breaks=self.breaks[:_FIRST]))
         more = [f"  and {len(self.breaks) - _FIRST} more"] if len(self.breaks) > _FIRST else []
-        counts = f"{len({constant.source for constant in self.constants})} constants, {len(self.choices)} gates chosen"
+        constants = amount(len({constant.source for constant in self.constants}), "constant")
+        counts = f"{constants}, {amount(len(self.choices), 'gate')} chosen"
         return [f"Certificate: {listed}", *more, f"  {counts}"]
 
     def to_text(self) -> str:
@@ -138,9 +140,7 @@ class Certificate(Displayed):
         else:
             yield f"not dynamic linear: {self.explained} is not {terms} + constants"
             yield from _listed("breaks at", [str(found) for found in self.breaks])
-        yield from _listed(
-            "1 constant contributes" if len(sources) == 1 else f"{len(sources)} constants contribute", sources
-        )
+        yield from _listed(f"{amount(len(sources), 'constant')} contribute{'s' if len(sources) == 1 else ''}", sources)
         yield from _listed("gates chosen", [f"{c.gate} in {c.node}: {c.why}" for c in self.choices])
 
     def __str__(self) -> str:

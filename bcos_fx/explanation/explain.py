@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bcos_fx.data.classes import check_class_count
 from bcos_fx.errors import UsageError, VerificationError
-from bcos_fx.escaping import listed
+from bcos_fx.escaping import amount, listed
 from bcos_fx.explanation.arranged import arranged_view_of
 from bcos_fx.explanation.axes import Axes
 from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, Completeness, coarsest_precision, judged
@@ -339,7 +339,7 @@ def _check_images(model: nn.Module, images: object, given: Sequence[Tensor]) -> 
     if images.is_floating_point() and not bool(torch.isfinite(images).all()):
         broken = (~torch.isfinite(images)).reshape(len(images), -1).any(1).nonzero().flatten().tolist()
         raise UsageError(
-            f"{len(broken)} of {len(images)} images hold NaN or infinity, the first is number {broken[0]}",
+            f"{len(broken)} of {amount(len(images), 'image')} hold NaN or infinity, the first is number {broken[0]}",
             hint="leave them out: images[images.isfinite().flatten(1).all(1)]",
         )
     if isinstance(model, BcosNetwork):
@@ -358,7 +358,7 @@ def _check_count(view: ExplanationView, given: int) -> None:
     if given != len(view.inputs):
         names = ", ".join(str(node.target) for node in view.inputs)
         raise UsageError(
-            f"{given} inputs were given, the network takes {len(view.inputs)} ({names})",
+            f"{amount(given, 'input')} given, the network takes {len(view.inputs)} ({names})",
             hint="give the first as images, and the rest in order as others=",
         )
 

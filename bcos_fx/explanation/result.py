@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import UsageError
-from bcos_fx.escaping import shown
+from bcos_fx.escaping import amount, shown
 from bcos_fx.explanation.completeness import Sums
 
 _LISTED = 5
@@ -296,9 +296,9 @@ class Result:
         return f"{label}: {output:.4g} = {own:.4g} from the input {constants:+.4g} constants {residual:+.1e} residual"
 
     def __repr__(self) -> str:
-        count = f"{len(self)} sample{'s' * (len(self) != 1)}"
+        count = amount(len(self), "sample")
         count += f", {self.output.shape[1]} targets each" if self.several else ""
-        lines = [f"Explanation of {count}: {self.where} = W(x)·x + {len(self.constants)} constants"]
+        lines = [f"Explanation of {count}: {self.where} = W(x)·x + {amount(len(self.constants), 'constant')}"]
         lines += [f"  {self.warning}"] if self.warning else []
         lines += [f"  {line}" for line in self.summary()]
         if len(self) > _LISTED:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bcos_fx.data.classes import class_named, classes_named
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.weights import Select
 
 _TOP = re.compile(r"top[1-9][0-9]*|all")
@@ -168,7 +169,7 @@ def _checked(numbers: object, outputs: Tensor) -> Tensor:
     if not isinstance(numbers, Tensor) or numbers.dim() not in (1, 2) or len(numbers) != len(outputs):
         shape = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
         raise UsageError(
-            f"the target function returned {shape} for {len(outputs)} samples",
+            f"the target function returned {shape} for {amount(len(outputs), 'sample')}",
             hint="return one number per sample: (N,)",
         )
     if not numbers.requires_grad:
@@ -224,7 +225,7 @@ def _indices(target: object, outputs: Tensor) -> tuple[Tensor, bool]:
         return tensor.long().expand(samples, 1), True
     if len(tensor) != samples:
         raise UsageError(
-            f"the target has {len(tensor)} entries for {samples} samples",
+            f"the target has {len(tensor)} entries for {amount(samples, 'sample')}",
             hint="one index per sample, or for several outputs of each sample a list of lists",
         )
     return (tensor.long().unsqueeze(1), True) if tensor.dim() == 1 else (tensor.long(), False)

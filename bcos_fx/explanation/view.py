@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError, nearest
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.axes import Axes, axes_of
 from bcos_fx.explanation.certificate import Certificate, certificate, uncounted, unfinished, with_breaks
 from bcos_fx.explanation.foreign import traced
@@ -360,16 +361,15 @@ def in_order(names: Sequence[str], inputs: ExampleInputs) -> list[Tensor]:
         UsageError: a name is unknown, or one is missing; or there are more or less.
     """
     if isinstance(inputs, Mapping):
-        for name in inputs:
-            if name not in names:
-                raise UsageError(f"the network has no input {name!r}", hint=nearest(name, names))
+        for name in inputs.keys() - set(names):
+            raise UsageError(f"the network has no input {name!r}", hint=nearest(name, names))
         missing = [name for name in names if name not in inputs]
         if missing:
             raise UsageError(f"the input {missing[0]!r} is missing", hint=f"the network takes {', '.join(names)}")
         return [inputs[name] for name in names]
     given = [inputs] if isinstance(inputs, Tensor) else [value for value in inputs if isinstance(value, Tensor)]
     if len(given) != len(names):
-        raise UsageError(f"{len(given)} inputs were given, the network takes {len(names)} ({', '.join(names)})")
+        raise UsageError(f"{amount(len(given), 'input')} given, the network takes {len(names)} ({', '.join(names)})")
     return given
 
 

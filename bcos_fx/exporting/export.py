@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from bcos_fx.errors import TraceError, UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.view import in_order
 from bcos_fx.exporting.formats import format_of
 from bcos_fx.exporting.graphs import ANY, program
@@ -64,7 +65,7 @@ class ExportedFile:
             f"run from the file: this package's own numbers, but for {self.check.difference:.1e} of the largest",
         ]
         if self.check.completeness is not None:
-            sums = f"contributions + {len(self.constants)} constants = output"
+            sums = f"contributions + {amount(len(self.constants), 'constant')} = output"
             lines.append(f"{sums}: {self.check.completeness}, largest gap {self.check.gap:.1e} of the terms")
         return "\n".join([*lines, *([f"one sample at a time: {self.why_one}"] if self.why_one else [])])
 

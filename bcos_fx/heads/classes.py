@@ -11,6 +11,7 @@ from typing import Any
 
 from bcos_fx.data.classes import check_class_count
 from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.escaping import amount
 
 _IMAGENET = 1000
 _WORDNET = re.compile(r"n[0-9]{8}")
@@ -41,7 +42,7 @@ def find_classes(wanted: Sequence[int | str], outputs: int, names: Sequence[str]
     if wrong:
         more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
         raise UsageError(
-            f"{len(wrong)} of {len(wanted)} classes are not found among the network's {outputs}: "
+            f"{len(wrong)} of {amount(len(wanted), 'class')} are not found among the network's {outputs}: "
             f"{'; '.join(wrong[:_LISTED])}{more}",
             hint="name classes by index, by WordNet id or as the network's classes are named (class_names= lists them)",
         )

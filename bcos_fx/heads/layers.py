@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.heads.classes import find_classes
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import LogitLayer
@@ -51,7 +52,9 @@ def with_subset_head(network: BcosNetwork, indices: Sequence[int]) -> BcosNetwor
         raise UsageError(f"the classes {kept} cannot be kept of {outputs}", hint="two or more of them, each once")
     new = _exchanged(network, len(kept), lambda layer: _selected(layer, kept, outputs))
     shown = ", ".join(map(str, kept[:_SHOWN])) + (", ..." if len(kept) > _SHOWN else "")
-    note = f"the head has {len(kept)} of the original's {outputs} classes ({shown}); figures are of all of them"
+    note = (
+        f"the head has {len(kept)} of the original's {amount(outputs, 'class')} ({shown}); figures are of all of them"
+    )
     new.with_report(dataclasses.replace(new.report, notes=(*new.report.notes, note)))
     return new.with_record(classes=tuple(network.record.classes[index] for index in kept if network.record.classes))
 
@@ -119,7 +122,7 @@ def _selected(layer: nn.Module, kept: Sequence[int], outputs: int) -> nn.Module:
     """Return the layer with some of its rows."""
     if len(layer.get_parameter("weight")) != outputs or getattr(layer, "groups", 1) != 1:
         raise UsageError(
-            f"the last layer has {len(layer.get_parameter('weight'))} rows for {outputs} classes",
+            f"the last layer has {len(layer.get_parameter('weight'))} rows for {amount(outputs, 'class')}",
             hint="only a linear layer or a convolution with a row per class can keep some of its rows",
         )
     with torch.random.fork_rng():

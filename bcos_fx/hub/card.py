@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bcos_fx.data.preprocessing import is_photograph
-from bcos_fx.escaping import shown_in_a_line
+from bcos_fx.escaping import amount, shown_in_a_line
 from bcos_fx.explanation.certify import certify
 from bcos_fx.network import BcosNetwork
 from bcos_fx.network.facts import described
@@ -80,7 +80,7 @@ def _body(network: BcosNetwork, name: str, picture: str | None, measured: Mappin
     yield from _table(rows)
     if record.classes:
         listed = ", ".join(_text(each) for each in record.classes[:_MOST_NAMES])
-        yield f"\n<details><summary>{len(record.classes)} classes</summary>\n\n{listed}\n\n</details>"
+        yield f"\n<details><summary>{amount(len(record.classes), 'class')}</summary>\n\n{listed}\n\n</details>"
     yield (
         "\nThe file is data: reading it runs no code. Its checksum detects damage and is not a signature. An "
         "explanation shows how an answer came about, and not that it is right."
@@ -91,7 +91,7 @@ def _proofs(network: BcosNetwork) -> Iterator[tuple[str, str]]:
     report, found = network.report, network.report.figures.verification
     certificate = certify(network)
     sources = len({constant.source for constant in certificate.constants})
-    linear = f"dynamic linear: {certificate.explained} = W(x)·x + {sources} constants"
+    linear = f"dynamic linear: {certificate.explained} = W(x)·x + {amount(sources, 'constant')}"
     reasons = "; ".join(map(str, certificate.breaks[:3]))
     yield "certificate", linear if certificate.ok else f"not dynamic linear: {reasons}"
     line = verdict(report)

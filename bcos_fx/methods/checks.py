@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import UsageError, check_choice
+from bcos_fx.escaping import amount
 
 SCORES = ("softmax", "sigmoid", "logit")
 """What of a class is watched: its probability among all classes, its own probability, or its output as it is."""
@@ -44,7 +45,7 @@ def check_targets(images: Tensor, targets: object, classes: int | None = None) -
     indices = targets.unsqueeze(1) if targets.dim() == 1 else targets
     if indices.dim() != 2 or len(indices) != len(images) or not indices.shape[1]:
         raise UsageError(
-            f"targets have shape {tuple(targets.shape)} for {len(images)} images",
+            f"targets have shape {tuple(targets.shape)} for {amount(len(images), 'image')}",
             hint="give one row of classes per image: (N, K)",
         )
     wrong = indices[(indices < 0) | (indices >= (classes if classes is not None else indices.max() + 1))]
@@ -64,7 +65,7 @@ def class_outputs(network: Callable[[Tensor], Any], images: Tensor) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(images):
         given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise UsageError(
-            f"the network gives {given} for {len(images)} images, not one row of class outputs each",
+            f"the network gives {given} for {amount(len(images), 'image')}, not one row of class outputs each",
             hint="wrap it in a module that returns a tensor (N, classes)",
         )
     return outputs

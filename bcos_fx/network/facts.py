@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 
 from bcos_fx.data.classes import check_class_count
 from bcos_fx.errors import BcosFxError
+from bcos_fx.escaping import amount
 
 MOST_CLASSES, LONGEST_NAME, MOST_RUNS, _LONGEST_TEXT, _MOST_OPTIONS = 200_000, 1_000, 1_000, 2_000, 100
 _SHOWN = 5
@@ -63,8 +64,8 @@ class TrainingRun:
     accuracy: float | None = None
 
     def __str__(self) -> str:
-        counted = "" if self.images is None else f" ({self.images:,} images)"
-        parts = [f"{self.recipe}, {self.epochs} epoch{'s' * (self.epochs != 1)} on {self.data}{counted}"]
+        counted = "" if self.images is None else f" ({amount(self.images, 'image')})"
+        parts = [f"{self.recipe}, {amount(self.epochs, 'epoch')} on {self.data}{counted}"]
         parts += [
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self.options.items()

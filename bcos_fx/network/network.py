@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from bcos_fx.data.batches import prepared
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.errors import UsageError, nearest
+from bcos_fx.escaping import amount
 from bcos_fx.network.facts import check_facts
 from bcos_fx.network.record import InputSpec, Record
 from bcos_fx.report import Report
@@ -217,7 +218,7 @@ class BcosNetwork(nn.Module):
         specs = self.record.inputs[: len(inputs)] if partly else self.record.inputs
         if len(inputs) != len(specs):
             names = ", ".join(spec.name for spec in specs)
-            raise UsageError(f"{len(inputs)} inputs were given, the network takes {len(specs)} ({names})")
+            raise UsageError(f"{amount(len(inputs), 'input')} given, the network takes {len(specs)} ({names})")
         for spec, value in zip(specs, inputs, strict=True):
             if not isinstance(value, Tensor):
                 raise UsageError(f"the input {spec.name!r} is a {type(value).__name__}", hint="give a tensor")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.files import check_target, replacing
 from bcos_fx.lazy import check_installed
 from bcos_fx.report.layout import Bus, Change, Column, Layout, lay_out
@@ -137,7 +138,10 @@ def _figure(report: Findings) -> Figure:
 
 def _title(report: Findings) -> tuple[str, str]:
     share = f"{report.coverage.share:.1%} of linear and convolution parameters are B-cos"
-    return f"recipe {report.recipe}", f"{share}; {len(report.before)} nodes as traced, {len(report.nodes)} now"
+    return (
+        f"recipe {report.recipe}",
+        f"{share}; {amount(len(report.before), 'node')} as traced, {len(report.nodes)} now",
+    )
 
 
 def _write_head(axes: Axes, title: tuple[str, str], width: float) -> None:

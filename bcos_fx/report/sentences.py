@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bcos_fx.escaping import amount
 from bcos_fx.report.model import Calibration, Findings
 
 # Above this change of the output, relative to its size, a network is no longer the one that was trained.
@@ -104,7 +105,7 @@ def overall(verification: Mapping[str, Any]) -> str:
 
 def calibration_sentence(calibration: Calibration) -> str:
     """Say in one sentence how well the network answered before and after its calibration."""
-    sentence = f"Calibrated on {calibration.images:,} images, without labels"
+    sentence = f"Calibrated on {amount(calibration.images, 'image')}, without labels"
     sentence += f"; gains matched to the {calibration.reference}" if calibration.reference == "original" else ""
     before, after = calibration.before, calibration.after
     if before is not None and after is not None:

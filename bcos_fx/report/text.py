@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bcos_fx.escaping import listed
+from bcos_fx.escaping import amount, listed
 from bcos_fx.report.model import Drift, Findings, NodeRow
 from bcos_fx.report.sentences import (
     calibration_sentence,
@@ -218,7 +218,7 @@ def _unknown(report: Findings) -> RenderableType | None:
 
 def _unused(report: Findings) -> RenderableType | None:
     counts = Counter(name.split(".")[0] for name in report.unused)
-    rows = [(module, f"{count} parameter{'s' if count > 1 else ''}") for module, count in counts.items()]
+    rows = [(module, amount(count, "parameter")) for module, count in counts.items()]
     return _facts(rows) if rows else None
 
 

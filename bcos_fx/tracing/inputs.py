@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from bcos_fx.errors import TraceError, UsageError, nearest
-from bcos_fx.escaping import listed
+from bcos_fx.escaping import amount, listed
 from bcos_fx.tracing.arguments import oddity
 from bcos_fx.tracing.modules import Alone
 
@@ -142,7 +142,7 @@ def axes_by_name(names: Sequence[str], given: Sequence[Tensor], batch_axis: Batc
         UsageError: there is no such dimension or input, or inputs hold different numbers of samples.
     """
     if len(names) != len(given):
-        raise UsageError(f"{len(given)} inputs were given, the network takes {len(names)} ({', '.join(names)})")
+        raise UsageError(f"{amount(len(given), 'input')} given, the network takes {len(names)} ({', '.join(names)})")
     asked = batch_axis if isinstance(batch_axis, Mapping) else {names[0]: batch_axis}
     for name, axis in asked.items():
         if name not in names:

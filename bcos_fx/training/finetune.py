@@ -23,6 +23,7 @@ from bcos_fx.data.preprocessing import Preprocessing, is_photograph
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.lazy import check_installed
 from bcos_fx.locking import holding
 from bcos_fx.network import BcosNetwork
@@ -328,7 +329,8 @@ def _settled(network: BcosNetwork, images: Tensor | None, training: Training) ->
         network = without_zero_constants(network, synthetic_batch(network) if images is None else images.to(like))
     pressures = {path: m.b for path, m in network.named_modules() if isinstance(getattr(m, "b", None), float)}
     b: Any = pressures if len(set(pressures.values())) > 1 else next(iter(pressures.values()), 1.0)
-    note = f"fine-tuned for {training.epochs} epochs: weights, and figures of drift, are not those of the conversion"
+    epochs = amount(training.epochs, "epoch")
+    note = f"fine-tuned for {epochs}: weights, and figures of drift, are not those of the conversion"
     notes = (*(n for n in network.report.notes if not n.startswith("fine-tuned for")), note)
     report = network.report
     figures = dataclasses.replace(report.figures, trained=report.figures.trained + 1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bcos_fx.data.classes import classes_named
 from bcos_fx.data.sources import ImageSource
 from bcos_fx.errors import UsageError, check_choice
+from bcos_fx.escaping import amount
 from bcos_fx.heads.layers import with_classes, with_new_head
 from bcos_fx.network import BcosNetwork
 from bcos_fx.training.sources import Renumbered
@@ -59,7 +60,7 @@ class Head:
         if classes < outputs and not source.classes:
             return network
         raise UsageError(
-            f"the data has {classes} classes, and the network {outputs}",
+            f"the data has {amount(classes, 'class')}, and the network {outputs}",
             hint="head='new' gives it a new last layer for them, head='subset' keeps "
             "its rows for classes that it knows; or take the data that it was made for",
         )
@@ -92,7 +93,7 @@ def _count(source: ImageSource) -> int:
     if empty:
         shown = ", ".join(repr(source.classes[index]) for index in empty[:5]) + (", ..." if len(empty) > 5 else "")
         raise UsageError(
-            f"there are {len(labels)} images of {count} classes, and none of {len(empty)} of them: {shown}",
+            f"there are {amount(len(labels), 'image')} of {count} classes, and none of {len(empty)} of them: {shown}",
             hint="give every class an image at least, or leave it out",
         )
     return count

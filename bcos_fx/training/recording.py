@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from bcos_fx.errors import TrainingError, UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.explanation import Explanation
 from bcos_fx.explanation.explain import explain
 from bcos_fx.files import replacing
@@ -246,7 +247,7 @@ def duration(seconds: float) -> str:
     for unit, size in (("hour", 3600), ("minute", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.{1 if seconds < 10 * size and unit == 'hour' else 0}f} {unit}s"
-    return f"{max(1, round(seconds))} second{'s' * (round(seconds) > 1)}"
+    return amount(max(1, round(seconds)), "second")
 
 
 def shares(found: Explanation, without: tuple[str, ...] = ()) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from bcos_fx.escaping import amount
 from bcos_fx.training.recipe import Training
 
 ENOUGH_STEPS = 1000
@@ -31,7 +32,7 @@ class Sizing:
     def __str__(self) -> str:
         chosen, each = self.training, steps_per_epoch(self.images, self.training)
         return (
-            f"{self.images:,} images, {chosen.epochs} epoch{'s' * (chosen.epochs != 1)} of {each:,} "
+            f"{amount(self.images, 'image')}, {amount(chosen.epochs, 'epoch')} of {each:,} "
             f"step{'s' * (each != 1)} (batches of {min(chosen.batch_size, self.images)}), {chosen.optimizer.name} at "
             f"{chosen.optimizer.lr:g}"
         )
@@ -54,7 +55,7 @@ def sized(training: Training, images: int, given: Collection[str], counts: Seque
             training = dataclasses.replace(training, epochs=max(training.epochs, min(lacking, _MOST_EPOCHS)))
     if training != recipe:
         notes.append(
-            f"the recipe's {recipe.epochs} epochs in batches of {recipe.batch_size} would be "
+            f"the recipe's {amount(recipe.epochs, 'epoch')} in batches of {recipe.batch_size} would be "
             f"{recipe.epochs * steps_per_epoch(images, recipe):,} steps; --epochs and --batch-size decide otherwise"
         )
     steps = training.epochs * steps_per_epoch(images, training)
@@ -75,4 +76,4 @@ def _batch_size(largest: int, images: int) -> int:
 
 def _about_classes(counts: Sequence[int]) -> list[str]:
     single = sum(count == 1 for count in counts)
-    return [f"{single} of {len(counts)} classes have a single image: expect little of them"] if single else []
+    return [f"{single} of {amount(len(counts), 'class')} have a single image: expect little of them"] if single else []

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.escaping import amount
 from bcos_fx.network import BcosNetwork
 
 WHOLE, RESHAPED, TRANSPOSED, CUT, HALVES, UNUSED, REMOVED, MISSING = (
@@ -76,7 +77,7 @@ class ParameterCoverage:
         ways = dict.fromkeys(row.how for row in self.rows)
         counts = ", ".join(f"{self.count(how)} {how}" for how in ways)
         named = f": {', '.join(self.missing[:5])}" if self.missing else ""
-        return f"{len(self.rows)} parameters: {counts}{named}"
+        return f"{amount(len(self.rows), 'parameter')}: {counts}{named}"
 
 
 def parameter_coverage(original: nn.Module, converted: BcosNetwork) -> ParameterCoverage:

@@ -194,7 +194,7 @@ def test_bad_input_ends_with_2_and_writes_nothing(
     cases = [
         ((raised, "--data", "photograph"), "did you mean 'photographs'"),
         ((raised, "--data", "empty"), "there are no images"),
-        ((raised, "--data", "bad"), "none of the 1 images can be read"),
+        ((raised, "--data", "bad"), "of 1 image none can be read"),
         ((weights, "--data", photographs), "not a converted network"),
         ((raised, "--data", photographs, "-o", raised), "is there already"),
         ((raised, "--data", photographs, "--original", "nothing.pth", "--arch", TINY), "nothing.pth"),

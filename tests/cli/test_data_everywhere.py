@@ -201,7 +201,7 @@ ERRORS: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "empty folder": (_empty_folder, ("there are no images in", "data", "images end in")),
     "empty class": (_empty_class, ("there are no images of '9' in", "remove its folder")),
     "nothing there": (lambda root: make_folder(root / "data").with_name("dat"), ("no data at", "did you mean 'data'")),
-    "unreadable": (_all_unreadable, ("none of the 6 images can be read", "no image of a known kind")),
+    "unreadable": (_all_unreadable, ("of 6 images none can be read", "no image of a known kind")),
     "integers": (
         lambda root: make_npz_of_arrays(root / "data.npz", images=stacked().transpose(0, 3, 1, 2).astype(np.int32)),
         ("of ", "data.npz holds int32 values", "give bytes (uint8)"),

@@ -35,7 +35,7 @@ def test_an_image_is_explained_by_a_picture_and_a_sum(run: Run, artifact: Path, 
     done = run("explain", artifact, photographs / "0.png")
     assert done.exit_code == 0, done.output
     assert "residual" in done.stdout
-    assert "1 of 1 images explained" in done.stdout
+    assert "1 of 1 image explained" in done.stdout
     assert Path("explanation.png").stat().st_size > 5_000
 
 
@@ -63,7 +63,7 @@ def test_a_corrupt_image_is_skipped_and_listed(run: Run, artifact: Path, spoilt:
     assert Path("all.html").exists()
     alone = run("explain", artifact, spoilt / "bad.jpg", "-o", "none.html")
     assert alone.exit_code == 2
-    assert "none of the 1 images" in alone.stderr
+    assert "of 1 image none" in alone.stderr
     assert not Path("none.html").exists()
 
 

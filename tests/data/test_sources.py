@@ -277,7 +277,7 @@ def test_images_have_no_labels_where_no_folder_tells_them(tmp_path: Path, caplog
         bare.check_labeled()
     (tmp_path / "classes" / "cover.png").write_bytes(next(first.glob("*.png")).read_bytes())
     assert open_source(tmp_path / "classes").labels == LABELS  # an image beside the folders takes no class its label
-    assert "1 images beside the folders of classes" in caplog.text
+    assert "1 image beside the folders of classes" in caplog.text
 
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_unreadable_images_are_counted_and_listed(network: BcosNetwork) -> None:
     assert not {3, 17} & {index for grid in found.grids for index in grid.images}
     pytest.importorskip("torchmetrics")
     assert accuracy(network, Flawed(images(40), set(range(32)))).images == 8
-    with pytest.raises(UsageError, match="none of the 40 images can be read"):
+    with pytest.raises(UsageError, match="of 40 images none can be read"):
         gridpg(network, Flawed(images(40), set(range(40))))
 
 

@@ -70,11 +70,11 @@ def test_what_is_no_index_is_refused(target: Any, wide: bool, network: Any) -> N
 def test_too_many_and_too_few_inputs_are_counted(network: Any) -> None:
     with pytest.raises(UsageError) as caught:
         bcos_fx.explain(network, images(), 0, others=[images()])
-    assert caught.value.what == "2 inputs were given, the network takes 1 (x)"
+    assert caught.value.what == "2 inputs given, the network takes 1 (x)"
     assert "others=" in str(caught.value.hint)
     torch.manual_seed(0)
     pair = bcos_fx.bcosify(Pair().double(), example_inputs=[images(2), images(2)], recipe="equivalent")
-    with pytest.raises(UsageError, match=r"1 inputs were given, the network takes 2 \(x, y\)"):
+    with pytest.raises(UsageError, match=r"1 input given, the network takes 2 \(x, y\)"):
         bcos_fx.explain(pair, images(), 0)
     assert bcos_fx.explain(pair, images(), 0, others=[images()]).complete
 

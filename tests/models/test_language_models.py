@@ -127,7 +127,7 @@ def test_tokens_stay_with_their_samples(explained: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
-        (["one", "sample"], "1 samples, and 2"),
+        (["one", "sample"], "1 sample, and 2"),
         ([["a"] * 5, ["b"]], "5 tokens, the network was given 4"),
         ([["a", 3], ["b"]], "2 tokens"),
     ],

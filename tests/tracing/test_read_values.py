@@ -77,7 +77,7 @@ def test_an_explanation_is_refused_where_the_network_refuses(tokens: Tensor) -> 
         bcos_fx.certify(network, {"mask": PADDED, "x": tokens})
     with pytest.raises(UsageError, match="no input 'maks'"):
         bcos_fx.certify(network, {"x": tokens, "maks": FULL})
-    with pytest.raises(UsageError, match=r"1 inputs were given, the network takes 2 \(x, mask\)"):
+    with pytest.raises(UsageError, match=r"1 input given, the network takes 2 \(x, mask\)"):
         bcos_fx.certify(network, tokens)
 
 

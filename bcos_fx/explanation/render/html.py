@@ -9,7 +9,7 @@ from importlib import resources
 
 from PIL import Image
 
-from bcos_fx.escaping import shown_in_html
+from bcos_fx.escaping import amount, shown_in_html
 from bcos_fx.explanation.render.color import background, images, overlaid, planes, portrait, signed, to_image
 from bcos_fx.explanation.render.tokens import spans
 from bcos_fx.explanation.result import Result
@@ -138,7 +138,7 @@ def _constants(sample: Result) -> str:
     if not largest:
         return "<p>No constant contributes.</p>"
     items = "".join(f"<li>{shown_in_html(source)}: {value:+.3g}</li>" for source, value in largest)
-    return f"<details><summary>{len(sample.constants)} constants</summary><ul>{items}</ul></details>"
+    return f"<details><summary>{amount(len(sample.constants), 'constant')}</summary><ul>{items}</ul></details>"
 
 
 def _scores(sample: Result) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bcos_fx.errors import UsageError
-from bcos_fx.escaping import shown_in_html
+from bcos_fx.escaping import amount, shown_in_html
 from bcos_fx.explanation.result import Result
 
 Tokens = tuple[tuple[str, ...], ...]
@@ -25,7 +25,7 @@ def checked(explanation: Result, tokens: Sequence[str] | Sequence[Sequence[str]]
     single = all(isinstance(token, str) for token in tokens)
     rows: Tokens = tuple(tuple(row) for row in ([tokens] if single else tokens))  # type: ignore[arg-type]
     if len(rows) != len(explanation):
-        raise UsageError(f"there are tokens of {len(rows)} samples, and {len(explanation)} were explained")
+        raise UsageError(f"there are tokens of {amount(len(rows), 'sample')}, and {len(explanation)} were explained")
     positions = explanation.contributions.shape[-1]
     for number, row in enumerate(rows):
         if len(row) > positions or not all(isinstance(token, str) for token in row):
@@ -57,7 +57,7 @@ def _sample(sample: Result, number: int) -> list[str]:
     for place, output in enumerate(sample.output.flatten().tolist()):
         lines.append(f"sample {number}, {sample.target_name(place)}: {output:.6g}")
         constants = float(sample.constants.total().flatten()[place])
-        rows = [*contributions(sample, place), (f"{len(sample.constants)} constants", constants)]
+        rows = [*contributions(sample, place), (f"{amount(len(sample.constants), 'constant')}", constants)]
         lines += [f"  {value:+.6g}  {name}" for name, value in rows]
     return lines
 
