@@ -25,6 +25,7 @@ from bcos_fx.rewriting.core.flow import CONSTANT, EXPLAINED, GATE, UNKNOWN, VALU
 from bcos_fx.rewriting.core.ops import Call, vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.reader import GraphReader
+from bcos_fx.rewriting.core.refinement import is_never_linear
 from bcos_fx.rewriting.core.slots import SLOTS, constant_operands
 from bcos_fx.rewriting.core.stored import sources_of
 
@@ -197,7 +198,7 @@ def _left_undone(reader: GraphReader, node: fx.Node) -> str | None:
     call = reader.call(node)
     if call is None or node.op == "output" or node.meta.get(EXPLAINED) or reader.flow.kinds[node.name] != VALUE:
         return None
-    if call.op.linearity in ("normalise", "ratio") or isinstance(call.module, DynamicLayer):
+    if is_never_linear(call) or isinstance(call.module, DynamicLayer):
         return "its weight is a layer's or call's own secret: no rule could hold it fixed"
     if constant_operands(reader, call) or adds_an_uncounted_constant(reader, call) is True:
         return "it adds a constant that no rule could count"

@@ -76,7 +76,7 @@ def test_the_share_by_hand() -> None:
 
 
 def test_a_gate_alone_is_still_no_value() -> None:
-    network, x = Added(lambda v, g: g, torch.sigmoid), torch.randn(3, 6).double()
+    network, x = Added(lambda v, g: g, lambda h: h.softmax(1)), torch.randn(3, 6).double()
     network(x)
     with pytest.raises(VerificationError):
         bcos_fx.explain(network, x, 1)

@@ -105,9 +105,18 @@ def test_the_other_input_does_where_it_is_asked_for(name: str) -> None:
     assert found.residual.abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("name", ["quotient", "gate network"])
-def test_what_only_weights_the_value_is_refused_as_a_source(name: str) -> None:
-    network, inputs, _ = made(name)
+def test_the_gate_of_another_input_is_an_activation_of_its_own() -> None:
+    network, inputs, _ = made("gate network")
+    found = bcos_fx.explain(network, inputs[0], 0, others=inputs[1:], source="second")
+    assert found.complete
+    before = network.c(inputs[1])
+    weight = network.c(inputs[0]).relu() * network.fc.weight[0]  # of the other input alone, so a constant
+    expected = (weight * (before.sigmoid() - 0.5) / before) @ network.c.weight
+    torch.testing.assert_close(found.weights, expected.detach(), rtol=1e-9, atol=1e-11)
+
+
+def test_what_only_divides_the_value_is_refused_as_a_source() -> None:
+    network, inputs, _ = made("quotient")
     assert not bcos_fx.certify(network, inputs, source="second").ok
     with pytest.raises(VerificationError, match="explains it by second"):
         bcos_fx.explain(network, inputs[0], 0, others=inputs[1:], source="second")

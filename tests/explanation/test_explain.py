@@ -231,12 +231,12 @@ def test_a_network_as_published_has_one_constant() -> None:
 
 def test_what_is_not_dynamic_linear_is_refused_or_labelled() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 3)).double().eval()
+    model = nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.Linear(4, 3)).double().eval()
     x = torch.randn(COUNT, 4).double()
     with pytest.raises(bcos_fx.errors.VerificationError) as caught:
         bcos_fx.explain(model, x)
-    assert "sigmoid" in str(caught.value)
-    assert "allow_incomplete=True" in str(caught.value)
+    assert "softmax" in str(caught.value)
+    assert 'output="_0"' in str(caught.value)
     found = bcos_fx.explain(model, x, allow_incomplete=True)
     assert not found.complete
     assert "INCOMPLETE" in repr(found)

@@ -150,6 +150,26 @@ CASES: dict[str, Case] = {
         },
         untouched=gating(lambda n, x: F.gelu(x)),
     ),
+    "hidden-gate-frozen": Case(
+        hits={
+            "module": between(lambda n, y: n.c(y), c=nn.Sigmoid),
+            "function": between(lambda n, y: F.softplus(y)),
+            "method": between(lambda n, y: y.exp()),
+        },
+        untouched=gating(lambda n, x: n.c(x.sigmoid()), c=lambda: nn.Linear(6, 6)),
+    ),
+    "scale-frozen": Case(
+        hits={
+            "function": between(lambda n, y: torch.var(y, 1, keepdim=True).expand_as(y)),
+            "method": between(lambda n, y: y.var(1, correction=0, keepdim=True).expand_as(y)),
+            "distance": between(lambda n, y: F.pairwise_distance(y, y.flip(1), eps=0.1, keepdim=True).expand_as(y)),
+        },
+        untouched=gating(lambda n, x: x.var(1, keepdim=True)),
+    ),
+    "square-frozen": Case(
+        hits={"operator": between(lambda n, y: y * y), "method": between(lambda n, y: y.mul(y))},
+        untouched=gating(lambda n, x: x * x),
+    ),
     "normalisation-frozen": Case(
         hits={
             "function": between(lambda n, y: F.normalize(y)),

@@ -162,15 +162,11 @@ APART = {
 """The sequences whose samples can be told apart in a batch."""
 
 NOT_LINEAR: dict[str, tuple[Callable[[], Net], str]] = {
-    "exp": (between(lambda n, y: torch.exp(y)), "exp"),
-    "sigmoid": (between(lambda n, y: y.sigmoid()), "sigmoid"),
-    "softplus": (between(lambda n, y: F.softplus(y)), "softplus"),
-    "cos": (between(lambda n, y: torch.cos(y)), "cos"),
     "softmax": (between(lambda n, y: torch.softmax(y, 1)), "softmax"),
     "argmax": (between(lambda n, y: y.argmax(1, keepdim=True) * n.c, c=lambda: own(6)), "argmax"),
     "round": (between(lambda n, y: torch.round(y)), "round"),
     "unregistered": (between(lambda n, y: torch.special.i0(y)), "special_function"),
-    "a square": (between(lambda n, y: y * y), "mul"),
+    "a reciprocal": (between(lambda n, y: torch.reciprocal(y)), "exp"),
     "floor division": (between(lambda n, y: torch.div(y, 0.3, rounding_mode="floor")), "div"),
     "random dropout": (between(lambda n, y: F.dropout(y, 0.5)), "dropout"),
     "random slopes": (between(lambda n, y: F.rrelu(y, training=True)), "rrelu"),

@@ -136,6 +136,13 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "copysign": [{"input": v(3, 4), "other": t(4)}],
     "nan_to_num": [{"input": v(3, 4)}],
     "abs": [{"input": v(3, 4)}],
+    "norm": [{"input": v(3, 4), "p": 2.0, "dim": 1}, {"input": v(3, 4), "p": 1.0, "dim": 1, "keepdim": True}],
+    "matrix_norm": [{"input": v(3, 4)}],
+    "std": [{"input": v(3, 4), "dim": 1}],
+    "var": [{"input": v(3, 4), "dim": 1}],
+    "distance": [{"input": v(3, 4), "other": v(3, 4), "p": 2.0}],
+    "pairwise_distance": [{"input": v(3, 4), "other": v(3, 4), "p": 2.0, "eps": 0.0}],
+    "hypot": [{"input": v(3, 4), "other": v(3, 4)}],
     "interpolate": [
         {"input": v(1, 2, 3, 4), "scale_factor": 2.0, "mode": "bilinear", "align_corners": False},
         {"input": v(1, 2, 3, 4), "size": (5, 5)},
@@ -188,6 +195,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "detach": [],  # a gradient stops at it: tests/tracing holds how
     "dropout": [{"input": v(3, 4), "p": 0.5, "training": False}],
     "feature_dropout": [],
+    "alpha_dropout": [{"input": v(3, 4), "p": 0.5, "training": False}],
     "flatten": [{"input": v(3, 4)}],
     "unflatten": [{"input": v(3, 4), "dim": 1, "sizes": (2, 2)}],
     "reshape": [{"input": v(3, 4), "shape": (2, 6)}],

@@ -56,6 +56,11 @@ def is_square(call: Call) -> bool:
     return call.op.name == "mul" and call.nodes("input") == call.nodes("other") != []
 
 
+def is_never_linear(call: Call) -> bool:
+    """Return whether no call of its kind is linear by itself: a rule must hold its factor fixed."""
+    return call.op.linearity in ("normalise", "ratio", "gate") or call.op.name == "pairwise_distance" or is_square(call)
+
+
 def is_shifted_ratio(call: Call) -> bool:
     """Return whether a gate is an elementwise function that is defined at 0, so that it is phi(0) and a ratio."""
     if call.op.name not in _SHIFTED or _options(call):
