@@ -30,7 +30,7 @@ _ADVICE = {
         "convert the PyTorch checkpoint that it came from: bcos-fx convert",
     ),
     "image": "name the network first, a file that bcos-fx convert wrote, and then the photographs",
-    "empty": "copy or download the file again",
+    **dict.fromkeys(("empty", "damaged"), "copy or download the file again"),
 }
 """Kind of a file that is no converted network -> what to do."""
 EPILOG = """Examples:
@@ -185,7 +185,7 @@ def converted_file(path: Path) -> Path:
 
     path = local_file(path)
     kind = identify(path)
-    if kind.kind in ("bcos-fx", "damaged"):
+    if kind.kind == "bcos-fx" or "bcos_fx" in kind.details.get("metadata", ()):  # a damaged one says where it is
         return path
     hint = _ADVICE.get(kind.kind, "give a file that bcos-fx convert wrote, or hf:user/name")
     raise UsageError(f"this is not a converted network but {kind.summary}", where=str(path), hint=hint)

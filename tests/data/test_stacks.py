@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bcos_fx.data.decoding import note, read_picture
 from bcos_fx.data.stores import open_source
 from bcos_fx.errors import BcosFxError, MissingExtraError
 
@@ -124,3 +125,17 @@ def test_without_pydicom_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(MissingExtraError, match="pydicom") as found:
         open_source(tmp_path / "a.dcm").load(0)
     assert "[dicom]" in str(found.value)
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
+def test_an_animation_is_taken_by_its_first_picture_with_a_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    first, second = (Image.new("RGB", (8, 8), color) for color in ("red", "blue"))
+    first.save(tmp_path / "moves", format=form, save_all=True, append_images=[second])
+    first.save(tmp_path / "still", format=form)
+    for name, noted in (("still", False), ("moves", True)):
+        note.cache_clear()
+        caplog.clear()
+        assert read_picture(tmp_path / name, "RGB").getpixel((4, 4))[0] > 200
+        assert ("the first picture is taken" in caplog.text) == noted
