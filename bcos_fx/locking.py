@@ -108,7 +108,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _REFUSED:
-            raise _refusal(folder, _named(os.read(descriptor, _LONGEST))) from None
+            raise _refusal(folder, _lock_owner(os.read(descriptor, _LONGEST))) from None
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
             raise
 
@@ -124,7 +124,7 @@ def _holder() -> bytes:
     return json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since}).encode()
 
 
-def _named(content: bytes) -> str:
+def _lock_owner(content: bytes) -> str:
     """Return the process that a lock's file names; the file may hold anything."""
     try:
         found = json.loads(content)

@@ -182,7 +182,7 @@ class Explorer:
         part = self.explained(photo, classes)
         seen = photograph(part, 0)
         assert seen is not None
-        return [self._drawn(picture, region) for picture in (seen, self._picture(part, photo, classes, way))]
+        return [self._draw_region(picture, region) for picture in (seen, self._picture(part, photo, classes, way))]
 
     def answer(self, photo: str, classes: Classes) -> list[Section]:
         """Return what the score is made of, and its constants."""
@@ -257,7 +257,7 @@ class Explorer:
         found = method.maps(self.network.preprocess(self.path(photo)), torch.tensor([classes]))[0]
         return found[:1] - found[1:].sum(0, keepdim=True)
 
-    def _drawn(self, picture: Image.Image, region: Region | None) -> Image.Image:
+    def _draw_region(self, picture: Image.Image, region: Region | None) -> Image.Image:
         """Enlarge a picture so far that its pixels can be pointed at, and outline the region."""
         factor = self.enlargement
         size = (picture.width * factor, picture.height * factor)

@@ -177,10 +177,10 @@ def read(container: Container, device: torch.device) -> BcosNetwork:
         if document.is_half:
             tensors = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
         network = restored(document.fields, tensors)
-    return _noted(network) if document.is_half else network
+    return _with_notes(network) if document.is_half else network
 
 
-def _noted(network: BcosNetwork) -> BcosNetwork:
+def _with_notes(network: BcosNetwork) -> BcosNetwork:
     report = network.report
     notes = tuple(dict.fromkeys((*report.notes, HALF_NOTE)))
     return network.with_report(dataclasses.replace(report, notes=notes))

@@ -115,7 +115,7 @@ class ModuleWriter:
             return {"name": name, "key": None, "gradient": False}
         key = self._keys.setdefault(id(tensor), qualified)
         if key not in self.tensors:
-            self.tensors[key] = _stored(tensor, qualified)
+            self.tensors[key] = _plain_tensor(tensor, qualified)
         return {"name": name, "key": key, "gradient": tensor.requires_grad}
 
 
@@ -173,7 +173,7 @@ def check_parts(made: Mapping[str, Any], wanted: Mapping[str, Any], where: str) 
             )
 
 
-def _stored(tensor: Tensor, where: str) -> Tensor:
+def _plain_tensor(tensor: Tensor, where: str) -> Tensor:
     """Return a plain, contiguous tensor on the CPU."""
     if tensor.is_meta:
         raise ArtifactError(
@@ -233,7 +233,7 @@ class ModuleReader:
                 raise ArtifactError("the module has no place in the network", where=where)
         elif self._made:
             raise ArtifactError("a module has no name")
-        module = self._same(fields, where) if "same" in fields else self._module(fields.within(where), where)
+        module = self._shared_module(fields, where) if "same" in fields else self._module(fields.within(where), where)
         self._last = path
         self._count(path, self._placed.get(fields.text("same"), 1) if "same" in fields else 1, where)
         if "same" not in fields:
@@ -241,7 +241,7 @@ class ModuleReader:
         if path:
             self._made[parent]._modules[name] = module
 
-    def _same(self, fields: Fields, where: str) -> nn.Module:
+    def _shared_module(self, fields: Fields, where: str) -> nn.Module:
         first = fields.text("same")
         if first not in self._made or f"{fields.text('path')}.".startswith(f"{first}.") or not first:
             raise ArtifactError(f"there is no module {first!r} to be the same as", where=where)

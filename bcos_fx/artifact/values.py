@@ -112,14 +112,14 @@ def decode(value: object, where: str, nodes: Mapping[str, fx.Node] | None = None
     if tag in _dataclasses():
         return _dataclass(_dataclasses()[tag], content, where, depth)
     if tag in _MAKERS:
-        return _made(tag, decode(content, where, nodes, depth + 1), where)
+        return _make(tag, decode(content, where, nodes, depth + 1), where)
     known = _WORDS.get(tag, nodes if tag == "node" else None)
     if known is None or not isinstance(content, str) or content not in known:
         raise _malformed(value, where)
     return known[content]
 
 
-def _made(tag: str, items: object, where: str) -> Any:
+def _make(tag: str, items: object, where: str) -> Any:
     try:
         return _MAKERS[tag](items)
     except (TypeError, ValueError, RuntimeError) as error:

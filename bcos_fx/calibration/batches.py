@@ -42,7 +42,7 @@ def read_batches(images: object, network: BcosNetwork, batch_size: int) -> Itera
         UsageError: another form, samples that the network does not take, NaN, images beyond [0, 1], or none at all.
     """
     empty = True
-    for given in _given(images, network, batch_size):
+    for given in _batches_of(images, network, batch_size):
         batch = _batch(given, network)
         if len(batch.inputs[0]):
             empty = False
@@ -51,7 +51,7 @@ def read_batches(images: object, network: BcosNetwork, batch_size: int) -> Itera
         raise UsageError("there are no images to calibrate on", hint="a few hundred are enough; labels are not needed")
 
 
-def _given(images: object, network: BcosNetwork, batch_size: int) -> Iterable[Any]:
+def _batches_of(images: object, network: BcosNetwork, batch_size: int) -> Iterable[Any]:
     photographs = len(network.record.inputs) == 1 and is_photograph(network.input_shape)
     if isinstance(images, Tensor) and not (photographs and images.dtype == torch.uint8):
         if images.dim() == 0:

@@ -195,7 +195,7 @@ def layers_of(
     reader = GraphReader(network.graph_module(), vocabulary(), Options())
     found: list[Layer] = []
     kept: dict[str, str] = {}
-    for node, norm in _called(reader, lambda op, module: op is not None and op.batch_statistics):
+    for node, norm in _calls_of(reader, lambda op, module: op is not None and op.batch_statistics):
         missing = [name for name in _NORM_ATTRIBUTES if not hasattr(norm, name)]
         if missing:
             kept[node.name] = f"it is declared a norm with batch statistics, and has no {' and no '.join(missing)}"
@@ -206,7 +206,7 @@ def layers_of(
         else:
             found.append(Norm(node, norm, *_facts(reader, node, norm), constants.get(str(node.target), 1.0)))
     open_nodes = _reaching_the_output(reader.graph_module.graph, {layer.node for layer in found})
-    for node, layer in _called(reader, lambda op, module: isinstance(module, BcosLayer)):
+    for node, layer in _calls_of(reader, lambda op, module: isinstance(module, BcosLayer)):
         if node not in open_nodes:
             continue
         gain = Gain(node, layer, *_facts(reader, node, layer), constants.get(str(node.target), 1.0))
@@ -220,7 +220,7 @@ def layers_of(
     return sorted(found, key=lambda layer: order[layer.node]), kept
 
 
-def _called(reader: GraphReader, wanted: Callable[[Op | None, nn.Module], bool]) -> Iterator[tuple[fx.Node, Any]]:
+def _calls_of(reader: GraphReader, wanted: Callable[[Op | None, nn.Module], bool]) -> Iterator[tuple[fx.Node, Any]]:
     for node in reader.graph_module.graph.nodes:
         if node.op == "call_module":
             module = reader.graph_module.get_submodule(str(node.target))

@@ -61,20 +61,20 @@ class Program:
 
     def value(self, node: fx.Node, values: Values) -> Any:
         """Compute one node from the values of its inputs, and keep nothing."""
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: self._read(source, values))
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: self._value_of(source, values))
         return run_node(node, self.root, args, kwargs)
 
     def input_of(self, node: fx.Node, values: Values) -> Tensor:
         """Return the value of a node's first input."""
-        value: Tensor = self._read(node.all_input_nodes[0], values)
+        value: Tensor = self._value_of(node.all_input_nodes[0], values)
         return value
 
     def result(self, values: Values) -> Any:
         """Return the graph's output, once everything before was run."""
         output = self.nodes[-1]
-        return fx.node.map_arg(output.args[0], lambda source: self._read(source, values))
+        return fx.node.map_arg(output.args[0], lambda source: self._value_of(source, values))
 
-    def _read(self, node: fx.Node, values: Values) -> Any:
+    def _value_of(self, node: fx.Node, values: Values) -> Any:
         # Stored tensors are read where they lie: a calibration may change them in between.
         return attribute(self.root, str(node.target)) if node.op == "get_attr" else values[node.name]
 
@@ -101,23 +101,23 @@ class Frontier:
         """Add a batch."""
         self._held.append(None)
         self._sizes.append(0)
-        self._put(len(self._held) - 1, values)
+        self._keep(len(self._held) - 1, values)
 
     def batches(self) -> Iterator[Values]:
         """Yield the values of each batch in turn, to be changed in place; they are put back afterwards."""
         for index in range(len(self._held)):
-            with self._taken(index) as values:
+            with self._take_back(index) as values:
                 yield values
 
     @contextmanager
-    def _taken(self, index: int) -> Iterator[Values]:
+    def _take_back(self, index: int) -> Iterator[Values]:
         held = self._held[index]
         values = torch.load(self._file(index), weights_only=True) if held is None else held
         self._held[index], self._sizes[index] = None, 0
         yield values
-        self._put(index, values)
+        self._keep(index, values)
 
-    def _put(self, index: int, values: Values) -> None:
+    def _keep(self, index: int, values: Values) -> None:
         size = _bytes(values)
         if sum(self._sizes) + size <= self._memory:
             self._held[index], self._sizes[index] = values, size

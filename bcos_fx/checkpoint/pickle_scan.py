@@ -132,7 +132,7 @@ class _Machine:
 
     def _name(self, name: str, argument: object) -> None:
         if name == "STACK_GLOBAL":
-            dotted = ".".join(_shown(part) for part in self._pop(2))
+            dotted = ".".join(_format_key(part) for part in self._pop(2))
         elif name == "OBJ":
             dotted = _label(self._pop_to_mark()[0])
         else:
@@ -197,7 +197,7 @@ def scan_pickle(stream: IO[bytes]) -> PickleScan:
     items = root.items if isinstance(root, Built) else []
     return PickleScan(
         root=_label(root),
-        items=tuple((_shown(key), _label(value)) for key, value in items),
+        items=tuple((_format_key(key), _label(value)) for key, value in items),
         names=tuple(machine.names),
     )
 
@@ -234,7 +234,7 @@ def _integers(sizes: tuple[Any, ...]) -> list[int]:
     return [size for size in flat if type(size) is int]
 
 
-def _shown(key: object) -> str:
+def _format_key(key: object) -> str:
     """Format a key as text: a short string or a number in full, of anything else only the type."""
     if isinstance(key, str):
         return key if len(key) <= _SHOWN else f"{key[:_SHOWN]}…"

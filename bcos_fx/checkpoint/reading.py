@@ -274,7 +274,7 @@ def _unwrap(content: Any, source: str, key: str | None) -> StateDict:
     """Find the weights inside ``content`` and take the wrappers' prefixes off their names."""
     nesting: tuple[str, ...] = ()
     if key is not None:
-        content, nesting = _follow(content, key, source), tuple(key.split("."))
+        content, nesting = _follow_keys(content, key, source), tuple(key.split("."))
     alternatives: tuple[str, ...] = ()
     ignored: list[str] = []
     # Training scripts nest weights several levels deep, beside optimizers and averages; the usual names decide.
@@ -300,7 +300,7 @@ def _unwrap(content: Any, source: str, key: str | None) -> StateDict:
     return StateDict(stripped, source, nesting, prefix, tuple(ignored + dropped), alternatives)
 
 
-def _follow(content: object, key: str, source: str) -> Any:
+def _follow_keys(content: object, key: str, source: str) -> Any:
     """Return what a dotted path of keys leads to; it may end in a prefix of tensor names (a part of a network)."""
     parts = key.split(".")
     for place, part in enumerate(parts):

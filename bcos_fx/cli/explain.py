@@ -136,7 +136,7 @@ def _question(request: ExplainRequest, network: BcosNetwork) -> Question:
     else:
         names = None if request.classes is None else read_classes(request.classes)
         own = network.record.classes if output in (None, "logits") else ()  # an inner layer's channels are not classes
-        question = _asked(target, against, names or own or None, output, options)
+        question = _read_question(target, against, names or own or None, output, options)
     sources, axis = tuple(request.source or ()), values.axis(request.batch_axis)
     return replace(question, sources=sources, batch_axis=axis, blocks=request.blocks)
 
@@ -176,7 +176,7 @@ def _network(request: ExplainRequest) -> BcosNetwork:
     return bcosify(module, recipe=recipe or DEFAULT_RECIPE).to(device)
 
 
-def _asked(
+def _read_question(
     target: str | None,
     against: str | None,
     names: tuple[str, ...] | None,
@@ -240,7 +240,7 @@ def _explain_all(
         batch = batches.read(part)
         if batch is None:
             continue
-        parts = _explained(network, batch.images.to(next(network.parameters())), question)
+        parts = _explain_by_sources(network, batch.images.to(next(network.parameters())), question)
         for name, explanation in parts.items():
             if name not in collectors:
                 continue
@@ -290,7 +290,7 @@ def _preprocessing(network: BcosNetwork, batch_axis: int | None) -> Preprocessin
     return inputs[0].preprocessing(tuple(shape))
 
 
-def _explained(network: BcosNetwork, images: Tensor, question: Question) -> dict[str | None, Explanation]:
+def _explain_by_sources(network: BcosNetwork, images: Tensor, question: Question) -> dict[str | None, Explanation]:
     """Name of a source -> the explanation of images (N, C, H, W) by it; None stands for the main input."""
     from bcos_fx.explanation.explain import explain
     from bcos_fx.explanation.explanation import Explanation

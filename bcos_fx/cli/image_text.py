@@ -59,7 +59,7 @@ def zero_shot_record(evaluation: Evaluation, *, model: Path, data: Path, folder:
     classifier = evaluation.task.model
     assert isinstance(classifier, ZeroShot)
     metrics = zero_shot_metrics(evaluation.outcome.predictions, len(classifier.texts.names))
-    return _written(ZERO_SHOT, metrics, classifier.tower, model, data, folder)
+    return _write_record(ZERO_SHOT, metrics, classifier.tower, model, data, folder)
 
 
 def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], BcosNetwork]) -> None:
@@ -84,7 +84,7 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
     found = linear_probe(*parts)
     request.out.mkdir(parents=True, exist_ok=True)
     metrics = {**{f"lp_{name}": value for name, value in found.metrics.items()}, "weight_decay": found.weight_decay}
-    path = _written(LINEAR_PROBE, metrics, tower, request.model, request.data, request.out)
+    path = _write_record(LINEAR_PROBE, metrics, tower, request.model, request.data, request.out)
     if request.json:
         echo(json.dumps(found.to_dict(), indent=2, sort_keys=True))
     else:
@@ -96,7 +96,7 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
     list_skipped({**parts[0].unreadable, **parts[1].unreadable})
 
 
-def _written(
+def _write_record(
     task: str, metrics: dict[str, float | None], network: BcosNetwork, model: Path, data: Path, folder: Path
 ) -> Path:
     made = record(task, metrics, dataset=data.stem, model=model.stem, pretrained=f"bcos-fx {network.report.recipe}")

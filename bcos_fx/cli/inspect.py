@@ -60,7 +60,7 @@ def inspect_file(
         inspection = inspect(path, key=key)
         header = read_header(path) if inspection.kind == "bcos-fx" else None
         sound = sound and _is_sound(inspection) and (header is None or header.intact)
-        found.append(inspection.to_dict() | ({"bcos_fx": _plain(header)} if header is not None else {}))
+        found.append(inspection.to_dict() | ({"bcos_fx": _header_as_dict(header)} if header is not None else {}))
         if not json:
             echo(_head(path, header) if header is not None else inspection.to_text())
             echo("")
@@ -74,7 +74,7 @@ def _is_sound(inspection: Inspection) -> bool:
     return inspection.nonfinite == 0 and (inspection.problem is None or inspection.kind not in _READABLE)
 
 
-def _plain(header: Header) -> dict[str, Any]:
+def _header_as_dict(header: Header) -> dict[str, Any]:
     record, report = header.record, header.record.report
     return {
         "format": header.format,

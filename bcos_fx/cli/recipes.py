@@ -49,17 +49,17 @@ def list_recipes(
     found = [load_recipe(each) for each in (recipe_names() if name is None else [name])]
     names = recipe_names() if name is None else [name]
     if json:
-        echo_json([_plain(recipe, key) for recipe, key in zip(found, names, strict=True)], sort_keys=False)
+        echo_json([_recipe_as_dict(recipe, key) for recipe, key in zip(found, names, strict=True)], sort_keys=False)
         return
     from bcos_fx.cli.console import console
 
     stdout = console()
     for recipe, key in zip(found, names, strict=True):
-        for part in _line(recipe) if name is None else _whole(_plain(recipe, key)):
+        for part in _line(recipe) if name is None else _recipe_page(_recipe_as_dict(recipe, key)):
             stdout.print(part)
 
 
-def _plain(recipe: Recipe, name: str) -> dict[str, Any]:
+def _recipe_as_dict(recipe: Recipe, name: str) -> dict[str, Any]:
     from bcos_fx.rewriting.core.rule import PHASES
     from bcos_fx.training.recipe import load_training, trains
 
@@ -83,7 +83,7 @@ def _line(recipe: Recipe) -> Iterator[RenderableType]:
     yield Padding(Text(recipe.description), (0, 0, 0, 2))
 
 
-def _whole(plain: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _recipe_page(plain: Mapping[str, Any]) -> Iterator[RenderableType]:
     from rich.padding import Padding
     from rich.text import Text
 

@@ -80,14 +80,14 @@ def list_rules(
         recipes = [load_recipe(each) for each in recipe_names()]
         shown = _every(own)
     if name is not None:
-        shown, recipes = [_named(name, shown)], []
+        shown, recipes = [_find_rule(name, shown)], []
     if json:
-        echo_json({"rules": [_plain(rule) for rule in shown]} | _options(recipes), sort_keys=False)
+        echo_json({"rules": [_rule_as_dict(rule) for rule in shown]} | _options(recipes), sort_keys=False)
         return
     from bcos_fx.cli.console import console
 
     stdout = console()
-    for part in _whole(shown[0]) if name is not None else _listing(shown, recipes):
+    for part in _rule_page(shown[0]) if name is not None else _listing(shown, recipes):
         stdout.print(part)
 
 
@@ -131,14 +131,14 @@ def _every(own: Sequence[Path]) -> list[Rule]:
     return sorted(load_rules([*rule_files(), *own]), key=lambda rule: PHASES.index(rule.phase))
 
 
-def _named(name: str, rules: Sequence[Rule]) -> Rule:
+def _find_rule(name: str, rules: Sequence[Rule]) -> Rule:
     for rule in rules:
         if rule.name == name:
             return rule
     raise RuleError(f"no rule is named {name!r}", hint=nearest(name, [rule.name for rule in rules]))
 
 
-def _plain(rule: Rule) -> dict[str, Any]:
+def _rule_as_dict(rule: Rule) -> dict[str, Any]:
     # Where a rule file lies differs between machines; its name and line do not.
     return dataclasses.asdict(rule) | {"origin": Path(rule.origin).name}
 
@@ -196,7 +196,7 @@ def _recipe_lines(recipe: Recipe) -> Iterator[RenderableType]:
     yield Text(recipe.source, style="dim")
 
 
-def _whole(rule: Rule) -> Iterator[RenderableType]:
+def _rule_page(rule: Rule) -> Iterator[RenderableType]:
     from rich.padding import Padding
     from rich.text import Text
 

@@ -176,7 +176,7 @@ class _ItemSource(ImageSource):
 
     dataset: Any
 
-    def _named(self) -> None:
+    def _read_class_names(self) -> None:
         known = getattr(self.dataset, "classes", None)
         if isinstance(known, list | tuple) and all(isinstance(name, str) for name in known):
             self.classes = tuple(known)
@@ -192,7 +192,7 @@ class _ItemSource(ImageSource):
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         with preserved():
-            contents = digest_of_items(self._some)
+            contents = digest_of_items(self._first_items)
         return {
             "kind": type(self.dataset).__name__,
             "images": len(self),
@@ -201,7 +201,7 @@ class _ItemSource(ImageSource):
             "contents": contents,
         }
 
-    def _some(self) -> Iterable[Any]:
+    def _first_items(self) -> Iterable[Any]:
         raise NotImplementedError
 
 
@@ -215,7 +215,7 @@ class DatasetSource(_ItemSource):
 
     def __init__(self, dataset: Dataset[Any], *, one: Callable[[Any], Any] = lambda item: item) -> None:
         self.dataset, self._one = dataset, one
-        self._named()
+        self._read_class_names()
         targets = getattr(dataset, "targets", None)
         if targets is not None:
             self.labels = [int(target) for target in targets]
@@ -232,7 +232,7 @@ class DatasetSource(_ItemSource):
             raise Unreadable(what, where=self.where(index)) from error
         return _sample(item, self.where(index))
 
-    def _some(self) -> Iterable[Any]:
+    def _first_items(self) -> Iterable[Any]:
         for index in few(len(self)):
             seed_host(derived(0, "identity", index))
             try:
@@ -263,7 +263,7 @@ class StreamSource(_ItemSource):
 
     def __init__(self, data: Any, *, batched: bool = False) -> None:
         self.dataset, self._data, self._batched = getattr(data, "dataset", data), data, batched
-        self._named()
+        self._read_class_names()
         self._length: int | None = None
         self._next = 0
         self._walk: Iterator[Any] = iter(())
@@ -319,6 +319,6 @@ class StreamSource(_ItemSource):
             self._file.flush()
             self._aside[index] = _Stored(place, len(content), kind, shape, label)
 
-    def _some(self) -> Iterable[Any]:
+    def _first_items(self) -> Iterable[Any]:
         seed_host(derived(0, "identity", 0))
         return itertools.islice(self._items(), _FIRST)

@@ -169,10 +169,10 @@ def in_mode(image: Image.Image, mode: str) -> Image.Image:
         raise Unreadable("the image holds signed 8-bit integers, which have no known range", hint=_SINGLE_HINT)
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image if image.mode == mode else image.convert(mode)
-    return _plain(image).convert(mode)
+    return _as_gray_or_rgb(image).convert(mode)
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def _as_gray_or_rgb(image: Image.Image) -> Image.Image:
     """Return a picture in ``L`` or ``RGB``."""
     if image.mode.startswith("I") or image.mode == "F":
         return _scaled(image)

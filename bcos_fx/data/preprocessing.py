@@ -103,7 +103,7 @@ class Preprocessing:
         """
         image = as_picture(image)
         if isinstance(image, Tensor):
-            return self._checked(image, name)
+            return self._check_image(image, name)
         if not isinstance(image, Image.Image):
             raise UsageError(f"{name} is a {type(image).__name__}", hint="give a tensor, an array or a PIL picture")
         pixels = np.array(self.sized(image), dtype=np.float32).reshape(*self.size, self.channels) / 255
@@ -126,7 +126,7 @@ class Preprocessing:
         left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
         return image.crop((left, top, left + width, top + height))
 
-    def _checked(self, image: Tensor, name: str) -> Tensor:
+    def _check_image(self, image: Tensor, name: str) -> Tensor:
         expected = (self.channels, self.height, self.width)
         if tuple(image.shape) != expected:
             what = f"{name} has the shape {tuple(image.shape)}, and the network takes {expected}"

@@ -279,9 +279,11 @@ def _label(path: Path, key: str, parts: dict[str, tarfile.TarInfo], stream: Bina
     """Read the label of a sample; None if it has no file that could hold one."""
     try:
         if "cls" in parts:
-            label = int(_content(parts["cls"], stream))
+            label = int(_read_member(parts["cls"], stream))
         elif "json" in parts:
-            label = parse_json(_content(parts["json"], stream), f"the label of {key!r}", UsageError, str(path))["label"]
+            label = parse_json(_read_member(parts["json"], stream), f"the label of {key!r}", UsageError, str(path))[
+                "label"
+            ]
         else:
             return None
         if isinstance(label, bool) or not isinstance(label, int) or abs(label) > _LARGEST_LABEL:
@@ -295,7 +297,7 @@ def _label(path: Path, key: str, parts: dict[str, tarfile.TarInfo], stream: Bina
     return label
 
 
-def _content(member: tarfile.TarInfo, stream: BinaryIO) -> bytes:
+def _read_member(member: tarfile.TarInfo, stream: BinaryIO) -> bytes:
     JSON_BYTES.check(member.size, f"the label {member.name!r}", UsageError)
     stream.seek(member.offset_data)
     return stream.read(member.size)

@@ -254,13 +254,16 @@ def windowed(method: Method, height: int, width: int) -> Method:
         raise UsageError(f"windows of {height}x{width} pixels have no half", hint="take a network of an even size")
 
     def maps(images: Tensor, targets: Tensor) -> Tensor:
-        parts = [_one(method, image, wanted, (height, width)) for image, wanted in zip(images, targets, strict=True)]
+        parts = [
+            _map_by_windows(method, image, wanted, (height, width))
+            for image, wanted in zip(images, targets, strict=True)
+        ]
         return torch.stack(parts)
 
     return Method(method.name, {**method.settings, "windows": f"{height}x{width}, stride half"}, maps)
 
 
-def _one(method: Method, image: Tensor, targets: Tensor, size: tuple[int, int]) -> Tensor:
+def _map_by_windows(method: Method, image: Tensor, targets: Tensor, size: tuple[int, int]) -> Tensor:
     padding = (size[0] // 2, size[1] // 2)
     stride = padding
     parts = F.unfold(image.unsqueeze(0), size, padding=padding, stride=stride)  # 1, C · h · w, windows

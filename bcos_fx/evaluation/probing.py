@@ -134,7 +134,7 @@ def linear_probe(train: Embedded, test: Embedded, *, weight_decays: Sequence[flo
         UsageError: too few classes or images, other sizes, labels that were not trained, or a senseless weight decay.
     """
     check_solver()
-    _check(train, test, weight_decays)
+    _check_counts(train, test, weight_decays)
     features, labels = train.features.double().numpy(), train.labels.numpy()
     held = _held_out(labels, seed)
     tried: dict[float, float] = {}
@@ -157,7 +157,7 @@ def linear_probe(train: Embedded, test: Embedded, *, weight_decays: Sequence[flo
     return Probe(metrics, best, sweep, converged, len(labels), len(test.labels))
 
 
-def _check(train: Embedded, test: Embedded, weight_decays: Sequence[float]) -> None:
+def _check_counts(train: Embedded, test: Embedded, weight_decays: Sequence[float]) -> None:
     counts = torch.bincount(train.labels)
     counts = counts[counts > 0]
     if len(counts) < 2 or int(counts.min()) < 2:

@@ -38,7 +38,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
         "results.json": json.dumps(as_data(evaluation), indent=2, sort_keys=True).encode() + b"\n",
         "results.csv": _csv(evaluation.rows()),
         "scores.csv": _csv(_score_rows(evaluation)),
-        **{f"{name}.png": _drawn(figure, "png") for name, figure in plots.items()},
+        **{f"{name}.png": _figure_bytes(figure, "png") for name, figure in plots.items()},
         "evaluation.html": _page(evaluation, plots).encode("utf-8", "replace"),
     }
     for name, content in contents.items():
@@ -125,7 +125,7 @@ def _plots(evaluation: Evaluation) -> Iterator[tuple[str, Figure]]:
         yield found.measure, curves(found.values, found.places, xlabel=xlabel, ylabel=found.ylabel)
 
 
-def _drawn(figure: Figure, form: str) -> bytes:
+def _figure_bytes(figure: Figure, form: str) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=150)
     return buffer.getvalue()
@@ -153,7 +153,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _figure(name: str, figure: Figure) -> str:
-    data = base64.b64encode(_drawn(figure, "png")).decode()
+    data = base64.b64encode(_figure_bytes(figure, "png")).decode()
     alt, width = shown_in_html(name), round(96 * figure.get_figwidth())
     return f'<p><img src="data:image/png;base64,{data}" alt="{alt}" width="{width}" style="max-width:100%"></p>'
 

@@ -79,7 +79,7 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
     Raises:
         UsageError: it holds results of something else than the header says, or a line is not a result.
     """
-    *lines, rest = _content(path).split(b"\n")
+    *lines, rest = _read_log(path).split(b"\n")
     if not lines and json.dumps(header).encode().startswith(rest):
         return {}
     found = _parsed(lines[0] if lines else rest, path, 1)
@@ -100,7 +100,7 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
     return rows
 
 
-def _content(path: Path) -> bytes:
+def _read_log(path: Path) -> bytes:
     try:
         if path.is_file():
             return path.read_bytes()

@@ -115,8 +115,8 @@ def weight_randomisation(
     images = check_images(images)
     targets = check_targets(images, targets)
     check_choice("mode", mode, MODES)
-    called, left_out = _called(network, images[:1] if example is None else example)
-    chosen = _known(network, layers) if layers is not None else called
+    called, left_out = _modules_last_first(network, images[:1] if example is None else example)
+    chosen = _check_layers(network, layers) if layers is not None else called
     before = _maps(make, deep_copy(network), images, targets)
     generator = torch.Generator().manual_seed(seed)
     altered, drawn = deep_copy(network), set[str]()
@@ -164,7 +164,7 @@ def randomise_(
             parameter.copy_(fresh)
 
 
-def _called(network: nn.Module, example: Tensor) -> tuple[list[str], tuple[str, ...]]:
+def _modules_last_first(network: nn.Module, example: Tensor) -> tuple[list[str], tuple[str, ...]]:
     """Return the modules with parameters of their own by name, the last to finish first, and those that never ran."""
     observed = deep_copy(network)
     holders = {name: part for name, part in observed.named_modules() if any(True for _ in part.parameters(False))}
@@ -179,7 +179,7 @@ def _called(network: nn.Module, example: Tensor) -> tuple[list[str], tuple[str, 
     return names, tuple(name for name in holders if name not in names)
 
 
-def _known(network: nn.Module, layers: Sequence[str]) -> list[str]:
+def _check_layers(network: nn.Module, layers: Sequence[str]) -> list[str]:
     modules = dict(network.named_modules())
     for layer in layers:
         if layer not in modules:

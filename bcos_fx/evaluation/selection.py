@@ -170,9 +170,9 @@ def select(predictions: Sequence[Prediction], protocol: Protocol) -> tuple[Grid,
         UsageError: the images do not suffice for one grid; says what there is.
     """
     ordered = _by_class(predictions, protocol)
-    listed = _drawn(ordered, protocol)
+    listed = _draw_images(ordered, protocol)
     labels = {p.index: p.label for p in predictions}
-    grids = _cut(listed, labels, protocol)
+    grids = _cut_into_grids(listed, labels, protocol)
     if not grids:
         raise _too_few(predictions, ordered, protocol)
     return tuple(grids)
@@ -196,7 +196,7 @@ def _confidence(prediction: Prediction, protocol: Protocol) -> float:
     return prediction.sigmoid if protocol.confidence == "sigmoid" else prediction.probability
 
 
-def _drawn(ordered: dict[int, list[int]], protocol: Protocol) -> list[int]:
+def _draw_images(ordered: dict[int, list[int]], protocol: Protocol) -> list[int]:
     """Draw the list of images that grids are cut from."""
     waiting = {label: iter(images) for label, images in ordered.items()}
     left = {label: len(images) for label, images in ordered.items()}
@@ -211,7 +211,7 @@ def _drawn(ordered: dict[int, list[int]], protocol: Protocol) -> list[int]:
     return listed
 
 
-def _cut(listed: Sequence[int], labels: dict[int, int], protocol: Protocol) -> list[Grid]:
+def _cut_into_grids(listed: Sequence[int], labels: dict[int, int], protocol: Protocol) -> list[Grid]:
     """Cut the list into grids. Where images are skipped a grid straddles two draws, which may share a class."""
     grids: list[Grid] = []
     place = 0

@@ -62,11 +62,11 @@ class ArrangedView(ExplanationView):
 
     def value(self, inputs: Sequence[Any]) -> Tensor:
         """Run the view for its value alone."""
-        return self._joined(super().value, inputs)
+        return self._run_each(super().value, inputs)
 
     def network_value(self, inputs: Sequence[Any]) -> Tensor:
         """Run the network itself to what is explained."""
-        return self._joined(self._to_end, inputs)
+        return self._run_each(self._to_end, inputs)
 
     def network_steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
         """Run the network itself, one sample after the other, and yield each node with its value."""
@@ -75,7 +75,7 @@ class ArrangedView(ExplanationView):
 
     def own_value(self, inputs: Sequence[Any]) -> Tensor:
         """Return what is explained as the network's own forward gives it."""
-        return self._joined(super().own_value, inputs)
+        return self._run_each(super().own_value, inputs)
 
     def value_together(self, inputs: Sequence[Any]) -> Tensor:
         """Return what is explained of a run on all samples at once, where it can be told which part is whose."""
@@ -94,7 +94,7 @@ class ArrangedView(ExplanationView):
         for own in self.layout.each(inputs):
             yield from super().steps(own)
 
-    def _joined(self, run: Callable[[list[Any]], Tensor], inputs: Sequence[Any]) -> Tensor:
+    def _run_each(self, run: Callable[[list[Any]], Tensor], inputs: Sequence[Any]) -> Tensor:
         """Run each sample by itself and concatenate the results to (N, ...)."""
         return torch.cat([samples_first(run(own), self.layout.end) for own in self.layout.each(inputs)])
 

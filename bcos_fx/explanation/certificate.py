@@ -140,15 +140,15 @@ class Certificate(Displayed):
             yield f"dynamic linear: {self.explained} = {terms}" + (" + constants" if sources else "")
         else:
             yield f"not dynamic linear: {self.explained} is not {terms} + constants"
-            yield from _listed("breaks at", [str(found) for found in self.breaks])
-        yield from _listed(f"{amount(len(sources), 'constant')} contribute{'s' if len(sources) == 1 else ''}", sources)
-        yield from _listed("gates chosen", [f"{c.gate} in {c.node}: {c.why}" for c in self.choices])
+            yield from _section("breaks at", [str(found) for found in self.breaks])
+        yield from _section(f"{amount(len(sources), 'constant')} contribute{'s' if len(sources) == 1 else ''}", sources)
+        yield from _section("gates chosen", [f"{c.gate} in {c.node}: {c.why}" for c in self.choices])
 
     def __str__(self) -> str:
         return self.to_text()
 
 
-def _listed(title: str, entries: list[str]) -> Iterator[str]:
+def _section(title: str, entries: list[str]) -> Iterator[str]:
     if entries:
         yield f"{title}:"
         yield from (f"  {entry}" for entry in entries[:_SHOWN])
@@ -162,7 +162,9 @@ def certificate(prepared: Prepared) -> Certificate:
     output = next(node for node in prepared.graph_module.graph.nodes if node.op == "output")
     kind = reader.flow.kinds[output.name]
     on_path = [n for n in prepared.graph_module.graph.nodes if reader.flow.on_value_path(n)]
-    breaks = tuple(_drawn(reader, output)) + (() if kind == VALUE else tuple(_breaks(reader, output, kind, prepared)))
+    breaks = tuple(_random_sources(reader, output)) + (
+        () if kind == VALUE else tuple(_breaks(reader, output, kind, prepared))
+    )
     return Certificate(
         ok=not breaks,
         breaks=breaks,
@@ -177,7 +179,7 @@ def certificate(prepared: Prepared) -> Certificate:
     )
 
 
-def _drawn(reader: GraphReader, output: fx.Node) -> Iterator[Break]:
+def _random_sources(reader: GraphReader, output: fx.Node) -> Iterator[Break]:
     """Yield what the output depends on that is drawn at random: a value, a gate or a constant."""
     for node in sources_of(output):
         if draws_at_random(node, reader.call(node)):

@@ -206,7 +206,7 @@ def check_completeness(
     if not inputs or not len(inputs[0]):
         raise UsageError("there are no samples to check completeness on")
     select = select or all_numbers()
-    found = _found(view, inputs, select)
+    found = _dynamic_weights(view, inputs, select)
     # The network's own output: a frozen layer that computes something else must not vouch for itself.
     coarsest = coarsest_precision(view, inputs, found.output.dtype)
     found = replace(found, output=select(view.own_value(inputs)))
@@ -223,7 +223,7 @@ def coarsest_precision(view: ExplanationView, inputs: Sequence[Tensor], dtype: t
     return dtype
 
 
-def _found(view: ExplanationView, inputs: Sequence[Tensor], select: Select) -> DynamicWeights:
+def _dynamic_weights(view: ExplanationView, inputs: Sequence[Tensor], select: Select) -> DynamicWeights:
     """Return the weights and constants; sample by sample, where samples cannot be told apart."""
     if len(inputs[0]) == 1 or view.separable:
         return view.dynamic_weights(inputs, select)

@@ -143,7 +143,11 @@ def chosen(target: object, value: Tensor) -> Chosen:
         UsageError: an index is out of range, or the target has another form.
     """
     if callable(target):
-        return Chosen(lambda outputs: _checked(_called(target, outputs), outputs), None, _is_single(target, value))
+        return Chosen(
+            lambda outputs: _one_number_per_sample(_call_target(target, outputs), outputs),
+            None,
+            _is_single(target, value),
+        )
     if value.dim() > 2 or isinstance(target, tuple):
         return _unit(target, value)
     flat = value.reshape(len(value), -1)
@@ -154,7 +158,7 @@ def chosen(target: object, value: Tensor) -> Chosen:
     )
 
 
-def _called(target: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
+def _call_target(target: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
     """Call a caller's function, whose errors do not come from the network's input."""
     try:
         return target(outputs)
@@ -165,7 +169,7 @@ def _called(target: Callable[[Tensor], Tensor], outputs: Tensor) -> Tensor:
         ) from error
 
 
-def _checked(numbers: object, outputs: Tensor) -> Tensor:
+def _one_number_per_sample(numbers: object, outputs: Tensor) -> Tensor:
     if not isinstance(numbers, Tensor) or numbers.dim() not in (1, 2) or len(numbers) != len(outputs):
         shape = tuple(numbers.shape) if isinstance(numbers, Tensor) else type(numbers).__name__
         raise UsageError(
@@ -179,7 +183,7 @@ def _checked(numbers: object, outputs: Tensor) -> Tensor:
 
 def _is_single(target: Callable[[Tensor], Tensor], value: Tensor) -> bool:
     with torch.no_grad():
-        numbers = _called(target, value)
+        numbers = _call_target(target, value)
     return not isinstance(numbers, Tensor) or numbers.dim() < 2
 
 

@@ -186,15 +186,15 @@ class ExplanationView:
 
     def network_steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
         """Run the network itself, and yield each node with its value up to what is explained."""
-        return steps(self.unfrozen, self._given(inputs), _output(self.unfrozen))
+        return steps(self.unfrozen, self._by_placeholder(inputs), _output(self.unfrozen))
 
-    def _given(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+    def _by_placeholder(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
         given = [node for node in self.unfrozen.graph.nodes if node.op == "placeholder"]
         return dict(zip(given, inputs, strict=True))
 
     def _run_network(self, inputs: Sequence[Any], end: fx.Node) -> Any:
         with torch.no_grad():
-            return evaluate(self.unfrozen, self._given(inputs), end)
+            return evaluate(self.unfrozen, self._by_placeholder(inputs), end)
 
     def on_value_path(self, node: fx.Node) -> bool:
         """Return whether a node of the graph carries a value to the explained output."""

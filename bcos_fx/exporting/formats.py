@@ -52,7 +52,7 @@ class Onnx:
                 program, (), input_names=list(inputs), output_names=list(outputs), dynamo=True, verbose=False
             )
         except torch.onnx.OnnxExporterError as error:
-            raise _unknown(error) from error
+            raise _missing_operation(error) from error
         assert made is not None
         model = made.model_proto
         if model.ByteSize() > _LARGEST:
@@ -138,7 +138,7 @@ def format_of(suffix: str) -> Format:
     return _FORMATS[suffix.lower()]
 
 
-def _unknown(error: Exception) -> TraceError:
+def _missing_operation(error: Exception) -> TraceError:
     """Find the operation that ONNX lacks in the exporter's long report, and name it."""
     found = _OPERATION.search(str(error))
     what = f"ONNX has no operation for {found[1]}" if found else f"no ONNX: {str(error).partition(chr(10))[0]}"

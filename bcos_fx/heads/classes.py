@@ -66,7 +66,7 @@ class _KnownClasses:
             return {}
         by_word: dict[str, list[int]] = {}
         for index, name in enumerate(self._names if self._names is not None else _imagenet()[1]):
-            for word in dict.fromkeys(map(_plain, (name, *name.split(",")))):
+            for word in dict.fromkeys(map(_plain_words, (name, *name.split(",")))):
                 by_word.setdefault(word, []).append(index)
         return by_word
 
@@ -76,7 +76,7 @@ class _KnownClasses:
             if _WORDNET.fullmatch(item.strip()) and self._outputs == _IMAGENET:
                 ids = _imagenet()[0]
                 return [ids.index(item.strip())] if item.strip() in ids else []
-            return self._by_word.get(_plain(item), [])
+            return self._by_word.get(_plain_words(item), [])
         return [int(item)] if not isinstance(item, bool) and 0 <= int(item) < self._outputs else []
 
     def refusal(self, item: int | str, hits: Sequence[int]) -> str:
@@ -88,7 +88,7 @@ class _KnownClasses:
         words = [] if _WORDNET.fullmatch(item.strip()) else list(self._by_word)
         if not words:
             return f"{item!r} (the network's classes have no such names)"
-        close = difflib.get_close_matches(_plain(item), words, n=1, cutoff=0.0)
+        close = difflib.get_close_matches(_plain_words(item), words, n=1, cutoff=0.0)
         return f"{item!r} (nearest: {close[0]!r})"
 
 
@@ -102,7 +102,7 @@ def check_same_names(network: Sequence[str], original: Sequence[str]) -> None:
         UsageError: they do not; names the first class that differs.
     """
     for index, (ours, theirs) in enumerate(zip(network, original, strict=False)):
-        if not _same(ours, theirs):
+        if not _same_class(ours, theirs):
             raise UsageError(
                 f"the network and the original have other classes, or the same in another order: class {index} is "
                 f"{ours!r} in the network and {theirs!r} in the original",
@@ -110,13 +110,13 @@ def check_same_names(network: Sequence[str], original: Sequence[str]) -> None:
             )
 
 
-def _same(name: str, other: str) -> bool:
-    synonyms = [{_plain(part) for part in (text, *text.split(","))} for text in (name, other)]
-    words = [set(_plain(text.replace(",", " ")).split()) for text in (name, other)]
+def _same_class(name: str, other: str) -> bool:
+    synonyms = [{_plain_words(part) for part in (text, *text.split(","))} for text in (name, other)]
+    words = [set(_plain_words(text.replace(",", " ")).split()) for text in (name, other)]
     return bool(synonyms[0] & synonyms[1]) or words[0] <= words[1] or words[1] <= words[0]
 
 
-def _plain(name: str) -> str:
+def _plain_words(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 

@@ -93,10 +93,12 @@ def baselines(
     # Tensors that are made in the caller's inference mode could never be part of a gradient.
     with torch.inference_mode(False):
         explained = ExplainedNetwork(network, mean=mean, std=std, reference=reference, batch_size=batch_size)
-    return [_made(name, explained, seed, dict(given.get(name, {})), reference) for name in dict.fromkeys(wanted)]
+    return [_make_method(name, explained, seed, dict(given.get(name, {})), reference) for name in dict.fromkeys(wanted)]
 
 
-def _made(name: str, explained: ExplainedNetwork, seed: int, own: Mapping[str, Any], reference: object) -> Method:
+def _make_method(
+    name: str, explained: ExplainedNetwork, seed: int, own: Mapping[str, Any], reference: object
+) -> Method:
     accepted = [p for p in inspect.signature(_MAKERS[name]).parameters if p != "explained"]
     own_names = [parameter for parameter in accepted if parameter != "seed"]
     for option in own:

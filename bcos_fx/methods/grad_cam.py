@@ -43,7 +43,7 @@ def grad_cam(explained: ExplainedNetwork, *, layer: str | None = None, relu: boo
             example = differences[:1].expand(2, -1, -1, -1).contiguous()
             graph_module = trace(explained, example, leaf_modules=vocabulary().leaves).graph_module
             graph_module.requires_grad_(False)
-            node = last_feature_map(graph_module) if layer is None else _named(graph_module, layer)
+            node = last_feature_map(graph_module) if layer is None else _layer_node(graph_module, layer)
             graphs[differences.shape[1:]] = graph_module, node
         return graphs[differences.shape[1:]]
 
@@ -98,14 +98,14 @@ def last_feature_map(graph_module: fx.GraphModule) -> fx.Node:
     after = moving[moving.index(last) + 1 :]
     past = [node for node in after if not _reads_only(node, last, after)]
     if past:
-        raise _none(last, f"the output depends on the image past it (node {past[0].name})")
+        raise _no_feature_map(last, f"the output depends on the image past it (node {past[0].name})")
     for node in last.users:
         call = vocabulary().call(node, graph_module)
         if node in after and (call is None or call.op.name not in _ENDS_SPACE):
-            raise _none(last, f"{node.name} reads it, which is not a pooling")
+            raise _no_feature_map(last, f"{node.name} reads it, which is not a pooling")
     wide = [node for node in after if len([s for s in (node.meta.get("shape") or ())[1:] if s > 1]) > 1]
     if wide:
-        raise _none(last, f"{wide[0].name} after it still has positions, {tuple(wide[0].meta['shape'][1:])}")
+        raise _no_feature_map(last, f"{wide[0].name} after it still has positions, {tuple(wide[0].meta['shape'][1:])}")
     return last
 
 
@@ -121,7 +121,7 @@ def _reads_only(node: fx.Node, last: fx.Node, after: list[fx.Node]) -> bool:
     return all(source is last or source in after or source in stored for source in sources)
 
 
-def _none(last: fx.Node, reason: str) -> UsageError:
+def _no_feature_map(last: fx.Node, reason: str) -> UsageError:
     return UsageError(
         f"Grad-CAM needs the last feature map before global pooling, and this network has none: {reason}",
         where=f"after node {last.name}, {last.meta.get('source') or 'no line known'}",
@@ -129,7 +129,7 @@ def _none(last: fx.Node, reason: str) -> UsageError:
     )
 
 
-def _named(graph_module: fx.GraphModule, layer: str) -> fx.Node:
+def _layer_node(graph_module: fx.GraphModule, layer: str) -> fx.Node:
     node = find_layer(graph_module, layer if layer.startswith("network") else f"network.{layer}")
     depends_on_input(graph_module)
     if not _is_map(node):

@@ -94,7 +94,7 @@ def _pair(value: object) -> tuple[int, int]:
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
-def _plain(call: Call) -> nn.Module:
+def _op_module(call: Call) -> nn.Module:
     """Build the op's own module with the call's options."""
     options = {name: value for name, value in call.arguments.items() if name not in call.op.inputs}
     made: nn.Module = resolve(call.op.modules[0])(**options)
@@ -117,9 +117,9 @@ def _pool(call: Call) -> nn.Module:
 
 
 StandIn = Callable[[Call], nn.Module]
-_GUIDED: dict[str, StandIn] = {"relu": _plain, "relu6": lambda call: Bounded()}
+_GUIDED: dict[str, StandIn] = {"relu": _op_module, "relu6": lambda call: Bounded()}
 _RESCALED: dict[str, StandIn] = {
-    **dict.fromkeys(("relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus"), _plain),
+    **dict.fromkeys(("relu", "leaky_relu", "elu", "sigmoid", "tanh", "softplus"), _op_module),
     **dict.fromkeys(("relu6", "hardtanh", "clamp"), _clipped),
     "max_pool2d": _pool,
 }

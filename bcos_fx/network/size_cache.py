@@ -50,7 +50,7 @@ class SizeCache:
         with self._lock:
             if key not in self._made:
                 self._made[key] = _over(main, self._convert(inputs), self._buffers)
-            return _follow(self._made[key], main)
+            return _synchronize(self._made[key], main)
 
 
 def _over(main: BcosNetwork, new: BcosNetwork, buffers: frozenset[str]) -> BcosNetwork:
@@ -113,7 +113,7 @@ def _alike(old: nn.Module, wanted: nn.Module) -> bool:
     return (bool(shapes[0]) and shapes[0] == shapes[1]) or constructor_options(old) == constructor_options(wanted)
 
 
-def _follow(network: BcosNetwork, main: BcosNetwork) -> BcosNetwork:
+def _synchronize(network: BcosNetwork, main: BcosNetwork) -> BcosNetwork:
     """Bring a network's parts, place, precision and mode to those of the main one, in place."""
     for store in _STORES:
         own, others = getattr(network, store), getattr(main, store)

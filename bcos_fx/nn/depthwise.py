@@ -94,7 +94,9 @@ def _independent(x: Tensor) -> Sequence[int]:
     return (-x.dim(),) if x.stride(1) == 1 else (-x.dim(), 1 - x.dim())
 
 
-def _cut(x: Tensor, out: Tensor, per_channel: Sequence[Tensor | None], *others: Tensor) -> Iterator[tuple[Any, ...]]:
+def _cut_pieces(
+    x: Tensor, out: Tensor, per_channel: Sequence[Tensor | None], *others: Tensor
+) -> Iterator[tuple[Any, ...]]:
     """Yield pieces of x, out, others of x's or out's size, and what there is per output channel (M C, 1, ...)."""
     wide = [t.expand(len(out), *t.shape) for t in per_channel if t is not None]
     for piece in pieces(x, out, *others, *wide, dims=_independent(x)):
@@ -105,7 +107,7 @@ def _cut(x: Tensor, out: Tensor, per_channel: Sequence[Tensor | None], *others: 
 
 def _forward(x: Tensor, weight: Tensor, weight_norm: Tensor | None, windows: Windows, b: float) -> Tensor:
     out = windows.product(x, weight)
-    for x_, out_, weight_norm_ in _cut(x, out, (weight_norm,)):
+    for x_, out_, weight_norm_ in _cut_pieces(x, out, (weight_norm,)):
         bcos_scale(out_, windows.roots(x_).add_(windows.norm_eps), weight_norm_, b)
     return out
 
@@ -132,7 +134,7 @@ class _Depthwise(torch.autograd.Function):
         to_product, to_squares, to_norm = _scale_gradients(g, x, y, weight_norm, windows, ctx.b)
         to_x, to_weight = windows.gradients(to_product, x, weight, ctx.needs_input_grad[:2])
         if to_x is not None:
-            for x_, _, to_x_, to_squares_ in _cut(x, y, (), to_x, to_squares):
+            for x_, _, to_x_, to_squares_ in _cut_pieces(x, y, (), to_x, to_squares):
                 to_x_.addcmul_(x_, windows.transposed_sums(to_squares_, x_), value=2)
         return to_x, to_weight, to_norm, None, None
 
@@ -143,7 +145,7 @@ def _scale_gradients(
     """Return the gradients of the product, of the sums of squares, and of the weights' norm."""
     to_product, to_squares = torch.empty_like(y), torch.empty_like(y[:, : x.shape[1]])
     to_norm = None if weight_norm is None else torch.zeros_like(weight_norm)
-    parts = _cut(x, y, (weight_norm, to_norm), g, to_product, to_squares)
+    parts = _cut_pieces(x, y, (weight_norm, to_norm), g, to_product, to_squares)
     for x_, y_, g_, to_product_, to_squares_, weight_norm_, to_norm_ in parts:
         root = windows.roots(x_)
         to_product_part, to_root, to_norm_part = scale_gradients(g_, y_, root + windows.norm_eps, weight_norm_, b)

@@ -84,7 +84,7 @@ def _sum_squares(x: Tensor, dim: int) -> Tensor:
     return total.sum(dim, keepdim=True)
 
 
-def _seen(x: Tensor, steps: Sequence[int]) -> Tensor:
+def _strided_view(x: Tensor, steps: Sequence[int]) -> Tensor:
     """Return a view of every ``steps``-th position of x along its last dimensions."""
     if any(step > 1 for step in steps):
         wanted: Any = (..., *(slice(None, None, step) for step in steps))
@@ -92,18 +92,18 @@ def _seen(x: Tensor, steps: Sequence[int]) -> Tensor:
     return x
 
 
-def _split(x: Tensor, dim: int, groups: int) -> Tensor:
+def _split_channels(x: Tensor, dim: int, groups: int) -> Tensor:
     """Return a view of x with channels as (groups, rest)."""
     return torch.unflatten(x, dim, (groups, x.shape[dim] // groups))
 
 
 def _energy(x: Tensor, dim: int, groups: int, steps: Sequence[int]) -> Tensor:
-    x = _seen(x, steps)
+    x = _strided_view(x, steps)
     if groups == x.shape[dim]:
         return x.to(statistics_dtype(x.dtype)).square()
     if groups == 1:
         return _sum_squares(x, dim)
-    return _sum_squares(_split(x, dim, groups), dim).squeeze(dim)
+    return _sum_squares(_split_channels(x, dim, groups), dim).squeeze(dim)
 
 
 class _Energy(torch.autograd.Function):
@@ -127,7 +127,7 @@ class _Energy(torch.autograd.Function):
         if torch.is_grad_enabled():  # a graph of the gradient is asked for
             to_x = to_x.clone()
         # to_x is newly allocated: it has just been computed for the alias that energy() gave out.
-        part, seen = (_split(_seen(t, ctx.steps), ctx.dim, ctx.groups) for t in (to_x, x))
+        part, seen = (_split_channels(_strided_view(t, ctx.steps), ctx.dim, ctx.groups) for t in (to_x, x))
         part.addcmul_(seen, to_energy.unsqueeze(ctx.dim), value=2)
         return to_x, None, None, None
 
@@ -187,7 +187,7 @@ def scale_gradients(g: Tensor, y: Tensor, norm: Tensor, weight_norm: Tensor | No
     parts = (y, g.reshape(y.shape), smaller, to_out, to_norm)
     scratch: Tensor | None = None
     for y_, g_, smaller_, to_out_, to_norm_ in pieces(*parts, whole=weight_norm):
-        ratio = _power_(_ratio(y_, smaller_, weight_norm, out=_fitting(scratch, y_)), (b - 1) / b)
+        ratio = _power_(_ratio(y_, smaller_, weight_norm, out=_scratch_for(scratch, y_)), (b - 1) / b)
         torch.mul(ratio, g_, out=to_out_)
         scratch = moment = torch.mul(y_.to(norm.dtype), g_, out=ratio)
         to_norm_.copy_(moment.sum_to_size(to_norm_.shape))
@@ -258,12 +258,12 @@ def _scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> T
     grouped, norm, weight_norm = _by_group(out, norm, weight_norm)
     ratio: Tensor | None = None
     for piece, norm_ in pieces(grouped, norm, whole=weight_norm):
-        ratio = _power_(_ratio(piece, norm_, weight_norm, out=_fitting(ratio, piece)), b - 1)
+        ratio = _power_(_ratio(piece, norm_, weight_norm, out=_scratch_for(ratio, piece)), b - 1)
         piece.mul_(ratio)
     return out
 
 
-def _fitting(scratch: Tensor | None, piece: Tensor) -> Tensor | None:
+def _scratch_for(scratch: Tensor | None, piece: Tensor) -> Tensor | None:
     """Return the previous piece's scratch tensor, or None if this piece has another shape, as the last one may."""
     return scratch if scratch is not None and scratch.shape == piece.shape else None
 

@@ -99,7 +99,7 @@ class InputNormalisation(nn.Module):
     ) -> None:
         super().__init__()
         self.dim = dim
-        affine, shift = _checked(matrix, offset)
+        affine, shift = _checked_affine(matrix, offset)
         self.matrix: list[list[float]] = affine.tolist()
         self.offset: list[float] = shift.tolist()
         self._by_channel = _is_diagonal(affine)
@@ -130,7 +130,7 @@ class InputNormalisation(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # From the exact numbers each time: going to float16 and back must not leave float16's rounding behind.
-        self.encoded = _encoded_matrix(*_checked(self.matrix, self.offset)).to(self.encoded)
+        self.encoded = _encoded_matrix(*_checked_affine(self.matrix, self.offset)).to(self.encoded)
         return self
 
     def forward(self, encoded: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def fold(weight: Tensor, matrix: Matrix, offset: Numbers) -> Tensor:
     Raises:
         UsageError: shapes that do not fit.
     """
-    affine, shift = _checked(matrix, offset)
+    affine, shift = _checked_affine(matrix, offset)
     if weight.dim() < 2 or weight.shape[1] != affine.shape[0]:
         raise UsageError(f"a kernel {tuple(weight.shape)} does not read {affine.shape[0]} channels")
     encoded = _encoded_matrix(affine, shift).to(weight.device)
@@ -203,7 +203,7 @@ def _is_diagonal(affine: Tensor) -> bool:
     return affine.shape[0] == affine.shape[1] and torch.equal(affine, torch.diag(affine.diagonal()))
 
 
-def _checked(matrix: Matrix, offset: Numbers) -> tuple[Tensor, Tensor]:
+def _checked_affine(matrix: Matrix, offset: Numbers) -> tuple[Tensor, Tensor]:
     affine, shift = torch.as_tensor(matrix, dtype=torch.float64).cpu(), _vector(offset, "offset")
     if affine.dim() != 2 or affine.shape[0] != shift.shape[0]:
         raise UsageError(

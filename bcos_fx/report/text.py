@@ -83,8 +83,8 @@ def _sections(report: Findings, nodes: bool) -> Iterator[tuple[str, RenderableTy
     lists: tuple[tuple[str, RenderableType | None], ...] = (
         (_CALIBRATION, _calibration(report)),
         ("Nearly matched, and why not", _near_misses(report)),
-        ("Operations that no rule knows", _unknown(report)),
-        ("Parameters that the eval graph never uses", _unused(report)),
+        ("Operations that no rule knows", _unknown_table(report)),
+        ("Parameters that the eval graph never uses", _unused_table(report)),
         ("Taken from the shape of the example: the graph holds for this shape only", _bullets(report.guards)),
         ("Train mode", _train(report)),
         ("Notes", _bullets(report.notes)),
@@ -211,12 +211,12 @@ def _near_misses(report: Findings) -> RenderableType | None:
     return _table(("rule", "why not", "nodes"), rows) if rows else None
 
 
-def _unknown(report: Findings) -> RenderableType | None:
+def _unknown_table(report: Findings) -> RenderableType | None:
     rows = [(row.op, row.name, row.source or "") for row in report.unknown]
     return _table(("operation", "node", "where"), rows) if rows else None
 
 
-def _unused(report: Findings) -> RenderableType | None:
+def _unused_table(report: Findings) -> RenderableType | None:
     counts = Counter(name.split(".")[0] for name in report.unused)
     rows = [(module, amount(count, "parameter")) for module, count in counts.items()]
     return _facts(rows) if rows else None

@@ -93,7 +93,7 @@ def specifications(
     shape, width = (channels, *size), channels
     blocks = []
     for _ in range(draw(st.integers(1, max_blocks))):
-        fitting = [kind for kind in kinds if _fits(kind, size)]
+        fitting = [kind for kind in kinds if _block_fits(kind, size)]
         block, size = draw(_blocks(width, size, kinds=fitting, norms=norms, activations=activations))
         blocks.append(block)
         width = 2 * block.outputs if block.kind == "concatenation" else block.outputs
@@ -119,7 +119,7 @@ def _sizes(rank: int) -> st.SearchStrategy[tuple[int, ...]]:
     return st.tuples(*(side for _ in range(rank)))
 
 
-def _fits(kind: BlockKind, size: tuple[int, ...]) -> bool:
+def _block_fits(kind: BlockKind, size: tuple[int, ...]) -> bool:
     if kind == "transposed":
         return bool(size) and max(size) <= 8
     return kind not in _NEEDS_SPACE or (bool(size) and min(size) >= 2)

@@ -45,7 +45,7 @@ class TextCache:
         if not self.path.exists():
             return {}
         found: dict[str, Tensor] = {}
-        with closing(self._opened()) as database:
+        with closing(self._open_database()) as database:
             for text in texts:
                 row = database.execute("SELECT vector FROM texts WHERE key = ?", (_key(tower, text),)).fetchone()
                 if row is not None:
@@ -59,10 +59,10 @@ class TextCache:
             UsageError: the file is not a cache, or cannot be written.
         """
         rows = [(_key(tower, t), v.detach().cpu().numpy().astype("<f4").tobytes()) for t, v in vectors.items()]
-        with closing(self._opened()) as database, database:
+        with closing(self._open_database()) as database, database:
             database.executemany("INSERT OR REPLACE INTO texts VALUES (?, ?)", rows)
 
-    def _opened(self) -> sqlite3.Connection:
+    def _open_database(self) -> sqlite3.Connection:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             database = sqlite3.connect(self.path, timeout=60)

@@ -74,7 +74,7 @@ def multi_head_attention(
     projected = []
     for name, tensor, weight, bias in zip("qkv", (query, key, value), weights, biases, strict=True):
         with part(f"{name}_proj"):
-            projected.append(functional.linear(_samples_first(tensor), _given(weight, name), bias))
+            projected.append(functional.linear(_samples_first(tensor), _required_weight(weight, name), bias))
     queries, keys, values = projected
 
     causal = is_causal and key_padding_mask is None and not need_weights  # then the flag is taken at its word
@@ -113,7 +113,7 @@ def _samples_first(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, 1) if tensor.dim() == 3 else tensor.unsqueeze(0)
 
 
-def _given(weight: Tensor | None, name: str) -> Tensor:
+def _required_weight(weight: Tensor | None, name: str) -> Tensor:
     if weight is None:
         raise TraceError(f"multi-head attention is called without a weight for its {name}", where=str(current_source()))
     return weight

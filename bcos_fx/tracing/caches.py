@@ -49,10 +49,10 @@ def _without_cache(value: object) -> Callable[..., Any] | None:
     if isinstance(value, _Cache):
         return bare
     kept = value.__closure__ or () if isinstance(value, FunctionType) and bare is not None else ()
-    return bare if any(isinstance(_content(cell), _Cache) for cell in kept) else None
+    return bare if any(isinstance(_cell_contents(cell), _Cache) for cell in kept) else None
 
 
-def _content(cell: Any) -> Any:
+def _cell_contents(cell: Any) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # nothing was put in yet

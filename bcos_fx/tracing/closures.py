@@ -61,7 +61,7 @@ class _Rebinding:
         made.__defaults__, made.__kwdefaults__ = self.of(function.__defaults__), self.of(function.__kwdefaults__)
         made.__dict__.update(function.__dict__)
         for cell, old in zip(cells, function.__closure__ or (), strict=True):
-            if (content := _content(old)) is not _EMPTY:
+            if (content := _cell_contents(old)) is not _EMPTY:
                 cell.cell_contents = self.of(content)
         return made
 
@@ -77,7 +77,7 @@ class _Rebinding:
 def _parts(value: Any) -> tuple[Any, ...]:
     """Return what functions, methods and plain containers refer to."""
     if isinstance(value, FunctionType):
-        return (*map(_content, value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
+        return (*map(_cell_contents, value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
     if isinstance(value, MethodType):
         return (value.__func__, value.__self__)
     if isinstance(value, partial):
@@ -90,7 +90,7 @@ def _parts(value: Any) -> tuple[Any, ...]:
 _EMPTY = object()  # of a cell whose name was not assigned yet
 
 
-def _content(cell: CellType) -> Any:
+def _cell_contents(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:

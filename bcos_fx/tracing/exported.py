@@ -66,11 +66,11 @@ class Exported(nn.Module):
     def run(self, values: tuple[Any, ...]) -> Any:
         """Run the program on its inputs, in order."""
         with attributed_to(SourceLine("exported program", 0, "the sizes of its inputs")):
-            self._check(values)
+            self._check_sizes(values)
         runner = _Regrouped(self, garbage_collect_values=False, graph=self.calls)
         return self.calls.process_outputs(runner.run(*values, enable_io_processing=False))
 
-    def _check(self, values: tuple[Any, ...]) -> None:
+    def _check_sizes(self, values: tuple[Any, ...]) -> None:
         """Read the sizes that were fixed, so that a recording notes them."""
         for name, sizes, value in zip(self.names, self.sizes, values, strict=True):
             for dim, size in enumerate(sizes or ()):

@@ -93,7 +93,7 @@ def bind(module: nn.Module, example: ExampleInputs) -> BoundInputs:
 
 def _clone(name: str, value: object) -> Any:
     if isinstance(value, Tensor):
-        _check(name, value)
+        _check_tensor(name, value)
         return value.detach().clone()
     if isinstance(value, tuple):
         return tuple(_clone(f"{name}[{i}]", item) for i, item in enumerate(value))
@@ -129,7 +129,7 @@ def _values(value: tuple[Any, ...] | dict[str, Any]) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else list(value)
 
 
-def _check(name: str, tensor: Tensor) -> None:
+def _check_tensor(name: str, tensor: Tensor) -> None:
     reason = oddity(tensor) or ("on the meta device" if tensor.is_meta else "complex" if tensor.is_complex() else None)
     if reason is not None:
         raise UsageError(f"the input {name!r} is {reason}", hint="give an ordinary dense tensor of real numbers")

@@ -88,7 +88,7 @@ class Memory:
         for entry in self.sharing(tensor):
             if entry is changed or entry.node in replaced.values() or not _overlap(tensor, entry.tensor):
                 continue
-            self._follow(entry, changed, replaced, where)
+            self._update_alias(entry, changed, replaced, where)
 
     def _climb(self, changed: RecordedTensor, node: Node, replaced: dict[Node, Node]) -> None:
         """Write the new value of a view back into its base, the base's base and so on."""
@@ -107,7 +107,9 @@ class Memory:
             replaced[base.node] = new
             view, old, base.node = base, base.node, new
 
-    def _follow(self, entry: RecordedTensor, changed: RecordedTensor, replaced: dict[Node, Node], where: str) -> None:
+    def _update_alias(
+        self, entry: RecordedTensor, changed: RecordedTensor, replaced: dict[Node, Node], where: str
+    ) -> None:
         """Recompute another alias from the nodes that were replaced, or mark it as broken."""
         if entry.broken is None and _geometry(entry.tensor) == _geometry(changed.tensor):
             self._move(entry, changed.node, replaced)

@@ -63,10 +63,10 @@ def attribute(root: nn.Module, path: str) -> Any:
         AttributeError: there is none.
     """
     owner, _, name = path.rpartition(".")
-    return _stored(module_at(root, owner), name)
+    return _stored_value(module_at(root, owner), name)
 
 
-def _stored(owner: nn.Module, name: str) -> Any:
+def _stored_value(owner: nn.Module, name: str) -> Any:
     for registered in (owner._parameters, owner._buffers, owner._modules):
         if name in registered:
             return registered[name]
@@ -107,7 +107,7 @@ def _read_attribute(value: object, name: str) -> Any:
     return ATTRIBUTES[name](value)
 
 
-def _checked(function: Function, grows: Callable[[Any, Any], bool]) -> Function:
+def _with_size_check(function: Function, grows: Callable[[Any, Any], bool]) -> Function:
     def call(left: Any, right: Any) -> Any:
         if isinstance(left, Tensor) or isinstance(right, Tensor):
             return function(left, right)
@@ -150,11 +150,11 @@ def _count(value: object) -> int:
 
 
 _CHECKED: dict[Function, Function] = {
-    operator.pow: _checked(operator.pow, _power_grows),
-    operator.mul: _checked(operator.mul, _product_grows),
-    operator.add: _checked(operator.add, _sum_grows),
+    operator.pow: _with_size_check(operator.pow, _power_grows),
+    operator.mul: _with_size_check(operator.mul, _product_grows),
+    operator.add: _with_size_check(operator.add, _sum_grows),
     # Never grows, but on a text it would be formatting, which the check of kinds refuses.
-    operator.mod: _checked(operator.mod, lambda left, right: False),
+    operator.mod: _with_size_check(operator.mod, lambda left, right: False),
     builtins.getattr: _read_attribute,
 }
 
@@ -274,7 +274,7 @@ class _Source:
             self._lines.append(f"return {self._expression(node.args[0])}")
         elif node.op == "get_attr":
             owner, _, stored = str(node.target).rpartition(".")
-            self._lines.append(f"{name} = {self._constant(_stored)}({self._path(owner)}, {self._text(stored)})")
+            self._lines.append(f"{name} = {self._constant(_stored_value)}({self._path(owner)}, {self._text(stored)})")
         else:
             called = self._path(str(node.target)) if node.op == "call_module" else self._constant(executable(node))
             self._lines.append(f"{name} = {called}({self._arguments(node)})")
@@ -311,14 +311,14 @@ class _Source:
         if kind is tuple:
             return "(" + "".join(f"{self._expression(item)}, " for item in value) + ")"
         if isinstance(value, slice):
-            return self._made(slice, [value.start, value.stop, value.step])
+            return self._container_source(slice, [value.start, value.stop, value.step])
         if isinstance(value, torch.Size):
-            return self._made(torch.Size, [tuple(value)])
+            return self._container_source(torch.Size, [tuple(value)])
         if isinstance(value, tuple):  # a named one
-            return self._made(kind, list(value))
+            return self._container_source(kind, list(value))
         return None
 
-    def _made(self, kind: Function, items: list[Any]) -> str:
+    def _container_source(self, kind: Function, items: list[Any]) -> str:
         return f"{self._constant(kind)}({', '.join(map(self._expression, items))})"
 
     def _text(self, text: str) -> str:

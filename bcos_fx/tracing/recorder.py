@@ -107,7 +107,7 @@ class Recorder(TorchFunctionMode):
         func = operations.torch_level(func)
         args, kwargs, name = tuple(args), kwargs or {}, func.__name__
         if self._busy or not self._follows(func, args, kwargs):
-            return self._plain(func, args, kwargs)
+            return self._run_unrecorded(func, args, kwargs)
         # Reads come before calls, as they answer Python with numbers. Composites come before in-place forms, so that
         # addcmul_ is recorded by its parts as addcmul is.
         if name == "__get__":
@@ -121,7 +121,7 @@ class Recorder(TorchFunctionMode):
         in_place = operations.asks_in_place(func, kwargs)
         result = self._composed((in_place and operations.plain_form(func)) or func, args, kwargs)
         if result is not NotImplemented:
-            return self._written(func, args, kwargs, result) if in_place else result
+            return self._run_in_place(func, args, kwargs, result) if in_place else result
         if name == "__set__":
             raise self._refusal(f"assigning to a tensor's {func.__self__.__name__!r} cannot be traced")  # type: ignore[attr-defined]
         if in_place:
@@ -134,7 +134,7 @@ class Recorder(TorchFunctionMode):
     def unseen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a kernel call that did not come through ``__torch_function__``."""
         if self._busy or not self._follows(func, args, kwargs):
-            return self._plain(func, args, kwargs)
+            return self._run_unrecorded(func, args, kwargs)
         call = graph_call(operations.torch_level(func), args, kwargs)
         return self._call(func, call, args, kwargs, in_place=False)
 
@@ -262,7 +262,7 @@ class Recorder(TorchFunctionMode):
         with self:  # PyTorch puts a mode aside while it handles a call
             return composite(*args, **kwargs)
 
-    def _written(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Tensor) -> Any:
+    def _run_in_place(self, func: Callable[..., Any], args: Any, kwargs: Any, result: Tensor) -> Any:
         """Run an in-place call whose result was recorded out of place."""
         with self:
             node = self.node_of(result.to(args[0].dtype))
@@ -296,7 +296,7 @@ class Recorder(TorchFunctionMode):
             raise self._refusal(f"{func.__name__} gives Python a number that depends on the input")
         return bool(numbers((args, kwargs)))
 
-    def _plain(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _run_unrecorded(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a call that the graph has no part in; if it changes memory that the graph knows, say so on use."""
         if self._busy:
             return func(*args, **kwargs)

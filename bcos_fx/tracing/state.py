@@ -21,10 +21,10 @@ Attributes = Mapping[str, Mapping[str, Any]]
 
 def attributes(root: nn.Module) -> Attributes:
     """Return what every module keeps as plain attributes, as it is now."""
-    return {path: _own(part) for path, part in root.named_modules()}
+    return {path: _own_attributes(part) for path, part in root.named_modules()}
 
 
-def _own(part: nn.Module) -> dict[str, Any]:
+def _own_attributes(part: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(part).items() if name not in _NOT_ITS_OWN}
 
 
@@ -33,7 +33,7 @@ def changed_attributes(root: nn.Module, before: Attributes) -> str | None:
     found = []
     for path, part in root.named_modules():
         old = before.get(path, {})
-        names = [name for name, value in _own(part).items() if old.get(name) is not value]
+        names = [name for name, value in _own_attributes(part).items() if old.get(name) is not value]
         found += [f"attribute {name!r} of module {path!r} ({type(part).__name__})" for name in names]
     return listed(found, _MOST_NAMED) if found else None
 
@@ -41,7 +41,7 @@ def changed_attributes(root: nn.Module, before: Attributes) -> str | None:
 def settle_sizes(root: nn.Module) -> None:
     """Put numbers in place of a recording's sizes that forward kept as attributes: nothing else can read them."""
     for part in root.modules():
-        for name, value in _own(part).items():
+        for name, value in _own_attributes(part).items():
             if _holds_size(value):
                 part.__dict__[name] = concrete(value)
 
@@ -55,7 +55,7 @@ def _holds_size(value: object) -> bool:
 def restore_attributes(root: nn.Module, before: Attributes) -> None:
     """Give every module the attributes back that it had, so that another recording begins as the first did."""
     for path, part in root.named_modules():
-        for name in _own(part).keys() - before[path].keys():
+        for name in _own_attributes(part).keys() - before[path].keys():
             del part.__dict__[name]
         part.__dict__.update(before[path])
 

@@ -149,7 +149,7 @@ def trace(
             read = drop_needless_checks(
                 graph_module, list(inputs.named.values()), _runner(root, inputs, output), _agree
             )
-        unused = _unused(root, graph_module)
+        unused = _unused_parameters(root, graph_module)
     own_backward = (*recorder.own_backward, *hooked_backward(module))
     guards, notes = tuple(recorder.guards), (*read, *recorder.stops.notes, *_on_precision(named, error))
     return Trace(graph_module, guards, notes, own_backward, unused, difference, tuple(inputs.named))
@@ -183,7 +183,7 @@ def _evaluated(
 ) -> tuple[Recorder, Tensor]:
     recorder = Recorder(_state(root))
     kept = attributes(root)
-    with _explained(root, recorder, example), buffers_kept(root):
+    with _explained_errors(root, recorder, example), buffers_kept(root):
         before, drawn = buffer_values(root), host_state()
         result = _record(root, inputs, output, leaf_modules, recorder)
         for name in changed_buffers(root, before):
@@ -221,7 +221,7 @@ def _check_repeats(
 
 
 @contextlib.contextmanager
-def _explained(root: nn.Module, recorder: Recorder, example: Any) -> Iterator[None]:
+def _explained_errors(root: nn.Module, recorder: Recorder, example: Any) -> Iterator[None]:
     """Turn an error of the module's own code into one of ours: of the inputs if the module fails alone too."""
     try:
         yield
@@ -388,7 +388,7 @@ def _scale(tensor: Tensor) -> float:
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
-def _unused(root: nn.Module, graph_module: GraphModule) -> tuple[str, ...]:
+def _unused_parameters(root: nn.Module, graph_module: GraphModule) -> tuple[str, ...]:
     used: set[int] = set()
     for node in graph_module.graph.nodes:
         if node.op == "get_attr":

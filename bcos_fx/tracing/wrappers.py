@@ -30,7 +30,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
     Raises:
         UsageError: the module contains itself.
     """
-    return _opened(module, {}, frozenset())
+    return _without_wrappers(module, {}, frozenset())
 
 
 def without_wrappers(name: str) -> str:
@@ -38,16 +38,18 @@ def without_wrappers(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _SEGMENTS)
 
 
-def _opened(module: nn.Module, done: dict[int, nn.Module], above: frozenset[int]) -> nn.Module:
+def _without_wrappers(module: nn.Module, done: dict[int, nn.Module], above: frozenset[int]) -> nn.Module:
     if id(module) in above:
         raise UsageError("the module contains itself", where=type(module).__name__)
     if id(module) not in done:
         inside = _inside(module)
         below = above | {id(module)}
         if inside is not None:
-            done[id(module)] = _opened(inside, done, below)
+            done[id(module)] = _without_wrappers(inside, done, below)
         else:
-            parts = {name: _opened(part, done, below) for name, part in module._modules.items() if part is not None}
+            parts = {
+                name: _without_wrappers(part, done, below) for name, part in module._modules.items() if part is not None
+            }
             changed = any(part is not module._modules[name] for name, part in parts.items())
             compiled = vars(module).get("_compiled_call_impl") is not None
             done[id(module)] = _with_parts(module, parts) if changed or compiled else module

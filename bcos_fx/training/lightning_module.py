@@ -320,7 +320,7 @@ class _Features:
 
     def __init__(self, network: nn.Module | None, path: str) -> None:
         self.value: Any = None
-        self._layer = _named(network, path) if network is not None and path else None
+        self._layer = _layer_named(network, path) if network is not None and path else None
 
     def __enter__(self) -> _Features:
         keep = lambda module, inputs, output: setattr(self, "value", output)  # noqa: E731
@@ -332,7 +332,7 @@ class _Features:
             self._handle.remove()
 
 
-def _named(network: nn.Module, path: str) -> nn.Module:
+def _layer_named(network: nn.Module, path: str) -> nn.Module:
     try:
         return network.get_submodule(path)
     except AttributeError as error:

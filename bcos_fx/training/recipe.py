@@ -266,11 +266,11 @@ def _training(table: Table) -> Training:
     if former:
         warnings.warn("[training.optimiser] is now [training.optimizer]", DeprecationWarning, stacklevel=2)
     below = table.table("optimiser" if former else "optimizer")
-    given["optimizer"] = _made(below, Optimizer, _fields(below, Optimizer))
+    given["optimizer"] = _make(below, Optimizer, _fields(below, Optimizer))
     given["rises"] = tuple(_scheduled(entry, BSchedule) for entry in table.tables("rise"))
     given["fades"] = tuple(_scheduled(entry, BiasDecay) for entry in table.tables("fade"))
     given["tapers"] = tuple(_scheduled(entry, LossDecay) for entry in table.tables("taper"))
-    return _made(table, Training, given)
+    return _make(table, Training, given)
 
 
 def _loss(table: Table) -> dict[str, Any]:
@@ -291,15 +291,15 @@ S = TypeVar("S", BSchedule, BiasDecay, LossDecay)
 def _scheduled(table: Table, kind: type[S]) -> S:
     given = _fields(table, kind)
     course = _fields(table, Course)
-    return _made(table, kind, {**given, "course": _checked(table, Course, course)})
+    return _make(table, kind, {**given, "course": _make_checked(table, Course, course)})
 
 
-def _made(table: Table, kind: Callable[..., Made], given: Mapping[str, Any]) -> Made:
+def _make(table: Table, kind: Callable[..., Made], given: Mapping[str, Any]) -> Made:
     table.finish()
-    return _checked(table, kind, given)
+    return _make_checked(table, kind, given)
 
 
-def _checked(table: Table, kind: Callable[..., Made], given: Mapping[str, Any]) -> Made:
+def _make_checked(table: Table, kind: Callable[..., Made], given: Mapping[str, Any]) -> Made:
     try:
         return kind(**given)
     except UsageError as error:

@@ -288,7 +288,7 @@ def run_of(
     loss = training.loss if isinstance(training.loss, str) else " + ".join(training.loss)
     optimizer = training.optimizer
     return TrainingRun(
-        data=_called(data),
+        data=_data_name(data),
         images=images,
         recipe=recipe,
         epochs=training.epochs,
@@ -300,13 +300,13 @@ def run_of(
             "seed": training.seed,
             "augment": training.augment,
         },
-        tested_on="" if validation is None else _called(validation),
+        tested_on="" if validation is None else _data_name(validation),
         before=history[0].accuracy if history else None,
         accuracy=history[-1].accuracy if history else None,
     )
 
 
-def _called(data: object) -> str:
+def _data_name(data: object) -> str:
     """Return the name of a folder or file, without where it is; of other data their type."""
     if isinstance(data, str | os.PathLike):
         return Path(os.path.abspath(data)).name

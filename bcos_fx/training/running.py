@@ -148,18 +148,18 @@ class Fitting:
         except SystemExit:  # what Lightning makes of Ctrl-C
             raise self._interrupted() from None
         except TrainingError as error:
-            raise TrainingError(error.what, where=error.where, hint=self._kept(error.hint)) from error
+            raise TrainingError(error.what, where=error.where, hint=self._hint_with_checkpoint(error.hint)) from error
         except OSError as error:
             raise TrainingError(
                 f"a file of the run cannot be written: {error.strerror or error}",
                 where=None if error.filename is None else str(error.filename),
-                hint=self._kept("make room"),
+                hint=self._hint_with_checkpoint("make room"),
             ) from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, handler)
 
-    def _kept(self, hint: str | None) -> str:
+    def _hint_with_checkpoint(self, hint: str | None) -> str:
         if self.folder is None or not (self.folder / NAME).is_file():
             return f"{hint or 'begin again'}; no checkpoint was made yet"
         return f"{hint or 'go on with resume'}; the last good checkpoint is {self.folder / NAME}"

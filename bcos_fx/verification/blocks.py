@@ -93,7 +93,7 @@ def verify_blocks(
             # Both networks' next block gets what the original computes here: errors do not add up over blocks.
             values = one.output or _own_output(reference, values, dtype)
     found = conclude(tuple(rows), tuple(left_out), default_tolerance(torch.float64), torch.float64)
-    last = _whole(module, converted, batch, values, samples, dtype, seed)
+    last = _compare_whole(module, converted, batch, values, samples, dtype, seed)
     whole = conclude(tuple(last.rows), last.left_out, default_tolerance(dtype), dtype)
     return replace(
         found,
@@ -106,7 +106,7 @@ def verify_blocks(
     )
 
 
-def _whole(
+def _compare_whole(
     module: nn.Module,
     converted: nn.Module,
     batch: CallInputs,

@@ -79,16 +79,16 @@ class Verification(Displayed):
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold; numbers that are not finite become None."""
         return {
-            **_plain({"ok": self.ok, "tested": self.tested, "error": self.error, "tolerance": self.tolerance}),
+            **_finite_or_none({"ok": self.ok, "tested": self.tested, "error": self.error, "tolerance": self.tolerance}),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "comparisons": [_plain(asdict(row)) for row in self.comparisons],
+            "comparisons": [_finite_or_none(asdict(row)) for row in self.comparisons],
             "node": self.node,
             "detail": self.detail,
             "method": self.method,
         }
 
 
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+def _finite_or_none(fields: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
 
 

@@ -103,7 +103,7 @@ class _Search:
 
     def __init__(self, original: nn.Module, converted: BcosNetwork) -> None:
         self.parameters = {name: p.detach().cpu() for name, p in original.named_parameters()}
-        self.left = {name: t.detach().cpu() for name, t in _used(converted) if t.is_floating_point()}
+        self.left = {name: t.detach().cpu() for name, t in _tensors_read(converted) if t.is_floating_point()}
         self.report = converted.report
         self.unused = set(self.report.unused)
 
@@ -142,7 +142,9 @@ class _Search:
         places: list[str] = []
         start = 0
         while start < len(wanted):
-            fits = [place for place in self.left if place not in places and _fits(self.left[place], wanted, start)]
+            fits = [
+                place for place in self.left if place not in places and _is_row_block(self.left[place], wanted, start)
+            ]
             if not fits:
                 return []
             # Several pieces may hold equal numbers (zeros, say): the names tell whose they are.
@@ -167,7 +169,7 @@ class _Search:
                 yield from (rule for rule in after.rules if rule in changing and "stripped" in rule)
 
 
-def _used(converted: BcosNetwork) -> Iterator[tuple[str, Tensor]]:
+def _tensors_read(converted: BcosNetwork) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors that the graph reads; others do not count as copies."""
     read = tuple(str(node.target) for node in converted.graph.nodes if node.op in ("get_attr", "call_module"))
     for name, tensor in (*converted.named_parameters(), *converted.named_buffers()):
@@ -179,7 +181,7 @@ def _equal(tensor: Tensor, wanted: Tensor) -> bool:
     return tensor.shape == wanted.shape and tensor.dtype == wanted.dtype and torch.equal(tensor, wanted)
 
 
-def _fits(tensor: Tensor, wanted: Tensor, start: int) -> bool:
+def _is_row_block(tensor: Tensor, wanted: Tensor, start: int) -> bool:
     """Return whether a tensor is some of the wanted one's rows, from ``start`` on, and not all of them."""
     if not tensor.dim() or tensor.shape[1:] != wanted.shape[1:] or len(tensor) == len(wanted):
         return False

@@ -101,7 +101,7 @@ def gather(inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> CallInpu
         values = (inputs,)
     if not values:
         raise UsageError("the inputs are empty", hint="give a tensor (N, ...), or a tuple or dict of tensors")
-    tensors = tuple(_checked(value, index) for index, value in enumerate(values))
+    tensors = tuple(_checked_input(value, index) for index, value in enumerate(values))
     if tensors[0].dim() == 0 or tensors[0].shape[0] == 0:
         raise UsageError(
             f"the first input has shape {tuple(tensors[0].shape)}: no samples",
@@ -110,7 +110,7 @@ def gather(inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> CallInpu
     return CallInputs(tensors, names, tensors[0].shape[0])
 
 
-def _checked(value: object, index: int) -> Tensor:
+def _checked_input(value: object, index: int) -> Tensor:
     where = f"input {index}"
     if not isinstance(value, Tensor):
         raise UsageError(

@@ -95,7 +95,7 @@ def test_names_and_differences(run: Run, artifact: Path, photographs: Path, fold
         (("explain", "tiny.safetensor", "photographs"), "tiny.safetensors"),
         (("explain", "weights.pth", "photographs"), "convert it first"),
         (("explain", "photographs/0.png", "photographs"), "not a converted network"),
-        (("explain", "tiny.safetensors", "photographs", "--target", "999"), "is no output"),
+        (("explain", "tiny.safetensors", "photographs", "--target", "999"), "is not an output"),
         (("explain", "tiny.safetensors", "photographs", "--target", "tabby"), "no class names"),
         (("explain", "tiny.safetensors", "photographs", "--output", "nolayer"), "no layer named"),
         (("explain", "tiny.safetensors", "photographs", "--classes", "nothing.txt"), "cannot be read"),

@@ -221,7 +221,7 @@ def test_items_that_are_no_labelled_image_are_refused(item: Any, said: str) -> N
         (torch.rand(3, 8, 8), "item 0 of Pairs has no label"),
         ((torch.rand(3, 8, 8), torch.rand(2)), r"label of shape \(2,\)"),
         ((torch.rand(3, 8, 8), 0.5), "float32"),
-        ((torch.rand(3, 8, 8), 4), "the label 4 is none of the network's 3 classes"),
+        ((torch.rand(3, 8, 8), 4), "the label 4 is not one of the network's 3 classes"),
     ],
 )
 def test_a_label_that_is_no_class_index_is_refused_where_one_is_needed(item: Any, said: str) -> None:

@@ -218,7 +218,7 @@ def test_unreadable_images_are_counted_and_listed(network: BcosNetwork) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "said"),
-    [(torch.arange(30) % 7, "label 6 is none of the network's 6 classes"), (torch.arange(30) - 1, "label -1")],
+    [(torch.arange(30) % 7, "label 6 is not one of the network's 6 classes"), (torch.arange(30) - 1, "label -1")],
 )
 def test_labels_outside_the_classes_are_refused(network: BcosNetwork, labels: Tensor, said: str) -> None:
     with pytest.raises(UsageError, match=said) as caught:
@@ -264,7 +264,7 @@ def test_other_arguments_without_sense(network: BcosNetwork) -> None:
         gridpg(Colours(), data)
     with pytest.raises(UsageError, match="no images to evaluate"):
         gridpg(network, [])
-    with pytest.raises(UsageError, match="which size"):
+    with pytest.raises(UsageError, match="size"):
         gridpg(Colours().eval(), [])
     with pytest.raises(UsageError, match="not a photograph"):
         gridpg(network, data, shape=(2, 8, 8))

@@ -260,7 +260,7 @@ def test_publish_writes_a_folder_with_the_figures_of_an_evaluation(network: Bcos
         (tmp_path / "results.json").write_text(content)
         done = CliRunner().invoke(app, [*words, "--measured", str(tmp_path / "results.json")])
         assert done.exit_code == 2
-        assert "no results of an evaluation" in done.stderr
+        assert "not results of an evaluation" in done.stderr
 
 
 def test_torch_hub_reads_a_folder(network: BcosNetwork, tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ def test_deeplift_that_does_not_add_up_is_refused(monkeypatch: pytest.MonkeyPatc
     """A mutant: the pooling as it is, which captum hooks with its own lossy rule."""
     from bcos_fx.methods import module_form
 
-    lossy = {**module_form._RESCALED, "max_pool2d": module_form._plain}
+    lossy = {**module_form._RESCALED, "max_pool2d": module_form._op_module}
     monkeypatch.setitem(module_form._FORMS, "DeepLIFT", (lossy, ("linear", "constant"), ()))
     network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.MaxPool2d(3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
     with pytest.raises(VerificationError, match="miss f"):

@@ -117,7 +117,7 @@ class Bypass(nn.Module):
     [
         (Patches(), "still has positions"),
         (Bypass(), "past it"),
-        (nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 5), nn.Flatten()), "no pooling"),
+        (nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 5), nn.Flatten()), "not a pooling"),
         (nn.Sequential(nn.Conv2d(3, 4, 12), nn.Flatten()), "no node of this network has one"),
     ],
 )
@@ -322,7 +322,7 @@ def test_wrong_arguments_are_named(arguments: dict[str, object], message: str) -
         (some_images() * torch.nan, TARGETS, "NaN"),
         (some_images(), TARGETS.double(), "targets are torch.float64"),
         (some_images(), TARGETS[:1], r"targets have shape \(1, 2\) for 2 images"),
-        (some_images(), TARGETS + 2, "no class of 4"),
+        (some_images(), TARGETS + 2, "not a class of 4"),
     ],
 )
 def test_wrong_images_and_targets_are_named(images: Tensor, targets: Tensor, message: str) -> None:

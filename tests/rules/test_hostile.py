@@ -291,7 +291,7 @@ CLAIMS: dict[str, tuple[Any, str, str]] = {
     "a norm as selection": (lambda x: x.relu().detach() + 0 * x, "selection", "gradient times"),
     "a pool as ratio": (lambda x: x.mean((2, 3), keepdim=True) * x, "ratio", "other numbers"),
     "a ratio of another shape": (lambda x: x.flatten(1), "ratio", "shape of its input"),
-    "a ratio that is not 0 at 0": (torch.exp, "ratio", "at 0, so it is no weight"),
+    "a ratio that is not 0 at 0": (torch.exp, "ratio", "at 0, so it is not a weight"),
     "a value as constant": (lambda x: x.sum(1), "constant", "depends on the input"),
     "a wrong split": (WrongSplit, "linear", "not linear in the input"),
     "a constant in recompose": (Untold, "normalise", "name it in 'constants'"),

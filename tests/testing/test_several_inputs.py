@@ -85,6 +85,6 @@ def test_a_value_that_is_taken_for_the_gate_is_found(monkeypatch: pytest.MonkeyP
     """The fault that these networks are for: of two factors the activated one is the gate, whatever is explained."""
     network = JointSpecification(side=4, width=3, joins=("mask",), first=0, pool="mean", seed=5).build()
     monkeypatch.setattr(flow._Analysis, "_relevant", lambda self, nodes: list(nodes))
-    monkeypatch.setattr(flow._Analysis, "_follow", lambda self, node: self._from_main.add(node))
+    monkeypatch.setattr(flow._Analysis, "_note_dependence", lambda self, node: self._from_main.add(node))
     with pytest.raises(AssertionError):
         check(network)

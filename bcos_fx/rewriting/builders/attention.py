@@ -130,7 +130,7 @@ class _Slice:
     order: tuple[int, ...]
 
 
-def _cut(hit: Hit, reader: GraphReader) -> _Slice:
+def _sliced_rows(hit: Hit, reader: GraphReader) -> _Slice:
     index = int(hit.calls["piece"].arguments["index"])
     projection = reader.shape(hit.nodes["projection"])
     if projection is None:
@@ -160,7 +160,7 @@ def _cut(hit: Hit, reader: GraphReader) -> _Slice:
 @builder("part-of-a-projection")
 def part_of_a_projection(build: Build) -> Part:
     """Build a linear layer for one of the pieces that a layer's result is split into, with a copy of its weights."""
-    layer, cut = build.layer, _cut(build.hit, build.reader)
+    layer, cut = build.layer, _sliced_rows(build.hit, build.reader)
     if not isinstance(layer, nn.Linear):
         raise Refused("it is not a linear layer")
     options = {"in_features": layer.in_features, "out_features": len(cut.rows), "bias": layer.bias is not None}
@@ -176,7 +176,7 @@ def part_of_a_projection(build: Build) -> Part:
 @builder("heads-of-a-part")
 def heads_of_a_part(build: Build) -> nn.Module:
     """Build the reshaping of a layer's pieces for one of them."""
-    cut = _cut(build.hit, build.reader)
+    cut = _sliced_rows(build.hit, build.reader)
     if len(cut.sizes) < 2 and cut.order == tuple(range(len(cut.order))):
         return nn.Identity()
     return bnn.Heads(cut.sizes, cut.order)

@@ -55,7 +55,7 @@ class Build:
     def tensor(self, parameter: str) -> Tensor | None:
         """Return the stored tensor behind an argument of a functional call."""
         value = self.call.arguments.get(parameter)
-        return self._stored(value) if isinstance(value, fx.Node) else None
+        return self._stored_tensor(value) if isinstance(value, fx.Node) else None
 
     def stored(self, name: str) -> Tensor:
         """Return the stored tensor that a pattern node of the op ``parameter`` matched.
@@ -64,12 +64,12 @@ class Build:
             Refused: no pattern node of that name matched one.
         """
         node = self.hit.nodes.get(name)
-        found = None if node is None else self._stored(node)
+        found = None if node is None else self._stored_tensor(node)
         if found is None:
             raise Refused(f"{name!r} is not a pattern node that matched a stored tensor")
         return found
 
-    def _stored(self, node: fx.Node) -> Tensor | None:
+    def _stored_tensor(self, node: fx.Node) -> Tensor | None:
         if node.op != "get_attr":
             return None
         found = attribute(self.reader.graph_module, str(node.target))

@@ -46,12 +46,12 @@ def contradiction(call: Call) -> str | None:
     asked = (call.op.name, call.op.linearity, repr(call.node.args), repr(call.node.kwargs))
     key = (*asked, tuple(node.meta.get("shape") for node in call.node.all_input_nodes), _dtype_of(call, operands))
     if key not in known:
-        known[key] = _tried(call, operands, check)
+        known[key] = _try_check(call, operands, check)
     call.node.meta[_VERDICT] = ((id(called), call.op.name), known[key])
     return known[key]
 
 
-def _tried(call: Call, operands: list[fx.Node], check: Callable[[_Trial], str | None]) -> str | None:
+def _try_check(call: Call, operands: list[fx.Node], check: Callable[[_Trial], str | None]) -> str | None:
     try:
         with _unnoticed(call):
             wrong = check(_Trial(call, operands))
@@ -94,9 +94,9 @@ class _Trial:
         self.device = own[0].device if own else torch.device("cpu")
         self._generator = torch.Generator().manual_seed(0)
         others = [node for node in call.node.all_input_nodes if node not in operands]
-        self._fixed = {node: self._other(node) for node in others}
+        self._fixed = {node: self._other_operand(node) for node in others}
 
-    def _other(self, node: fx.Node) -> Any:
+    def _other_operand(self, node: fx.Node) -> Any:
         if follows_from_stored(node):
             return stored_value(node, self.call.root)
         return node.meta["value"] if node.meta.get("type") == "size" else self._random(node)

@@ -93,15 +93,15 @@ def form_of(target: Any) -> Form:
     that bear their names.
     """
     if not inspect.isclass(target):
-        parameters = _named(target)
+        parameters = _named_parameters(target)
         given = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
         return tuple(parameters), given, ()
-    inputs = list(_named(inspect.getattr_static(target, "forward")))[1:]
-    made = [name for name in _named(target) if name not in _PLACEMENT and name not in inputs]
+    inputs = list(_named_parameters(inspect.getattr_static(target, "forward")))[1:]
+    made = [name for name in _named_parameters(target) if name not in _PLACEMENT and name not in inputs]
     return (*inputs, *made), {}, tuple(inputs)
 
 
-def _named(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def _named_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     found = inspect.signature(function).parameters
     return {n: p for n, p in found.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 

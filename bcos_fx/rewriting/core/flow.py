@@ -107,7 +107,7 @@ class _Analysis:
 
     def _classify(self) -> None:
         for node in self.nodes:
-            self._follow(node)
+            self._note_dependence(node)
             self.kinds[node] = self._kind(node)
 
     def _hidden_activations(self) -> set[fx.Node]:
@@ -132,9 +132,9 @@ class _Analysis:
             pending += new
         return seen
 
-    def _follow(self, node: fx.Node) -> None:
+    def _note_dependence(self, node: fx.Node) -> None:
         """Note whether a node's numbers depend on the main input, or on any."""
-        read = [] if is_form(node) else _read(node, self.calls[node])
+        read = [] if is_form(node) else _nodes_read(node, self.calls[node])
         if node in self.main or any(source in self._from_main for source in read):
             self._from_main.add(node)
         if node.op == "placeholder" or any(source in self._from_inputs for source in read):
@@ -156,43 +156,43 @@ class _Analysis:
         if node.op == "placeholder":
             return GATE if integers else VALUE
         call = self.calls[node]
-        inputs = {self.kinds[source] for source in _read(node, call)}
+        inputs = {self.kinds[source] for source in _nodes_read(node, call)}
         if not inputs - {CONSTANT}:
             return CONSTANT
         if call is not None and call.op.linearity == "constant":
-            return self._made(call)
+            return self._kind_of_new(call)
         kind = self._of_call(node, call)
         # Indices, comparisons, rounded numbers: any function of the input, and nothing that could add up to it.
         return GATE if integers and kind != UNKNOWN else kind
 
-    def _made(self, call: Call) -> str:
+    def _kind_of_new(self, call: Call) -> str:
         """Return the kind of a new tensor: other tensors may give its form, but not its numbers."""
         computed = next((n for n in call.read if self.kinds[n] != CONSTANT), None)
         if computed is None:
             return CONSTANT
-        return self._unknown(call.node, f"it is filled with {computed.name}, which depends on the input")
+        return self._note_unknown(call.node, f"it is filled with {computed.name}, which depends on the input")
 
     def _of_call(self, node: fx.Node, call: Call | None) -> str:
         if call is None:
-            return self._unknown(node, self.vocabulary.refusal(node, self.root))
+            return self._note_unknown(node, self.vocabulary.refusal(node, self.root))
         linearity = call.op.linearity
         if linearity == "gate":
-            return self._joined([self.kinds[n] for n in call.inputs]) if node in self.carried else GATE
+            return self._kind_of_sum([self.kinds[n] for n in call.inputs]) if node in self.carried else GATE
         if linearity == "opaque":
             instead = f"; instead: {call.op.instead}" if call.op.instead else ""
-            return self._unknown(node, f"{call.name} is not dynamic linear in its input{instead}")
+            return self._note_unknown(node, f"{call.name} is not dynamic linear in its input{instead}")
         wrong = linearity_violation(call)
         if wrong is not None:
-            return self._unknown(node, wrong)
+            return self._note_unknown(node, wrong)
         if node.op == "output":
-            return self._joined([self.kinds[source] for source in node.all_input_nodes])
+            return self._kind_of_sum([self.kinds[source] for source in node.all_input_nodes])
         return self._product(call) if linearity == "product" else self._carried(call)
 
-    def _unknown(self, node: fx.Node, why: str) -> str:
+    def _note_unknown(self, node: fx.Node, why: str) -> str:
         self.reasons[node] = why
         return UNKNOWN
 
-    def _joined(self, kinds: Sequence[str]) -> str:
+    def _kind_of_sum(self, kinds: Sequence[str]) -> str:
         """Return the kind of a sum. A gate that is added to a value is held fixed, and counted as a constant."""
         return next((kind for kind in (UNKNOWN, VALUE, GATE) if kind in kinds), CONSTANT)
 
@@ -203,13 +203,13 @@ class _Analysis:
             self.by_weight.add(call.node)
             operands = call.nodes(WEIGHT)
         operands = self._relevant(operands)
-        kind = self._joined([self.kinds[n] for n in operands])
+        kind = self._kind_of_sum([self.kinds[n] for n in operands])
         # A bias computed from the input is neither a constant nor a part of the weighted sum. One that depends on
         # another input alone is a constant beside the main one, which _relevant() leaves out.
         added = [n for name in call.op.constants for n in call.nodes(name) if n in self._relevant([*operands, n])]
         added = [n for n in added if self.kinds[n] != CONSTANT]
         if added and kind in (VALUE, CONSTANT):
-            return self._unknown(call.node, f"what it adds ({added[0].name}) is computed from the input")
+            return self._note_unknown(call.node, f"what it adds ({added[0].name}) is computed from the input")
         self._note_added_gate(call, kind, operands)
         return GATE if kind == CONSTANT else kind
 
@@ -257,7 +257,7 @@ class _Analysis:
             why = f"by convention ({call.op.name}): both factors are values, and the {place} one weights the other"
         if len(values) != 2 or values[0] is values[1] or gate is None:
             names = ", ".join(dict.fromkeys(n.name for n in values))
-            return self._unknown(
+            return self._note_unknown(
                 call.node, f"values are multiplied with each other ({names}), and nothing tells the gate"
             )
         self.choices[call.node] = Choice(gate.name, why)
@@ -358,7 +358,7 @@ class _Analysis:
         return [n for n in candidates if not _chosen(choice, n) and self.kinds[n] in (VALUE, UNKNOWN)]
 
 
-def _read(node: fx.Node, call: Call | None) -> list[fx.Node]:
+def _nodes_read(node: fx.Node, call: Call | None) -> list[fx.Node]:
     return node.all_input_nodes if call is None else call.read
 
 

@@ -77,9 +77,9 @@ class _Miss(Exception):
         super().__init__(condition)
 
 
-def _same(value: object, wanted: object) -> bool:
+def _equals(value: object, wanted: object) -> bool:
     if isinstance(value, tuple | list):
-        return isinstance(wanted, tuple | list) and len(value) == len(wanted) and all(map(_same, value, wanted))
+        return isinstance(wanted, tuple | list) and len(value) == len(wanted) and all(map(_equals, value, wanted))
     return not isinstance(value, fx.Node | Tensor) and bool(value == wanted)
 
 
@@ -182,7 +182,7 @@ class _Matcher:
         for attribute, wanted in pattern.where.items():
             value = call.arguments.get(attribute)
             alternatives = wanted if isinstance(wanted, list) else [wanted]
-            if not any(_same(value, alternative) for alternative in alternatives):
+            if not any(_equals(value, alternative) for alternative in alternatives):
                 raise _Miss(f"{call.node.name} has {attribute} {_brief(value)}, the rule wants {wanted!r}", near=True)
         for predicate in pattern.require:
             verdict = self._verdict(predicate, call)

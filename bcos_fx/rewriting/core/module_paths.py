@@ -39,7 +39,7 @@ class ModulePlacer:
         """Place a module for a part of the one that is called inside that one, and return its path."""
         if str(call.node.target) not in self._divided:  # a graph may share its layers with another's
             set_module(self._root, str(call.node.target), _twin(self._root.get_submodule(str(call.node.target))))
-        inside = self._unused(f"{call.node.target}.{part.name}")
+        inside = self._unused_path(f"{call.node.target}.{part.name}")
         set_module(self._root, inside, part.module)
         self._divided.add(str(call.node.target))
         return inside
@@ -56,7 +56,7 @@ class ModulePlacer:
         nodes = [n for n in self._root.graph.nodes if n.op in ("call_module", "get_attr")]
         for path in self._divided & {str(n.target) for n in nodes if n.op == "call_module"}:
             for name, part in list(self._root.get_submodule(path).named_children()):
-                inside, beside = f"{path}.{name}", self._unused(f"{path}_{name}")
+                inside, beside = f"{path}.{name}", self._unused_path(f"{path}_{name}")
                 set_module(self._root, beside, part)
                 self._root.delete_submodule(inside)
                 moved[inside] = beside
@@ -91,25 +91,25 @@ class ModulePlacer:
     def _path(self, call: Call, hit: Hit, name: str) -> str:
         """Return where the new module goes: in the old one's place, if nothing else lives there."""
         if call.node.op == "placeholder":
-            return self._unused(name)
+            return self._unused_path(name)
         if call.module is None:
             owner = "" if self._stays(call, hit) else _owner_of_matched(hit) or _owner(call)
             if owner and not self._is_free(owner, hit):
                 # What else reads tensors there may be gone when all rules have run.
-                beside = self._unused(call.node.name)
+                beside = self._unused_path(call.node.name)
                 self._moved[beside] = owner
                 return beside
-            return owner or self._unused(call.node.name)
+            return owner or self._unused_path(call.node.name)
         path = str(call.node.target)
         # The old place is preferred: checkpoints, and patterns for B, name modules by their paths.
         if self._serves_several(call, hit):
             return f"{self._container(call)}.{name}"
         if self._stays(call, hit):
-            return self._unused(f"{path}_{name}")
+            return self._unused_path(f"{path}_{name}")
         if len(self._reader.callers[id(call.module)]) == 1 and self._is_unread(path, hit):
             return path
         # Other calls may keep the module, or its tensors. If in the end none does, the new one moves into its place.
-        beside = self._unused(f"{path}_{name}")
+        beside = self._unused_path(f"{path}_{name}")
         self._moved[beside] = path
         return beside
 
@@ -124,7 +124,7 @@ class ModulePlacer:
         key = id(call.module)
         if key not in self._containers:
             path, alone = str(call.node.target), len(self._reader.callers[key]) == 1
-            place = path if alone else self._unused(f"{path}_parts")
+            place = path if alone else self._unused_path(f"{path}_parts")
             set_module(self._root, place, nn.Module().train(self._root.training))
             self._containers[key] = place, call.module
         return self._containers[key][0]
@@ -148,7 +148,7 @@ class ModulePlacer:
         matched = set(hit.nodes.values())
         return all(set(node.users) <= matched for node in self._reader.stored_below[path])
 
-    def _unused(self, path: str) -> str:
+    def _unused_path(self, path: str) -> str:
         candidate, number = path, 1
         while _exists(self._root, candidate):
             candidate, number = f"{path}_{number}", number + 1

@@ -35,7 +35,11 @@ class Precision:
         """Return a builder that computes in float64 from what it matched, and keeps in float64 only what needs it."""
 
         def build(given: Build) -> nn.Module | Part | Rewired:
-            raised = {id(t): (t, t.dtype) for t in _read(given) if t.is_floating_point() and t.dtype != torch.float64}
+            raised = {
+                id(t): (t, t.dtype)
+                for t in _stored_tensors(given)
+                if t.is_floating_point() and t.dtype != torch.float64
+            }
             # Through .data: the Parameter stays the same object, and a shared weight stays shared.
             for tensor, _ in raised.values():
                 tensor.data = tensor.data.double()
@@ -68,7 +72,7 @@ class Precision:
                     tensor.data = tensor.data.to(self._dtypes.get(qualified, self._usual))
 
 
-def _read(build: Build) -> Iterator[Tensor]:
+def _stored_tensors(build: Build) -> Iterator[Tensor]:
     """Yield the stored tensors that matched nodes hold, or are given, computed from others or not."""
     root = build.reader.graph_module
     for node in build.hit.nodes.values():

@@ -161,7 +161,7 @@ def _rounded(call: Call) -> str | None:
     )
 
 
-def _picked(call: Call, parameter: str = "index") -> str | None:
+def _picked_by(call: Call, parameter: str = "index") -> str | None:
     masks = [node for node in call.nodes(parameter) if node.meta.get("dtype") is torch.bool]
     if not all(follows_from_stored(mask) for mask in masks):  # a stored mask picks the same places for every input
         return "what is picked by truth values loses its place, and samples are mixed"
@@ -204,9 +204,9 @@ _CHECKS: dict[str, Callable[[Call], str | None]] = {
     **dict.fromkeys(("norm", "distance", "pairwise_distance"), _counted),
     "div": _rounded,
     "getattr": _attribute,
-    "getitem": _picked,
-    "index": functools.partial(_picked, parameter="indices"),
-    "masked_select": functools.partial(_picked, parameter="mask"),
+    "getitem": _picked_by,
+    "index": functools.partial(_picked_by, parameter="indices"),
+    "masked_select": functools.partial(_picked_by, parameter="mask"),
     **dict.fromkeys(("scatter", "scatter_reduce", "index_reduce"), _reduced),
     "reshape": _reinterpreted,
 }

@@ -31,10 +31,10 @@ class Refusal:
 def refusals() -> dict[str, Refusal]:
     """Return the shipped groups by their names, read once."""
     document = read_toml(rules_directory() / "refused.toml")
-    return {name: _read(document.table(name)) for name in document.keys()}
+    return {name: _read_refusal(document.table(name)) for name in document.keys()}
 
 
-def _read(table: Table) -> Refusal:
+def _read_refusal(table: Table) -> Refusal:
     refusal = Refusal(table.text("reason"), table.text("instead", default=None), table.strings("names"))
     table.finish()
     return refusal

@@ -169,8 +169,10 @@ def rule(**fields: Any) -> Rule:
         RuleError: an unknown name, or a part that is missing.
     """
     try:
-        fields["match"] = {name: NodePattern(**_listed(entry)) for name, entry in fields.get("match", {}).items()}
-        fields["replace"] = {name: Replacement(**_listed(entry)) for name, entry in fields.get("replace", {}).items()}
+        fields["match"] = {name: NodePattern(**_with_lists(entry)) for name, entry in fields.get("match", {}).items()}
+        fields["replace"] = {
+            name: Replacement(**_with_lists(entry)) for name, entry in fields.get("replace", {}).items()
+        }
         made = Rule(**fields)
     except TypeError as error:
         reason = str(error).partition("__init__() ")[2] or str(error)
@@ -179,7 +181,7 @@ def rule(**fields: Any) -> Rule:
     return made
 
 
-def _listed(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _with_lists(entry: Mapping[str, Any]) -> dict[str, Any]:
     several = [name for name in ("ops", "inputs", "require", "classes") if name in entry]
     return {**entry, **{name: _texts(entry[name]) for name in several}}
 
