@@ -221,7 +221,7 @@ def test_a_linear_probe_on_the_command_line(files: Path) -> None:
         (("--metric", "linear-probe"), "name them with --train-data"),
         (("--metric", "linear-probe,accuracy", "--train-data", "train.npz"), "ask for it alone"),
         (("--metric", "zeroshot", "--text-embeddings", "wide.safetensors"), "have 7 numbers"),
-        (("--metric", "zeroshot", "--text-embeddings", "few.safetensors"), "is none of the network's 2 classes"),
+        (("--metric", "zeroshot", "--text-embeddings", "few.safetensors"), "is not one of the network's 2 classes"),
     ],
 )
 def test_what_cannot_be_evaluated(files: Path, words: tuple[str, ...], said: str) -> None:
