@@ -24,7 +24,7 @@ from bcos_fx.checkpoint.reading import (
     read_state_dict,
 )
 from bcos_fx.checkpoint.recorded import recorded_architecture, recorded_images
-from bcos_fx.errors import CheckpointError
+from bcos_fx.errors import CheckpointError, nearest
 from bcos_fx.tracing.exported import Exported
 
 _WEIGHTS = ("state-dict", "nested-checkpoint", "safetensors", "sharded")
@@ -110,9 +110,9 @@ def _exported(path: str | os.PathLike[str]) -> nn.Module:
 
 
 def _module_in(content: object, path: str | os.PathLike[str], key: str | None) -> nn.Module:
-    """Return the module, or the one inside a dict: under ``key``, under a usual name, or the only one."""
+    """Return the module, its part ``key``, or the module in a dict: under ``key``, a usual name, or the only one."""
     if isinstance(content, nn.Module):
-        return content
+        return content if key is None else _part(content, path, key)
     if isinstance(content, dict):
         held = {str(name): value for name, value in content.items() if isinstance(value, nn.Module)}
         wanted = [key] if key else [name for name in NESTING_KEYS if name in held] or list(held)
@@ -123,6 +123,17 @@ def _module_in(content: object, path: str | os.PathLike[str], key: str | None) -
         where=str(path),
         hint=f"give --arch, as {FORMS}",
     )
+
+
+def _part(module: nn.Module, path: str | os.PathLike[str], key: str) -> nn.Module:
+    parts = dict(module.named_modules())
+    if key not in parts or not key:
+        raise CheckpointError(
+            f"the module in the file has no part {key!r}",
+            where=str(path),
+            hint=nearest(key, [name for name in parts if name]),
+        )
+    return parts[key]
 
 
 def _needs_arch(path: str | os.PathLike[str], kind: FileKind, key: str | None) -> CheckpointError:

@@ -232,6 +232,12 @@ class Result:
         if len(self.axes) not in (2, 3):
             shape = tuple(self.encoded.shape[1:])
             raise UsageError(f"an explanation by {shape} is not a picture", hint="leave the blocks out")
+        own = [n for axis, n in enumerate(self.encoded.shape) if axis not in (0, self.channel_axis)]
+        if side > min(own[-2:]):
+            size = " x ".join(map(str, own[-2:]))
+            raise UsageError(
+                f"blocks of {side} pixels are larger than the {size} pixels that are shown", hint="2 is usual"
+            )
         return replace(self, blocks=side)
 
     def of_target(self, place: int) -> Self:

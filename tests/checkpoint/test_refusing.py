@@ -240,3 +240,12 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
         read_state_dict(path)
+
+
+def test_a_part_of_a_pickled_module_is_taken_by_its_key(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()))
+    path = save(net, tmp_path / "a.pt", legacy=False)
+    part = read_model(path, key="1", trust_pickle=True)
+    assert [type(layer) for layer in part.children()] == [nn.BatchNorm2d, nn.ReLU]
+    with pytest.raises(CheckpointError, match="has no part 'ema'"):
+        read_model(path, key="ema", trust_pickle=True)

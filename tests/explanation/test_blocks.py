@@ -81,3 +81,9 @@ def test_tables_have_no_blocks() -> None:
     network = bcos_fx.bcosify(nn.Sequential(nn.Linear(4, 3)).eval(), example_inputs=torch.rand(2, 4))
     with pytest.raises(UsageError, match="is not a picture"):
         bcos_fx.explain(network, torch.rand(2, 4)).in_blocks(2)
+
+
+def test_blocks_larger_than_the_picture_are_refused(explanation: bcos_fx.Explanation) -> None:
+    assert explanation.in_blocks(32).blocks == 32
+    with pytest.raises(UsageError, match="33 pixels are larger than the 32 x 32 pixels"):
+        explanation.in_blocks(33)
