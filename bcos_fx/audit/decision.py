@@ -80,7 +80,8 @@ def terms(part: Explanation) -> tuple[float, float, float, float]:
 def equation(part: Explanation) -> str:
     """Return a score as the sum that it is."""
     output, own, constants, residual = terms(part)
-    return f"Score {output:.4g} = {own:.4g} from the image {constants:+.4g} from constants (rounding {residual:+.1e})."
+    parts = f"{own:.4g} from the image {'-' if constants < 0 else '+'} {abs(constants):.4g} from constants"
+    return f"Score {output:.4g} = {parts} (rounding {residual:+.1e})."
 
 
 def constants_section(part: Explanation) -> Section:
