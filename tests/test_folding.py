@@ -139,29 +139,3 @@ def test_a_mutant_is_caught(spoil: Callable[[nn.Module], None], monkeypatch: pyt
     monkeypatch.setattr("bcos_fx.rewriting.core.passes.BUILDERS", {**BUILDERS, "layer-with-norm": build})
     with pytest.raises(VerificationError, match="computes something else"):
         bcos_fx.optimize(network)
-
-
-class TwoReaders(nn.Module):
-    """Two norms that lose their shifts: one alone reads its layer, the other's layer has a second reader."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.alone = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-        self.second, self.beside, self.fc = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.second(self.alone(self.first(x)).relu())
-        return self.fc((y + self.beside(y)).mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def test_a_norm_without_shift_overwrites_what_it_alone_reads() -> None:
-    network = TwoReaders()
-    randomise_(network, 0)
-    made = bcos_fx.bcosify(network.eval(), example_inputs=images(), verified=False)
-    norms = {name: m.inplace for name, m in made.named_modules() if isinstance(m, BatchNormUncentred2d)}
-    assert {name.rpartition(".")[2]: inplace for name, inplace in norms.items()} == {"alone": True, "beside": False}
-    x = images()
-    expected = made(x.requires_grad_())
-    with torch.no_grad():
-        assert torch.equal(made(x), expected)
-    assert bcos_fx.explain(made, images()).residual.abs().max() < 1e-5

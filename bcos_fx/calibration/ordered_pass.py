@@ -287,7 +287,7 @@ class _CalibrationRun:
         dims = None if self.targets is None else self.targets.dims.get(layer.node.name)
         for values in self.frontier.batches():
             node = layer.node
-            value = self.program.input_of(node, values) if of_input else self.program.look(node, values)
+            value = self.program.input_of(node, values) if of_input else self.program.value(node, values)
             moments.add(_averaged(value, dims) if isinstance(layer, Gain) else value)
         return moments
 

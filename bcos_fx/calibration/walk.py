@@ -54,11 +54,6 @@ class Program:
             for name in self._done_with[place]:
                 values.pop(name, None)
 
-    def look(self, node: fx.Node, values: Values) -> Any:
-        """Compute one node from copies of its inputs, which it may overwrite although they are still needed."""
-        read = {source.name: values[source.name] for source in node.all_input_nodes if source.name in values}
-        return self.value(node, {name: x.clone() if isinstance(x, Tensor) else x for name, x in read.items()})
-
     def value(self, node: fx.Node, values: Values) -> Any:
         """Compute one node from the values of its inputs, and keep nothing."""
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: self._value_of(source, values))

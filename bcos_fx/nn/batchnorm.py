@@ -84,7 +84,6 @@ class _BatchNormUncentred(nn.Module):
         shift: whether there is a constant at all; without it there is neither bias nor running mean.
         device: where the tensors lie.
         dtype: their dtype.
-        inplace: in eval, where there is no constant and nothing is kept for a backward pass, overwrite the input.
 
     Attributes:
         running_mean: buffer (C,) or None, the mean inside the constant. Training does not move it.
@@ -106,10 +105,8 @@ class _BatchNormUncentred(nn.Module):
         shift: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        inplace: bool = False,
     ) -> None:
         super().__init__()
-        self.inplace = inplace
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.shift = affine, shift
         placed: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -164,11 +161,7 @@ class _BatchNormUncentred(nn.Module):
         if self.training:
             return self._train_forward(x)
         if self.running_mean is None:  # a product is all there is, and faster than torch's kernel
-            scale = _by_channel(self._scale(self.running_var), x)
-            differentiated = torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad)
-            if self.inplace and not differentiated and not torch.compiler.is_compiling():
-                return x.mul_(scale)  # writing to fresh memory takes three times as long
-            return (x * scale).to(x.dtype)
+            return (x * _by_channel(self._scale(self.running_var), x)).to(x.dtype)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def frozen(self, x: Tensor) -> Tensor:
@@ -220,7 +213,7 @@ class _BatchNormUncentred(nn.Module):
     def extra_repr(self) -> str:
         """Return the options as torch prints them."""
         options = f"eps={self.eps}, momentum={self.momentum}, affine={self.affine}, shift={self.shift}"
-        return f"{self.num_features}, {options}" + (", inplace=True" if self.inplace else "")
+        return f"{self.num_features}, {options}"
 
 
 class BatchNormUncentred1d(_BatchNormUncentred):

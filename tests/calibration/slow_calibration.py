@@ -12,20 +12,18 @@ from torch import Tensor, nn
 
 
 def seen(network: nn.Module, path: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """First input and output of the submodule at a path; copies, for layers write in place."""
+    """First input and output of the submodule at a path; copies, for later layers write in place."""
     found: list[Tensor] = []
 
-    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
-        found.append((args[0] if output is None else output).detach().clone())
+    def note(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        found.extend((args[0].detach().clone(), output.detach().clone()))
 
-    layer = network.get_submodule(path)
-    handles = layer.register_forward_pre_hook(note), layer.register_forward_hook(note)
+    handle = network.get_submodule(path).register_forward_hook(note)
     try:
         with torch.no_grad():
             network(x)
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
     return found[0], found[1]
 
 

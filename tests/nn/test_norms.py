@@ -54,26 +54,6 @@ def test_batch_norm_is_torchs_in_eval(rank: int, options: dict[str, Any]) -> Non
         torch.testing.assert_close(unshifted(x) + constant, plain(x), **CLOSE)
 
 
-@pytest.mark.parametrize("rank", [1, 2, 3])
-def test_a_batch_norm_in_place_overwrites_its_input_where_nothing_needs_it(rank: int) -> None:
-    with_constant = rebuilt(BATCH[rank][1].from_plain(trained_batch_norm(rank)), inplace=True)
-    in_place = rebuilt(with_constant, shift=False)
-    layer = rebuilt(in_place, inplace=False)
-    x = torch.randn(BATCH_SHAPES[rank][-1], dtype=torch.float64)
-    expected, kept = layer(x).detach(), x.clone()
-    leaf = x.clone().requires_grad_()
-    in_place(leaf * 1).square().sum().backward()
-    assert leaf.grad is not None
-    in_place(x).square().sum().backward()  # the gradient of the weight needs x
-    with torch.no_grad():
-        torch.compile(in_place, backend="eager")(x)
-        with_constant(x)
-        in_place.frozen(x)
-        assert torch.equal(x, kept)
-        assert in_place(x) is x
-    assert torch.equal(x, expected)
-
-
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_batch_norm_in_training_divides_and_does_not_centre(rank: int, momentum: float | None) -> None:

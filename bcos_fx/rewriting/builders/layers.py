@@ -240,20 +240,12 @@ def average_pool(build: Build) -> nn.Module:
 
 @builder("without-bias")
 def without_bias(build: Build) -> nn.Module:
-    """Build the same layer without its bias or shift.
-
-    A batch norm is a product then, which may overwrite a product that it alone reads.
-    """
+    """Build the same layer without its bias or shift."""
     layer = build.layer
     constant = "shift" if hasattr(layer, "shift") else "bias"
-    accepted = inspect.signature(type(layer)).parameters
-    if constant not in accepted:
+    if constant not in inspect.signature(type(layer)).parameters:
         raise Refused(f"the constructor of {type(layer).__name__} has no argument {constant!r} to leave it out by")
-    changes = {constant: False}
-    read = build.reader.call(build.call.inputs[0])
-    if constant == "shift" and "inplace" in accepted and read is not None:
-        changes["inplace"] = read.op.weighted and len(read.node.users) == 1
-    return rebuilt(layer, **changes)
+    return rebuilt(layer, **{constant: False})
 
 
 @builder("raised-layer")
