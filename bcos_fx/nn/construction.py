@@ -22,6 +22,7 @@ _IGNORED = frozenset({"self", "device", "dtype", "args", "kwargs"})
 _PRESENCE: dict[tuple[type[nn.Module], str], Callable[[Any], bool]] = {
     (nn.MultiheadAttention, "bias"): lambda m: m.in_proj_bias is not None,
     (nn.MultiheadAttention, "add_bias_kv"): lambda m: m.bias_k is not None,
+    (nn.PairwiseDistance, "p"): lambda m: m.norm,
 }
 
 

@@ -26,7 +26,8 @@ class TracedGuard:
     """A branch or a number that tracing took from a shape: the graph holds only for inputs that answer the same.
 
     Attributes:
-        kind: how it was read: ``bool``, ``int``, ``float``, ``len``, ``iter`` or ``in``.
+        kind: how it was read: ``bool``, ``int``, ``float``, ``iter``, ``in``, or ``len`` (in a
+            file that defines no module).
         node: name of the node that was read; it may have been removed from the graph since, if only Python used it.
         value: the answer, a plain Python value.
         source: the line that asked, as ``file.py:123: if x.shape[2] > 7:``.

@@ -138,7 +138,7 @@ def test_labels_that_are_not_the_networks_are_left_out_or_refused(
     run: Run, raised: Path, photographs: Path, folder: Path
 ) -> None:
     """Labels only count hits, so any folders of photographs will do; class names that are given are meant."""
-    (folder / "names.txt").write_text("dog\ncat\n")
+    (folder / "names.txt").write_text("dog\ncat\nbird\n")
     done = run("calibrate", raised, "--data", photographs, "--classes", "names.txt")
     assert done.exit_code == 2
     assert "have no labels" in done.stderr

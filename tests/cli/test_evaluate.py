@@ -330,7 +330,7 @@ def test_images_of_half_the_networks_size_are_remarked_upon(run: Run, data: Path
         (("--grid", "x"), "give a square"),
         (("--grid", "3x3"), "more than 9 classes"),
         (("--data", "data.npy"), "did you mean 'data.npz'"),
-        (("--device", "tpu0"), "no device 'tpu0'"),
+        (("--device", "tpu0"), "--device is 'tpu0', and this machine has cpu"),
         (("--original", "arch.py:built"), "built"),
         (("--original", "arch.py:build+missing.pth"), "missing.pth"),
         (("--classes", "missing.txt"), "cannot be read"),

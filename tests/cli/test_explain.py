@@ -151,16 +151,16 @@ import torch
 from torch import nn
 def build():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 3))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Flatten(), nn.Linear(144, 3))
 """
 
 
 @pytest.fixture
 def gated(run: Run, folder: Path) -> Path:
-    """A converted network whose value passes a sigmoid."""
+    """A converted network whose value passes a softmax."""
     (folder / "gated.py").write_text(_GATED, encoding="utf-8")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(144, 3))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.Flatten(), nn.Linear(144, 3))
     torch.save(model.state_dict(), folder / "gated.pth")
     words = (
         "convert",
@@ -182,14 +182,14 @@ def test_check_names_what_breaks_linearity(run: Run, gated: Path) -> None:
     done = run("check", gated)
     assert done.exit_code == 1
     assert "not dynamic linear" in done.stdout
-    assert "sigmoid" in done.stdout
-    assert json.loads(run("check", gated, "--json").stdout)["certificate"]["breaks"][0]["op"] == "sigmoid"
+    assert "softmax" in done.stdout
+    assert json.loads(run("check", gated, "--json").stdout)["certificate"]["breaks"][0]["op"] == "softmax"
 
 
 def test_an_incomplete_explanation_is_refused_or_said_to_be(run: Run, gated: Path, photographs: Path) -> None:
     refused = run("explain", gated, photographs / "0.png")
     assert refused.exit_code == 1
-    assert "sigmoid" in refused.stderr
+    assert "softmax" in refused.stderr
     assert not Path("explanation.png").exists()
     said = run("explain", gated, photographs / "0.png", "--allow-incomplete")
     assert said.exit_code == 1
@@ -213,21 +213,21 @@ import torch
 from torch import nn
 def build():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 """
 
 
 def test_check_names_what_breaks_an_original(run: Run, folder: Path) -> None:
     (folder / "pooled.py").write_text(_POOLED, encoding="utf-8")
     torch.manual_seed(0)
-    layers = (nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    layers = (nn.Conv2d(3, 4, 3), nn.Softmax(1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     torch.save(nn.Sequential(*layers).state_dict(), folder / "pooled.pth")
     done = run("check", "pooled.pth", "--arch", "pooled.py:build")
     assert done.exit_code == 1, done.output
     assert "not dynamic linear" in done.stdout
     said = json.loads(run("check", "pooled.pth", "--arch", "pooled.py:build", "--json").stdout)["certificate"]
     assert said["ok"] is False
-    assert [found["op"] for found in said["breaks"]] == ["sigmoid"]
+    assert [found["op"] for found in said["breaks"]] == ["softmax"]
 
 
 def test_an_original_tells_its_constants(run: Run, weights: Path) -> None:
