@@ -133,7 +133,8 @@ def _part(module: nn.Module, path: str | os.PathLike[str], key: str) -> nn.Modul
             where=str(path),
             hint=nearest(key, [name for name in parts if name]),
         )
-    return parts[key]
+    part: nn.Module = parts[key]
+    return part
 
 
 def _needs_arch(path: str | os.PathLike[str], kind: FileKind, key: str | None) -> CheckpointError:
