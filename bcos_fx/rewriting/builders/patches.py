@@ -79,6 +79,8 @@ def _arrangement(reader: GraphReader, call: Call) -> _Arrangement | str | None:
     stray = [user.name for user in others if user not in nodes and user is not call.node]
     if stray:
         return f"{stray[0]} reads the rearranged pixels too"
+    if reader.shape(decoding) is None:
+        return None
     run = _NumberedRun(reader, decoding, nodes)
     axis = -1 if call.op.name == "linear" else 1
     try:

@@ -49,6 +49,8 @@ def _stand_in(node: fx.Node, precision: torch.dtype, device: str) -> Any:
     if shape is not None:
         dtype = precision if dtype is None or dtype.is_floating_point else dtype
         return torch.zeros(shape, dtype=dtype, device=device)
+    if value is None and node.target is getattr:  # a dtype or a device, that a cast reads
+        return getattr(_stand_in(node.args[0], precision, device), node.args[1])  # type: ignore[arg-type]
     if value is None:
         raise _Unknown
     return value
