@@ -19,10 +19,10 @@ from bcos_fx.errors import UsageError
 M = TypeVar("M", bound=nn.Module)
 
 _IGNORED = frozenset({"self", "device", "dtype", "args", "kwargs"})
-_PRESENCE: dict[tuple[type[nn.Module], str], Callable[[Any], bool]] = {
+_PRESENCE: dict[tuple[type[nn.Module], str], Callable[[Any], Any]] = {
     (nn.MultiheadAttention, "bias"): lambda m: m.in_proj_bias is not None,
     (nn.MultiheadAttention, "add_bias_kv"): lambda m: m.bias_k is not None,
-    (nn.PairwiseDistance, "p"): lambda m: m.norm,
+    (nn.PairwiseDistance, "p"): lambda m: m.norm,  # kept under another name
 }
 
 

@@ -52,8 +52,8 @@ WRONG = {
     "wrong type below": (('form = "call"', "optional = 1"), "'optional' must be true or false", "", 10),
     "changes while preserving": (('preserves = "always"', 'preserves = "never"'), "changes the function", "pool", 2),
     "unknown form": (('form = "call"', 'form = "cal"'), "not a known form", "'call'", 2),
-    "input of nobody": (('form = "call"', 'inputs = "pol"'), "not a known pattern node", "", 2),
-    "result of nobody": (('inputs = "relu.input"', 'inputs = "rely.input"'), "not a known node", "'relu'", 2),
+    "unknown input": (('form = "call"', 'inputs = "pol"'), "not a known pattern node", "", 2),
+    "unknown result": (('inputs = "relu.input"', 'inputs = "rely.input"'), "not a known node", "'relu'", 2),
     "does nothing": (
         ('[rule.replace.relu]\nbuild = "module-form"\ninputs = "relu.input"\n', ""),
         "does nothing",
