@@ -11,6 +11,7 @@ differences, that block alone is run again, on values of less contrast.
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -92,6 +93,8 @@ def verify_blocks(
             node = node or (end if differs(one.rows) else None)
             # Both networks' next block gets what the original computes here: errors do not add up over blocks.
             values = one.output or _own_output(reference, values, dtype)
+            # The float64 copies are part of reference cycles: left to the collector's own pace, several blocks' add up.
+            gc.collect()
     found = conclude(tuple(rows), tuple(left_out), default_tolerance(torch.float64), torch.float64)
     last = _compare_whole(module, converted, batch, values, samples, dtype, seed)
     whole = conclude(tuple(last.rows), last.left_out, default_tolerance(dtype), dtype)

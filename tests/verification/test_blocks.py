@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import operator
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -25,7 +27,7 @@ from bcos_fx.tracing import trace
 from bcos_fx.verification import Verification
 from bcos_fx.verification.blocks import verify_blocks
 from bcos_fx.verification.cuts import block, find_cuts
-from bcos_fx.verification.running import Case, Outcome, run_cases
+from bcos_fx.verification.running import Case, Outcome, isolated_copy, run_cases
 
 WIDTH, BLOCKS = 12, 6
 
@@ -248,6 +250,28 @@ def test_only_what_needs_it_is_in_float64_and_weights_are_shared(network: Networ
     assert stage.original is not None
     for name, parameter in network.named_parameters():
         assert stage.original.get_parameter(name) is parameter
+
+
+def test_copies_of_one_block_at_a_time_are_held(network: Network, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[weakref.ref[nn.Module]] = []
+    most = 0
+
+    def copied(*args: Any, **options: Any) -> nn.Module:
+        nonlocal most
+        copy: nn.Module = isolated_copy(*args, **options)
+        held.append(weakref.ref(copy))
+        most = max(most, sum(reference() is not None for reference in held))
+        return copy
+
+    monkeypatch.setattr("bcos_fx.verification.running.isolated_copy", copied)
+    original, converted = graphs(network, x)
+    gc.disable()  # the collector may come by chance, and may not
+    try:
+        verify_blocks(original, converted, (x,), [InputSpec("x", tuple(x.shape))], converted)
+    finally:
+        gc.enable()
+    assert len(held) > 2 * BLOCKS
+    assert most <= 2
 
 
 class Casting(Network):
