@@ -9,8 +9,8 @@ import typer
 
 from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.failure import list_skipped
+from bcos_fx.cli.options import IMAGE_FORMS, Overwrite
 from bcos_fx.cli.progress import Stages
-from bcos_fx.cli.request import IMAGE_FORMS, Overwrite
 from bcos_fx.files import check_target
 
 if TYPE_CHECKING:

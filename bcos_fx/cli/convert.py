@@ -10,8 +10,9 @@ import typer
 
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
+from bcos_fx.cli.options import takes
 from bcos_fx.cli.progress import Stages
-from bcos_fx.cli.request import Request, takes
+from bcos_fx.cli.request import Request
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
 

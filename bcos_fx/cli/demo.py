@@ -12,8 +12,8 @@ import typer
 
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.cli.options import Overwrite
 from bcos_fx.cli.progress import Stages
-from bcos_fx.cli.request import Overwrite
 from bcos_fx.errors import MissingExtraError, UsageError
 from bcos_fx.escaping import amount
 from bcos_fx.files import check_target

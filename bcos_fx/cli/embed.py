@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bcos_fx.cli.console import echo
-from bcos_fx.cli.request import Overwrite
+from bcos_fx.cli.options import Overwrite
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS, TextOptions
 from bcos_fx.errors import UsageError
 from bcos_fx.escaping import amount

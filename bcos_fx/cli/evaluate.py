@@ -10,7 +10,7 @@ import typer
 from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.evaluation_request import EvaluationRequest
 from bcos_fx.cli.failure import CHECK_FAILED
-from bcos_fx.cli.request import takes
+from bcos_fx.cli.options import takes
 from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.escaping import amount
 

@@ -13,7 +13,7 @@ import typer
 from bcos_fx.cli.console import echo_json
 from bcos_fx.cli.explain_request import ExplainRequest
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
-from bcos_fx.cli.request import takes
+from bcos_fx.cli.options import takes
 from bcos_fx.cli.text_options import TextOptions
 from bcos_fx.cli.values import index_or_name
 from bcos_fx.errors import UsageError

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bcos_fx.cli.console import echo, echo_json
+from bcos_fx.cli.options import IMAGE_FORMS, Overwrite
 from bcos_fx.cli.progress import Stages
-from bcos_fx.cli.request import IMAGE_FORMS, Overwrite
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
 

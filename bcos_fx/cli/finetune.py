@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from bcos_fx.cli.console import echo, echo_json
-from bcos_fx.cli.request import IMAGE_FORMS, Overwrite, recipes, takes
+from bcos_fx.cli.options import IMAGE_FORMS, Overwrite, argument, option, takes
+from bcos_fx.cli.request import recipes
 from bcos_fx.escaping import amount
 from bcos_fx.files import check_target
 
@@ -34,94 +33,70 @@ bcos-fx finetune start.safetensors --data train.npz --recipe my.toml --epochs 5 
 Exit code 0: trained and written. 2: bad input, or training could not go on. 130: stopped by Ctrl-C; --resume goes on.
 """
 
-_what_option = partial(typer.Option, rich_help_panel="The training")
-_data_option = partial(typer.Option, rich_help_panel="The images")
-_run_option = partial(typer.Option, rich_help_panel="The run")
+_training_option = partial(option, rich_help_panel="The training")
+_data_option = partial(option, rich_help_panel="The images")
+_run_option = partial(option, rich_help_panel="The run")
 
 
 @dataclass(frozen=True)
 class FineTuneRequest:
     """One training, as asked for on the command line."""
 
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")]
-    data: Annotated[
-        Path,
-        _data_option(
-            help=f"Images to train on: {IMAGE_FORMS}. Images without labels will do for a recipe that only distils."
-        ),
-    ]
-    out: Annotated[Path, _run_option("-o", "--out", help="The file to write.")]
-    val: Annotated[Path | None, _data_option(help="Images to test on after every epoch, in the same form.")] = None
-    augment: Annotated[
-        str | None,
-        _data_option(
-            metavar="none|flip|flip-and-shift|crop-and-flip|trivial|rand",
-            help="How training images are varied. (default: the recipe's)",
-        ),
-    ] = None
-    workers: Annotated[int, _data_option(min=0, help="Processes that read images.")] = 0
-    recipe: Annotated[
-        str | None,
-        _what_option(
-            help="How to train: a shipped recipe (bcosification as published, gradual, matched, bcos-v2, clip, "
-            "equivalent) or a TOML file with a [training] table. (default: the recipe that MODEL was converted by)",
-            autocompletion=recipes,
-        ),
-    ] = None
-    epochs: Annotated[
-        int | None,
-        _what_option(min=1, help="Passes over the images. (default: the recipe's; more where it has too few steps)"),
-    ] = None
-    batch_size: Annotated[
-        int | None,
-        _what_option(
-            min=1, help="Images per step and process. (default: the recipe's; fewer where there are few images)"
-        ),
-    ] = None
-    lr: Annotated[float | None, _what_option(help="Highest learning rate. (default: the recipe's)")] = None
-    seed: Annotated[int | None, _what_option(min=0, help="Of everything random. (default: the recipe's)")] = None
-    precision: Annotated[
-        str | None, _what_option(metavar="32|bf16|fp16", help="bf16 and fp16 are mixed precision.")
-    ] = None
-    from_scratch: Annotated[bool, _what_option("--from-scratch", help="Begin with random weights.")] = False
-    head: Annotated[
-        str,
-        _what_option(
-            metavar="keep|new|subset",
-            help="keep; new: a new last layer for the classes of --data; or subset: keep MODEL's own rows for the "
-            "classes of --data, which are named by ImageNet index, WordNet id or name.",
-        ),
-    ] = "keep"
-    classes: Annotated[
-        Path | None,
-        _what_option(
-            help="For --head subset: the names of MODEL's classes, in order: one a line, or JSON. (default: those of "
-            "ImageNet-1k, for 1,000 classes)"
-        ),
-    ] = None
-    original: Annotated[
-        Path | None, _what_option(help="For recipes that distil: the original, converted with --recipe equivalent.")
-    ] = None
-    run: Annotated[
-        Path | None, _run_option(help="Folder for checkpoint, history, gallery and logs. (default: OUT with .run)")
-    ] = None
-    resume: Annotated[
-        bool,
-        _run_option(
-            "--resume", help="Go on from the run's last checkpoint: the result is that of a run that was never stopped."
-        ),
-    ] = False
-    checkpoint_steps: Annotated[
-        int, _run_option(min=0, help="Save every this many steps too, not only after epochs; 0 for never.")
-    ] = 0
-    logger: Annotated[list[str], _run_option(help="Log to csv, tensorboard, wandb, mlflow, ...; repeatable.")] = field(
-        default_factory=list
+    model: Path = argument(default=..., metavar="MODEL", help="A converted network, from bcos-fx convert.")
+    data: Path = _data_option(
+        default=...,
+        help=f"Images to train on: {IMAGE_FORMS}. Images without labels will do for a recipe that only distils.",
     )
-    accelerator: Annotated[str, _run_option(help="auto, cpu, gpu, mps, ...")] = "auto"
-    devices: Annotated[int, _run_option(min=1, help="Processes on this machine.")] = 1
-    nodes: Annotated[int, _run_option(min=1, help="Machines, as Lightning's DDP counts them.")] = 1
+    out: Path = _run_option("-o", "--out", default=..., help="The file to write.")
+    val: Path | None = _data_option(help="Images to test on after every epoch, in the same form.")
+    augment: str | None = _data_option(
+        metavar="none|flip|flip-and-shift|crop-and-flip|trivial|rand",
+        help="How training images are varied. (default: the recipe's)",
+    )
+    workers: int = _data_option(default=0, min=0, help="Processes that read images.")
+    recipe: str | None = _training_option(
+        help="How to train: a shipped recipe (bcosification as published, gradual, matched, bcos-v2, clip, "
+        "equivalent) or a TOML file with a [training] table. (default: the recipe that MODEL was converted by)",
+        autocompletion=recipes,
+    )
+    epochs: int | None = _training_option(
+        min=1, help="Passes over the images. (default: the recipe's; more where it has too few steps)"
+    )
+    batch_size: int | None = _training_option(
+        min=1, help="Images per step and process. (default: the recipe's; fewer where there are few images)"
+    )
+    lr: float | None = _training_option(help="Highest learning rate. (default: the recipe's)")
+    seed: int | None = _training_option(min=0, help="Of everything random. (default: the recipe's)")
+    precision: str | None = _training_option(metavar="32|bf16|fp16", help="bf16 and fp16 are mixed precision.")
+    from_scratch: bool = _training_option("--from-scratch", default=False, help="Begin with random weights.")
+    head: str = _training_option(
+        default="keep",
+        metavar="keep|new|subset",
+        help="keep; new: a new last layer for the classes of --data; or subset: keep MODEL's own rows for the "
+        "classes of --data, which are named by ImageNet index, WordNet id or name.",
+    )
+    classes: Path | None = _training_option(
+        help="For --head subset: the names of MODEL's classes, in order: one a line, or JSON. (default: those of "
+        "ImageNet-1k, for 1,000 classes)"
+    )
+    original: Path | None = _training_option(
+        help="For recipes that distil: the original, converted with --recipe equivalent."
+    )
+    run: Path | None = _run_option(help="Folder for checkpoint, history, gallery and logs. (default: OUT with .run)")
+    resume: bool = _run_option(
+        "--resume",
+        default=False,
+        help="Go on from the run's last checkpoint: the result is that of a run that was never stopped.",
+    )
+    checkpoint_steps: int = _run_option(
+        default=0, min=0, help="Save every this many steps too, not only after epochs; 0 for never."
+    )
+    logger: list[str] = _run_option(default=[], help="Log to csv, tensorboard, wandb, mlflow, ...; repeatable.")
+    accelerator: str = _run_option(default="auto", help="auto, cpu, gpu, mps, ...")
+    devices: int = _run_option(default=1, min=1, help="Processes on this machine.")
+    nodes: int = _run_option(default=1, min=1, help="Machines, as Lightning's DDP counts them.")
     force: Overwrite = False
-    json: Annotated[bool, _run_option("--json", help="The history as JSON on stdout, and nothing else.")] = False
+    json: bool = _run_option("--json", default=False, help="The history as JSON on stdout, and nothing else.")
 
     @property
     def folder(self) -> Path:

@@ -6,8 +6,9 @@ import dataclasses
 
 from bcos_fx.cli.console import echo
 from bcos_fx.cli.convert import converted
+from bcos_fx.cli.options import takes
 from bcos_fx.cli.progress import Stages
-from bcos_fx.cli.request import Request, takes
+from bcos_fx.cli.request import Request
 from bcos_fx.errors import UsageError
 
 NAME = "plan"

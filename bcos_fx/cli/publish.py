@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bcos_fx.cli.console import echo
-from bcos_fx.cli.request import Overwrite
+from bcos_fx.cli.options import Overwrite
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
 

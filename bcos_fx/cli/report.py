@@ -9,7 +9,7 @@ import typer
 
 from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.failure import CHECK_FAILED
-from bcos_fx.cli.request import Overwrite
+from bcos_fx.cli.options import Overwrite
 from bcos_fx.cli.values import index_or_name
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target, replacing
