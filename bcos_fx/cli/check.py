@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
-from bcos_fx.cli.console import echo, echo_json
+from bcos_fx.cli import values
+from bcos_fx.cli.console import console, echo, echo_json
 from bcos_fx.cli.failure import CHECK_FAILED
+from bcos_fx.cli.options import argument, option, takes
 from bcos_fx.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import nn
 
     from bcos_fx.network import BcosNetwork
@@ -50,46 +54,36 @@ dynamic linear, or contributions do not add up. Alone, a network that was fine-t
 """
 
 
-def check_network(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A converted network; or, with B, the original.")],
-    second: Annotated[
-        Path | None, typer.Argument(metavar="B", help="A converted network, to be compared with A.")
-    ] = None,
-    arch: Annotated[
-        str | None, typer.Option(help="The network that A's weights belong to, as for convert, if A is a checkpoint.")
-    ] = None,
-    key: Annotated[str | None, typer.Option(help="Where in a nested checkpoint A's weights are.")] = None,
-    trust_pickle: Annotated[
-        bool, typer.Option("--trust-pickle", help="Open A though it is a pickled module. For files of your own only.")
-    ] = False,
-    output_key: Annotated[
-        str | None, typer.Option(help="Which part of A's output B was converted for, as for convert.")
-    ] = None,
-    input_shape: Annotated[
-        str | None,
-        typer.Option(
-            metavar="C,H,W",
-            help="What A takes, without the batch, where it is checked alone and its layers do not tell.",
-        ),
-    ] = None,
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="What A would be explained by, where it is checked alone: an input or a layer by name. What does not "
-            "depend on it is a constant or a weight. Repeatable: by several at once. Left out: the main input.",
-        ),
-    ] = None,
-    batch_axis: Annotated[
-        str | None,
-        typer.Option(
-            metavar="AXIS",
-            help="Which dimension of the first input holds the samples, where it is not the first: its number, or none "
-            "where an input is one sample as a whole, such as a graph's nodes.",
-        ),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else.")] = False,
-) -> None:
+@dataclass(frozen=True)
+class CheckRequest:
+    """One check, as asked for on the command line."""
+
+    first: Path = argument(default=..., metavar="A", help="A converted network; or, with B, the original.")
+    second: Path | None = argument(metavar="B", help="A converted network, to be compared with A.")
+    arch: str | None = option(help="The network that A's weights belong to, as for convert, if A is a checkpoint.")
+    key: str | None = option(help="Where in a nested checkpoint A's weights are.")
+    trust_pickle: bool = option(
+        "--trust-pickle", default=False, help="Open A though it is a pickled module. For files of your own only."
+    )
+    output_key: str | None = option(help="Which part of A's output B was converted for, as for convert.")
+    input_shape: str | None = option(
+        metavar="C,H,W", help="What A takes, without the batch, where it is checked alone and its layers do not tell."
+    )
+    source: list[str] | None = option(
+        metavar="NAME",
+        help="What A would be explained by, where it is checked alone: an input or a layer by name. What does not "
+        "depend on it is a constant or a weight. Repeatable: by several at once. Left out: the main input.",
+    )
+    batch_axis: str | None = option(
+        metavar="AXIS",
+        help="Which dimension of the first input holds the samples, where it is not the first: its number, or none "
+        "where an input is one sample as a whole, such as a graph's nodes.",
+    )
+    json: bool = option("--json", default=False, help="The result as JSON on stdout, and nothing else.")
+
+
+@takes(CheckRequest)
+def check_network(request: CheckRequest) -> None:
     """Check that a network can be explained; with B, that A and B compute the same function.
 
     Of a converted network alone: that its file is whole, and what was proved of it when it was converted.
@@ -102,50 +96,46 @@ def check_network(
     gradients. A network that was converted with B > 1 or without biases is another function on purpose: expect
     "different" for it.
     """
-    from bcos_fx.cli import values
-
-    asked: dict[str, Any] = {"source": source or None, "batch_axis": values.axis(batch_axis)}
-    if second is None:
-        reading = {"arch": arch, "key": key, "trust_pickle": trust_pickle}
-        if _is_ours(first, arch):
-            found, facts = _alone(first, asked, json=json)
-        else:
-            found, facts = _unconverted(first, reading, asked, input_shape, json=json)
-    elif source:
-        raise UsageError("--source is for a network that is checked alone", hint="leave it out, or leave B out")
+    axis = values.axis(request.batch_axis)
+    if request.second is not None:
+        if request.source:
+            raise UsageError("--source is for a network that is checked alone", hint="leave it out, or leave B out")
+        outcome, facts = _compare(request, request.second, axis)
+    elif _is_ours(request.first, request.arch):
+        outcome, facts = _check_converted(request, axis)
     else:
-        reading = {"arch": arch, "key": key, "trust_pickle": trust_pickle, "output_key": output_key}
-        found, facts = _against(first, second, reading, asked["batch_axis"], json=json)
-    if json:
+        outcome, facts = _check_unconverted(request, axis)
+    if request.json:
         echo_json(facts)
-    if found != "equal":
+    if outcome != "equal":
         raise typer.Exit(CHECK_FAILED)
 
 
-def _alone(path: Path, asked: dict[str, Any], *, json: bool) -> tuple[str, dict[str, Any]]:
+def _check_converted(request: CheckRequest, batch_axis: int | None) -> tuple[str, dict[str, Any]]:
+    path = request.first
     network = read_artifact(path)
     from bcos_fx.cli import linear
     from bcos_fx.report.sentences import drift_sentence, verdict
 
     report = network.report
-    found = verdict(report)
-    certification = linear.certified(network, **asked)
-    if not json:
+    proved = verdict(report)
+    certification = linear.certified(network, source=request.source or None, batch_axis=batch_axis)
+    if not request.json:
         echo(f"{path}: whole; its contents fit their checksum")
         echo(f"recipe {report.recipe}, {report.coverage.share:.1%} of the parameters in question are B-cos")
-        measured = report.figures.verification
-        echo(f"equivalence when it was converted: {measured['detail'] if measured is not None else found}")
+        verification = report.figures.verification
+        echo(f"equivalence when it was converted: {verification['detail'] if verification is not None else proved}")
         echo(drift_sentence(report))
         linear.show(certification)
         linear.advise(certification)
-        if measured is None and not report.figures.trained:
+        if verification is None and not report.figures.trained:
             echo(f"To verify it, compare it with its original: bcos-fx check ORIGINAL {path}")
     # What was proved of other weights says nothing about these.
-    proved = "equal" if report.figures.trained else found
-    return proved if linear.passes(certification) else "not dynamic linear", {
+    equivalence = "equal" if report.figures.trained else proved
+    return equivalence if linear.passes(certification) else "not dynamic linear", {
         "file": str(path),
         "intact": True,
-        "verdict": found,
+        "verdict": proved,
         "recipe": report.recipe,
         "verification": report.figures.verification,
         "certificate": certification.to_dict(),
@@ -159,17 +149,17 @@ def _is_ours(path: Path, arch: str | None) -> bool:
     return arch is None or identify(path).kind in ("bcos-fx", "damaged")
 
 
-def _unconverted(
-    path: Path, reading: dict[str, Any], asked: dict[str, Any], input_shape: str | None, *, json: bool
-) -> tuple[str, dict[str, Any]]:
-    from bcos_fx.cli import linear, values
+def _check_unconverted(request: CheckRequest, batch_axis: int | None) -> tuple[str, dict[str, Any]]:
+    from bcos_fx.cli import linear
     from bcos_fx.cli.network import read_network
 
-    certification = linear.certified(read_network(path, **reading), shape=values.shape(input_shape), **asked)
-    if not json:
+    module = read_network(request.first, arch=request.arch, key=request.key, trust_pickle=request.trust_pickle)
+    shape = values.shape(request.input_shape)
+    certification = linear.certified(module, shape=shape, source=request.source or None, batch_axis=batch_axis)
+    if not request.json:
         linear.show(certification)
-    passes = linear.passes(certification)
-    return "equal" if passes else "not dynamic linear", {"file": str(path), "certificate": certification.to_dict()}
+    facts = {"file": str(request.first), "certificate": certification.to_dict()}
+    return "equal" if linear.passes(certification) else "not dynamic linear", facts
 
 
 def read_artifact(path: Path) -> BcosNetwork:
@@ -203,57 +193,45 @@ def local_file(path: Path) -> Path:
     return weights_of(name.removeprefix("hf:"))
 
 
-def _against(
-    first: Path, second: Path, reading: dict[str, Any], batch_axis: int | None, *, json: bool
-) -> tuple[str, dict[str, Any]]:
+def _compare(request: CheckRequest, second: Path, batch_axis: int | None) -> tuple[str, dict[str, Any]]:
     from bcos_fx.cli import linear
     from bcos_fx.report.sentences import drift_sentence, overall
     from bcos_fx.verification import verify
 
     network = read_artifact(second)
-    original, encoded = _original(first, **reading)
+    original, encoded = _read_original(request)
     if batch_axis == 0:
         result = verify(original, network, transform=(lambda x: x) if encoded else None)
     else:
         result = linear.compared_whole(original, network, batch_axis, encoded=encoded)
-    found = overall(result.to_dict())
-    if not json:
-        _show(first, second, result, found)
-        if found == "different" and network.report.figures.total_drift is not None:
+    outcome = overall(result.to_dict())
+    if not request.json:
+        _show(request.first, second, result, outcome)
+        if outcome == "different" and network.report.figures.total_drift is not None:
             echo(f"{second} was converted by rules that change the function. {drift_sentence(network.report)}")
-    return found, {"a": str(first), "b": str(second), "verdict": found, "verification": result.to_dict()}
+    return outcome, {
+        "a": str(request.first),
+        "b": str(second),
+        "verdict": outcome,
+        "verification": result.to_dict(),
+    }
 
 
-def _original(
-    path: Path, arch: str | None, key: str | None, trust_pickle: bool, output_key: str | None
-) -> tuple[nn.Module, bool]:
+def _read_original(request: CheckRequest) -> tuple[nn.Module, bool]:
     """Return the network to compare with, and whether it takes images as a converted one does."""
     from bcos_fx.checkpoint import identify
-    from bcos_fx.cli import values
     from bcos_fx.cli.network import read_network
     from bcos_fx.verification.original import NormalizedModel
 
-    path = local_file(path)
+    path = local_file(request.first)
     if identify(path).kind == "bcos-fx":
         return read_artifact(path), True
-    module = read_network(path, arch=arch, key=key, trust_pickle=trust_pickle)
-    part = values.key(output_key)
+    module = read_network(path, arch=request.arch, key=request.key, trust_pickle=request.trust_pickle)
+    part = values.key(request.output_key)
     return (module if part is None else NormalizedModel(module, output_key=part)), False
 
 
-def _show(first: Path, second: Path, result: Verification, found: str) -> None:
-    from rich.text import Text
-
-    from bcos_fx.cli.console import console
-
-    stdout = console()
-    stdout.print(Text(f"{first} against {second}, in {str(result.dtype).removeprefix('torch.')}", style="bold cyan"))
-    stdout.print(_comparisons(result))
-    stdout.print(Text(result.detail, style={"equal": "green", "not tested": "yellow", "different": "red"}[found]))
-
-
-def _comparisons(result: Verification) -> Table:
-    from rich.table import Table
+def _show(first: Path, second: Path, result: Verification, outcome: str) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for title in ("what was run", "error", "scale", "output varies by", "relative error", "verdict"):
@@ -261,4 +239,7 @@ def _comparisons(result: Verification) -> Table:
     for row in result.comparisons:
         figures = (f"{value:.1e}" for value in (row.error, row.scale, row.spread, row.relative))
         table.add_row(row.name, *figures, row.verdict)
-    return table
+    stdout = console()
+    stdout.print(Text(f"{first} against {second}, in {str(result.dtype).removeprefix('torch.')}", style="bold cyan"))
+    stdout.print(table)
+    stdout.print(Text(result.detail, style={"equal": "green", "not tested": "yellow", "different": "red"}[outcome]))

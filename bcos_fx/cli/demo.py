@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import console, echo
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.options import Overwrite
 from bcos_fx.cli.progress import Stages
@@ -150,9 +151,6 @@ def _explain_shipped(picture: Path) -> Explanation:
 
 
 def _print_explanation(found: Explanation, picture: Path) -> None:
-    from rich.text import Text
-
-    from bcos_fx.cli.console import console
 
     stdout, title = console(), "EfficientNet-Lite0, B-cosified and fine-tuned on photographs of ten classes"
     stdout.print(Text(title, style="bold underline"))
@@ -206,9 +204,7 @@ def _compare(original: nn.Module, converted: BcosNetwork, images: Tensor, labels
 
 
 def _print_comparison(equivalent: BcosNetwork, published: BcosNetwork, agreement: DemoComparison) -> None:
-    from rich.text import Text
 
-    from bcos_fx.cli.console import console
     from bcos_fx.report.text import show, show_change
 
     stdout = console()

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.table import Table
 
-from bcos_fx.cli.console import echo, echo_json
+from bcos_fx.cli.console import console, echo, echo_json
 from bcos_fx.cli.evaluation_request import EvaluationRequest
 from bcos_fx.cli.failure import CHECK_FAILED
 from bcos_fx.cli.options import takes
@@ -170,7 +171,7 @@ def _networks(request: EvaluationRequest) -> tuple[BcosNetwork, NormalizedModel 
     arch, plus, file = request.original.partition("+")
     alone = not plus and Path(arch).is_file()
     model, named = (Path(arch), None) if alone else (Path(file) if plus else None, arch)
-    original = read_original(model, arch=named, key=None, trust_pickle=False)
+    original = read_original(model, arch=named)
     specs = None if isinstance(original, BcosNetwork) else network.record.inputs
     return network.to(device), NormalizedModel(original, specs).to(device)
 
@@ -190,9 +191,7 @@ def _make_folder(request: EvaluationRequest, group: ProcessGroup) -> None:
 
 
 def _print_results(evaluation: Evaluation, files: list[Path]) -> None:
-    from rich.table import Table
 
-    from bcos_fx.cli.console import console
     from bcos_fx.evaluation.report import summary
 
     head, *rows = summary(evaluation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import console, echo
 from bcos_fx.cli.convert import converted
 from bcos_fx.cli.options import takes
 from bcos_fx.cli.progress import Stages
@@ -34,7 +34,6 @@ def plan_conversion(request: Request) -> None:
     if request.json:
         echo(network.report.to_json())
         return
-    from bcos_fx.cli.console import console
     from bcos_fx.report.text import show
 
     show(network.report, console(), nodes=request.nodes)

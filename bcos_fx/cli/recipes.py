@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
-from bcos_fx.cli.console import echo_json
+from bcos_fx.cli.console import console, echo_json
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from bcos_fx.rewriting.core.recipe import Recipe
 
 NAME = "recipes"
@@ -51,7 +52,6 @@ def list_recipes(
     if json:
         echo_json([_recipe_as_dict(recipe, key) for recipe, key in zip(found, names, strict=True)], sort_keys=False)
         return
-    from bcos_fx.cli.console import console
 
     stdout = console()
     for recipe, key in zip(found, names, strict=True):
@@ -76,16 +76,12 @@ def _recipe_as_dict(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 def _line(recipe: Recipe) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-    from rich.text import Text
 
     yield Text(recipe.name, style="bold cyan")
     yield Padding(Text(recipe.description), (0, 0, 0, 2))
 
 
 def _recipe_page(plain: Mapping[str, Any]) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-    from rich.text import Text
 
     yield Text(plain["name"], style="bold cyan")
     yield Padding(Text(plain["description"]), (0, 0, 0, 2))
@@ -110,8 +106,6 @@ def _recipe_page(plain: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _section(title: str, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-    from rich.text import Text
 
     if not facts:
         return

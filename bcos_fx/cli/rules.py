@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from rich.console import RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
-from bcos_fx.cli.console import echo, echo_json
+from bcos_fx.cli import values
+from bcos_fx.cli.console import console, echo, echo_json
+from bcos_fx.cli.options import argument, option, takes
 from bcos_fx.errors import RuleError, UsageError, nearest
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from bcos_fx.diagnosis import Diagnosis
     from bcos_fx.rewriting.core.recipe import Recipe
     from bcos_fx.rewriting.core.rule import Rule
@@ -34,32 +37,31 @@ bcos-fx rules --rules my_rules.toml
 bcos-fx rules my-rule --rules my_rules.toml --explain my_net.py:build --import my_ops.py
 """
 
-_why_option = partial(typer.Option, rich_help_panel="Why a rule does not match")
+_why_option = partial(option, rich_help_panel="Why a rule does not match")
 
 
-def list_rules(
-    name: Annotated[str | None, typer.Argument(help="A rule, to be shown in full.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Show only the rules that are active in this recipe, and its options.")
-    ] = None,
-    rules: Annotated[
-        list[Path] | None, typer.Option(help="Check a rule file of your own, and show its rules too. Repeatable.")
-    ] = None,
-    explain: Annotated[
-        str | None,
-        _why_option(
-            metavar="MODEL",
-            help="A network: say at each of its nodes why the rule NAME does not match there. A checkpoint (with "
-            "--arch), an architecture such as my_net.py:build, or, for rules of explanations, a converted network.",
-        ),
-    ] = None,
-    arch: Annotated[str | None, _why_option(help="The architecture of the checkpoint.")] = None,
-    trust_pickle: Annotated[
-        bool, _why_option("--trust-pickle", help="Open a pickled module, which runs code that the file carries.")
-    ] = False,
-    input_shape: Annotated[str | None, _why_option(help="Shape of one sample, such as 3,32,32.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="JSON on stdout, and nothing else.")] = False,
-) -> None:
+@dataclass(frozen=True)
+class RulesRequest:
+    """What to show of the rules, as asked for on the command line."""
+
+    name: str | None = argument(help="A rule, to be shown in full.")
+    recipe: str | None = option(help="Show only the rules that are active in this recipe, and its options.")
+    rules: list[Path] | None = option(help="Check a rule file of your own, and show its rules too. Repeatable.")
+    explain: str | None = _why_option(
+        metavar="MODEL",
+        help="A network: say at each of its nodes why the rule NAME does not match there. A checkpoint (with "
+        "--arch), an architecture such as my_net.py:build, or, for rules of explanations, a converted network.",
+    )
+    arch: str | None = _why_option(help="The architecture of the checkpoint.")
+    trust_pickle: bool = _why_option(
+        "--trust-pickle", default=False, help="Open a pickled module, which runs code that the file carries."
+    )
+    input_shape: str | None = _why_option(help="Shape of one sample, such as 3,32,32.")
+    json: bool = option("--json", default=False, help="JSON on stdout, and nothing else.")
+
+
+@takes(RulesRequest)
+def list_rules(request: RulesRequest) -> None:
     """List the rules by phase: what each keeps, where it comes from and why it holds. And the recipes.
 
     The phases from canonical to linear keep the function; those from pool to head change it. A rule file of your own
@@ -67,53 +69,47 @@ def list_rules(
     """
     from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 
-    own = tuple(rules or ())
-    if explain is not None:
-        given = {"recipe": recipe, "rules": own, "arch": arch, "trust_pickle": trust_pickle, "shape": input_shape}
-        found = _diagnosis(name, explain, given)
-        echo(found.to_json() if json else found.to_text())
+    own = tuple(request.rules or ())
+    if request.explain is not None:
+        diagnosis = _diagnose(request, request.explain, own)
+        echo(diagnosis.to_json() if request.json else diagnosis.to_text())
         return
-    if recipe is not None:
-        recipes = [load_recipe(recipe, extra_rules=own)]
+    if request.recipe is not None:
+        recipes = [load_recipe(request.recipe, extra_rules=own)]
         shown = _active(recipes[0])
     else:
         recipes = [load_recipe(each) for each in recipe_names()]
         shown = _every(own)
-    if name is not None:
-        shown, recipes = [_find_rule(name, shown)], []
-    if json:
+    if request.name is not None:
+        shown, recipes = [_find_rule(request.name, shown)], []
+    if request.json:
         echo_json({"rules": [_rule_as_dict(rule) for rule in shown]} | _options(recipes), sort_keys=False)
         return
-    from bcos_fx.cli.console import console
 
     stdout = console()
-    for part in _rule_page(shown[0]) if name is not None else _listing(shown, recipes):
+    for part in _rule_page(shown[0]) if request.name is not None else _listing(shown, recipes):
         stdout.print(part)
 
 
-def _diagnosis(name: str | None, model: str, given: dict[str, Any]) -> Diagnosis:
-    if name is None:
+def _diagnose(request: RulesRequest, model: str, rules: tuple[Path, ...]) -> Diagnosis:
+    """Explain at each node of a network why the rule that the request names does not match there."""
+    if request.name is None:
         raise UsageError("the rule to explain is not named", hint="name it: bcos-fx rules NAME --explain MODEL")
-    from bcos_fx.cli import values
     from bcos_fx.cli.network import example_of, read_network
     from bcos_fx.diagnosis import why_not
     from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE
 
     file = Path(model)
     is_file = file.exists() or ":" not in model
-    if is_file and given["arch"] is None and file.suffix == ".safetensors":
+    if is_file and request.arch is None and file.suffix == ".safetensors":
         from bcos_fx.artifact import load
 
-        return why_not(name, load(file), rules=given["rules"])
-    network = read_network(
-        file if is_file else None,
-        arch=given["arch"] if is_file else model,
-        key=None,
-        trust_pickle=given["trust_pickle"],
-    )
-    shape = values.shape(given["shape"])
+        return why_not(request.name, load(file), rules=rules)
+    path, arch = (file, request.arch) if is_file else (None, model)
+    network = read_network(path, arch=arch, trust_pickle=request.trust_pickle)
+    shape = values.shape(request.input_shape)
     example = {} if shape is None else {"example_inputs": example_of(shape)}
-    return why_not(name, network, recipe=given["recipe"] or DEFAULT_RECIPE, rules=given["rules"], **example)
+    return why_not(request.name, network, recipe=request.recipe or DEFAULT_RECIPE, rules=rules, **example)
 
 
 def _active(recipe: Recipe) -> list[Rule]:
@@ -159,8 +155,6 @@ def _options(recipes: Sequence[Recipe]) -> dict[str, Any]:
 
 
 def _listing(rules: Sequence[Rule], recipes: Sequence[Recipe]) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-    from rich.text import Text
 
     from bcos_fx.rewriting.core.rule import CHANGING_PHASES
 
@@ -183,7 +177,6 @@ def _listing(rules: Sequence[Rule], recipes: Sequence[Recipe]) -> Iterator[Rende
 
 
 def _recipe_lines(recipe: Recipe) -> Iterator[RenderableType]:
-    from rich.text import Text
 
     from bcos_fx.rewriting.core.options import Options
 
@@ -197,8 +190,6 @@ def _recipe_lines(recipe: Recipe) -> Iterator[RenderableType]:
 
 
 def _rule_page(rule: Rule) -> Iterator[RenderableType]:
-    from rich.padding import Padding
-    from rich.text import Text
 
     yield Text(rule.name, style="bold cyan")
     facts = [("phase", rule.phase), ("preserves", rule.preserves), ("why", rule.why), ("source", rule.source)]
