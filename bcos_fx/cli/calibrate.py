@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bcos_fx.cli.console import echo, echo_json
+from bcos_fx.cli.console import console, echo, echo_json
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.options import IMAGE_FORMS, Overwrite
 from bcos_fx.cli.progress import Stages
@@ -81,29 +81,29 @@ def calibrate_network(
     with Stages() as stages:
         stages("starting", listed=False)
         from bcos_fx.artifact import save
+        from bcos_fx.calibration import calibrate_
         from bcos_fx.cli import values
         from bcos_fx.cli.check import read_artifact
-        from bcos_fx.cli.network import calibrate_on, calibration_images, device_of, find_images, read_original
+        from bcos_fx.cli.network import calibration_images, device_of, read_original
         from bcos_fx.data.classes import check_class_count, read_classes
 
         network = read_artifact(model).to(device_of(device))
         names = None if classes is None else read_classes(classes)
         if names is not None:
             check_class_count(names, network.class_count())
-        photographs = calibration_images(network, find_images(data, names, network.record.classes), count)
-        given = None
+        images = calibration_images(network, data, names, count)
+        module = None
         if original is not None or arch is not None:
-            given = read_original(original, arch=arch, key=key, trust_pickle=trust_pickle)
-        skipped = calibrate_on(network, photographs, given, values.key(output_key), stages.passing)
+            module = read_original(original, arch=arch, key=key, trust_pickle=trust_pickle)
+        calibrate_(network, images, module, output_key=values.key(output_key), measured=True, progress=stages.passing)
         stages("writing")
         save(network, target, overwrite=force)
-    _print_result(network, target, skipped, json=json)
+    _print_result(network, target, images.skipped, json=json)
 
 
 def _print_result(network: BcosNetwork, target: Path, skipped: dict[str, str], *, json: bool) -> None:
     import dataclasses
 
-    from bcos_fx.cli.console import console
     from bcos_fx.report.text import show_calibration
 
     calibration = network.report.figures.calibration

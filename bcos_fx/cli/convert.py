@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import console, echo, echo_json
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
 from bcos_fx.cli.options import takes
 from bcos_fx.cli.progress import Stages
@@ -68,7 +67,7 @@ def check_targets(request: Request) -> None:
         from bcos_fx.report.picture import check_drawable
 
         check_drawable(request.picture)
-    for path in (request.output, *([request.picture] if request.picture is not None else [])):
+    for path in filter(None, (request.output, request.picture)):
         check_target(path, overwrite=request.force)
         if request.model is not None and path.resolve() == request.model.resolve():
             raise UsageError(f"{path} is the file to convert", hint="choose another name with -o")
@@ -101,30 +100,26 @@ def _calibrated(request: Request, network: BcosNetwork, original: nn.Module, sta
     """Calibrate the network if that was asked for; return the photographs that could not be read."""
     if request.calibrate is None:
         return {}
-    from bcos_fx.cli.network import calibrate_on, calibration_images, find_images, output_key_of
+    from bcos_fx.calibration import calibrate_
+    from bcos_fx.cli.network import calibration_images, output_key_of
 
-    images = calibration_images(network, find_images(request.calibrate, known=network.record.classes))
-    return calibrate_on(network, images, original, output_key_of(original, request), stages.passing)
+    images = calibration_images(network, request.calibrate)
+    output_key = output_key_of(original, request)
+    calibrate_(network, images, original, output_key=output_key, measured=True, progress=stages.passing)
+    return images.skipped
 
 
 def _print_result(request: Request, network: BcosNetwork) -> None:
-    from bcos_fx.cli.console import console
     from bcos_fx.report.sentences import drift_sentence, verdict
     from bcos_fx.report.text import show
 
     path, size = request.output, request.output.stat().st_size
-    found = verdict(network.report)
+    outcome = verdict(network.report)
     if request.json:
-        facts: dict[str, Any] = {
-            "output": str(path),
-            "bytes": size,
-            "verdict": found,
-            "report": network.report.to_dict(),
-        }
-        echo(json.dumps(facts, indent=2, sort_keys=True))
+        facts = {"output": str(path), "bytes": size, "verdict": outcome, "report": network.report.to_dict()}
+        echo_json(facts)
     else:
-        stdout = console()
-        show(network.report, stdout, nodes=request.nodes)
+        show(network.report, console(), nodes=request.nodes)
         echo(f"Wrote {path} ({size / 1e6:,.1f} MB). {drift_sentence(network.report)}")
         if request.picture is not None:
             echo(f"Drew {request.picture}.")
@@ -132,7 +127,7 @@ def _print_result(request: Request, network: BcosNetwork) -> None:
     if certified is not None and certified.output is None:
         echo(f"warning: the file was written, but the network is NOT EXPLAINABLE: {certified}", err=True)
         raise typer.Exit(CHECK_FAILED)
-    if found == "not tested":
+    if outcome == "not tested":
         echo(
             "warning: the file was written, but its equivalence is NOT TESTED: the network answers nearly the same to "
             "every test input, which proves nothing. Give --images with photographs that it tells apart.",

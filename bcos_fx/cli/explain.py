@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from bcos_fx.cli import values
 from bcos_fx.cli.console import echo_json
 from bcos_fx.cli.explain_request import ExplainRequest
 from bcos_fx.cli.failure import CHECK_FAILED, list_skipped
@@ -54,29 +54,6 @@ _BATCH, _IN_A_FIGURE = 16, 8
 _OTHERS = "others"
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked of each image.
-
-    Attributes:
-        target: as for ``bcos_fx.explain``, or a function for a difference of classes.
-        output: what is explained.
-        names: class names, or None.
-        options: further arguments of ``bcos_fx.explain``.
-        sources: names of what it is explained by; empty: the main input.
-        batch_axis: the dimension of the input that holds the samples; None: a photograph is the whole input.
-        blocks: side of the blocks of pixels that pictures show the mean of.
-    """
-
-    target: Any
-    output: str | None
-    names: tuple[str, ...] | None
-    options: dict[str, Any]
-    sources: tuple[str, ...] = ()
-    batch_axis: int | None = 0
-    blocks: int = 1
-
-
 @takes(ExplainRequest)
 def explain_images(request: ExplainRequest) -> None:
     """Explain what a converted network says of photographs, and show that the parts add up.
@@ -87,33 +64,31 @@ def explain_images(request: ExplainRequest) -> None:
 
     A network that was not fine-tuned after conversion is explained as faithfully, but its pictures are noisy.
     """
-    from bcos_fx.cli.sums import tell
+    from bcos_fx.cli.sums import print_sums
     from bcos_fx.data.stores import open_source
     from bcos_fx.explanation.render.saving import Collector
 
-    network = _network(request)
-    question = _question(request, network)
+    network = _read_network(request)
+    arguments = _explain_arguments(request, network)
     data = open_source(request.images)
     place = request.out
     if place is None and not request.json:
         place = Path("explanation.png" if len(data) <= _IN_A_FIGURE else "explanation.html")
-    places = {} if place is None else _places(place, question)
-    collectors = {name: Collector(path, _style(request), overwrite=request.force) for name, path in places.items()}
-    found, skipped = _explain_all(network, data, question, collectors, quiet=request.json)
+    files = {} if place is None else _files(place, request.source or [])
+    collectors = {name: Collector(path, _style(request), overwrite=request.force) for name, path in files.items()}
+    rows, skipped = _explain_all(network, data, arguments, collectors, request)
     if request.json:
-        written = {name or "": str(path) for name, path in places.items()}
+        written = {name or "": str(path) for name, path in files.items()}
         files_written = {"files": written} if len(written) > 1 else {"file": next(iter(written.values()), None)}
-        facts = {**files_written, "images": [row for row, _ in found], "skipped": skipped}
-        echo_json(facts)
+        echo_json({**files_written, "images": [row for row, _ in rows], "skipped": skipped})
     else:
-        tell(found, places.values(), len(data))
+        print_sums(rows, files.values(), len(data))
     list_skipped(skipped)
-    if not all(complete for _, complete in found):
+    if not all(complete for _, complete in rows):
         raise typer.Exit(CHECK_FAILED)
 
 
 def _style(request: ExplainRequest) -> Style:
-    """Return how the figure is drawn."""
     from bcos_fx.explanation.render.style import Style
 
     panels = None if request.panels is None else tuple(name.strip() for name in request.panels.split(","))
@@ -121,27 +96,36 @@ def _style(request: ExplainRequest) -> Style:
     return Style(panels=panels, **chosen)
 
 
-def _question(request: ExplainRequest, network: BcosNetwork) -> Question:
-    """Return what is asked of each image."""
-    from bcos_fx.cli import values
+def _explain_arguments(request: ExplainRequest, network: BcosNetwork) -> dict[str, Any]:
+    """Return the keyword arguments of :func:`bcos_fx.explain`."""
     from bcos_fx.data.classes import read_classes
 
-    options = {"channel_axis": request.channel_axis, "allow_incomplete": request.allow_incomplete}
+    names: tuple[str, ...] | None = None
     texts = TextOptions(tuple(request.text or ()), request.text_tower, request.text_embeddings, request.templates)
-    target, against, output = request.target, request.against, request.output
     if texts != TextOptions():
-        if target is not None or against is not None or request.classes is not None:
+        if request.target is not None or request.against is not None or request.classes is not None:
             raise UsageError("classes and texts were asked for", hint="leave --target, --against and --classes out")
-        question = _asked_by_text(texts, request.power, request.location, output, options)
+        from bcos_fx.cli.texts import text_target
+
+        target: object = text_target(texts, power=request.power, location=request.location)
     else:
         names = None if request.classes is None else read_classes(request.classes)
-        own = network.record.classes if output in (None, "logits") else ()  # an inner layer's channels are not classes
-        question = _read_question(target, against, names or own or None, output, options)
-    sources, axis = tuple(request.source or ()), values.axis(request.batch_axis)
-    return replace(question, sources=sources, batch_axis=axis, blocks=request.blocks)
+        # Only the network's own outputs are its classes: the channels of an inner layer are not.
+        recorded = network.record.classes if request.output in (None, "logits") else ()
+        names = names or recorded or None
+        target = _read_target(request.target, request.against, names)
+    return {
+        "target": target,
+        "names": names,
+        "output": request.output,
+        "source": request.source or None,
+        "batch_axis": values.axis(request.batch_axis),
+        "channel_axis": request.channel_axis,
+        "allow_incomplete": request.allow_incomplete,
+    }
 
 
-def _network(request: ExplainRequest) -> BcosNetwork:
+def _read_network(request: ExplainRequest) -> BcosNetwork:
     """Read a converted network; or a published checkpoint, which is converted as it is.
 
     Raises:
@@ -149,11 +133,10 @@ def _network(request: ExplainRequest) -> BcosNetwork:
     """
     from bcos_fx.cli.check import read_artifact
     from bcos_fx.cli.network import device_of
+    from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE, find_recipe
 
     model, arch, recipe, device = request.model, request.arch, request.recipe, device_of(request.device)
     if recipe is not None:
-        from bcos_fx.rewriting.core.recipe import find_recipe
-
         find_recipe(recipe)
     if arch is None:
         if recipe is not None:
@@ -164,9 +147,8 @@ def _network(request: ExplainRequest) -> BcosNetwork:
     from bcos_fx.checkpoint.published import origin_of
     from bcos_fx.cli.network import read_network
     from bcos_fx.convert import bcosify
-    from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE
 
-    module = read_network(model, arch=arch, key=None, trust_pickle=False)
+    module = read_network(model, arch=arch)
     if origin_of(module) is None:
         raise UsageError(
             "the checkpoint holds no B-cos network, and an unconverted one explains nothing",
@@ -176,13 +158,7 @@ def _network(request: ExplainRequest) -> BcosNetwork:
     return bcosify(module, recipe=recipe or DEFAULT_RECIPE).to(device)
 
 
-def _read_question(
-    target: str | None,
-    against: str | None,
-    names: tuple[str, ...] | None,
-    output: str | None,
-    options: dict[str, Any],
-) -> Question:
+def _read_target(target: str | None, against: str | None, names: tuple[str, ...] | None) -> object:
     from bcos_fx.explanation.targets import difference, named
 
     wanted = None if target is None else named(_number(target), names)
@@ -191,24 +167,16 @@ def _read_question(
             raise UsageError(
                 f"--against {_OTHERS} is of one class", hint="name it with --target, or leave --target out"
             )
-        wanted = difference(wanted)
-    elif against is not None:
-        other = named(_number(against), names, (_OTHERS,))
-        if not isinstance(wanted, int) or not isinstance(other, int):
-            raise UsageError(
-                "--against compares two classes",
-                hint=f"name one class with --target and one with --against, or give --against {_OTHERS}",
-            )
-        wanted = difference(wanted, other)
-    return Question(wanted, output, names, options)
-
-
-def _asked_by_text(
-    texts: TextOptions, power: float, location: str | None, output: str | None, options: dict[str, Any]
-) -> Question:
-    from bcos_fx.cli.texts import text_target
-
-    return Question(text_target(texts, power=power, location=location), output, None, options)
+        return difference(wanted)
+    if against is None:
+        return wanted
+    other = named(_number(against), names, (_OTHERS,))
+    if not isinstance(wanted, int) or not isinstance(other, int):
+        raise UsageError(
+            "--against compares two classes",
+            hint=f"name one class with --target and one with --against, or give --against {_OTHERS}",
+        )
+    return difference(wanted, other)
 
 
 def _number(text: str) -> int | str | tuple[int, ...]:
@@ -222,49 +190,43 @@ def _number(text: str) -> int | str | tuple[int, ...]:
 def _explain_all(
     network: BcosNetwork,
     data: ImageSource,
-    question: Question,
+    arguments: dict[str, Any],
     collectors: Mapping[str | None, Collector],
-    *,
-    quiet: bool,
+    request: ExplainRequest,
 ) -> tuple[list[tuple[dict[str, Any], bool]], dict[str, str]]:
     """Explain in batches; a gallery keeps the pictures only, so thousands of images fit into memory."""
     from bcos_fx.cli.progress import counted
     from bcos_fx.cli.sums import row_of
     from bcos_fx.data.batches import Batches, note_enlarged
 
-    found: list[tuple[dict[str, Any], bool]] = []
-    preprocessing = _preprocessing(network, question.batch_axis)
+    rows: list[tuple[dict[str, Any], bool]] = []
+    preprocessing = _preprocessing(network, arguments["batch_axis"])
     note_enlarged(data, preprocessing)
     batches = Batches(data, preprocessing, _BATCH)
-    for part in counted(batches.parts, [len(part) for part in batches.parts], "explaining", quiet=quiet):
-        batch = batches.read(part)
+    for indices in counted(batches.parts, [len(part) for part in batches.parts], "explaining", quiet=request.json):
+        batch = batches.read(indices)
         if batch is None:
             continue
-        parts = _explain_by_sources(network, batch.images.to(next(network.parameters())), question)
-        for name, explanation in parts.items():
-            if name not in collectors:
-                continue
-            collectors[name].add(
-                explanation.in_blocks(question.blocks) if question.blocks > 1 else explanation,
-                [Path(data.name(index)).name for index in batch.indices],
-            )
-        found += [
-            row_of({name: part[i] for name, part in parts.items()}, data.where(index))
-            for i, index in enumerate(batch.indices)
-        ]
+        by_source = _explain_by_sources(network, batch.images.to(next(network.parameters())), arguments)
+        files = [Path(data.name(index)).name for index in batch.indices]
+        for name, explanation in by_source.items():
+            if name in collectors:
+                drawn = explanation.in_blocks(request.blocks) if request.blocks > 1 else explanation
+                collectors[name].add(drawn, files)
+        for place, index in enumerate(batch.indices):
+            rows.append(row_of({name: whole[place] for name, whole in by_source.items()}, data.where(index)))
     batches.check_readable()
     for collector in collectors.values():
         collector.close()
-    return found, batches.skipped
+    return rows, batches.skipped
 
 
-def _places(place: Path, question: Question) -> dict[str | None, Path]:
+def _files(place: Path, sources: list[str]) -> dict[str | None, Path]:
     """Name of a source -> its file; None stands for the main input. Several have a file each, with their name in it."""
-    if len(question.sources) < 2:
-        return {name: place for name in question.sources or (None,)}
+    if len(sources) < 2:
+        return {name: place for name in sources or (None,)}
     return {
-        name: place.with_name(f"{place.stem}.{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}{place.suffix}")
-        for name in question.sources
+        name: place.with_name(f"{place.stem}.{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}{place.suffix}") for name in sources
     }
 
 
@@ -274,8 +236,6 @@ def _preprocessing(network: BcosNetwork, batch_axis: int | None) -> Preprocessin
     Raises:
         UsageError: it takes something else than one photograph, or has no such batch axis.
     """
-    from bcos_fx.cli import values
-
     inputs = network.record.inputs
     if len(inputs) > 1:
         raise UsageError(
@@ -290,26 +250,20 @@ def _preprocessing(network: BcosNetwork, batch_axis: int | None) -> Preprocessin
     return inputs[0].preprocessing(tuple(shape))
 
 
-def _explain_by_sources(network: BcosNetwork, images: Tensor, question: Question) -> dict[str | None, Explanation]:
+def _explain_by_sources(
+    network: BcosNetwork, images: Tensor, arguments: dict[str, Any]
+) -> dict[str | None, Explanation]:
     """Name of a source -> the explanation of images (N, C, H, W) by it; None stands for the main input."""
     from bcos_fx.explanation.explain import explain
     from bcos_fx.explanation.explanation import Explanation
 
-    axis, sources = question.batch_axis, question.sources
-    shared: dict[str, Any] = {"output": question.output, "names": question.names, **question.options}
-    if axis is None:  # a photograph is the whole input
-        each = [explain(network, image, question.target, batch_axis=None, **_by(sources), **shared) for image in images]
-        parts = [_by_source(found, sources) for found in each]
-        return {name: Explanation.joined([part[name] for part in parts]) for name in parts[0]}
-    given = images.movedim(0, axis)
-    return _by_source(explain(network, given, question.target, batch_axis=axis, **_by(sources), **shared), sources)
-
-
-def _by_source(found: Any, sources: tuple[str, ...]) -> dict[str | None, Explanation]:
-    from bcos_fx.explanation.explanation import Explanation
-
-    return {sources[0] if sources else None: found} if isinstance(found, Explanation) else dict(found)
-
-
-def _by(sources: tuple[str, ...]) -> dict[str, Any]:
-    return {"source": sources[0] if len(sources) == 1 else list(sources)} if sources else {}
+    axis = arguments["batch_axis"]
+    # Where a photograph is the whole input, the network takes one at a time.
+    inputs = list(images) if axis is None else [images.movedim(0, axis)]
+    by_input: list[dict[str | None, Explanation]] = []
+    for given in inputs:
+        explained: Any = explain(network, given, **arguments)
+        by_input.append({None: explained} if isinstance(explained, Explanation) else dict(explained))
+    if axis is not None:
+        return by_input[0]
+    return {name: Explanation.joined([parts[name] for parts in by_input]) for name in by_input[0]}

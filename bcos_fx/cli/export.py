@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,11 +12,6 @@ from bcos_fx.cli.options import IMAGE_FORMS, Overwrite
 from bcos_fx.cli.progress import Stages
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bcos_fx.network import BcosNetwork
 
 NAME = "export"
 EPILOG = """Examples:
@@ -85,13 +80,18 @@ def export_network(
     with Stages() as stages:
         stages("starting", listed=False)
         from bcos_fx.cli.check import read_artifact
+        from bcos_fx.cli.network import some_images
+        from bcos_fx.data.stores import open_source
         from bcos_fx.exporting.export import export
         from bcos_fx.exporting.page import check_page, write_page
 
         if page is not None:
             check_page(page, overwrite=force)
         network = read_artifact(model)
-        samples = None if images is None else _samples(network, images)
+        samples = None
+        if images is not None:
+            photographs = some_images(open_source(images), network.preprocessing, _CHECKED)
+            samples = photographs.to(next(network.parameters()))
         if optimize:
             from bcos_fx import folding
 
@@ -110,16 +110,3 @@ def export_network(
         echo(found.to_text())
     if page is not None and not json:
         echo(f"Look at it: python -m http.server --bind 127.0.0.1 --directory {page}")
-
-
-def _samples(network: BcosNetwork, images: Path) -> Tensor:
-    """Read a few photographs, evenly spread over those that were named, as the network takes them."""
-    import torch
-
-    from bcos_fx.data.batches import Batches
-    from bcos_fx.data.stores import open_source
-
-    source = open_source(images)
-    (part,) = Batches(source, network.preprocessing, _CHECKED, _CHECKED).parts
-    like = next(network.parameters())
-    return torch.stack([source.read(index, network.preprocessing).image for index in part]).to(like)

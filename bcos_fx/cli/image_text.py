@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bcos_fx.cli.console import echo
+from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.evaluation_request import EvaluationRequest
 from bcos_fx.cli.failure import list_skipped
 from bcos_fx.cli.text_options import TextOptions
@@ -86,7 +86,7 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
     metrics = {**{f"lp_{name}": value for name, value in found.metrics.items()}, "weight_decay": found.weight_decay}
     path = _write_record(LINEAR_PROBE, metrics, tower, request.model, request.data, request.out)
     if request.json:
-        echo(json.dumps(found.to_dict(), indent=2, sort_keys=True))
+        echo_json(found.to_dict())
     else:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items() if value is not None)
         echo(f"linear probe on {amount(found.images, 'image')}: {figures} (weight decay {found.weight_decay:.1e})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.artifact import load
-from bcos_fx.calibration import calibrate_
 from bcos_fx.checkpoint import (
     build_architecture,
     classifies_images,
@@ -41,7 +40,9 @@ _RECORDED = {"license": "license", "url": "origin_url"}
 _BATCH, _VERIFIED_ON = 16, 32
 
 
-def read_network(model: Path | None, *, arch: str | None, key: str | None, trust_pickle: bool) -> nn.Module:
+def read_network(
+    model: Path | None, *, arch: str | None, key: str | None = None, trust_pickle: bool = False
+) -> nn.Module:
     """Read or build the network, in eval mode.
 
     Raises:
@@ -70,7 +71,9 @@ def device_of(name: str) -> torch.device:
         ) from error
 
 
-def read_original(model: Path | None, *, arch: str | None, key: str | None, trust_pickle: bool) -> nn.Module:
+def read_original(
+    model: Path | None, *, arch: str | None, key: str | None = None, trust_pickle: bool = False
+) -> nn.Module:
     """Read what a converted network is compared with: a network in any form that convert takes, or a converted one.
 
     Random weights are warned of on stderr.
@@ -99,17 +102,20 @@ def arguments_for(module: nn.Module, request: Request) -> dict[str, Any]:
     Raises:
         UsageError: an image cannot be read.
     """
-    found: dict[str, Any] = {"output_key": output_key_of(module, request)}
+    arguments: dict[str, Any] = {"output_key": output_key_of(module, request)}
     if request.images is not None:
         shape = values.shape(request.input_shape) or (3, *(recorded_size(module) or _DEFAULT_SIZE))
-        found["images"] = _some_images(request.images, Preprocessing.of(shape, **recorded_preprocessing(module)))
+        source = open_source(request.images)
+        preprocessing = Preprocessing.of(shape, **recorded_preprocessing(module))
+        note_enlarged(source, preprocessing)
+        arguments["images"] = some_images(source, preprocessing, _VERIFIED_ON)
     recorded, options = recorded_statistics(module), load_recipe(request.recipe or DEFAULT_RECIPE).options
     given = options.mean or (request.mean, request.std, request.batch_axis) != (None, None, None)
     raw = (request.input or options.input) == "none" or published.origin_of(module) is not None
     first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
     if recorded is not None and not (given or raw) and first is not None and first.in_channels == len(recorded[0]):
-        found["mean"] = "auto"
-    return found
+        arguments["mean"] = "auto"
+    return arguments
 
 
 def output_key_of(module: nn.Module, request: Request) -> int | str | None:
@@ -138,7 +144,7 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
         "verified": request.verified,
         "verify": request.verify,
     }
-    arguments |= _head(request)
+    arguments |= _class_arguments(request)
     axis = values.axis(request.batch_axis)
     if axis != 0:
         _check_whole(request)
@@ -147,7 +153,7 @@ def conversion_arguments(request: Request) -> dict[str, Any]:
         samples = example_of(shape)
         arguments["example_inputs"] = own_form(samples, values.in_range(axis, samples.dim()))
     for place in filter(None, (request.images, request.calibrate)):
-        find_images(place)  # a folder that is not there is found out before the work, not after it
+        open_source(place)  # a folder that is not there is found out before the work, not after it
     return arguments | _options(request)
 
 
@@ -181,7 +187,7 @@ def example_of(shape: tuple[int, ...]) -> Tensor:
     return torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def _head(request: Request) -> dict[str, Any]:
+def _class_arguments(request: Request) -> dict[str, Any]:
     """Return which of the classifier's classes are kept."""
     check_choice("head", request.head, ("keep", "subset"))
     names = None if request.classes is None else read_classes(request.classes)
@@ -191,81 +197,55 @@ def _head(request: Request) -> dict[str, Any]:
         return {"class_names": names}
     if request.data is None:
         raise UsageError("the classes to keep are not named", hint="name a folder of them with --data")
-    found = open_source(request.data)
-    found.check_labeled()
-    wanted = found.classes or tuple(map(str, sorted(set(found.labels or ()))))
-    return {"classes": wanted, "class_names": names}
+    source = open_source(request.data)
+    source.check_labeled()
+    kept = source.classes or tuple(map(str, sorted(set(source.labels or ()))))
+    return {"classes": kept, "class_names": names}
 
 
-def _some_images(place: Path, preprocessing: Preprocessing) -> Tensor:
-    """Read some images of a source, evenly spread, to verify a conversion on.
-
-    Raises:
-        UsageError: there are none, or one cannot be read.
-    """
-    source = open_source(place)
-    note_enlarged(source, preprocessing)
-    (part,) = Batches(source, preprocessing, _VERIFIED_ON, _VERIFIED_ON).parts
+def some_images(source: ImageSource, preprocessing: Preprocessing, count: int) -> Tensor:
+    """Read a few images of a source, evenly spread; UsageError where there are none, or one cannot be read."""
+    (part,) = Batches(source, preprocessing, count, count).parts
     return torch.stack([source.read(index, preprocessing).image for index in part])
 
 
-def find_images(place: Path, classes: Sequence[str] | None = None, known: Sequence[str] = ()) -> ImageSource:
-    """Find images, with labels or without.
-
-    Args:
-        place: as for ``open_source``.
-        classes: names of the network's classes that the user gave, by which folders are found.
-        known: those that the network keeps, in the place of such names. Folders that are named otherwise hold
-            photographs without labels.
-
-    Raises:
-        UsageError: there are none, or classes are named for images that have no labels.
-    """
-    if classes is not None:
-        source = open_source(place, classes=classes)
-        source.check_labeled()
-        return source
-    try:
-        return open_source(place, classes=known or None)
-    except UsageError as error:
-        source = open_source(place)
-        source.unlabeled = True
-        echo(f"note: labels are left out, so hits are not counted: {error.what}", err=True)
-        return source
-
-
-def calibration_images(network: BcosNetwork, source: ImageSource, count: int | None = None) -> Batches:
+def calibration_images(
+    network: BcosNetwork, place: Path, names: Sequence[str] | None = None, count: int | None = None
+) -> Batches:
     """Return batches of images as the network takes them.
 
-    Labels only count hits: folders that cannot be classes of the network are any folders of photographs.
+    Labels only count hits: where folders cannot be classes of the network, they hold photographs without labels.
+
+    Args:
+        network: takes the images.
+        place: as for ``open_source``.
+        names: of the network's classes, by which folders are found; None: those that the network keeps.
+        count: how many images, evenly spread; None: all.
+
+    Raises:
+        UsageError: there are no images, or class names are given for images that have no labels.
     """
+    if names is not None:
+        source = open_source(place, classes=names)
+        source.check_labeled()
+    else:
+        try:
+            source = open_source(place, classes=network.record.classes or None)
+        except UsageError as error:
+            source = open_source(place)
+            _leave_labels_out(source, error)
     if not source.unlabeled:
         try:
             source.check_classes(network.class_count())
         except UsageError as error:
-            source.unlabeled = True
-            echo(f"note: labels are left out, so hits are not counted: {error.what}", err=True)
+            _leave_labels_out(source, error)
     note_enlarged(source, network.preprocessing)
     return Batches(source, network.preprocessing, _BATCH, count)
 
 
-def calibrate_on(
-    network: BcosNetwork,
-    images: Batches,
-    original: nn.Module | None,
-    output: int | str | None,
-    progress: Callable[[str], None],
-) -> dict[str, str]:
-    """Calibrate a network in place; ``progress`` as for the library's functions.
-
-    Returns:
-        Image that could not be read -> why.
-
-    Raises:
-        UsageError: none could be read, or as :func:`bcos_fx.calibration.calibrate` describes.
-    """
-    calibrate_(network, images, original, output_key=output, measured=True, progress=progress)
-    return images.skipped
+def _leave_labels_out(source: ImageSource, error: UsageError) -> None:
+    source.unlabeled = True
+    echo(f"note: labels are left out, so hits are not counted: {error.what}", err=True)
 
 
 def _options(request: Request) -> dict[str, Any]:

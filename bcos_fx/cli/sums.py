@@ -40,18 +40,19 @@ def row_of(parts: dict[str | None, Explanation], file: str) -> tuple[dict[str, A
     return row, joint.verdict != "incomplete"
 
 
-def tell(found: list[tuple[dict[str, Any], bool]], places: Iterable[Path], files: int) -> None:
+def print_sums(rows: list[tuple[dict[str, Any], bool]], places: Iterable[Path], images: int) -> None:
     """Print the sums of the first images, and where the explanations were written."""
-    for row, _ in found[:_NAMED]:
+    for row, _ in rows[:_NAMED]:
         for index, value in enumerate(row["output"]):
             terms = row.get("sources", {"input": row["input"]})
-            own = " ".join(
+            # Only the first term stands without a sign.
+            totals = " ".join(
                 f"{total[index]:{'+' * (place > 0)}.4g} {name}" for place, (name, total) in enumerate(terms.items())
             )
-            left = f"residual {row['residual'][index]:+.1e}"
-            left += "" if row["verdict"] == "complete" else f"  {row['verdict'].upper()}"
-            sums = f"{own} {row['constants'][index]:+.4g} constants"
-            echo(f"{Path(row['file']).name}: {row['names'][index]} {value:.4g} = {sums} ({left})")
-    if len(found) > _NAMED:
-        echo(f"and {len(found) - _NAMED} more")
-    echo(f"Wrote {', '.join(map(str, places))}: {len(found)} of {amount(files, 'image')} explained.")
+            residual = f"residual {row['residual'][index]:+.1e}"
+            residual += "" if row["verdict"] == "complete" else f"  {row['verdict'].upper()}"
+            sums = f"{totals} {row['constants'][index]:+.4g} constants"
+            echo(f"{Path(row['file']).name}: {row['names'][index]} {value:.4g} = {sums} ({residual})")
+    if len(rows) > _NAMED:
+        echo(f"and {len(rows) - _NAMED} more")
+    echo(f"Wrote {', '.join(map(str, places))}: {len(rows)} of {amount(images, 'image')} explained.")
