@@ -26,8 +26,7 @@ from bcos_fx.checkpoint import read_model
 from bcos_fx.cli.demo import efficientnet_lite0
 from bcos_fx.data.sources import ImageFiles, ImageSource
 from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, fair, open_source
-from bcos_fx.evaluation.localisation import grid_image, play
-from bcos_fx.evaluation.plots import boxes
+from bcos_fx.evaluation.localisation import boxes, grid_image, play
 from bcos_fx.evaluation.predictions import EvaluationTask, predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Grid, select

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 import bcos_fx
 from bcos_fx.evaluation import Localisation, Method, Protocol, dynamic_linear, open_source
 from bcos_fx.evaluation.deletion import Curves, pixel_deletion
-from bcos_fx.evaluation.localisation import play
-from bcos_fx.evaluation.plots import boxes, curves
+from bcos_fx.evaluation.localisation import boxes, play
+from bcos_fx.evaluation.plots import curves
 from bcos_fx.evaluation.predictions import EvaluationTask, Predictions, predict
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import published, select

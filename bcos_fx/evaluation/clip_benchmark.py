@@ -14,13 +14,7 @@ _FIVE = 5
 
 
 def record(
-    task: str,
-    metrics: Mapping[str, float | None],
-    *,
-    dataset: str,
-    model: str,
-    pretrained: str,
-    language: str = "en",
+    task: str, metrics: Mapping[str, float | None], *, dataset: str, model: str, pretrained: str
 ) -> dict[str, Any]:
     """Return one result: what was measured, of what, on what."""
     return {
@@ -29,7 +23,7 @@ def record(
         "pretrained": pretrained,
         "task": task,
         "metrics": dict(metrics),
-        "language": language,
+        "language": "en",
     }
 
 

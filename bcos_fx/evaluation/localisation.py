@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.escaping import amount
 from bcos_fx.evaluation.measured import bootstrap
+from bcos_fx.evaluation.plots import new_axes
 from bcos_fx.evaluation.predictions import EvaluationTask, predict
 from bcos_fx.evaluation.runner import Runner, Track, untracked
 from bcos_fx.evaluation.scoring import gridpg_score
@@ -28,11 +30,9 @@ from bcos_fx.network import BcosNetwork
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-import torch.nn.functional as F
-
 PROTOCOLS = {"published": published, "fair": fair}
 _PERCENTILES = (25, 50, 75)
+_BOX, _MIDDLE, _CHANCE = "#c9d7ee", "#2154ad", "#8a8a8a"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,8 +79,6 @@ class Localisation(Displayed):
         Raises:
             MissingExtraError: matplotlib is not installed.
         """
-        from bcos_fx.evaluation.plots import boxes
-
         return boxes([self])
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,6 +104,46 @@ class Localisation(Displayed):
             f"{high:.3f}; chance {1 / self.protocol.cells:.3f}; {amount(len(self.grids), 'grid')})"
         ]
         return [*lines, *(f"  note: {note}" for note in self.notes)]
+
+
+def boxes(results: Sequence[Localisation]) -> Figure:
+    """Draw the scores of methods beside each other, as the papers' figures of localization do.
+
+    A box spans the quartiles of all targets' scores, whiskers reach 1.5 times as far, the diamond is the mean, and the
+    dashed line is what a uniform map scores.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, axes = new_axes(width=2.2 + 0.9 * len(results))
+    scores = [result.per_grid.ravel() for result in results]
+    most = max(len(result.grids) for result in results)
+    counts = ["" if len(r.grids) == most else f" ({amount(len(r.grids), 'grid')})" for r in results]
+    labels = [f"{result.method}{count}" for result, count in zip(results, counts, strict=True)]
+    parts = axes.boxplot(
+        scores,
+        tick_labels=labels,
+        patch_artist=True,
+        showmeans=True,
+        widths=0.6,
+        flierprops={"marker": ".", "markersize": 3, "markeredgecolor": "#b0b0b0"},
+        medianprops={"color": _MIDDLE, "linewidth": 1.6},
+        meanprops={"marker": "D", "markersize": 4, "markerfacecolor": _MIDDLE, "markeredgecolor": "white"},
+    )
+    for box in parts["boxes"]:
+        box.set(facecolor=_BOX, edgecolor=_MIDDLE, linewidth=0.8)
+    protocol = results[0].protocol
+    axes.axhline(1 / protocol.cells, color=_CHANCE, linestyle="--", linewidth=1)
+    axes.text(1.005, 1 / protocol.cells, "uniform", color=_CHANCE, fontsize=7, va="center",
+            transform=axes.get_yaxis_transform())  # fmt: skip
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylabel("localization score")
+    axes.set_title(f"GridPG {protocol.side}x{protocol.side}, {protocol.name}, {most} grids", fontsize=9)
+    if len(results) > 3:
+        axes.tick_params(axis="x", labelrotation=30)
+        for tick in axes.get_xticklabels():
+            tick.set(ha="right", rotation_mode="anchor")
+    return figure
 
 
 def gridpg(
@@ -254,18 +292,14 @@ def windowed(method: Method, height: int, width: int) -> Method:
         raise UsageError(f"windows of {height}x{width} pixels have no half", hint="take a network of an even size")
 
     def maps(images: Tensor, targets: Tensor) -> Tensor:
-        parts = [
-            _map_by_windows(method, image, wanted, (height, width))
-            for image, wanted in zip(images, targets, strict=True)
-        ]
-        return torch.stack(parts)
+        pairs = zip(images, targets, strict=True)
+        return torch.stack([_map_by_windows(method, image, classes, (height, width)) for image, classes in pairs])
 
     return Method(method.name, {**method.settings, "windows": f"{height}x{width}, stride half"}, maps)
 
 
 def _map_by_windows(method: Method, image: Tensor, targets: Tensor, size: tuple[int, int]) -> Tensor:
-    padding = (size[0] // 2, size[1] // 2)
-    stride = padding
+    padding = stride = (size[0] // 2, size[1] // 2)
     parts = F.unfold(image.unsqueeze(0), size, padding=padding, stride=stride)  # 1, C · h · w, windows
     windows = parts[0].T.reshape(-1, len(image), *size)
     found = method.maps(windows, targets.expand(len(windows), -1))  # windows, K, h, w

@@ -52,9 +52,9 @@ def evaluate(
         UsageError: a name is unknown, network and data do not fit, or the folder holds results of something else.
     """
     plan = Plan(
-        metrics=named_metrics(_joined_names(metrics) or "all"),
+        metrics=named_metrics(metrics or "all"),
         protocols=(fair(),) if protocols is None else tuple(protocols),
-        baselines=named_baselines(_joined_names(baselines)),
+        baselines=named_baselines(baselines or None),
         batch_size=batch_size,
     )
     if "linear-probe" in plan.metrics:
@@ -70,8 +70,3 @@ def evaluate(
     if runner.folder is not None:
         runner.folder.mkdir(parents=True, exist_ok=True)
     return run_evaluation(task, plan, runner)
-
-
-def _joined_names(names: str | Sequence[str]) -> str | None:
-    """Return the names as one text with commas between, or None where there are none."""
-    return (names if isinstance(names, str) else ",".join(names)) or None

@@ -19,7 +19,7 @@ from bcos_fx.escaping import amount
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.identity import digest_of_data, structure_of, values_of
-from bcos_fx.methods.checks import class_outputs
+from bcos_fx.methods.checks import check_count, class_outputs
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
 from bcos_fx.validation import check_same_classes
@@ -101,8 +101,7 @@ def predict(task: EvaluationTask, runner: Runner, *, batch_size: int = 32) -> Pr
     Raises:
         UsageError: the network gives no row of class scores, a label is not among its classes, or no image is readable.
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size!r}", hint="give an integer of at least 1")
+    check_count("batch_size", batch_size)
     total = len(task.source)
     if not total:
         raise UsageError("there are no images to evaluate on")

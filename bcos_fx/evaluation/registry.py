@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -59,33 +59,23 @@ OF_IMAGE_TEXT = ("zeroshot", "linear-probe")
 """Measures of image towers: the first needs texts, the second images to train on."""
 
 
-def named_baselines(text: str | None) -> tuple[str, ...]:
-    """Read which baselines are wanted: ``all``, or names with commas between.
+def named_baselines(wanted: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Read which baselines are wanted: ``all``, or names, in one text with commas between; UsageError for others."""
+    return () if wanted is None else _read_names("baselines", wanted, tuple(BASELINES))
 
-    Raises:
-        UsageError: a name is unknown.
-    """
-    if text is None:
-        return ()
+
+def named_metrics(wanted: str | Sequence[str]) -> tuple[str, ...]:
+    """Read which measures are wanted, as :func:`named_baselines`; ``all``: those of any classifier."""
+    return _read_names("metrics", wanted, ("accuracy", "gridpg", *MEASURES), OF_IMAGE_TEXT)
+
+
+def _read_names(
+    what: str, wanted: str | Sequence[str], usual: tuple[str, ...], further: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    text = wanted if isinstance(wanted, str) else ",".join(wanted)
     if text == "all":
-        return tuple(BASELINES)
+        return usual
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for name in names:
-        check_choice("baselines", name, [*BASELINES, "all"])
-    return names
-
-
-def named_metrics(text: str) -> tuple[str, ...]:
-    """Read which measures are wanted: names with commas between, or ``all`` that a classifier alone is enough for.
-
-    Raises:
-        UsageError: a name is unknown.
-    """
-    ordinary = ("accuracy", "gridpg", *MEASURES)
-    if text == "all":
-        return ordinary
-    known = (*ordinary, *OF_IMAGE_TEXT)
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for name in names:
-        check_choice("metrics", name, [*known, "all"])
+        check_choice(what, name, [*usual, *further, "all"])
     return names

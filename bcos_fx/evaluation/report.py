@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from bcos_fx.escaping import amount, shown_in_html
 from bcos_fx.evaluation.examples import example_cards
-from bcos_fx.evaluation.plots import boxes, curves
+from bcos_fx.evaluation.localisation import boxes
+from bcos_fx.evaluation.plots import curves
 from bcos_fx.evaluation.session import Evaluation
 from bcos_fx.explanation.render.html import page
 from bcos_fx.explanation.render.saving import write_whole
@@ -38,7 +39,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
         "results.json": json.dumps(as_data(evaluation), indent=2, sort_keys=True).encode() + b"\n",
         "results.csv": _csv(evaluation.rows()),
         "scores.csv": _csv(_score_rows(evaluation)),
-        **{f"{name}.png": _figure_bytes(figure, "png") for name, figure in plots.items()},
+        **{f"{name}.png": _png(figure) for name, figure in plots.items()},
         "evaluation.html": _page(evaluation, plots).encode("utf-8", "replace"),
     }
     for name, content in contents.items():
@@ -85,11 +86,7 @@ def as_data(evaluation: Evaluation) -> dict[str, Any]:
 
 def summary(evaluation: Evaluation) -> list[list[str]]:
     """Return the figures as rows of text, a head first: measure, method, value, 95 % interval, and on what."""
-    return [[_text(cell) for cell in row] for row in evaluation.rows()]
-
-
-def _text(cell: object) -> str:
-    return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
+    return [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in evaluation.rows()]
 
 
 def _score_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
@@ -98,13 +95,11 @@ def _score_rows(evaluation: Evaluation) -> Iterator[list[Any]]:
     source = evaluation.task.source
     for results in evaluation.localisations:
         for result in results:
+            game = [result.protocol.name, result.protocol.side, result.method]
             for number, (grid, scores) in enumerate(zip(result.grids, result.per_grid.tolist(), strict=True)):
                 cells = zip(grid.images, grid.labels, scores, strict=True)
                 for cell, (image, label, score) in enumerate(cells):
-                    yield [
-                        *(result.protocol.name, result.protocol.side, result.method, number, cell),
-                        *(source.name(image), label, score),
-                    ]
+                    yield [*game, number, cell, source.name(image), label, score]
 
 
 def _csv(rows: Iterator[list[Any]]) -> bytes:
@@ -125,9 +120,9 @@ def _plots(evaluation: Evaluation) -> Iterator[tuple[str, Figure]]:
         yield found.measure, curves(found.values, found.places, xlabel=xlabel, ylabel=found.ylabel)
 
 
-def _figure_bytes(figure: Figure, form: str) -> bytes:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=150)
+    figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
@@ -153,7 +148,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _figure(name: str, figure: Figure) -> str:
-    data = base64.b64encode(_figure_bytes(figure, "png")).decode()
+    data = base64.b64encode(_png(figure)).decode()
     alt, width = shown_in_html(name), round(96 * figure.get_figwidth())
     return f'<p><img src="data:image/png;base64,{data}" alt="{alt}" width="{width}" style="max-width:100%"></p>'
 

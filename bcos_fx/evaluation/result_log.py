@@ -40,22 +40,19 @@ class ResultLog:
         self.rows: dict[int, Any] = {}
         self.notes: list[str] = []
         if path is not None:
-            self._open(path)
+            check_target(path)
+            if path.exists():
+                self.rows = read_rows(path, self.header)
+                self._drop_half_a_line(path)
 
     def append(self, number: int, row: object) -> None:
-        """Add a result; when this returns it is on the disk."""
+        """Add a result; when this returns it is on the disk. The first one brings the header with it."""
         self.rows[number] = row
         if self.path is not None:
             plain = json.loads(json.dumps(row, allow_nan=False))
+            if not self.path.exists() or not self.path.stat().st_size:
+                self._write(self.path, self.header)
             self._write(self.path, {"n": number, "row": plain, "sum": _checksum(self._seal, number, plain)})
-
-    def _open(self, path: Path) -> None:
-        check_target(path)
-        if path.exists():
-            self.rows = read_rows(path, self.header)
-            self._drop_half_a_line(path)
-        if not path.exists() or not path.stat().st_size:
-            self._write(path, self.header)
 
     def _drop_half_a_line(self, path: Path) -> None:
         """Cut off the line that was being written when the last run ended."""

@@ -62,30 +62,23 @@ class Runner:
         Raises:
             UsageError: there are results of something else under that name, or another run works in the folder.
         """
+        rank = self.group.rank
+        # Each process has its own file: two that append to one would mix their lines.
+        path = None if self.folder is None else self.folder / f"{name}{f'.{rank}' if rank else ''}.jsonl"
         with self.alone():
-            return self._run(name, header, sizes, compute, label)
-
-    def _run(
-        self, name: str, header: Mapping[str, Any], sizes: Sequence[int], compute: Callable[[int], Any], label: str
-    ) -> list[Any]:
-        path = self._path(name, self.group.rank)
-        log = ResultLog(path, header)
-        for note in log.notes:
-            self.say(note)
-        # All processes have read what is there before any of them adds to it.
-        done = self.group.gathered(self._left_by_earlier_runs(name, log) | log.rows)
-        left = [number for number in range(len(sizes)) if number not in done]
-        if left and len(left) < len(sizes):
-            self.say(f"{label}: going on, {len(sizes) - len(left)} of {len(sizes)} were done before")
-        mine = left[self.group.rank :: self.group.size]
-        for number in self.track(mine, [sizes[number] for number in mine], label):
-            log.append(number, compute(number))
-        everything = done | self.group.gathered(log.rows)
-        return [everything[number] for number in range(len(sizes))]
-
-    def _path(self, name: str, rank: int) -> Path | None:
-        """Return where a process writes: two that append to one file would mix their lines."""
-        return None if self.folder is None else self.folder / f"{name}{f'.{rank}' if rank else ''}.jsonl"
+            log = ResultLog(path, header)
+            for note in log.notes:
+                self.say(note)
+            # All processes have read what is there before any of them adds to it.
+            done = self.group.gathered(self._left_by_earlier_runs(name, log) | log.rows)
+            left = [number for number in range(len(sizes)) if number not in done]
+            if left and len(left) < len(sizes):
+                self.say(f"{label}: going on, {len(sizes) - len(left)} of {len(sizes)} were done before")
+            mine = left[rank :: self.group.size]
+            for number in self.track(mine, [sizes[number] for number in mine], label):
+                log.append(number, compute(number))
+            everything = done | self.group.gathered(log.rows)
+            return [everything[number] for number in range(len(sizes))]
 
     def _left_by_earlier_runs(self, name: str, log: ResultLog) -> dict[int, Any]:
         """Read the results that runs with more processes than this one wrote into their own files."""

@@ -104,30 +104,24 @@ def run_evaluation(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluati
         UsageError: baselines without an original network, data that do not fit, or a folder that is in use.
     """
     with runner.alone():
-        return _evaluated(task, plan, runner)
-
-
-def _evaluated(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluation:
-    methods, refused = _methods(task, plan.baselines)
-    classes = task.model.record.classes if isinstance(task.model, BcosNetwork) else ()
-    unnamed = unmatched(task.source, classes)
-    if unnamed is not None and runner.group.is_main:
-        runner.say(unnamed)
-    smaller = enlarged(task.source, task.preprocessing)
-    if smaller is not None and runner.group.is_main:
-        runner.say(smaller)
-    outcome = predict(task, runner, batch_size=plan.batch_size)
-    accuracy = None
-    if "accuracy" in plan.metrics or "zeroshot" in plan.metrics:
-        accuracy = judged_accuracy(outcome.predictions, confidence=plan.confidence, unreadable=outcome.unreadable)
-    localisations = tuple(
-        _played(task, methods, outcome, protocol, runner)
-        for protocol in (plan.protocols if "gridpg" in plan.metrics else ())
-    )
-    curves = tuple(
-        MEASURES[name](task, methods, outcome.predictions, runner) for name in plan.metrics if name in MEASURES
-    )
-    return Evaluation(task, outcome, accuracy, localisations, curves, refused)
+        methods, refused = _methods(task, plan.baselines)
+        classes = task.model.record.classes if isinstance(task.model, BcosNetwork) else ()
+        for note in (unmatched(task.source, classes), enlarged(task.source, task.preprocessing)):
+            if note is not None and runner.group.is_main:
+                runner.say(note)
+        outcome = predict(task, runner, batch_size=plan.batch_size)
+        accuracy = None
+        if "accuracy" in plan.metrics or "zeroshot" in plan.metrics:
+            accuracy = judged_accuracy(outcome.predictions, confidence=plan.confidence, unreadable=outcome.unreadable)
+        localisations = []
+        for protocol in plan.protocols if "gridpg" in plan.metrics else ():
+            grids = select(outcome.predictions, protocol)
+            results = [play(task, method, grids, protocol, runner) for method in methods]
+            localisations.append(tuple(dataclasses.replace(r, unreadable=outcome.unreadable) for r in results))
+        curves = tuple(
+            MEASURES[name](task, methods, outcome.predictions, runner) for name in plan.metrics if name in MEASURES
+        )
+    return Evaluation(task, outcome, accuracy, tuple(localisations), curves, refused)
 
 
 def _methods(task: EvaluationTask, baselines: Sequence[str]) -> tuple[list[Method], dict[str, str]]:
@@ -160,13 +154,3 @@ def _refusal(method: Method, task: EvaluationTask) -> str | None:
     except BcosFxError as error:
         return str(error)
     return None
-
-
-def _played(
-    task: EvaluationTask, methods: Sequence[Method], outcome: Predictions, protocol: Protocol, runner: Runner
-) -> tuple[Localisation, ...]:
-    grids = select(outcome.predictions, protocol)
-    return tuple(
-        dataclasses.replace(play(task, method, grids, protocol, runner), unreadable=outcome.unreadable)
-        for method in methods
-    )

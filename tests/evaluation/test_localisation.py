@@ -169,7 +169,7 @@ def test_a_result_reads_well_and_is_drawn(network: BcosNetwork) -> None:
 
 def test_a_method_that_had_fewer_grids_says_so_in_a_plot(network: BcosNetwork) -> None:
     pytest.importorskip("matplotlib")
-    from bcos_fx.evaluation.plots import boxes
+    from bcos_fx.evaluation.localisation import boxes
 
     whole = gridpg(network, images(40), side=2)
     few = dataclasses.replace(whole, method="Slow", grids=whole.grids[:1], per_grid=whole.per_grid[:1])

@@ -44,7 +44,7 @@ def test_half_a_line_is_dropped_and_said(cut: int, tmp_path: Path) -> None:
 
 
 def test_half_a_header_begins_anew(tmp_path: Path) -> None:
-    path = filled(tmp_path / "a.jsonl", rows=0)
+    path = filled(tmp_path / "a.jsonl", rows=1)
     path.write_bytes(path.read_bytes()[:9])
     log = ResultLog(path, HEADER)
     assert log.rows == {}
@@ -73,6 +73,15 @@ def test_a_line_of_something_else_is_named(line: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"the line holds no result") as caught:
         ResultLog(path, HEADER)
     assert caught.value.where == f"{path}:3"
+
+
+def test_work_without_a_result_leaves_no_file(tmp_path: Path) -> None:
+    def compute(number: int) -> float:
+        raise UsageError("the first piece fails")
+
+    with pytest.raises(UsageError, match="the first piece fails"):
+        Runner(folder=tmp_path).run("work", HEADER, [1], compute, "working")
+    assert list(tmp_path.rglob("*.jsonl")) == []
 
 
 def test_numbers_that_are_none_are_not_written(tmp_path: Path) -> None:
