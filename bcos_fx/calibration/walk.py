@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -100,17 +99,12 @@ class Frontier:
 
     def batches(self) -> Iterator[Values]:
         """Yield the values of each batch in turn, to be changed in place; they are put back afterwards."""
-        for index in range(len(self._held)):
-            with self._take_back(index) as values:
-                yield values
-
-    @contextmanager
-    def _take_back(self, index: int) -> Iterator[Values]:
-        held = self._held[index]
-        values = torch.load(self._file(index), weights_only=True) if held is None else held
-        self._held[index], self._sizes[index] = None, 0
-        yield values
-        self._keep(index, values)
+        for index, held in enumerate(self._held):
+            values = torch.load(self._file(index), weights_only=True) if held is None else held
+            # Values that are being worked on do not count, or a batch that grows would not find its own place again.
+            self._held[index], self._sizes[index] = None, 0
+            yield values
+            self._keep(index, values)
 
     def _keep(self, index: int, values: Values) -> None:
         size = _bytes(values)

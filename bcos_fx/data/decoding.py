@@ -63,15 +63,6 @@ class Unreadable(BcosFxError):
     """One image of many cannot be read; the others can."""
 
 
-def read_picture(path: Path, mode: str) -> Image.Image:
-    """Read an image file in mode ``L`` or ``RGB``, upright.
-
-    Raises:
-        Unreadable: it is not an image, or its values have no known range.
-    """
-    return decoded_picture(io.BytesIO(read_content(path)), mode)
-
-
 def read_content(path: Path, offset: int = 0, size: int | None = None) -> bytes:
     """Read the bytes of one image.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -41,10 +41,10 @@ class Alignment(nn.Module):
     def __init__(self, networks: Sequence[BcosNetwork], rises: Sequence[BSchedule], *, tensors: bool = False) -> None:
         super().__init__()
         paths = layers_of_phase(networks[0], "align") if rises else []
-        found = {path: rise for path in paths if (rise := first_named(rises, path, networks[0])) is not None}
-        self._rises = {path: r for path, r in found.items() if r.layers != "*" or not was_chosen(path, networks[0])}
+        named = {path: rise for path in paths if (rise := first_named(rises, path, networks[0])) is not None}
+        self._rises = {path: r for path, r in named.items() if r.layers != "*" or not was_chosen(path, networks[0])}
         check_named(rises, paths, list(self._rises.values()), "B-cos layer whose B may change")
-        self._layers = {path: [_layer(network, path) for network in networks] for path in self._rises}
+        self._layers = {path: [cast("BcosLayer", n.get_submodule(path)) for n in networks] for path in self._rises}
         self._first = {path: layers[0].b for path, layers in self._layers.items()}
         self._all = [module for module in networks[0].modules() if isinstance(module, BcosLayer)]
         self.pressures = nn.ParameterDict()
@@ -126,13 +126,6 @@ def check_named(schedules: Sequence[S], paths: Sequence[str], used: Sequence[S],
                 f"the recipe names layers by {schedule.layers!r}, which decides about no {what}",
                 hint=nearest(schedule.layers, paths) if paths else "the network has none",
             )
-
-
-def _layer(network: BcosNetwork, path: str) -> BcosLayer:
-    layer = network.get_submodule(path)
-    if not isinstance(layer, BcosLayer):
-        raise UsageError(f"{path} is a {type(layer).__name__}, which has no B")
-    return layer
 
 
 def _key(path: str, rise: BSchedule) -> str:

@@ -30,9 +30,7 @@ class Fading:
     def __init__(self, networks: Sequence[BcosNetwork], fades: Sequence[BiasDecay]) -> None:
         paths = layers_of_phase(networks[0], "bias") if fades else []
         self._networks = networks
-        self._fades = {
-            path: fade for path in paths if isinstance(fade := first_named(fades, path, networks[0]), BiasDecay)
-        }
+        self._fades = {path: fade for path in paths if (fade := first_named(fades, path, networks[0])) is not None}
         check_named(fades, paths, list(self._fades.values()), "layer with a bias")
 
     @property

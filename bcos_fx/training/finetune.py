@@ -30,14 +30,13 @@ from bcos_fx.network import BcosNetwork
 from bcos_fx.seeding import preserved
 from bcos_fx.training.calibrating import CalibrationFunction, usual_calibration
 from bcos_fx.training.data import Replayable, Samples, images_of, testing_loader, training_loader
-from bcos_fx.training.heads import Head
-from bcos_fx.training.identity import identity, name_of, of_images
+from bcos_fx.training.heads import Head, Renumbered
+from bcos_fx.training.identity import identity, identity_of, name_of, of_images
 from bcos_fx.training.recipe import Training, load_training
 from bcos_fx.training.reinitialization import reinitialized
 from bcos_fx.training.schedulable_layers import layers_of_phase, synthetic_batch, without_zero_constants
 from bcos_fx.training.settings import RunSettings, settings_of, with_former_keywords
 from bcos_fx.training.sizing import sized
-from bcos_fx.training.sources import Renumbered, identity_of
 from bcos_fx.validation import check_module
 
 _SHOWN, _CALIBRATED = 6, 1024

@@ -4,16 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bcos_fx.data.classes import classes_named
-from bcos_fx.data.sources import ImageSource
+from bcos_fx.data.datasets import DatasetSource, StreamSource
+from bcos_fx.data.sources import ImageSource, Sample
 from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.escaping import amount
 from bcos_fx.heads.layers import with_classes, with_new_head
 from bcos_fx.network import BcosNetwork
-from bcos_fx.training.sources import Renumbered
 
 HEADS = ("keep", "new", "subset")
+
+
+class Renumbered(ImageSource):
+    """Images whose labels are some of many class indices, counted from 0 instead.
+
+    Raises:
+        UsageError: a label is not among them, or the source reads labels together with images.
+    """
+
+    def __init__(self, source: ImageSource, indices: Sequence[int]) -> None:
+        self._source, self.indices = source, tuple(indices)
+        places = {index: place for place, index in enumerate(self.indices)}
+        if source.labels is None or isinstance(source, DatasetSource | StreamSource):
+            raise UsageError("a head of some classes needs their names", hint="give the dataset a list classes")
+        other = next((label for label in source.labels if label not in places), None)
+        if other is not None:
+            raise UsageError(f"a test image has the label {other}, and no training image", hint="the same classes")
+        self.labels: Sequence[int] = [places[label] for label in source.labels]
+        self.classes = tuple(map(str, self.indices))
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def load(self, index: int) -> Sample:
+        """Return an image with its new label."""
+        return Sample(self._source.load(index).image, self.labels[index])
+
+    def where(self, index: int) -> str:
+        """Return where an image is."""
+        return self._source.where(index)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells these images from others, as plain data."""
+        return self._source.identity()
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from bcos_fx.data.datasets import DatasetSource, source_of
 from bcos_fx.identity import digest_of_tensors, structure_of, values_of
 from bcos_fx.training.recipe import Training
 
@@ -44,3 +46,15 @@ def of_images(images: Tensor | None) -> str | None:
 def name_of(function: object) -> str:
     """Return what a function is called, which is the same in every process."""
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def identity_of(data: object) -> dict[str, Any] | None:
+    """Return what tells images from others, in any form that training takes; None for no images."""
+    if data is None:
+        return None
+    if not isinstance(data, DataLoader):
+        return source_of(data).identity()
+    batches = {"batches": len(data), "batch size": data.batch_size}
+    if isinstance(data.dataset, Sized) and hasattr(data.dataset, "__getitem__"):
+        return DatasetSource(data.dataset).identity() | batches
+    return {"kind": type(data.dataset).__name__, **batches}

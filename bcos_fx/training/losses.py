@@ -50,27 +50,7 @@ def off_label_bce(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, targets.clamp_min(1 / targets.shape[1]))
 
 
-def bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the binary cross entropy; logits and targets (N, C), the mean over both."""
-    return F.binary_cross_entropy_with_logits(logits, targets)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross entropy of the softmax; logits and targets (N, C), the mean over samples."""
-    return F.cross_entropy(logits, targets)
-
-
-def mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean squared error; outputs and targets (N, ...), the mean over all numbers."""
-    return F.mse_loss(outputs, _of_shape(targets, outputs))
-
-
-def l1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean absolute error; outputs and targets (N, ...), the mean over all numbers."""
-    return F.l1_loss(outputs, _of_shape(targets, outputs))
-
-
-def _of_shape(targets: Tensor, outputs: Tensor) -> Tensor:
+def _reshape_targets(targets: Tensor, outputs: Tensor) -> Tensor:
     """Return the targets (N, ...) in the outputs' shape: (N,) and (N, 1) are one; nothing else is broadcast."""
     if targets.shape == outputs.shape or {targets.shape, outputs.shape} == {outputs.shape[:1], (*outputs.shape[:1], 1)}:
         return targets.float().reshape(outputs.shape)
@@ -116,10 +96,12 @@ def distil_pairwise(ours: Tensor, reference: Tensor, place: int = 0) -> Tensor:
 
 SUPERVISED: dict[str, SupervisedLoss] = {
     "off-label-bce": off_label_bce,
-    "bce": bce,
-    "cross-entropy": cross_entropy,
+    "bce": F.binary_cross_entropy_with_logits,
+    "cross-entropy": F.cross_entropy,
 }
-REGRESSION: dict[str, SupervisedLoss] = {"mse": mse, "l1": l1}
+"""Name -> loss of logits (N, C) and targets (N, C) that add up to 1."""
+REGRESSION: dict[str, SupervisedLoss] = {"mse": F.mse_loss, "l1": F.l1_loss}
+"""Name -> loss of outputs and numbers of one shape."""
 ON_OUTPUTS: dict[str, SupervisedLoss] = {"distil-kl": distil_kl, "distil-bce": distil_bce}
 ON_FEATURES: dict[str, Callable[..., Tensor]] = {"distil-cosine": distil_cosine, "distil-pairwise": distil_pairwise}
 
@@ -156,7 +138,7 @@ def total_loss(
         if name in SUPERVISED and labels is not None:
             parts.append(weight * SUPERVISED[name](ours, class_targets(labels, ours.shape[1])))
         elif name in REGRESSION and labels is not None:
-            parts.append(weight * REGRESSION[name](ours, labels))
+            parts.append(weight * REGRESSION[name](ours, _reshape_targets(labels, ours)))
         elif name in ON_OUTPUTS and theirs is not None:
             check_same_classes(ours.shape[1], theirs.shape[1])
             parts.append(weight * ON_OUTPUTS[name](ours, theirs))

@@ -108,11 +108,6 @@ class BiasDecay:
         if not self.decay >= 0:
             raise UsageError(f"decay is {self.decay!r}", hint="give a number of at least 0")
 
-    @property
-    def ends_at_zero(self) -> bool:
-        """Whether nothing is left of the constants in the end."""
-        return self.decay == 0
-
     def left(self, done: float) -> float:
         """Return the share in [0, 1] that is left when a share ``done`` of training is over, decay aside."""
         return 1.0 if self.decay else 1.0 - self.course.at(done)

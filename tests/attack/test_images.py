@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 
 from bcos_fx.data import decoding
 from bcos_fx.data.datasets import source_of
-from bcos_fx.data.decoding import Unreadable, decoded_picture, read_picture
+from bcos_fx.data.decoding import Unreadable, decoded_picture, read_content
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.stores import open_source
 from bcos_fx.training.data import Samples
@@ -397,7 +397,7 @@ def test_what_is_no_image_is_refused(
     path = tmp_path / "photo.png"
     maker(path)
     with pytest.raises(Unreadable):
-        read_picture(path, "RGB")
+        decoded_picture(io.BytesIO(read_content(path)), "RGB")
     with pytest.raises(Unreadable) as caught:
         open_source(path).read(0, Preprocessing(3, SIDE, SIDE))
     assert str(path) in str(caught.value)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bcos_fx.data.decoding import note, read_picture
+from bcos_fx.data.decoding import decoded_picture, note
 from bcos_fx.data.stores import open_source
 from bcos_fx.errors import BcosFxError, MissingExtraError
 
@@ -137,5 +137,5 @@ def test_an_animation_is_taken_by_its_first_picture_with_a_note(
     for name, noted in (("still", False), ("moves", True)):
         note.cache_clear()
         caplog.clear()
-        assert read_picture(tmp_path / name, "RGB").getpixel((4, 4))[0] > 200
+        assert decoded_picture(io.BytesIO((tmp_path / name).read_bytes()), "RGB").getpixel((4, 4))[0] > 200
         assert ("the first picture is taken" in caplog.text) == noted

@@ -52,7 +52,6 @@ def test_decay_is_that_of_decoupled_weight_decay() -> None:
     fade = BiasDecay(decay=0.5)
     assert fade.factor(0.3, 0.4, lr=0.1) == 0.95
     assert fade.left(1.0) == 1
-    assert not fade.ends_at_zero
 
 
 @pytest.mark.parametrize(
