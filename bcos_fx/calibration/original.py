@@ -180,11 +180,7 @@ def own_record(network: BcosNetwork) -> str | None:
 
 
 def _check_original(reference: BcosNetwork) -> None:
-    """Check that a converted network has neither a raised B nor lost its biases.
-
-    Raises:
-        UsageError: it has.
-    """
+    """Check that a converted network has neither a raised B nor lost its biases."""
     raised = max((float(layer.b) for layer in _own_layers(reference)), default=1.0)
     reason = "its biases were removed" if reference.report.options["bias"] != "keep" else None
     if raised > 1:

@@ -116,11 +116,7 @@ def run_demo(
 
 
 def efficientnet_lite0() -> nn.Module:
-    """Return EfficientNet-Lite0 with its ImageNet weights, as the package index has them, in eval mode.
-
-    Raises:
-        MissingExtraError: the extra ``demo`` is not installed.
-    """
+    """Return EfficientNet-Lite0 with its ImageNet weights, as the package index has them, in eval mode."""
     from bcos_fx.checkpoint import load_into, read_state_dict
 
     built: nn.Module = _library("efficientnet_lite_pytorch").EfficientNet.from_name(_NETWORK)

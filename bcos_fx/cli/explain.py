@@ -126,11 +126,7 @@ def _explain_arguments(request: ExplainRequest, network: BcosNetwork) -> dict[st
 
 
 def _read_network(request: ExplainRequest) -> BcosNetwork:
-    """Read a converted network; or a published checkpoint, which is converted as it is.
-
-    Raises:
-        UsageError: a recipe beside a converted network, or a checkpoint of no B-cos network.
-    """
+    """Read a converted network; or a published checkpoint, which is converted as it is."""
     from bcos_fx.cli.check import read_artifact
     from bcos_fx.cli.network import device_of
     from bcos_fx.rewriting.core.recipe import DEFAULT_RECIPE, find_recipe
@@ -231,11 +227,7 @@ def _files(place: Path, sources: list[str]) -> dict[str | None, Path]:
 
 
 def _preprocessing(network: BcosNetwork, batch_axis: int | None) -> Preprocessing:
-    """Return how images become what the network takes.
-
-    Raises:
-        UsageError: it takes something else than one photograph, or has no such batch axis.
-    """
+    """Return how images become what the network takes."""
     inputs = network.record.inputs
     if len(inputs) > 1:
         raise UsageError(

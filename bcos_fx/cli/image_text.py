@@ -33,12 +33,7 @@ FILE = "clip_benchmark.json"
 def classifier(
     network: BcosNetwork, request: EvaluationRequest, plan: Plan, names: tuple[str, ...] | None
 ) -> BcosNetwork | ZeroShot:
-    """Return what is evaluated: the network itself, or of an image tower the classifier that texts make of it.
-
-    Raises:
-        UsageError: no classes were named, or not as many as the network has, or as
-            :func:`bcos_fx.cli.texts.embedded` says.
-    """
+    """Return what is evaluated: the network itself, or of an image tower the classifier that texts make of it."""
     texts = TextOptions(names or (), request.text_tower, request.text_embeddings, request.templates)
     if texts == TextOptions(names or ()) and request.location is None and "zeroshot" not in plan.metrics:
         if names is not None:

@@ -51,11 +51,7 @@ def importing(command: Callable[..., T]) -> Callable[..., T]:
 
 
 def import_rules(path: Path) -> None:
-    """Import a Python file of the user's.
-
-    Raises:
-        UsageError: there is no such file, it is not a Python file, or its code raises.
-    """
+    """Import a Python file of the user's."""
     if path.suffix != ".py" or not path.is_file():
         what = "is not a Python file" if path.is_file() else "does not exist"
         raise UsageError(f"--import {path}: it {what}", hint="name the .py file that registers your ops")

@@ -25,11 +25,7 @@ def interrupted() -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Note interrupts, and end the process with code 130 after one, without a traceback.
-
-    Raises:
-        SystemExit: after an interrupt, or as the body raises it.
-    """
+    """Note interrupts, and end the process with code 130 after one, without a traceback."""
     _came.clear()
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # not where interrupts are ignored, as after nohup

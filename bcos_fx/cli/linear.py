@@ -35,10 +35,6 @@ def certified(
         shape: of one sample, where the network is not converted and its first layer does not tell.
         source: names of what it is explained by; None: the main input.
         batch_axis: the dimension of its input that holds the samples; None: the input is one sample as a whole.
-
-    Raises:
-        UsageError: nothing has such a name; or another batch axis than the first is given for inputs that cannot be
-            made up.
     """
     exact = copy.deepcopy(network).double().eval()
     given = _made_up(network, batch_axis) if isinstance(network, BcosNetwork) else _noise(shape, batch_axis)
@@ -51,11 +47,7 @@ def certified(
 
 
 def compared_whole(original: nn.Module, network: BcosNetwork, batch_axis: int | None, *, encoded: bool) -> Verification:
-    """Compare a network with its original on whole inputs, where samples are not the first dimension.
-
-    Raises:
-        UsageError: the inputs cannot be made up, or have no such dimension.
-    """
+    """Compare a network with its original on whole inputs, where samples are not the first dimension."""
     given = _made_up(network, batch_axis)
     if given is None:
         raise UsageError(

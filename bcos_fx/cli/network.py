@@ -43,12 +43,7 @@ _BATCH, _VERIFIED_ON = 16, 32
 def read_network(
     model: Path | None, *, arch: str | None, key: str | None = None, trust_pickle: bool = False
 ) -> nn.Module:
-    """Read or build the network, in eval mode.
-
-    Raises:
-        UsageError: neither a file nor an architecture was named.
-        CheckpointError, MissingExtraError: as :func:`bcos_fx.checkpoint.read_model` says.
-    """
+    """Read or build the network, in eval mode."""
     if model is not None:
         return read_model(model, arch=arch, key=key, trust_pickle=trust_pickle)
     if arch is None:
@@ -57,11 +52,7 @@ def read_network(
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device of a name.
-
-    Raises:
-        UsageError: this machine has no such device.
-    """
+    """Return the device of a name."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -98,9 +89,6 @@ def arguments_for(module: nn.Module, request: Request) -> dict[str, Any]:
     """Return the arguments that depend on the network: what its library records of its images, and images to prove on.
 
     The recorded mean and std are taken unless an option or the recipe has some, or the input is taken as it is.
-
-    Raises:
-        UsageError: an image cannot be read.
     """
     arguments: dict[str, Any] = {"output_key": output_key_of(module, request)}
     if request.images is not None:
@@ -124,11 +112,7 @@ def output_key_of(module: nn.Module, request: Request) -> int | str | None:
 
 
 def conversion_arguments(request: Request) -> dict[str, Any]:
-    """Return the keyword arguments of :func:`bcos_fx.convert.bcosify`.
-
-    Raises:
-        UsageError: a value makes no sense.
-    """
+    """Return the keyword arguments of :func:`bcos_fx.convert.bcosify`."""
     shape = values.shape(request.input_shape)
     mean, std = values.mean(request.mean), values.numbers(request.std, "--std")
     if mean == "auto" and std is not None:

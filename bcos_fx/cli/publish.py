@@ -54,11 +54,7 @@ def publish_network(
 
 
 def _figures(path: Path) -> dict[str, float | str]:
-    """Return accuracy and localization out of the results of an evaluation.
-
-    Raises:
-        UsageError: the file holds none.
-    """
+    """Return accuracy and localization out of the results of an evaluation."""
     from bcos_fx.budgets import TEXT_BYTES, parse_json, read_text
 
     try:

@@ -68,11 +68,7 @@ def serve_page(
 
 
 def _listening(port: int) -> socket.socket:
-    """Open the port, before a network is read in vain.
-
-    Raises:
-        UsageError: another program has it, or it is not for this user.
-    """
+    """Open the port, before a network is read in vain."""
     try:
         return socket.create_server(("127.0.0.1", port))
     except OSError as error:

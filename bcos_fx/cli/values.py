@@ -1,4 +1,4 @@
-"""Option values that are more than a word: lists of numbers, shapes, B per layer."""
+"""Option values that are more than a word: lists of numbers, shapes, B per layer; UsageError for any other text."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from bcos_fx.errors import UsageError
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """Read ``0.485,0.456,0.406``.
-
-    Raises:
-        UsageError: a part is not a number.
-    """
+    """Read ``0.485,0.456,0.406``."""
     if text is None:
         return None
     try:
@@ -29,11 +25,7 @@ def mean(text: str | None) -> tuple[float, ...] | str | None:
 
 
 def eps(text: str | None) -> float | str | None:
-    """Read eps: the word ``published``, or a number.
-
-    Raises:
-        UsageError: neither.
-    """
+    """Read eps: the word ``published``, or a number."""
     if text is None or text == "published":
         return text
     try:
@@ -43,11 +35,7 @@ def eps(text: str | None) -> float | str | None:
 
 
 def shape(text: str | None) -> tuple[int, ...] | None:
-    """Read ``3,32,32`` or ``3x32x32``, the shape of one sample.
-
-    Raises:
-        UsageError: a part is not a positive integer.
-    """
+    """Read ``3,32,32`` or ``3x32x32``, the shape of one sample."""
     if text is None:
         return None
     parts = text.replace("x", ",").split(",")
@@ -60,9 +48,6 @@ def pressure(texts: Sequence[str]) -> float | dict[str, float] | None:
     """Read B: one number for all layers, or ``PATTERN=B`` several times, where the first match wins.
 
     A bare number beside patterns is for the layers that no pattern names.
-
-    Raises:
-        UsageError: no number, or two bare ones.
     """
     patterns: dict[str, float] = {}
     bare: list[float] = []
@@ -84,11 +69,7 @@ def pressure(texts: Sequence[str]) -> float | dict[str, float] | None:
 
 
 def axis(text: str | None) -> int | None:
-    """Read which dimension holds the samples: a number, or ``none`` where an input is one sample as a whole.
-
-    Raises:
-        UsageError: neither.
-    """
+    """Read which dimension holds the samples: a number, or ``none`` where an input is one sample as a whole."""
     if text is None or text == "none":
         return 0 if text is None else None
     if not text.removeprefix("-").isdecimal():
@@ -100,11 +81,7 @@ def axis(text: str | None) -> int | None:
 
 
 def in_range(axis: int | None, rank: int) -> int | None:
-    """Return the dimension of the samples, if an input of this rank has it.
-
-    Raises:
-        UsageError: it does not.
-    """
+    """Return the dimension of the samples, if an input of this rank has it."""
     if axis is not None and not -rank <= axis < rank:
         raise UsageError(
             f"--batch-axis is {axis}, the input has {rank} dimensions",

@@ -73,11 +73,7 @@ class Batches:
             self.check_readable()
 
     def check_readable(self) -> None:
-        """Refuse a source without a readable image.
-
-        Raises:
-            UsageError: names the first of them, and why.
-        """
+        """Refuse a source without a readable image."""
         total = sum(map(len, self.parts))
         if len(self.skipped) == total and self.skipped:
             where, why = next(iter(self.skipped.items()))

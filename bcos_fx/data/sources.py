@@ -96,22 +96,14 @@ class ImageSource(abc.ABC):
         """Get ready to read these images in any order."""
 
     def check_classes(self, outputs: int) -> None:
-        """Refuse labels that do not suit a network with this many outputs; others are checked as they are read.
-
-        Raises:
-            UsageError: names the first of them.
-        """
+        """Refuse labels that do not suit a network with this many outputs; others are checked as they are read."""
         if self._checked != outputs:
             for index, label in enumerate(self.labels or ()):
                 self.class_index(label, index, outputs)
             self._checked = outputs
 
     def check_labeled(self) -> None:
-        """Refuse images that have no labels.
-
-        Raises:
-            UsageError: there are none.
-        """
+        """Refuse images that have no labels."""
         if self.unlabeled:
             raise _no_labels(f"the images have no labels: {self.where(0)}, for example")
 

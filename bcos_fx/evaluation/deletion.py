@@ -177,11 +177,7 @@ def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
 
 
 def imputed(images: Tensor, imputation: str) -> Tensor:
-    """Return what stands in the place of pixels (N, C, H, W) that are not there.
-
-    Raises:
-        UsageError: it is not one of these.
-    """
+    """Return what stands in the place of pixels (N, C, H, W) that are not there."""
     check_choice("imputation", imputation, _IMPUTATIONS)
     return _IMPUTATIONS[imputation](images)
 

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 def curves(
     found: Mapping[str, npt.NDArray[np.float64]], places: npt.NDArray[np.float64], *, xlabel: str, ylabel: str
 ) -> Figure:
-    """Draw a curve for each method, (images, points): the mean over images, with its standard error as a band.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Draw a curve for each method, (images, points): the mean over images, with its standard error as a band."""
     bands = []
     for name, values in found.items():
         mean = values.mean(0)

@@ -75,11 +75,7 @@ class Probe:
 
 
 def check_solver() -> None:
-    """Check that the solver is there, before hours of work.
-
-    Raises:
-        MissingExtraError: scikit-learn is not installed.
-    """
+    """Check that the solver is there, before hours of work."""
     check_installed("sklearn", "evaluate", "a linear probe", package="scikit-learn")
 
 

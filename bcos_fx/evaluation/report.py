@@ -48,11 +48,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
 
 
 def check_extras(metrics: Sequence[str]) -> None:
-    """Check before hours of work, and not after them, that what it ends in can be written.
-
-    Raises:
-        MissingExtraError: a library is not installed.
-    """
+    """Check before hours of work, and not after them, that what it ends in can be written."""
     needed = {"matplotlib": "drawing an evaluation"}
     if "accuracy" in metrics or "zeroshot" in metrics:
         needed["torchmetrics"] = "the calibration error"

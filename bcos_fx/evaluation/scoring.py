@@ -55,11 +55,7 @@ def _averaged(maps: Tensor, width: int) -> Tensor:
 
 
 def grid_side(maps: Tensor, n: int, smooth: int) -> int:
-    """Return √n for maps and settings that :func:`gridpg_score` can score.
-
-    Raises:
-        UsageError: as that function says.
-    """
+    """Return √n for maps and settings that :func:`gridpg_score` can score."""
     side = math.isqrt(n) if isinstance(n, int) and not isinstance(n, bool) and n > 0 else 0
     if not side or side * side != n:
         raise UsageError(f"a grid of {n!r} cells is not a square", hint="give a square number: 4 for 2x2, 9 for 3x3")

@@ -72,11 +72,7 @@ def class_outputs(network: Callable[[Tensor], Any], images: Tensor) -> Tensor:
 
 
 def check_score(score: str) -> str:
-    """Return the name of a score.
-
-    Raises:
-        UsageError: it is not one of :data:`SCORES`.
-    """
+    """Return the name of a score."""
     check_choice("score", score, SCORES)
     return score
 
@@ -89,11 +85,7 @@ def scores(outputs: Tensor, score: str) -> Tensor:
 
 
 def check_count(name: str, value: object, least: int = 1) -> int:
-    """Return an integer.
-
-    Raises:
-        UsageError: it is not an integer, or below ``least``.
-    """
+    """Return an integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UsageError(f"{name} is {value!r}", hint=f"give an integer of at least {least}")
     return value

