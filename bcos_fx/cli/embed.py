@@ -49,8 +49,11 @@ def embed_texts(
     from bcos_fx.cli.texts import embedded
     from bcos_fx.data.classes import read_classes
 
-    if (classes is None) == (not text):
-        raise UsageError("there is nothing to embed" if not text else "classes and texts were given", hint="give one")
+    if classes is None and not text:
+        hint = 'name a file of class names, such as classes.txt, or give texts, such as --text "a green bird"'
+        raise UsageError("there is nothing to embed", hint=hint)
+    if classes is not None and text:
+        raise UsageError("a file of class names and --text were both given", hint="leave one of them out")
     check_target(out, overwrite=force)
     names = read_classes(classes) if classes is not None else tuple(text or ())
     found = embedded(TextOptions(names, text_tower, None, templates))

@@ -56,6 +56,11 @@ def save_pretrained(
         MissingExtraError: there is an example, and matplotlib is not installed.
     """
     place = Path(folder)
+    if place.is_file():
+        raise UsageError(
+            f"{place} is a file, and a network is published as a folder",
+            hint="name a folder, which is made where it does not exist, or hf:user/name to upload to",
+        )
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:

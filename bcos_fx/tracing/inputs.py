@@ -201,7 +201,14 @@ def advice(module: nn.Module, inputs: BoundInputs) -> str:
         return "convert the images to floating point: x.float() / 255"
     if own and any(dtype not in own for dtype in floats):
         return f"convert the inputs to the module's precision: x.to({own[0]})"
-    return "see the shapes it was given"
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            return f"example_inputs gives the shape of samples: the layer {name!r} reads (N, ..., {part.in_features})"
+        if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            sizes = ", ".join(("D", "H", "W")[-len(part.kernel_size) :])
+            shape = f"(N, {part.in_channels}, {sizes})"
+            return f"example_inputs gives the shape of samples: the layer {name!r} reads {shape}"
+    return "example_inputs gives the shape of samples: compare it with what the module takes"
 
 
 def select_output(value: object, output: int | str | None) -> Tensor:

@@ -49,6 +49,7 @@ def refused(run: Run, folder: Path, *words: str | Path, says: str) -> str:
         (("--pixel-max", "white"), "--pixel-max"),
         (("--input-shape", "3,8,0"), "--input-shape is '3,8,0'"),
         (("--input-shape", "5,8,8"), "5, 8, 8"),
+        (("--input-shape", "3"), "try:   --input-shape gives the shape of samples: the layer"),
         (("--rules", "mine.toml"), "mine.toml"),
         (("--images", "photos"), "there is no data at photos"),
         (("--picture", "graph.gif"), ".svg"),

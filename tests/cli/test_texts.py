@@ -85,7 +85,8 @@ def test_embed(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (folder / "cache" / "bcos_fx" / "text.sqlite").exists()
     for words, said in (
         ((*tower,), "nothing to embed"),
-        (("classes.txt", "--text", "sky", *tower), "classes and texts"),
+        ((), "name a file of class names"),
+        (("classes.txt", "--text", "sky", *tower), "a file of class names and --text"),
         (("classes.txt",), "need a text tower"),
         (("--text", "bird " * 20, *tower), "tokens"),
     ):

@@ -261,6 +261,9 @@ def test_publish_writes_a_folder_with_the_figures_of_an_evaluation(network: Bcos
         done = CliRunner().invoke(app, [*words, "--measured", str(tmp_path / "results.json")])
         assert done.exit_code == 2
         assert "not results of an evaluation" in done.stderr
+    done = CliRunner().invoke(app, ["publish", str(model), str(tmp_path / "results.json"), "--overwrite"])
+    assert done.exit_code == 2
+    assert "is a file, and a network is published as a folder" in done.output
 
 
 def test_torch_hub_reads_a_folder(network: BcosNetwork, tmp_path: Path) -> None:
