@@ -89,15 +89,20 @@ def _share(rows: Sequence[Row], holds: Callable[[Row], bool]) -> str:
     return f"{count} ({count / len(rows):.0%})"
 
 
-_LEGEND = (
-    "Parameters in millions; nodes of the traced graph; *B-cos*: share of the linear and convolution parameters on "
-    "value paths that are in B-cos layers; *unknown*: operations that the vocabulary does not know; *error*: of the "
-    "equivalence proof, relative, float64; *spread*: how much the output varies over the inputs, in units of its size; "
-    "*sizes*: whether other image sizes were equal, refused (the graph holds for one size), or are not "
-    "taken by the original either; *train*: whether the train graph is the eval graph; *gap*: of the completeness "
-    "check, relative, float64, or marked where the network itself goes through float32 (the tolerance is 1e-9, or "
-    "1e-4 there); *constants*: their share in the output; *seconds* in all."
-)
+_LEGEND = """\
+- *parameters*: in millions. *nodes*: of the traced graph.
+- *B-cos*: share of the linear and convolution parameters on value paths that are in B-cos layers.
+- *unknown*: operations that the vocabulary does not know.
+- *error*: of the equivalence proof, relative, float64.
+- *spread*: how much the output varies over the inputs, in units of its size.
+- *sizes*: whether other image sizes were equal, refused (the graph holds for one size), or are not taken by the
+  original either.
+- *train*: whether the train graph is the eval graph.
+- *certified*: whether the network is dynamic linear.
+- *gap*: of the completeness check, relative, float64, or marked where the network itself goes through float32 (the
+  tolerance is 1e-9, or 1e-4 there).
+- *constants*: their share in the output.
+- *seconds*: in all."""
 _COLUMNS = (
     *("network", "parameters", "nodes", "B-cos", "unknown", "error", "spread", "sizes", "train"),
     *("certified", "gap", "constants", "seconds"),
