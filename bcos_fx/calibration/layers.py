@@ -193,31 +193,31 @@ def layers_of(
         The layers, in the order of the graph; and node -> why not, for those that are of a kind but cannot be.
     """
     reader = GraphReader(network.graph_module(), vocabulary(), Options())
-    found: list[Layer] = []
-    kept: dict[str, str] = {}
+    layers: list[Layer] = []
+    reasons: dict[str, str] = {}
     for node, norm in _calls_of(reader, lambda op, module: op is not None and op.batch_statistics):
         missing = [name for name in _NORM_ATTRIBUTES if not hasattr(norm, name)]
         if missing:
-            kept[node.name] = f"it is declared a norm with batch statistics, and has no {' and no '.join(missing)}"
+            reasons[node.name] = f"it is declared a norm with batch statistics, and has no {' and no '.join(missing)}"
         elif norm.running_var is None:
-            kept[node.name] = "it has no running statistics: its output depends on the other samples"
+            reasons[node.name] = "it has no running statistics: its output depends on the other samples"
         elif (calls := len(reader.callers[id(norm)])) > 1:
-            kept[node.name] = f"it is called {calls} times, and one set of statistics cannot fit them all"
+            reasons[node.name] = f"it is called {calls} times, and one set of statistics cannot fit them all"
         else:
-            found.append(Norm(node, norm, *_facts(reader, node, norm), constants.get(str(node.target), 1.0)))
-    open_nodes = _reaching_the_output(reader.graph_module.graph, {layer.node for layer in found})
+            layers.append(Norm(node, norm, *_facts(reader, node, norm), constants.get(str(node.target), 1.0)))
+    open_nodes = _reaching_the_output(reader.graph_module.graph, {layer.node for layer in layers})
     for node, layer in _calls_of(reader, lambda op, module: isinstance(module, BcosLayer)):
         if node not in open_nodes:
             continue
         gain = Gain(node, layer, *_facts(reader, node, layer), constants.get(str(node.target), 1.0))
         if gain.can_scale:
-            found.append(gain)
+            layers.append(gain)
         else:
-            kept[node.name] = (
+            reasons[node.name] = (
                 "its weight's length has no effect" if gain.owns else "its parameters are used elsewhere too"
             )
     order = {node: place for place, node in enumerate(reader.graph_module.graph.nodes)}
-    return sorted(found, key=lambda layer: order[layer.node]), kept
+    return sorted(layers, key=lambda layer: order[layer.node]), reasons
 
 
 def _calls_of(reader: GraphReader, wanted: Callable[[Op | None, nn.Module], bool]) -> Iterator[tuple[fx.Node, Any]]:
@@ -263,10 +263,10 @@ def _owns(reader: GraphReader, module: nn.Module) -> bool:
 def _reaching_the_output(graph: fx.Graph, barriers: set[fx.Node]) -> set[fx.Node]:
     """Return the nodes from which a path leads to the output past all barriers."""
     (output,) = graph.find_nodes(op="output")
-    found, pending = {output}, [output]
+    reached, pending = {output}, [output]
     while pending:
         for source in pending.pop().all_input_nodes:
-            if source not in found and source not in barriers:
-                found.add(source)
+            if source not in reached and source not in barriers:
+                reached.add(source)
                 pending.append(source)
-    return found
+    return reached

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -141,13 +142,12 @@ def measure_original(
     """
     _check_network(network)
     layers, _ = layers_of(network)
-    original: Original | None = None
+    batches = read_batches(images, network, batch_size)
     with torch.inference_mode(False), torch.no_grad():
-        for batch in read_batches(images, network, batch_size):
-            original = original or Original(network, reference, batch, output)
+        first = next(batches)
+        original = Original(network, reference, first, output)
+        for batch in itertools.chain([first], batches):
             original.measure(batch.inputs, layers)
-    if original is None:
-        raise AssertionError("read_batches refuses to yield nothing")
     return original.targets
 
 

@@ -62,13 +62,13 @@ def counterparts(network: BcosNetwork) -> dict[str, str]:
     callers: dict[str, list[str]] = {}
     for row in network.report.before:
         callers.setdefault(row.module or "", []).append(row.name)
-    found = {}
+    continued = {}
     for row in network.report.nodes:
         if row.name in before and before[row.name].op == row.was:
-            found[row.name] = row.name
+            continued[row.name] = row.name
         elif row.module and row.was and len(callers.get(row.module, ())) == 1:
-            found[row.name] = callers[row.module][0]
-    return found
+            continued[row.name] = callers[row.module][0]
+    return continued
 
 
 class Original:

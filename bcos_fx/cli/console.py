@@ -14,8 +14,8 @@ _PIPED_WIDTH = 110
 
 def console() -> EscapingConsole:
     """Return stdout: as wide as the terminal; 110 characters where it is not one, so that logs are rarely wrapped."""
-    found = EscapingConsole()
-    return found if found.is_terminal else EscapingConsole(width=_PIPED_WIDTH)
+    terminal = EscapingConsole()
+    return terminal if terminal.is_terminal else EscapingConsole(width=_PIPED_WIDTH)
 
 
 def echo(text: str = "", *, err: bool = False) -> None:

@@ -139,20 +139,21 @@ def _explain_shipped(picture: Path) -> Explanation:
 
     network = example_network()
     images, _ = photographs(network.input_shape)
-    found = explain(network, images, names=network.record.classes)
-    surest = found.output.argsort(descending=True)[:_SHOWN].tolist()
+    explanation = explain(network, images, names=network.record.classes)
+    surest = explanation.output.argsort(descending=True)[:_SHOWN].tolist()
     chosen = explain(network, images[surest], names=network.record.classes)
     chosen.save(picture)
     return chosen
 
 
-def _print_explanation(found: Explanation, picture: Path) -> None:
+def _print_explanation(explanation: Explanation, picture: Path) -> None:
 
     stdout, title = console(), "EfficientNet-Lite0, B-cosified and fine-tuned on photographs of ten classes"
     stdout.print(Text(title, style="bold underline"))
+    classes = ", ".join(explanation.names or ())
     text = (
-        f"  None of the 20 photographs shows one of its classes ({', '.join(found.names or ())}): it answers with the "
-        f"class that is most like what it sees. {picture} shows by which pixels; beside their sum an output holds one "
+        f"  None of the 20 photographs shows one of its classes ({classes}): it answers with the class that is most "
+        f"like what it sees. {picture} shows by which pixels; beside their sum an output holds one "
         "constant, which is the same for every class.\n"
     )
     stdout.print(Text(text))
@@ -166,10 +167,10 @@ def photographs(shape: tuple[int, ...] = _SHAPE) -> tuple[Tensor, list[int]]:
     from bcos_fx.data.stores import open_source
 
     # Finding a package does not import it, and foolbox imports a great deal.
-    found = importlib.util.find_spec("foolbox")
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec("foolbox")
+    if package is None or not package.submodule_search_locations:
         raise MissingExtraError("foolbox", "demo", _PURPOSE)
-    files = sorted((Path(found.submodule_search_locations[0]) / "data").glob("imagenet_*.jpg"))
+    files = sorted((Path(package.submodule_search_locations[0]) / "data").glob("imagenet_*.jpg"))
     labels = [int(path.stem.rpartition("_")[2]) for path in files]
     source, preprocessing = open_source(files), Preprocessing.of(shape)
     return torch.stack([source.read(index, preprocessing).image for index in range(len(files))]), labels

@@ -99,14 +99,14 @@ def export_network(
             network = folding.optimize(network, samples)
         stages("exporting")
         if page is not None:
-            found = write_page(network, page, samples, overwrite=force)
+            exported = write_page(network, page, samples, overwrite=force)
         elif out is not None:
-            found = export(
+            exported = export(
                 network, out, samples, explanation=explanation, output=output, source=source, overwrite=force
             )
     if json:
-        echo_json(found.to_dict())
+        echo_json(exported.to_dict())
     else:
-        echo(found.to_text())
+        echo(exported.to_text())
     if page is not None and not json:
         echo(f"Look at it: python -m http.server --bind 127.0.0.1 --directory {page}")

@@ -113,11 +113,11 @@ def finetune_network(request: FineTuneRequest) -> None:
     checkpoint are written. A run that is stopped, by whatever, goes on with --resume.
     """
     check_target(request.out, overwrite=request.force)
-    found = _trained(request)
+    tuned = _trained(request)
     from bcos_fx.artifact import save
 
-    save(found.network, request.out, overwrite=request.force)  # type: ignore[arg-type]
-    _print_result(request, found)
+    save(tuned.network, request.out, overwrite=request.force)  # type: ignore[arg-type]
+    _print_result(request, tuned)
 
 
 def _trained(request: FineTuneRequest) -> FineTuned:
@@ -152,13 +152,13 @@ def _trained(request: FineTuneRequest) -> FineTuned:
     )
 
 
-def _print_result(request: FineTuneRequest, found: FineTuned) -> None:
-    rows: list[dict[str, Any]] = [asdict(row) for row in found.history]
+def _print_result(request: FineTuneRequest, tuned: FineTuned) -> None:
+    rows: list[dict[str, Any]] = [asdict(row) for row in tuned.history]
     if request.json:
         facts = {"output": str(request.out), "run": str(request.folder), "history": rows}
         echo_json(facts)
         return
-    first, last = found.history[0], found.history[-1]
+    first, last = tuned.history[0], tuned.history[-1]
     size = request.out.stat().st_size / 1e6
     echo(f"Wrote {request.out} ({size:,.1f} MB); history and gallery are in {request.folder}.")
     epochs = amount(last.epoch, "epoch")

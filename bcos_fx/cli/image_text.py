@@ -76,17 +76,17 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
         task = task_of(tower, open_source(path, classes=names))
         echo(f"Embedding {amount(len(task.source), 'image')} of {path}.", err=True)
         parts.append(embed_images(tower, task.source, task.preprocessing, batch_size=request.batch_size))
-    found = linear_probe(*parts)
+    probe = linear_probe(*parts)
     request.out.mkdir(parents=True, exist_ok=True)
-    metrics = {**{f"lp_{name}": value for name, value in found.metrics.items()}, "weight_decay": found.weight_decay}
+    metrics = {**{f"lp_{name}": value for name, value in probe.metrics.items()}, "weight_decay": probe.weight_decay}
     path = _write_record(LINEAR_PROBE, metrics, tower, request.model, request.data, request.out)
     if request.json:
-        echo_json(found.to_dict())
+        echo_json(probe.to_dict())
     else:
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in found.metrics.items() if value is not None)
-        echo(f"linear probe on {amount(found.images, 'image')}: {figures} (weight decay {found.weight_decay:.1e})")
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in probe.metrics.items() if value is not None)
+        echo(f"linear probe on {amount(probe.images, 'image')}: {figures} (weight decay {probe.weight_decay:.1e})")
         echo(f"Wrote {path}.")
-    if not found.converged:
+    if not probe.converged:
         echo("note: the fit did not come to an end; a larger weight decay converges sooner", err=True)
     list_skipped({**parts[0].unreadable, **parts[1].unreadable})
 
@@ -94,7 +94,7 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
 def _write_record(
     task: str, metrics: dict[str, float | None], network: BcosNetwork, model: Path, data: Path, folder: Path
 ) -> Path:
-    made = record(task, metrics, dataset=data.stem, model=model.stem, pretrained=f"bcos-fx {network.report.recipe}")
+    result = record(task, metrics, dataset=data.stem, model=model.stem, pretrained=f"bcos-fx {network.report.recipe}")
     path = folder / FILE
-    write_whole(path, json.dumps(made, indent=2, sort_keys=True).encode() + b"\n")
+    write_whole(path, json.dumps(result, indent=2, sort_keys=True).encode() + b"\n")
     return path

@@ -43,8 +43,8 @@ def importing(command: Callable[..., T]) -> Callable[..., T]:
     signature = inspect.signature(command)
     hints = get_type_hints(command, include_extras=True)
     option = inspect.Parameter("imports", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Imports)
-    own = [parameter.replace(annotation=hints[name]) for name, parameter in signature.parameters.items()]
-    run.__dict__["__signature__"] = signature.replace(parameters=[*own, option])
+    parameters = [parameter.replace(annotation=hints[name]) for name, parameter in signature.parameters.items()]
+    run.__dict__["__signature__"] = signature.replace(parameters=[*parameters, option])
     run.__annotations__ = {**hints, "imports": Imports}
     del run.__dict__["__wrapped__"]  # or typer would read the command's own parameters instead
     return run
@@ -53,8 +53,8 @@ def importing(command: Callable[..., T]) -> Callable[..., T]:
 def import_rules(path: Path) -> None:
     """Import a Python file of the user's."""
     if path.suffix != ".py" or not path.is_file():
-        what = "is not a Python file" if path.is_file() else "does not exist"
-        raise UsageError(f"--import {path}: it {what}", hint="name the .py file that registers your ops")
+        problem = "is not a Python file" if path.is_file() else "does not exist"
+        raise UsageError(f"--import {path}: it {problem}", hint="name the .py file that registers your ops")
     try:
         import_file(path)
     except BcosFxError:

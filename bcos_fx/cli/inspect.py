@@ -54,18 +54,18 @@ def inspect_file(
     from bcos_fx.checkpoint import inspect
     from bcos_fx.cli.check import local_file
 
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     sound = True
     for path in map(local_file, files):
         inspection = inspect(path, key=key)
         header = read_header(path) if inspection.kind == "bcos-fx" else None
         sound = sound and _is_sound(inspection) and (header is None or header.intact)
-        found.append(inspection.to_dict() | ({"bcos_fx": _header_as_dict(header)} if header is not None else {}))
+        entries.append(inspection.to_dict() | ({"bcos_fx": _header_as_dict(header)} if header is not None else {}))
         if not json:
             echo(_head(path, header) if header is not None else inspection.to_text())
             echo("")
     if json:
-        echo_json(found)
+        echo_json(entries)
     if not sound:
         raise typer.Exit(BAD_INPUT)
 

@@ -84,20 +84,21 @@ def _noise(shape: tuple[int, ...] | None, batch_axis: int | None) -> list[Tensor
     return [own_form(samples, values.in_range(batch_axis, samples.dim()))]
 
 
-def show(found: Certification) -> None:
+def show(certification: Certification) -> None:
     """Print a certification."""
     stdout = console()
-    stdout.print(Text(found.to_text(), style="green" if passes(found) else "red"))
+    stdout.print(Text(certification.to_text(), style="green" if passes(certification) else "red"))
 
 
-def passes(found: Certification) -> bool:
+def passes(certification: Certification) -> bool:
     """Return whether a network may be explained: it is dynamic linear, and nothing measured speaks against it."""
-    return found.ok and (found.completeness is None or found.completeness.verdict != "incomplete")
+    completeness = certification.completeness
+    return certification.ok and (completeness is None or completeness.verdict != "incomplete")
 
 
-def advise(found: Certification) -> None:
+def advise(certification: Certification) -> None:
     """Return what to do where the contributions say nothing."""
-    if found.completeness is not None and found.completeness.verdict == "not tested":
+    if certification.completeness is not None and certification.completeness.verdict == "not tested":
         echo(
             "The input hardly contributes: raising B took the activations away. Fine-tune the network before you "
             "explain it, or convert with --recipe equivalent."

@@ -58,9 +58,9 @@ def _figures(path: Path) -> dict[str, float | str]:
     from bcos_fx.budgets import TEXT_BYTES, parse_json, read_text
 
     try:
-        found: Any = parse_json(read_text(path, TEXT_BYTES, "the results", UsageError), "the results", UsageError)
-        figures = {} if found["accuracy"] is None else {"top-1 accuracy": float(found["accuracy"]["top1"])}
-        for result in found["gridpg"]:
+        results: Any = parse_json(read_text(path, TEXT_BYTES, "the results", UsageError), "the results", UsageError)
+        figures = {} if results["accuracy"] is None else {"top-1 accuracy": float(results["accuracy"]["top1"])}
+        for result in results["gridpg"]:
             side = result["protocol"]["side"]
             figures[f"GridPG {side}x{side}, {result['method']} (chance {float(result['chance']):.3f})"] = float(
                 result["mean"]

@@ -77,7 +77,7 @@ def write_report(
     else:
         from bcos_fx.audit.page import page as write
     names = None if classes is None else read_classes(classes)
-    found = audit(
+    report = audit(
         converted_file(model),
         image,
         target=None if target is None else index_or_name(target),
@@ -87,14 +87,14 @@ def write_report(
         date=date,
         confidence=confidence,
     )
-    contents = write(found)
+    contents = write(report)
     with replacing(out, "the report", overwrite=force) as stream:
         stream.write(contents)
     if json:
-        facts = {"file": str(out), "complete": found.complete, "prediction": found.prediction}
-        echo_json(facts | {"probabilities": found.probabilities})
+        facts = {"file": str(out), "complete": report.complete, "prediction": report.prediction}
+        echo_json(facts | {"probabilities": report.probabilities})
     else:
-        listed = ", ".join(f"{name} {share:.1%}" for name, share in found.probabilities.items())
+        listed = ", ".join(f"{name} {share:.1%}" for name, share in report.probabilities.items())
         echo(f"Wrote {out}: {listed}.")
-    if not found.complete:
+    if not report.complete:
         raise typer.Exit(CHECK_FAILED)

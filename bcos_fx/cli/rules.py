@@ -69,17 +69,17 @@ def list_rules(request: RulesRequest) -> None:
     """
     from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 
-    own = tuple(request.rules or ())
+    own_files = tuple(request.rules or ())
     if request.explain is not None:
-        diagnosis = _diagnose(request, request.explain, own)
+        diagnosis = _diagnose(request, request.explain, own_files)
         echo(diagnosis.to_json() if request.json else diagnosis.to_text())
         return
     if request.recipe is not None:
-        recipes = [load_recipe(request.recipe, extra_rules=own)]
+        recipes = [load_recipe(request.recipe, extra_rules=own_files)]
         shown = _active(recipes[0])
     else:
         recipes = [load_recipe(each) for each in recipe_names()]
-        shown = _every(own)
+        shown = _every(own_files)
     if request.name is not None:
         shown, recipes = [_find_rule(request.name, shown)], []
     if request.json:
@@ -118,13 +118,13 @@ def _active(recipe: Recipe) -> list[Rule]:
     return [rule for phase in PHASES for rule in recipe.active_rules(phase)]
 
 
-def _every(own: Sequence[Path]) -> list[Rule]:
+def _every(own_files: Sequence[Path]) -> list[Rule]:
     """Return all shipped rules, whatever recipe uses them, and the user's; in the order of the phases."""
     from bcos_fx.rewriting.core.location import rule_files
     from bcos_fx.rewriting.core.rule import PHASES
     from bcos_fx.rewriting.core.rulefile import load_rules
 
-    return sorted(load_rules([*rule_files(), *own]), key=lambda rule: PHASES.index(rule.phase))
+    return sorted(load_rules([*rule_files(), *own_files]), key=lambda rule: PHASES.index(rule.phase))
 
 
 def _find_rule(name: str, rules: Sequence[Rule]) -> Rule:
@@ -164,8 +164,8 @@ def _listing(rules: Sequence[Rule], recipes: Sequence[Recipe]) -> Iterator[Rende
         yield Text(f"{phase}{changes}", style="bold cyan")
         for rule in rules:
             if rule.phase == phase:
-                kept = "refuses" if rule.refuse else f"preserves {rule.preserves}"
-                yield Padding(Text.assemble((rule.name, "bold"), (f"  {kept}", "dim")), (0, 0, 0, 2))
+                effect = "refuses" if rule.refuse else f"preserves {rule.preserves}"
+                yield Padding(Text.assemble((rule.name, "bold"), (f"  {effect}", "dim")), (0, 0, 0, 2))
                 yield Padding(Text(rule.refuse or rule.why), (0, 0, 0, 4))
                 yield Padding(Text(rule.source, style="dim"), (0, 0, 0, 4))
         yield Text("")

@@ -55,9 +55,9 @@ def serve_page(
             raise MissingExtraError(error.name or "gradio", "app", "the local page") from error
         from bcos_fx.app.explorer import Explorer
 
-        kept = Path(folder) / "photographs"
-        kept.mkdir()
-        app = application(Explorer(file, kept, names))
+        uploads = Path(folder) / "photographs"
+        uploads.mkdir()
+        app = application(Explorer(file, uploads, names))
         address = f"http://{HOST}:{listener.getsockname()[1]}/"
         echo(f"{model.name} is shown at {address} to this machine alone; Ctrl-C ends it.")
         if browser:

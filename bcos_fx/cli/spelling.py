@@ -57,7 +57,7 @@ class Flags:
 
 def flags_of(command: Callable[..., Any]) -> dict[str, Flags]:
     """Return parameter -> spelling for the options of a command."""
-    found = {}
+    flags = {}
     for name, hint in get_type_hints(command, include_extras=True).items():
         info = next((each for each in _metadata(hint) if isinstance(each, OptionInfo)), None)
         if info is None:
@@ -68,8 +68,8 @@ def flags_of(command: Callable[..., Any]) -> dict[str, Flags]:
         long = [word for word in words if word.startswith("--")]
         refused = next((word for word in long if word.startswith("--no-")), None)
         given = next((word for word in long if word != refused), f"--{name.replace('_', '-')}")
-        found[name] = Flags(given, refused, get_args(hint)[0] is bool)
-    return found
+        flags[name] = Flags(given, refused, get_args(hint)[0] is bool)
+    return flags
 
 
 def _metadata(hint: object) -> tuple[Any, ...]:
@@ -79,21 +79,21 @@ def _metadata(hint: object) -> tuple[Any, ...]:
 def as_options(text: str, flags: Mapping[str, Flags]) -> str:
     """Return a text with the keywords that a command has as options spelled as these; others stay as they are."""
 
-    def spelled(found: re.Match[str]) -> str:
-        name, value = found["name"], found["value"]
+    def spelled(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
         option = flags.get(name) or flags.get(RENAMED.get(name, ""))
         if option is None:
-            return found[0]
+            return match[0]
         if option.is_switch:
-            return (option.refused or found[0]) if value == "False" else option.given
+            return (option.refused or match[0]) if value == "False" else option.given
         if value is None or value == "None":
             return option.given
         bare = value[1:-1] if value[0] in "\"'" else value
         return f"{option.given} {value if len(bare.split()) > 1 else bare}"
 
-    def named(found: re.Match[str]) -> str:
-        option = flags.get(found[0]) or flags.get(RENAMED.get(found[0], ""))
-        return found[0] if option is None else option.given
+    def named(match: re.Match[str]) -> str:
+        option = flags.get(match[0]) or flags.get(RENAMED.get(match[0], ""))
+        return match[0] if option is None else option.given
 
     return _WORD.sub(named, _KEYWORD.sub(spelled, _SUBJECT.sub(named, text)))
 

@@ -30,18 +30,18 @@ def embedded(asked: TextOptions) -> TextEmbeddings:
             "--text-embeddings were made by a text tower with its templates already",
             hint="leave --text-tower and --templates out",
         )
-    found = TextEmbeddings.load(asked.stored)
+    stored = TextEmbeddings.load(asked.stored)
     for name in asked.names:
-        if name not in found.names:
-            hint = nearest(name, found.names)
+        if name not in stored.names:
+            hint = nearest(name, stored.names)
             raise UsageError(f"there is no embedding of {name!r}", where=str(asked.stored), hint=hint)
-    places = [found.names.index(name) for name in asked.names]
-    return TextEmbeddings(asked.names, found.vectors[places], found.tower, found.templates) if places else found
+    places = [stored.names.index(name) for name in asked.names]
+    return TextEmbeddings(asked.names, stored.vectors[places], stored.tower, stored.templates) if places else stored
 
 
 def text_target(asked: TextOptions, *, power: float, location: str | None) -> Cosine:
     """Return the target that explains how much an image is like texts; raises as :func:`embedded`."""
-    found = embedded(asked)
-    if len(found.names) == 1:  # one number for each image, and a larger picture
-        return cosine(found.vectors[0], names=found.names, power=power, location=location)
-    return cosine(found, power=power, location=location)
+    embeddings = embedded(asked)
+    if len(embeddings.names) == 1:  # one number for each image, and a larger picture
+        return cosine(embeddings.vectors[0], names=embeddings.names, power=power, location=location)
+    return cosine(embeddings, power=power, location=location)

@@ -43,12 +43,12 @@ def read_array(stream: Any, name: str, error: type[BcosFxError], where: str | No
         # numpy allocates what the header claims before it reads.
         ARRAY_BYTES.check(math.prod(shape) * dtype.itemsize, f"the array {name!r}", error, where)
         stream.seek(start)
-        found: np.ndarray[Any, Any] = np.lib.format.read_array(stream, allow_pickle=False)
+        array: np.ndarray[Any, Any] = np.lib.format.read_array(stream, allow_pickle=False)
     except (ValueError, EOFError, OSError) as reason:
         raise error(f"the array {name!r} cannot be read: {reason}", where=where, hint="write it with numpy.save") from (
             reason
         )
-    return found
+    return array
 
 
 def image_of_array(values: np.ndarray[Any, Any], *, sample: bool = False) -> Tensor:

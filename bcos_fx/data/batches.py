@@ -106,17 +106,17 @@ def prepared(images: object, preprocessing: Preprocessing) -> Tensor:
         Unreadable: a file is not an image, or its values have no known range.
         UsageError: something is not an image, or does not fit the network.
     """
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for place, image in enumerate(images if isinstance(images, list | tuple) else [images]):
         if isinstance(image, str | os.PathLike) or getattr(image, "ndim", 0) == 4:
             source = source_of(image)
-            found += [source.read(index, preprocessing).image for index in range(len(source))]
+            tensors += [source.read(index, preprocessing).image for index in range(len(source))]
         else:
-            one = image_of_array(image) if isinstance(image, np.ndarray) else image
-            found.append(preprocessing(one, f"image {place}"))
-    if not found:
+            single = image_of_array(image) if isinstance(image, np.ndarray) else image
+            tensors.append(preprocessing(single, f"image {place}"))
+    if not tensors:
         raise UsageError("there are no images", hint="give a path, a picture, an array, or a list of these")
-    return torch.stack(found)
+    return torch.stack(tensors)
 
 
 def stacked(images: Sequence[Tensor], source: ImageSource, indices: Sequence[int]) -> Tensor:

@@ -49,8 +49,8 @@ def check_class_count(names: Sequence[str], outputs: int | None, error: type[Bco
         BcosFxError: of the type ``error``: there are more or fewer.
     """
     if len(names) != outputs:
-        found = "no scores of classes" if outputs is None else f"{amount(outputs, 'class')}"
-        raise error(f"{len(names)} class names are given for {found}", hint="name every class, in order")
+        outputs_text = "no scores of classes" if outputs is None else f"{amount(outputs, 'class')}"
+        raise error(f"{len(names)} class names are given for {outputs_text}", hint="name every class, in order")
 
 
 def _from_lines(text: str, path: Path) -> list[str]:
@@ -65,7 +65,7 @@ def _from_lines(text: str, path: Path) -> list[str]:
 
 def _from_json(text: str, path: Path) -> list[str]:
     try:
-        found: Any = parse_json(text, "the file of class names", UsageError, str(path))
+        content: Any = parse_json(text, "the file of class names", UsageError, str(path))
     except json.JSONDecodeError as error:
         raise UsageError(
             f"the class names are no JSON: {error.msg}", where=f"{path}:{error.lineno}", hint=f"give {_FORMS}"
@@ -76,25 +76,25 @@ def _from_json(text: str, path: Path) -> list[str]:
             where=str(path),
             hint=f"give {_FORMS}",
         ) from error
-    if isinstance(found, dict):
-        found = _by_index(found, path)
-    for place, name in enumerate(found):
+    if isinstance(content, dict):
+        content = _by_index(content, path)
+    for place, name in enumerate(content):
         if not isinstance(name, str):
             raise UsageError(f"class {place} is {name!r}, not a name", where=str(path), hint=f"give {_FORMS}")
-    return list(found)
+    return list(content)
 
 
-def _by_index(found: dict[str, Any], path: Path) -> list[Any]:
+def _by_index(by_index: dict[str, Any], path: Path) -> list[Any]:
     """Return the names in order; torchvision's own index files hold [id, name] for each class."""
-    wanted = [str(place) for place in range(len(found))]
-    missing = [place for place in wanted if place not in found]
+    wanted = [str(place) for place in range(len(by_index))]
+    missing = [place for place in wanted if place not in by_index]
     if missing:
         raise UsageError(
-            f"{len(found)} names are given, and class {missing[0]} is not among them",
+            f"{len(by_index)} names are given, and class {missing[0]} is not among them",
             where=str(path),
             hint="number the classes from 0, without gaps",
         )
-    names = [found[place] for place in wanted]
+    names = [by_index[place] for place in wanted]
     return [name[-1] if isinstance(name, list) and name else name for name in names]
 
 
@@ -109,12 +109,12 @@ def class_named(word: str, names: Sequence[str] | None, others: Sequence[str] = 
     Raises:
         UsageError: no class has the name or several have it, or no names are known.
     """
-    found = classes_named(word, names)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        several = ", ".join(f"{i} ({(names or ())[i]})" for i in found[:5])
-        raise UsageError(f"{amount(len(found), 'class')} are named {word!r}: {several}", hint="give the index")
+    indices = classes_named(word, names)
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
+        several = ", ".join(f"{i} ({(names or ())[i]})" for i in indices[:5])
+        raise UsageError(f"{amount(len(indices), 'class')} are named {word!r}: {several}", hint="give the index")
     if not names:
         raise UsageError(
             f"the target {word!r} is a name, and no class names are known",

@@ -75,17 +75,17 @@ def source_for(data: object, classes: Sequence[str]) -> ImageSource:
         UsageError: as :func:`source_of`, or the data numbers classes of the same names in another order.
     """
     source = source_of(data)
-    found = [classes_named(name, classes) for name in source.classes]
-    same = all(place in hits for place, hits in enumerate(found))
-    if source is data or same or not any(found):
+    matches = [classes_named(name, classes) for name in source.classes]
+    same = all(place in hits for place, hits in enumerate(matches))
+    if source is data or same or not any(matches):
         return source
     if isinstance(source, ImageFiles) and source.kind == "folder":
         return source_of(data, classes=classes)
-    place = next(place for place, hits in enumerate(found) if place not in hits)
-    own = repr(classes[place]) if place < len(classes) else f"none of {len(classes)}"
+    place = next(place for place, hits in enumerate(matches) if place not in hits)
+    expected = repr(classes[place]) if place < len(classes) else f"none of {len(classes)}"
     raise UsageError(
         f"the data and the network number their classes differently: {place} is {source.classes[place]!r} in the data "
-        f"and {own} in the network",
+        f"and {expected} in the network",
         hint="number the labels as the network does, or give a folder with a folder per class, found by its name",
     )
 

@@ -256,13 +256,13 @@ def _through_profiles(image: Image.Image, mode: str, profile: bytes | None) -> I
 
         source = ImageCms.createProfile("LAB") if profile is None else ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
-        made = ImageCms.applyTransform(image, transform)
+        converted = ImageCms.applyTransform(image, transform)
     except (ImportError, OSError, ValueError, TypeError, ImageCms.PyCMSError) as error:
         raise Unreadable(
             f"the colors of the image ({mode}) cannot be converted: {error}", hint="store it as RGB"
         ) from error
-    assert made is not None  # which only a transform in place returns
-    return made
+    assert converted is not None  # which only a transform in place returns
+    return converted
 
 
 def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:

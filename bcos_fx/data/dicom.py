@@ -42,16 +42,16 @@ def dicom_picture(stream: BinaryIO, frame: int, error: type[BcosFxError]) -> Ima
         BcosFxError: of the class ``error``: it holds no image, or values of no known range.
         MissingExtraError: pydicom is not installed.
     """
-    found = _dataset(stream, error)
+    dataset = _dataset(stream, error)
     try:
-        PIXELS.check(int(found.Rows) * int(found.Columns), "the image", error)
-        kind = str(found.PhotometricInterpretation)
-        values = library("pydicom.pixels", "dicom", "reading DICOM files").pixel_array(found, index=frame)
+        PIXELS.check(int(dataset.Rows) * int(dataset.Columns), "the image", error)
+        kind = str(dataset.PhotometricInterpretation)
+        values = library("pydicom.pixels", "dicom", "reading DICOM files").pixel_array(dataset, index=frame)
         if values.ndim == 3:
-            return Image.fromarray(_bytes(values / (2 ** int(found.BitsStored) - 1)))
+            return Image.fromarray(_bytes(values / (2 ** int(dataset.BitsStored) - 1)))
         if kind not in ("MONOCHROME1", "MONOCHROME2"):
             raise error(f"the image is stored as {kind}, which is not read", hint="store it as MONOCHROME2 or RGB")
-        shares = _shares(found, values.astype(np.float64), error)
+        shares = _shares(dataset, values.astype(np.float64), error)
     except (AttributeError, ArithmeticError, EOFError, LookupError, RuntimeError, TypeError, ValueError) as reason:
         raise error(f"the DICOM image cannot be read: {reason}") from reason
     return Image.fromarray(_bytes(1 - shares if kind == "MONOCHROME1" else shares))
@@ -65,17 +65,17 @@ def _dataset(stream: BinaryIO, error: Any, *, pixels: bool = True) -> Any:
     return pydicom.dcmread(stream, stop_before_pixels=not pixels)
 
 
-def _shares(found: Any, values: np.ndarray[Any, Any], error: type[BcosFxError]) -> np.ndarray[Any, Any]:
+def _shares(dataset: Any, values: np.ndarray[Any, Any], error: type[BcosFxError]) -> np.ndarray[Any, Any]:
     """Return gray values as shares in [0, 1] of the range that the file states."""
-    slope, intercept = float(getattr(found, "RescaleSlope", 1)), float(getattr(found, "RescaleIntercept", 0))
-    center, width = (np.atleast_1d(getattr(found, name, np.nan))[0] for name in ("WindowCenter", "WindowWidth"))
+    slope, intercept = float(getattr(dataset, "RescaleSlope", 1)), float(getattr(dataset, "RescaleIntercept", 0))
+    center, width = (np.atleast_1d(getattr(dataset, name, np.nan))[0] for name in ("WindowCenter", "WindowWidth"))
     if np.isfinite(float(center)) and float(width) > 1:
         shown = (values * slope + intercept - (float(center) - 0.5)) / (float(width) - 1) + 0.5
         clipped: np.ndarray[Any, Any] = shown.clip(0, 1)
         return clipped
-    if (slope, intercept) != (1, 0) or int(found.PixelRepresentation):
+    if (slope, intercept) != (1, 0) or int(dataset.PixelRepresentation):
         raise error("no window says which values of the DICOM image are black and white", hint="store it with a window")
-    shares: np.ndarray[Any, Any] = values / (2 ** int(found.BitsStored) - 1)
+    shares: np.ndarray[Any, Any] = values / (2 ** int(dataset.BitsStored) - 1)
     return shares
 
 

@@ -164,8 +164,8 @@ def _npz(path: Path, classes: Sequence[str] | None) -> ImageSource:
         with zipfile.ZipFile(path) as archive:
             held = {name.removesuffix(".npy") for name in archive.namelist()}
             labels = _array(archive, "labels", path) if "labels" in held else None
-            kept = next((_array(archive, name, path) for name in ("classes", "names") if name in held), None)
-            known = classes if classes is not None or kept is None else [str(text) for text in kept.tolist()]
+            names = next((_array(archive, name, path) for name in ("classes", "names") if name in held), None)
+            known = classes if classes is not None or names is None else [str(text) for text in names.tolist()]
             if "images" in held:
                 return ArraySource(_array(archive, "images", path), labels, name=str(path), classes=known)
             start, size = _stored_bytes(archive, path)

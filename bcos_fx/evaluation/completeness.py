@@ -35,8 +35,8 @@ def completeness_residual(
     """
     images = check_images(images)
     targets = check_targets(images, targets)
-    found = explain(model, images, targets, batch_size=batch_size)
-    return Measured("completeness residual", "B-cos", found.sums.relative_gap, {"relative to": "the largest term"})
+    gaps = explain(model, images, targets, batch_size=batch_size).sums.relative_gap
+    return Measured("completeness residual", "B-cos", gaps, {"relative to": "the largest term"})
 
 
 def completeness_of(

@@ -33,8 +33,8 @@ def text2concept(features: Tensor, embeddings: Tensor) -> nn.Linear:
     if not bool(torch.isfinite(features).all()) or not bool(torch.isfinite(embeddings).all()):
         raise UsageError("features or embeddings hold NaN or infinity")
     # By singular values: ordinary least squares would fail on features that depend on each other.
-    found = torch.linalg.lstsq(features.double().cpu(), embeddings.double().cpu(), driver="gelsd").solution
+    solution = torch.linalg.lstsq(features.double().cpu(), embeddings.double().cpu(), driver="gelsd").solution
     layer = nn.Linear(features.shape[1], embeddings.shape[1], bias=False)
     with torch.no_grad():
-        layer.weight.copy_(found.T)
+        layer.weight.copy_(solution.T)
     return layer.to(features.device)

@@ -89,8 +89,8 @@ def accuracy(
         MissingExtraError: torchmetrics is not installed.
     """
     task = task_of(model, dataset, original=original, shape=shape)
-    found = predict(task, Runner(), batch_size=batch_size)
-    return judged_accuracy(found.predictions, confidence=confidence, unreadable=found.unreadable)
+    outcome = predict(task, Runner(), batch_size=batch_size)
+    return judged_accuracy(outcome.predictions, confidence=confidence, unreadable=outcome.unreadable)
 
 
 def judged_accuracy(
@@ -123,5 +123,5 @@ def _calibration_error(predictions: Sequence[Prediction], right: object, confide
 
     given = [p.sigmoid if confidence == "sigmoid" else p.probability for p in predictions]
     # Of several classes only the predicted one counts, so this is the error of a binary question: is it right?
-    found = binary_calibration_error(torch.tensor(given), torch.from_numpy(right).long(), n_bins=BINS, norm="l1")
-    return float(found)
+    error = binary_calibration_error(torch.tensor(given), torch.from_numpy(right).long(), n_bins=BINS, norm="l1")
+    return float(error)

@@ -132,7 +132,7 @@ def pixel_deletion(
     ranks = pixel_ranks(-maps if order == "least" else maps, seed)
     starts, ends = (images, background) if direction == "deletion" else (background, images)
     counts = torch.round(torch.linspace(0, 1, steps + 1, dtype=torch.float64) * ranks[0, 0].numel()).long()
-    found = [
+    curves = [
         _scores_of(outputs, _changed(starts[n], ends[n], ranks[n, k], counts, batch_size), int(targets[n, k]), score)
         for n in range(len(images))
         for k in range(targets.shape[1])
@@ -148,7 +148,7 @@ def pixel_deletion(
     return Curves(
         "random order" if order == "random" else method.name,
         counts.double() / ranks[0, 0].numel(),
-        torch.stack(found).reshape(*targets.shape, steps + 1),
+        torch.stack(curves).reshape(*targets.shape, steps + 1),
         settings,
     )
 

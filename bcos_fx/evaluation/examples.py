@@ -25,22 +25,22 @@ def example_cards(evaluation: Evaluation) -> list[str]:
     """Return a card for the best, the median and the worst grid of each protocol, by the network's own explanation."""
     cards = []
     for results in evaluation.localisations:
-        own = results[0]
-        order = np.argsort(-own.per_grid.mean(1), kind="stable").tolist()
+        result = results[0]
+        order = np.argsort(-result.per_grid.mean(1), kind="stable").tolist()
         places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-        cards += [_card(evaluation.task, own, number, name) for name, number in places.items()]
+        cards += [_card(evaluation.task, result, number, name) for name, number in places.items()]
     return cards
 
 
-def _card(task: EvaluationTask, own: Localisation, number: int, name: str) -> str:
-    grid, scores = own.grids[number], own.per_grid[number].tolist()
-    image = grid_image(task, grid, own.protocol)
+def _card(task: EvaluationTask, result: Localisation, number: int, name: str) -> str:
+    grid, scores = result.grids[number], result.per_grid[number].tolist()
+    image = grid_image(task, grid, result.protocol)
     views = [_view(to_image(image[0]), f"grid {number}")]
-    for picture, label, score in zip(_pictures(task, own, image, grid.labels), grid.labels, scores, strict=True):
+    for picture, label, score in zip(_pictures(task, result, image, grid.labels), grid.labels, scores, strict=True):
         views.append(_view(picture, f"{task.source.class_name(label)}: {score:.3f}"))
     mean = float(np.mean(scores))
-    side = own.protocol.side
-    title = f"{name} of {len(own.grids)}: {side}x{side} grid {number}, mean score {mean:.3f}"
+    side = result.protocol.side
+    title = f"{name} of {len(result.grids)}: {side}x{side} grid {number}, mean score {mean:.3f}"
     files = ", ".join(task.source.name(index) for index in grid.images)
     words = shown_in_html(f"{title} {files}".lower())
     return (
@@ -50,10 +50,10 @@ def _card(task: EvaluationTask, own: Localisation, number: int, name: str) -> st
     )
 
 
-def _pictures(task: EvaluationTask, own: Localisation, image: Tensor, labels: Sequence[int]) -> list[Image.Image]:
+def _pictures(task: EvaluationTask, result: Localisation, image: Tensor, labels: Sequence[int]) -> list[Image.Image]:
     """Draw the network's explanation of each label: in color where W(x) has colors, else signed contributions."""
     targets = torch.tensor([list(labels)], device=image.device)
-    if own.protocol.windows:
+    if result.protocol.windows:
         method = windowed(dynamic_linear(task.model), task.preprocessing.height, task.preprocessing.width)
         return [to_image(picture) for picture in signed(method.maps(image, targets)[0].float().cpu())]
     return images(explain(task.model, image, targets))

@@ -187,10 +187,10 @@ def gridpg(
     task = task_of(model, dataset, shape=shape)
     runner = Runner(folder=folder, track=track)
     with runner.alone():
-        found = predict(task, runner, batch_size=batch_size)
-        chosen = select(found.predictions, played)
+        outcome = predict(task, runner, batch_size=batch_size)
+        chosen = select(outcome.predictions, played)
         result = play(task, method or dynamic_linear(model), chosen, played, runner)
-    return dataclasses.replace(result, unreadable=found.unreadable)
+    return dataclasses.replace(result, unreadable=outcome.unreadable)
 
 
 def _protocol(protocol: str | Protocol, side: int, grids: int) -> Protocol:
@@ -302,6 +302,6 @@ def _map_by_windows(method: Method, image: Tensor, targets: Tensor, size: tuple[
     padding = stride = (size[0] // 2, size[1] // 2)
     parts = F.unfold(image.unsqueeze(0), size, padding=padding, stride=stride)  # 1, C · h · w, windows
     windows = parts[0].T.reshape(-1, len(image), *size)
-    found = method.maps(windows, targets.expand(len(windows), -1))  # windows, K, h, w
-    columns = found.flatten(2).permute(1, 2, 0)  # K, h · w, windows
+    window_maps = method.maps(windows, targets.expand(len(windows), -1))  # windows, K, h, w
+    columns = window_maps.flatten(2).permute(1, 2, 0)  # K, h · w, windows
     return F.fold(columns, image.shape[-2:], size, padding=padding, stride=stride).squeeze(1)

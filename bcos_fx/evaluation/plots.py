@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def curves(
-    found: Mapping[str, npt.NDArray[np.float64]], places: npt.NDArray[np.float64], *, xlabel: str, ylabel: str
+    by_method: Mapping[str, npt.NDArray[np.float64]], places: npt.NDArray[np.float64], *, xlabel: str, ylabel: str
 ) -> Figure:
     """Draw a curve for each method, (images, points): the mean over images, with its standard error as a band."""
     bands = []
-    for name, values in found.items():
+    for name, values in by_method.items():
         mean = values.mean(0)
         spread = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(mean)
         bands.append((name, places, mean, mean - spread, mean + spread))

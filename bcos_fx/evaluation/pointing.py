@@ -38,12 +38,12 @@ def boxes_to_masks(boxes: Sequence[Sequence[Sequence[float]]] | Sequence[Tensor]
     rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for number, given in enumerate(boxes):
-        found = torch.as_tensor(given, dtype=torch.float64).reshape(-1, 4)
-        if not len(found) or bool((found[:, :2] >= found[:, 2:]).any()):
+        corners = torch.as_tensor(given, dtype=torch.float64).reshape(-1, 4)
+        if not len(corners) or bool((corners[:, :2] >= corners[:, 2:]).any()):
             raise UsageError(
-                f"image {number} has the boxes {found.tolist()}", hint="give (left, top, right, bottom), left < right"
+                f"image {number} has the boxes {corners.tolist()}", hint="give (left, top, right, bottom), left < right"
             )
-        for left, top, right, bottom in found.tolist():
+        for left, top, right, bottom in corners.tolist():
             inside_rows, inside_columns = (rows > top) & (rows < bottom), (columns > left) & (columns < right)
             masks[number] |= inside_rows[:, None] & inside_columns
     return masks
@@ -84,9 +84,9 @@ def iou(maps: Tensor, masks: Tensor, threshold: float = _THRESHOLD) -> Tensor:
 
     Where a map (N, K, H, W) has nothing positive it is 0.
     """
-    found = (maps > threshold * maps.amax((2, 3), keepdim=True)) & (maps > 0)
-    together = (found & masks).sum((2, 3))
-    return together / (found | masks).sum((2, 3))
+    above = (maps > threshold * maps.amax((2, 3), keepdim=True)) & (maps > 0)
+    together = (above & masks).sum((2, 3))
+    return together / (above | masks).sum((2, 3))
 
 
 def pointing(
@@ -122,14 +122,14 @@ def pointing(
     if not 0 <= threshold < 1:
         raise UsageError(f"threshold is {threshold!r}", hint="give a share of the largest value, from 0 to below 1")
     maps = checked_maps(method.maps(images, targets), images, targets)
-    found: dict[str, tuple[str, Tensor, dict[str, object]]] = {
+    measures: dict[str, tuple[str, Tensor, dict[str, object]]] = {
         "energy": ("energy on the object", energy(maps, wanted), {}),
         "hit": ("pointing game", hits(maps, wanted, tolerance), {"tolerance": tolerance}),
         "iou": ("IoU", iou(maps, wanted, threshold), {"threshold": threshold}),
     }
     return {
-        key: Measured(name, method.name, values, {**method.settings, **own})
-        for key, (name, values, own) in found.items()
+        key: Measured(name, method.name, values, {**method.settings, **settings})
+        for key, (name, values, settings) in measures.items()
     }
 
 

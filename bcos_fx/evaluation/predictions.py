@@ -107,15 +107,15 @@ def predict(task: EvaluationTask, runner: Runner, *, batch_size: int = 32) -> Pr
         raise UsageError("there are no images to evaluate on")
     batches = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
     header = task.header("predictions", {"batch_size": batch_size})
-    found = runner.run(
+    results = runner.run(
         "predictions",
         header,
         [len(batch) for batch in batches],
         lambda number: _of_batch(task, batches[number]),
         "predicting",
     )
-    predictions = tuple(Prediction(*row) for part in found for row in part["rows"])
-    unreadable = {name: reason for part in found for name, reason in part["unreadable"].items()}
+    predictions = tuple(Prediction(*row) for part in results for row in part["rows"])
+    unreadable = {name: reason for part in results for name, reason in part["unreadable"].items()}
     if not predictions:
         raise UsageError(f"of {amount(total, 'image')} none can be read", where=next(iter(unreadable.values())))
     return Predictions(predictions, unreadable)
@@ -123,15 +123,16 @@ def predict(task: EvaluationTask, runner: Runner, *, batch_size: int = 32) -> Pr
 
 def _of_batch(task: EvaluationTask, indices: range) -> dict[str, Any]:
     reader = Batches(task.source, task.preprocessing, len(indices))
-    found = reader.read(indices)
-    if found is None:
+    readable = reader.read(indices)
+    if readable is None:
         return {"rows": [], "unreadable": reader.skipped}
-    read, batch = found.indices, found.images.to(task.like)
+    read, batch = readable.indices, readable.images.to(task.like)
     outputs = _judged_outputs(task.model, batch)
     classes = outputs.shape[1]
     task.source.check_classes(classes)
     labels = [
-        task.source.class_index(sample.label, index, classes) for index, sample in zip(read, found.samples, strict=True)
+        task.source.class_index(sample.label, index, classes)
+        for index, sample in zip(read, readable.samples, strict=True)
     ]
     originals = None
     if task.original is not None:

@@ -105,15 +105,15 @@ def embed_images(
 
 def _embedded(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
-        found = model(images)
-    if not isinstance(found, Tensor) or found.dim() != 2:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        embeddings = model(images)
+    if not isinstance(embeddings, Tensor) or embeddings.dim() != 2:
+        shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else type(embeddings).__name__
         raise UsageError(
             f"the network gives {shape} for {amount(len(images), 'image')}", hint="a probe needs one row for each"
         )
-    if not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(embeddings).all()):
         raise UsageError("the network gives NaN or infinity", hint="was it trained with these images, and in [0, 1]?")
-    return functional.normalize(found.double(), dim=1).cpu()
+    return functional.normalize(embeddings.double(), dim=1).cpu()
 
 
 def linear_probe(train: Embedded, test: Embedded, *, weight_decays: Sequence[float] = DECADES, seed: int = 0) -> Probe:
@@ -144,7 +144,8 @@ def linear_probe(train: Embedded, test: Embedded, *, weight_decays: Sequence[flo
     # Of equally good ones the largest, whose classifier is the simplest.
     ordered = sorted(weight_decays)
     best = max(ordered, key=lambda decay: (score(decay), decay))
-    beside = [(best * ordered[place]) ** 0.5 for place in _neighbors(ordered, best)]
+    place = ordered.index(best)
+    beside = [(best * ordered[n]) ** 0.5 for n in (place - 1, place + 1) if 0 <= n < len(ordered)]
     best = max([best, *beside], key=lambda decay: (score(decay), decay))
     fitted, converged = _fitted(features, labels, best)
     outputs = fitted.decision_function(test.features.double().numpy())
@@ -177,11 +178,6 @@ def _held_out(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.bool_]
         places = generator.permutation(np.flatnonzero(labels == label))
         held[places[: max(1, len(places) // _HELD_OUT)]] = True
     return held
-
-
-def _neighbors(ordered: Sequence[float], best: float) -> list[int]:
-    place = ordered.index(best)
-    return [n for n in (place - 1, place + 1) if 0 <= n < len(ordered)]
 
 
 def _fitted(features: Rows, labels: npt.NDArray[np.int64], weight_decay: float) -> tuple[Any, bool]:

@@ -27,7 +27,7 @@ def _pixels(direction: str, imputation: str) -> Measure:
     """Return deletion or insertion of the most important pixels first (Petsiuk et al., BMVC 2018, section 4.1)."""
 
     def curve(method: Method, network: nn.Module, image: Tensor, label: int) -> list[float]:
-        found = pixel_deletion(
+        deleted = pixel_deletion(
             method,
             network,
             image,
@@ -36,7 +36,7 @@ def _pixels(direction: str, imputation: str) -> Measure:
             imputation=imputation,
             steps=_STEPS,
         )
-        values: list[float] = found.curves[0, 0].tolist()
+        values: list[float] = deleted.curves[0, 0].tolist()
         return values
 
     places = torch.linspace(0, 1, _STEPS + 1).tolist()

@@ -65,12 +65,12 @@ def as_data(evaluation: Evaluation) -> dict[str, Any]:
         "gridpg": [result.to_dict() for results in evaluation.localisations for result in results],
         "curves": [
             {
-                "measure": found.measure,
-                "settings": {name: str(value) for name, value in found.settings.items()},
-                "places": found.places.tolist(),
-                "mean": {method: values.mean(0).tolist() for method, values in found.values.items()},
+                "measure": curve.measure,
+                "settings": {name: str(value) for name, value in curve.settings.items()},
+                "places": curve.places.tolist(),
+                "mean": {method: values.mean(0).tolist() for method, values in curve.values.items()},
             }
-            for found in evaluation.curves
+            for curve in evaluation.curves
         ],
         "refused": dict(evaluation.refused),
         "unreadable": dict(evaluation.outcome.unreadable),
@@ -111,9 +111,9 @@ def _plots(evaluation: Evaluation) -> Iterator[tuple[str, Figure]]:
     for results in evaluation.localisations:
         protocol = results[0].protocol
         yield f"gridpg-{protocol.side}x{protocol.side}", boxes(results)
-    for found in evaluation.curves:
+    for curve in evaluation.curves:
         xlabel = "share of the image that was changed"
-        yield found.measure, curves(found.values, found.places, xlabel=xlabel, ylabel=found.ylabel)
+        yield curve.measure, curves(curve.values, curve.places, xlabel=xlabel, ylabel=curve.ylabel)
 
 
 def _png(figure: Figure) -> bytes:
@@ -155,12 +155,12 @@ def _refused(evaluation: Evaluation) -> str:
 
 
 def _unreadable(evaluation: Evaluation) -> str:
-    found = evaluation.outcome.unreadable
-    if not found:
+    reasons = evaluation.outcome.unreadable
+    if not reasons:
         return ""
-    items = [f"<li>{shown_in_html(name)}: {shown_in_html(why)}</li>" for name, why in list(found.items())[:_LISTED]]
-    more = f"<li>and {len(found) - _LISTED} more</li>" if len(found) > _LISTED else ""
-    return f'<p class="wrong">{amount(len(found), "image")} could not be read</p><ul>{"".join(items)}{more}</ul>'
+    items = [f"<li>{shown_in_html(name)}: {shown_in_html(why)}</li>" for name, why in list(reasons.items())[:_LISTED]]
+    more = f"<li>and {len(reasons) - _LISTED} more</li>" if len(reasons) > _LISTED else ""
+    return f'<p class="wrong">{amount(len(reasons), "image")} could not be read</p><ul>{"".join(items)}{more}</ul>'
 
 
 def _settings(evaluation: Evaluation) -> str:

@@ -79,11 +79,11 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
     *lines, rest = _read_log(path).split(b"\n")
     if not lines and json.dumps(header).encode().startswith(rest):
         return {}
-    found = _parsed(lines[0] if lines else rest, path, 1)
-    if found != header:
+    written = _parsed(lines[0] if lines else rest, path, 1)
+    if written != header:
         raise UsageError(
             "the file holds results of something else, and going on would mix them",
-            where=f"{path}: {'; '.join(differences(found, header)[:_LISTED])}",
+            where=f"{path}: {'; '.join(differences(written, header)[:_LISTED])}",
             hint="write to another place, or remove the file to begin again",
         )
     seal, rows = digest_of_data(header), dict[int, Any]()

@@ -120,17 +120,17 @@ def weight_randomisation(
     before = _maps(make, deep_copy(network), images, targets)
     generator = torch.Generator().manual_seed(seed)
     altered, drawn = deep_copy(network), set[str]()
-    found = []
+    similar = []
     for layer in chosen:
         if mode == "independent":
             altered, drawn = deep_copy(network), set()
         randomise_(altered, layer, generator, alone=layers is None, drawn=drawn)
-        found.append(similarities(before, _maps(make, altered, images, targets)))
+        similar.append(similarities(before, _maps(make, altered, images, targets)))
     method = make(network)
     return Randomised(
         method.name,
         tuple(chosen),
-        {name: torch.stack([each[name] for each in found]) for name in SIMILARITIES},
+        {name: torch.stack([after[name] for after in similar]) for name in SIMILARITIES},
         () if layers is not None else left_out,
         {**method.settings, "mode": mode, "seed": seed},
     )
@@ -159,9 +159,9 @@ def randomise_(
             if names[id(parameter)] in done or not parameter.is_floating_point():
                 continue
             done.add(names[id(parameter)])
-            own = parameter.detach().double().cpu()
-            fresh = own.mean() + own.std(correction=0) * torch.randn(own.shape, generator=generator, dtype=own.dtype)
-            parameter.copy_(fresh)
+            values = parameter.detach().double().cpu()
+            noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
+            parameter.copy_(values.mean() + values.std(correction=0) * noise)
 
 
 def _modules_last_first(network: nn.Module, example: Tensor) -> tuple[list[str], tuple[str, ...]]:
@@ -198,8 +198,8 @@ def similarities(maps: Tensor, others: Tensor) -> dict[str, Tensor]:
     maps of fewer than 11 pixels on a side takes a smaller window.
     """
     first, second = maps.double(), others.double()
-    found = (_correlation(first, second), _correlation(first.abs(), second.abs()), _ssim(first, second))
-    return {name: values.to(maps) for name, values in zip(SIMILARITIES, found, strict=True)}
+    measured = (_correlation(first, second), _correlation(first.abs(), second.abs()), _ssim(first, second))
+    return {name: values.to(maps) for name, values in zip(SIMILARITIES, measured, strict=True)}
 
 
 def _ranks(maps: Tensor) -> Tensor:

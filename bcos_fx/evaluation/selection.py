@@ -180,15 +180,15 @@ def select(predictions: Sequence[Prediction], protocol: Protocol) -> tuple[Grid,
 
 def _by_class(predictions: Sequence[Prediction], protocol: Protocol) -> dict[int, list[int]]:
     """Return class -> indices of its correct and confident images, the most confident first."""
-    found: dict[int, list[Prediction]] = {}
+    by_label: dict[int, list[Prediction]] = {}
     for prediction in predictions:
         if prediction.predicted == prediction.label and _confidence(prediction, protocol) > protocol.threshold:
-            found.setdefault(prediction.label, []).append(prediction)
+            by_label.setdefault(prediction.label, []).append(prediction)
     # Published code sorts by the logit; the sigmoid rounds it, and may change the order.
     key = "logit" if protocol.confidence == "sigmoid" else "probability"
     return {
-        label: [p.index for p in sorted(found[label], key=lambda p: getattr(p, key), reverse=True)]
-        for label in sorted(found)
+        label: [p.index for p in sorted(by_label[label], key=lambda p: getattr(p, key), reverse=True)]
+        for label in sorted(by_label)
     }
 
 

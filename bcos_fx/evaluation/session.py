@@ -70,15 +70,15 @@ class Evaluation(Displayed):
     def rows(self) -> Iterator[list[Any]]:
         """Yield the figures as rows, a head first: measure, method, value, 95 % interval, and on what."""
         yield ["measure", "method", "value", "low", "high", "on"]
-        found = self.accuracy
-        if found is not None:
-            images = f"{amount(found.images, 'image')}"
-            yield ["top-1 accuracy", "network", found.top1, *found.interval, images]
-            yield ["top-5 accuracy", "network", found.top5, "", "", images]
-            if found.agreement is not None and found.original_top1 is not None:
-                yield ["top-1 accuracy", "original", found.original_top1, "", "", images]
-                yield ["agreement with the original", "network", found.agreement, "", "", images]
-            yield [f"calibration error ({found.confidence})", "network", found.calibration_error, "", "", images]
+        accuracy = self.accuracy
+        if accuracy is not None:
+            images = f"{amount(accuracy.images, 'image')}"
+            yield ["top-1 accuracy", "network", accuracy.top1, *accuracy.interval, images]
+            yield ["top-5 accuracy", "network", accuracy.top5, "", "", images]
+            if accuracy.agreement is not None and accuracy.original_top1 is not None:
+                yield ["top-1 accuracy", "original", accuracy.original_top1, "", "", images]
+                yield ["agreement with the original", "network", accuracy.agreement, "", "", images]
+            yield [f"calibration error ({accuracy.confidence})", "network", accuracy.calibration_error, "", "", images]
         for results in self.localisations:
             for result in results:
                 measure = f"GridPG {result.protocol.side}x{result.protocol.side} ({result.protocol.name})"

@@ -54,7 +54,7 @@ def stability(
         return (maps,) if isinstance(given, tuple) else maps
 
     # One class at a time: captum takes one norm over all that is explained of an image.
-    found = [
+    by_class = [
         sensitivity_max(
             explained,
             images,
@@ -66,4 +66,4 @@ def stability(
         for column in torch.split(targets, 1, dim=1)
     ]
     settings = {**method.settings, "radius": radius, "changes": samples}
-    return Measured("max-sensitivity", method.name, torch.stack(found, 1), settings)
+    return Measured("max-sensitivity", method.name, torch.stack(by_class, 1), settings)

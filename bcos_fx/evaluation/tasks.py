@@ -68,7 +68,7 @@ def preprocessing_of(model: nn.Module, source: ImageSource, shape: tuple[int, ..
         spec = tower.record.inputs[0]
         usual = CLIP if tower is not model and spec.crop_pct is None else dict[str, Any]()
         return dataclasses.replace(spec.preprocessing(shape), **usual)
-    found = shape if shape is not None else source.own_shape()
-    if found is None:
+    sample_shape = shape if shape is not None else source.own_shape()
+    if sample_shape is None:
         raise UsageError("the size to resize the images to is not known", hint="give shape=(3, 224, 224), say")
-    return Preprocessing.of(tuple(found))
+    return Preprocessing.of(tuple(sample_shape))

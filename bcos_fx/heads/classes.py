@@ -37,8 +37,8 @@ def find_classes(wanted: Sequence[int | str], outputs: int, names: Sequence[str]
     if len(wanted) < 2:
         raise UsageError(f"{len(wanted)} of the network's classes cannot be told apart", hint="keep at least two")
     known = _KnownClasses(outputs, names)
-    found = {position: known.indices(item) for position, item in enumerate(wanted)}
-    wrong = [known.refusal(wanted[position], hits) for position, hits in found.items() if len(hits) != 1]
+    by_position = {position: known.indices(item) for position, item in enumerate(wanted)}
+    wrong = [known.refusal(wanted[position], hits) for position, hits in by_position.items() if len(hits) != 1]
     if wrong:
         more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
         raise UsageError(
@@ -47,7 +47,7 @@ def find_classes(wanted: Sequence[int | str], outputs: int, names: Sequence[str]
             hint="name classes by index, by WordNet id or as the network's classes are named (class_names= lists them)",
         )
     by_index: dict[int, int | str] = {}
-    for position, (index,) in found.items():
+    for position, (index,) in by_position.items():
         if index in by_index:
             raise UsageError(f"{by_index[index]!r} and {wanted[position]!r} are one class of the network, {index}")
         by_index[index] = wanted[position]
@@ -127,5 +127,5 @@ def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
         data: Any = importlib.import_module("timm.data")
     except ImportError as error:
         raise MissingExtraError("timm", "timm", "naming the classes of ImageNet") from error
-    found = data.ImageNetInfo()
-    return tuple(found.label_names()), tuple(found.label_descriptions())
+    info = data.ImageNetInfo()
+    return tuple(info.label_names()), tuple(info.label_descriptions())

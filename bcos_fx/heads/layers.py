@@ -82,13 +82,13 @@ def last_layer(network: nn.Module) -> nn.Module:
     Raises:
         UsageError: the network was not converted, or does not end in one linear layer or convolution.
     """
-    found = _weighted(network) if isinstance(network, BcosNetwork) else None
-    if found is None:
+    path = _weighted(network) if isinstance(network, BcosNetwork) else None
+    if path is None:
         raise UsageError(
             "which layer is the head is not known: the network does not end in one layer with a row per class",
             hint="leave lr_of_head out, or convert the network first",
         )
-    return network.get_submodule(found)
+    return network.get_submodule(path)
 
 
 def _weighted(network: BcosNetwork) -> str | None:
@@ -126,11 +126,11 @@ def _selected(layer: nn.Module, kept: Sequence[int], outputs: int) -> nn.Module:
             hint="only a linear layer or a convolution with a row per class can keep some of its rows",
         )
     with torch.random.fork_rng():
-        made = _widened(layer, len(kept))
-    for name, parameter in made.named_parameters():
+        layer_of_rows = _widened(layer, len(kept))
+    for name, parameter in layer_of_rows.named_parameters():
         parameter.copy_(layer.get_parameter(name)[list(kept)])
         parameter.requires_grad_(layer.get_parameter(name).requires_grad)
-    return made
+    return layer_of_rows
 
 
 def _from_the_output(network: BcosNetwork) -> list[fx.Node]:
@@ -166,8 +166,8 @@ def _widened(layer: nn.Module, classes: int) -> nn.Module:
     name = "out_features" if isinstance(layer, nn.Linear) else "out_channels"
     like: Any = layer.weight
     kind: Any = type(layer)
-    made: nn.Module = kind(**{**options, name: classes}, device=like.device, dtype=like.dtype)
-    return made.train(layer.training)
+    widened: nn.Module = kind(**{**options, name: classes}, device=like.device, dtype=like.dtype)
+    return widened.train(layer.training)
 
 
 def _with_shapes(network: BcosNetwork) -> BcosNetwork:

@@ -36,15 +36,15 @@ def card(
 
 def _metadata(network: BcosNetwork) -> Iterator[str]:
     """Yield the YAML at the top; its texts are written as JSON, which is YAML too."""
-    found: dict[str, Any] = {"library_name": "bcos_fx", "tags": ["b-cos", "explainability", "interpretability"]}
+    fields: dict[str, Any] = {"library_name": "bcos_fx", "tags": ["b-cos", "explainability", "interpretability"]}
     license = network.record.origin.license if network.record.origin is not None else ""
     if license:
         known = _IDENTIFIER.fullmatch(license.lower())
-        found |= {"license": license.lower()} if known else {"license": "other", "license_name": license}
+        fields |= {"license": license.lower()} if known else {"license": "other", "license_name": license}
     if network.record.classes and is_photograph(network.input_shape):
-        found["pipeline_tag"] = "image-classification"
+        fields["pipeline_tag"] = "image-classification"
     yield "---"
-    yield from (f"{key}: {json.dumps(value)}" for key, value in found.items())
+    yield from (f"{key}: {json.dumps(value)}" for key, value in fields.items())
     yield "---"
 
 
@@ -88,15 +88,15 @@ def _body(network: BcosNetwork, name: str, picture: str | None, measured: Mappin
 
 
 def _proofs(network: BcosNetwork) -> Iterator[tuple[str, str]]:
-    report, found = network.report, network.report.figures.verification
+    report, proof = network.report, network.report.figures.verification
     certificate = certify(network)
     sources = len({constant.source for constant in certificate.constants})
     linear = f"dynamic linear: {certificate.explained} = W(x)·x + {amount(sources, 'constant')}"
     reasons = "; ".join(map(str, certificate.breaks[:3]))
     yield "certificate", linear if certificate.ok else f"not dynamic linear: {reasons}"
     line = verdict(report)
-    if found is not None and found["error"] is not None:
-        line += f", worst relative error {found['error']:.1e} in {found['dtype']}"
+    if proof is not None and proof["error"] is not None:
+        line += f", worst relative error {proof['error']:.1e} in {proof['dtype']}"
     since = "; fine-tuned since" if network.record.training else ""
     yield "equivalence with the original, when it was converted", line + since
     yield "change of the function", drift_sentence(report)

@@ -116,10 +116,10 @@ def weights_of(name: str, *, revision: str | None = None, **options: Any) -> Pat
     repository, at, named = name.partition("@")
     try:
         with cache_alone_if_unreachable():
-            found = hub.hf_hub_download(repository, WEIGHTS, revision=named if at else revision, **options)
+            file = hub.hf_hub_download(repository, WEIGHTS, revision=named if at else revision, **options)
     except Exception as error:
         raise _unreachable(repository, error, options.get("cache_dir")) from error
-    return Path(found)
+    return Path(file)
 
 
 def push_to_hub(

@@ -105,6 +105,6 @@ def _make_method(
         if option not in own_names:
             known = nearest(str(option), own_names) if own_names else "it has none"
             raise UsageError(f"{name} has no option named {option!r}", hint=known)
-    made = _MAKERS[name](explained, **({"seed": seed} if "seed" in accepted else {}), **own)
+    method = _MAKERS[name](explained, **({"seed": seed} if "seed" in accepted else {}), **own)
     from_reference = {} if name in ("gradient", "guided-backprop", "grad-cam") else {"reference": reference}
-    return Method(made.name, {**made.settings, **from_reference}, made.maps)
+    return Method(method.name, {**method.settings, **from_reference}, method.maps)

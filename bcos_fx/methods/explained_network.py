@@ -83,9 +83,9 @@ class ExplainedNetwork(nn.Module):
             UsageError: they are not images, or on another device or in another precision than the network.
         """
         checked = check_images(images)
-        given, own = (f"{t.device}, {str(t.dtype).removeprefix('torch.')}" for t in (checked, self.reference))
-        if given != own:
-            raise UsageError(f"the images are {given}, the network is {own}", hint="move or convert the images")
+        given, expected = (f"{t.device}, {str(t.dtype).removeprefix('torch.')}" for t in (checked, self.reference))
+        if given != expected:
+            raise UsageError(f"the images are {given}, the network is {expected}", hint="move or convert the images")
         if self.reference.shape[1] not in (1, checked.shape[1]):
             raise UsageError(
                 f"the images have {checked.shape[1]} channels, mean, std and reference have {self.reference.shape[1]}",

@@ -78,8 +78,8 @@ def _weighted(graph_module: fx.GraphModule, node: fx.Node, differences: Tensor, 
     chosen = outputs.gather(1, targets)
     maps = []
     for k in range(targets.shape[1]):
-        (found,) = torch.autograd.grad(chosen[:, k].sum(), features, retain_graph=True)
-        maps.append((found.mean((2, 3), keepdim=True) * features).sum(1))
+        (gradient,) = torch.autograd.grad(chosen[:, k].sum(), features, retain_graph=True)
+        maps.append((gradient.mean((2, 3), keepdim=True) * features).sum(1))
     return torch.stack(maps, 1).detach()
 
 

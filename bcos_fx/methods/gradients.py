@@ -52,14 +52,14 @@ def integrated_gradients(explained: ExplainedNetwork, *, steps: int = 50) -> Met
     method = IntegratedGradients(explained)
 
     def attribute(differences: Tensor, targets: Tensor) -> Tensor:
-        found: Tensor = method.attribute(
+        attributions: Tensor = method.attribute(
             differences,
             target=targets,
             n_steps=steps,
             method="gausslegendre",
             internal_batch_size=explained.at_once(differences),
         )
-        return found
+        return attributions
 
     settings = {"of": "logit", "steps": steps, "rule": "Gauss-Legendre", "channels": "sum, signed"}
     return Method("Integrated Gradients", settings, _by_pairs(explained, attribute, pairs=1))
@@ -78,8 +78,8 @@ def guided_backprop(explained: ExplainedNetwork) -> Method:
 
     def attribute(differences: Tensor, targets: Tensor) -> Tensor:
         with _without_notices():
-            found: Tensor = GuidedBackprop(forms.of(differences)).attribute(differences, target=targets)
-        return found
+            attributions: Tensor = GuidedBackprop(forms.of(differences)).attribute(differences, target=targets)
+        return attributions
 
     settings = {"of": "logit", "ReLUs": "each a module of its own", "channels": "sum, signed"}
     return Method("Guided Backprop", settings, _by_pairs(explained, attribute))
@@ -124,11 +124,11 @@ def _by_pairs(explained: ExplainedNetwork, attribute: Attribute, pairs: int | No
             samples, classes = indices.shape
             chunk = pairs or explained.at_once(differences)
             of = torch.arange(samples, device=indices.device).repeat_interleave(classes)
-            found = [
+            parts = [
                 attribute(differences[of[part]].requires_grad_(), indices.flatten()[part]).detach().sum(1)
                 for part in torch.split(torch.arange(samples * classes, device=indices.device), chunk)
             ]
-            return torch.cat(found).reshape(samples, classes, *images.shape[2:])
+            return torch.cat(parts).reshape(samples, classes, *images.shape[2:])
 
     return maps
 

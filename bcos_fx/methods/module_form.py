@@ -97,8 +97,8 @@ def _pair(value: object) -> tuple[int, int]:
 def _op_module(call: Call) -> nn.Module:
     """Build the op's own module with the call's options."""
     options = {name: value for name, value in call.arguments.items() if name not in call.op.inputs}
-    made: nn.Module = resolve(call.op.modules[0])(**options)
-    return made
+    module: nn.Module = resolve(call.op.modules[0])(**options)
+    return module
 
 
 def _clipped(call: Call) -> nn.Module:
@@ -230,7 +230,7 @@ _MOVES = "depends on the input"
 
 def depends_on_input(graph_module: fx.GraphModule) -> list[fx.Node]:
     """Return the nodes, inputs and output left out, whose tensors depend on the input; the nodes' meta notes it."""
-    found: list[fx.Node] = []
+    moving: list[fx.Node] = []
     for node in graph_module.graph.nodes:
         call = vocabulary().call(node, graph_module)
         read = node.all_input_nodes if call is None else call.read
@@ -239,14 +239,14 @@ def depends_on_input(graph_module: fx.GraphModule) -> list[fx.Node]:
         )
         node.meta[_MOVES] = moves
         if moves and node.op not in ("placeholder", "output"):
-            found.append(node)
-    return found
+            moving.append(node)
+    return moving
 
 
 def _check_same(network: nn.Module, form: ModuleForm, example: Tensor) -> None:
     with torch.no_grad():
-        expected, found = class_outputs(network, example), class_outputs(form, example)
-    error = float((found - expected).abs().max())
+        expected, outputs = class_outputs(network, example), class_outputs(form, example)
+    error = float((outputs - expected).abs().max())
     if not error <= _TOLERANCE * max(1.0, float(expected.abs().max())):
         raise VerificationError(
             f"the network with modules of its own for activations is not the network: outputs differ by {error:.3g}"

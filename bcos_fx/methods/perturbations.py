@@ -178,8 +178,8 @@ def rise(
         for chosen in random_masks(difference.shape[2:], masks, cells, keep, seed, chunk):
             seen = chosen.to(difference)
             with torch.no_grad():
-                found = scores(explained(difference * seen.unsqueeze(1)), score)[:, classes]
-            total += torch.einsum("mk,mhw->khw", found, seen)
+                scored = scores(explained(difference * seen.unsqueeze(1)), score)[:, classes]
+            total += torch.einsum("mk,mhw->khw", scored, seen)
         return total / (keep * masks)
 
     settings = {
@@ -202,15 +202,15 @@ def random_masks(size: tuple[int, ...], count: int, cells: int, keep: float, see
     generator = torch.Generator().manual_seed(seed)
     cell = [math.ceil(length / cells) for length in size]
     whole = [(cells + 1) * length for length in cell]
-    made: list[Tensor] = []
+    waiting: list[Tensor] = []
     for number in range(count):
         grid = (torch.rand(1, 1, cells, cells, generator=generator) < keep).float()
         top, left = (int(torch.randint(length, (1,), generator=generator)) for length in cell)
         smooth = F.interpolate(grid, size=whole, mode="bilinear", align_corners=False)[0, 0]
-        made.append(smooth[top : top + size[0], left : left + size[1]])
-        if len(made) == chunk or number + 1 == count:
-            yield torch.stack(made)
-            made = []
+        waiting.append(smooth[top : top + size[0], left : left + size[1]])
+        if len(waiting) == chunk or number + 1 == count:
+            yield torch.stack(waiting)
+            waiting = []
 
 
 def patch_grid(height: int, width: int, patches: int) -> Tensor:
@@ -268,7 +268,7 @@ def _by_images(explained: ExplainedNetwork, one: OneImage) -> Callable[[Tensor, 
         with torch.inference_mode(False):
             differences = explained.differences(images).clone()
             indices = check_targets(images, targets, explained.classes(differences))
-            found = [one(differences[n : n + 1], indices[n]) for n in range(len(images))]
-            return torch.stack(found).detach()
+            maps_of_images = [one(differences[n : n + 1], indices[n]) for n in range(len(images))]
+            return torch.stack(maps_of_images).detach()
 
     return maps

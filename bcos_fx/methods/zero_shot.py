@@ -56,11 +56,11 @@ class ZeroShot(nn.Module):
         Returns:
             (N, K, H, W), which add up, with the constants, to the outputs.
         """
-        each = [
+        by_image = [
             explain(self.tower, images[n : n + 1], self._output_of(targets[n])).contributions
             for n in range(len(images))
         ]
-        return torch.cat(each)
+        return torch.cat(by_image)
 
     def _output_of(self, classes: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda embeddings: self.scale * self.likeness(embeddings)[:, classes]

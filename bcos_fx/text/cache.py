@@ -44,13 +44,13 @@ class TextCache:
         """
         if not self.path.exists():
             return {}
-        found: dict[str, Tensor] = {}
+        vectors: dict[str, Tensor] = {}
         with closing(self._open_database()) as database:
             for text in texts:
                 row = database.execute("SELECT vector FROM texts WHERE key = ?", (_key(tower, text),)).fetchone()
                 if row is not None:
-                    found[text] = torch.from_numpy(np.frombuffer(row[0], dtype="<f4").copy())
-        return found
+                    vectors[text] = torch.from_numpy(np.frombuffer(row[0], dtype="<f4").copy())
+        return vectors
 
     def put(self, tower: str, vectors: Mapping[str, Tensor]) -> None:
         """Add vectors (D,) of texts; they are kept as float32.

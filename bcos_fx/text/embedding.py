@@ -109,15 +109,15 @@ def embed_texts(tower: TextTower, texts: Sequence[str], *, cache: TextCache | No
     wanted = list(dict.fromkeys(texts))
     for text in wanted:
         tower.check(text)
-    found = {} if cache is None else cache.get(tower.fingerprint, wanted)
-    missing = [text for text in wanted if text not in found]
+    vectors_of = {} if cache is None else cache.get(tower.fingerprint, wanted)
+    missing = [text for text in wanted if text not in vectors_of]
     for first in range(0, len(missing), _BATCH):
         part = missing[first : first + _BATCH]
         vectors = dict(zip(part, functional.normalize(tower.encode(part).float().cpu(), dim=1), strict=True))
         if cache is not None:
             cache.put(tower.fingerprint, vectors)
-        found |= vectors
-    return torch.stack([found[text] for text in texts])
+        vectors_of |= vectors
+    return torch.stack([vectors_of[text] for text in texts])
 
 
 def class_embeddings(

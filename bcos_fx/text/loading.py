@@ -109,16 +109,16 @@ def _transformers(name: str, rest: str) -> TextTower:
 
 def _vector(model: Any, tokens: Any) -> Tensor:
     """Return the vector that a model of transformers computes for a text, under any of its names."""
-    found = model.get_text_features(**tokens) if hasattr(model, "get_text_features") else model(**tokens)
+    output = model.get_text_features(**tokens) if hasattr(model, "get_text_features") else model(**tokens)
     for name in ("text_embeds", "pooler_output"):
-        if isinstance(getattr(found, name, None), Tensor):
-            found = getattr(found, name)
-    if not isinstance(found, Tensor):
+        if isinstance(getattr(output, name, None), Tensor):
+            output = getattr(output, name)
+    if not isinstance(output, Tensor):
         raise CheckpointError(
             f"{type(model).__name__} gives no embedding of a text",
             hint="name a text model, such as CLIPTextModelWithProjection",
         )
-    return found
+    return output
 
 
 _LOADERS: dict[str, Callable[[str, str], TextTower]] = {"open_clip": _open_clip, "transformers": _transformers}

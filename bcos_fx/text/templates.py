@@ -29,13 +29,13 @@ def read_templates(path: Path | str) -> tuple[str, ...]:
     if str(path) == "imagenet":
         return imagenet_templates()
     try:
-        found = _lines(read_text(Path(path), TEXT_BYTES, "the file of templates", UsageError, encoding="utf-8-sig"))
+        templates = _lines(read_text(Path(path), TEXT_BYTES, "the file of templates", UsageError, encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         hint = "give a text file with one a line, or the word imagenet"
         raise UsageError(f"templates is {str(path)!r}, which cannot be read: {reason}", hint=hint) from error
-    check_templates(found, where=str(path))
-    return found
+    check_templates(templates, where=str(path))
+    return templates
 
 
 def check_templates(templates: tuple[str, ...], *, where: str | None = None) -> None:

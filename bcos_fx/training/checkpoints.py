@@ -75,26 +75,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             _check_seal(stream, path)
             stream.seek(0)
             identify(path)  # refuses what would take more to unpickle than its size explains
-            found = torch.load(stream, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
     except UsageError:
         raise
     except CheckpointError as error:
         raise _unreadable(error.what, path) from error
     except Exception as error:  # for a file of another format torch may raise anything
         raise _unreadable(str(error).partition("\n")[0], path) from error
-    if not isinstance(found, dict) or not isinstance(found.get(KEY), dict):
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(KEY), dict):
         raise UsageError(
             "this is not a checkpoint of a fine-tuning", where=str(path), hint="delete it, or use another folder"
         )
-    recorded = found[KEY].get("outline")
-    if not isinstance(recorded, list) or not isinstance(found[KEY].get("identity"), dict):
+    recorded = checkpoint[KEY].get("outline")
+    if not isinstance(recorded, list) or not isinstance(checkpoint[KEY].get("identity"), dict):
         raise _unreadable("it does not say what it is of", path)
-    present = set(_outline(found))
+    present = set(_outline(checkpoint))
     lacking = [str(name) for name in recorded if name not in present]
     if lacking or not recorded:
         # The containers of what is missing are changed too; the longest name is the missing value itself.
         raise _unreadable(f"it lacks {max(lacking, key=len, default='everything')}", path)
-    return found
+    return checkpoint
 
 
 def _check_seal(stream: BinaryIO, path: Path) -> None:
@@ -138,13 +138,13 @@ def _outline(value: object, path: str = "") -> Iterator[str]:
         yield from _outline(part, f"{path}.{name}".strip("."))
 
 
-def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
+def check_identity(checkpoint: Mapping[str, Any], wanted: Mapping[str, Any], path: Path) -> None:
     """Check that a checkpoint is of this network, recipe and data.
 
     Raises:
         UsageError: it is of another; says in what.
     """
-    different = differences(found[KEY]["identity"], wanted)
+    different = differences(checkpoint[KEY]["identity"], wanted)
     if different:
         more = f"; and {len(different) - _LISTED} more" if len(different) > _LISTED else ""
         raise UsageError(

@@ -61,8 +61,8 @@ class FineTuned(Displayed):
 
     def brief(self) -> list[str]:
         """Return the network as it came, and its last epoch."""
-        kept = [] if self.checkpoint is None else [f"  checkpoint: {self.checkpoint}"]
-        return ["Fine-tuned:", *(f"  {epoch}" for epoch in (self.history[0], self.history[-1])), *kept]
+        checkpoint = [] if self.checkpoint is None else [f"  checkpoint: {self.checkpoint}"]
+        return ["Fine-tuned:", *(f"  {epoch}" for epoch in (self.history[0], self.history[-1])), *checkpoint]
 
 
 @with_former_keywords
@@ -210,11 +210,11 @@ def _sized(training: Training, source: ImageSource, changes: Mapping[str, Any], 
     labels = source.labels if training.needs_labels and source.labels is not None else ()
     numbers = Counter(labels) if source.classes else Counter()
     counts = [numbers[index] for index in range(len(source.classes))]
-    found = sized(training, len(source), [name for name, value in changes.items() if value is not None], counts)
-    log(f"training on {found}")
-    for line in found.notes:
+    sizing = sized(training, len(source), [name for name, value in changes.items() if value is not None], counts)
+    log(f"training on {sizing}")
+    for line in sizing.notes:
         log(f"note: {line}")
-    return found.training
+    return sizing.training
 
 
 def _network(

@@ -24,12 +24,12 @@ def culprit(network: nn.Module, images: Tensor) -> str:
     broken = broken_tensor(network)
     if broken is not None:
         return f"{broken} holds NaN or infinity"
-    found: list[str] = []
+    broken_layers: list[str] = []
 
     def look(name: str) -> Any:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                found.append(f"the layer {name} ({type(module).__name__})")
+            if not broken_layers and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                broken_layers.append(f"the layer {name} ({type(module).__name__})")
 
         return hook
 
@@ -40,4 +40,4 @@ def culprit(network: nn.Module, images: Tensor) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else "the loss itself: all layers are finite"
+    return broken_layers[0] if broken_layers else "the loss itself: all layers are finite"

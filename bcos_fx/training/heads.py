@@ -106,10 +106,10 @@ def _with_names(network: BcosNetwork, source: ImageSource) -> BcosNetwork:
 
     The network keeps its own names where they mean the same classes in the same order.
     """
-    own, outputs = network.record.classes, network.outputs
+    names, outputs = network.record.classes, network.outputs
     if len(source.classes) != outputs:
         return network
-    if own and all(place in classes_named(name, own) for place, name in enumerate(source.classes)):
+    if names and all(place in classes_named(name, names) for place, name in enumerate(source.classes)):
         return network
     return network.with_record(classes=tuple(source.classes))
 

@@ -25,7 +25,7 @@ def identity(
     """Return names -> plain data: the network as training begins, its original, recipe, data and settings."""
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
     described = None if original is None else {"structure": structure_of(original), "values": values_of(original)}
-    found = {
+    facts = {
         "network": structure_of(network),
         "start weights": values_of(network),
         "frozen parameters": frozen,
@@ -34,7 +34,7 @@ def identity(
         **data,
         "settings": dict(settings),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(found))
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
 
 

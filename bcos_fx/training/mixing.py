@@ -26,5 +26,5 @@ def mixer(mixup: float, cutmix: float, classes: int) -> Mixer:
     v2 = library("torchvision.transforms.v2", "vision", "mixup and CutMix")
     chosen = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
     chosen += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
-    found: Mixer = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
-    return found
+    mix: Mixer = chosen[0] if len(chosen) == 1 else v2.RandomChoice(chosen)
+    return mix

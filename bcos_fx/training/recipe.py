@@ -206,14 +206,14 @@ class Training:
         if "optimiser" in given and "optimizer" not in given:
             warnings.warn("optimiser= is now optimizer=", DeprecationWarning, stacklevel=2)
             given["optimizer"] = given.pop("optimiser")
-        own, below = _names(Training), _names(Optimizer)
+        names, optimizer_names = _names(Training), _names(Optimizer)
         for name in given:
-            if name not in (*own, *below):
-                raise UsageError(f"training has no option {name!r}", hint=nearest(name, (*own, *below)))
+            if name not in (*names, *optimizer_names):
+                raise UsageError(f"training has no option {name!r}", hint=nearest(name, (*names, *optimizer_names)))
         if "loss" in given:
             given.setdefault("tapers", ())
         optimizer = given.pop("optimizer", self.optimizer)
-        inner = {name: given.pop(name) for name in list(given) if name not in own}
+        inner = {name: given.pop(name) for name in list(given) if name not in names}
         return dataclasses.replace(self, optimizer=dataclasses.replace(optimizer, **inner), **given)
 
     def to_dict(self) -> dict[str, Any]:

@@ -195,7 +195,7 @@ class HistoryRecorder(Callback):
         if images is None or not isinstance(network, BcosNetwork):
             return None, None
         with torch.enable_grad():
-            found = explain(
+            explanation = explain(
                 network,
                 images.to(next(network.parameters())),
                 names=self._names or None,
@@ -205,12 +205,12 @@ class HistoryRecorder(Callback):
             path = self._folder / "gallery" / f"epoch_{number:04d}.html"
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                found.save(path)
+                explanation.save(path)
             except UsageError as error:
                 hint = "make room, and go on with resume"
                 raise TrainingError(error.what, where=error.where, hint=hint) from error
         logits = [path for path, m in network.named_modules() if isinstance(m, LogitLayer)]
-        return shares(found, without=tuple(f"{path}.bias" for path in logits))
+        return shares(explanation, without=tuple(f"{path}.bias" for path in logits))
 
     def _publish(self, trainer: Trainer, row: Epoch) -> None:
         if not trainer.is_global_zero:
@@ -250,9 +250,9 @@ def duration(seconds: float) -> str:
     return amount(max(1, round(seconds)), "second")
 
 
-def shares(found: Explanation, without: tuple[str, ...] = ()) -> tuple[float, float]:
+def shares(explanation: Explanation, without: tuple[str, ...] = ()) -> tuple[float, float]:
     """Return the mean share of constants in an explanation's absolute sums, and its largest relative gap."""
-    sums = found.sums
+    sums = explanation.sums
     counted = replace(sums, constants={name: part for name, part in sums.constants.items() if name not in without})
     return float(counted.share_of_constants.mean()), float(sums.relative_gap.max())
 
@@ -269,8 +269,8 @@ def write_history(history: list[Epoch], path: Path) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*columns, *measures])
     for row in history:
-        own = [getattr(row, name) for name in columns]
-        writer.writerow(["" if v is None else v for v in [*own, *(row.measures.get(name) for name in measures)]])
+        values = [getattr(row, name) for name in columns]
+        writer.writerow(["" if v is None else v for v in [*values, *(row.measures.get(name) for name in measures)]])
     with replacing(path, "the history", error=TrainingError, hint="make room, and go on with resume") as stream:
         stream.write(text.getvalue().encode("utf-8", "backslashreplace"))
 

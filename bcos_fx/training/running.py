@@ -71,7 +71,7 @@ class Fitting:
         recorder = HistoryRecorder(train, settings, identity=self.identity, names=self.classes)
         bar = [RichProgressBar(console_kwargs={"stderr": True})] if settings.progress else []
         with self._quiet():
-            made = self._trainer(
+            trainer = self._trainer(
                 accelerator=settings.accelerator,
                 devices=settings.devices,
                 num_nodes=settings.nodes,
@@ -90,7 +90,7 @@ class Fitting:
                 num_sanity_val_steps=-1 if test is not None else 0,
                 inference_mode=False,  # explanations and calibration follow tests, and need ordinary tensors
             )
-            self._run(made, train, test, checkpoint)
+            self._run(trainer, train, test, checkpoint)
         if self.module.alignment is not None:  # not set yet where a finished run was taken up
             self.module.alignment.set(1.0)
         return recorder.history, None if self.folder is None else self.folder / NAME
@@ -115,11 +115,11 @@ class Fitting:
             if self.settings.resume:
                 raise UsageError("there is nothing to go on from without a folder", hint="name the run's folder")
             return None
-        found = self.folder / NAME
-        if self.settings.resume and found.is_file():
-            check_identity(read_checkpoint(found), self.identity, found)
-            return found
-        if found.is_file():
+        last = self.folder / NAME
+        if self.settings.resume and last.is_file():
+            check_identity(read_checkpoint(last), self.identity, last)
+            return last
+        if last.is_file():
             raise UsageError(
                 f"there is a run in {self.folder} already",
                 hint="go on with resume=True, or use another folder",

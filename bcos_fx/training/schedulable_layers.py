@@ -92,8 +92,8 @@ def _reader(graph_module: fx.GraphModule) -> GraphReader:
 
 def constants_of(module: nn.Module) -> list[Tensor]:
     """Return what makes up the constant that a layer adds: its bias and, of a norm, the mean folded into its shift."""
-    found = [getattr(module, name, None) for name in ("bias", "running_mean")]
-    return [tensor for tensor in found if isinstance(tensor, Tensor)]
+    tensors = [getattr(module, name, None) for name in ("bias", "running_mean")]
+    return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 
 
 def _has_zero_bias(reader: GraphReader, call: Call) -> bool:

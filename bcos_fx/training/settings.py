@@ -83,7 +83,7 @@ _FORMER = {"told": "on_epoch", "notice": "log"}
 
 def with_former_keywords(function: Callable[P, T]) -> Callable[P, T]:
     """Let ``finetune`` take its keywords of the previous release too, with a DeprecationWarning."""
-    own = {f.name for f in dataclasses.fields(RunSettings)}
+    fields = {f.name for f in dataclasses.fields(RunSettings)}
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -96,7 +96,7 @@ def with_former_keywords(function: Callable[P, T]) -> Callable[P, T]:
             if given.pop("new_head") and given.get("head", "keep") == "keep":
                 given["head"] = "new"
             changed["new_head="] = 'head="new"'
-        former = {name: given.pop(name) for name in list(given) if _FORMER.get(name, name) in own}
+        former = {name: given.pop(name) for name in list(given) if _FORMER.get(name, name) in fields}
         if former:
             if "run" in given:
                 raise UsageError(f"{next(iter(former))}= is part of run=", hint="RunSettings(...) takes it")

@@ -30,10 +30,10 @@ class Sizing:
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        chosen, each = self.training, steps_per_epoch(self.images, self.training)
+        chosen, steps = self.training, steps_per_epoch(self.images, self.training)
         return (
-            f"{amount(self.images, 'image')}, {amount(chosen.epochs, 'epoch')} of {each:,} "
-            f"step{'s' * (each != 1)} (batches of {min(chosen.batch_size, self.images)}), {chosen.optimizer.name} at "
+            f"{amount(self.images, 'image')}, {amount(chosen.epochs, 'epoch')} of {steps:,} "
+            f"step{'s' * (steps != 1)} (batches of {min(chosen.batch_size, self.images)}), {chosen.optimizer.name} at "
             f"{chosen.optimizer.lr:g}"
         )
 
