@@ -51,7 +51,7 @@ class FineTuned(Displayed):
         network: the trained network, in eval mode; what faded to 0 is out of its graph.
         history: one :class:`~bcos_fx.training.recording.Epoch` per epoch, the first of the network as it came.
         checkpoint: the last one, or None where no folder was named.
-        classes: their names, where the data has some.
+        classes: their names, where the data has some and the training reads its labels.
     """
 
     network: nn.Module
@@ -167,7 +167,8 @@ def finetune(
             calibration=_calibration(calibration, source, preprocessing, training, original),
             settings=dataclasses.replace(settings, gallery=shown if isinstance(network, BcosNetwork) else None),
             identity={} if settings.folder is None else own(network, source),
-            classes=() if source is None else source.classes,
+            # Without labels, what the network computes need not be classes, or not those of the images.
+            classes=source.classes if source is not None and training.needs_labels else (),
         )
         history, checkpoint = fitting.fit(train, test)
     trained = fitting.module.result.cpu().eval()

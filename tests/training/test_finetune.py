@@ -142,6 +142,18 @@ def test_a_learned_b_moves_and_one_that_drifts_ends_near_two() -> None:
     assert values[1] == values[2] != 1.0
 
 
+def test_features_are_no_classes_where_no_label_is_read(tmp_path: Path) -> None:
+    found = finetune(
+        converted(),
+        photographs(tmp_path, classes=CLASSES - 1),
+        recipe=plain(epochs=1, loss="distil-cosine"),
+        original=original(),
+        validation=images(6),
+    )
+    assert found.history[-1].residual is not None
+    assert found.classes == ()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
