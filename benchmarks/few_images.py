@@ -138,7 +138,7 @@ def work(options: argparse.Namespace, folder: Path) -> None:
 
 
 def tell(options: argparse.Namespace, results: Results) -> None:
-    page = Page("Training on few photographs", options)
+    page = Page("Training on few photographs", options, current=results.current)
     page.text(
         f"- EfficientNet-Lite0 (published weights) with a new head for ten classes, at {options.side} pixels; "
         f"{options.images} photographs of a third party's copy of Imagenette, as many of each class, tested on "

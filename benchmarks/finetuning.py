@@ -27,7 +27,7 @@ import torch
 from fine_tuned_pictures import MEAN, ROOT, STD, images_of
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from measuring import Page
+from measuring import Page, own_digest
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -176,11 +176,17 @@ class Results:
             return  # a run that went on from before this epoch's end
         plain = dataclasses.asdict(row)
         line = dict(zip(FIELDS, key, strict=True)) | plain | {"measures": dict(row.measures), "tested": self.tested}
+        line["code"] = own_digest()
         self.rows.append(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
         print(f"{' '.join(map(str, key))}: {row}", file=sys.stderr, flush=True)
+
+    @property
+    def current(self) -> bool:
+        """Whether every line is of the code as it is."""
+        return all(row.get("code") == own_digest() for row in self.rows)
 
     def done(self, key: Key) -> bool:
         return any(tuple(r[f] for f in FIELDS) == key and r["epoch"] == length(key[0], key[4]) for r in self.rows)
@@ -331,7 +337,7 @@ def main() -> None:
 
 
 def tell(options: argparse.Namespace, results: Results) -> None:
-    page = Page("Fine-tuning to a B-cos network", options)
+    page = Page("Fine-tuning to a B-cos network", options, current=results.current)
     page.text(
         "- ResNet-20 for CIFAR-10 (a published checkpoint). Images of a third party's JPEG re-encoding of CIFAR-10, so "
         "figures are not those of the canonical set\n"

