@@ -80,6 +80,19 @@ class MissingExtraError(BcosFxError):
         )
 
 
+FORWARD_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What the code of a module may raise on an input that does not suit it; anything else is a defect and let through."""
+
+
 def check_choice(what: str, value: object, known: Collection[str], error: type[BcosFxError] = UsageError) -> None:
     """Raise an error, with the nearest known value and all of them, where an argument has none of them."""
     if value not in known:

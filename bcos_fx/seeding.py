@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -40,10 +40,10 @@ def host_state() -> tuple[object, ...]:
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
-    """Give the caller's global generators back as they were."""
+def preserved(devices: Sequence[int] | None = None) -> Iterator[None]:
+    """Give the caller's global generators back as they were; of devices those with these numbers, or all."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices):
         try:
             yield
         finally:

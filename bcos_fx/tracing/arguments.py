@@ -123,18 +123,18 @@ def _rebuilt(value: object, leaf: Callable[[Any], Any]) -> Any:
 
 def fill_meta(node: Node, value: object, source: SourceLine, module: tuple[str, str]) -> None:
     """Write what is known about a node into its ``meta``, as plain values that survive a deep copy."""
-    is_tensor = isinstance(value, Tensor)
-    number = plain_number(value)
-    kind = "tensor" if is_tensor else "size" if number is not None else "other"
-    if isinstance(value, (tuple, list)) and number is None:
-        kind = "tuple"
+    tensor, number = value if isinstance(value, Tensor) else None, plain_number(value)
+    if tensor is None and number is None:
+        kind = "tuple" if isinstance(value, (tuple, list)) else "other"
+    else:
+        kind = "size" if tensor is None else "tensor"
     node.meta.update(
         source=str(source),
         text=source.text,
         module_path=module[0],
         module_type=module[1],
-        shape=tuple(value.shape) if isinstance(value, Tensor) else None,
-        dtype=value.dtype if isinstance(value, Tensor) else None,
+        shape=None if tensor is None else tuple(tensor.shape),
+        dtype=None if tensor is None else tensor.dtype,
         value=number,
         origin=node.name,
         type=kind,

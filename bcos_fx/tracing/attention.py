@@ -66,9 +66,9 @@ def multi_head_attention(
             where=str(current_source()),
             hint="call scaled_dot_product_attention with them instead",
         )
-    own = (q_proj_weight, k_proj_weight, v_proj_weight)
+    separate = (q_proj_weight, k_proj_weight, v_proj_weight)
     # The chunks are recorded calls on the packed parameter, so that all three projections go on training that one.
-    weights = own if use_separate_proj_weight or in_proj_weight is None else in_proj_weight.chunk(3)
+    weights = separate if use_separate_proj_weight or in_proj_weight is None else in_proj_weight.chunk(3)
     biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
     batched = query.dim() == 3
     projected = []

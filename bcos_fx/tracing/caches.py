@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from bcos_fx.tracing.closures import cell_contents
+
 _Cache = type(functools.lru_cache(lambda: None))
 
 
@@ -38,9 +40,9 @@ def passed_by(root: nn.Module) -> Iterator[None]:
 def homes(root: nn.Module) -> list[Any]:
     """Return the classes of all modules and the modules that define them, PyTorch's own left out."""
     kinds = {kind for module in root.modules() for kind in type(module).__mro__}
-    own = [kind for kind in kinds if kind is not object and not kind.__module__.startswith(("torch.", "builtins"))]
-    files = {id(home): home for kind in own if (home := sys.modules.get(kind.__module__)) is not None}
-    return [*files.values(), *own]
+    foreign = [kind for kind in kinds if kind is not object and not kind.__module__.startswith(("torch.", "builtins"))]
+    files = {id(home): home for kind in foreign if (home := sys.modules.get(kind.__module__)) is not None}
+    return [*files.values(), *foreign]
 
 
 def _without_cache(value: object) -> Callable[..., Any] | None:
@@ -48,12 +50,5 @@ def _without_cache(value: object) -> Callable[..., Any] | None:
     bare: Callable[..., Any] | None = getattr(value, "__wrapped__", None)
     if isinstance(value, _Cache):
         return bare
-    kept = value.__closure__ or () if isinstance(value, FunctionType) and bare is not None else ()
-    return bare if any(isinstance(_cell_contents(cell), _Cache) for cell in kept) else None
-
-
-def _cell_contents(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing was put in yet
-        return None
+    cells = value.__closure__ or () if isinstance(value, FunctionType) and bare is not None else ()
+    return bare if any(isinstance(cell_contents(cell), _Cache) for cell in cells) else None

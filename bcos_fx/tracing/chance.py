@@ -26,7 +26,11 @@ class Draws:
         """Run a call and return its result."""
         given = (*args, *kwargs.values())
         devices = torch.cuda.default_generators if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-        generators = [torch.default_generator, *devices, *(each for each in given if isinstance(each, torch.Generator))]
+        generators = [
+            torch.default_generator,
+            *devices,
+            *(value for value in given if isinstance(value, torch.Generator)),
+        ]
         before = [generator.get_state() for generator in generators]
         result = call(*args, **kwargs)
         after = [generator.get_state() for generator in generators]

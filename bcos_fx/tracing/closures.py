@@ -48,22 +48,22 @@ class _Rebinding:
         if isinstance(value, tuple):
             return tuple(map(self.of, value))
         # Known before its items are visited: a container may hold itself.
-        made = self._copies[id(value)] = copy.copy(value)
+        container = self._copies[id(value)] = copy.copy(value)
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            made[key] = self.of(item)
-        return made
+            container[key] = self.of(item)
+        return container
 
     def _function(self, function: FunctionType) -> FunctionType:
         """Return the function with cells of its own, which are filled last: it may refer to itself."""
         cells = tuple(CellType() for _ in function.__closure__ or ())
-        made = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
-        self._copies[id(function)] = made
-        made.__defaults__, made.__kwdefaults__ = self.of(function.__defaults__), self.of(function.__kwdefaults__)
-        made.__dict__.update(function.__dict__)
+        copied = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
+        self._copies[id(function)] = copied
+        copied.__defaults__, copied.__kwdefaults__ = self.of(function.__defaults__), self.of(function.__kwdefaults__)
+        copied.__dict__.update(function.__dict__)
         for cell, old in zip(cells, function.__closure__ or (), strict=True):
-            if (content := _cell_contents(old)) is not _EMPTY:
+            if (content := cell_contents(old)) is not _EMPTY:
                 cell.cell_contents = self.of(content)
-        return made
+        return copied
 
     def _leads_to_a_copy(self, value: object, seen: set[int]) -> bool:
         if id(value) in seen:
@@ -77,7 +77,7 @@ class _Rebinding:
 def _parts(value: Any) -> tuple[Any, ...]:
     """Return what functions, methods and plain containers refer to."""
     if isinstance(value, FunctionType):
-        return (*map(_cell_contents, value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
+        return (*map(cell_contents, value.__closure__ or ()), value.__defaults__, value.__kwdefaults__)
     if isinstance(value, MethodType):
         return (value.__func__, value.__self__)
     if isinstance(value, partial):
@@ -90,7 +90,8 @@ def _parts(value: Any) -> tuple[Any, ...]:
 _EMPTY = object()  # of a cell whose name was not assigned yet
 
 
-def _cell_contents(cell: CellType) -> Any:
+def cell_contents(cell: CellType) -> Any:
+    """Return what a cell of a closure holds; an object of its own kind where nothing was put in yet."""
     try:
         return cell.cell_contents
     except ValueError:

@@ -32,10 +32,13 @@ def find(function: Callable[..., Any], part: PartContext) -> Composite | None:
 def _composites() -> dict[Callable[..., Any], Composite]:
     """Return all functions and methods of these names: PyTorch has most in several places, or as a method too."""
     homes = (torch, torch.Tensor, functional, torch.linalg, torch.special, torch._C._nn)
-    found: dict[Callable[..., Any], Composite] = {torch._nested_tensor_from_mask_left_aligned: _not_aligned}
+    # No mask fits a nested tensor: an encoder then goes the ordinary way, which computes the same.
+    composites: dict[Callable[..., Any], Composite] = {
+        torch._nested_tensor_from_mask_left_aligned: lambda input, mask: False
+    }
     for name, composite in {**_ARITHMETIC, **JOINING}.items():
-        found |= {getattr(home, name): composite for home in homes if hasattr(home, name)}
-    return found
+        composites |= {getattr(home, name): composite for home in homes if hasattr(home, name)}
+    return composites
 
 
 # ---------------------------------------------------------------- sums and products
@@ -70,18 +73,6 @@ def _added_to(product: Callable[[Tensor, Tensor], Tensor]) -> Composite:
 _FACTORS = ("mat1", "mat", "batch1", "vec1", "mat2", "vec", "batch2", "vec2")
 
 
-def _sum_of_products(first: Tensor, second: Tensor) -> Tensor:
-    return torch.bmm(first, second).sum(0)
-
-
-def _lerp(input: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
-    return input + weight * (end - input)
-
-
-def _ldexp(input: Tensor, other: Tensor) -> Tensor:
-    return input * torch.exp2(other)
-
-
 def _multi_dot(tensors: Any, *more: Tensor) -> Tensor:
     factors = (tensors, *more) if isinstance(tensors, Tensor) else tuple(tensors)
     return functools.reduce(torch.matmul, factors)
@@ -111,22 +102,10 @@ def _is_number_or_none(bound: object) -> bool:
     return bound is None or type(bound) in (int, float)
 
 
-def _clamp_min(input: Tensor, min: Any) -> Tensor:
-    return torch.clamp(input, min=min)
-
-
-def _clamp_max(input: Tensor, max: Any) -> Tensor:
-    return torch.clamp(input, max=max)
-
-
 def _fill_diagonal(input: Tensor, fill_value: float, wrap: bool = False) -> Any:
     if wrap or input.dim() != 2:
         return NotImplemented
     return input.masked_fill(torch.eye(*input.shape, dtype=torch.bool, device=input.device), fill_value)
-
-
-def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
-    return torch.where(input <= threshold, value, input)
 
 
 # ---------------------------------------------------------------- statistics and pooling
@@ -164,11 +143,6 @@ def _upsample(mode: str, align_corners: bool | None) -> Composite:
     return upsample
 
 
-def _not_aligned(input: Tensor, mask: Tensor) -> bool:
-    """Say that a mask does not fit a nested tensor: an encoder then goes the ordinary way, which computes the same."""
-    return False
-
-
 def _scaled(value: Tensor, factor: Any) -> Tensor:
     return value if isinstance(factor, int | float) and factor == 1 else value * factor
 
@@ -179,10 +153,10 @@ _ARITHMETIC: dict[str, Composite] = {
     "addmm": _added_to(torch.matmul),
     "addmv": _added_to(torch.matmul),
     "baddbmm": _added_to(torch.matmul),
-    "addbmm": _added_to(_sum_of_products),
+    "addbmm": _added_to(lambda first, second: torch.bmm(first, second).sum(0)),
     "addr": _added_to(torch.outer),
-    "lerp": _lerp,
-    "ldexp": _ldexp,
+    "lerp": lambda input, end, weight: input + weight * (end - input),
+    "ldexp": lambda input, other: input * torch.exp2(other),
     "chain_matmul": _multi_dot,
     "multi_dot": _multi_dot,
     "cosine_similarity": _cosine_similarity,
@@ -191,9 +165,9 @@ _ARITHMETIC: dict[str, Composite] = {
     "_pad_packed_sequence": pad_packed,
     "clamp": _clamp,
     "clip": _clamp,
-    "clamp_min": _clamp_min,
-    "clamp_max": _clamp_max,
-    "threshold": _threshold,
+    "clamp_min": lambda input, min: torch.clamp(input, min=min),
+    "clamp_max": lambda input, max: torch.clamp(input, max=max),
+    "threshold": lambda input, threshold, value, inplace=False: torch.where(input <= threshold, value, input),
     "fill_diagonal_": _fill_diagonal,
     "var_mean": _with_mean("var"),
     "std_mean": _with_mean("std"),

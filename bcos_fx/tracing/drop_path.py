@@ -6,15 +6,16 @@ torchvision, transformers and many others have a class each. They are known by w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from bcos_fx.errors import FORWARD_ERRORS
 from bcos_fx.nn import DropPath
-from bcos_fx.tracing.modules import chance_kept
+from bcos_fx.seeding import preserved
 
 _SAMPLES, _RUNS = 2048, 128
 _DEVIATIONS = 5  # of a binomial share, within which a probability counts as the observed one
@@ -23,21 +24,18 @@ _ROUNDING = 1e-5
 Mode = Literal["row", "batch"]
 _MODES: tuple[Mode, ...] = ("row", "batch")
 
-# What a module's own code may raise on other inputs than its own: it is then traced as it is.
-_FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-
 
 def as_drop_paths(module: nn.Module) -> None:
     """Replace modules that drop paths in train mode by our own, in place; the module is in eval mode."""
-    made: dict[nn.Module, DropPath | None] = {}
-    with chance_kept([]), torch.no_grad():
+    replacements: dict[nn.Module, DropPath | None] = {}
+    with preserved(()), torch.no_grad():
         for part in module.modules():
             for name, child in part._modules.items():
                 if child is None or not _may_drop(child):
                     continue
-                if child not in made:
-                    made[child] = _drop_path(child)
-                part._modules[name] = made[child] or child
+                if child not in replacements:
+                    replacements[child] = _drop_path(child)
+                part._modules[name] = replacements[child] or child
 
 
 def path_of(run: Callable[[Tensor], Tensor], shape: tuple[int, ...], literals: Sequence[Any]) -> DropPath | None:
@@ -53,28 +51,25 @@ def path_of(run: Callable[[Tensor], Tensor], shape: tuple[int, ...], literals: S
     try:
         with torch.no_grad():
             by = torch.stack([(run(x) / x).reshape(len(x), -1) for _ in range(2 * _RUNS)])
-    except _FORWARD_ERRORS:
+    except FORWARD_ERRORS:  # the code does not take other inputs, and is traced as it is
         return None
-    even = (by - by[..., :1]).abs().amax(2) <= _ROUNDING
-    factors = torch.where(even, by[..., 0], torch.nan)
+    factors = _one_factor(by)
     at_once = len(x) > 1 and bool((factors == factors[:, :1]).all())
     drawn = factors[:, :1] if at_once else factors
-    # A literal may be the probability to drop a path, or to keep it.
-    numbers = [value for value in literals if isinstance(value, float) and 0 < value < 1]
-    return _of_factors([*numbers, *(1 - value for value in numbers)], drawn.reshape(1, -1), _MODES[at_once])
+    return _of_factors(_shares(literals), drawn.reshape(1, -1), _MODES[at_once])
 
 
 def _may_drop(module: nn.Module) -> bool:
     """Return whether a module has no parts, and a probability among its attributes."""
-    own = not type(module).__module__.startswith(("torch.nn.", "bcos_fx."))
+    foreign = not type(module).__module__.startswith(("torch.nn.", "bcos_fx."))
     hooked = "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks
     empty = not (module._modules or module._parameters or module._buffers)
-    return own and empty and not hooked and bool(_shares(module))
+    return foreign and empty and not hooked and bool(_shares(vars(module).values()))
 
 
-def _shares(module: nn.Module) -> list[float]:
-    """Return the probabilities of 0 that the attributes of a module may give."""
-    numbers = [value for value in vars(module).values() if isinstance(value, float) and 0 < value < 1]
+def _shares(values: Iterable[Any]) -> list[float]:
+    """Return the probabilities of 0 that some values may give: one may be that to drop a path, or that to keep it."""
+    numbers = [value for value in values if isinstance(value, float) and 0 < value < 1]
     return [*numbers, *(1 - value for value in numbers)]
 
 
@@ -82,14 +77,14 @@ def _drop_path(module: nn.Module) -> DropPath | None:
     """Return what does the same; None where the module does something else."""
     torch.manual_seed(0)
     module.train()
-    with suppress(*_FORWARD_ERRORS):
+    with suppress(*FORWARD_ERRORS):
         for mode in _MODES:
             # Of several ranks: what drops whole samples of one rank and single elements of another is not a DropPath.
             factors = torch.stack([_factors(module, mode, rank) for rank in (2, 3, 4)])
-            found = _of_factors(_shares(module), factors, mode)
-            if found is not None and _is_identity(module):
-                found.__dict__.update({name: value for name, value in vars(module).items() if name not in vars(found)})
-                return found.eval()
+            layer = _of_factors(_shares(vars(module).values()), factors, mode)
+            if layer is not None and _is_identity(module):
+                layer.__dict__.update({name: value for name, value in vars(module).items() if name not in vars(layer)})
+                return layer.eval()
     module.eval()
     return None
 
@@ -101,8 +96,13 @@ def _factors(module: nn.Module, mode: Mode, rank: int) -> Tensor:
         by = (module(x) / x).flatten(1)
     else:
         by = torch.stack([(module(x) / x).flatten() for _ in range(_RUNS)])
-    even = (by - by[:, :1]).abs().amax(1) <= _ROUNDING
-    return torch.where(even, by[:, 0], torch.nan)
+    return _one_factor(by)
+
+
+def _one_factor(by: Tensor) -> Tensor:
+    """Return the number that is the same along the last dimension, and NaN where there is none."""
+    even = (by - by[..., :1]).abs().amax(-1) <= _ROUNDING
+    return torch.where(even, by[..., 0], torch.nan)
 
 
 def _of_factors(shares: Sequence[float], factors: Tensor, mode: Mode) -> DropPath | None:
@@ -111,8 +111,8 @@ def _of_factors(shares: Sequence[float], factors: Tensor, mode: Mode) -> DropPat
     deviation = (dropped * (1 - dropped) / factors.shape[1]).sqrt()
     for p in shares:
         for scale in (True, False):
-            kept = 1 / (1 - p) if scale else 1.0
-            alike = (factors == 0) | ((factors - kept).abs() <= _ROUNDING * kept)
+            factor = 1 / (1 - p) if scale else 1.0
+            alike = (factors == 0) | ((factors - factor).abs() <= _ROUNDING * factor)
             if bool(alike.all()) and bool(((dropped - p).abs() <= _DEVIATIONS * deviation).all()):
                 return DropPath(p, mode, scale_by_keep=scale)
     return None

@@ -125,7 +125,7 @@ def _as_it_was(node: fx.Node) -> Iterator[None]:
 
 def _source(node: fx.Node) -> SourceLine | None:
     """Return the innermost line of the original's code that is not PyTorch's."""
-    lines = [found for found in _FRAME.findall(node.meta.get("stack_trace") or "") if not is_torchs(found[0])]
+    lines = [frame for frame in _FRAME.findall(node.meta.get("stack_trace") or "") if not is_torchs(frame[0])]
     if not lines:
         return None
     file, line, text = lines[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,24 +45,19 @@ class BoundInputs:
 
     def call(self, module: nn.Module, values: Sequence[Any]) -> Any:
         """Call ``module`` as in the example run, with other values in place of the tensors, in their order."""
-        # By identity, not by equality: bind() cloned each tensor, so every input is an object of its own.
-        new = dict(zip(map(id, self.named.values()), values, strict=True))
-        args = [new.get(id(value), value) for value in self.args]
-        return module(*args, **{name: new.get(id(value), value) for name, value in self.kwargs.items()})
+        bound = self._with(values)
+        return module(*bound.args, **bound.kwargs)
 
     def cast(self, dtype: torch.dtype) -> BoundInputs:
         """Return the same arguments with floating-point tensors in another precision."""
-        new = {
-            id(value): (name, value.to(dtype) if value.is_floating_point() else value.clone())
-            for name, value in self.named.items()
-        }
+        return self._with([x.to(dtype) if x.is_floating_point() else x.clone() for x in self.named.values()])
 
-        def exchanged(value: object) -> Any:
-            return new[id(value)][1] if id(value) in new else value
-
-        args = tuple(exchanged(value) for value in self.args)
-        kwargs = {name: exchanged(value) for name, value in self.kwargs.items()}
-        return BoundInputs(args, kwargs, dict(new.values()))
+    def _with(self, values: Sequence[Any]) -> BoundInputs:
+        # By identity, not by equality: bind() cloned each tensor, so every input is an object of its own.
+        new = dict(zip(map(id, self.named.values()), values, strict=True))
+        args = tuple(new.get(id(value), value) for value in self.args)
+        kwargs = {name: new.get(id(value), value) for name, value in self.kwargs.items()}
+        return BoundInputs(args, kwargs, dict(zip(self.named, values, strict=True)))
 
 
 def bind(module: nn.Module, example: ExampleInputs) -> BoundInputs:
@@ -114,7 +109,7 @@ def _tensors_by_name(signature: inspect.Signature, bound: inspect.BoundArguments
             items = {f"{name}_{i}": item for i, item in enumerate(value)}
         elif kind is inspect.Parameter.VAR_KEYWORD:
             items = value
-        elif isinstance(value, (tuple, dict)) and any(isinstance(v, Tensor) for v in _values(value)):
+        elif any(isinstance(item, Tensor) for item in _items(value)):
             raise UsageError(
                 f"the input {name!r} holds tensors in a {type(value).__name__}",
                 hint="wrap the module so that it takes each tensor as an argument of its own",
@@ -125,8 +120,8 @@ def _tensors_by_name(signature: inspect.Signature, bound: inspect.BoundArguments
     return named
 
 
-def _values(value: tuple[Any, ...] | dict[str, Any]) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else list(value)
+def _items(value: object) -> Collection[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, tuple) else ()
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
@@ -192,15 +187,14 @@ def check_state(module: nn.Module, inputs: BoundInputs) -> None:
 
 def advice(module: nn.Module, inputs: BoundInputs) -> str:
     """Return what to look at when a module does not run on its example inputs."""
-    given = [tensor.dtype for tensor in inputs.named.values()]
-    own = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
-    floats = [dtype for dtype in given if dtype.is_floating_point]
+    dtypes = [parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()]
+    floats = [tensor.dtype for tensor in inputs.named.values() if tensor.is_floating_point()]
     if any(isinstance(part, nn.Embedding) for part in module.modules()):
         return "an embedding reads integers (torch.int64) below the number of its rows"
-    if len(floats) < len(given):
+    if len(floats) < len(inputs.named):
         return "convert the images to floating point: x.float() / 255"
-    if own and any(dtype not in own for dtype in floats):
-        return f"convert the inputs to the module's precision: x.to({own[0]})"
+    if dtypes and any(dtype not in dtypes for dtype in floats):
+        return f"convert the inputs to the module's precision: x.to({dtypes[0]})"
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             return f"example_inputs gives the shape of samples: the layer {name!r} reads (N, ..., {part.in_features})"
@@ -247,15 +241,11 @@ def _no_part(value: object, suffix: str) -> UsageError:
             f"the module returns {kind}{suffix}",
             hint="a graph computes a tensor: wrap the module so that it returns one",
         )
-    named = listed([repr(_typed(path)) for path in paths], _MOST_NAMED)
+    named = listed([path if path.isdecimal() else repr(path) for path in paths], _MOST_NAMED)
     return UsageError(
         f"the module returns a {type(value).__name__} with {named}{suffix}",
         hint="choose one of these with output_key=",
     )
-
-
-def _typed(path: str) -> int | str:
-    return int(path) if path.isdecimal() else path
 
 
 def part_of(value: object, output: int | str) -> Any:
@@ -275,13 +265,13 @@ def part_of(value: object, output: int | str) -> Any:
         number = int(key) if key.removeprefix("-").isdecimal() else None
         if number is not None and number < 0 and isinstance(value, (tuple, list)):
             number += len(value)
-        found = next((k for k in (key, number) if k is not None and k in parts), None)
-        if found is not None:
-            rest = ".".join(segments[end:])
-            try:
-                return part_of(parts[found], rest) if rest else parts[found]
-            except KeyError as error:
-                raise KeyError(f"{key}.{error.args[0]}") from error
+        for name in (key, number):
+            if name in parts:
+                rest = ".".join(segments[end:])
+                try:
+                    return part_of(parts[name], rest) if rest else parts[name]
+                except KeyError as error:
+                    raise KeyError(f"{key}.{error.args[0]}") from error
     raise KeyError(segments[0])
 
 
@@ -292,11 +282,11 @@ def _paths(value: object, before: str = "", depth: int = 0) -> list[str]:
     if depth == _DEEPEST:
         return []
     parts, names = _parts(value), getattr(value, "_fields", ())
-    found = []
+    paths = []
     for key, item in parts.items():
         if not (names and isinstance(key, int)):
-            found += _paths(item, f"{before}.{key}".removeprefix("."), depth + 1)
-    return found
+            paths += _paths(item, f"{before}.{key}".removeprefix("."), depth + 1)
+    return paths
 
 
 def _parts(value: object) -> dict[int | str, Any]:

@@ -38,24 +38,12 @@ def _vstack(tensors: Any) -> Tensor:
     return torch.cat([_with_rank(tensor, 2) for tensor in tensors], 0)
 
 
-def _dstack(tensors: Any) -> Tensor:
-    return torch.cat([_with_rank(tensor, 3) for tensor in tensors], 2)
-
-
-def _column_stack(tensors: Any) -> Tensor:
-    return torch.cat([t.reshape(-1, 1) if t.dim() < 2 else t for t in tensors], 1)
-
-
 def _split_along(dim: int) -> Callable[..., Any]:
     def split(input: Tensor, *sections: Any, **named: Any) -> Any:
         (given,) = named.values() if named else (sections[0] if len(sections) == 1 else sections,)
         return torch.tensor_split(input, given, dim if input.dim() > 1 else 0)
 
     return split
-
-
-def _flip(dim: int) -> Callable[[Tensor], Tensor]:
-    return lambda input: torch.flip(input, (dim,))
 
 
 def _broadcast_tensors(*tensors: Any) -> tuple[Tensor, ...]:
@@ -98,13 +86,13 @@ JOINING: dict[str, Callable[..., Any]] = {
     "hstack": _hstack,
     "vstack": _vstack,
     "row_stack": _vstack,
-    "dstack": _dstack,
-    "column_stack": _column_stack,
+    "dstack": lambda tensors: torch.cat([_with_rank(tensor, 3) for tensor in tensors], 2),
+    "column_stack": lambda tensors: torch.cat([t.reshape(-1, 1) if t.dim() < 2 else t for t in tensors], 1),
     "hsplit": _split_along(1),
     "vsplit": _split_along(0),
     "dsplit": _split_along(2),
-    "fliplr": _flip(1),
-    "flipud": _flip(0),
+    "fliplr": lambda input: torch.flip(input, (1,)),
+    "flipud": lambda input: torch.flip(input, (0,)),
     "broadcast_tensors": _broadcast_tensors,
     "diff": _diff,
     "scatter": _scatter,

@@ -19,9 +19,9 @@ from bcos_fx.tracing.source import current_source
 @contextmanager
 def own_modes() -> Iterator[None]:
     """While this lasts the caller's modes do not count: inference mode and autocast are off, no gradients are kept."""
-    without_autocast = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda")]
-    with without_autocast[0], without_autocast[1], torch.inference_mode(False), torch.no_grad():
-        yield
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        with torch.inference_mode(False), torch.no_grad():
+            yield
 
 
 @contextmanager
@@ -55,8 +55,8 @@ class GradientStops:
     @property
     def notes(self) -> tuple[str, ...]:
         """A sentence for each line that reads such a value where gradients are enabled again."""
-        what = "what comes before is computed under torch.no_grad(), and is not trained"
-        return tuple(f"no gradients pass {line}: {what}" for line in self._lines)
+        reason = "what comes before is computed under torch.no_grad(), and is not trained"
+        return tuple(f"no gradients pass {line}: {reason}" for line in self._lines)
 
     def note(self, node: Node) -> None:
         """Remember that a node's value is computed without gradients, if it is."""
@@ -71,15 +71,15 @@ class GradientStops:
         if node not in self._detached:
             return node
         known = self._detached[node]
-        made = self._detached[node] = known or self._graph.call_method("detach", (node,))
+        detached = self._detached[node] = known or self._graph.call_method("detach", (node,))
         if known is None:
             source = current_source()
             self._lines[str(source)] = None
-            made.meta.update(node.meta, source=str(source), text=source.text, origin=made.name)
+            detached.meta.update(node.meta, source=str(source), text=source.text, origin=detached.name)
             for marked in self._marks:
                 if node in marked:
-                    marked.add(made)
-        return made
+                    marked.add(detached)
+        return detached
 
 
 TRANSFORMED = "a transform of torch.func (vmap, grad, jvp) runs, inside which tensors have no memory to follow"

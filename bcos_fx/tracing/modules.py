@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -133,7 +131,25 @@ def check_parts(module: nn.Module) -> None:
         TraceError: for TorchScript and quantized modules, and for parameters that are sparse, quantized or complex.
     """
     for path, part in module.named_modules():
-        _refuse(path, part)
+        where = f"module {path!r} ({type(part).__name__})"
+        if isinstance(part, torch.jit.ScriptModule):
+            raise TraceError(
+                "a TorchScript module cannot be traced", where=where, hint="give the Python module it was made from"
+            )
+        home = type(part).__module__
+        in_floating_point = home.startswith(_PREPARED) or type(part).__name__ == "FloatFunctional"
+        if home.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")) and not in_floating_point:
+            raise TraceError("a quantized module cannot be traced", where=where, hint="give the floating point module")
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is None or isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
+                continue
+            reason = oddity(tensor) or ("complex" if tensor.is_complex() and name in part._parameters else None)
+            if reason is not None:
+                raise TraceError(
+                    f"the {'parameter' if name in part._parameters else 'buffer'} {name!r} is {reason}",
+                    where=where,
+                    hint="B-cos layers know dense tensors of real numbers only: rewrite that part with such",
+                )
 
 
 def hooked_backward(module: nn.Module) -> list[str]:
@@ -143,28 +159,6 @@ def hooked_backward(module: nn.Module) -> list[str]:
         for path, part in module.named_modules()
         if part._backward_hooks or part._backward_pre_hooks
     ]
-
-
-def _refuse(path: str, part: nn.Module) -> None:
-    where = f"module {path!r} ({type(part).__name__})"
-    if isinstance(part, torch.jit.ScriptModule):
-        raise TraceError(
-            "a TorchScript module cannot be traced", where=where, hint="give the Python module it was made from"
-        )
-    home = type(part).__module__
-    in_floating_point = home.startswith(_PREPARED) or type(part).__name__ == "FloatFunctional"
-    if home.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic")) and not in_floating_point:
-        raise TraceError("a quantized module cannot be traced", where=where, hint="give the floating point module")
-    for name, tensor in (*part._parameters.items(), *part._buffers.items()):
-        if tensor is None or isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
-            continue
-        reason = oddity(tensor) or ("complex" if tensor.is_complex() and name in part._parameters else None)
-        if reason is not None:
-            raise TraceError(
-                f"the {'parameter' if name in part._parameters else 'buffer'} {name!r} is {reason}",
-                where=where,
-                hint="B-cos layers know dense tensors of real numbers only: rewrite that part with such",
-            )
 
 
 def qualified_name(kind: type) -> str:
@@ -182,12 +176,12 @@ def is_leaf(path: str, module: nn.Module, leaf_modules: Leaves) -> bool:
     if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
     home = kind.__module__
-    own = home.startswith("torch.nn.modules.") and home not in _CONTAINERS and kind not in _COMPOSITES
+    is_torchs = home.startswith("torch.nn.modules.") and home not in _CONTAINERS and kind not in _COMPOSITES
     patterns = (leaf for leaf in leaf_modules if isinstance(leaf, str))
     exact = qualified_name(kind) in leaf_modules or Exactly(kind) in leaf_modules
     named = exact or any(fnmatchcase(path, pattern) for pattern in patterns)
     classes = tuple(leaf for leaf in leaf_modules if isinstance(leaf, type))
-    return own or named or home.startswith("bcos_fx.nn") or isinstance(module, classes)
+    return is_torchs or named or home.startswith("bcos_fx.nn") or isinstance(module, classes)
 
 
 @contextmanager
@@ -210,11 +204,11 @@ def instrumented(root: nn.Module, recorder: Recorder, leaf_modules: Leaves) -> I
 def _reporting(
     recorder: Recorder, path: str, module: nn.Module, forward: Callable[..., Any], whole: bool
 ) -> Callable[..., Any]:
-    own = _identities(module) if whole else []
+    registered = _identities(module) if whole else []
 
     def leaf(*args: Any, **kwargs: Any) -> Any:
         # With other tensors in the place of its own (torch.func.functional_call) a layer is what it does to them.
-        if _identities(module) != own:
+        if _identities(module) != registered:
             return inner(*args, **kwargs)
         return recorder.call_leaf(path, module, forward, args, kwargs)
 
@@ -230,6 +224,17 @@ def _identities(module: nn.Module) -> list[int]:
 
 
 @contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """Put every part back into train or eval mode afterwards, without a call of ``train()``, which may do more."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[None]:
     """Put the buffers back afterwards: the same tensors in the same places with the same values."""
     places = [(part, dict(part._buffers)) for part in module.modules()]
@@ -242,17 +247,3 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
             part._buffers.update(buffers)
         for buffer, value in values:
             buffer.detach().copy_(value)
-
-
-@contextmanager
-def chance_kept(devices: list[int]) -> Iterator[None]:
-    """Put the states of PyTorch's, Python's and NumPy's global random generators back afterwards."""
-    numpy = sys.modules.get("numpy")
-    python_state, numpy_state = random.getstate(), numpy.random.get_state() if numpy else None
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        if numpy is not None:
-            numpy.random.set_state(numpy_state)

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx.node import map_aggregate
 
+from bcos_fx.errors import FORWARD_ERRORS
 from bcos_fx.tracing.arguments import exchange, leaves_of, tensors
-from bcos_fx.tracing.precision import precision_node
+from bcos_fx.tracing.precision import cast, precision_node
 from bcos_fx.tracing.program import attribute, run_node
-
-_FAILURES = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass
@@ -35,39 +34,39 @@ class _Named:
 
 
 def follow_named(
-    graph_module: GraphModule, inputs: Mapping[str, Tensor], own: torch.dtype, other: torch.dtype
+    graph_module: GraphModule, inputs: Mapping[str, Tensor], recorded: torch.dtype, other: torch.dtype
 ) -> tuple[str, ...]:
     """Let the dtypes that a graph names follow the precision of its tensors, in place.
 
     Args:
         graph_module: recorded in the precision `own`.
         inputs: of the example run.
-        own: a floating-point dtype.
+        recorded: a floating-point dtype.
         other: the one in which the graph is run to find where `own` is named.
 
     Returns:
         The lines that name it; none, and nothing is changed, where the graph does not run in `other` even then.
     """
-    found = _Walk(graph_module, own, other).run(inputs)
-    if not found:
+    changes = _Walk(graph_module, recorded, other).run(inputs)
+    if not changes:
         return ()
-    dtype = precision_node(graph_module, own)
-    for node, named in found.items():
+    dtype = precision_node(graph_module, recorded)
+    for node, named in changes.items():
         _edit(node, named, dtype)
     graph_module.graph.lint()
     graph_module.recompile()
-    return tuple(dict.fromkeys(node.meta["source"] for node in found))
+    return tuple(dict.fromkeys(node.meta["source"] for node in changes))
 
 
 class _Walk:
-    def __init__(self, graph_module: GraphModule, own: torch.dtype, other: torch.dtype) -> None:
-        self._graph, self._own, self._other = graph_module.graph, own, other
+    def __init__(self, graph_module: GraphModule, recorded: torch.dtype, other: torch.dtype) -> None:
+        self._graph, self._own, self._other = graph_module.graph, recorded, other
         self._twin = copy.deepcopy(graph_module).to(other)
         self._values: dict[Node, Any] = {}
         self._dependent: set[Node] = set()
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[Node, _Named]:
-        found: dict[Node, _Named] = {}
+        changes: dict[Node, _Named] = {}
         try:
             for node in self._graph.nodes:
                 if node.op == "placeholder":
@@ -77,24 +76,24 @@ class _Walk:
                 elif node.op == "get_attr":
                     self._values[node] = attribute(self._twin, str(node.target))
                 elif node.op != "output" and (named := self._step(node)) is not None:
-                    found[node] = named
-        except _FAILURES:  # something in it has one precision after all
+                    changes[node] = named
+        except FORWARD_ERRORS:  # something in it has one precision after all
             return {}
-        return found
+        return changes
 
     def _step(self, node: Node) -> _Named | None:
         sources = node.all_input_nodes
         read = {source: tensors(self._values[source]) for source in sources}
         # Reads neither the input nor a value of the other precision (a table, a state of zeros): it stays as it is.
         if not any(node in self._dependent for node in sources if read[node]) and not any(
-            tensor.dtype == self._other for found in read.values() for tensor in found
+            tensor.dtype == self._other for values in read.values() for tensor in values
         ):
             self._values[node] = self._run(node, _Named())
             return None
         self._dependent.add(node)
         try:
             value = self._run(node, _Named())
-        except _FAILURES:
+        except FORWARD_ERRORS:
             value = None
         if value is not None and not self._is_own(value):
             self._values[node] = value
@@ -109,25 +108,17 @@ class _Walk:
         return named
 
     def _run(self, node: Node, named: _Named) -> Any:
-        def value_of(source: Node) -> Any:
-            value = self._values[source]
-            return value.to(self._other) if source in named.sources and isinstance(value, Tensor) else value
-
-        def literal(leaf: object) -> Any:
+        def value_of(leaf: object) -> Any:
+            if isinstance(leaf, Node):
+                value = self._values[leaf]
+                return value.to(self._other) if leaf in named.sources and isinstance(value, Tensor) else value
             return self._other if named.literals and isinstance(leaf, torch.dtype) and leaf == self._own else leaf
 
-        args, kwargs = map_arg((node.args, dict(node.kwargs)), value_of)
-        args, kwargs = _mapped(args, literal), _mapped(kwargs, literal)
+        args, kwargs = map_aggregate((node.args, dict(node.kwargs)), value_of)
         return run_node(node, self._twin, args, kwargs)
 
     def _is_own(self, value: object) -> bool:
         return any(tensor.dtype == self._own for tensor in tensors(value))
-
-
-def _mapped(value: Any, change: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)(_mapped(item, change) for item in value) if type(value) in (tuple, list) else value
-    return {key: _mapped(item, change) for key, item in value.items()} if isinstance(value, dict) else change(value)
 
 
 def _edit(node: Node, named: _Named, dtype: Node) -> None:
@@ -136,15 +127,10 @@ def _edit(node: Node, named: _Named, dtype: Node) -> None:
         exchange(node, index, dtype)
     for source in named.sources:
         with graph.inserting_before(node):
-            cast = graph.call_method("to", (source, dtype))
-        cast.meta = dict(source.meta) | {"origin": cast.name}
-        node.replace_input_with(source, cast)
-    if not named.after:
-        return
-    if node.op == "call_method" and node.target == "float":
+            converted = graph.call_method("to", (source, dtype))
+        converted.meta = dict(source.meta) | {"origin": converted.name}
+        node.replace_input_with(source, converted)
+    if named.after and node.op == "call_method" and node.target == "float":
         node.target, node.args, node.kwargs = "to", (node.args[0], dtype), {}
-        return
-    with graph.inserting_after(node):
-        cast = graph.call_method("to", (node, dtype))
-    cast.meta = dict(node.meta) | {"origin": cast.name}
-    node.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+    elif named.after:
+        cast(node, dtype)

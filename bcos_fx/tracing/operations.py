@@ -139,7 +139,7 @@ def out_of_place(function: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     if kwargs.get("inplace"):
         return graph_call(function, args, kwargs | {"inplace": False})
     if name in _REPLACED:
-        return "call_function", _REPLACED[name], args, _without_hints(kwargs)
+        return "call_function", _REPLACED[name], args, {k: v for k, v in kwargs.items() if k != "non_blocking"}
     if name == "zero_":
         return "call_function", torch.zeros_like, args, kwargs
     plain = plain_form(function)
@@ -161,10 +161,6 @@ def writes_itself(tensor: Tensor, index: Any, value: object) -> bool:
     place = tensor[index]
     form = [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in (place, value)]
     return form[0] == form[1]
-
-
-def _without_hints(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name != "non_blocking"}
 
 
 def reads_form(op: str, target: object, args: tuple[Any, ...]) -> bool:

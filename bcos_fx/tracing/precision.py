@@ -38,11 +38,11 @@ def _makes(node: Node) -> bool:
 
 def other_precision(inputs: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> torch.dtype | None:
     """Return the precision to record in besides that of the inputs or parameters; None if there are several."""
-    own = {tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()}
-    own = own or {tensor.dtype for tensor in parameters if tensor.is_floating_point()}
-    if len(own) != 1:
+    dtypes = {tensor.dtype for tensor in inputs.values() if tensor.is_floating_point()}
+    dtypes = dtypes or {tensor.dtype for tensor in parameters if tensor.is_floating_point()}
+    if len(dtypes) != 1:
         return None
-    return torch.float32 if own == {torch.float64} else torch.float64
+    return torch.float32 if dtypes == {torch.float64} else torch.float64
 
 
 def without_numbers(root: nn.Module, dtype: torch.dtype) -> dict[int, Tensor]:
@@ -58,7 +58,7 @@ def follow(
     graph_module: GraphModule,
     other: GraphModule,
     constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
-    own: torch.dtype,
+    recorded: torch.dtype,
 ) -> None:
     """Let dtypes and constants of a graph follow the precision of its input, or of a tensor of its own, in place.
 
@@ -66,7 +66,7 @@ def follow(
         graph_module: the graph.
         other: the same recorded in another precision. If it is another graph, nothing is changed.
         constants: the tensors made in forward, of either graph.
-        own: precision of the graph.
+        recorded: precision of the graph.
     """
     literals = _changed_literals(graph_module, other)
     if literals is None:
@@ -75,14 +75,14 @@ def follow(
     finer = [node for node in stored if _is_rounded(*_both(node, constants))]
     for node in stored:
         if _is_fixed(*_both(node, constants)):
-            _cast(node, constants[0][str(node.target)].dtype)  # .double() moves what is stored, not what is made
+            cast(node, constants[0][str(node.target)].dtype)  # .double() moves what is stored, not what is made
     if literals or finer:
-        dtype = _input_precision(graph_module) or precision_node(graph_module, own)
+        dtype = _input_precision(graph_module) or precision_node(graph_module, recorded)
         for node, index in literals:
             exchange(node, index, dtype)
         for node in finer:
             _keep_finer(graph_module, node, constants[1][str(node.target)])
-            _cast(node, dtype)
+            cast(node, dtype)
     graph_module.graph.lint()
     graph_module.recompile()
 
@@ -94,14 +94,20 @@ def _input_precision(graph_module: GraphModule) -> Node | None:
     return None if reference is None else _dtype_of(reference, placeholders[-1])
 
 
-def precision_node(graph_module: GraphModule, own: torch.dtype) -> Node:
+def precision_node(graph_module: GraphModule, recorded: torch.dtype) -> Node:
     """Add a tensor that moves with the network, and return the node that reads its dtype."""
     name = next(n for i in range(10**9) if not hasattr(graph_module, n := f"precision_{i}" if i else "precision"))
-    graph_module.register_buffer(name, torch.zeros((), dtype=own))
+    graph_module.register_buffer(name, torch.zeros((), dtype=recorded))
     last = [node for node in graph_module.graph.nodes if node.op == "placeholder"][-1]
     with graph_module.graph.inserting_after(last):
         stored = graph_module.graph.get_attr(name)
-    stored.meta = dict(last.meta) | {"shape": (), "dtype": own, "value": None, "type": "tensor", "origin": stored.name}
+    stored.meta = dict(last.meta) | {
+        "shape": (),
+        "dtype": recorded,
+        "value": None,
+        "type": "tensor",
+        "origin": stored.name,
+    }
     return _dtype_of(stored, stored)
 
 
@@ -148,19 +154,24 @@ def _is_floating(leaf: object) -> bool:
     return isinstance(leaf, torch.dtype) and leaf.is_floating_point
 
 
-def _is_rounded(own: Tensor, other: Tensor | None) -> bool:
+def _is_rounded(constant: Tensor, other: Tensor | None) -> bool:
     """Return whether a constant is another number, if not by much, in the other precision."""
-    if other is None or own.dtype == other.dtype or own.shape != other.shape:
+    if other is None or constant.dtype == other.dtype or constant.shape != other.shape:
         return False
-    difference = (own.double() - other.double()).abs()
-    difference = difference[own.double() != other.double()]  # equal infinities differ by NaN
-    scale = own.double()[torch.isfinite(own)].abs()
+    difference = (constant.double() - other.double()).abs()
+    difference = difference[constant.double() != other.double()]  # equal infinities differ by NaN
+    scale = constant.double()[torch.isfinite(constant)].abs()
     return bool(difference.numel()) and bool((difference <= _CLOSE * scale.max()).all())
 
 
-def _is_fixed(own: Tensor, other: Tensor | None) -> bool:
+def _is_fixed(constant: Tensor, other: Tensor | None) -> bool:
     """Return whether a constant has one precision whatever the network's is."""
-    return own.is_floating_point() and other is not None and own.dtype == other.dtype and torch.equal(own, other)
+    return (
+        constant.is_floating_point()
+        and other is not None
+        and constant.dtype == other.dtype
+        and torch.equal(constant, other)
+    )
 
 
 def _keep_finer(graph_module: GraphModule, node: Node, other: Tensor) -> None:
@@ -171,11 +182,11 @@ def _keep_finer(graph_module: GraphModule, node: Node, other: Tensor) -> None:
         node.meta["dtype"] = other.dtype
 
 
-def _cast(node: Node, dtype: Node | torch.dtype) -> None:
-    """Cast what a node reads, for all its users."""
+def cast(node: Node, dtype: Node | torch.dtype) -> None:
+    """Cast the value of a node for all its users, in place."""
     users = list(node.users)
     with node.graph.inserting_after(node):
-        cast = node.graph.call_method("to", (node, dtype))
-    cast.meta = dict(node.meta) | {"origin": cast.name}
+        converted = node.graph.call_method("to", (node, dtype))
+    converted.meta = dict(node.meta) | {"origin": converted.name}
     for user in users:
-        user.replace_input_with(node, cast)
+        user.replace_input_with(node, converted)

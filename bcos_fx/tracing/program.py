@@ -13,7 +13,7 @@ import math
 import operator
 import types
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -48,12 +48,12 @@ def module_at(root: nn.Module, path: str) -> nn.Module:
     Raises:
         AttributeError: no module is registered there.
     """
-    found: nn.Module | None = root
+    module: nn.Module | None = root
     for part in path.split(".") if path else ():
-        found = None if found is None else found._modules.get(part)
-    if found is None:
+        module = None if module is None else module._modules.get(part)
+    if module is None:
         raise AttributeError(f"no module is registered at {path!r}")
-    return found
+    return module
 
 
 def attribute(root: nn.Module, path: str) -> Any:
@@ -71,12 +71,12 @@ def _stored_value(owner: nn.Module, name: str) -> Any:
         if name in registered:
             return registered[name]
     # Replicas of torch.nn.DataParallel keep their tensors as plain attributes, parametrisations as properties.
-    found = vars(owner).get(name)
-    if found is None and "parametrizations" in owner._modules:
-        found = getattr(owner, name)
-    if not isinstance(found, Tensor):
+    stored = vars(owner).get(name)
+    if stored is None and "parametrizations" in owner._modules:
+        stored = getattr(owner, name)
+    if not isinstance(stored, Tensor):
         raise AttributeError(f"no tensor is registered as {name!r}")
-    return found
+    return stored
 
 
 # ---------------------------------------------------------------- what a node calls
@@ -187,7 +187,7 @@ def steps(root: nn.Module, known: Mapping[fx.Node, Any], end: fx.Node) -> Iterat
 
     Values are dropped after their last use, so no more is kept than an ordinary forward pass keeps.
     """
-    needed = _needed(known, end)
+    needed = reach([] if end in known else [end], lambda node: (n for n in node.all_input_nodes if n not in known))
     # How many of the nodes that will run still read each value.
     left = Counter(source for node in needed for source in node.all_input_nodes)
     values = dict(known)
@@ -211,15 +211,15 @@ def evaluate(root: nn.Module, known: Mapping[fx.Node, Any], end: fx.Node) -> Any
     return value
 
 
-def _needed(known: Mapping[fx.Node, Any], end: fx.Node) -> set[fx.Node]:
-    needed: set[fx.Node] = set()
-    pending = [end]
+def reach(starts: Iterable[fx.Node], neighbors: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """Return nodes, and all that are reached from them by going on to neighbors."""
+    reached = set(starts)
+    pending = list(reached)
     while pending:
-        node = pending.pop()
-        if node not in known and node not in needed:
-            needed.add(node)
-            pending += node.all_input_nodes
-    return needed
+        new = set(neighbors(pending.pop())) - reached
+        reached |= new
+        pending += new
+    return reached
 
 
 def compiled(graph: fx.Graph) -> Function:
@@ -353,5 +353,5 @@ def form_of_run(network: nn.Module, inputs: Sequence[Any]) -> Hashable | None:
 
 
 def _is_altered(module: nn.Module) -> bool:
-    own = vars(module)
-    return any(own.get(name) for name in (*_HOOKS, "forward", "_compiled_call_impl"))
+    attributes = vars(module)
+    return any(attributes.get(name) for name in (*_HOOKS, "forward", "_compiled_call_impl"))

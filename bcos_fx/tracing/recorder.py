@@ -394,5 +394,5 @@ class Recorder(TorchFunctionMode):
         if reason is not None:
             raise self._refusal(reason)
 
-    def _refusal(self, what: str) -> TraceError:
-        return TraceError(what, where=self._where(), hint=f"rewrite that line, or {LEAVE_WHOLE}")
+    def _refusal(self, reason: str) -> TraceError:
+        return TraceError(reason, where=self._where(), hint=f"rewrite that line, or {LEAVE_WHOLE}")

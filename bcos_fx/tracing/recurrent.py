@@ -224,10 +224,8 @@ def pad_packed(
     example of several lengths.
     """
     lengths, padded, steps = lengths_of(batch_sizes), rows_of(data, batch_sizes), len(batch_sizes)
-    with (
-        torch._C.DisableTorchFunction(),
-        _disable_current_modes(),
-    ):  # a look at the example, which the graph does not hold
+    # A look at the example, which the graph does not hold.
+    with torch._C.DisableTorchFunction(), _disable_current_modes():
         longest, shortest = int(lengths.max()), int(lengths.min())
     if not shortest < longest == steps:
         raise TraceError(
@@ -248,14 +246,14 @@ def lengths_of(batch_sizes: Tensor) -> Tensor:
     Raises:
         TraceError: they were not packed inside the forward.
     """
-    found = getattr(batch_sizes, _LENGTHS, None)
-    if found is None:
+    lengths: Tensor | None = getattr(batch_sizes, _LENGTHS, None)
+    if lengths is None:
         raise TraceError(
             "a packed sequence that was not packed in forward cannot be followed",
             where=str(current_source()),
             hint="give the padded samples and their lengths as inputs, and call pack_padded_sequence in forward",
         )
-    return found  # type: ignore[no-any-return]
+    return lengths
 
 
 def rows_of(data: Tensor, batch_sizes: Tensor) -> Tensor:
@@ -292,18 +290,19 @@ def write_out(root: nn.Module) -> None:
         if base is None or any(hooks) or "forward" in vars(part) or not _reaches(type(part), base):
             continue
         if base in _LAYERS:
-            _write_out_layer(part)  # type: ignore[arg-type]
+            _write_out_layer(part, base)  # type: ignore[arg-type]
         else:
-            _write_out_cell(part, base.__name__.removesuffix("Cell"))  # type: ignore[arg-type]
+            _write_out_cell(part, base)  # type: ignore[arg-type]
 
 
 def _reaches(kind: type[nn.Module], base: type[nn.Module]) -> bool:
     """Return whether each forward of a class leads on to the next by ``super()``, down to that of PyTorch's."""
-    own = [vars(each)["forward"] for each in kind.__mro__[: kind.__mro__.index(base)] if "forward" in vars(each)]
-    return all({"super", "forward"} <= set(getattr(getattr(each, "__code__", None), "co_names", ())) for each in own)
+    subclasses = kind.__mro__[: kind.__mro__.index(base)]
+    codes = [getattr(vars(c)["forward"], "__code__", None) for c in subclasses if "forward" in vars(c)]
+    return all({"super", "forward"} <= set(getattr(code, "co_names", ())) for code in codes)
 
 
-def _write_out_layer(layer: nn.RNNBase) -> None:
+def _write_out_layer(layer: nn.RNNBase, base: type[nn.Module]) -> None:
     activation = "relu" if layer.mode == "RNN_RELU" else "tanh"
     kind = layer.mode.partition("_")[0]
     suffixes = [f"{i}{end}" for i in range(layer.num_layers) for end in ("", "_reverse")[: 1 + layer.bidirectional]]
@@ -313,22 +312,20 @@ def _write_out_layer(layer: nn.RNNBase) -> None:
         weights = (stored[f"weight_ih_l{suffix}"], stored[f"weight_hh_l{suffix}"])
         biases = (stored[f"bias_ih_l{suffix}"], stored[f"bias_hh_l{suffix}"]) if layer.bias else None
         steps[f"layer_{suffix}"] = RecurrentStep(kind, weights, biases, stored.get(f"weight_hr_l{suffix}"), activation)  # type: ignore[arg-type]
-    _exchange(layer, steps, layer_forward)
+    _exchange(layer, base, steps, layer_forward)
 
 
-def _write_out_cell(cell: nn.RNNCellBase, kind: str) -> None:
+def _write_out_cell(cell: nn.RNNCellBase, base: type[nn.Module]) -> None:
+    kind, activation = base.__name__.removesuffix("Cell"), str(getattr(cell, "nonlinearity", "tanh"))
     biases = (cell.bias_ih, cell.bias_hh) if cell.bias else None
-    step = RecurrentStep(
-        kind, (cell.weight_ih, cell.weight_hh), biases, None, str(getattr(cell, "nonlinearity", "tanh"))
-    )
-    _exchange(cell, {"step": step}, cell_forward)
+    step = RecurrentStep(kind, (cell.weight_ih, cell.weight_hh), biases, None, activation)
+    _exchange(cell, base, {"step": step}, cell_forward)
 
 
-def _exchange(module: nn.Module, steps: dict[str, RecurrentStep], forward: Any) -> None:
+def _exchange(module: nn.Module, base: type[nn.Module], steps: dict[str, RecurrentStep], forward: Any) -> None:
     module._parameters.clear()
     module._modules.update(steps)
     kind = type(module)
-    base = next(each for each in (*_LAYERS, *_CELLS) if issubclass(kind, each))
     if kind.forward is base.forward:
         module.forward = MethodType(forward, module)
     else:  # in the order of lookup the written-out forward comes between the subclass and PyTorch's class

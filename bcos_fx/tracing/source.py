@@ -6,6 +6,7 @@ import contextlib
 import linecache
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -56,49 +57,47 @@ def current_source() -> SourceLine:
 
     A model made of PyTorch's own containers has no such line; then it is the innermost line of a container.
     """
-    given = _ATTRIBUTED.get()
-    if given is not None:
-        return given
-    frame = sys._getframe(1)
+    attributed = _ATTRIBUTED.get()
+    if attributed is not None:
+        return attributed
     container: SourceLine | None = None
-    while frame is not None and frame.f_code.co_filename != _ENTRY:
+    for frame in _frames():
         name = frame.f_code.co_filename
         if not name.startswith((_TORCH, _TRACING)):
             return _at(name, frame.f_lineno)
         if container is None and name.startswith(_LAYERS) and not name.endswith("modules/module.py"):
             container = _at(name, frame.f_lineno)
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
     return container or SourceLine("the module itself", 0, "")
+
+
+def _frames() -> Iterator[FrameType]:
+    """Yield what runs in this thread, from the inside outwards, as far as the beginning of the trace."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _ENTRY:
+        yield frame
+        frame = frame.f_back
 
 
 def error_source(error: BaseException) -> SourceLine | None:
     """Find the innermost line, neither PyTorch's nor our own, of those that an error came through."""
-    found, trace = None, error.__traceback__
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
+    innermost = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        name = frame.f_code.co_filename
         if not name.startswith((_TORCH, _PACKAGE)) and name != contextlib.__file__:
-            found = _at(name, trace.tb_lineno)
-        trace = trace.tb_next
-    return found
+            innermost = _at(name, line)
+    return innermost
 
 
 def autograd_forwards(kind: type = torch.autograd.Function) -> frozenset[CodeType]:
     """Return the code of every ``forward`` that a subclass of ``torch.autograd.Function`` has."""
-    own = getattr(kind.__dict__.get("forward"), "__func__", None)
-    found = {own.__code__} if own is not None else set()
-    return frozenset(found.union(*map(autograd_forwards, type.__subclasses__(kind))))
+    forward = getattr(kind.__dict__.get("forward"), "__func__", None)
+    codes = set() if forward is None else {forward.__code__}
+    return frozenset(codes.union(*map(autograd_forwards, type.__subclasses__(kind))))
 
 
 def is_running(codes: frozenset[CodeType]) -> bool:
     """Return whether one of these pieces of code is running in this thread, since the trace began."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename != _ENTRY:
-        if frame.f_code in codes:
-            return True
-        frame = frame.f_back
-    return False
+    return any(frame.f_code in codes for frame in _frames())
 
 
 def _at(filename: str, line: int) -> SourceLine:

@@ -16,7 +16,7 @@ _MOST_NAMED = 3
 _NOT_ITS_OWN = frozenset({*vars(nn.Module()), "forward", "inplace"})
 
 Attributes = Mapping[str, Mapping[str, Any]]
-"""Module path -> its attributes that are no parameters, buffers or parts."""
+"""Module path -> its attributes that are not parameters, buffers or parts."""
 
 
 def attributes(root: nn.Module) -> Attributes:
@@ -30,12 +30,12 @@ def _own_attributes(part: nn.Module) -> dict[str, Any]:
 
 def changed_attributes(root: nn.Module, before: Attributes) -> str | None:
     """Name the attributes that are other objects than before, or None where there are none."""
-    found = []
+    sentences = []
     for path, part in root.named_modules():
         old = before.get(path, {})
         names = [name for name, value in _own_attributes(part).items() if old.get(name) is not value]
-        found += [f"attribute {name!r} of module {path!r} ({type(part).__name__})" for name in names]
-    return listed(found, _MOST_NAMED) if found else None
+        sentences += [f"attribute {name!r} of module {path!r} ({type(part).__name__})" for name in names]
+    return listed(sentences, _MOST_NAMED) if sentences else None
 
 
 def settle_sizes(root: nn.Module) -> None:

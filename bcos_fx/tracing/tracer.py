@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.errors import BcosFxError, TraceError, UsageError
-from bcos_fx.seeding import host_state, seed_host
+from bcos_fx.errors import FORWARD_ERRORS, BcosFxError, TraceError, UsageError
+from bcos_fx.seeding import host_state, preserved, seed_host
 from bcos_fx.tracing.arguments import LEAVE_WHOLE
 from bcos_fx.tracing.caches import passed_by
 from bcos_fx.tracing.drop_path import as_drop_paths
@@ -29,7 +30,6 @@ from bcos_fx.tracing.modules import (
     Leaves,
     as_root,
     buffers_kept,
-    chance_kept,
     check_parts,
     deep_copy,
     hooked_backward,
@@ -57,16 +57,6 @@ _LOCK = threading.RLock()
 
 _DRAWS = 32
 """Runs that tell whether the output depends on what Python code drew; some draw a number and do not use it in eval."""
-_FORWARD_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NameError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass
@@ -98,6 +88,15 @@ class Trace:
     input_names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Recording:
+    """What is recorded of a module: the arguments of :func:`trace` besides it."""
+
+    example: ExampleInputs
+    output: int | str | None
+    leaf_modules: Leaves
+
+
 def trace(
     module: nn.Module,
     example_inputs: ExampleInputs,
@@ -122,53 +121,50 @@ def trace(
     """
     with _LOCK, own_modes():
         check_parts(module)
-        inputs = bind(module, example_inputs)
+        inputs, recording = bind(module, example_inputs), _Recording(example_inputs, output, leaf_modules)
         root = own_copy(module)
         # Before the recording, for in eval mode a dropped path leaves no node.
         as_drop_paths(root)
         root = as_root(root, leaf_modules)
         check_state(root, inputs)
         devices = sorted({t.device.index or 0 for t in inputs.named.values() if t.device.type == "cuda"})
-        with chance_kept(devices):
+        with preserved(devices):
             torch.manual_seed(0)
-            kept = attributes(root)
-            recorder, result = _evaluated(root, inputs, example_inputs, output, leaf_modules)
+            before = attributes(root)
+            recorder, result = _evaluated(root, inputs, recording)
             graph_module = _build(root, recorder)
             _check_state_unchanged(graph_module, recorder)
-            restore_attributes(root, kept)
+            restore_attributes(root, before)
             # Train mode and the other precision are both compared with the graph node by node, so nothing is inserted
             # until both are done.
-            compared = _train_difference(root, recorder, graph_module, example_inputs, output, leaf_modules)
-            restore_attributes(root, kept)
-            named = _follow_precision(root, recorder, graph_module, inputs, output, leaf_modules)
+            compared = _train_difference(root, recorder, graph_module, recording)
+            restore_attributes(root, before)
+            named = _follow_precision(root, recorder, graph_module, inputs, recording)
             difference = compared.insert_paths() if isinstance(compared, GraphAlignment) else compared
             stay = [name for name, part in root.named_modules() if part.training]  # in spite of root.eval()
             graph_module.eval()
             torch.manual_seed(0)
             error = _confirm(graph_module, bind(root, example_inputs), result, stay)
-            read = drop_needless_checks(
-                graph_module, list(inputs.named.values()), _runner(root, inputs, output), _agree
-            )
+            rerun = partial(_rerun, root, inputs, output)
+            read = drop_needless_checks(graph_module, list(inputs.named.values()), rerun, _agree)
         unused = _unused_parameters(root, graph_module)
     own_backward = (*recorder.own_backward, *hooked_backward(module))
     guards, notes = tuple(recorder.guards), (*read, *recorder.stops.notes, *_on_precision(named, error))
     return Trace(graph_module, guards, notes, own_backward, unused, difference, tuple(inputs.named))
 
 
-def _record(
-    root: nn.Module, inputs: BoundInputs, output: int | str | None, leaf_modules: Leaves, recorder: Recorder
-) -> Tensor:
+def _record(root: nn.Module, inputs: BoundInputs, recording: _Recording, recorder: Recorder) -> Tensor:
     """Run `root` once under `recorder`; return the selected output."""
     for name, tensor in inputs.named.items():
         recorder.placeholder(name, tensor)
     try:
-        with instrumented(root, recorder, leaf_modules), passed_by(root), gradients_enabled(root):
+        with instrumented(root, recorder, recording.leaf_modules), passed_by(root), gradients_enabled(root):
             with KernelWatch(recorder), lengths_followed(root, recorder), recorder:
                 value = root(*inputs.args, **inputs.kwargs)
     finally:
         # Also after an error: a size that forward kept belongs to this recording alone.
         settle_sizes(root)
-    chosen = select_output(value, output)
+    chosen = select_output(value, recording.output)
     with torch.enable_grad():  # as outside of a forward that keeps no gradients itself
         recorder.output(chosen)
     return chosen
@@ -178,33 +174,29 @@ def _state(root: nn.Module) -> dict[str, Tensor]:
     return {**dict(root.named_parameters()), **dict(root.named_buffers())}
 
 
-def _evaluated(
-    root: nn.Module, inputs: BoundInputs, example: object, output: int | str | None, leaf_modules: Leaves
-) -> tuple[Recorder, Tensor]:
-    recorder = Recorder(_state(root))
-    kept = attributes(root)
-    with _explained_errors(root, recorder, example), buffers_kept(root):
-        before, drawn = buffer_values(root), host_state()
-        result = _record(root, inputs, output, leaf_modules, recorder)
-        for name in changed_buffers(root, before):
+def _evaluated(root: nn.Module, inputs: BoundInputs, recording: _Recording) -> tuple[Recorder, Tensor]:
+    """Record `root` in eval mode, and check that it repeats its output."""
+    recorder, before = Recorder(_state(root)), attributes(root)
+    with _explained_errors(root, recorder, recording.example), buffers_kept(root):
+        buffers, generators = buffer_values(root), host_state()
+        result = _record(root, inputs, recording, recorder)
+        for name in changed_buffers(root, buffers):
             recorder.changed_state.setdefault(name, "an assignment in forward")
-    _check_repeats(root, example, output, result, kept, _DRAWS if host_state() != drawn else 1)
+    _check_repeats(root, recording, result, before, _DRAWS if host_state() != generators else 1)
     return recorder, result
 
 
-def _check_repeats(
-    root: nn.Module, example: Any, output: int | str | None, expected: Tensor, kept: Attributes, runs: int
-) -> None:
+def _check_repeats(root: nn.Module, recording: _Recording, expected: Tensor, before: Attributes, runs: int) -> None:
     """Run `root` again: with state that it changes itself, or numbers that Python draws, it gives something else."""
     for seed in range(runs):
         seed_host(seed)
         torch.manual_seed(0)
-        inputs = bind(root, example)
+        inputs = bind(root, recording.example)
         try:
             with buffers_kept(root), passed_by(root):
-                again = select_output(root(*inputs.args, **inputs.kwargs), output)
+                again = select_output(root(*inputs.args, **inputs.kwargs), recording.output)
             repeats = _agree(again, expected)
-        except _FORWARD_ERRORS:
+        except FORWARD_ERRORS:
             repeats = False
         if not repeats and runs > 1:
             raise TraceError(
@@ -215,7 +207,7 @@ def _check_repeats(
         if not repeats:
             raise TraceError(
                 "run again on the same inputs, the module gives another output: its forward changes what it depends on",
-                where=changed_attributes(root, kept),
+                where=changed_attributes(root, before),
                 hint="change it in train mode only, or pass it in and out as an argument",
             )
 
@@ -227,12 +219,12 @@ def _explained_errors(root: nn.Module, recorder: Recorder, example: Any) -> Iter
         yield
     except BcosFxError:
         raise
-    except _FORWARD_ERRORS as error:
+    except FORWARD_ERRORS as error:
         inputs = bind(root, example)
         try:
             with buffers_kept(root):
                 root(*inputs.args, **inputs.kwargs)
-        except _FORWARD_ERRORS:
+        except FORWARD_ERRORS:
             raise ExampleError(
                 f"the module does not run on the example inputs: {error}",
                 where=recorder.failure,
@@ -289,12 +281,7 @@ def _check_state_unchanged(graph_module: GraphModule, recorder: Recorder) -> Non
 
 
 def _train_difference(
-    root: nn.Module,
-    evaluated: Recorder,
-    graph_module: GraphModule,
-    example: Any,
-    output: int | str | None,
-    leaf_modules: Leaves,
+    root: nn.Module, evaluated: Recorder, graph_module: GraphModule, recording: _Recording
 ) -> str | GraphAlignment:
     """Record `root` in train mode too and compare; `root` ends in eval mode with the buffers it had."""
     recorder = Recorder(_state(root))
@@ -302,11 +289,11 @@ def _train_difference(
     try:
         with buffers_kept(root):
             root.train()
-            _record(root, bind(root, example), output, leaf_modules, recorder)
+            _record(root, bind(root, recording.example), recording, recorder)
     except UsageError as error:
         first = GraphAlignment(graph_module, recorder.graph, None, constants).difference
         return f"in train mode {error.what}" + (f": {first}" if first else "")
-    except (BcosFxError, *_FORWARD_ERRORS) as error:
+    except (BcosFxError, *FORWARD_ERRORS) as error:
         reason = error.what if isinstance(error, BcosFxError) else str(error)
         return f"the forward cannot be compared in train mode: {reason} ({recorder.failure or 'no line known'})"
     finally:
@@ -320,8 +307,7 @@ def _follow_precision(
     evaluated: Recorder,
     graph_module: GraphModule,
     inputs: BoundInputs,
-    output: int | str | None,
-    leaf_modules: Leaves,
+    recording: _Recording,
 ) -> tuple[str, ...]:
     """Let the graph follow the network's precision, as a copy of `root` does in another one; return lines that do not.
 
@@ -334,13 +320,13 @@ def _follow_precision(
     try:
         twin = deep_copy(root, without_numbers(root, precision)).to(precision)
         recorder = Recorder(_state(twin))
-        _record(twin, inputs.cast(precision), output, leaf_modules, recorder)
-    except (BcosFxError, *_FORWARD_ERRORS):
+        _record(twin, inputs.cast(precision), recording, recorder)
+    except (BcosFxError, *FORWARD_ERRORS):
         if precision != torch.float64:
             return ()  # the module or its device has one precision, and the graph is right in that
         return follow_named(graph_module, inputs.named, torch.float32, precision)
-    own = torch.float32 if precision == torch.float64 else torch.float64
-    follow(graph_module, _build(twin, recorder), (evaluated.constants, recorder.constants), own)
+    recorded = torch.float32 if precision == torch.float64 else torch.float64
+    follow(graph_module, _build(twin, recorder), (evaluated.constants, recorder.constants), recorded)
     return ()
 
 
@@ -368,14 +354,10 @@ def _on_precision(lines: tuple[str, ...], error: float) -> tuple[str, ...]:
     )
 
 
-def _runner(root: nn.Module, inputs: BoundInputs, output: int | str | None) -> Callable[[list[Tensor]], Tensor]:
-    """Return what runs the module on other tensors, and leaves its buffers as they are."""
-
-    def run(values: list[Tensor]) -> Tensor:
-        with buffers_kept(root):
-            return select_output(inputs.call(root, values), output)
-
-    return run
+def _rerun(root: nn.Module, inputs: BoundInputs, output: int | str | None, values: list[Tensor]) -> Tensor:
+    """Run the module on other tensors, and leave its buffers as they are."""
+    with buffers_kept(root):
+        return select_output(inputs.call(root, values), output)
 
 
 def _agree(actual: Tensor, expected: Tensor) -> bool:

@@ -18,7 +18,7 @@ from bcos_fx.nn import DropPath
 from bcos_fx.tracing.arguments import describe
 from bcos_fx.tracing.drop_path import path_of
 from bcos_fx.tracing.graph_module import GraphModule
-from bcos_fx.tracing.program import run_node
+from bcos_fx.tracing.program import reach, run_node
 
 
 class _GraphsDiffer(Exception):
@@ -63,19 +63,19 @@ class GraphAlignment:
         """Put the dropped paths into the graph of eval mode, where they are the identity; return the difference."""
         if self.difference is not None:
             return self.difference
-        made: dict[Node, Node] = {}
+        calls: dict[Node, Node] = {}
         graph = self._evaluated.graph
         for reader, dropped in self._readers:
             value, layer = self._paths[dropped]
-            if dropped not in made:
+            if dropped not in calls:
                 name = next(n for n in map("drop_path_{}".format, count()) if not hasattr(self._evaluated, n))
                 self._evaluated.add_submodule(name, layer)
                 with graph.inserting_before(reader):
-                    made[dropped] = graph.call_module(name, (value,))
-                made[dropped].meta = {**value.meta, "source": dropped.meta["source"], "text": dropped.meta["text"]}
-                made[dropped].meta["origin"] = made[dropped].name
-            reader.replace_input_with(value, made[dropped])
-        if made:
+                    calls[dropped] = graph.call_module(name, (value,))
+                calls[dropped].meta = {**value.meta, "source": dropped.meta["source"], "text": dropped.meta["text"]}
+                calls[dropped].meta["origin"] = calls[dropped].name
+            reader.replace_input_with(value, calls[dropped])
+        if calls:
             graph.lint()
             self._evaluated.recompile()
         return None
@@ -83,15 +83,15 @@ class GraphAlignment:
     def _walked(self) -> str | None:
         left = deque(self._trained.nodes)
         for node in list(self._evaluated.graph.nodes):
-            first, found = (left[0] if left else None), False
+            first, matched = (left[0] if left else None), False
             # Greedy: a node of eval mode takes the next node of train mode that equals it. Those passed over are what
             # train mode alone computes; _drops() decides whether that is a path dropped at random.
-            while left and not found:
+            while left and not matched:
                 other = left.popleft()
-                found = self._is_same(node, other)
-                if not found:
+                matched = self._is_same(node, other)
+                if not matched:
                     self._extra.add(other)
-            if not found:
+            if not matched:
                 return None if first is None else _sentence(node, first)
         return None
 
@@ -127,20 +127,17 @@ class GraphAlignment:
                 _require_same(value, trained, read)
         changed = {(value, trained) for value, trained in read if self._same.get(value) is not trained}
         dropped = {trained: value for value, trained in changed if self._drops(value, trained)}
-        kept = {value for value, trained in read if self._same.get(value) is trained}
+        whole = {value for value, trained in read if self._same.get(value) is trained}
         # insert_paths() exchanges a value wherever this node reads it, so it must be read dropped or whole, not both.
-        if len(dropped) < len(changed) or len({*dropped.values()} - kept) < len(changed):
+        if len(dropped) < len(changed) or len({*dropped.values()} - whole) < len(changed):
             raise _GraphsDiffer  # something else, or one value in two ways
         return marks, set(dropped)
 
     def _drops(self, value: Node, trained: Node) -> bool:
         """Return whether train mode computes of a value what drops it at random, and nothing else."""
         if trained in self._extra and trained not in self._paths:
-            region, pending = {trained}, [trained]
-            while pending:
-                own = [source for source in pending.pop().all_input_nodes if source in self._extra - region]
-                region.update(own)
-                pending += own
+            # All that train mode alone computes on the way to that node: the path, and the draw that drops it.
+            region = reach([trained], lambda node: self._extra.intersection(node.all_input_nodes))
             layer = self._path(self._same[value], trained, sorted(region)) if value in self._same else None
             if layer is not None:
                 self._paths[trained] = value, layer

@@ -51,10 +51,10 @@ def _holds_without(
     graph_module: GraphModule, check: Node, others: list[list[Tensor]], run: RunGraph, agree: Agree
 ) -> bool:
     """Return whether the module computes what the graph does for other numbers; False where none was found."""
-    told = [values for values in others if _refuses(_with_checks(graph_module, {check.name}), values)]
+    refused = [values for values in others if _refuses(_with_checks(graph_module, {check.name}), values)]
     unchecked = _with_checks(graph_module, set())
     try:
-        return bool(told) and all(agree(unchecked(*values), run(values)) for values in told)
+        return bool(refused) and all(agree(unchecked(*values), run(values)) for values in refused)
     except Exception:  # inputs that were made up may be none that the module takes, and then it may raise anything
         return False
 
@@ -69,11 +69,11 @@ def _refuses(graph_module: GraphModule, values: list[Tensor]) -> bool:
     return False
 
 
-def _with_checks(graph_module: GraphModule, kept: set[str]) -> GraphModule:
+def _with_checks(graph_module: GraphModule, names: set[str]) -> GraphModule:
     """Return a graph over the same modules that makes only these checks."""
     graph = copy.deepcopy(graph_module.graph)
     for node in list(graph.nodes):
-        if node.target is require and node.name not in kept:
+        if node.target is require and node.name not in names:
             graph.erase_node(node)
     return GraphModule(graph_module, graph)
 

@@ -8,12 +8,14 @@ function that it was.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import handle_torch_function, has_torch_function
+
+from bcos_fx.tracing.arguments import tensors
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,20 +37,10 @@ def kept_whole(function: F, name: str) -> F:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        given = tuple(_tensors((args, kwargs)))
-        if has_torch_function(given):
-            return handle_torch_function(call, given, *args, **kwargs)
+        read = tuple(tensors((args, kwargs)))
+        if has_torch_function(read):
+            return handle_torch_function(call, read, *args, **kwargs)
         return function(*args, **kwargs)
 
     call.__name__ = name
     return call  # type: ignore[return-value]
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))

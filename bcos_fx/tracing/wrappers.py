@@ -61,8 +61,8 @@ def _inside(module: nn.Module) -> nn.Module | None:
     for kind in type(module).__mro__:
         name = _WRAPPERS.get(f"{kind.__module__}.{kind.__qualname__}")
         if name is not None:
-            found = module._modules.get(name)
-            return found if found is not None else vars(module).get(name)
+            inside = module._modules.get(name)
+            return inside if inside is not None else vars(module).get(name)
     return None
 
 
