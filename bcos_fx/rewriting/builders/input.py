@@ -128,15 +128,15 @@ def metadata_moved(
     So no decoding stays behind for the sake of its metadata. Reads of the number of channels stay.
     """
     source, axis = decoding.all_input_nodes[0], encoded_axis(reader, decoding)
-    found = {}
+    moved = {}
     for user in decoding.users:
         if user.meta.get("type") not in ("size", "other") or user in without:
             continue
         name = user.args[1] if len(user.args) > 1 else None
         size = user.target == "size" and isinstance(name, int) and name % len(reader.shape(decoding) or (0,)) != axis
         if size or name in ("dtype", "device"):
-            found[user] = ((source, *user.args[1:]), dict(user.kwargs))
-    return found
+            moved[user] = ((source, *user.args[1:]), dict(user.kwargs))
+    return moved
 
 
 @builder("folded-layer")

@@ -35,12 +35,11 @@ def batch_norm_from_instance_norm(build: Build) -> nn.Module:
     """Build a batch norm with an instance norm's statistics, scale and shift: in eval the same affine function."""
     norm = build.layer
     cls = _BATCH_NORMS[_rank(build)]
-    made: nn.Module = construct(
-        cls, {"num_features": norm.num_features, "eps": norm.eps, "momentum": norm.momentum, "affine": norm.affine}
-    )
-    made._parameters |= dict(norm._parameters)
-    made._buffers |= dict(norm._buffers)
-    return made
+    options = {name: getattr(norm, name) for name in ("num_features", "eps", "momentum", "affine")}
+    batch_norm: nn.Module = construct(cls, options)
+    batch_norm._parameters |= dict(norm._parameters)
+    batch_norm._buffers |= dict(norm._buffers)
+    return batch_norm
 
 
 @builder("instance-norm-from-parameters")

@@ -33,21 +33,14 @@ def as_module(build: Build) -> nn.Module:
 def layer_from_parameters(build: Build) -> nn.Module:
     """Build a linear or convolution module around the very Parameters of a functional call."""
     weight, bias = build.tensor("weight"), build.tensor("bias")
-    return _layer(
-        build.call,
-        None if weight is None else as_parameter(weight),
-        None if bias is None else as_parameter(bias),
-    )
+    return _layer(build.call, weight, bias)
 
 
-def _layer(call: Call, weight: nn.Parameter | None, bias: nn.Parameter | None) -> nn.Module:
+def _layer(call: Call, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
     if weight is None:
         raise Refused("its weight is not a stored tensor")
-    options = {
-        name: value
-        for name, value in call.arguments.items()
-        if name in ("stride", "padding", "dilation", "groups", "output_padding")
-    }
+    names = ("stride", "padding", "dilation", "groups", "output_padding")
+    options = {name: value for name, value in call.arguments.items() if name in names}
     shape = weight.shape
     if call.op.name == "linear":
         options |= {"in_features": shape[1], "out_features": shape[0]}
@@ -57,19 +50,19 @@ def _layer(call: Call, weight: nn.Parameter | None, bias: nn.Parameter | None) -
         inside, outside = (shape[0], shape[1] * groups) if transposed else (shape[1] * groups, shape[0])
         options |= {"in_channels": inside, "out_channels": outside, "kernel_size": tuple(shape[2:])}
     layer: nn.Module = construct(resolve(call.op.modules[0]), options | {"bias": bias is not None})
-    layer._parameters |= {"weight": weight, "bias": bias}
+    layer._parameters |= {"weight": as_parameter(weight), "bias": None if bias is None else as_parameter(bias)}
     return layer
 
 
 @builder("layer-from-computed-parameters")
 def layer_from_computed_parameters(build: Build) -> nn.Module:
     """Build a linear or convolution module with a functional call's computed weight and bias as new Parameters."""
-    found: dict[str, nn.Parameter | None] = {"weight": None, "bias": None}
-    for name in found:
+    parameters: dict[str, Tensor | None] = {"weight": None, "bias": None}
+    for name in parameters:
         for node in build.call.nodes(name):
             stored = build.tensor(name) if node.op == "get_attr" else None
-            found[name] = computed_parameter(build.reader, node) if stored is None else as_parameter(stored)
-    return _layer(build.call, found["weight"], found["bias"])
+            parameters[name] = computed_parameter(build.reader, node) if stored is None else stored
+    return _layer(build.call, parameters["weight"], parameters["bias"])
 
 
 def computed_parameter(reader: GraphReader, node: fx.Node) -> nn.Parameter:
@@ -161,15 +154,8 @@ def pointwise_conv(build: Build) -> nn.Module:
     linear = build.layer
     if not isinstance(linear, nn.Linear):
         raise Refused("it is not a linear layer")
-    conv = construct(
-        nn.Conv2d,
-        {
-            "in_channels": linear.in_features,
-            "out_channels": linear.out_features,
-            "kernel_size": 1,
-            "bias": linear.bias is not None,
-        },
-    )
+    options = {"in_channels": linear.in_features, "out_channels": linear.out_features, "kernel_size": 1}
+    conv = construct(nn.Conv2d, options | {"bias": linear.bias is not None})
     conv.weight = new_parameter(linear.weight[:, :, None, None], linear.weight)
     conv.bias = linear.bias
     return conv.train(linear.training)
@@ -203,9 +189,9 @@ def bcos_layer(build: Build) -> nn.Module:
     plain = build.layer
     cls = vocabulary().form_of(type(plain))
     if cls is None and isinstance(plain, NonDynamicallyQuantizableLinear):  # it computes what Linear does
-        cls, own = bnn.BcosLinear, plain
-        plain = construct(nn.Linear, constructor_options(own))
-        adopt_tensors(plain, own)
+        cls, quantizable = bnn.BcosLinear, plain
+        plain = construct(nn.Linear, constructor_options(quantizable))
+        adopt_tensors(plain, quantizable)
     if cls is None or not issubclass(cls, bnn.BcosLayer):
         raise Refused(f"no layer of the op vocabulary is the B-cos form of {type(plain).__name__}")
     eps = build.options.eps

@@ -52,21 +52,21 @@ class _Arrangement:
 @predicate("reads-rearranged-pixels")
 def reads_rearranged_pixels(reader: GraphReader, call: Call) -> Verdict:
     """Check that the layer alone reads pixels of the decoded image, in another order but with channels apart."""
-    found = _arrangement(reader, call)
-    return found if isinstance(found, str) else found is not None
+    arrangement = _arrangement(reader, call)
+    return arrangement if isinstance(arrangement, str) else arrangement is not None
 
 
 @builder("widened-layer-of-rearranged")
 def widened_layer_of_rearranged(build: Build) -> Rewired:
     """Build the layer on rearranged [x', -x'] with weights w/2 and -w/2, at the place where each pixel now stands."""
-    found, layer = _arrangement(build.reader, build.call), build.layer
+    arrangement, layer = _arrangement(build.reader, build.call), build.layer
     name, weight = WIDENING.get(type(layer)), layer._parameters["weight"]
-    if not isinstance(found, _Arrangement) or name is None or weight is None:
+    if not isinstance(arrangement, _Arrangement) or name is None or weight is None:
         raise Refused(f"{type(layer).__name__} cannot be widened")
     wide = rebuilt(layer, **{name: 2 * int(getattr(layer, name))})
-    signs = torch.tensor(found.signs).to(weight).view(1, -1, *[1] * (weight.dim() - 2))
-    wide._parameters["weight"] = new_parameter(weight.detach()[:, found.columns] * signs / 2, weight)
-    return Rewired(wide, found.calls, found.values)
+    signs = torch.tensor(arrangement.signs).to(weight).view(1, -1, *[1] * (weight.dim() - 2))
+    wide._parameters["weight"] = new_parameter(weight.detach()[:, arrangement.columns] * signs / 2, weight)
+    return Rewired(wide, arrangement.calls, arrangement.values)
 
 
 def _arrangement(reader: GraphReader, call: Call) -> _Arrangement | str | None:
@@ -90,10 +90,10 @@ def _arrangement(reader: GraphReader, call: Call) -> _Arrangement | str | None:
     if getattr(call.module, "groups", 1) != 1:
         return "it is a grouped convolution, whose groups would no longer see the pairs [x, -x]"
     for values, calls in run.on_both_halves():
-        found = _columns(plain[call.inputs[0]].movedim(axis, -1), values[call.inputs[0]], axis)
-        if found is not None:
+        columns = _columns(plain[call.inputs[0]].movedim(axis, -1), values[call.inputs[0]], axis)
+        if columns is not None:
             leak = _leak(nodes, call.node, plain, values)
-            return leak if leak is not None else _Arrangement(*found, values, calls)
+            return leak if leak is not None else _Arrangement(*columns, values, calls)
     return "what it reads is not the pixels of the image in another order, with the same pixels at each place"
 
 
@@ -119,24 +119,24 @@ def _is_tensor(node: fx.Node) -> bool:
 
 def _between(reader: GraphReader, last: fx.Node) -> tuple[fx.Node, list[fx.Node]] | None:
     """Return the decoding behind a value and the nodes between, in order; None unless all of these are linear."""
-    decodings, found, pending = set(), set(), [last]
+    decodings, between, pending = set(), set(), [last]
     while pending:
         node = pending.pop()
         if reader.op(node) == "input_decoding":
             decodings.add(node)
-        elif node not in found and _is_tensor(node):
+        elif node not in between and _is_tensor(node):
             call = reader.call(node)
             holds = call is None or call.op.linearity != "linear" or node.op in ("placeholder", "get_attr")
             if holds or (call is not None and call.module is not None and any(True for _ in call.module.parameters())):
                 return None
-        if node not in decodings and node not in found:
-            found.add(node)
+        if node not in decodings and node not in between:
+            between.add(node)
             pending += node.all_input_nodes
     if len(decodings) != 1 or last in decodings:
         return None
     decoding = decodings.pop()
     depends = {decoding}
-    ordered = sorted(found)
+    ordered = sorted(between)
     for node in ordered:
         if depends & set(node.all_input_nodes):
             depends.add(node)

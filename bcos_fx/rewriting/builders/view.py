@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
 
@@ -43,8 +40,8 @@ def has_a_frozen_form(reader: GraphReader, call: Call) -> Verdict:
 @predicate("says-its-constant")
 def says_its_constant(reader: GraphReader, call: Call) -> Verdict:
     """Check that the module has a method ``constant_like`` of its own, which returns the constant that it adds."""
-    own = getattr(type(call.module), "constant_like", None)
-    return callable(own) and own is not bnn.DynamicLayer.constant_like
+    method = getattr(type(call.module), "constant_like", None)
+    return callable(method) and method is not bnn.DynamicLayer.constant_like
 
 
 @predicate("does-not-say-its-constant")
@@ -94,13 +91,7 @@ def adds_a_constant(call: Call) -> bool:
     """Return whether a call adds a constant of its own: a bias, a shift, padding with another number than 0."""
     if call.op.name == "pad" and call.arguments.get("mode", "constant") != "constant":
         return False
-    return any(_is_something(call.arguments.get(name)) for name in call.op.constants)
-
-
-def _is_something(value: object) -> bool:
-    if isinstance(value, int | float):
-        return value != 0
-    return value is not None
+    return any(call.arguments.get(name) not in (None, 0) for name in call.op.constants)
 
 
 # ---------------------------------------------------------------- what a constant is called
@@ -166,21 +157,7 @@ def counted_at_zero(build: Build) -> nn.Module:
     value = call.nodes(call.op.value[0])
     if not value or read[0] is not value[0]:
         raise Refused("the value does not stand first among what it reads")
-    return bnn.CountedAtZero(_as_function_of(call, read), shift_source(call))
-
-
-def _as_function_of(call: Call, read: list[fx.Node]) -> Callable[..., Tensor]:
-    """Return the call as a function of the nodes that it reads, in order."""
-    function = call.function
-    template = (call.node.args, dict(call.node.kwargs))
-    places = {node: place for place, node in enumerate(read)}
-
-    def apply(*values: Any) -> Tensor:
-        args, kwargs = fx.node.map_arg(template, lambda node: values[places[node]])
-        result: Tensor = function(*args, **kwargs)
-        return result
-
-    return apply
+    return bnn.CountedAtZero(call.as_function({node: place for place, node in enumerate(read)}), shift_source(call))
 
 
 @builder("counted-constant")

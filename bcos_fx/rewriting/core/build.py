@@ -64,16 +64,16 @@ class Build:
             Refused: no pattern node of that name matched one.
         """
         node = self.hit.nodes.get(name)
-        found = None if node is None else self._stored_tensor(node)
-        if found is None:
+        tensor = None if node is None else self._stored_tensor(node)
+        if tensor is None:
             raise Refused(f"{name!r} is not a pattern node that matched a stored tensor")
-        return found
+        return tensor
 
     def _stored_tensor(self, node: fx.Node) -> Tensor | None:
         if node.op != "get_attr":
             return None
-        found = attribute(self.reader.graph_module, str(node.target))
-        return found if isinstance(found, Tensor) else None
+        stored = attribute(self.reader.graph_module, str(node.target))
+        return stored if isinstance(stored, Tensor) else None
 
 
 def _options_lost(call: Call) -> list[str]:
@@ -90,9 +90,9 @@ def module_form(call: Call) -> nn.Module:
     Raises:
         Refused: the op has no module, or its module would need tensors or other values that are not plain.
     """
-    what = f"{call.node.name} is a call of {call.name}"
+    sentence = f"{call.node.name} is a call of {call.name}"
     if not call.op.modules:
-        raise Refused(f"{what}, which no module computes; a builder can read build.call.arguments instead")
+        raise Refused(f"{sentence}, which no module computes; a builder can read build.call.arguments instead")
     cls = resolve(call.op.modules[0])
     accepted = inspect.signature(cls.__init__).parameters
     options = {
@@ -102,11 +102,12 @@ def module_form(call: Call) -> nn.Module:
     }
     computed = [name for name, value in options.items() if isinstance(value, fx.Node)]
     if computed:
-        raise Refused(f"{what} whose {computed[0]} is a tensor: build the module from build.tensor({computed[0]!r})")
+        tensor = computed[0]
+        raise Refused(f"{sentence} whose {tensor} is a tensor: build the module from build.tensor({tensor!r})")
     try:
         module: nn.Module = cls(**options)
     except TypeError as error:
-        raise Refused(f"{what}, and {cls.__name__} is made of other options: {error}") from error
+        raise Refused(f"{sentence}, and {cls.__name__} is made of other options: {error}") from error
     return module
 
 

@@ -30,20 +30,20 @@ _MOVING = frozenset(
 
 
 def first_mixed(
-    graph_module: fx.GraphModule, start: str, own: Tensor, shape: tuple[int, ...]
+    graph_module: fx.GraphModule, start: str, positions: Tensor, shape: tuple[int, ...]
 ) -> tuple[list[int], str] | None:
     """Return the dimensions of an input that the first layer sums over, and its name; None where no layer is reached.
 
     Args:
         graph_module: the network; not changed.
         start: name of the node whose value is followed.
-        own: positions of that value's numbers in ``shape``, in the form that the network takes.
+        positions: positions of that value's numbers in ``shape``, in the form that the network takes.
         shape: (N, ...).
     """
     values: dict[fx.Node, Any] = {}
     for node in graph_module.graph.nodes:
         if node.name == start:
-            values[node] = own
+            values[node] = positions
         elif any(source in values for source in node.all_input_nodes):
             call = vocabulary().call(node, graph_module)
             labels = _labels_of(node, values)
@@ -94,8 +94,8 @@ def encoded_axis(reader: GraphReader, node: fx.Node) -> int:
 
 def _labels_of(node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor | None:
     """Return the positions that a call's first labeled tensor holds."""
-    found = [values[source] for source in node.all_input_nodes if isinstance(values.get(source), Tensor)]
-    return found[0] if found else None
+    known = (values.get(source) for source in node.all_input_nodes)
+    return next((value for value in known if isinstance(value, Tensor)), None)
 
 
 def _summed(call: Call, labels: Tensor) -> int | None:
@@ -110,12 +110,9 @@ def _summed(call: Call, labels: Tensor) -> int | None:
         return labels.dim() - 1
     if name != "matmul":
         return None
-    left = call.nodes("input")
-    other = call.nodes("other")
-    weight = other[0] if other else None
-    if left and weight is not None and weight.op == "get_attr" and labels.dim():
-        return labels.dim() - 1
-    return None  # the other factor mixes positions: an adjacency, or attention
+    # A factor that is computed mixes positions: an adjacency, or attention.
+    by_weight = bool(call.nodes("input")) and [node.op for node in call.nodes("other")] == ["get_attr"]
+    return labels.dim() - 1 if by_weight and labels.dim() else None
 
 
 def _varying(labels: Tensor, dimension: int, shape: tuple[int, ...]) -> list[int]:
@@ -124,18 +121,19 @@ def _varying(labels: Tensor, dimension: int, shape: tuple[int, ...]) -> list[int
     line = labels.movedim(dimension, 0).flatten(1)[:, 0]
     places = torch.stack(torch.unravel_index(line, shape))
     distinct = [len(row.unique()) for row in places]
-    found = [axis for axis, size in enumerate(shape) if axis and size > 1 and distinct[axis] == size]
-    if not found and len(line) == 1:  # one channel: in the input, or put there by the network
-        found = [axis for axis, size in enumerate(shape) if axis and size == 1][:1]
-    return found
+    axes = [axis for axis, size in enumerate(shape) if axis and size > 1 and distinct[axis] == size]
+    if not axes and len(line) == 1:  # one channel: in the input, or put there by the network
+        axes = [axis for axis, size in enumerate(shape) if axis and size == 1][:1]
+    return axes
 
 
 def _resampled(labels: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     """Return the positions that stand for those that a pooling, padding or resampling of each channel alone reads."""
     if labels.dim() not in (3, 4, 5) or shape[:2] != tuple(labels.shape[:2]):
         return None
-    found = torch.nn.functional.interpolate(labels.double(), size=list(shape[2:]), mode="nearest")
-    return found.to(labels.dtype)
+    # In float64, which holds every position exactly and which interpolation takes.
+    resized = torch.nn.functional.interpolate(labels.double(), size=list(shape[2:]), mode="nearest")
+    return resized.to(labels.dtype)
 
 
 def _followed(node: fx.Node, call: Call | None, graph_module: fx.GraphModule, values: Mapping[fx.Node, Any]) -> Any:

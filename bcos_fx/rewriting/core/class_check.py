@@ -14,11 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from bcos_fx.nn.dynamic import DynamicLayer
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
+from bcos_fx.tracing.modules import modes_kept
 
 _TensorFunction = Callable[[list[Tensor]], Tensor]
 _VERDICTS: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
@@ -65,23 +66,18 @@ def _try_check(call: Call, operands: list[fx.Node], check: Callable[[_Trial], st
 @contextmanager
 def _unnoticed(call: Call) -> Iterator[None]:
     """Run a layer in eval mode and with the random generators as they were; leave nothing changed."""
-    modes = [] if call.module is None else [(part, part.training) for part in call.module.modules()]
-    try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-            if call.module is not None:
-                call.module.eval()
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
+    layer = nn.Module() if call.module is None else call.module
+    with modes_kept(layer), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        layer.eval()
+        yield
 
 
 def _dtype_of(call: Call, operands: list[fx.Node]) -> torch.dtype:
-    own = [] if call.module is None else [t.dtype for t in call.module.state_dict().values() if t.is_floating_point()]
-    stored = [stored_value(n, call.root) for n in call.node.all_input_nodes if n.op == "get_attr"]
-    own += [t.dtype for t in stored if isinstance(t, Tensor) and t.is_floating_point()]
-    found = own[0] if own else operands[0].meta.get("dtype") or torch.float32
-    return found if found in _TOLERANCE else torch.float32
+    stored = [] if call.module is None else list(call.module.state_dict().values())
+    stored += [stored_value(n, call.root) for n in call.node.all_input_nodes if n.op == "get_attr"]
+    dtypes = [t.dtype for t in stored if isinstance(t, Tensor) and t.is_floating_point()]
+    dtype = dtypes[0] if dtypes else operands[0].meta.get("dtype") or torch.float32
+    return dtype if dtype in _TOLERANCE else torch.float32
 
 
 class _Trial:
@@ -90,8 +86,8 @@ class _Trial:
     def __init__(self, call: Call, operands: list[fx.Node]) -> None:
         self.call, self.operands = call, operands
         self.dtype = _dtype_of(call, operands)
-        own = [] if call.module is None else list(call.module.state_dict(keep_vars=True).values())
-        self.device = own[0].device if own else torch.device("cpu")
+        stored = [] if call.module is None else list(call.module.state_dict(keep_vars=True).values())
+        self.device = stored[0].device if stored else torch.device("cpu")
         self._generator = torch.Generator().manual_seed(0)
         others = [node for node in call.node.all_input_nodes if node not in operands]
         self._fixed = {node: self._other_operand(node) for node in others}

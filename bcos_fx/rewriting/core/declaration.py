@@ -65,15 +65,15 @@ def read_op(name: str, table: Table, *, shipped: bool) -> Op:
         declared=None if shipped else str(table.path.resolve()),
     )
     table.finish()
-    _check_names(op, lambda key, what, hint: table.error(what, key, hint))
+    _check_names(op, lambda key, reason, hint: table.error(reason, key, hint))
     return op
 
 
 def _check_spellings(name: str, table: Table, spelled: Mapping[str, tuple[str, ...]]) -> None:
     for kind, names in spelled.items():
-        for each in names:
+        for spelling in names:
             try:
-                check_nameable(kind, each)
+                check_nameable(kind, spelling)
             except RuleError as error:
                 raise table.error(error.what, kind, error.hint) from error
     if not any(spelled.values()):
@@ -82,8 +82,8 @@ def _check_spellings(name: str, table: Table, spelled: Mapping[str, tuple[str, .
 
 def _form(spelled: Mapping[str, tuple[str, ...]]) -> Form:
     """Return the argument form that a registered class or function declares; ``input`` for PyTorch's own."""
-    own = [name for kind in _KINDS[:2] for name in spelled[kind] if is_own(name)]
-    return form_of(resolve(own[0])) if own else (("input",), {}, ())
+    registered = [name for kind in _KINDS[:2] for name in spelled[kind] if is_own(name)]
+    return form_of(resolve(registered[0])) if registered else (("input",), {}, ())
 
 
 def form_of(target: Any) -> Form:
@@ -97,13 +97,13 @@ def form_of(target: Any) -> Form:
         given = {name: p.default for name, p in parameters.items() if p.default is not p.empty}
         return tuple(parameters), given, ()
     inputs = list(_named_parameters(inspect.getattr_static(target, "forward")))[1:]
-    made = [name for name in _named_parameters(target) if name not in _PLACEMENT and name not in inputs]
-    return (*inputs, *made), {}, tuple(inputs)
+    options = [name for name in _named_parameters(target) if name not in _PLACEMENT and name not in inputs]
+    return (*inputs, *options), {}, tuple(inputs)
 
 
 def _named_parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    found = inspect.signature(function).parameters
-    return {n: p for n, p in found.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    parameters = inspect.signature(function).parameters
+    return {n: p for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def op_of(name: str, spelling: str, target: type[nn.Module] | Callable[..., Any], given: Mapping[str, Any]) -> Op:
@@ -128,9 +128,9 @@ def op_of(name: str, spelling: str, target: type[nn.Module] | Callable[..., Any]
     fields[kind] = (spelling,)
     op = Op(name, **fields, declared=where)
     if op.linearity not in CLASSES:
-        what = f"{op.linearity!r} is not a linearity class"
-        raise RuleError(what, where=where, hint=nearest(op.linearity, sorted(CLASSES)))
-    _check_names(op, lambda key, what, hint: RuleError(what, where=where, hint=hint))
+        hint = nearest(op.linearity, sorted(CLASSES))
+        raise RuleError(f"{op.linearity!r} is not a linearity class", where=where, hint=hint)
+    _check_names(op, lambda key, reason, hint: RuleError(reason, where=where, hint=hint))
     return op
 
 
@@ -145,5 +145,5 @@ def _check_names(op: Op, error: Callable[[str, str, str | None], RuleError]) -> 
     for key, names in named.items():
         for name in names:
             if name not in op.parameters:
-                what = f"the op {op.name!r} has no parameter {name!r}, which its {key!r} names"
-                raise error(key, what, nearest(name, op.parameters))
+                reason = f"the op {op.name!r} has no parameter {name!r}, which its {key!r} names"
+                raise error(key, reason, nearest(name, op.parameters))

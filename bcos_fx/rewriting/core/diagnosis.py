@@ -71,8 +71,8 @@ def _attempt(
 ) -> Attempt:
     op = reader.vocabulary.of(node, reader.graph_module)
     tried = rule.match[rule.anchor].admits(op, node.target)
-    found = attempt(rule, node, reader, predicates)
-    condition = _refusal(found, reader, builders) if isinstance(found, Hit) else found.condition
+    outcome = attempt(rule, node, reader, predicates)
+    condition = _refusal(outcome, reader, builders) if isinstance(outcome, Hit) else outcome.condition
     source = node.meta.get("source")
     name = op.name if op is not None else str(getattr(node.target, "__name__", node.target))
     return Attempt(node.name, name, condition is None, tried, condition, None if source is None else str(source))

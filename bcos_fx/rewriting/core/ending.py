@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from bcos_fx.rewriting.core.ops import Call
+from bcos_fx.tracing.program import reach
 
 Reader = Callable[[fx.Node], Call | None]
 
@@ -42,9 +43,9 @@ class Ending:
 
 def ending_of(end: fx.Node, read: Reader) -> Ending:
     """Read how a network ends, from its output back to the scores; nothing is found where no gate ends it."""
-    found = Ending()
-    _read_ending(end, read, found)
-    return found
+    ending = Ending()
+    _read_ending(end, read, ending)
+    return ending
 
 
 def _read_ending(node: fx.Node, read: Reader, into: Ending) -> bool:
@@ -68,9 +69,9 @@ def _read_ending(node: fx.Node, read: Reader, into: Ending) -> bool:
 def _read_sources(call: Call, read: Reader, into: Ending) -> bool:
     """Note what the sources of a call are made of; values side by side all hold probabilities, or none counts."""
     sources = [source for name in call.op.value for source in call.nodes(name)]
+    # On a copy: where one of the sources holds no probabilities, nothing that the others added may count.
     parts = Ending(dict(into.scores), set(into.falling), dict(into.moved))
-    found = [_read_ending(source, read, parts) for source in sources]
-    if not all(found):
+    if not all([_read_ending(source, read, parts) for source in sources]):
         return False
     into.scores, into.falling, into.moved = parts.scores, parts.falling, parts.moved
     return True
@@ -132,29 +133,22 @@ def _with_itself(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:
         if call.op.name.startswith("where"):
             return value, False
         if call.nodes(call.op.value[0]) == [value]:
-            classes = {found.op.linearity for n in between if (found := read(n)) is not None}
-            unknown = any(read(n) is None for n in between)
-            return value, unknown or bool(classes & (_NOT_DYNAMIC_LINEAR | {"selection"}))
+            calls = [read(n) for n in between]
+            classes = {None if step is None else step.op.linearity for step in calls}
+            return value, bool(classes & (_NOT_DYNAMIC_LINEAR | {"selection", None}))
     return None
 
 
 def _computed_from(value: fx.Node, nodes: list[fx.Node]) -> set[fx.Node] | None:
     """Return the nodes between a value and some nodes; None if one of them depends on an input by another way."""
-    between, pending = set(nodes), list(nodes)
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source.op == "placeholder":
-                return None
-            if source is not value and source not in between:
-                between.add(source)
-                pending.append(source)
-    return between
+    between = reach(nodes, lambda node: set(node.all_input_nodes) - {value})
+    return None if any(node.op == "placeholder" for node in between.difference(nodes)) else between
 
 
 def _has_parameters(call: Call) -> bool:
     return call.module is not None and next(call.module.parameters(), None) is not None
 
 
-def _same_shape(one: fx.Node, other: fx.Node) -> bool:
-    shapes = one.meta.get("shape"), other.meta.get("shape")
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    shapes = a.meta.get("shape"), b.meta.get("shape")
     return shapes[0] is not None and shapes[1] is not None and tuple(shapes[0]) == tuple(shapes[1])

@@ -20,6 +20,7 @@ from torch import fx
 from bcos_fx.rewriting.core.main_input import WEIGHT, holds_integers, is_form, main_input
 from bcos_fx.rewriting.core.ops import Call, Vocabulary
 from bcos_fx.rewriting.core.refinement import is_shifted_ratio, is_square, linearity_violation
+from bcos_fx.tracing.program import reach
 
 CONSTANT, VALUE, GATE, UNKNOWN = "constant", "value", "gate", "unknown"
 
@@ -101,8 +102,8 @@ class _Analysis:
         self._classify()
         self.carried = self._hidden_activations()
         if self.carried:
-            for found in (self.choices, self.reasons, self.by_weight):
-                found.clear()
+            for results in (self.choices, self.reasons, self.by_weight):
+                results.clear()
             self._classify()
 
     def _classify(self) -> None:
@@ -125,12 +126,7 @@ class _Analysis:
 
     def _gates_before(self, nodes: Sequence[fx.Node]) -> set[fx.Node]:
         """Return gates, and those that they are computed of by gates alone."""
-        seen, pending = set(nodes), list(nodes)
-        while pending:
-            new = {n for n in pending.pop().all_input_nodes if self.kinds[n] == GATE and n not in seen}
-            seen |= new
-            pending += new
-        return seen
+        return reach(nodes, lambda node: (n for n in node.all_input_nodes if self.kinds[n] == GATE))
 
     def _note_dependence(self, node: fx.Node) -> None:
         """Note whether a node's numbers depend on the main input, or on any."""
@@ -142,8 +138,8 @@ class _Analysis:
 
     def _relevant(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """Return the operands that depend on the main input, if any does: beside it the others are constants."""
-        own = [node for node in nodes if node in self._from_main]
-        return own or list(nodes)
+        dependent = [node for node in nodes if node in self._from_main]
+        return dependent or list(nodes)
 
     def _kind(self, node: fx.Node) -> str:
         # A marked source is a value even where integers made it, and what depends on none is a constant even where
@@ -265,19 +261,20 @@ class _Analysis:
 
     def _more_computed(self, values: list[fx.Node]) -> tuple[fx.Node | None, str]:
         """Return which of two values passed more operations after the path that both share, and which operation."""
-        found = [("an activation", [n for n in values if self._is_activation(n)])]
+        signs = [("an activation", [n for n in values if self._is_activation(n)])]
         if len(values) == 2:
             # What both factors passed tells nothing about which one is the gate.
-            own = [(n, self._way(n) - self._way(other)) for n, other in (values, values[::-1])]
-            signs = (
+            ways = [(n, self._way(n) - self._way(other)) for n, other in (values, values[::-1])]
+            kinds = (
                 ("a norm", self._is_magnitude),
                 ("an activation", self._is_activation),
                 ("a layer", self._is_weighted),
             )
-            passed = [(what, [n for n, way in own if any(map(did, way))]) for what, did in signs]
+            passed = [(kind, [n for n, way in ways if any(map(is_kind, way))]) for kind, is_kind in kinds]
             # A norm is the surest sign: it weights what it was taken of, and what stands beside it.
-            found = [passed[0], *found, *passed[1:]]
-        whys = ((did[0], f"it passed {what}, the other factor did not") for what, did in found if len(did) == 1)
+            signs = [passed[0], *signs, *passed[1:]]
+        # Only a sign that one of the factors alone bears tells them apart.
+        whys = ((nodes[0], f"it passed {kind}, the other factor did not") for kind, nodes in signs if len(nodes) == 1)
         return next(whys, (None, ""))
 
     def _is_as_given(self, node: fx.Node) -> bool:
@@ -308,12 +305,7 @@ class _Analysis:
 
     def _way(self, *ends: fx.Node) -> set[fx.Node]:
         """Return nodes, and those that their values came through."""
-        seen, pending = set(ends), list(ends)
-        while pending:
-            new = [source for source in self._sources(pending.pop()) if source not in seen]
-            seen.update(new)
-            pending += new
-        return seen
+        return reach(ends, self._sources)
 
     def backwards(self) -> set[fx.Node]:
         """Return the nodes whose value reaches the output: the output's ancestors along value-carrying edges."""

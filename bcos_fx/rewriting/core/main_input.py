@@ -43,7 +43,7 @@ def _is_read_alone(start: fx.Node, calls: Mapping[fx.Node, Call | None]) -> bool
 
 
 def is_form(node: fx.Node) -> bool:
-    """Return whether a node gives a size, a dtype or another thing that is no tensor."""
+    """Return whether a node gives a size, a dtype or another thing that is not a tensor."""
     return node.meta.get("type") in ("size", "other")
 
 

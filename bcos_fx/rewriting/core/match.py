@@ -6,7 +6,7 @@ Matching starts at the anchor, the last node of the pattern, and walks toward th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -105,32 +105,32 @@ class _Matcher:
         self.rule, self.reader, self.predicates = rule, reader, predicates
 
     def match(self, node: fx.Node) -> Hit:
-        found = _PartialMatch({}, {}, {})
-        self._node(self.rule.anchor, node, found)
-        ordered = [name for name in self.rule.match if name in found.nodes]
+        partial = _PartialMatch({}, {}, {})
+        self._node(self.rule.anchor, node, partial)
+        ordered = [name for name in self.rule.match if name in partial.nodes]
         # Conditions only once the whole shape is there: a failure from here on can be a near miss, which is reported.
         for name in ordered:
-            self._conditions(name, found.nodes[name], found.calls.get(name), inner=name != self.rule.anchor)
-        calls = {name: found.calls[name] for name in ordered if name in found.calls}
-        return Hit(self.rule, {name: found.nodes[name] for name in ordered}, calls, found.stand_in)
+            self._conditions(name, partial.nodes[name], partial.calls.get(name), inner=name != self.rule.anchor)
+        calls = {name: partial.calls[name] for name in ordered if name in partial.calls}
+        return Hit(self.rule, {name: partial.nodes[name] for name in ordered}, calls, partial.stand_in)
 
-    def _node(self, name: str, node: fx.Node, found: _PartialMatch) -> None:
+    def _node(self, name: str, node: fx.Node, partial: _PartialMatch) -> None:
         pattern, call = self.rule.match[name], self.reader.call(node)
         wrong = self._wrong_kind(name, pattern, node, call)
         if wrong is not None:
             if not pattern.optional:
-                raise _Miss(wrong, matched=len(found.nodes))
-            found.stand_in[name] = node
+                raise _Miss(wrong, matched=len(partial.nodes))
+            partial.stand_in[name] = node
             if pattern.inputs and pattern.inputs[0] != ANY:
-                self._node(pattern.inputs[0], node, found)
+                self._node(pattern.inputs[0], node, partial)
             return
-        if found.nodes.get(name, node) is not node:
-            other = found.nodes[name].name
-            raise _Miss(f"{name!r} is {other} already, and here it would be {node.name}", matched=len(found.nodes))
-        found.nodes[name] = node
+        if partial.nodes.get(name, node) is not node:
+            other = partial.nodes[name].name
+            raise _Miss(f"{name!r} is {other} already, and here it would be {node.name}", matched=len(partial.nodes))
+        partial.nodes[name] = node
         if call is not None:
-            found.calls[name] = call
-            self._inputs(pattern, call, found)
+            partial.calls[name] = call
+            self._inputs(pattern, call, partial)
 
     def _wrong_kind(self, name: str, pattern: NodePattern, node: fx.Node, call: Call | None) -> str | None:
         """Return why a node is not of the op and form that a pattern node wants; None where it is."""
@@ -145,16 +145,16 @@ class _Matcher:
             return f"{node.name} is computed from stored tensors alone, so it is a constant"
         return None
 
-    def _inputs(self, pattern: NodePattern, call: Call, found: _PartialMatch) -> None:
+    def _inputs(self, pattern: NodePattern, call: Call, partial: _PartialMatch) -> None:
         if not pattern.inputs:
             return
         names_stored = any(name != ANY and PARAMETER in self.rule.match[name].ops for name in pattern.inputs)
         read = call.operands if names_stored else call.inputs
         if len(read) < len(pattern.inputs):
-            raise _Miss(_too_few(pattern, call, read), matched=len(found.nodes))
+            raise _Miss(_too_few(pattern, call, read), matched=len(partial.nodes))
         misses: list[_Miss] = []
         for order in _orders(pattern):
-            tried = found.copy()
+            tried = partial.copy()
             try:
                 for source, node in zip(order, read, strict=False):
                     if source != ANY:
@@ -162,7 +162,7 @@ class _Matcher:
             except _Miss as miss:
                 misses.append(miss)
                 continue
-            found.take(tried)
+            partial.take(tried)
             return
         # The order of inputs that came furthest gives the most useful reason.
         raise max(misses, key=lambda miss: miss.mismatch.matched)
@@ -207,11 +207,11 @@ class _Matcher:
 
 def _too_few(pattern: NodePattern, call: Call, read: list[fx.Node]) -> str:
     stored = [node.name for node in call.operands if node not in read]
-    what = f"{call.node.name} reads {len(read)} values, and the rule's inputs are {', '.join(pattern.inputs)}"
+    sentence = f"{call.node.name} reads {len(read)} values, and the rule's inputs are {', '.join(pattern.inputs)}"
     if not stored:
-        return what
+        return sentence
     return (
-        f"{what}. Stored tensors ({', '.join(stored)}) do not count, unless a pattern node with "
+        f"{sentence}. Stored tensors ({', '.join(stored)}) do not count, unless a pattern node with "
         f'op = "{PARAMETER}" stands among the inputs'
     )
 
@@ -231,10 +231,8 @@ def _is_of_parameters(call: Call) -> bool:
     return bool(call.node.all_input_nodes) and not call.inputs
 
 
-def _orders(pattern: NodePattern) -> Iterator[tuple[str, ...]]:
-    if pattern.commutative:
-        return itertools.permutations(pattern.inputs)
-    return iter([pattern.inputs])
+def _orders(pattern: NodePattern) -> Iterable[tuple[str, ...]]:
+    return itertools.permutations(pattern.inputs) if pattern.commutative else [pattern.inputs]
 
 
 def attempt(rule: Rule, node: fx.Node, reader: GraphReader, predicates: Mapping[str, Predicate]) -> Hit | Mismatch:
@@ -255,7 +253,7 @@ def match(rule: Rule, node: fx.Node, reader: GraphReader, predicates: Mapping[st
     Returns:
         A hit, a near miss with its reason (the shape was there, a condition failed), or None.
     """
-    found = attempt(rule, node, reader, predicates)
-    if isinstance(found, Hit):
-        return found
-    return NearMiss(rule.name, node.name, found.condition) if found.near else None
+    outcome = attempt(rule, node, reader, predicates)
+    if isinstance(outcome, Hit):
+        return outcome
+    return NearMiss(rule.name, node.name, outcome.condition) if outcome.near else None

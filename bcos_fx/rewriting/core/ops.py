@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bcos_fx.errors import RuleError, nearest
 from bcos_fx.rewriting.core.declaration import read_op
@@ -54,11 +54,25 @@ class Call:
         """What is called: the module, the function, or the method as a function."""
         return executable(self.node) if self.module is None else self.module
 
+    def as_function(self, places: Mapping[fx.Node, int]) -> Callable[..., Tensor]:
+        """Return the call as a function of values, ``places`` telling which of them stands for which node.
+
+        It holds what the node reads now, so that it outlives a change of the node.
+        """
+        function, template = self.function, (self.node.args, dict(self.node.kwargs))
+
+        def apply(*values: Tensor) -> Tensor:
+            args, kwargs = fx.node.map_arg(template, lambda node: values[places[node]])
+            result: Tensor = function(*args, **kwargs)
+            return result
+
+        return apply
+
     def nodes(self, parameter: str) -> list[fx.Node]:
         """Return the nodes that one argument holds (several for a list of tensors, none for a literal)."""
-        found: list[fx.Node] = []
-        fx.node.map_arg(self.arguments.get(parameter), found.append)
-        return found
+        nodes: list[fx.Node] = []
+        fx.node.map_arg(self.arguments.get(parameter), nodes.append)
+        return nodes
 
     @property
     def operands(self) -> list[fx.Node]:
@@ -108,8 +122,8 @@ class Vocabulary:
 
     def _members(self) -> frozenset[str]:
         """Return the names of functions in families, by which rules may name one of them alone."""
-        spelled = [each for op in self.ops.values() if op.family for each in (*op.functions, *op.methods)]
-        return frozenset(each.rpartition(".")[2] for each in spelled) - set(self.ops)
+        spelled = [name for op in self.ops.values() if op.family for name in (*op.functions, *op.methods)]
+        return frozenset(name.rpartition(".")[2] for name in spelled) - set(self.ops)
 
     def __getitem__(self, name: str) -> Op:
         """Return the op of that name.
@@ -169,13 +183,14 @@ class Vocabulary:
         op = self.of(node, root)
         if op is None:
             return None
-        if node.op == "call_module":
-            module = root.get_submodule(str(node.target))
-            given = arguments_of(op, node, node.args, node.kwargs)
-            missing = [p for p in op.parameters if p not in given]
-            options = {p: getattr(module, op.attributes.get(p, p), op.defaults.get(p)) for p in missing}
-            return Call(op, node, module, given | options, root)
-        return Call(op, node, None, arguments_of(op, node, node.args, node.kwargs), root)
+        given = arguments_of(op, node, node.args, node.kwargs)
+        if node.op != "call_module":
+            return Call(op, node, None, given, root)
+        # What a function takes as arguments a module has as attributes.
+        module = root.get_submodule(str(node.target))
+        missing = [p for p in op.parameters if p not in given]
+        options = {p: getattr(module, op.attributes.get(p, p), op.defaults.get(p)) for p in missing}
+        return Call(op, node, module, given | options, root)
 
 
 def arguments_of(op: Op, node: fx.Node, args: Any, kwargs: Any) -> dict[str, Any]:

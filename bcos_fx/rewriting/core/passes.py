@@ -138,24 +138,24 @@ class Engine:
         for node in list(reader.graph_module.graph.nodes):
             if node in rewriter.erased or not anchor.admits(self.ops.of(node, reader.graph_module), node.target):
                 continue
-            found = match(rule, node, reader, self.predicates)
-            if found is None or isinstance(found, NearMiss):
-                missed += [] if found is None else [found]
+            outcome = match(rule, node, reader, self.predicates)
+            if outcome is None or isinstance(outcome, NearMiss):
+                missed += [] if outcome is None else [outcome]
             elif rule.refuse is not None:
                 missed.append(NearMiss(rule.name, node.name, rule.refuse))
             else:
-                self._apply(found, rewriter, steps, missed)
+                self._apply(outcome, rewriter, steps, missed)
         return steps, missed
 
     def _apply(self, hit: Hit, rewriter: Rewriter, steps: list[RuleApplication], missed: list[NearMiss]) -> None:
-        done = rewriter.apply(hit)
-        if isinstance(done, NearMiss):
-            missed.append(done)
+        outcome = rewriter.apply(hit)
+        if isinstance(outcome, NearMiss):
+            missed.append(outcome)
             return
-        steps.append(done)
+        steps.append(outcome)
         if self.after_step is not None:
             rewriter.finish()
-            self.after_step(hit.rule, done, rewriter.graph_module)
+            self.after_step(hit.rule, outcome, rewriter.graph_module)
 
 
 def _unsettled(rules: list[Rule], steps: list[RuleApplication]) -> RewriteError:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx.rewriting.core.build import Build, Builder, Part, Rewired
+from bcos_fx.rewriting.core.stored import sources_of
 from bcos_fx.tracing.program import attribute, module_at
 
 
@@ -44,8 +45,8 @@ class Precision:
             for tensor, _ in raised.values():
                 tensor.data = tensor.data.double()
             try:
-                made = builder(given)
-                module = made if isinstance(made, nn.Module) else made.module
+                built = builder(given)
+                module = built if isinstance(built, nn.Module) else built.module
                 new = [t for t in (*module.parameters(), *module.buffers()) if t.dtype == torch.float64]
                 raised = {id(t): (t, self._usual) for t in new} | raised
             finally:
@@ -55,7 +56,7 @@ class Precision:
                     # rounds it.
                     if torch.equal(rounded.double(), tensor.data):
                         tensor.data = rounded
-            return made
+            return built
 
         return build
 
@@ -88,15 +89,10 @@ def _stored_tensors(build: Build) -> Iterator[Tensor]:
 
 def _stored_sources(node: fx.Node) -> list[fx.Node]:
     """Return the stored tensors that a node is computed from; none where it depends on anything else."""
-    found, pending = {node}, [node]
-    while pending:
-        source = pending.pop()
-        if source.op in ("placeholder", "call_module", "output"):
-            return []
-        new = [n for n in source.all_input_nodes if n not in found]
-        found.update(new)
-        pending += new
-    return [source for source in found if source.op == "get_attr"]
+    sources = sources_of(node)
+    if any(source.op in ("placeholder", "call_module", "output") for source in sources):
+        return []
+    return [source for source in sources if source.op == "get_attr"]
 
 
 def _tensors(network: nn.Module) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from bcos_fx.rewriting.core.flow import Flow, analyze
 from bcos_fx.rewriting.core.ops import BOUNDARY, Call, Vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
-from bcos_fx.tracing.program import attribute
+from bcos_fx.tracing.program import attribute, reach
 
 
 class GraphReader:
@@ -80,13 +80,13 @@ class GraphReader:
         return self._below("call_module")
 
     def _below(self, kind: str) -> dict[str, list[fx.Node]]:
-        found: dict[str, list[fx.Node]] = defaultdict(list)
+        below: dict[str, list[fx.Node]] = defaultdict(list)
         for node in self.graph_module.graph.nodes:
             if node.op == kind:
                 parts = str(node.target).split(".")
                 for length in range(1, len(parts)):
-                    found[".".join(parts[:length])].append(node)
-        return found
+                    below[".".join(parts[:length])].append(node)
+        return below
 
     def follows_from_stored(self, node: fx.Node) -> bool:
         """Return whether a node's value is computed from stored tensors alone, and not at random."""
@@ -98,14 +98,15 @@ class GraphReader:
 
     def origins(self, node: fx.Node) -> list[fx.Node]:
         """Return the stored tensors and inputs whose numbers a node's value is computed from, in graph order."""
-        found, pending = {node}, [node]
-        while pending:
-            source = pending.pop()
+
+        def numbers_read(source: fx.Node) -> list[fx.Node]:
+            if source.meta.get("type") in ("size", "other"):
+                return []
             call = self.call(source)
-            read = [] if source.meta.get("type") in ("size", "other") else _numbers_read(source, call)
-            pending += [origin for origin in read if origin not in found]
-            found.update(read)
-        return [n for n in sorted(found) if n.op in ("placeholder", "get_attr") and n.meta.get("type") != "other"]
+            return source.all_input_nodes if call is None else call.read
+
+        sources = sorted(reach([node], numbers_read))
+        return [n for n in sources if n.op in ("placeholder", "get_attr") and n.meta.get("type") != "other"]
 
     def was_peer(self, node: fx.Node) -> bool:
         """Return whether the node called another package's layer when the network was traced."""
@@ -124,10 +125,6 @@ class GraphReader:
         """Return the shape that a node's value had in the example run, if known."""
         shape = node.meta.get("shape")
         return tuple(shape) if shape is not None else None
-
-
-def _numbers_read(node: fx.Node, call: Call | None) -> list[fx.Node]:
-    return list(node.all_input_nodes) if call is None else call.read
 
 
 def is_boundary(op: str) -> bool:

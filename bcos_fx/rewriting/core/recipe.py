@@ -58,10 +58,11 @@ class Recipe:
 
     def _completed(self, chosen: Mapping[str, float]) -> dict[str, float]:
         """Return patterns for B, followed by the recipe's own where they leave layers unnamed."""
-        own = self.options.b if isinstance(self.options.b, Mapping) else {"*": self.options.b}
-        if "*" in chosen or own == {"*": 1.0}:  # which is what a layer without a pattern has
+        patterns = self.options.b if isinstance(self.options.b, Mapping) else {"*": self.options.b}
+        if "*" in chosen or patterns == {"*": 1.0}:  # which is what a layer without a pattern has
             return dict(chosen)
-        return {**chosen, **{pattern: b for pattern, b in own.items() if pattern not in chosen}}
+        # Behind the caller's, since the first pattern that names a layer decides.
+        return {**chosen, **{pattern: b for pattern, b in patterns.items() if pattern not in chosen}}
 
     def active_rules(self, phase: str) -> list[Rule]:
         """Return the rules of a phase that are active under the options, in order."""
@@ -69,11 +70,8 @@ class Recipe:
 
 
 def _is_active(rule: Rule, options: Options) -> bool:
-    for name, wanted in rule.when.items():
-        accepted = wanted if isinstance(wanted, list) else [wanted]
-        if getattr(options, name) not in accepted:
-            return False
-    return True
+    wanted = {name: value if isinstance(value, list) else [value] for name, value in rule.when.items()}
+    return all(getattr(options, name) in accepted for name, accepted in wanted.items())
 
 
 def recipe_names() -> list[str]:
@@ -95,7 +93,7 @@ def find_recipe(recipe: str | Path) -> Path:
 
 
 def _options(table: Table) -> Options:
-    values = {name: table.mapping("options")[name] for name in table.mapping("options")}
+    values = table.mapping("options")
     below = table.table("options")
     for name, value in values.items():
         if name not in OPTION_NAMES:
@@ -120,11 +118,11 @@ def load_recipe(
     files = [rules_directory() / f"{name}.toml" for name in table.strings("rules")]
     extra = [extra_rules] if isinstance(extra_rules, str | Path | Rule) else list(extra_rules)
     without = table.strings("without")
-    own = [rule for each in extra for rule in ([each] if isinstance(each, Rule) else load(each))]
-    rules = distinct([*load_rules(files), *own])
-    files += [Path(each) for each in extra if not isinstance(each, Rule)]
+    added = [rule for item in extra for rule in ([item] if isinstance(item, Rule) else load(item))]
+    rules = distinct([*load_rules(files), *added])
+    files += [Path(item) for item in extra if not isinstance(item, Rule)]
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    hashes |= {each.name: hashlib.sha256(repr(each).encode()).hexdigest() for each in extra if isinstance(each, Rule)}
+    hashes |= {rule.name: hashlib.sha256(repr(rule).encode()).hexdigest() for rule in extra if isinstance(rule, Rule)}
     for name in without:
         if name not in {rule.name for rule in rules}:
             raise table.error(f"no rule is named {name!r}", "without", nearest(name, [rule.name for rule in rules]))

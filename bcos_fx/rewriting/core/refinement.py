@@ -94,8 +94,8 @@ def _zeros(call: Call) -> Tensor | None:
     """Return a zero input for an elementwise call; for a declared op, in the shape of the example if that is known."""
     if call.op.declared is None:
         return torch.zeros(1)
-    own = {} if call.module is None else call.module.state_dict(keep_vars=True)
-    like = next((tensor for tensor in own.values() if tensor.is_floating_point()), torch.zeros(1))
+    state = {} if call.module is None else call.module.state_dict(keep_vars=True)
+    like = next((tensor for tensor in state.values() if tensor.is_floating_point()), torch.zeros(1))
     shape = next((node.meta.get("shape") for node in call.nodes(call.op.value[0])), None)
     return None if shape is None else torch.zeros(tuple(shape), dtype=like.dtype, device=like.device)
 
@@ -108,16 +108,8 @@ def _options(call: Call) -> list[fx.Node]:
 
 def elementwise(call: Call) -> Callable[..., Tensor]:
     """Return an elementwise call as a function of its value and of its options; it outlives a change of the node."""
-    function, given = call.function, (call.node.args, dict(call.node.kwargs))
     places = dict.fromkeys(call.nodes(call.op.value[0]), 0)
-    places |= {node: place for place, node in enumerate(_options(call), start=1)}
-
-    def apply(*read: Tensor) -> Tensor:
-        args, kwargs = fx.node.map_arg(given, lambda node: read[places[node]])
-        result: Tensor = function(*args, **kwargs)
-        return result
-
-    return apply
+    return call.as_function(places | {node: place for place, node in enumerate(_options(call), start=1)})
 
 
 def _running_statistics(call: Call) -> str | None:
@@ -156,9 +148,8 @@ def _counted(call: Call) -> str | None:
 
 
 def _rounded(call: Call) -> str | None:
-    return (
-        None if call.arguments.get("rounding_mode") is None else "it rounds, and a rounded number is not a weighted sum"
-    )
+    rounds = call.arguments.get("rounding_mode") is not None
+    return "it rounds, and a rounded number is not a weighted sum" if rounds else None
 
 
 def _picked_by(call: Call, parameter: str = "index") -> str | None:

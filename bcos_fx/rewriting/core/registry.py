@@ -34,8 +34,8 @@ def load_shipped() -> None:
 class Registry(Mapping[str, T]):
     """Name -> what is registered under it; the shipped names are there from the first look-up on."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -48,7 +48,7 @@ class Registry(Mapping[str, T]):
         """
 
         def register(entry: T) -> T:
-            check_same_place(self._what, name, self._entries.get(name), entry)
+            check_same_place(self._kind, name, self._entries.get(name), entry)
             self._entries[name] = entry
             return entry
 

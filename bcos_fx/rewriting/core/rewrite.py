@@ -142,14 +142,14 @@ class Rewriter:
         """Find the slots that the rule names, before anything is changed."""
         named = {name for e in hit.rule.replace.values() for name in (*e.inputs, e.instead_of or "")}
         named.add(hit.rule.result or "")
-        found = {}
+        slots = {}
         for name in named:
             matched, _, suffix = name.partition(".")
             # Found now, as the flow they are found by is that of the graph before the edit.
             slot = SLOTS[suffix](self._reader, hit.calls[matched]) if suffix in SLOTS else None
             if slot is not None:
-                found[name] = slot
-        return found
+                slots[name] = slot
+        return slots
 
     def _source(self, hit: Hit, name: str, entry: Replacement) -> str:
         source = source_of(hit, name, entry)
@@ -162,8 +162,10 @@ class Rewriter:
         if entry.build is None:
             return None
         call = hit.calls[self._source(hit, name, entry)]
-        made = self._made.get(_identity(entry.build, call))
-        return _built(self._builders[entry.build], Build(hit, call, self._reader), entry) if made is None else made[0]
+        placed = self._made.get(_identity(entry.build, call))
+        return (
+            _built(self._builders[entry.build], Build(hit, call, self._reader), entry) if placed is None else placed[0]
+        )
 
     def _target(self, hit: Hit, name: str, built: nn.Module | Part | Rewired | str | None) -> str | None:
         """Place a built module in the module tree and return its path."""
@@ -184,20 +186,20 @@ class Rewriter:
 def _built(builder: Builder, build: Build, entry: Replacement) -> nn.Module | Part | Rewired:
     """Call a builder; what it raises or returns by mistake becomes an error that names it."""
     try:
-        made = builder(build)
+        built = builder(build)
     except (Refused, BcosFxError):
         raise
     except Exception as error:  # the code of a user's own builder may raise anything; the cause stays attached
         raise _broken(build, entry, f"raised {type(error).__name__}: {error}") from error
-    if not isinstance(made, nn.Module | Part | Rewired):
-        raise _broken(build, entry, f"returned a {type(made).__name__}, not a module")
-    return made
+    if not isinstance(built, nn.Module | Part | Rewired):
+        raise _broken(build, entry, f"returned a {type(built).__name__}, not a module")
+    return built
 
 
-def _broken(build: Build, entry: Replacement, what: str) -> RewriteError:
+def _broken(build: Build, entry: Replacement, problem: str) -> RewriteError:
     rule = build.hit.rule
     return RewriteError(
-        f"the builder {entry.build!r} {what}",
+        f"the builder {entry.build!r} {problem}",
         where=f"rule {rule.name!r} ({rule.origin}) at node {build.call.node.name}",
         hint="let it return an nn.Module, or raise bcos_fx.rules.Refused(reason) where it cannot do its work",
     )
@@ -348,7 +350,7 @@ class _Edit:
     def _insert(self, name: str, entry: Replacement, cursor: fx.Node) -> fx.Node:
         kind, target, args, kwargs, continued = self._call(name, entry)
         if cursor.op == "placeholder":  # a graph begins with all of its inputs
-            cursor = [one for one in self.graph.nodes if one.op == "placeholder"][-1]
+            cursor = [node for node in self.graph.nodes if node.op == "placeholder"][-1]
         before = self.graph.inserting_before(self.hit.anchor)
         with self.graph.inserting_after(cursor) if self.anchor_stays else before:
             node = self.graph.create_node(kind, target, args, kwargs)
@@ -362,9 +364,9 @@ class _Edit:
 
     def _sweep(self) -> None:
         """Erase matched nodes, and the stored tensors that they read, where nothing uses them any more."""
-        kept = set(self.made.values())
+        new_nodes = set(self.made.values())
         for node in (*reversed(list(self.hit.nodes.values())), *self.stored):
-            if node not in kept and not node.users and node.op not in ("placeholder", "output"):
+            if node not in new_nodes and not node.users and node.op not in ("placeholder", "output"):
                 self.graph.erase_node(node)
                 self.erased.add(node)
         for name, node in self.made.items():  # a node that only moved keeps its name

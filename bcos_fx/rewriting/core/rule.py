@@ -166,12 +166,16 @@ class Known:
     options: frozenset[str]
 
 
-def _one_of(rule: Rule, what: str, name: str, known: frozenset[str] | tuple[str, ...]) -> None:
+def _error(rule: Rule, problem: str, hint: str | None = None) -> RuleError:
+    return RuleError(f"rule {rule.name!r}{problem}", where=rule.origin, hint=hint)
+
+
+def _check_known(rule: Rule, kind: str, name: str, known: frozenset[str] | tuple[str, ...]) -> None:
     if name not in known:
         hint = nearest(name, known)
-        if what in ("op", "predicate", "builder"):
-            hint += f"; a {what} of your own is known once the file that registers it is imported (--import FILE.py)"
-        raise RuleError(f"rule {rule.name!r}: {name!r} is not a known {what}", where=rule.origin, hint=hint)
+        if kind in ("op", "predicate", "builder"):
+            hint += f"; a {kind} of your own is known once the file that registers it is imported (--import FILE.py)"
+        raise _error(rule, f": {name!r} is not a known {kind}", hint)
 
 
 def _check_pattern(rule: Rule, known: Known) -> None:
@@ -179,86 +183,73 @@ def _check_pattern(rule: Rule, known: Known) -> None:
     for name, pattern in rule.match.items():
         _check_ops(rule, name, pattern, known)
         for predicate in pattern.require:
-            _one_of(rule, "predicate", predicate, known.predicates)
+            _check_known(rule, "predicate", predicate, known.predicates)
         for source in pattern.inputs:
             if source != ANY:
-                _one_of(rule, "pattern node before this one", source, tuple(seen))
+                _check_known(rule, "pattern node before this one", source, tuple(seen))
         if pattern.form not in (None, "module", "call"):
-            _one_of(rule, "form", str(pattern.form), ("module", "call"))
+            _check_known(rule, "form", str(pattern.form), ("module", "call"))
         seen.append(name)
     if rule.match[rule.anchor].optional:
-        raise RuleError(f"rule {rule.name!r}: the last pattern node cannot be optional", where=rule.origin)
+        raise _error(rule, ": the last pattern node cannot be optional")
     if rule.match[rule.anchor].stays:
-        raise RuleError(
-            f"rule {rule.name!r}: the last pattern node must be an operation, for it is what is rewritten",
-            where=rule.origin,
-            hint="name the operation that gives the result last",
-        )
+        problem = ": the last pattern node must be an operation, for it is what is rewritten"
+        raise _error(rule, problem, "name the operation that gives the result last")
 
 
 def _check_ops(rule: Rule, name: str, pattern: NodePattern, known: Known) -> None:
     for op in pattern.ops:
-        _one_of(rule, "op", op, known.ops | {"input", PARAMETER, "output", ANY})
+        _check_known(rule, "op", op, known.ops | {"input", PARAMETER, "output", ANY})
     for linearity in pattern.classes:
-        _one_of(rule, "linearity class", linearity, CLASSES)
+        _check_known(rule, "linearity class", linearity, CLASSES)
     if not (pattern.ops or pattern.classes):
-        raise RuleError(f"rule {rule.name!r}: {name!r} names no op", where=rule.origin, hint='add op = "*", say')
+        raise _error(rule, f": {name!r} names no op", 'add op = "*", say')
 
 
 def _check_result(rule: Rule, known: Known) -> None:
-    made: list[str] = []
+    earlier: list[str] = []
     for name, entry in rule.replace.items():
         if entry.build is None:
-            _one_of(rule, "pattern node to reuse", name, tuple(rule.match))
+            _check_known(rule, "pattern node to reuse", name, tuple(rule.match))
         else:
-            _one_of(rule, "builder", entry.build, known.builders)
+            _check_known(rule, "builder", entry.build, known.builders)
         if entry.source is not None:
-            _one_of(rule, "pattern node", entry.source, tuple(rule.match))
+            _check_known(rule, "pattern node", entry.source, tuple(rule.match))
         for source in entry.inputs:
-            _check_source(rule, source, (*rule.match, *made))
+            _check_source(rule, source, (*rule.match, *earlier))
         if entry.instead_of is not None:
-            _check_source(rule, entry.instead_of, (*rule.match, *made))
+            _check_source(rule, entry.instead_of, (*rule.match, *earlier))
             if entry.build is not None or len(entry.inputs) != 1:
-                raise RuleError(
-                    f"rule {rule.name!r}: {name!r} has 'instead_of' and must reuse a node and name one input",
-                    where=rule.origin,
-                )
+                raise _error(rule, f": {name!r} has 'instead_of' and must reuse a node and name one input")
         if entry.arguments:
             _check_arguments(rule, name, entry)
-        made.append(name)
+        earlier.append(name)
     if rule.result is not None:
         name, _, suffix = rule.result.partition(".")
-        _one_of(rule, "node", name, (*rule.match, *made))
+        _check_known(rule, "node", name, (*rule.match, *earlier))
         if suffix:
-            _one_of(rule, "part of a node that can stand for it", suffix, ("input", "carrier"))
+            _check_known(rule, "part of a node that can stand for it", suffix, ("input", "carrier"))
 
 
 def _check_arguments(rule: Rule, name: str, entry: Replacement) -> None:
     if entry.build is not None or entry.instead_of is not None or rule.match[name].form != "call":
-        raise RuleError(
-            f"rule {rule.name!r}: {name!r} has 'arguments': it must reuse a node of form = \"call\", and no slot of it",
-            where=rule.origin,
-        )
+        raise _error(rule, f": {name!r} has 'arguments': it must reuse a node of form = \"call\", and no slot of it")
     if rule.match[name].classes:
-        raise RuleError(
-            f"rule {rule.name!r}: {name!r} has 'arguments', and names no op by its own name", where=rule.origin
-        )
+        raise _error(rule, f": {name!r} has 'arguments', and names no op by its own name")
     for op in rule.match[name].ops:
         for argument in entry.arguments:
-            _one_of(rule, f"argument of {op}", argument, vocabulary()[op].parameters)
+            _check_known(rule, f"argument of {op}", argument, vocabulary()[op].parameters)
 
 
 def _check_source(rule: Rule, source: str, known: tuple[str, ...]) -> None:
     if source == COEFFICIENTS and rule.phase == "freeze":
         return
     name, _, suffix = source.partition(".")
-    _one_of(rule, "node", name, known)
+    _check_known(rule, "node", name, known)
     if suffix:
-        _one_of(rule, "part of a node", suffix, SUFFIXES)
+        _check_known(rule, "part of a node", suffix, SUFFIXES)
         if name in rule.match and rule.match[name].stays:
-            raise RuleError(
-                f"rule {rule.name!r}: {source!r}, and nothing is known of what {name!r} reads", where=rule.origin
-            )
+            raise _error(rule, f": {source!r}, and nothing is known of what {name!r} reads")
 
 
 def validate(rule: Rule, known: Known) -> Rule:
@@ -267,22 +258,17 @@ def validate(rule: Rule, known: Known) -> Rule:
     Raises:
         RuleError: an unknown name, a missing part, or a rule of a preserving phase that preserves nothing.
     """
-    _one_of(rule, "phase", rule.phase, PHASES)
-    _one_of(rule, "word for 'preserves'", rule.preserves, PRESERVES)
+    _check_known(rule, "phase", rule.phase, PHASES)
+    _check_known(rule, "word for 'preserves'", rule.preserves, PRESERVES)
     for option in rule.when:
-        _one_of(rule, "option", option, known.options)
+        _check_known(rule, "option", option, known.options)
     if not rule.match:
-        raise RuleError(f"rule {rule.name!r} matches nothing", where=rule.origin, hint="add [rule.match.<name>]")
+        raise _error(rule, " matches nothing", "add [rule.match.<name>]")
     _check_pattern(rule, known)
     if rule.refuse is None and not rule.replace and rule.result is None:
-        raise RuleError(
-            f"rule {rule.name!r} does nothing", where=rule.origin, hint="add [rule.replace.<name>], result or refuse"
-        )
+        raise _error(rule, " does nothing", "add [rule.replace.<name>], result or refuse")
     _check_result(rule, known)
     if rule.phase in PRESERVING_PHASES and rule.preserves == "never":
-        raise RuleError(
-            f"rule {rule.name!r} changes the function but stands in the preserving phase {rule.phase!r}",
-            where=rule.origin,
-            hint=f"move it to one of {', '.join(CHANGING_PHASES)}, or say what it preserves",
-        )
+        hint = f"move it to one of {', '.join(CHANGING_PHASES)}, or say what it preserves"
+        raise _error(rule, f" changes the function but stands in the preserving phase {rule.phase!r}", hint)
     return rule

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bcos_fx.errors import BcosFxError, RuleError
+from bcos_fx.errors import FORWARD_ERRORS, BcosFxError, RuleError
 from bcos_fx.rewriting.core.declaration import read_op
 from bcos_fx.rewriting.core.ops import declare, vocabulary
 from bcos_fx.rewriting.core.options import OPTION_NAMES
@@ -19,19 +19,7 @@ from bcos_fx.rewriting.core.toml import Table, read_toml
 ENTRY_POINTS = "bcos_fx.rules"
 
 # What importing another's module may come to.
-_IMPORT_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    BcosFxError,
-)
+_IMPORT_ERRORS = (*FORWARD_ERRORS, BcosFxError, ImportError, OSError, SyntaxError)
 
 
 @functools.cache
@@ -152,8 +140,8 @@ def load(path: str | Path) -> list[Rule]:
         RuleError: as :func:`read_rules`; or another rule for explanations has the name of one.
     """
     rules = read_rules(Path(path))
-    for each in rules:
-        _keep_for_views(each)
+    for loaded in rules:
+        _keep_for_views(loaded)
     return rules
 
 
@@ -170,15 +158,13 @@ def rule(**fields: Any) -> Rule:
     """
     try:
         fields["match"] = {name: NodePattern(**_with_lists(entry)) for name, entry in fields.get("match", {}).items()}
-        fields["replace"] = {
-            name: Replacement(**_with_lists(entry)) for name, entry in fields.get("replace", {}).items()
-        }
-        made = Rule(**fields)
+        fields["replace"] = {n: Replacement(**_with_lists(entry)) for n, entry in fields.get("replace", {}).items()}
+        built = Rule(**fields)
     except TypeError as error:
         reason = str(error).partition("__init__() ")[2] or str(error)
         raise RuleError(f"the rule {fields.get('name')!r} {reason}", hint="see bcos_fx.rules.Rule") from error
-    _keep_for_views(validate(made, known_names()))
-    return made
+    _keep_for_views(validate(built, known_names()))
+    return built
 
 
 def _with_lists(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,19 +184,23 @@ def view_rules() -> tuple[Rule, ...]:
     return tuple(_VIEW_RULES.values())
 
 
-def _keep_for_views(made: Rule) -> None:
-    if made.phase != "freeze":
+def _keep_for_views(rule: Rule) -> None:
+    if rule.phase != "freeze":
         return
-    old = _VIEW_RULES.get(made.name)
-    if old is not None and _file_of(old) != _file_of(made):
-        raise RuleError(
-            f"two rules are named {made.name!r}", where=f"{made.origin} and {old.origin}", hint="rename one of them"
-        )
-    _VIEW_RULES[made.name] = made
+    old = _VIEW_RULES.get(rule.name)
+    # The same file may be loaded again, as a notebook does.
+    if old is not None and _file_of(old) != _file_of(rule):
+        raise _same_name(rule, old)
+    _VIEW_RULES[rule.name] = rule
 
 
-def _file_of(made: Rule) -> Path:
-    return Path(made.origin.rpartition(":")[0]).resolve()
+def _file_of(rule: Rule) -> Path:
+    return Path(rule.origin.rpartition(":")[0]).resolve()
+
+
+def _same_name(rule: Rule, old: Rule) -> RuleError:
+    where = f"{rule.origin} and {old.origin}"
+    return RuleError(f"two rules are named {rule.name!r}", where=where, hint="rename one of them")
 
 
 def load_rules(paths: Iterable[Path]) -> list[Rule]:
@@ -219,7 +209,7 @@ def load_rules(paths: Iterable[Path]) -> list[Rule]:
     Raises:
         RuleError: a file is wrong, or two rules bear one name.
     """
-    return distinct([each for path in paths for each in read_rules(path)])
+    return distinct([rule for path in paths for rule in read_rules(path)])
 
 
 def distinct(rules: list[Rule]) -> list[Rule]:
@@ -229,12 +219,8 @@ def distinct(rules: list[Rule]) -> list[Rule]:
         RuleError: two do; names both places.
     """
     seen: dict[str, Rule] = {}
-    for each in rules:
-        if each.name in seen:
-            raise RuleError(
-                f"two rules are named {each.name!r}",
-                where=f"{each.origin} and {seen[each.name].origin}",
-                hint="rename one of them",
-            )
-        seen[each.name] = each
+    for rule in rules:
+        if rule.name in seen:
+            raise _same_name(rule, seen[rule.name])
+        seen[rule.name] = rule
     return rules

@@ -45,18 +45,15 @@ def slots(call: Call) -> list[Slot]:
     args = fx.node.map_aggregate(call.node.args, note)
     kwargs = fx.node.map_aggregate(dict(call.node.kwargs), note)
     named = arguments_of(call.op, call.node, args, kwargs)
-    found = [Slot(leaf.index, name, leaf.content) for name, value in named.items() for leaf in _leaves(value)]
-    return sorted(found, key=lambda slot: slot.index)
+    labeled = [Slot(leaf.index, name, leaf.content) for name, value in named.items() for leaf in _leaves(value)]
+    return sorted(labeled, key=lambda slot: slot.index)
 
 
 def _leaves(value: object) -> Iterator[Slot]:
     if isinstance(value, Slot):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
+    elif isinstance(value, dict | tuple | list):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _leaves(item)
 
 
@@ -108,9 +105,9 @@ def _operands(reader: GraphReader, call: Call) -> list[Slot]:
     """Return the slots of value parameters that hold constants or gates, if the call carries a value besides."""
     if call.op.linearity not in ("linear", "selection") or reader.flow.kinds[call.node.name] not in (VALUE, UNKNOWN):
         return []
-    found = [slot for slot in slots(call) if slot.parameter in reader.flow.value_parameters(call)]
+    of_values = [slot for slot in slots(call) if slot.parameter in reader.flow.value_parameters(call)]
     beside = (CONSTANT, GATE)
-    return [s for s in found if not isinstance(s.content, fx.Node) or reader.flow.kinds[s.content.name] in beside]
+    return [s for s in of_values if not isinstance(s.content, fx.Node) or reader.flow.kinds[s.content.name] in beside]
 
 
 def _counts_nothing(reader: GraphReader, node: fx.Node) -> bool:

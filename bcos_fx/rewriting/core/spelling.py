@@ -56,12 +56,12 @@ def resolve(name: str) -> Any:
         return _REGISTERED[name]
     if root not in roots:
         raise unregistered(name)
-    found: Any = roots[root]
+    target: Any = roots[root]
     for part in path:
-        if not hasattr(found, part):
+        if not hasattr(target, part):
             raise RuleError(f"{name!r} does not exist in torch {torch.__version__}")
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 def unregistered(name: str) -> RuleError:
@@ -94,7 +94,7 @@ def register(name: str, target: type[nn.Module] | Callable[..., Any]) -> None:
     _REGISTERED[name] = target
 
 
-def check_same_place(what: str, name: str, old: object, new: object) -> None:
+def check_same_place(kind: str, name: str, old: object, new: object) -> None:
     """Check that a name is free, or that what bears it is an earlier run of the same definition, as in a notebook.
 
     Raises:
@@ -102,7 +102,7 @@ def check_same_place(what: str, name: str, old: object, new: object) -> None:
     """
     if old is not None and _place(old) != _place(new):
         raise RuleError(
-            f"two definitions are registered as the {what} {name!r}",
+            f"two definitions are registered as the {kind} {name!r}",
             where=f"{_place(old)} and {_place(new)}",
             hint="rename one of them",
         )
@@ -178,5 +178,5 @@ def check_nameable(kind: str, name: str) -> None:
         return
     known = tables[kind]()
     if name not in known:
-        what = {"modules": "layer", "functions": "function on tensors", "methods": "method of tensors"}[kind]
-        raise RuleError(f"{name!r} is not a {what} of PyTorch that a rule file may name", hint=nearest(name, known))
+        noun = {"modules": "layer", "functions": "function on tensors", "methods": "method of tensors"}[kind]
+        raise RuleError(f"{name!r} is not a {noun} of PyTorch that a rule file may name", hint=nearest(name, known))

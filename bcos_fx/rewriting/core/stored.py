@@ -6,18 +6,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from bcos_fx.tracing.program import run_node
+from bcos_fx.tracing.program import reach, run_node
 
 
 def sources_of(node: fx.Node) -> list[fx.Node]:
     """Return a node and everything that it is computed from, in the order of the graph."""
-    found, pending = {node}, [node]
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                pending.append(source)
-    return sorted(found)
+    return sorted(reach([node], lambda source: source.all_input_nodes))
 
 
 def follows_from_stored(node: fx.Node) -> bool:

@@ -47,7 +47,7 @@ def parameters_are_its_own(reader: GraphReader, call: Call) -> Verdict:
     return True
 
 
-def _is_stored(reader: GraphReader, value: object) -> bool:
+def _is_stored(value: object) -> bool:
     return isinstance(value, fx.Node) and value.op == "get_attr"
 
 
@@ -56,7 +56,7 @@ def parameters_are_stored(reader: GraphReader, call: Call) -> Verdict:
     """Check that weight, bias and statistics of a functional call are stored tensors, not computed ones."""
     for name in ("weight", "bias", "running_mean", "running_var"):
         value = call.arguments.get(name)
-        if isinstance(value, fx.Node) and not _is_stored(reader, value):
+        if isinstance(value, fx.Node) and not _is_stored(value):
             return f"its {name} is computed by {value.name}, so it has no stored parameter of its own"
     return True
 
@@ -64,8 +64,8 @@ def parameters_are_stored(reader: GraphReader, call: Call) -> Verdict:
 @predicate("weight-is-stored")
 def weight_is_stored(reader: GraphReader, call: Call) -> Verdict:
     """Check that a functional call is given a stored weight, and all its options as plain numbers."""
-    if not _is_stored(reader, call.arguments.get("weight")):
-        value = call.arguments.get("weight")
+    value = call.arguments.get("weight")
+    if not _is_stored(value):
         name = value.name if isinstance(value, fx.Node) else repr(value)
         return f"its weight is computed ({name}), so it has no stored parameter of its own"
     return literal_options(reader, call)
@@ -75,7 +75,7 @@ def weight_is_stored(reader: GraphReader, call: Call) -> Verdict:
 def parameters_follow_from_stored(reader: GraphReader, call: Call) -> Verdict:
     """Check that a call's weight and bias follow from stored tensors alone, at least one of them by a computation."""
     given = [node for name in ("weight", "bias") for node in call.nodes(name)]
-    if all(_is_stored(reader, node) for node in given):
+    if all(map(_is_stored, given)):
         return False
     for node in given:
         if not reader.follows_from_stored(node):

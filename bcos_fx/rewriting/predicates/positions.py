@@ -18,11 +18,11 @@ _PROJECTIONS = ("linear", "bcos_linear")
 @predicate("adds-positions")
 def adds_positions(reader: GraphReader, call: Call) -> Verdict:
     """Check that the call adds a constant that varies with the place, not with the sample, to a value of its shape."""
-    found = constant_operands(reader, call)
-    if len(found) != 1 or not isinstance(found[0].content, fx.Node) or call.arguments.get("alpha") not in (None, 1):
+    contents = [slot.content for slot in constant_operands(reader, call)]
+    if len(contents) != 1 or not isinstance(contents[0], fx.Node) or call.arguments.get("alpha") not in (None, 1):
         return False
-    constant, shape = reader.shape(found[0].content), reader.shape(call.node)
-    carriers = [node for node in call.inputs if node is not found[0].content]
+    constant, shape = reader.shape(contents[0]), reader.shape(call.node)
+    carriers = [node for node in call.inputs if node is not contents[0]]
     if constant is None or shape is None or len(carriers) != 1 or reader.shape(carriers[0]) != shape:
         return False
     places = [size for size in constant if size > 1]

@@ -19,22 +19,12 @@ from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.registry import predicate
 from bcos_fx.rewriting.predicates.conditions import on_value_path
+from bcos_fx.tracing.program import reach
 
 # Products of matrices: one number by number (mul) weights a map, as a gate does, and mixes nothing.
 _MIXING = ("matmul", "einsum")
 # Ops of the class linear that give other numbers than they read.
-_COMPUTING = (
-    "linear",
-    "conv",
-    "bcos_",
-    "mean",
-    "sum",
-    "cumsum",
-    "avg_pool",
-    "adaptive_avg_pool",
-    "interpolate",
-    "upsample",
-)
+_COMPUTING = tuple("linear conv bcos_ mean sum cumsum avg_pool adaptive_avg_pool interpolate upsample".split())
 
 
 @predicate("is-stripped-here")
@@ -46,9 +36,8 @@ def is_stripped_here(reader: GraphReader, call: Call) -> Verdict:
 @predicate("is-to-be-raised")
 def is_to_be_raised(reader: GraphReader, call: Call) -> Verdict:
     """Check that the layer is raised: with ``projections`` = output not an attention's values, nor after a pool."""
-    if (
-        reader.options.projections != "output" or reader.has_peer_layers
-    ):  # what came as a B-cos network is raised nowhere
+    # What came as a B-cos network is raised nowhere, so there is nothing to leave out.
+    if reader.options.projections != "output" or reader.has_peer_layers:
         return True
     past = _past_moves(reader, call.node, forwards=True)
     readers = [(source, other) for source, other in past if reader.flow.on_value_path(other)]
@@ -122,11 +111,6 @@ def _moves(reader: GraphReader, node: fx.Node) -> bool:
     return len([n for n in node.all_input_nodes if n.meta.get("type") not in ("size", "other")]) == 1
 
 
-def _numel(reader: GraphReader, node: fx.Node) -> int | None:
-    shape = reader.shape(node)
-    return None if shape is None else math.prod(shape)
-
-
 def _mixes(reader: GraphReader, node: fx.Node) -> bool:
     """Return whether a node is an attention, or a product of values with a computed matrix of weights."""
     call = reader.call(node)
@@ -148,18 +132,14 @@ def _reads_values(reader: GraphReader, mixer: fx.Node, source: fx.Node) -> bool:
 
 def _is_pool(reader: GraphReader, attention: fx.Node, layer: fx.Node) -> bool:
     """Return whether everything passes the attention, without a residual around it, and one place is left after it."""
-    pending = [node for node in reader.graph_module.graph.nodes if node.op == "output"]
-    seen = {attention, *pending}
-    while pending:
-        new = [source for source in _values(reader, pending.pop()) if source not in seen]
-        seen.update(new)
-        pending += new
-    # The output was followed back with the attention removed: an input that is still reached passes it by.
-    around = any(node.op == "placeholder" for node in seen)
-    return not around and _one_place_is_left(reader, attention, layer)
+    outputs = [node for node in reader.graph_module.graph.nodes if node.op == "output"]
+    # The output is followed back with the attention removed: an input that is still reached passes it by.
+    reached = reach(outputs, lambda node: [source for source in _values(reader, node) if source is not attention])
+    around = any(node.op == "placeholder" for node in reached)
+    return not around and _one_place_is_left(reader, layer)
 
 
-def _one_place_is_left(reader: GraphReader, attention: fx.Node, layer: fx.Node) -> bool:
+def _one_place_is_left(reader: GraphReader, layer: fx.Node) -> bool:
     """Return whether the layer's result, or the part that is picked out of it first, is one vector per sample."""
     shape, sample = reader.shape(layer), next(n for n in reader.graph_module.graph.nodes if n.op == "placeholder")
     batch = (reader.shape(sample) or (0,))[0]
@@ -167,4 +147,5 @@ def _one_place_is_left(reader: GraphReader, attention: fx.Node, layer: fx.Node) 
         return False
     vector = batch * shape[-1] if reader.op(layer) != "conv2d" else batch * shape[1]
     left = [layer, *(source for source, _ in _past_moves(reader, layer, forwards=True))]
-    return any(_numel(reader, node) == vector for node in left)
+    shapes = [reader.shape(node) for node in left]
+    return any(shape is not None and math.prod(shape) == vector for shape in shapes)
