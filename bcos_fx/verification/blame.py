@@ -49,6 +49,8 @@ class Blame:
 
 
 class _CulpritFound(Exception):
+    """Ends a run of the engine, which has no other way to stop in the middle of its rules."""
+
     def __init__(self, blame: Blame, step: int) -> None:
         self.blame, self.step = blame, step
         super().__init__(blame)
@@ -101,7 +103,7 @@ class _BlameCheck:
 
     def _compare(self, rule: Rule, step: RuleApplication, graph_module: fx.GraphModule) -> None:
         inputs = self.encoded if is_encoded(graph_module) else self.original
-        error = self._error(graph_module, inputs)
+        error = _distance(self.expected, graph_module, inputs)
         if error <= self.bound:
             return
         divergence = first_divergence(self.traced, graph_module, self.original, inputs, tolerance=self.bound)
@@ -109,20 +111,17 @@ class _BlameCheck:
         blame = Blame(rule.name, rule.origin, step.node, divergence.node if divergence else None, source, error)
         raise _CulpritFound(blame, self._step)
 
-    def _error(self, graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> float:
-        return _distance(self.expected, graph_module, inputs)
-
 
 def _distance(expected: Tensor, graph_module: fx.GraphModule, inputs: Sequence[Tensor]) -> float:
     """Return the largest error relative to the expected output's scale; infinite where the graph does not run."""
     try:
         with torch.no_grad():
-            found = graph_module(*inputs)
+            output = graph_module(*inputs)
     except (RuntimeError, TypeError, ValueError, IndexError):
-        return float("inf")
-    if found.shape != expected.shape or not bool(torch.isfinite(found).all()):
-        return float("inf")
-    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
+        return math.inf
+    if output.shape != expected.shape or not bool(torch.isfinite(output).all()):
+        return math.inf
+    return float((output - expected).abs().max() / expected.abs().max().clamp_min(1e-300))
 
 
 def is_encoded(graph_module: fx.GraphModule) -> bool:
@@ -150,7 +149,7 @@ def find_culprit(
     Returns:
         The first rewrite that moves the output, or None when none does.
     """
-    traced = _double(retrace())
+    traced = retrace().double().eval()
     encoded = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     check = _BlameCheck(traced, transform(encoded), encoded, tolerance)
     again = dataclasses.replace(engine, after_step=check, progress=None)
@@ -158,19 +157,16 @@ def find_culprit(
     def first_bad(checked: range) -> _CulpritFound | None:
         check.begin(checked)
         try:
-            again.run(_double(retrace()), PRESERVING_PHASES)
+            again.run(retrace().double().eval(), PRESERVING_PHASES)
             check.finish()
-        except _CulpritFound as found:
-            return found
+        except _CulpritFound as culprit:
+            return culprit
         return None
 
-    # Rewriting is deterministic, so the same applications come in the same order both times.
+    # Rewriting is deterministic, so the same applications come in the same order both times. The first run brackets the
+    # bad one between two checks; the second checks every application in that bracket alone.
     rough = first_bad(range(_STRIDE, sys.maxsize, _STRIDE))
     if rough is None:
         return None
     exact = first_bad(range(max(rough.step - _STRIDE, 0) + 1, rough.step + 1))
     return (exact or rough).blame
-
-
-def _double(graph_module: fx.GraphModule) -> fx.GraphModule:
-    return graph_module.double().eval()

@@ -29,7 +29,7 @@ from bcos_fx.verification.judging import Comparison, compare, differs, failed, n
 from bcos_fx.verification.original import NormalizedModel
 from bcos_fx.verification.running import Case, Outcome, coarsest_precision, placed, run_cases, storages
 from bcos_fx.verification.samples import CallInputs, extend, gather, jitter
-from bcos_fx.verification.sensitivity import settle
+from bcos_fx.verification.sensitivity import discount_all
 
 WHOLE = "whole network"
 """Begins the name of the comparison that is not of a block."""
@@ -87,24 +87,24 @@ def verify_blocks(
             run = functools.partial(
                 _compare, reference, block(converted, before, after), dtype=torch.float64, samples=samples, seed=seed
             )
-            one = _well_conditioned(run, case)
-            rows += one.rows
-            left_out += one.left_out
-            node = node or (end if differs(one.rows) else None)
+            compared = _well_conditioned(run, case)
+            rows += compared.rows
+            left_out += compared.left_out
+            node = node or (end if differs(compared.rows) else None)
             # Both networks' next block gets what the original computes here: errors do not add up over blocks.
-            values = one.output or _own_output(reference, values, dtype)
+            values = compared.output or _own_output(reference, values, dtype)
             # The float64 copies are part of reference cycles: left to the collector's own pace, several blocks' add up.
             gc.collect()
-    found = conclude(tuple(rows), tuple(left_out), default_tolerance(torch.float64), torch.float64)
-    last = _compare_whole(module, converted, batch, values, samples, dtype, seed)
-    whole = conclude(tuple(last.rows), last.left_out, default_tolerance(dtype), dtype)
+    blocks = conclude(tuple(rows), tuple(left_out), default_tolerance(torch.float64), torch.float64)
+    compared = _compare_whole(module, converted, batch, values, samples, dtype, seed)
+    whole = conclude(tuple(compared.rows), compared.left_out, default_tolerance(dtype), dtype)
     return replace(
-        found,
-        ok=found.ok and whole.ok,
-        tested=found.tested and whole.tested,
-        comparisons=found.comparisons + whole.comparisons,
+        blocks,
+        ok=blocks.ok and whole.ok,
+        tested=blocks.tested and whole.tested,
+        comparisons=blocks.comparisons + whole.comparisons,
         node=node,
-        detail=f"{found.detail}; as a whole {whole.detail}",
+        detail=f"{blocks.detail}; as a whole {whole.detail}",
         method="blocks",
     )
 
@@ -120,6 +120,7 @@ def _compare_whole(
 ) -> _Compared:
     """Compare the networks as a whole, in their own precision: on one sample, or on all where that does not run."""
     name = f"{WHOLE} in {str(dtype).removeprefix('torch.')}"
+    # One sample does not vary, so the spread is measured over all of them, on the output of the blocks.
     spread = _variation({"output": output[0]}, samples)
     run = functools.partial(
         _compare, module, converted, dtype=dtype, samples=samples, seed=seed, spread=spread, lean=True
@@ -178,17 +179,17 @@ def _compare(
     if expected.failure is not None:
         left_out = f"{case.name} (the original fails: {expected.failure})"
         return _Compared([not_tested(case.name)], left_out=(left_out,))
-    (found,) = run(converted, [case], role="converted network")
-    one = spread if case.batch.count == 1 else None
-    variation = one if one is not None else _variation(expected.values, samples)
-    judge = functools.partial(_rows, case, expected, found, variation)
+    (actual,) = run(converted, [case], role="converted network")
+    one_sample = case.batch.count == 1
+    variation = spread if spread is not None and one_sample else _variation(expected.values, samples)
+    judge = functools.partial(_rows, case, expected, actual, variation)
     rows = judge(default_tolerance(dtype))
     if differs(rows):
         # A block may compute part of its values in float32 whatever it is given; the tolerance is then that of float32.
         passed = coarsest_precision(original, case, dtype=dtype, apart_from=live, seed=seed, transform=None)
         rows = judge(default_tolerance(passed))
     if differs(rows):
-        rows = list(settle([case], rows, [expected], reference, dtype=dtype, seed=seed))
+        rows = list(discount_all([case], rows, [expected], reference, dtype=dtype, seed=seed))
     return _Compared(rows, tuple(expected.values.values()))
 
 
@@ -200,35 +201,31 @@ def _own_output(module: nn.Module, values: tuple[Tensor, ...], dtype: torch.dtyp
 
 
 def _rows(
-    case: Case, expected: Outcome, found: Outcome, variation: Mapping[str, float], tolerance: float
+    case: Case, expected: Outcome, actual: Outcome, variation: Mapping[str, float], tolerance: float
 ) -> list[Comparison]:
-    if found.failure is not None:
+    if actual.failure is not None:
         return [failed(case.name, expected.values)]
-    ours, theirs = _telling(expected.values, found.values, variation)
+    ours, theirs = _telling(expected.values, actual.values, variation)
     rows = [
         compare(case.name, ours, theirs, variation=variation, tolerance=tolerance) if ours else not_tested(case.name)
     ]
-    a, b = expected.gradient, found.gradient
-    if a is not None and b is not None and a.values:
-        rows.append(
-            failed(case.gradient, a.values)
-            if b.failure is not None
-            else compare(case.gradient, a.values, b.values, variation=None, tolerance=tolerance)
-        )
+    a, b = expected.gradient, actual.gradient
+    if a is not None and b is not None and a.values:  # a gradient that failed has no values, so it differs
+        rows.append(compare(case.gradient, a.values, b.values, variation=None, tolerance=tolerance))
     return rows
 
 
 def _telling(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], variation: Mapping[str, float]
+    expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], variation: Mapping[str, float]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Leave out what no sample changes and is the same to the last bit, such as a mask: it proves nothing."""
     silent = {
         place
         for place, value in expected.items()
-        if variation[place] == 0 and place in found and torch.equal(value, found[place])
+        if variation[place] == 0 and place in actual and torch.equal(value, actual[place])
     }
     ours = {place: value for place, value in expected.items() if place not in silent}
-    return ours, {place: value for place, value in found.items() if place not in silent}
+    return ours, {place: value for place, value in actual.items() if place not in silent}
 
 
 def _variation(values: Mapping[str, Tensor], samples: int) -> dict[str, float]:
@@ -236,14 +233,14 @@ def _variation(values: Mapping[str, Tensor], samples: int) -> dict[str, float]:
 
     A dimension may hold them several times over: windows of an image, say, are samples of their own inside.
     """
-    found: dict[str, float] = {}
+    variation: dict[str, float] = {}
     for place, value in values.items():
         wide = value.double().nan_to_num(0.0, posinf=0.0, neginf=0.0)
         dims = [dim for dim in range(min(value.dim(), 2)) if samples and value.shape[dim] % samples == 0]
         rows = wide.movedim(dims[0], 0).reshape(samples, -1) if dims else None
         spread = wide.abs() if rows is None else rows.amax(0) - rows.amin(0)
-        found[place] = float(spread.max()) if value.numel() else 0.0
-    return found
+        variation[place] = float(spread.max()) if value.numel() else 0.0
+    return variation
 
 
 def _call(values: tuple[Tensor, ...]) -> CallInputs:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from bcos_fx.tracing.graph_module import GraphModule
-from bcos_fx.tracing.program import attribute, module_at
+from bcos_fx.tracing.program import attribute, module_at, reach
 
 Cut = tuple[str, ...]
 """Names of the nodes whose values cross, in the order of the graph."""
@@ -34,8 +34,8 @@ def find_cuts(original: fx.GraphModule, converted: fx.GraphModule) -> list[Cut]:
     """
     names = {node.name: node for node in converted.graph.nodes}
     places = [place for place in _places(original) if all(node.name in names for node in place.live)]
-    share = max(sum(_sizes(original).values()) // _BLOCKS, 1)
-    found: list[Cut] = []
+    share = max(sum(_counts(original).values()) // _BLOCKS, 1)
+    cuts: list[Cut] = []
     before, passed = _inputs(converted), 0
     while True:
         ahead = [place for place in places if place.passed - passed >= share]
@@ -48,8 +48,8 @@ def find_cuts(original: fx.GraphModule, converted: fx.GraphModule) -> list[Cut]:
             if needed(before, ends) is not None and needed(ends, _outputs(converted)) is not None:
                 break
         else:
-            return found
-        found.append(tuple(node.name for node in place.live))
+            return cuts
+        cuts.append(tuple(node.name for node in place.live))
         before, passed = ends, place.passed
 
 
@@ -65,9 +65,10 @@ def block(graph_module: fx.GraphModule, before: Cut | None, after: Cut | None) -
     starts = _inputs(graph_module) if before is None else [names[name] for name in before]
     ends = _outputs(graph_module) if after is None else [names[name] for name in after]
     inside = needed(starts, ends)
-    assert inside is not None, "the values are no cut"
+    assert inside is not None, "the values are not a cut"
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
+    # Names of placeholders and nodes stay those of the whole graph, by which the two networks' parts are compared.
     for node in starts:
         copies[node] = graph.placeholder(node.name)
         copies[node].meta = dict(node.meta)
@@ -83,18 +84,13 @@ def block(graph_module: fx.GraphModule, before: Cut | None, after: Cut | None) -
 
 def needed(starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> set[fx.Node] | None:
     """Return the nodes that compute ``ends`` from ``starts``; None where an input of the graph is needed besides."""
-    found: set[fx.Node] = set()
     known = set(starts)
-    pending = [node for node in ends if node not in known]
-    while pending:
-        node = pending.pop()
-        if node.op == "placeholder":
-            return None
-        if node not in found:
-            found.add(node)
-            if _stand_in(node, starts) is None:
-                pending += [source for source in node.all_input_nodes if source not in known]
-    return found
+
+    def read(node: fx.Node) -> set[fx.Node]:
+        return set(node.all_input_nodes) - known if _stand_in(node, starts) is None else set()
+
+    nodes = reach(set(ends) - known, read)
+    return None if any(node.op == "placeholder" for node in nodes) else nodes
 
 
 def _stand_in(node: fx.Node, starts: Sequence[fx.Node]) -> fx.Node | None:
@@ -124,12 +120,12 @@ def _places(graph_module: fx.GraphModule) -> Iterator[_Place]:
     stored tensors alone crosses no cut: each block computes it for itself. An input crosses none either: it may be
     encoded in one graph and not in the other.
     """
-    sizes, passed = _sizes(graph_module), 0
+    counts, passed = _counts(graph_module), 0
     last = {source: node for node in graph_module.graph.nodes for source in node.all_input_nodes}
     live: dict[fx.Node, None] = {}
     depends: set[fx.Node] = set()
     for node in graph_module.graph.nodes:
-        passed += sizes.get(node, 0)
+        passed += counts.get(node, 0)
         # Liveness as in a compiler: a value crosses from where it is computed to its last reader.
         if node.op == "placeholder" or depends.intersection(node.all_input_nodes):
             depends.add(node)
@@ -143,10 +139,10 @@ def _places(graph_module: fx.GraphModule) -> Iterator[_Place]:
             yield _Place(passed, values)
 
 
-def _sizes(graph_module: fx.GraphModule) -> dict[fx.Node, int]:
+def _counts(graph_module: fx.GraphModule) -> dict[fx.Node, int]:
     """Return how many parameters each node reads, counted where they are read first."""
     seen: set[int] = set()
-    found: dict[fx.Node, int] = {}
+    counts: dict[fx.Node, int] = {}
     for node in graph_module.graph.nodes:
         if node.op == "call_module":
             tensors: list[Tensor] = list(module_at(graph_module, str(node.target)).parameters())
@@ -154,9 +150,9 @@ def _sizes(graph_module: fx.GraphModule) -> dict[fx.Node, int]:
             tensors = [attribute(graph_module, str(node.target))]
         else:
             continue
-        found[node] = sum(tensor.numel() for tensor in tensors if id(tensor) not in seen)
+        counts[node] = sum(tensor.numel() for tensor in tensors if id(tensor) not in seen)
         seen |= {id(tensor) for tensor in tensors}
-    return found
+    return counts
 
 
 def _inputs(graph_module: fx.GraphModule) -> list[fx.Node]:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from bcos_fx.errors import UsageError
+from bcos_fx.tracing.arguments import tensors
 from bcos_fx.tracing.inputs import ExampleInputs
+from bcos_fx.verification.judging import finite_scale, largest_error
 from bcos_fx.verification.running import FAILURES
 
 # A value this much smaller than the largest one seen is round-off of a sum that cancels, not a signal.
@@ -70,9 +72,10 @@ def first_divergence(
     Raises:
         UsageError: the original graph cannot run on its inputs.
     """
+    # Rewrites keep the name of a node whose value they keep, so equal names are what can be compared.
     names = (_computed(original_graph) & _computed(converted_graph)) - set(skip)
     largest = 0.0
-    with torch.no_grad():
+    with torch.no_grad():  # the reference is a generator, which is advanced here and so runs without gradients, too
         reference = _reference(original_graph, inputs_original, names)
         waiting: dict[str, Any] = {}
         for node, value, failure in _values(converted_graph, inputs_converted):
@@ -85,7 +88,7 @@ def first_divergence(
                 name, expected = next(reference)
                 waiting[name] = expected
             expected = waiting.pop(node.name)
-            largest = max(largest, *(_size(tensor) for tensor in _tensors(expected)), 0.0)
+            largest = max(largest, *map(finite_scale, tensors(expected)), 0.0)
             error = _relative_error(expected, value, floor=_NOTHING * largest)
             if not error <= tolerance:
                 return Divergence(node.name, error, _shape(expected), _shape(value), node.meta.get("source"))
@@ -134,36 +137,18 @@ def _arguments(graph_module: fx.GraphModule, inputs: ExampleInputs) -> list[Any]
     return list(inputs)
 
 
-def _tensors(value: object) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in _tensors(item)]
-    return []
-
-
 def _shape(value: object) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def _size(tensor: Tensor) -> float:
-    finite = tensor.double().abs().nan_to_num(0.0, posinf=0.0)
-    return float(finite.max()) if finite.numel() else 0.0
-
-
 def _relative_error(original: object, converted: object, *, floor: float) -> float:
     """Return the worst over the tensors in two values; anything that is not a tensor is not compared."""
-    expected, found = _tensors(original), _tensors(converted)
-    if [tensor.shape for tensor in expected] != [tensor.shape for tensor in found]:
+    expected, actual = tensors(original), tensors(converted)
+    if len(expected) != len(actual):
         return math.inf
     worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        wide_a, wide_b = a.double(), b.double().to(a.device)
-        same = (wide_a == wide_b) | (wide_a.isnan() & wide_b.isnan())
-        if not bool(same.all()):
-            error = float((wide_a - wide_b).abs().masked_fill(same, 0.0).max())
-            scale = max(_size(a), floor)
-            worst = max(worst, error / scale if scale > 0 and math.isfinite(error) else math.inf)
+    for a, b in zip(expected, actual, strict=True):
+        error, scale = largest_error(a, b.to(a.device)), max(finite_scale(a), floor)
+        if error > 0:
+            worst = max(worst, error / scale if scale > 0 else math.inf)
     return worst

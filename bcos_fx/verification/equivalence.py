@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from bcos_fx.verification.running import (
     transformed,
 )
 from bcos_fx.verification.samples import CallInputs, extend, gather, jitter, other_sizes, resize, synthetic_images
-from bcos_fx.verification.sensitivity import settle
+from bcos_fx.verification.sensitivity import discount_all
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,16 +169,16 @@ def verify(
         named = not _all_failed(cases, wide)
         expected = wide if named else expected
     _check_original(cases, expected, batch, sizes)
-    found = run(converted, cases, role="converted network", transform=None)
-    comparisons, left_out = _compare_all(cases, expected, found, limit)
+    actual = run(converted, cases, role="converted network", transform=None)
+    comparisons, left_out = _compare_all(cases, expected, actual, limit)
     # Only where they differ, as it takes another run: values that pass through float32 allow its tolerance.
     if tolerance is None and not named and differs(comparisons):
         passed = coarsest_precision(original, cases[0], dtype=dtype, apart_from=live, seed=seed, transform=transform)
         limit = default_tolerance(passed)
-        comparisons, left_out = _compare_all(cases, expected, found, limit)
+        comparisons, left_out = _compare_all(cases, expected, actual, limit)
     if differs(comparisons):
         # Last, and only for differences: does rounding alone move the original as much?
-        comparisons = settle(cases, comparisons, expected, reference, dtype=dtype, seed=seed)
+        comparisons = discount_all(cases, comparisons, expected, reference, dtype=dtype, seed=seed)
     result = conclude(comparisons, left_out, limit, dtype)
     worst = _worst(comparisons)
     if worst.verdict == "different":
@@ -305,13 +305,14 @@ def _check_original(
 
 
 def _compare_all(
-    cases: Sequence[Case], expected: Sequence[Outcome], found: Sequence[Outcome], tolerance: float
+    cases: Sequence[Case], expected: Sequence[Outcome], actual: Sequence[Outcome], tolerance: float
 ) -> tuple[tuple[Comparison, ...], tuple[str, ...]]:
     """Compare outcome by outcome; name the runs that were left out, with the reason."""
     rows, left_out = [], []
-    for case, *outcomes in zip(cases, expected, found, strict=True):
+    for case, *outcomes in zip(cases, expected, actual, strict=True):
         group = [(c.batch.count, o.values) for c, o in zip(cases, expected, strict=True) if c.group == case.group]
-        for name, a, b in _pairs(case, *outcomes):
+        ours, theirs = map(case.results, outcomes)
+        for name, a, b in zip(ours, ours.values(), theirs.values(), strict=True):
             outputs = name == case.name
             if a.failure is not None:
                 left_out.append(f"{name} (the original fails: {a.failure})")
@@ -327,13 +328,6 @@ def _compare_all(
                 variation = spreads(group) if outputs else None
                 rows.append(compare(name, a.values, b.values, variation=variation, tolerance=tolerance))
     return tuple(rows), tuple(left_out)
-
-
-def _pairs(case: Case, a: Outcome, b: Outcome) -> Iterator[tuple[str, Outcome, Outcome]]:
-    """Name what a case compares: the outputs, and the gradient if it asks for that; what stops one stops the other."""
-    yield case.name, a, b
-    if case.gradient:
-        yield case.gradient, a.gradient or a, b.gradient or b
 
 
 def _worst(rows: Sequence[Comparison]) -> Comparison:
@@ -377,8 +371,8 @@ def _blame(
         twin = isolated_copy(converted, dtype=result.dtype, apart_from=live, role="converted graph")
         given = transformed(placed(batch, reference, dtype=result.dtype), transform)
         inputs = placed(batch, twin, dtype=result.dtype)
-        found = first_divergence(reference, twin, given.arguments, inputs.arguments, tolerance=result.tolerance)
-    if found is None:
+        divergence = first_divergence(reference, twin, given.arguments, inputs.arguments, tolerance=result.tolerance)
+    if divergence is None:
         return result
-    place = f"; first differs at node {found.node!r}" + (f" ({found.source})" if found.source else "")
-    return replace(result, node=found.node, detail=result.detail + place)
+    place = f"; first differs at node {divergence.node!r}" + (f" ({divergence.source})" if divergence.source else "")
+    return replace(result, node=divergence.node, detail=result.detail + place)

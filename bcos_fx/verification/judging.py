@@ -61,7 +61,7 @@ def discount_rounding(
         moved: the same, of runs that only rounding tells from the first: each of other inputs or weights.
     """
     runs = [run for run in moved if list(run) == list(original)]
-    errors = (_error(value, run[place]) for run in runs for place, value in original.items())
+    errors = (largest_error(value, run[place]) for run in runs for place, value in original.items())
     largest = max((error for error in errors if math.isfinite(error)), default=0.0)
     explained = row.error <= ROUNDINGS * largest
     return replace(row, sensitivity=largest, verdict="not tested" if explained else row.verdict)
@@ -79,7 +79,7 @@ def not_tested(name: str) -> Comparison:
 
 def failed(name: str, original: Mapping[str, Tensor]) -> Comparison:
     """Make the row of a run in which the converted network gave nothing that could be compared."""
-    scale = max((_scale(value) for value in original.values()), default=0.0)
+    scale = max(map(finite_scale, original.values()), default=0.0)
     return Comparison(name, math.inf, scale, 0.0, math.inf, "different")
 
 
@@ -130,7 +130,7 @@ def compare(
 
 
 def _compare_one(name: str, a: Tensor, b: Tensor, *, spread: float | None, tolerance: float) -> Comparison:
-    scale, error = _scale(a), _error(a, b)
+    scale, error = finite_scale(a), largest_error(a, b)
     # By the smaller: an error as large as all that the output varies by would otherwise drown in a large constant.
     unit = scale if spread is None else min(scale, spread)
     relative = 0.0 if error == 0 else error / unit if unit > 0 else math.inf
@@ -145,10 +145,12 @@ def _compare_one(name: str, a: Tensor, b: Tensor, *, spread: float | None, toler
     return Comparison(name, error, scale, scale if spread is None else spread, relative, verdict)
 
 
-def _error(a: Tensor, b: Tensor) -> float:
+def largest_error(a: Tensor, b: Tensor) -> float:
+    """Return the largest absolute difference; infinite where shapes differ or only one side is finite."""
     if a.shape != b.shape:
         return math.inf
     wide_a, wide_b = a.double(), b.double()
+    # Infinity minus infinity is not a number, so equal values are taken out before the difference is judged.
     same = (wide_a == wide_b) | (wide_a.isnan() & wide_b.isnan())
     if bool(same.all()):
         return 0.0
@@ -156,7 +158,8 @@ def _error(a: Tensor, b: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
-def _scale(value: Tensor) -> float:
+def finite_scale(value: Tensor) -> float:
+    """Return the largest absolute value of those that are finite; 0 where there are none."""
     return float(_finite(value).abs().max()) if value.numel() else 0.0
 
 

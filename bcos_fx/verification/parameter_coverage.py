@@ -16,16 +16,8 @@ from torch import Tensor, nn
 from bcos_fx.escaping import amount
 from bcos_fx.network import BcosNetwork
 
-WHOLE, RESHAPED, TRANSPOSED, CUT, HALVES, UNUSED, REMOVED, MISSING = (
-    "whole",
-    "reshaped",
-    "transposed",
-    "cut",
-    "halves",
-    "unused",
-    "removed",
-    "missing",
-)
+WHOLE, RESHAPED, TRANSPOSED, CUT, HALVES = "whole", "reshaped", "transposed", "cut", "halves"
+UNUSED, REMOVED, MISSING = "unused", "removed", "missing"
 _GOOD = (WHOLE, RESHAPED, TRANSPOSED, CUT, HALVES, UNUSED)
 
 
@@ -94,8 +86,8 @@ def parameter_coverage(original: nn.Module, converted: BcosNetwork) -> Parameter
     # Parameters that are found whole under their own name go first, so that no other takes their copies.
     names = list(dict(original.named_parameters()))
     order = sorted(names, key=lambda name: not search.is_at_home(name))
-    found = {name: search.find(name) for name in order}
-    return ParameterCoverage(tuple(found[name] for name in names))
+    rows = {name: search.find(name) for name in order}
+    return ParameterCoverage(tuple(rows[name] for name in names))
 
 
 class _Search:
@@ -105,24 +97,24 @@ class _Search:
         self.parameters = {name: p.detach().cpu() for name, p in original.named_parameters()}
         self.left = {name: t.detach().cpu() for name, t in _tensors_read(converted) if t.is_floating_point()}
         self.report = converted.report
-        self.unused = set(self.report.unused)
 
     def is_at_home(self, name: str) -> bool:
         return name in self.left and _equal(self.left[name], self.parameters[name])
 
     def find(self, name: str) -> CoveredParameter:
         wanted = self.parameters[name]
-        for how, places in self._ways(name, wanted):
-            if places:
-                for place in places:
+        for how, names in self._ways(name, wanted):
+            if names:
+                for place in names:
                     del self.left[place]
-                return CoveredParameter(name, wanted.numel(), how, tuple(places))
-        if any(name == unused or name.startswith(f"{unused}.") for unused in self.unused):
+                return CoveredParameter(name, wanted.numel(), how, tuple(names))
+        if any(name == unused or name.startswith(f"{unused}.") for unused in self.report.unused):
             return CoveredParameter(name, wanted.numel(), UNUSED)
         rules = tuple(dict.fromkeys(self._removed_by(name, wanted)))
         return CoveredParameter(name, wanted.numel(), REMOVED if rules else MISSING, rules)
 
     def _ways(self, name: str, wanted: Tensor) -> Iterator[tuple[str, list[str]]]:
+        """Yield each way in which a parameter may be held, the most specific first, with the tensors that hold it."""
         yield WHOLE, [name] if self.is_at_home(name) else self._first(wanted)
         yield RESHAPED, self._first(wanted, squeezed=True)
         if wanted.dim() == 2:
@@ -139,18 +131,18 @@ class _Search:
 
     def _pieces(self, name: str, wanted: Tensor) -> list[str]:
         """Return the tensors that make up the wanted one, row after row; of equal ones those with the nearest name."""
-        places: list[str] = []
+        names: list[str] = []
         start = 0
         while start < len(wanted):
             fits = [
-                place for place in self.left if place not in places and _is_row_block(self.left[place], wanted, start)
+                place for place in self.left if place not in names and _is_row_block(self.left[place], wanted, start)
             ]
             if not fits:
                 return []
             # Several pieces may hold equal numbers (zeros, say): the names tell whose they are.
-            places.append(max(fits, key=lambda place: (_alike(place, name), len(self.left[place]))))
-            start += len(self.left[places[-1]])
-        return places
+            names.append(max(fits, key=lambda place: (_alike(place, name), len(self.left[place]))))
+            start += len(self.left[names[-1]])
+        return names
 
     def _removed_by(self, name: str, wanted: Tensor) -> Iterator[str]:
         """Yield the changing rules that removed a parameter, with the node that read it or as a layer's vector."""

@@ -25,17 +25,10 @@ class WithValues(nn.Module):
 
     def forward(self, *tensors: Tensor, **named: Tensor) -> Any:
         """Call the network on tensors, in order or by name, and the fixed values in their places."""
-        given: list[Any] = []
-        rest = iter(tensors)
-        while True:
-            if len(given) in self.values:
-                given.append(self.values[len(given)])
-                continue
-            try:
-                given.append(next(rest))
-            except StopIteration:
-                break
-        return self.network(*given, **named, **{k: v for k, v in self.values.items() if isinstance(k, str)})
+        arguments: list[Any] = list(tensors)
+        for place in sorted(key for key in self.values if isinstance(key, int)):
+            arguments.insert(place, self.values[place])
+        return self.network(*arguments, **named, **{k: v for k, v in self.values.items() if isinstance(k, str)})
 
 
 def apart(inputs: object) -> tuple[Any, dict[Any, Any]]:

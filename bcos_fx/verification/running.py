@@ -7,18 +7,17 @@ that neither can read what the other wrote.
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bcos_fx.errors import BcosFxError, UsageError
+from bcos_fx.errors import FORWARD_ERRORS, BcosFxError, UsageError
+from bcos_fx.seeding import preserved, seed_all
 from bcos_fx.tracing import own_modes
 from bcos_fx.tracing.modules import deep_copy
 from bcos_fx.verification.samples import CallInputs
@@ -26,17 +25,7 @@ from bcos_fx.verification.widening import Widened
 
 M = TypeVar("M", bound=nn.Module)
 
-# What a forward may raise when an input does not suit it; anything else is a defect and is let through.
-FAILURES = (
-    BcosFxError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-)
+FAILURES = (BcosFxError, *FORWARD_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -59,6 +48,11 @@ class Case:
     gradient: str = ""
     optional: bool = False
 
+    def results(self, outcome: Outcome) -> dict[str, Outcome]:
+        """Return the outputs, and the gradient if the case asks for that, by name: what stops one stops the other."""
+        gradient = {self.gradient: outcome.gradient or outcome} if self.gradient else {}
+        return {self.name: outcome, **gradient}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -73,21 +67,6 @@ class Outcome:
     values: Mapping[str, Tensor]
     failure: Exception | None = None
     gradient: Outcome | None = None
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's generators; put the caller's states back afterwards."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
 
 
 def storages(module: nn.Module) -> frozenset[int]:
@@ -172,7 +151,8 @@ def run_cases(
             if twin.training != case.training:
                 twin.train(case.training)
             try:
-                with seeded(seed):
+                with preserved():
+                    seed_all(seed)
                     run = _run(twin, case, dtype=dtype, seed=seed, transform=transform, widened=widened)
                     outcomes.append(run)
             except FAILURES as failure:
@@ -195,12 +175,13 @@ def coarsest_precision(
     """
     with own_modes(), torch.enable_grad():
         twin = isolated_copy(module, dtype=dtype, apart_from=apart_from, role="original network").requires_grad_()
-        seen = _Precisions(dtype)
-        with seeded(seed), suppress(*FAILURES), seen:
-            _run(
-                twin, dataclasses.replace(case, gradient="input gradient"), dtype=dtype, seed=seed, transform=transform
-            )
-    return seen.coarsest
+        precisions = _Precisions(dtype)
+        with preserved(), suppress(*FAILURES), precisions:
+            seed_all(seed)
+            # A gradient is asked for so that the values that depend on the inputs can be told from tables.
+            with_gradient = dataclasses.replace(case, gradient="input gradient")
+            _run(twin, with_gradient, dtype=dtype, seed=seed, transform=transform)
+    return precisions.coarsest
 
 
 class _Precisions(TorchFunctionMode):
@@ -237,25 +218,22 @@ def _run(
     reading = Widened(arguments.tensors) if widened else nullcontext()
     with torch.set_grad_enabled(bool(case.gradient)), reading:
         outputs = dict(_flat(arguments.call(module)))
-    return Outcome(_at_rest(outputs), gradient=_way_back(outputs, leaves, seed=seed) if case.gradient else None)
+    gradient = None
+    if case.gradient:
+        try:
+            gradient = Outcome(_detached(_input_gradients(outputs, leaves, seed=seed)))
+        except FAILURES as failure:  # the outputs can be compared all the same
+            gradient = Outcome({}, failure)
+    return Outcome(_detached(outputs), gradient=gradient)
 
 
-def _way_back(outputs: Mapping[str, Tensor], leaves: CallInputs, *, seed: int) -> Outcome:
-    """Return the input gradients, or the error on the way to them; the outputs are kept in either case."""
-    try:
-        return Outcome(_at_rest(_input_gradients(outputs, leaves, seed=seed)))
-    except FAILURES as failure:
-        return Outcome({}, failure)
-
-
-def _at_rest(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {place: value.detach().cpu() for place, value in values.items()}
 
 
 def placed(batch: CallInputs, module: nn.Module, *, dtype: torch.dtype) -> CallInputs:
     """Copy a batch to the module's device, its floating-point tensors in ``dtype``."""
-    first = next((tensor for tensor in (*module.parameters(), *module.buffers())), None)
-    device = first.device if first is not None else batch.tensors[0].device
+    device = (*module.parameters(), *module.buffers(), batch.tensors[0])[0].device
 
     def place(tensor: Tensor) -> Tensor:
         return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, copy=True)

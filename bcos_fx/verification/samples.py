@@ -90,15 +90,9 @@ def gather(inputs: Tensor | Sequence[Tensor] | Mapping[str, Tensor]) -> CallInpu
             check can compare (complex, quantized, sparse, meta).
     """
     names = tuple(inputs) if isinstance(inputs, Mapping) else None
-    values: tuple[object, ...]
-    if isinstance(inputs, Tensor):
-        values = (inputs,)
-    elif isinstance(inputs, Mapping):
+    values: Sequence[object] = inputs if isinstance(inputs, list | tuple) else (inputs,)
+    if isinstance(inputs, Mapping):
         values = tuple(inputs.values())
-    elif isinstance(inputs, list | tuple):
-        values = tuple(inputs)
-    else:
-        values = (inputs,)
     if not values:
         raise UsageError("the inputs are empty", hint="give a tensor (N, ...), or a tuple or dict of tensors")
     tensors = tuple(_checked_input(value, index) for index, value in enumerate(values))

@@ -30,7 +30,7 @@ class Run(Protocol):
         """Return an outcome for each case."""
 
 
-def settle(
+def discount_all(
     cases: Sequence[Case],
     rows: Sequence[Comparison],
     expected: Sequence[Outcome],
@@ -39,7 +39,7 @@ def settle(
     dtype: torch.dtype,
     seed: int,
 ) -> tuple[Comparison, ...]:
-    """Look at every difference again, beside how far the original itself moves by rounding.
+    """Discount every difference that rounding alone explains: the original itself moves as far.
 
     Args:
         cases: that were run.
@@ -53,18 +53,16 @@ def settle(
     moved: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in differing}
     for changed, prepare in _changes(cases, dtype=dtype, seed=seed):  # all: a run in train mode changes those after it
         for case, outcome in zip(changed, run(changed, prepare=prepare), strict=True):
-            for name, values in _values(case, outcome):
-                moved.setdefault(name, []).append(values)
-    own = {name: values for case, out in zip(cases, expected, strict=True) for name, values in _values(case, out)}
+            for name, result in case.results(outcome).items():
+                moved.setdefault(name, []).append(result.values)
+    unmoved = {
+        name: result.values
+        for case, out in zip(cases, expected, strict=True)
+        for name, result in case.results(out).items()
+    }
     return tuple(
-        discount_rounding(row, own[row.name], moved[row.name]) if row.name in differing else row for row in rows
+        discount_rounding(row, unmoved[row.name], moved[row.name]) if row.name in differing else row for row in rows
     )
-
-
-def _values(case: Case, outcome: Outcome) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    yield case.name, outcome.values
-    if case.gradient:
-        yield case.gradient, (outcome.gradient or outcome).values
 
 
 def _changes(cases: Sequence[Case], *, dtype: torch.dtype, seed: int) -> Iterator[tuple[list[Case], Prepare]]:

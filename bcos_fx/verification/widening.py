@@ -44,10 +44,10 @@ class Widened(TorchFunctionMode):
         if not any(map(_is_followed, tensors((args, kwargs)))):
             return func(*args, **kwargs)
         # A tensor that is written to keeps its identity; a widened copy would take the change with it.
-        kept = tensors(args)[:1] if asks_in_place(func, kwargs) else []
-        args, kwargs = _wide(args, kept), _wide(kwargs, kept)
+        written = tensors(args)[:1] if asks_in_place(func, kwargs) else []
+        args, kwargs = _wide(args, written), _wide(kwargs, written)
         result = _WIDE.get(func, func)(*args, **kwargs)
-        return result if kept and result is kept[0] else _followed(result)
+        return result if written and result is written[0] else _followed(result)
 
 
 def _flag(tensor: Tensor) -> None:
@@ -58,14 +58,16 @@ def _is_followed(tensor: Tensor) -> bool:
     return tensor.dtype == torch.float64 or _FLAG in vars(tensor)
 
 
-def _wide(value: object, kept: list[Tensor]) -> Any:
+def _wide(value: object, written: list[Tensor]) -> Any:
     """Put float64 in the place of float32, in tensors and as a dtype."""
     if isinstance(value, Tensor):
-        return value.double() if value.dtype == torch.float32 and not any(value is other for other in kept) else value
+        return (
+            value.double() if value.dtype == torch.float32 and not any(value is other for other in written) else value
+        )
     if isinstance(value, tuple | list) and type(value) in (tuple, list):
-        return type(value)(_wide(item, kept) for item in value)
+        return type(value)(_wide(item, written) for item in value)
     if isinstance(value, dict):
-        return {key: _wide(item, kept) for key, item in value.items()}
+        return {key: _wide(item, written) for key, item in value.items()}
     named = value is torch.FloatTensor or (isinstance(value, torch.dtype) and value == torch.float32)
     return torch.float64 if named else value
 
