@@ -150,31 +150,28 @@ def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -
 
 def guess_architecture(tensors: Mapping[str, Tensor]) -> str | None:
     """Find the torchvision model with these names and shapes, class count apart; None if there is none."""
-    if importlib.util.find_spec("torchvision") is None:
-        return None
-    models = importlib.import_module("torchvision.models")
     starts = next((starts for mark, starts in _FAMILIES if mark in tensors), ())
-    wanted = _signature(tensors)
-    for name in models.list_models(module=models):
-        if name.startswith(starts) and starts:
-            with torch.device("meta"):
-                candidate = models.get_model(name, weights=None, **without_downloads(models, name))
-            if _signature(candidate.state_dict()) == wanted:
-                return f"torchvision:{name}"
-    return None
+    signature = _signature(tensors)
+    candidates = _torchvision_family(starts)
+    return next((arch for arch, module in candidates if _signature(module.state_dict()) == signature), None)
 
 
 def published_candidates(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module]]:
     """Yield name and module, without storage, of torchvision's models of a published B-cos file's family."""
-    if importlib.util.find_spec("torchvision") is None:
+    marks = {"denselayer1.": ("densenet",), "layer1.0.conv1.": ("resnet", "resnext", "wide_resnet")}
+    return _torchvision_family(next((starts for m, starts in marks.items() if any(m in key for key in tensors)), ()))
+
+
+def _torchvision_family(starts: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield name and module, without storage, of torchvision's models whose names begin so."""
+    if not starts or importlib.util.find_spec("torchvision") is None:
         return
     models = importlib.import_module("torchvision.models")
-    marks = {"denselayer1.": ("densenet",), "layer1.0.conv1.": ("resnet", "resnext", "wide_resnet")}
-    starts = next((starts for mark, starts in marks.items() if any(mark in key for key in tensors)), ())
     for name in models.list_models(module=models):
-        if starts and name.startswith(starts):
-            with torch.device("meta"):
-                yield f"torchvision:{name}", models.get_model(name, weights=None)
+        if name.startswith(starts):
+            with torch.device("meta"):  # only names and shapes are compared
+                module = models.get_model(name, weights=None, **without_downloads(models, name))
+            yield f"torchvision:{name}", module
 
 
 def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -216,8 +213,8 @@ def _member(module: ModuleType, name: str, arch: str) -> Callable[[], Any]:
     if callable(member):
         factory: Callable[[], Any] = member
         return factory
-    own = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-    known = own or [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    defined = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+    known = defined or [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     raise CheckpointError(f"{arch.rpartition(':')[0]} has no factory {name!r}", where=arch, hint=nearest(name, known))
 
 
@@ -243,8 +240,9 @@ def _with_names_of(tensors: dict[str, Tensor], expected: list[str]) -> dict[str,
         return ".".join(part for part in without_wrappers(name).split(".") if part != "module")
 
     wanted = {bare(name): name for name in expected}
-    found = {wanted.get(bare(name), name): tensor for name, tensor in tensors.items()}
-    return found if len(wanted) == len(expected) and len(found) == len(tensors) else tensors
+    renamed = {wanted.get(bare(name), name): tensor for name, tensor in tensors.items()}
+    # Two names that differ in wrappers alone would become one, and a tensor would be lost.
+    return renamed if len(wanted) == len(expected) and len(renamed) == len(tensors) else tensors
 
 
 def _does_not_fit(
@@ -268,11 +266,12 @@ def _does_not_fit(
 
 def _part_that_fits(state: StateDict, expected: Mapping[str, Any]) -> str:
     """Find the key under which the file holds every tensor of the network in its shape; empty if there is none."""
-    held = {name: value for name, value in expected.items() if isinstance(value, Tensor)}
-    wanted = {name: value.shape for name, value in held.items() if not name.endswith("num_batches_tracked")}
-    first = next(iter(wanted), "")
+    tensors = {name: value for name, value in expected.items() if isinstance(value, Tensor)}
+    shapes = {name: value.shape for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
+    first = next(iter(shapes), "")
+    # Whatever stands before the network's first name in the file may be the key of the part.
     for start in (name.removesuffix(first) for name in state.tensors if name.endswith(f".{first}")):
-        found = {name: state.tensors.get(start + name) for name in wanted}
-        if all(tensor is not None and tensor.shape == wanted[name] for name, tensor in found.items()):
+        part = {name: state.tensors.get(start + name) for name in shapes}
+        if all(tensor is not None and tensor.shape == shapes[name] for name, tensor in part.items()):
             return ".".join((*state.nesting, state.prefix + start)).removesuffix(".")
     return ""

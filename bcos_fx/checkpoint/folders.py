@@ -44,9 +44,9 @@ def weights_at(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
-    if found is not None:
-        return found
+    for name in _WEIGHTS:
+        if (path / name).is_file():
+            return path / name
     inside = sorted(item.name for item in path.iterdir() if item.suffix in _ENDINGS and item.is_file())
     hint = "name one file in it: " + ", ".join(inside[:5]) if inside else "name a file, or a folder with weights in it"
     raise CheckpointError(f"this is a directory without {_WEIGHTS[0]} or pytorch_model.bin", where=str(path), hint=hint)

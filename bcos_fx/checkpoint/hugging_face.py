@@ -42,16 +42,17 @@ def configured(kind: Any, content: Mapping[str, Any] | None, chosen: Mapping[str
     wanted = kind.config_class
     if content is None:
         return wanted(**chosen)
+    # A file of an image-text model holds the settings of its towers under keys that transformers has in its table.
     inner = content.get(getattr(wanted, "base_config_key", "") or "")
-    found = inner if content.get("model_type") != wanted.model_type and isinstance(inner, dict) else content
-    if found.get("model_type", wanted.model_type) != wanted.model_type:
+    settings = inner if content.get("model_type") != wanted.model_type and isinstance(inner, dict) else content
+    if settings.get("model_type", wanted.model_type) != wanted.model_type:
         raise CheckpointError(
-            f"config.json is of a network of the kind {str(found['model_type'])[:40]!r}, and {kind.__name__} is of "
+            f"config.json is of a network of the kind {str(settings['model_type'])[:40]!r}, and {kind.__name__} is of "
             f"the kind {wanted.model_type!r}",
             where=arch,
             hint="name the class that the weights were saved from",
         )
-    return wanted.from_dict({**found, **chosen})
+    return wanted.from_dict({**settings, **chosen})
 
 
 def renamed(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -68,17 +69,17 @@ def renamed(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     if library is None or not isinstance(module, library.PreTrainedModel):
         return None
     with _silent(library):
-        fitted, found = type(module).from_pretrained(
+        fitted, loading = type(module).from_pretrained(
             None,
             config=module.config,
             state_dict=dict(tensors),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the caller compares shapes
         )
-    other = {name: torch.empty(shape, device="meta") for name, shape, *_ in found["mismatched_keys"]}
-    left = {name: tensors[name] for name in found["unexpected_keys"] if name in tensors}
-    held = {name: t for name, t in fitted.state_dict().items() if name not in found["missing_keys"]}
-    return {**held, **other, **left}
+    fitting = {name: t for name, t in fitted.state_dict().items() if name not in loading["missing_keys"]}
+    misshapen = {name: torch.empty(shape, device="meta") for name, shape, *_ in loading["mismatched_keys"]}
+    unexpected = {name: tensors[name] for name in loading["unexpected_keys"] if name in tensors}
+    return {**fitting, **misshapen, **unexpected}
 
 
 def classifies_images(module: nn.Module) -> bool:

@@ -145,21 +145,22 @@ def _identify_archive(archive: zipfile.ZipFile) -> FileKind:
     members = tuple(archive.namelist())
     ARCHIVE_MEMBERS.check(len(members), "the archive", CheckpointError)
     inner = {name.partition("/")[2] for name in members}
-    found: dict[str, Any] = {"members": members}
+    details: dict[str, Any] = {"members": members}
+    # A data.pkl is looked for last: TorchScript's archives hold one as well.
     if "archive_format" in inner or "serialized_exported_program.json" in members or "models/model.json" in inner:
-        return FileKind("exported-program", "a torch.export program (.pt2)", found)
+        return FileKind("exported-program", "a torch.export program (.pt2)", details)
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
-        return FileKind("torchscript", "a TorchScript program", found)
+        return FileKind("torchscript", "a TorchScript program", details)
     if ".data/extern_modules" in inner:
-        return FileKind("torch-package", "a torch.package archive", found)
+        return FileKind("torch-package", "a torch.package archive", details)
     pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        return FileKind("zip", "a zip archive that torch.save did not write", found)
+        return FileKind("zip", "a zip archive that torch.save did not write", details)
     size = Path(archive.filename or "").stat().st_size
     # The sizes that the archive declares: a zip bomb is refused before anything is inflated.
     held(size).check(sum(info.file_size for info in archive.infolist()), "the archive", CheckpointError)
     with archive.open(pickles[0]) as stream:
-        return _classify(scan_pickle(stream), {**found, "format": "torch.save zip"})
+        return _classify(scan_pickle(stream), {**details, "format": "torch.save zip"})
 
 
 def _identify_pickle(stream: IO[bytes], *, headers: int) -> FileKind:
@@ -171,27 +172,29 @@ def _identify_pickle(stream: IO[bytes], *, headers: int) -> FileKind:
         return FileKind("damaged", "a pickle that is cut off or damaged", {"reason": str(error)})
     if headers:
         return _classify(scan, {"format": "torch.save legacy"})
-    found = {"root": scan.root, "keys": tuple(key for key, _ in scan.items), "names": scan.names}
-    return FileKind("pickle", f"a Python pickle of {scan.root}, not written by torch.save", found)
+    return FileKind("pickle", f"a Python pickle of {scan.root}, not written by torch.save", _content(scan))
 
 
-def _classify(scan: PickleScan, found: dict[str, Any]) -> FileKind:
+def _content(scan: PickleScan) -> dict[str, Any]:
+    return {"root": scan.root, "keys": tuple(key for key, _ in scan.items), "names": scan.names}
+
+
+def _classify(scan: PickleScan, details: dict[str, Any]) -> FileKind:
     """Tell weights from nested weights from whole modules by what the pickle would build."""
     modules = [name for name in scan.names if name.startswith("torch.nn.modules.")]
-    found |= {"root": scan.root, "keys": tuple(key for key, _ in scan.items), "names": scan.names}
+    labels = [label for _, label in scan.items]
+    details |= _content(scan)
     if scan.root.startswith(_TENSOR_MAKERS):
-        return FileKind("tensor", "one bare tensor", found)
+        return FileKind("tensor", "one bare tensor", details)
     if scan.root not in _DICTS and "." in scan.root:
-        return FileKind("pickled-module", f"a pickled object of class {scan.root}", found)
+        return FileKind("pickled-module", f"a pickled object of class {scan.root}", details)
     if modules:
-        return FileKind("pickled-module", f"a dict with a pickled module inside ({modules[0]}, ...)", found)
+        return FileKind("pickled-module", f"a dict with a pickled module inside ({modules[0]}, ...)", details)
     if scan.root not in _DICTS:
-        return FileKind("pickle", f"a pickled {scan.root}, not a checkpoint", found)
-    if any(label.startswith(_TENSOR_MAKERS) for _, label in scan.items) and not any(
-        label in _DICTS for _, label in scan.items
-    ):
-        return FileKind("state-dict", "a state dict", found)
-    return FileKind("nested-checkpoint", "a dict with other things beside the weights", found)
+        return FileKind("pickle", f"a pickled {scan.root}, not a checkpoint", details)
+    if any(label.startswith(_TENSOR_MAKERS) for label in labels) and not any(label in _DICTS for label in labels):
+        return FileKind("state-dict", "a state dict", details)
+    return FileKind("nested-checkpoint", "a dict with other things beside the weights", details)
 
 
 def _identify_rest(stream: IO[bytes], head: bytes, path: Path) -> FileKind:

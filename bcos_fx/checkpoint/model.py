@@ -47,22 +47,24 @@ def read_model(
         CheckpointError: the file cannot be read or does not fit; the message says what to do.
         MissingExtraError: the architecture's library is not installed.
     """
+    path = Path(path)
     kind = identify(path)
     if kind.kind == "exported-program" and trust_pickle:
         # Exported programs refuse .eval(): their mode was fixed when they were exported.
         return _exported(path)
     recorded: dict[str, Any] = {}
     if arch is None and kind.kind in _WEIGHTS:
-        with readable(Path(path)):
-            arch = recorded_architecture(Path(path))
-            recorded = recorded_images(Path(path)) if arch is not None else {}
+        with readable(path):
+            arch = recorded_architecture(path)
+            recorded = recorded_images(path) if arch is not None else {}
     if arch is not None:
         state = read_state_dict(path, key=key, trust_pickle=trust_pickle)
-        with readable(Path(path)):
-            configuration = configuration_beside(Path(path)) if arch.startswith(_CONFIGURED) else None
+        with readable(path):
+            configuration = configuration_beside(path) if arch.startswith(_CONFIGURED) else None
         module = build_architecture(arch, configuration=configuration, fetch=False)
         if recorded:
             module.pretrained_cfg = recorded  # type: ignore[assignment]
+        # A published B-cos file fits the plain architecture in its names only, so this comes before plain loading.
         published = load_published(module, state, _settings(path, kind, state, trust_pickle))
         if published is None:
             _load_plain(module, state)
@@ -88,20 +90,18 @@ def _load_plain(module: nn.Module, state: StateDict) -> None:
         raise CheckpointError(error.what, where=error.where, hint=hint) from error
 
 
-def _settings(
-    path: str | os.PathLike[str], kind: FileKind, state: StateDict, trust_pickle: bool
-) -> Mapping[str, Any] | None:
+def _settings(path: Path, kind: FileKind, state: StateDict, trust_pickle: bool) -> Mapping[str, Any] | None:
     """Return the settings that a training framework stored beside the weights, if any."""
     if "hyper_parameters" not in state.ignored and "hyper_parameters" not in state.nesting:
         return None
     content = load_object(path, kind, trust_pickle=trust_pickle)
-    found = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    return found if isinstance(found, Mapping) else None
+    settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
+    return settings if isinstance(settings, Mapping) else None
 
 
-def _exported(path: str | os.PathLike[str]) -> nn.Module:
+def _exported(path: Path) -> nn.Module:
     try:
-        with readable(Path(path)):
+        with readable(path):
             return Exported(torch.export.load(path))
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, ImportError) as error:
         raise CheckpointError(
@@ -109,7 +109,7 @@ def _exported(path: str | os.PathLike[str]) -> nn.Module:
         ) from error
 
 
-def _module_in(content: object, path: str | os.PathLike[str], key: str | None) -> nn.Module:
+def _module_in(content: object, path: Path, key: str | None) -> nn.Module:
     """Return the module, its part ``key``, or the module in a dict: under ``key``, a usual name, or the only one."""
     if isinstance(content, nn.Module):
         return content if key is None else _part(content, path, key)
@@ -125,19 +125,16 @@ def _module_in(content: object, path: str | os.PathLike[str], key: str | None) -
     )
 
 
-def _part(module: nn.Module, path: str | os.PathLike[str], key: str) -> nn.Module:
-    parts = dict(module.named_modules())
-    if key not in parts or not key:
+def _part(module: nn.Module, path: Path, key: str) -> nn.Module:
+    parts: dict[str, nn.Module] = {name: part for name, part in module.named_modules() if name}
+    if key not in parts:
         raise CheckpointError(
-            f"the module in the file has no part {key!r}",
-            where=str(path),
-            hint=nearest(key, [name for name in parts if name]),
+            f"the module in the file has no part {key!r}", where=str(path), hint=nearest(key, list(parts))
         )
-    part: nn.Module = parts[key]
-    return part
+    return parts[key]
 
 
-def _needs_arch(path: str | os.PathLike[str], kind: FileKind, key: str | None) -> CheckpointError:
+def _needs_arch(path: Path, kind: FileKind, key: str | None) -> CheckpointError:
     """Return the error for weights without a network; reading them may raise a more specific one first."""
     state = load_tensors(path, key=key)
     guess = guess_architecture(state.tensors)

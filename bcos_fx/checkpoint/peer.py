@@ -119,8 +119,8 @@ def _does_not_fit(
 ) -> CheckpointError:
     shapes = [f"{key} {tuple(state[key].shape)}, not {tuple(entries[key].tensor.shape)}" for key in misshapen]
     problems = [
-        f"{len(names)} {what}: {listed(names, _SHOWN)}"
-        for what, names in (("missing", missing), ("unknown", unexpected), ("of another shape", shapes))
+        f"{len(names)} {problem}: {listed(names, _SHOWN)}"
+        for problem, names in (("missing", missing), ("unknown", unexpected), ("of another shape", shapes))
         if names
     ]
     hint = nearest(unexpected[0], list(entries)) if unexpected else "give the weights of the same architecture"

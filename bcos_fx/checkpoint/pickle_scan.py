@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
@@ -46,10 +47,10 @@ class _Tuple(tuple[Any, ...]):
 
     @classmethod
     def of(cls, parts: list[Any]) -> _Tuple:
-        made = cls(parts)
+        built = cls(parts)
         # Beyond the budget the exact number does not matter, and it can have millions of digits.
-        made.weight = min(1 + sum(map(_weight, parts)), PICKLE_HASHING.limit + 1)
-        return made
+        built.weight = min(1 + sum(map(_weight, parts)), PICKLE_HASHING.limit + 1)
+        return built
 
 
 def _weight(value: object) -> int:
@@ -103,15 +104,17 @@ class _Machine:
 
     def _hash(self, *values: Any) -> None:
         """Count what hashing these values takes."""
-        self._hashed += sum(map(_weight, values))
-        PICKLE_HASHING.check(self._hashed, "the pickle", CheckpointError)
+        self._count_hashing(values)
         if any(type(value) is int and abs(value) > _LARGEST_KEY for value in values):
             raise CheckpointError("a key in the pickle is an integer beyond 2^61", hint=PICKLE_HASHING.hint)
 
+    def _count_hashing(self, values: Iterable[Any]) -> None:
+        self._hashed += sum(map(_weight, values))
+        PICKLE_HASHING.check(self._hashed, "the pickle", CheckpointError)
+
     def _call(self, label: str, arguments: list[Any]) -> None:
         """Stand for the result of a call, which may hash its arguments, or allocate as many numbers as they say."""
-        self._hashed += sum(map(_weight, arguments))
-        PICKLE_HASHING.check(self._hashed, "the pickle", CheckpointError)
+        self._count_hashing(arguments)
         # These allocate as much as their arguments say, without a byte of it in the file.
         if label == "builtins.bytearray" or (label.startswith("torch.") and label.endswith(("Tensor", "Storage"))):
             sizes = [size for given in arguments if isinstance(given, tuple) for size in _integers(given)]

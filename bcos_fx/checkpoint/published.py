@@ -83,10 +83,10 @@ class Published:
                 where=self.source,
                 hint=f"convert it with --recipe bcosification, whose B is {B:g}; what is B-cos already is not raised",
             )
-        for name, own in self.options.items():
-            if name in chosen and chosen[name] != own:
+        for name, value in self.options.items():
+            if name in chosen and chosen[name] != value:
                 raise UsageError(
-                    f"{name}={chosen[name]!r} contradicts the file, which has {name}={own!r} ({self.origin})",
+                    f"{name}={chosen[name]!r} contradicts the file, which has {name}={value!r} ({self.origin})",
                     where=self.source,
                     hint=f"leave {name} out",
                 )
@@ -108,7 +108,7 @@ class Published:
         others = [path for path in raised if path not in self.weights]
         if missing or others:
             differing = (("B-cos in the file alone", missing), ("plain in the file", others))
-            listing = [f"{listed(names, _SHOWN, '; ')}: {what}" for what, names in differing if names]
+            listing = [f"{listed(names, _SHOWN, '; ')}: {place}" for place, names in differing if names]
             raise CheckpointError(
                 "the layers that are B-cos in the file are not those that the recipe raises",
                 where=f"{self.source}: {'; '.join(listing)}",
@@ -141,8 +141,8 @@ class Published:
     def _in_attention_pools(self, network: BcosNetwork) -> set[str]:
         """Return the paths of layers that B-cosification wrapped but never called: a pool reads only their weight."""
         paths = {row.name: row.module for row in network.report.nodes}
-        return {str(paths[miss.node]) for miss in network.report.near_misses
-                if miss.rule == "layer-to-bcos" and "attention pool" in miss.reason and miss.node in paths}  # fmt: skip
+        misses = [miss for miss in network.report.near_misses if miss.rule == "layer-to-bcos"]
+        return {str(paths[miss.node]) for miss in misses if "attention pool" in miss.reason and miss.node in paths}
 
 
 def origin_of(module: nn.Module) -> Published | None:
@@ -224,9 +224,9 @@ def _options(origin: str, assigned: _Assignment) -> dict[str, Any]:
 
 def _published_names(tensors: Mapping[str, Tensor], module: nn.Module) -> bool:
     """Return whether the names look like those of B-cos layers: an inner layer where the architecture has no part."""
-    own = module.state_dict().keys()
+    expected = module.state_dict().keys()
     inner = [key for key in tensors if key.endswith(_INNER)]
-    return sum(key not in own for key in inner) > len(inner) / 2
+    return sum(key not in expected for key in inner) > len(inner) / 2
 
 
 def _own_tensors(state: StateDict) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
@@ -262,11 +262,12 @@ def _pressure(tensors: Mapping[str, Tensor], hyper: Mapping[str, Any] | None, so
     learned = {float(tensor) for key, tensor in tensors.items() if key.endswith(".b") and tensor.numel() == 1}
     model = hyper.get("model") if hyper is not None else None
     settings = model.get("bcos_args") if isinstance(model, Mapping) else None
-    named = settings.get("b", B) if isinstance(settings, Mapping) else B
-    found = learned or {float(named) if isinstance(named, int | float) else B}
-    if found != {B}:
+    b = settings.get("b", B) if isinstance(settings, Mapping) else B
+    pressures = learned or {float(b) if isinstance(b, int | float) else B}
+    if pressures != {B}:
+        named = ", ".join(f"{b:g}" for b in sorted(pressures))
         raise CheckpointError(
-            f"the file's layers have B = {', '.join(f'{b:g}' for b in sorted(found))}; only B = 2 is computed alike",
+            f"the file's layers have B = {named}; only B = 2 is computed alike",
             where=source,
             hint="at any other B the published code adds 1e-6 to the cosine, which our layers do not",
         )
@@ -300,39 +301,41 @@ class _Assignment:
             return
         inner = self._path(key.removesuffix(_INNER)) if key.endswith(_INNER) else None
         is_layer = inner is not None and isinstance(self.module.get_submodule(inner), nn.Linear | nn.Conv2d)
-        path, _, name = key.rpartition(".")
-        found = inner if is_layer else self._path(path)
-        target = f"{found}.{name}" if found else name
-        if found is None or target not in self.expected:
-            self.misfits.append(
-                f"{key} (no such part)" + (": at B = 2 a bias would be scaled too" if ".bias" in key else "")
-            )
+        outer, _, name = key.rpartition(".")
+        path = inner if is_layer else self._path(outer)
+        target = f"{path}.{name}" if path else name
+        if path is None or target not in self.expected:
+            reason = ": at B = 2 a bias would be scaled too" if ".bias" in key else ""
+            self.misfits.append(f"{key} (no such part){reason}")
             return
-        if is_layer and found is not None:
-            self.weights[found] = tensor
-        wanted = self.expected[target].shape
-        if is_layer and tensor.dim() == 4 and len(wanted) == 2 and tensor.shape[2:] == (1, 1):
-            tensor = tensor.flatten(1)
-        if is_layer and len(wanted) > 1 and tensor.shape == (wanted[0], 2 * wanted[1], *wanted[2:]):
+        shape = self.expected[target].shape
+        if is_layer:
+            self.weights[path] = tensor
+            # B-cos v2 has convolutions of 1 x 1 where the architecture has linear layers.
+            if tensor.dim() == 4 and len(shape) == 2 and tensor.shape[2:] == (1, 1):
+                tensor = tensor.flatten(1)
+        # Twice the channels: the layer reads [x, 1 - x].
+        if is_layer and len(shape) > 1 and tensor.shape == (shape[0], 2 * shape[1], *shape[2:]):
             self.wide.append(target)
-        elif tensor.shape != wanted:
-            self.misfits.append(f"{key}: {tuple(tensor.shape)} in the file, {tuple(wanted)} in the architecture")
+        elif tensor.shape != shape:
+            self.misfits.append(f"{key}: {tuple(tensor.shape)} in the file, {tuple(shape)} in the architecture")
         self.values[target] = tensor
 
     def _path(self, path: str) -> str | None:
         """Translate a path in the file to the architecture's own path; None if there is no such part."""
-        part, found = self.module, []
+        part, names = self.module, []
         for name in path.split(".") if path else []:
-            own = list(part._modules)
-            by_place = isinstance(part, nn.Sequential) and name.isdigit() and own != [str(i) for i in range(len(own))]
-            if by_place and self.numbered and int(name) < len(own):
-                name, self.renumbered = own[int(name)], self.renumbered or not own[0].lstrip("-").isdigit()
+            children = list(part._modules)
+            numbered = children == [str(i) for i in range(len(children))]
+            by_place = isinstance(part, nn.Sequential) and name.isdigit() and not numbered
+            if by_place and self.numbered and int(name) < len(children):
+                name, self.renumbered = children[int(name)], self.renumbered or not children[0].lstrip("-").isdigit()
             below = part._modules.get(name)
             if below is None:
                 return None
             part = below
-            found.append(name)
-        return ".".join(found)
+            names.append(name)
+        return ".".join(names)
 
     def _complete(self) -> None:
         """Fill in what the file leaves out: biases and running means are 0; record any other tensor as missing."""
@@ -364,10 +367,10 @@ class _Assignment:
 def narrowed(weight: Tensor) -> Tensor:
     """Return w with w x' = [a, b] [x', -x']: a - b, of channels in a convolution, of each pixel's in a Linear."""
     if weight.dim() > 2:
-        one, other = weight.chunk(2, 1)
-        return one - other
-    one, other = weight.view(len(weight), -1, 6).chunk(2, 2)
-    return (one - other).flatten(1)
+        a, b = weight.chunk(2, 1)
+        return a - b
+    a, b = weight.view(len(weight), -1, 6).chunk(2, 2)
+    return (a - b).flatten(1)
 
 
 def guess_published(state: StateDict) -> tuple[str, str | None] | None:

@@ -160,19 +160,19 @@ def _load_shards(index: Path, *, trust_pickle: bool) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a file cannot be read, or holds other tensors than the index says.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path, names in shards_of(index).items():
-        tensors = _tensors_in(load_object(path, identify(path), trust_pickle=trust_pickle))
-        _check_sizes(tensors, path)
-        if set(tensors) != set(names):
-            odd = sorted(set(tensors) ^ set(names))
+        shard = _tensors_in(load_object(path, identify(path), trust_pickle=trust_pickle))
+        _check_sizes(shard, path)
+        if set(shard) != set(names):
+            odd = sorted(set(shard) ^ set(names))
             raise CheckpointError(
                 f"the file holds other tensors than {index.name} says: {listed(odd, _SHOWN)}",
                 where=str(path),
                 hint="the files are of different downloads: fetch them all again",
             )
-        found |= tensors
-    return found
+        tensors |= shard
+    return tensors
 
 
 def _check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -192,15 +192,12 @@ def _check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:
 def load_object(path: str | os.PathLike[str], kind: FileKind, *, trust_pickle: bool) -> Any:
     """Return what the file holds, tensors on the CPU; refuse what would run code unless it is trusted."""
     path = weights_at(Path(path))
-    if kind.kind in ("safetensors", "state-dict", "nested-checkpoint", "tensor"):
-        pass
-    elif kind.kind == "pickled-module":
-        if not trust_pickle:
-            raise pickled_module_refused(path, kind)
-    else:
+    if kind.kind not in ("safetensors", "state-dict", "nested-checkpoint", "tensor", "pickled-module"):
         raise _unreadable(path, kind)
+    if kind.kind == "pickled-module" and not trust_pickle:
+        raise pickled_module_refused(path, kind)
     if kind.kind == "safetensors":
-        return load_safetensors(Path(path))
+        return load_safetensors(path)
     return _torch_load(path, kind, trust_pickle=trust_pickle)
 
 
@@ -213,13 +210,13 @@ def pickled_module_refused(path: str | os.PathLike[str], kind: FileKind) -> Chec
     )
 
 
-def _unreadable(path: str | os.PathLike[str], kind: FileKind) -> CheckpointError:
-    what, hint = _REFUSED.get(
+def _unreadable(path: Path, kind: FileKind) -> CheckpointError:
+    reason, hint = _REFUSED.get(
         kind.kind, (f"this is not a checkpoint: {kind.summary}", "give a file that torch.save or safetensors wrote")
     )
     if kind.kind in ("damaged", "empty"):
         hint = "copy or download the file again"
-    return CheckpointError(what, where=str(path), hint=hint)
+    return CheckpointError(reason, where=str(path), hint=hint)
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -237,20 +234,19 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _torch_load(path: str | os.PathLike[str], kind: FileKind, *, trust_pickle: bool) -> Any:
+def _torch_load(path: Path, kind: FileKind, *, trust_pickle: bool) -> Any:
     """Call :func:`torch.load`; the package calls it only here."""
     try:
         # torch's warnings here are about how the file was pickled: nothing that its reader could change.
-        with readable(Path(path)), warnings.catch_warnings(action="ignore"):
+        with readable(path), warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except _LOAD_ERRORS as error:
         raise _load_failed(path, kind, error, trusted=trust_pickle) from error
 
 
-def _load_failed(
-    path: str | os.PathLike[str], kind: FileKind, error: BaseException, *, trusted: bool
-) -> CheckpointError:
+def _load_failed(path: Path, kind: FileKind, error: BaseException, *, trusted: bool) -> CheckpointError:
     where, text = str(path), str(error)
+    # The name is only in the message: torch raises one class of error whatever it refuses.
     refused = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"(?:function|class|type) ([\w.]*\.[\w.]+)", text)
     if isinstance(error, pickle.UnpicklingError) and refused:
         return CheckpointError(
@@ -370,8 +366,8 @@ def nonfinite(state: StateDict) -> dict[str, int]:
     Raises:
         CheckpointError: a tensor holds no plain values (quantized, sparse, or without data).
     """
-    counts: dict[Any, int] = {}  # the same tensor can stand under many names, and is looked at once
-    found = {}
+    counts: dict[object, int] = {}  # the same tensor can stand under many names, and is looked at once
+    by_name = {}
     for name, tensor in state.tensors.items():
         if tensor.is_quantized or tensor.is_meta or tensor.layout is not torch.strided:
             raise CheckpointError(
@@ -382,8 +378,8 @@ def nonfinite(state: StateDict) -> dict[str, int]:
         same = tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
         if same not in counts:
             counts[same] = _nonfinite(tensor)
-        found[name] = counts[same]
-    return found
+        by_name[name] = counts[same]
+    return by_name
 
 
 def _nonfinite(tensor: Tensor) -> int:

@@ -33,12 +33,12 @@ def recorded_architecture(path: Path) -> str | None:
     if isinstance(kind, str) and isinstance(classes, list) and classes:
         return f"transformers:{_listed_class(kind, classes[0], path)}"
     if isinstance(name := content.get("architecture"), str):
-        known = {each: each for each in library("timm", "timm", _PURPOSE).list_models()}
+        known = library("timm", "timm", _PURPOSE).list_models()
         if name not in known or content.get("model_args"):
-            what = "builds it with options of its own" if name in known else "is unknown to timm"
+            reason = "builds it with options of its own" if name in known else "is unknown to timm"
             hint = "give --arch FILE.py:FACTORY, a function that builds the network"
-            raise CheckpointError(f"config.json names {name[:80]!r}, which {what}", where=str(path), hint=hint)
-        return f"timm:{known[name]}"
+            raise CheckpointError(f"config.json names {name[:80]!r}, which {reason}", where=str(path), hint=hint)
+        return f"timm:{known[known.index(name)]}"
     return None
 
 
@@ -47,10 +47,9 @@ def _listed_class(kind: str, name: object, path: Path) -> str:
     known: list[str] = []
     for table in (value for key, value in vars(auto).items() if key.endswith("_MAPPING_NAMES")):
         entry = table.get(kind)
-        known += [each for each in (entry if isinstance(entry, list | tuple) else [entry]) if isinstance(each, str)]
-    for own in known:
-        if own == name:
-            return own
+        known += [item for item in (entry if isinstance(entry, list | tuple) else [entry]) if isinstance(item, str)]
+    if name in known:
+        return known[known.index(name)]  # the table's own text, not that of the file
     raise CheckpointError(
         f"config.json names the class {str(name)[:80]!r} of the kind {kind[:80]!r}, which transformers does not have",
         where=str(path),
@@ -60,8 +59,8 @@ def _listed_class(kind: str, name: object, path: Path) -> str:
 
 def class_count(content: Mapping[str, Any] | None) -> int | None:
     """Return how many classes timm's ``config.json`` records; None where it does not."""
-    found = (content or {}).get("num_classes")
-    return found if isinstance(found, int) and not isinstance(found, bool) and 0 < found <= _MOST_CLASSES else None
+    count = (content or {}).get("num_classes")
+    return count if isinstance(count, int) and not isinstance(count, bool) and 0 < count <= _MOST_CLASSES else None
 
 
 def recorded_images(path: Path) -> dict[str, Any]:
@@ -73,20 +72,20 @@ def recorded_images(path: Path) -> dict[str, Any]:
     content, processor = json_beside(path, "config.json"), json_beside(path, "preprocessor_config.json")
     if isinstance(recorded := content.get("pretrained_cfg"), dict):
         names = {key: content.get(key, recorded.get(key)) for key in ("label_names", "label_descriptions")}
-        kept = {key: recorded[key] for key in ("interpolation", "crop_pct", "tag", "license") if key in recorded}
-        found = {"architecture": content.get("architecture"), "num_classes": class_count(content)}
-        return found | _statistics(recorded, "mean", "std") | _size(recorded.get("input_size")) | kept | names
+        copied = {key: recorded[key] for key in ("interpolation", "crop_pct", "tag", "license") if key in recorded}
+        facts = {"architecture": content.get("architecture"), "num_classes": class_count(content)}
+        return facts | _statistics(recorded, "mean", "std") | _size(recorded.get("input_size")) | copied | names
     if not processor.get("do_normalize", True) or not math.isclose(_scale(processor), 1 / 255, rel_tol=1e-3):
         return {}
-    found = _statistics(processor, "image_mean", "image_std")
+    facts = _statistics(processor, "image_mean", "image_std")
     size, crop = processor.get("size"), processor.get("crop_size")
     sides: Mapping[str, Any] = size if isinstance(size, dict) else {}
     edge, share = sides.get("shortest_edge"), processor.get("crop_pct")
     cropped = crop.get("height") if isinstance(crop, dict) else crop
     if isinstance(edge, int) and isinstance(cropped, int) and 0 < cropped <= edge:
-        found |= _size([3, cropped, cropped]) | _resampled(processor, cropped / edge)
+        facts |= _size([3, cropped, cropped]) | _resampled(processor, cropped / edge)
     elif isinstance(edge, int) and isinstance(share, int | float) and 0 < share <= 1:
-        found |= _size([3, edge, edge]) | _resampled(processor, float(share))
+        facts |= _size([3, edge, edge]) | _resampled(processor, float(share))
     else:  # squeezed into a rectangle, which is not done here: the size alone is taken
         squeezed = _size([3, sides.get("height"), sides.get("width")])
         if squeezed and processor.get("do_resize", True):
@@ -95,8 +94,8 @@ def recorded_images(path: Path) -> dict[str, Any]:
                 f"the network's own processor squeezes images into {side} pixels; here they are resized and cropped "
                 "from the center, so it is shown another part of a photograph that is not square"
             )
-        found |= squeezed
-    return found
+        facts |= squeezed
+    return facts
 
 
 def _scale(processor: Mapping[str, Any]) -> float:
@@ -111,15 +110,15 @@ def _resampled(processor: Mapping[str, Any], share: float) -> dict[str, Any]:
 
 
 def _statistics(recorded: Mapping[str, Any], mean: str, std: str) -> dict[str, Any]:
-    found = [recorded.get(mean), recorded.get(std)]
-    for values in found:
+    means, deviations = recorded.get(mean), recorded.get(std)
+    for values in (means, deviations):
         if not isinstance(values, list) or not 0 < len(values) <= _MOST_CHANNELS:
             return {}
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
             return {}
-    if len(found[0]) != len(found[1]) or min(found[1]) <= 0:  # type: ignore[arg-type]
+    if len(means) != len(deviations) or min(deviations) <= 0:  # type: ignore[arg-type]
         return {}
-    return {"mean": tuple(found[0]), "std": tuple(found[1])}  # type: ignore[arg-type]
+    return {"mean": tuple(means), "std": tuple(deviations)}  # type: ignore[arg-type]
 
 
 def _size(size: object) -> dict[str, Any]:
