@@ -186,10 +186,10 @@ class Container:
             yield entry, tensor
 
 
-def cut_off(expected: int, found: int) -> ArtifactError:
+def cut_off(expected: int, size: int) -> ArtifactError:
     """Return the error for a file that ends early."""
     return ArtifactError(
-        f"the file is cut off: it has {found} bytes and should have at least {expected}", hint="copy or save it again"
+        f"the file is cut off: it has {size} bytes and should have at least {expected}", hint="copy or save it again"
     )
 
 
@@ -201,25 +201,21 @@ def parse(text: str | bytes) -> Any:
     """
     try:
         options: dict[str, Any] = {"object_pairs_hook": _once, "parse_constant": _refuse_constant}
-        found = parse_json(text, "the file's header", ArtifactError, **options)
-        _check_unicode(text, found)
-        return found
+        value = parse_json(text, "the file's header", ArtifactError, **options)
+        # JSON can spell halves of surrogate pairs ("\ud800"), which no file or terminal can hold: encoding fails.
+        if "\\ud" in text.lower() if isinstance(text, str) else b"\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the file's header is damaged: {error}", hint="copy or save it again") from error
 
 
-def _check_unicode(text: str | bytes, found: object) -> None:
-    r"""Refuse halves of surrogate pairs, which JSON can spell (``"\ud800"``) and no file or terminal can hold."""
-    spelled = "\\ud" in text.lower() if isinstance(text, str) else b"\\ud" in text.lower()
-    if spelled:
-        json.dumps(found, ensure_ascii=False).encode()
-
-
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    # Which of two equal keys counts differs between readers of JSON, so that a file could say two things.
+    content = dict(pairs)
+    if len(content) != len(pairs):
         raise ValueError("a key stands twice in one object")
-    return found
+    return content
 
 
 def _refuse_constant(name: str) -> Any:

@@ -17,8 +17,8 @@ from bcos_fx.artifact.modules import ModuleReader, ModuleWriter
 from bcos_fx.artifact.own_ops import check_ops, check_same_results, write_ops
 from bcos_fx.artifact.record import read_record
 from bcos_fx.artifact.trial import check_runs
-from bcos_fx.artifact.values import decode, encode
-from bcos_fx.errors import ArtifactError, BcosFxError
+from bcos_fx.artifact.values import encode
+from bcos_fx.errors import FORWARD_ERRORS, ArtifactError, BcosFxError
 from bcos_fx.network import BcosNetwork, Record
 from bcos_fx.network.facts import check_facts
 from bcos_fx.rewriting.core.op import Op
@@ -34,18 +34,7 @@ else 2."""
 HALF_NOTE = "weights were rounded to half precision when the file was written"
 
 # What torch's constructors, fx and Python's compiler raise about descriptions that make no sense.
-_BUILD_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    BcosFxError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
+_BUILD_ERRORS = (*FORWARD_ERRORS, BcosFxError, MemoryError, SyntaxError)
 
 
 def describe(model: BcosNetwork, *, half: bool = False) -> tuple[str, dict[str, Tensor]]:
@@ -62,17 +51,18 @@ def describe(model: BcosNetwork, *, half: bool = False) -> tuple[str, dict[str, 
     writer = ModuleWriter(ops)
     nodes = write_graph(model.graph, model, ops)
     writer.add(model)
-    own, record = write_ops(_ops(model, ops)), model.record
+    declared, record = write_ops(_ops(model, ops)), model.record
     tensors = _halved(writer.tensors) if half else writer.tensors
     is_new = half or record.classes or record.training or record.origin
     document = {
-        "format": FORMAT if is_new else 3 if own else 2,
+        # The lowest format that can hold it, so that older versions read all that they understand.
+        "format": FORMAT if is_new else 3 if declared else 2,
         "versions": {"bcos_fx": __version__, "torch": torch.__version__.partition("+")[0]},
         "modules": writer.entries,
         "nodes": nodes,
         "record": encode(record, "record"),
     }
-    document |= {"ops": own} if own else {}
+    document |= {"ops": declared} if declared else {}
     document |= {"half": True} if half else {}
     read_back = restored(Fields(parse(_dumped(document)), "the network"), writer.tensors)
     # Written, read and compared before anything reaches the disk: a file that cannot be read is never made.
@@ -84,20 +74,21 @@ def describe(model: BcosNetwork, *, half: bool = False) -> tuple[str, dict[str, 
 
 
 def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found = {}
+    halved = {}
     for name, tensor in tensors.items():
+        # A file has one flag for all of its tensors, and reading widens every float16 tensor in it.
         if tensor.dtype == torch.float16:
             raise ArtifactError(
                 "a float16 tensor would come back as float32", where=name, hint="save without half=True"
             )
-        found[name] = tensor.half() if tensor.dtype == torch.float32 else tensor
-        if not bool((found[name].isfinite() == tensor.isfinite()).all()):
+        halved[name] = tensor.half() if tensor.dtype == torch.float32 else tensor
+        if not bool((halved[name].isfinite() == tensor.isfinite()).all()):
             raise ArtifactError(
                 f"values up to {float(tensor.abs().max()):.3g} do not fit into half precision, which ends at 65504",
                 where=name,
                 hint="save without half=True",
             )
-    return found
+    return halved
 
 
 def _ops(model: BcosNetwork, vocabulary: Vocabulary) -> list[Op]:
@@ -128,8 +119,8 @@ class Document:
     def __init__(self, text: str) -> None:
         content = parse(text)
         self.fields = Fields(content, "the file's description of the network")
-        self.format = self.fields.whole("format")
-        self.versions: Mapping[str, str] = decode({"dict": _pairs(self.fields.value("versions"))}, "versions")
+        self.format = self.fields.integer("format")
+        self.versions = _versions(self.fields.value("versions"))
         self.is_half = "half" in self.fields and self.fields.truth("half")
         self._sha256 = self.fields.text("sha256")
         self._sealed = _sealed(content)
@@ -153,10 +144,10 @@ class Document:
         return read_record(self.fields.value("record"))
 
 
-def _pairs(versions: object) -> list[list[Any]]:
+def _versions(versions: object) -> Mapping[str, str]:
     if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
         raise ArtifactError("the file does not say by which versions it was written")
-    return [[name, version] for name, version in versions.items()]
+    return versions
 
 
 def read(container: Container, device: torch.device) -> BcosNetwork:
@@ -169,6 +160,7 @@ def read(container: Container, device: torch.device) -> BcosNetwork:
     digest = document.digest()
     with torch.inference_mode(False):
         tensors = {entry.name: tensor.to(device) for entry, tensor in container.tensors(digest)}
+        # Before anything is built: what is not what bcos_fx wrote reaches no constructor.
         if not document.matches(digest):
             raise ArtifactError(
                 "the file was damaged or altered: its contents do not fit its checksum", hint="copy or save it again"

@@ -41,7 +41,7 @@ class Fields:
         """Return true or false."""
         return bool(self._typed(key, bool))
 
-    def whole(self, key: str) -> int:
+    def integer(self, key: str) -> int:
         """Return an integer."""
         return int(self._typed(key, int))
 

@@ -123,6 +123,7 @@ class GraphBuilder:
         # fx renames a node whose name is taken; other nodes and the report refer to the name in the file.
         if node.name != name:
             raise ArtifactError("the name is taken, or none that a node can have", where=fields.where)
+        # The vocabulary decides by the node itself; the file's word for the op only has to agree.
         op = self._vocabulary.of(node, self._root)
         if op is None or op.name != fields.text("op"):
             raise ArtifactError(f"the node is not a {fields.text('op')!r}", where=fields.where)
@@ -162,6 +163,7 @@ class GraphBuilder:
         if kind == "call_method" and not (args and isinstance(args[0], fx.Node)):
             raise ArtifactError("a method is called on something that no node computes", where=where)
         attribute = args[1] if target is getattr and len(args) == 2 and not kwargs else None
+        # getattr with any other name would reach Python's functions from a value of the network.
         if target is getattr and not (isinstance(args[0] if args else None, fx.Node) and attribute in ATTRIBUTES):
             raise ArtifactError(f"the attribute {attribute!r} may not be read", where=where)
         if target in ARITHMETIC and not any(isinstance(value, fx.Node) for value in args):

@@ -153,21 +153,22 @@ def _is_same(value: object, default: object) -> bool:
     return type(value) is type(default) and bool(value == default)
 
 
-def check_parts(made: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+def check_parts(constructed: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
     """Compare the parts that a layer's constructor made with those that it is to have.
 
     Raises:
         ArtifactError: other names, or a tensor of another shape.
     """
-    if set(made) != set(wanted):
-        odd = ", ".join(sorted(set(made) ^ set(wanted)))
+    if set(constructed) != set(wanted):
+        odd = ", ".join(sorted(set(constructed) ^ set(wanted)))
         raise ArtifactError(f"the layer's parts are not those that its options make: {odd}", where=where)
     for name, part in wanted.items():
-        if (part is None) != (made[name] is None):
+        other = constructed[name]
+        if (part is None) != (other is None):
             raise ArtifactError(f"{name!r} is there, and the layer's options make none, or the other way", where=where)
-        if isinstance(part, Tensor) and made[name] is not None and part.shape != made[name].shape:
+        if isinstance(part, Tensor) and other is not None and part.shape != other.shape:
             raise ArtifactError(
-                f"{name!r} has shape {tuple(part.shape)}, but the layer's options make {tuple(made[name].shape)}",
+                f"{name!r} has shape {tuple(part.shape)}, but the layer's options make {tuple(other.shape)}",
                 where=where,
                 hint="set the layer's attributes to what its tensors are",
             )
@@ -179,11 +180,8 @@ def _plain_tensor(tensor: Tensor, where: str) -> Tensor:
         raise ArtifactError(
             "a tensor on the meta device holds no values to store", where=where, hint="load the weights first"
         )
-    if (
-        type(tensor) not in (Tensor, nn.Parameter, nn.Buffer)
-        or tensor.is_quantized
-        or tensor.layout is not torch.strided
-    ):
+    is_plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer)
+    if not is_plain or tensor.is_quantized or tensor.layout is not torch.strided:
         raise ArtifactError(
             f"a {type(tensor).__name__} of layout {tensor.layout}, dtype {tensor.dtype} cannot be stored",
             where=where,
@@ -269,6 +267,7 @@ class ModuleReader:
         if type(module) is not nn.Module:
             check_parts(module._parameters, parameters, where)
             check_parts(module._buffers, buffers, where)
+        # A plain module has no constructor that would name its tensors, so any name but an attribute's may stand there.
         for name in (*parameters, *buffers) if type(module) is nn.Module else ():
             if "." in name or hasattr(module, unicodedata.normalize("NFKC", name)):
                 raise ArtifactError(f"no tensor can be named {name!r}", where=where)
@@ -296,10 +295,10 @@ class ModuleReader:
 
     def _parameter(self, fields: Fields) -> nn.Parameter | None:
         fields.finish("name", "key", "gradient")
-        found = self._tensor(fields, lambda t: nn.Parameter(t, requires_grad=fields.truth("gradient")))
-        if not isinstance(found, nn.Parameter | None):
+        parameter = self._tensor(fields, lambda t: nn.Parameter(t, requires_grad=fields.truth("gradient")))
+        if not isinstance(parameter, nn.Parameter | None):
             raise ArtifactError("a tensor is a parameter here and a buffer elsewhere", where=fields.where)
-        return found
+        return parameter
 
     def _buffer(self, fields: Fields) -> Tensor | None:
         fields.finish("name", "key", "gradient", "persistent")

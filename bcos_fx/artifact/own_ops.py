@@ -23,6 +23,7 @@ from bcos_fx.nn.construction import constructor_options
 from bcos_fx.rewriting.core.op import Op
 from bcos_fx.rewriting.core.ops import Vocabulary
 from bcos_fx.rewriting.core.spelling import is_own
+from bcos_fx.tracing.modules import modes_kept
 
 _NOT_MEANT = frozenset({"name", "modules", "functions", "methods", "declared", "peers", "view", "instead"})
 _COMPARED = (bool, int, float, str, types.NoneType, torch.dtype, tuple, list, dict)
@@ -54,7 +55,7 @@ def check_ops(entries: list[Any], vocabulary: Vocabulary) -> None:
     unknown: dict[str, list[str]] = {}
     for item in entries:
         entry = Fields(item, "an op of the file")
-        name, spelled = entry.text("name"), [Fields.word(each, entry.where) for each in entry.items("spelled")]
+        name, spelled = entry.text("name"), [Fields.word(word, entry.where) for word in entry.items("spelled")]
         entry.finish("name", "spelled", "fields")
         op = vocabulary.ops.get(name)
         here = None if op is None or op.declared is None else _described(op)
@@ -71,22 +72,20 @@ def check_ops(entries: list[Any], vocabulary: Vocabulary) -> None:
 
 def _unregistered(unknown: Mapping[str, list[str]]) -> ArtifactError:
     named = [f"{name!r}, spelled {' and '.join(map(repr, spelled))}" for name, spelled in unknown.items()]
-    own = [each for spelled in unknown.values() for each in spelled if is_own(each)]
-    what = (
-        f"@bcos_fx.rules.op({own[0]!r})"
-        if own
-        else f"bcos_fx.rules.load(FILE) of the file with [op.{next(iter(unknown))}]"
-    )
+    decorated = next((word for spelled in unknown.values() for word in spelled if is_own(word)), None)
+    call = f"@bcos_fx.rules.op({decorated!r})"
+    if decorated is None:
+        call = f"bcos_fx.rules.load(FILE) of the file with [op.{next(iter(unknown))}]"
     return ArtifactError(
         f"the file holds ops that this program has not registered: {'; '.join(named)}",
-        hint=f"import the Python file that has {what} before you load it; on the command line: --import FILE.py",
+        hint=f"import the Python file that has {call} before you load it; on the command line: --import FILE.py",
     )
 
 
 def _difference(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     try:
-        file, own = dict(there["fields"]["dict"]), dict(here["fields"]["dict"])
-        return next(f"{key} is {file.get(key)!r} there" for key in own if file.get(key) != own[key])
+        file, program = dict(there["fields"]["dict"]), dict(here["fields"]["dict"])
+        return next(f"{key} is {file.get(key)!r} there" for key in program if file.get(key) != program[key])
     except (AttributeError, KeyError, StopIteration, TypeError, ValueError):
         return "the file's description of it makes no sense"
 
@@ -131,12 +130,12 @@ def check_attributes(module: nn.Module, rebuilt: nn.Module, where: str) -> None:
                 where=where,
                 hint=f"self.register_buffer({name!r}, ...) in its constructor",
             )
-        made = vars(rebuilt).get(name)
-        if not _is_alike(value, made):
+        again = vars(rebuilt).get(name)
+        if not _is_alike(value, again):
             options = ", ".join(constructor_options(module)) or "(none)"
             raise ArtifactError(
                 f"the layer's {name} is {str(value)[:40]!r}, and its constructor, called with {options}, makes "
-                f"{str(made)[:40]!r}",
+                f"{str(again)[:40]!r}",
                 where=where,
                 hint=f"keep what {name!r} is made of in an attribute that has the name of a constructor's argument",
             )
@@ -159,7 +158,7 @@ def check_same_results(network: fx.GraphModule | nn.Module, restored: nn.Module,
     for node in graph.nodes:
         if node.op != "call_module" or not is_own_class(type(network.get_submodule(str(node.target)))):
             continue
-        layers = [each.get_submodule(str(node.target)) for each in (network, restored)]
+        layers = [root.get_submodule(str(node.target)) for root in (network, restored)]
         shapes = [source.meta.get("shape") for source in node.all_input_nodes]
         if None in shapes or any(not _is_floating(source) for source in node.all_input_nodes):
             continue
@@ -186,11 +185,6 @@ def _result(layer: nn.Module, shapes: list[Any]) -> Tensor:
     like = next((t for t in layer.state_dict().values() if t.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(tuple(shape), generator=generator).to(like) for shape in shapes]
-    modes = [(part, part.training) for part in layer.modules()]
-    try:
-        with torch.no_grad():
-            result: Tensor = layer.eval()(*inputs)
-    finally:
-        for part, training in modes:
-            part.training = training
+    with modes_kept(layer), torch.no_grad():
+        result: Tensor = layer.eval()(*inputs)
     return result.detach().cpu().double()

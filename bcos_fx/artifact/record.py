@@ -50,26 +50,26 @@ def read_record(value: object) -> Record:
     return dataclasses.replace(record, report=dataclasses.replace(report, options=options))
 
 
-def _options(found: Mapping[str, Any]) -> Mapping[str, Any]:
+def _options(recorded: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
-        plain = {name: tuple(item) if isinstance(item, list) else item for name, item in found.items()}
+        plain = {name: tuple(item) if isinstance(item, list) else item for name, item in recorded.items()}
         options = Options().with_changes(plain)
     except UsageError as error:
         raise ArtifactError(f"the report's options make no sense: {error.what}", hint=error.hint) from error
     if not all(isinstance(pattern, str) for pattern in options.leaf_modules):
         raise ArtifactError("the report's options make no sense: leaf_modules holds texts")
-    return {**{name: item for name, item in options.to_dict().items() if name not in found}, **found}
+    return {**{name: item for name, item in options.to_dict().items() if name not in recorded}, **recorded}
 
 
-def _check_verification(found: Mapping[str, Any]) -> None:
-    _check_fields(found, _VERIFICATION, "verification")
-    if not isinstance(found["comparisons"], list | tuple):
+def _check_verification(verification: Mapping[str, Any]) -> None:
+    _check_fields(verification, _VERIFICATION, "verification")
+    if not isinstance(verification["comparisons"], list | tuple):
         raise ArtifactError("the report's verification lists no comparisons")
-    for row in found["comparisons"]:
+    for row in verification["comparisons"]:
         _check_fields(row, _COMPARISON, "a comparison")
 
 
-def _check_fields(found: object, wanted: Mapping[str, Any], where: str) -> None:
+def _check_fields(entry: object, wanted: Mapping[str, Any], where: str) -> None:
     for name, kind in wanted.items():
-        if not isinstance(found, dict) or name not in found or not fits(found[name], kind):
+        if not isinstance(entry, dict) or name not in entry or not fits(entry[name], kind):
             raise ArtifactError(f"the report's {name!r} is not what a conversion writes", where=where)

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from bcos_fx.budgets import EXAMPLE_NUMBERS, VALUE_GROWTH, VALUE_NUMBERS, Budget
 from bcos_fx.errors import ArtifactError, TraceError
 from bcos_fx.network import BcosNetwork, InputSpec
+from bcos_fx.tracing.arguments import tensors
 from bcos_fx.tracing.functional import require
 from bcos_fx.tracing.program import run_node
 
@@ -82,22 +83,22 @@ def _check_shape(spec: InputSpec) -> None:
 @contextmanager
 def _on_meta(network: nn.Module) -> Iterator[None]:
     """Put tensors without values in the place of a network's own."""
-    kept = [(module, module._parameters, module._buffers) for module in network.modules()]
+    stored = [(module, module._parameters, module._buffers) for module in network.modules()]
     try:
-        for module, parameters, buffers in kept:
+        for module, parameters, buffers in stored:
             module._parameters = {name: _formless(parameter) for name, parameter in parameters.items()}
             module._buffers = {name: _formless(buffer) for name, buffer in buffers.items()}
         yield
     finally:
-        for module, parameters, buffers in kept:
+        for module, parameters, buffers in stored:
             module._parameters, module._buffers = parameters, buffers
 
 
 def _formless(tensor: Any) -> Any:
     if tensor is None:
         return None
-    made = torch.empty_like(tensor, device=_META)
-    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+    empty = torch.empty_like(tensor, device=_META)
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
 class _TrialRun:
@@ -134,7 +135,7 @@ class _TrialRun:
         except Exception as error:  # whatever torch raises about arguments that make no sense
             reason = str(error).partition("\n")[0]
             raise ArtifactError(f"the network does not run: {reason}", where=where) from error
-        largest = max((tensor.numel() for tensor in _tensors(value)), default=0)
+        largest = max((tensor.numel() for tensor in tensors(value)), default=0)
         self._budget.check(largest, "a value of the network", ArtifactError, where)
         shape = node.meta.get("shape")
         if isinstance(value, Tensor) and shape is not None and tuple(value.shape) != tuple(shape):
@@ -156,11 +157,3 @@ def _placed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _META if key == "device" else _placed(item) for key, item in value.items()}
     return type(value)(map(_placed, value)) if type(value) in (list, tuple) else value
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)

@@ -64,9 +64,9 @@ def encode(value: Any, where: str, depth: int = 0) -> Any:
     tag, items = parts
     if tag in _dataclasses():
         # A field that holds its default is left out, so that versions that do not have it read the file too.
-        held = {field.name: item for field, item in zip(dataclasses.fields(kind), items, strict=True)}
-        kept = {name: item for name, item in held.items() if not _is_default(kind, name, item)}
-        return {tag: {name: encode(item, where, depth + 1) for name, item in kept.items()}}
+        values = {field.name: item for field, item in zip(dataclasses.fields(kind), items, strict=True)}
+        stored = {name: item for name, item in values.items() if not _is_default(kind, name, item)}
+        return {tag: {name: encode(item, where, depth + 1) for name, item in stored.items()}}
     encoded = [encode(item, where, depth + 1) for item in items]
     return encoded if tag == "list" else {tag: encoded}
 
@@ -215,15 +215,15 @@ def fits(value: object, hint: object) -> bool:
 @functools.cache
 def _dataclasses() -> dict[str, type[Any]]:
     """Name -> dataclass, for :class:`Record` and everything that its fields hold."""
-    found: dict[str, type[Any]] = {}
+    kinds: dict[str, type[Any]] = {}
     pending: list[Any] = [Record]
     while pending:
         hint = pending.pop()
         pending += typing.get_args(hint)
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type) and hint.__name__ not in found:
-            found[hint.__name__] = hint
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type) and hint.__name__ not in kinds:
+            kinds[hint.__name__] = hint
             pending += typing.get_type_hints(hint).values()
-    return found
+    return kinds
 
 
 def _is_moderate(number: float) -> bool:
