@@ -112,7 +112,7 @@ def check_safetensors_header(path: Path, error: type[BcosFxError]) -> None:
     """
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-    if length <= path.stat().st_size:  # otherwise it is no such header
+    if length <= path.stat().st_size:  # otherwise it is not such a header
         JSON_BYTES.check(length, "the safetensors header", error, str(path))
 
 

@@ -184,8 +184,8 @@ def bcosify(
         loaded = load_recipe(recipe, extra_rules=rules)
         if "mean" not in chosen:
             example.check_statistics(module, loaded.options.mean, loaded.options.std, recipe=loaded.name)
-        own = loaded.with_options(published.options_of(module, loaded, chosen))
-        conversion = Conversion(module, own, chosen, images, output_key, batch_axis, progress, verify)
+        configured = loaded.with_options(published.options_of(module, loaded, chosen))
+        conversion = Conversion(module, configured, chosen, images, output_key, batch_axis, progress, verify)
         preserving = preserved(traced(conversion, example_inputs))
         proof = prove(preserving) if verified else None
         changing = changed(preserving, measured=verified)

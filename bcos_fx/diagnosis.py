@@ -89,7 +89,7 @@ def why_not(rule: str, module: nn.Module, **arguments: Any) -> Diagnosis:
         BcosFxError: as :func:`bcos_fx.bcosify` raises before the rule's turn comes.
     """
     recipe = load_recipe(arguments.get("recipe") or DEFAULT_RECIPE, extra_rules=arguments.get("rules", ()))
-    known = {each.name: each for each in (*recipe.rules, *view_recipe().rules)}
+    known = {known_rule.name: known_rule for known_rule in (*recipe.rules, *view_recipe().rules)}
     if rule not in known:
         raise RuleError(f"{recipe.name} has no rule named {rule!r}", hint=nearest(rule, known))
     with watching(rule) as attempts:

@@ -28,7 +28,7 @@ def shown(text: str, encoding: str | None = None) -> str:
         text: of one or several lines.
         encoding: what the terminal takes; characters that it lacks are escaped too. None: all of Unicode.
     """
-    visible = _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    visible = _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
     return visible if encoding is None else visible.encode(encoding, "backslashreplace").decode(encoding)
 
 

@@ -59,8 +59,8 @@ def recorded_size(module: nn.Module) -> tuple[int, int] | None:
     """Return height and width of a module's images as it records them (timm and open_clip do), or None."""
     for record, name in (("pretrained_cfg", "input_size"), ("preprocess_cfg", "size")):
         recorded = getattr(module, record, None)
-        found = recorded.get(name) if isinstance(recorded, Mapping) else None
-        sides = [found] * 2 if isinstance(found, int) else list(found)[-2:] if isinstance(found, list | tuple) else []
+        size = recorded.get(name) if isinstance(recorded, Mapping) else None
+        sides = [size] * 2 if isinstance(size, int) else list(size)[-2:] if isinstance(size, list | tuple) else []
         if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides):
             return sides[0], sides[1]
     return None

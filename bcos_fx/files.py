@@ -60,8 +60,8 @@ def nearest_path(path: Path, pattern: str = "*", *, folders: bool = False) -> st
         return "addresses are not opened: download the file first"
     if not path.parent.is_dir():
         return f"there is no folder {path.parent} either"
-    found = itertools.islice(path.parent.glob(pattern), _COMPARED)
-    names = [item.name for item in found if not folders or item.is_dir()]
+    beside = itertools.islice(path.parent.glob(pattern), _COMPARED)
+    names = [item.name for item in beside if not folders or item.is_dir()]
     return nearest(path.name, names) if names else f"the folder {path.parent} has none"
 
 

@@ -102,10 +102,10 @@ def _check_equal(network: BcosNetwork, folded: Any, inputs: Any) -> None:
     sizes: Any = () if whole or network.record.guards else None
     first = inputs if isinstance(inputs, Tensor) else inputs[0] if inputs is not None else None
     batches = (len(first),) if whole and first is not None else (1, 2)
-    found = verify(network, folded, inputs, batch_sizes=batches, sizes=sizes, transform=lambda x: x)
-    if differs(found.comparisons):
+    verification = verify(network, folded, inputs, batch_sizes=batches, sizes=sizes, transform=lambda x: x)
+    if differs(verification.comparisons):
         raise VerificationError(
-            f"the optimized network computes something else: {found.detail}",
+            f"the optimized network computes something else: {verification.detail}",
             where=", ".join(rule.name for rule in _recipe().rules),
             hint="report it as a bug",
         )

@@ -39,8 +39,8 @@ def digest_of_data(value: object) -> str:
 def counts(labels: Sequence[int], classes: Sequence[str] | None) -> dict[str, int]:
     """Return class name, or the label as text -> how many images it has, by label."""
     names = classes or ()
-    found = sorted(Counter(labels).items())
-    return {names[label] if 0 <= label < len(names) else str(label): number for label, number in found}
+    numbers = sorted(Counter(labels).items())
+    return {names[label] if 0 <= label < len(names) else str(label): number for label, number in numbers}
 
 
 def sampled(sizes: Sequence[int], labels: Sequence[int]) -> list[int]:
@@ -118,12 +118,12 @@ def _encoded(value: object) -> Iterable[Any]:
 # ---------------------------------------------------------------- comparing
 
 
-def differences(found: object, wanted: object, name: str = "") -> list[str]:
+def differences(old: object, new: object, name: str = "") -> list[str]:
     """Return what plain data was and is, by name, in one sentence for each place where they differ."""
-    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
-        pairs = [(key, found.get(key, _absent), wanted.get(key, _absent)) for key in dict.fromkeys([*found, *wanted])]
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        pairs = [(key, old.get(key, _absent), new.get(key, _absent)) for key in dict.fromkeys([*old, *new])]
         return [d for key, was, now in pairs for d in differences(was, now, f"{name}.{key}".strip("."))]
-    return [] if found == wanted else [f"{name or 'all of it'} was {_short(found)} and is {_short(wanted)}"]
+    return [] if old == new else [f"{name or 'all of it'} was {_short(old)} and is {_short(new)}"]
 
 
 class _Absent:

@@ -127,8 +127,8 @@ def _holder() -> bytes:
 def _lock_owner(content: bytes) -> str:
     """Return the process that a lock's file names; the file may hold anything."""
     try:
-        found = json.loads(content)
-        process, host, since = int(found["process"]), ascii(found["host"])[1:-1], ascii(found["since"])[1:-1]
+        owner = json.loads(content)
+        process, host, since = int(owner["process"]), ascii(owner["host"])[1:-1], ascii(owner["since"])[1:-1]
     except (ValueError, KeyError, TypeError, RecursionError):
         return "another process"
     return f"process {process} on {host}, since {since}"

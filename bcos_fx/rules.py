@@ -74,13 +74,13 @@ def op(spelling: str, *, linearity: str | None = None, name: str | None = None, 
                 f"{spelling!r} is named like a function that changes its argument",
                 hint="register one that returns a new tensor, without _ at its end",
             )
-        kept = target if isinstance(target, type) else kept_whole(target, spelling)
-        register(spelling, kept)
+        traceable = target if isinstance(target, type) else kept_whole(target, spelling)
+        register(spelling, traceable)
         forget_vocabulary()
         if linearity is not None:
-            declare(op_of(name or spelling, spelling, kept, {"linearity": linearity, **fields}))
+            declare(op_of(name or spelling, spelling, traceable, {"linearity": linearity, **fields}))
         elif name is not None or fields:
             raise RuleError(f"{spelling!r} has fields, and no linearity class", hint='add linearity="ratio", say')
-        return kept
+        return traceable
 
     return decorate

@@ -53,8 +53,8 @@ def _imported(path: Path) -> ModuleType | None:
 def _free_name(path: Path) -> str:
     """Return the name by which an import statement would find the file; another name if that one is taken."""
     try:
-        found = None if path.stem in sys.modules else importlib.util.find_spec(path.stem)
-        taken = path.stem in sys.modules or (found is not None and Path(found.origin or "").resolve() != path)
+        spec = None if path.stem in sys.modules else importlib.util.find_spec(path.stem)
+        taken = path.stem in sys.modules or (spec is not None and Path(spec.origin or "").resolve() != path)
     except (ImportError, ValueError):
         taken = True
     return f"bcos_fx_user_{path.stem}" if taken or not path.stem.isidentifier() else path.stem

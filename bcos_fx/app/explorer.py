@@ -187,10 +187,10 @@ class Explorer:
     def answer(self, photo: str, classes: Classes) -> list[Section]:
         """Return what the score is made of, and its constants."""
         part = self.explained(photo, classes)
-        score, own, constants, residual = terms(part)
+        score, image, constants, residual = terms(part)
         rows = (
             ("score", f"{score:.6g}"),
-            ("from the image", f"{own:.6g}"),
+            ("from the image", f"{image:.6g}"),
             ("from constants", f"{constants:.6g}"),
             ("rounding", f"{residual:.1e}"),
             ("the sum is", part.verdict),
@@ -202,16 +202,16 @@ class Explorer:
         """Return what a region contributes to the score that is shown, and to each of the highest classes."""
         part = self.explained(photo, classes)
         rows, columns = region.within(*self.preprocessing.size)
-        own = float(part.contributions[0, rows, columns].sum())
+        inside = float(part.contributions[0, rows, columns].sum())
         whole = float(part.contributions.sum())
-        share = f": {own / whole:.1%} of what comes from the image" if whole > 0 else ""
+        share = f": {inside / whole:.1%} of what comes from the image" if whole > 0 else ""
         listed = [index for index, *_ in self.listed(photo, classes)]
         with self._lock:
-            each = self._explained(photo, tuple(listed))
-        found = each.contributions[0, :, rows, columns].sum((1, 2)).tolist()
-        order = sorted(zip(found, listed, strict=True), key=lambda pair: -pair[0])
+            of_all = self._explained(photo, tuple(listed))
+        values = of_all.contributions[0, :, rows, columns].sum((1, 2)).tolist()
+        order = sorted(zip(values, listed, strict=True), key=lambda pair: -pair[0])
         where = f"Rows {rows.start} to {rows.stop - 1}, columns {columns.start} to {columns.stop - 1}"
-        text = f"{own:+.4g} of the score {float(part.output[0]):.4g} for {part.target_name()}{share}."
+        text = f"{inside:+.4g} of the score {float(part.output[0]):.4g} for {part.target_name()}{share}."
         table = tuple((part.name(index), f"{value:+.4g}") for value, index in order)
         return Section(where, text, ("strongest for", "contribution"), table)
 
@@ -231,13 +231,11 @@ class Explorer:
         with self._lock:
             return page(audit(self.model, self.path(photo), target=first, against=others, names=self.names))
 
-    def _explain(self, photo: str, target: object) -> Explanation:
-        return self._compute(
-            self.network.preprocess(self.path(photo)), [list(target)] if isinstance(target, tuple) else target
+    def _explain(self, photo: str, target: Any) -> Explanation:
+        image, several = self.network.preprocess(self.path(photo)), isinstance(target, tuple)
+        return explain(
+            self.network, image, [list(target)] if several else target, output=self._output, names=self.names
         )
-
-    def _compute(self, given: Tensor, target: Any) -> Explanation:
-        return explain(self.network, given, target, output=self._output, names=self.names)
 
     def _picture(self, part: Explanation, photo: str, classes: Classes, way: str) -> Image.Image:
         if way == OWN[0]:
@@ -254,22 +252,23 @@ class Explorer:
     def _map(self, photo: str, classes: Classes, way: str) -> Tensor:
         """Return a class's map (1, H, W) by a post-hoc method on this network; of two classes the maps' difference."""
         (method,) = baselines(POST_HOC[way], network=self.network)
-        found = method.maps(self.network.preprocess(self.path(photo)), torch.tensor([classes]))[0]
-        return found[:1] - found[1:].sum(0, keepdim=True)
+        maps = method.maps(self.network.preprocess(self.path(photo)), torch.tensor([classes]))[0]
+        return maps[:1] - maps[1:].sum(0, keepdim=True)
 
     def _draw_region(self, picture: Image.Image, region: Region | None) -> Image.Image:
         """Enlarge a picture so far that its pixels can be pointed at, and outline the region."""
         factor = self.enlargement
         size = (picture.width * factor, picture.height * factor)
-        drawn, made = picture.convert("RGBA").resize(size, Image.Resampling.NEAREST), Image.new("RGB", size, "white")
-        made.paste(drawn, mask=drawn)
+        enlarged = picture.convert("RGBA").resize(size, Image.Resampling.NEAREST)
+        opaque = Image.new("RGB", size, "white")
+        opaque.paste(enlarged, mask=enlarged)
         if region is not None:
             rows, columns = region.within(*self.preprocessing.size)
             corner, end = (columns.start * factor, rows.start * factor), (columns.stop * factor, rows.stop * factor)
             for inset, color in enumerate(("white", "white", "black", "black"), start=1):
                 outline = (*(value - inset for value in corner), *(value - 1 + inset for value in end))
-                ImageDraw.Draw(made).rectangle(outline, outline=color)
-        return made
+                ImageDraw.Draw(opaque).rectangle(outline, outline=color)
+        return opaque
 
     @property
     def enlargement(self) -> int:

@@ -126,11 +126,7 @@ def blocks(explorer: Explorer) -> Any:  # gr.Blocks, of whose type the library s
         place, chosen = [row, column], [photo, picks, way, side]
         shown = [status, right, picks, more, seen, drawn, answer, region, link, constants]
         does = Events(explorer)
-        private: dict[str, Any] = {
-            "api_visibility": "private",
-            "show_progress": "minimal",
-            "trigger_mode": "always_last",
-        }
+        private: Any = {"api_visibility": "private", "show_progress": "minimal", "trigger_mode": "always_last"}
         for event in (file.upload, file.clear):
             event(does.opened, [file, way, side], [photo, *place, *shown], **private)
         for event in (picks.input, way.input, side.input, row.input, column.input):
@@ -210,7 +206,7 @@ class Events:
 
 
 def _nothing(status: str) -> list[Any]:
-    hidden = [made(visible=False) for made in (gr.Column, gr.CheckboxGroup, gr.Dropdown)]
+    hidden = [component(visible=False) for component in (gr.Column, gr.CheckboxGroup, gr.Dropdown)]
     return [status, *hidden, None, None, "", "", "", ""]
 
 

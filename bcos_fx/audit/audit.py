@@ -116,8 +116,8 @@ def audit(
     winner = order[0] if target is None else _index(named(target, known), len(scores))
     others = [_index(named(other, known), len(scores)) for other in against] or [i for i in order if i != winner][:1]
     shown = list(dict.fromkeys([*order[:top], winner, *others]))
-    each = explain(network, given, target=[shown], output=output, names=known)
-    parts = [each.of_target(place) for place in range(len(shown))]
+    explanation = explain(network, given, target=[shown], output=output, names=known)
+    parts = [explanation.of_target(place) for place in range(len(shown))]
     compared = [
         explain(network, given, target=difference(winner, other), output=output, names=known)
         for other in others
@@ -158,12 +158,9 @@ def check_one_photograph(network: BcosNetwork) -> None:
     """
     inputs = network.record.inputs
     if len(inputs) != 1 or inputs[0].samples != 0:
-        what = (
-            f"the network takes {amount(len(inputs), 'input')}"
-            if len(inputs) > 1
-            else "the network takes a sample as a whole"
-        )
-        raise UsageError(what, hint="what is shown here is one photograph; explain others from Python")
+        taken = amount(len(inputs), "input") if len(inputs) > 1 else "a sample as a whole"
+        hint = "what is shown here is one photograph; explain others from Python"
+        raise UsageError(f"the network takes {taken}", hint=hint)
     inputs[0].preprocessing()
 
 
@@ -184,19 +181,19 @@ def photograph_of(network: BcosNetwork, image: Path) -> Any:
 def certified(network: BcosNetwork, given: Tensor) -> tuple[Certification, str | None]:
     """Certify the network in float64 on the photograph; of one that ends in a softmax, the value before it."""
     exact = copy.deepcopy(network).double()
-    found = certify(exact, given.double())
-    if found.ok:
-        return found, None
+    whole = certify(exact, given.double())
+    if whole.ok:
+        return whole, None
     before = certify(exact, given.double(), output="logits")
-    return (before, "logits") if before.ok else (found, None)
+    return (before, "logits") if before.ok else (whole, None)
 
 
-def _index(found: object, count: int) -> int:
-    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < count:
+def _index(target: object, count: int) -> int:
+    if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < count:
         raise UsageError(
-            f"{found!r} is not one of the network's {amount(count, 'class')}", hint=f"a name, or 0 to {count - 1}"
+            f"{target!r} is not one of the network's {amount(count, 'class')}", hint=f"a name, or 0 to {count - 1}"
         )
-    return found
+    return target
 
 
 def confidence_of(network: BcosNetwork, classes: int) -> str:

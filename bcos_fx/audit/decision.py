@@ -72,31 +72,30 @@ def _pictures(part: Explanation) -> Iterator[tuple[str, Image.Image]]:
 def terms(part: Explanation) -> tuple[float, float, float, float]:
     """Return score, contributions, constants and rounding of the first sample and target."""
     sums = part.sums
-    found = (sums.output, sums.contributions, sums.total_of_constants, sums.residual)
-    output, own, constants, residual = (float(values.flatten()[0]) for values in found)
-    return output, own, constants, residual
+    tensors = (sums.output, sums.contributions, sums.total_of_constants, sums.residual)
+    output, image, constants, residual = (float(values.flatten()[0]) for values in tensors)
+    return output, image, constants, residual
 
 
 def equation(part: Explanation) -> str:
     """Return a score as the sum that it is."""
-    output, own, constants, residual = terms(part)
-    parts = f"{own:.4g} from the image {'-' if constants < 0 else '+'} {abs(constants):.4g} from constants"
+    output, image, constants, residual = terms(part)
+    parts = f"{image:.4g} from the image {'-' if constants < 0 else '+'} {abs(constants):.4g} from constants"
     return f"Score {output:.4g} = {parts} (rounding {residual:+.1e})."
 
 
 def constants_section(part: Explanation) -> Section:
     """Return the section on what constants contribute to a score, the largest first."""
     shares = part.constants.shares()
-    found = [
+    constants = [
         (source, float(values.flatten()[0]), float(shares[source].flatten()[0]))
         for source, values in part.constants.items()
     ]
-    found.sort(key=lambda row: -abs(row[1]))
-    rows = [(source, f"{value:+.4g}", f"{share:.1%}") for source, value, share in found[:_LISTED]]
-    if len(found) > _LISTED:
-        rest = found[_LISTED:]
-        totals = (f"{sum(value for _, value, _ in rest):+.4g}", f"{sum(share for *_, share in rest):.1%}")
-        rows.append((f"{len(rest)} more, together", *totals))
+    constants.sort(key=lambda row: -abs(row[1]))
+    rows = [(source, f"{value:+.4g}", f"{share:.1%}") for source, value, share in constants[:_LISTED]]
+    if more := constants[_LISTED:]:
+        totals = (f"{sum(value for _, value, _ in more):+.4g}", f"{sum(share for *_, share in more):.1%}")
+        rows.append((f"{len(more)} more, together", *totals))
     text = (
         f"What of the score of “{part.target_name()}” does not come from the image: biases, shifts of norms, "
         "embeddings. It is the same kind of number as a contribution of the image, and is listed so that nothing is "
@@ -114,9 +113,9 @@ def sums_section(parts: Sequence[Explanation]) -> Section:
     """Return the section on whether contributions add up."""
     rows = []
     for part in parts:
-        output, own, constants, residual = terms(part)
+        output, image, constants, residual = terms(part)
         gap = float(part.sums.relative_gap.flatten()[0])
-        numbers = (f"{output:.6g}", f"{own:.6g}", f"{constants:.6g}", f"{residual:.1e}", f"{gap:.1e}")
+        numbers = (f"{output:.6g}", f"{image:.6g}", f"{constants:.6g}", f"{residual:.1e}", f"{gap:.1e}")
         rows.append((part.target_name(), *numbers, part.verdict))
     text = (
         "Each score as the network itself returns it, beside the sum of what contributes to it. Their gap is rounding."

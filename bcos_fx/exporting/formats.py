@@ -48,13 +48,13 @@ class Onnx:
             UsageError: the file would be larger than 2 GiB.
         """
         try:
-            made = torch.onnx.export(
+            exported = torch.onnx.export(
                 program, (), input_names=list(inputs), output_names=list(outputs), dynamo=True, verbose=False
             )
         except torch.onnx.OnnxExporterError as error:
             raise _missing_operation(error) from error
-        assert made is not None
-        model = made.model_proto
+        assert exported is not None
+        model = exported.model_proto
         if model.ByteSize() > _LARGEST:
             raise UsageError("an ONNX file holds at most 2 GiB", hint="export to .pt2, or convert to half precision")
         _tidy(model, facts)
@@ -79,7 +79,7 @@ class Onnx:
                 f"onnxruntime cannot run the file: {str(error).partition(chr(10))[0]}",
                 hint="export the network in float32: network.float()",
             ) from error
-        names = [each.name for each in session.get_inputs()]
+        names = [value.name for value in session.get_inputs()]
 
         def run(inputs: Sequence[Tensor]) -> list[Tensor]:
             given = {name: value.detach().cpu().numpy() for name, value in zip(names, inputs, strict=True)}
@@ -117,14 +117,14 @@ class Pt2:
 
         def run(inputs: Sequence[Tensor]) -> list[Tensor]:
             with torch.no_grad():
-                found = module(*inputs)
-            return [found] if isinstance(found, Tensor) else list(found)
+                outputs = module(*inputs)
+            return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
         return run
 
 
 Format = type[Onnx] | type[Pt2]
-_FORMATS: Mapping[str, Format] = {each.suffix: each for each in (Onnx, Pt2)}
+_FORMATS: Mapping[str, Format] = {kind.suffix: kind for kind in (Onnx, Pt2)}
 
 
 def format_of(suffix: str) -> Format:
@@ -140,11 +140,10 @@ def format_of(suffix: str) -> Format:
 
 def _missing_operation(error: Exception) -> TraceError:
     """Find the operation that ONNX lacks in the exporter's long report, and name it."""
-    found = _OPERATION.search(str(error))
-    what = f"ONNX has no operation for {found[1]}" if found else f"no ONNX: {str(error).partition(chr(10))[0]}"
-    return TraceError(
-        what, where="torch.onnx", hint="export to .pt2, or replace the layer that computes it before the conversion"
-    )
+    named = _OPERATION.search(str(error))
+    reason = f"ONNX has no operation for {named[1]}" if named else f"no ONNX: {str(error).partition(chr(10))[0]}"
+    hint = "export to .pt2, or replace the layer that computes it before the conversion"
+    return TraceError(reason, where="torch.onnx", hint=hint)
 
 
 def _tidy(model: Any, facts: str) -> None:

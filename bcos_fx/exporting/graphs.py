@@ -61,13 +61,14 @@ class ExplanationGraph(nn.Module):
             of the view's ``sources``; W(x), (N, 2C, H, W).
         """
         *given, target = inputs
-        found = self.view.dynamic_weights(given, lambda value: rows(value).gather(1, target.unsqueeze(1)))
-        weights = found.weights.squeeze(1)
-        parts = weights * found.start
+        dynamic = self.view.dynamic_weights(given, lambda value: rows(value).gather(1, target.unsqueeze(1)))
+        weights = dynamic.weights.squeeze(1)
+        parts = weights * dynamic.start
         contributions = parts if self.channel is None else parts.sum(self.channel)
-        none = torch.zeros_like(found.output)
-        constants = [none, *(found.constants.get(name, none) for name in self.view.sources)]
-        return rows(found.value), contributions, torch.cat(constants, 1)[:, 1:], weights
+        none = torch.zeros_like(dynamic.output)
+        # The first column is cut off again: a network may have no constants, and nothing cannot be joined.
+        constants = [none, *(dynamic.constants.get(name, none) for name in self.view.sources)]
+        return rows(dynamic.value), contributions, torch.cat(constants, 1)[:, 1:], weights
 
 
 def rows(value: Tensor) -> Tensor:
@@ -90,16 +91,16 @@ def program(graph: nn.Module, examples: Sequence[Tensor], *, any_batch: bool) ->
     try:
         # Below autograd, which torch.export.export is not; attention by products, whose transposes are known.
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            found: ExportedProgram = _export(
+            recorded: ExportedProgram = _export(
                 graph, tuple(examples), dynamic_shapes=(shapes,), strict=False, pre_dispatch=False
             )
-            found = found.run_decompositions(decompositions())
+            recorded = recorded.run_decompositions(decompositions())
     except Exception as error:  # whatever an operation raises that cannot be recorded
         raise TraceError(
             f"the network cannot be recorded as a program: {type(error).__name__}: {str(error).partition(chr(10))[0]}",
             hint="explain it from Python, or replace the operation by one that torch.export knows",
         ) from error
-    for node in found.graph.nodes:
+    for node in recorded.graph.nodes:
         for label in _LABELS:
             node.meta.pop(label, None)
-    return found
+    return recorded

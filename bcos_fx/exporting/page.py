@@ -24,15 +24,12 @@ from bcos_fx.files import nearest_path
 from bcos_fx.network import BcosNetwork
 
 RUNTIME = "onnxruntime-web@1.30.0"
-_RUNTIME_FILES = {
-    f"package/{name}": Path(name).name
-    for name in (
-        "package.json",
-        "dist/ort.wasm.min.js",
-        "dist/ort-wasm-simd-threaded.mjs",
-        "dist/ort-wasm-simd-threaded.wasm",
-    )
-}
+_RUNTIME_FILES = (
+    "package.json",
+    "dist/ort.wasm.min.js",
+    "dist/ort-wasm-simd-threaded.mjs",
+    "dist/ort-wasm-simd-threaded.wasm",
+)
 _SECONDS, _FACTS = 300, "page.json"
 
 
@@ -54,8 +51,8 @@ def write_page(
         What :func:`bcos_fx.export` says of the explanation in it.
 
     Raises:
-        UsageError: the folder exists, and is no page or ``overwrite`` is false; the network takes no color photographs;
-            or npm cannot fetch the runtime.
+        UsageError: the folder exists, and is not a page or ``overwrite`` is false; the network takes no color
+            photographs; or npm cannot fetch the runtime.
         MissingExtraError, TraceError, VerificationError: as for :func:`bcos_fx.export`.
     """
     folder = Path(folder)
@@ -63,10 +60,10 @@ def write_page(
     preprocessing = model.preprocessing
     if preprocessing.channels != 3 or not model.record.inputs[0].encoded or len(model.record.inputs) != 1:
         raise UsageError("a page shows color photographs, and the network takes something else", hint="export a file")
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".bcos-fx-page-") as made:
-        page = Path(made) / "page"
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".bcos-fx-page-") as temporary:
+        page = Path(temporary) / "page"
         _fetch_runtime(page / "ort")
-        found = export(model, page / "explanation.onnx", inputs, explanation=True)
+        exported = export(model, page / "explanation.onnx", inputs, explanation=True)
         for file in importlib.resources.files("bcos_fx.exporting").joinpath("page_files").iterdir():
             (page / file.name).write_bytes(file.read_bytes())
         height, width = preprocessing.size
@@ -75,15 +72,15 @@ def write_page(
             "width": width,
             "crop": preprocessing.crop_pct,
             "names": list(model.record.classes),
-            "constants": list(found.constants),
+            "constants": list(exported.constants),
             "colors": _has_colors(model),
         }
         (page / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
         check_page(folder, overwrite=overwrite)
         if folder.exists():
-            folder.rename(Path(made) / "before")
+            folder.rename(Path(temporary) / "before")
         page.rename(folder)
-    return dataclasses.replace(found, path=str(folder / "explanation.onnx"))
+    return dataclasses.replace(exported, path=str(folder / "explanation.onnx"))
 
 
 def check_page(folder: Path, *, overwrite: bool) -> None:
@@ -98,7 +95,7 @@ def check_page(folder: Path, *, overwrite: bool) -> None:
     if folder.exists() and not overwrite:
         raise UsageError(f"{folder} is there already", hint="replace it with overwrite=True, or choose another name")
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / _FACTS).is_file()):
-        raise UsageError(f"{folder} is no page, so it is not replaced", hint="name a folder that does not exist yet")
+        raise UsageError(f"{folder} is not a page, so it is not replaced", hint="name a folder that does not exist yet")
 
 
 def _has_colors(model: BcosNetwork) -> bool:
@@ -114,14 +111,17 @@ def _fetch_runtime(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as fetched:
         command = [npm, "pack", RUNTIME, "--silent", "--pack-destination", fetched]
         try:
-            done = subprocess.run(command, cwd=fetched, capture_output=True, text=True, timeout=_SECONDS, check=False)
+            npm_run = subprocess.run(
+                command, cwd=fetched, capture_output=True, text=True, timeout=_SECONDS, check=False
+            )
         except subprocess.TimeoutExpired as error:
             raise UsageError(f"npm has not fetched {RUNTIME} in {_SECONDS} s", hint="try again later") from error
         archives = list(Path(fetched).glob("*.tgz"))
-        if done.returncode or not archives:
-            said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-            raise UsageError(f"npm cannot fetch {RUNTIME}: {said}", hint="check npm's registry: npm ping")
+        if npm_run.returncode or not archives:
+            problem = (npm_run.stderr.strip() or npm_run.stdout.strip() or "no message").splitlines()[-1]
+            raise UsageError(f"npm cannot fetch {RUNTIME}: {problem}", hint="check npm's registry: npm ping")
         with tarfile.open(archives[0]) as archive:
-            for name, own in _RUNTIME_FILES.items():
-                content = archive.extractfile(name) or io.BytesIO()
-                (folder / own).write_bytes(content.read())
+            # By name, and not extractall(): nothing else of an archive from the network is written.
+            for name in _RUNTIME_FILES:
+                content = archive.extractfile(f"package/{name}") or io.BytesIO()
+                (folder / Path(name).name).write_bytes(content.read())

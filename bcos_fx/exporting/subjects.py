@@ -84,8 +84,8 @@ class ExportableNetwork(Exportable):
     def __init__(self, network: nn.Module, given: Sequence[Tensor]) -> None:
         self.graph, self.given = NetworkGraph(network), given
         with torch.no_grad():
-            found = self.graph(*self.arguments(slice(1)))
-        self.outputs = ("output",) if len(found) == 1 else tuple(f"output_{place}" for place in range(len(found)))
+            count = len(self.graph(*self.arguments(slice(1))))
+        self.outputs = ("output",) if count == 1 else tuple(f"output_{place}" for place in range(count))
 
     def arguments(self, samples: slice) -> list[Tensor]:
         """Return the network's inputs."""
@@ -143,18 +143,19 @@ class ExplanationOfOutputs(Exportable):
         """Compare all numbers with those of :func:`bcos_fx.explain`, and add up contributions and constants."""
         worst, sums = 0.0, list[Completeness]()
         for part in self._parts(at_once):
-            wanted = self._explained(part, self._targets[part])
-            found = run(self.arguments(part))
-            constants = [wanted.constants.get(name, torch.zeros_like(wanted.output)) for name in self.constants]
-            columns = torch.stack(constants, 1) if constants else wanted.output.new_zeros(len(wanted), 0)
-            expected = (self._scores(part), wanted.contributions, columns, wanted.weights)
-            worst = max(worst, _compared(dict(zip(self.outputs, expected, strict=True)), found))
-            sums.append(self._judged(wanted, found))
-        incomplete = next((each for each in sums if each.verdict == INCOMPLETE), None)
+            explanation = self._explained(part, self._targets[part])
+            actual = run(self.arguments(part))
+            zeros = torch.zeros_like(explanation.output)
+            constants = [explanation.constants.get(name, zeros) for name in self.constants]
+            columns = torch.stack(constants, 1) if constants else zeros.new_zeros(len(explanation), 0)
+            expected = (self._scores(part), explanation.contributions, columns, explanation.weights)
+            worst = max(worst, _compared(dict(zip(self.outputs, expected, strict=True)), actual))
+            sums.append(self._judged(explanation, actual))
+        incomplete = next((batch for batch in sums if batch.verdict == INCOMPLETE), None)
         if incomplete is not None:
             raise VerificationError(f"the file's contributions and constants do not add up: {incomplete}")
-        verdict = next((each.verdict for each in sums if each.ok), NOT_TESTED)
-        return FileCheck(worst, verdict, max(each.worst for each in sums))
+        verdict = next((batch.verdict for batch in sums if batch.ok), NOT_TESTED)
+        return FileCheck(worst, verdict, max(batch.worst for batch in sums))
 
     def _explained(self, part: slice, target: Tensor) -> Explanation:
         first, *others = (value[part] for value in self.given)
@@ -163,9 +164,9 @@ class ExplanationOfOutputs(Exportable):
     def _scores(self, part: slice) -> Tensor:
         return rows(self._view.own_value([value[part] for value in self.given]))
 
-    def _judged(self, wanted: Explanation, found: Sequence[Tensor]) -> Completeness:
+    def _judged(self, wanted: Explanation, actual: Sequence[Tensor]) -> Completeness:
         """Judge the sums of the file's own numbers, against the output that the network itself gives."""
-        _, contributions, constants, _ = found
+        _, contributions, constants, _ = actual
         flat = contributions.flatten(1)
         named = {name: constants[:, place : place + 1] for place, name in enumerate(self.constants)}
         ones = torch.ones_like(flat)
@@ -173,14 +174,14 @@ class ExplanationOfOutputs(Exportable):
         return judged(DynamicWeights(ones, output, output, flat.unsqueeze(1), named))
 
 
-def _compared(wanted: dict[str, Tensor], found: Sequence[Tensor]) -> float:
+def _compared(wanted: dict[str, Tensor], outputs: Sequence[Tensor]) -> float:
     """Return the largest difference, relative to the largest number in each output.
 
     Raises:
         VerificationError: it is more than rounding, or a shape differs.
     """
     worst = 0.0
-    for (name, expected), actual in zip(wanted.items(), found, strict=True):
+    for (name, expected), actual in zip(wanted.items(), outputs, strict=True):
         if actual.shape != expected.shape:
             raise VerificationError(
                 f"the file gives {name} of shape {tuple(actual.shape)}, the network {tuple(expected.shape)}"

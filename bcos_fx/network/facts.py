@@ -110,11 +110,11 @@ def check_facts(
     texts = [
         text for run in training for text in (run.data, run.recipe, run.tested_on, *run.options, *run.options.values())
     ]
-    texts += [] if origin is None else [getattr(origin, each.name) for each in fields(origin)]
+    texts += [] if origin is None else [getattr(origin, field.name) for field in fields(origin)]
     if any(isinstance(text, str) and len(text) > _LONGEST_TEXT for text in texts):
         raise error(f"a text of the record is longer than {_LONGEST_TEXT} characters")
     if origin is not None and origin.sha256 and not _DIGEST.fullmatch(origin.sha256):
-        raise error(f"{origin.sha256[:80]!r} is no SHA-256", where="the record's origin")
+        raise error(f"{origin.sha256[:80]!r} is not a SHA-256", where="the record's origin")
 
 
 def described(classes: Sequence[str], training: Sequence[TrainingRun], origin: Origin | None) -> list[tuple[str, str]]:

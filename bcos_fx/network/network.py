@@ -22,6 +22,9 @@ from bcos_fx.report import Report
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.program import compiled, module_at
 
+_NOT_COPIED = ("graph", "record", "_program", "_other_sizes")
+"""Attributes of a network besides its parts; of a copy they are set one by one."""
+
 
 class SizeCacheProtocol(Protocol):
     """Networks for inputs of other sizes; see :class:`bcos_fx.network.size_cache.SizeCache`."""
@@ -50,25 +53,21 @@ class BcosNetwork(nn.Module):
         super().__init__()
         self.record = record
         self.graph = copy.deepcopy(graph_module.graph)
+        for name in (*graph_module._modules, *graph_module._parameters, *graph_module._buffers):
+            if name in reserved_names() or hasattr(self, name):
+                raise UsageError(
+                    f"the module has a part named {name!r}, which is an attribute of every converted network",
+                    hint="rename that attribute of the module",
+                )
         for name, child in graph_module._modules.items():
-            self._take(name)
             self.add_module(name, child)
         for name, parameter in graph_module._parameters.items():
-            self._take(name)
             self.register_parameter(name, parameter)
         for name, buffer in graph_module._buffers.items():
-            self._take(name)
             self.register_buffer(name, buffer, persistent=name not in graph_module._non_persistent_buffers_set)
         self._other_sizes: SizeCacheProtocol | None = None
         self._program = compiled(self.graph)
         nn.Module.train(self, graph_module.training)
-
-    def _take(self, name: str) -> None:
-        if name in reserved_names() or hasattr(self, name):
-            raise UsageError(
-                f"the module has a part named {name!r}, which is an attribute of every converted network",
-                hint="rename that attribute of the module",
-            )
 
     def get_submodule(self, target: str) -> nn.Module:
         """Return the registered submodule at a dotted path; the network itself for an empty one."""
@@ -104,13 +103,13 @@ class BcosNetwork(nn.Module):
             UsageError: the network does not take photographs, or an item is not one.
         """
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
-        found = prepared(images, self.preprocessing).to(like)
+        batch = prepared(images, self.preprocessing).to(like)
         samples = self.record.inputs[0].samples
         if samples is None:
-            if len(found) > 1:
-                raise UsageError(f"the network takes one image, and {len(found)} were given", hint="one at a time")
-            return found[0]
-        return found.movedim(0, samples)
+            if len(batch) > 1:
+                raise UsageError(f"the network takes one image, and {len(batch)} were given", hint="one at a time")
+            return batch[0]
+        return batch.movedim(0, samples)
 
     def original_input(self, x: Tensor, index: int = 0) -> Tensor:
         """Return what the original network expects in place of this network's input ``x``."""
@@ -170,13 +169,13 @@ class BcosNetwork(nn.Module):
         inputs = [torch.zeros(spec.shape, dtype=like.dtype, device=like.device) for spec in self.record.inputs]
         training = self.training
         with torch.no_grad():
-            found = self.eval()(*inputs)
+            scores = self.eval()(*inputs)
         self.train(training)
-        if not isinstance(found, Tensor) or found.dim() != 2:
+        if not isinstance(scores, Tensor) or scores.dim() != 2:
             raise UsageError(
                 "the network puts out no row of scores (N, classes)", hint="convert it with output_key= that part"
             )
-        return int(found.shape[1])
+        return int(scores.shape[1])
 
     @property
     def outputs(self) -> int | None:
@@ -276,9 +275,7 @@ class BcosNetwork(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BcosNetwork:
         state: Mapping[str, Any] = {
-            name: copy.deepcopy(value, memo)
-            for name, value in self.__dict__.items()
-            if name not in ("graph", "record", "_program", "_other_sizes")
+            name: copy.deepcopy(value, memo) for name, value in self.__dict__.items() if name not in _NOT_COPIED
         }
         new = type(self).__new__(type(self))
         nn.Module.__init__(new)
@@ -296,6 +293,5 @@ class BcosNetwork(nn.Module):
 @functools.cache
 def reserved_names() -> frozenset[str]:
     """Return the names that no part of a network's root may have: attributes of networks and of graph modules."""
-    made = vars(GraphModule(nn.Module(), fx.Graph()))
-    own = {"graph", "record", "_program", "_other_sizes"}
-    return frozenset({*dir(BcosNetwork), *dir(GraphModule), *made, *own})
+    of_graph_modules = vars(GraphModule(nn.Module(), fx.Graph()))
+    return frozenset({*dir(BcosNetwork), *dir(GraphModule), *of_graph_modules, *_NOT_COPIED})

@@ -52,11 +52,11 @@ class InputSpec:
         Raises:
             UsageError: it may not.
         """
-        own = self.samples or 0
-        if self.encoded and axis is not None and axis % len(self.shape) != own:
+        samples = self.samples or 0
+        if self.encoded and axis is not None and axis % len(self.shape) != samples:
             raise UsageError(
                 f"the input {self.name!r} is an image {self.sample(self.shape)} with the samples in dimension "
-                f"{own}, and batch_axis is {axis}",
+                f"{samples}, and batch_axis is {axis}",
                 hint="leave batch_axis= out, or give None to take the batch as a whole",
             )
 

@@ -18,6 +18,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.network.network import BcosNetwork
 from bcos_fx.nn.construction import constructor_options
 from bcos_fx.tracing.graph_module import GraphModule
+from bcos_fx.tracing.modules import modes_kept
 from bcos_fx.tracing.program import attribute
 
 _OWN = "of_this_size"
@@ -55,7 +56,7 @@ class SizeCache:
 
 def _over(main: BcosNetwork, new: BcosNetwork, buffers: frozenset[str]) -> BcosNetwork:
     """Rebuild a network over the parts of another one; what only it needs is its own."""
-    own, targets = nn.Module(), dict[str, str]()
+    added, targets = nn.Module(), dict[str, str]()
     for node in new.graph.nodes:
         path = str(node.target)
         if node.op not in ("call_module", "get_attr") or path in targets or _serves(main, new, node, buffers):
@@ -71,9 +72,9 @@ def _over(main: BcosNetwork, new: BcosNetwork, buffers: frozenset[str]) -> BcosN
         targets[path] = f"{_OWN}.part_{len(targets)}"
         name = targets[path].rpartition(".")[2]
         if isinstance(part, Tensor):
-            own.register_buffer(name, part, persistent=False)
+            added.register_buffer(name, part, persistent=False)
         else:
-            own.add_module(name, part)
+            added.add_module(name, part)
     graph = copy.deepcopy(new.graph)
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
@@ -81,12 +82,9 @@ def _over(main: BcosNetwork, new: BcosNetwork, buffers: frozenset[str]) -> BcosN
     holder = nn.Module()
     for store in _STORES:
         getattr(holder, store).update(getattr(main, store))
-    holder.add_module(_OWN, own)
-    modes = {part: part.training for part in main.modules()}
-    made = type(main)(GraphModule(holder, graph), new.record)
-    for part, mode in modes.items():  # a new network sets the mode of its parts, and these are the main one's
-        part.training = mode
-    return made
+    holder.add_module(_OWN, added)
+    with modes_kept(main):  # a new network sets the mode of its parts, and these are the main one's
+        return type(main)(GraphModule(holder, graph), new.record)
 
 
 def _serves(main: BcosNetwork, new: BcosNetwork, node: fx.Node, buffers: frozenset[str]) -> bool:
@@ -116,8 +114,8 @@ def _alike(old: nn.Module, wanted: nn.Module) -> bool:
 def _synchronize(network: BcosNetwork, main: BcosNetwork) -> BcosNetwork:
     """Bring a network's parts, place, precision and mode to those of the main one, in place."""
     for store in _STORES:
-        own, others = getattr(network, store), getattr(main, store)
-        own.update({name: others[name] for name in own if name in others})
+        entries, newest = getattr(network, store), getattr(main, store)
+        entries.update({name: newest[name] for name in entries if name in newest})
     parts = network._modules.get(_OWN)
     like = next((tensor for tensor in main.parameters() if tensor.is_floating_point()), None)
     if parts is not None and like is not None:

@@ -8,7 +8,7 @@ from bcos_fx.nn import BcosLayer
 from bcos_fx.report.model import Coverage, NodeRow
 from bcos_fx.rewriting.core.reader import GraphReader, is_boundary
 from bcos_fx.rewriting.core.rewrite import RuleApplication
-from bcos_fx.tracing.program import attribute
+from bcos_fx.tracing.program import attribute, reach
 
 
 def mark_origins(reader: GraphReader) -> None:
@@ -101,12 +101,7 @@ def _weights(reader: GraphReader, node: fx.Node) -> list[tuple[nn.Parameter, boo
         return [(parameter, isinstance(module, BcosLayer)) for parameter in module.parameters()]
     call = reader.call(node)
     stored = [source for source in node.all_input_nodes if source.op == "get_attr"]
-    pending = call.nodes("weight") + call.nodes("bias") if call else stored
-    found: list[tuple[nn.Parameter, bool]] = []
-    while pending:
-        source = pending.pop()
-        if source.op == "get_attr":
-            tensor = attribute(root, str(source.target))
-            found += [(tensor, False)] if isinstance(tensor, nn.Parameter) else []
-        pending += source.all_input_nodes
-    return found
+    starts = call.nodes("weight") + call.nodes("bias") if call else stored
+    read = [source for source in reach(starts, lambda source: source.all_input_nodes) if source.op == "get_attr"]
+    tensors = [attribute(root, str(source.target)) for source in read]
+    return [(tensor, False) for tensor in tensors if isinstance(tensor, nn.Parameter)]

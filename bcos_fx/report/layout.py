@@ -80,12 +80,12 @@ class Layout:
 def lay_out(report: Findings) -> Layout:
     """Place the nodes of a report."""
     origins = _origins(report)
-    kept = set(origins.values())
+    remaining = set(origins.values())
     # A node of the new graph that was none of the old ones gets a mark that no name can be equal to.
     names = [origins.get(row.name, f"+{row.name}") for row in report.nodes]
     left, right, count = _align([row.name for row in report.before], names)
     places = {row.name: right[name] for row, name in zip(report.nodes, names, strict=True)}
-    gone = {name: rule for name, rule in report.removed.items() if name in left and name not in kept}
+    gone = {name: rule for name, rule in report.removed.items() if name in left and name not in remaining}
     changing = frozenset(name for name, rule in report.rules.items() if rule.preserves == "never")
     fates = [Change.REMOVED if row.name in gone else Change.UNCHANGED for row in report.before]
     became = [_change(row, changing) if row.name in origins else Change.NEW for row in report.nodes]
@@ -122,13 +122,9 @@ def _align(before: Sequence[str], after: Sequence[str]) -> tuple[dict[str, int],
     right: dict[str, int] = {}
     row = 0
     for _, i1, i2, j1, j2 in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        if before[i1:i2] == after[j1:j2]:
-            left.update(zip(before[i1:i2], range(row, row + i2 - i1), strict=True))
-            right.update(zip(after[j1:j2], range(row, row + j2 - j1), strict=True))
-            row += i2 - i1
-            continue
         left.update(zip(before[i1:i2], range(row, row + i2 - i1), strict=True))
-        row += i2 - i1
+        if before[i1:i2] != after[j1:j2]:  # what is gone stands above what is new
+            row += i2 - i1
         right.update(zip(after[j1:j2], range(row, row + j2 - j1), strict=True))
         row += j2 - j1
     return left, right, row

@@ -233,11 +233,11 @@ class Findings:
 
     def pressures(self) -> dict[float, list[str]]:
         """Return B -> the paths of the B-cos layers that have it, in the order of the graph; the largest B first."""
-        found: dict[float, dict[str, None]] = {}
+        paths: dict[float, dict[str, None]] = {}
         for row in self.nodes:
             if row.b is not None:
-                found.setdefault(row.b, {})[str(row.module)] = None
-        return {b: list(found[b]) for b in sorted(found, reverse=True)}
+                paths.setdefault(row.b, {})[str(row.module)] = None
+        return {b: list(paths[b]) for b in sorted(paths, reverse=True)}
 
     def without_figures(self) -> Self:
         """Return the report as a dry run gives it."""

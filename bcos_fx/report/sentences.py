@@ -26,8 +26,8 @@ def drift_sentence(report: Findings) -> str:
         if report.figures.verification is None:
             return "How far the output moved was not measured."
         return "No rule changed the function: the network computes what the original did."
-    kept = "" if total.agreement is None else f"; the highest class stayed the highest on {total.agreement:.0%} of them"
-    return f"The changing rules moved the output by {percent(total.change)} of its size on the test inputs{kept}."
+    same = "" if total.agreement is None else f"; the highest class stayed the highest on {total.agreement:.0%} of them"
+    return f"The changing rules moved the output by {percent(total.change)} of its size on the test inputs{same}."
 
 
 def opening(report: Findings) -> list[tuple[str, str]]:
@@ -49,8 +49,8 @@ def opening(report: Findings) -> list[tuple[str, str]]:
     if figures.explainable is not None and figures.explainable.output is None:
         rows = ("computing: its output cannot be explained",
                 "explain a layer before what breaks it (output=, --output), or leave that operation out")  # fmt: skip
-    found = [("warning", note) for note in random] + [("made for", rows[0]), ("next", rows[1])]
-    return found + ([("explainable", str(figures.explainable))] if figures.explainable is not None else [])
+    facts = [("warning", note) for note in random] + [("made for", rows[0]), ("next", rows[1])]
+    return facts + ([("explainable", str(figures.explainable))] if figures.explainable is not None else [])
 
 
 def _changed(report: Findings) -> bool:
@@ -91,8 +91,8 @@ def next_step(report: Findings) -> str | None:
 
 def verdict(report: Findings) -> str:
     """Say in one phrase what the verification found: equal, different, not tested or not verified."""
-    found = report.figures.verification
-    return "not verified" if found is None else overall(found)
+    verification = report.figures.verification
+    return "not verified" if verification is None else overall(verification)
 
 
 def overall(verification: Mapping[str, Any]) -> str:
@@ -114,8 +114,8 @@ def calibration_sentence(calibration: Calibration) -> str:
             ("it is the label's on", before.accuracy, after.accuracy),
         )
         sentence += "".join(
-            f"; {what} {now:.1%} of them, {was:.1%} before"
-            for what, was, now in pairs
+            f"; {clause} {now:.1%} of them, {was:.1%} before"
+            for clause, was, now in pairs
             if was is not None and now is not None
         )
     return sentence + "."
@@ -123,10 +123,10 @@ def calibration_sentence(calibration: Calibration) -> str:
 
 def verdict_line(report: Findings) -> str:
     """Return what the verification found, with its figures, and whether it still holds of the weights."""
-    found = report.figures.verification
-    if found is None:
+    verification = report.figures.verification
+    if verification is None:
         return verdict(report)
-    line = f"{verdict(report)}, worst relative error {scientific(found['error'])} in {found['dtype']}"
+    line = f"{verdict(report)}, worst relative error {scientific(verification['error'])} in {verification['dtype']}"
     if report.figures.total_drift is not None:
         line += ", before the rules that change the function"
     return line + (", when it was converted: its weights were trained since" if report.figures.trained else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
@@ -42,27 +42,22 @@ def render(report: Findings, *, nodes: bool = False, width: int = 110) -> str:
     return "\n".join(line.rstrip() for line in lines.getvalue().splitlines()) + "\n"
 
 
-def show(report: Findings, console: Console, *, nodes: bool = False) -> None:
-    """Print the report, in color where the console has any."""
-    _print(console, _sections(report, nodes))
+def show(report: Findings, console: Console, *, nodes: bool = False, titles: Collection[str] | None = None) -> None:
+    """Print the report, or its sections of these titles, in color where the console has any."""
+    for title, body in _sections(report, nodes):
+        if titles is None or title in titles:
+            console.print(Text(title, style="bold cyan"))
+            console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
 
 
 def show_calibration(report: Findings, console: Console) -> None:
     """Print only what a calibration changed, and what to do next."""
-    _print(console, (section for section in _sections(report, nodes=False) if section[0] in (_CALIBRATION, _NEXT)))
+    show(report, console, titles=(_CALIBRATION, _NEXT))
 
 
 def show_change(report: Findings, console: Console) -> None:
     """Print only how far the function changed, and what to do next."""
-    _print(
-        console, (section for section in _sections(report, nodes=False) if section[0] in (_CHANGE, _CALIBRATION, _NEXT))
-    )
-
-
-def _print(console: Console, sections: Iterable[tuple[str, RenderableType]]) -> None:
-    for title, body in sections:
-        console.print(Text(title, style="bold cyan"))
-        console.print(Padding(body, (0, 0, 1, 2)), highlight=False)
+    show(report, console, titles=(_CHANGE, _CALIBRATION, _NEXT))
 
 
 def render_head(report: Findings, *, before: Facts = (), after: Facts = (), width: int = 110) -> str:
@@ -80,13 +75,15 @@ def _sections(report: Findings, nodes: bool) -> Iterator[tuple[str, RenderableTy
     yield "Rules applied", _applied(report)
     yield "Equivalence", _verification(report)
     yield _CHANGE, _drift(report)
+    difference = report.train_difference
+    trains = None if difference is None else f"the original's train graph is another than its eval graph: {difference}"
     lists: tuple[tuple[str, RenderableType | None], ...] = (
         (_CALIBRATION, _calibration(report)),
         ("Nearly matched, and why not", _near_misses(report)),
         ("Operations that no rule knows", _unknown_table(report)),
         ("Parameters that the eval graph never uses", _unused_table(report)),
         ("Taken from the shape of the example: the graph holds for this shape only", _bullets(report.guards)),
-        ("Train mode", _train(report)),
+        ("Train mode", None if trains is None else Text(trains)),
         ("Notes", _bullets(report.notes)),
     )
     yield from ((title, body) for title, body in lists if body is not None)
@@ -101,23 +98,17 @@ def head_rows(report: Findings) -> list[tuple[str, str]]:
     """Return recipe, options, inputs and coverage as rows of label and text."""
     options = report.options
     defaults = Options().to_dict()
-    changed = [
-        f"{name}={value}"
-        for name, value in options.items()
-        if name not in _STATED_ELSEWHERE and value != defaults.get(name)
-    ]
+    others = [(name, value) for name, value in options.items() if name not in _STATED_ELSEWHERE]
+    changed = [f"{name}={value}" for name, value in others if value != defaults.get(name)]
     coverage = report.coverage
     rows = [("recipe", report.recipe), ("B", _pressure(report)), ("options", ", ".join(changed) or "defaults")]
     rows += [("input", f"{name}: {taken}") for name, taken in report.inputs.items()]
     if options["mean"]:
         units = "" if options["pixel_max"] == 1 else f", in units of 0 to {options['pixel_max']:g}"
-        rows.append(
-            ("normalisation", f"mean {_numbers(options['mean'])}, std {_numbers(options['std'])}{units}, done inside")
-        )
-    sentence = (
-        f"{coverage.converted:,} of {coverage.total:,} linear and convolution parameters on value paths are B-cos"
-    )
-    rows.append(("coverage", f"{coverage.share:.1%} ({sentence})"))
+        statistics = f"mean {_numbers(options['mean'])}, std {_numbers(options['std'])}{units}, done inside"
+        rows.append(("normalisation", statistics))
+    parts = f"{coverage.converted:,} of {coverage.total:,} linear and convolution parameters on value paths are B-cos"
+    rows.append(("coverage", f"{coverage.share:.1%} ({parts})"))
     rows.append(("nodes", f"{len(report.before)} as traced, {len(report.nodes)} now"))
     return rows
 
@@ -135,33 +126,29 @@ def _applied(report: Findings) -> RenderableType:
     return _table(("rule", "nodes", "phase", "keeps the function in"), rows, right=(1,))
 
 
-_KEEPS: Mapping[str, str] = {
-    "always": "train and eval",
-    "eval": "eval",
-    "never": "neither: changes it",
-}
+_KEEPS = {"always": "train and eval", "eval": "eval", "never": "neither: changes it"}
 
 
 def _verification(report: Findings) -> RenderableType:
-    found = report.figures.verification
-    if found is None:
+    verification = report.figures.verification
+    if verification is None:
         return Text("not verified: this was a dry run, or verification was switched off", style="yellow")
     style = {"equal": "green", "not tested": "yellow", "different": "red"}[verdict(report)]
     heading = Text(f"{verdict(report).upper()} ", style=f"bold {style}")
     heading.append(
-        f"worst relative error {scientific(found['error'])} (tolerance {scientific(found['tolerance'])}) in "
-        f"{found['dtype']} (method: {found.get('method', 'full')}), original against converted before any rule that "
-        "changes the function" + (": the weights were trained since" if report.figures.trained else ""),
+        f"worst relative error {scientific(verification['error'])} (tolerance {scientific(verification['tolerance'])}) "
+        f"in {verification['dtype']} (method: {verification.get('method', 'full')}), original against converted before "
+        "any rule that changes the function" + (": the weights were trained since" if report.figures.trained else ""),
         style="default",
     )
     parts: list[RenderableType] = [heading]
-    if found["comparisons"]:
+    if verification["comparisons"]:
         rows = [
             (row["name"], scientific(row["relative"]), scientific(row["spread"]), row["verdict"])
-            for row in found["comparisons"]
+            for row in verification["comparisons"]
         ]
         parts.append(_table(("what was run", "relative error", "output varies by", "verdict"), rows, right=(1, 2)))
-    left_out = [part.strip() for part in found["detail"].split(";") if part.strip().startswith("left out")]
+    left_out = [part.strip() for part in verification["detail"].split(";") if part.strip().startswith("left out")]
     parts += [Text(line) for line in left_out]
     return Group(*parts)
 
@@ -182,8 +169,8 @@ def _drift_row(name: str, drift: Drift) -> TableRow:
 
 
 def _calibration(report: Findings) -> RenderableType | None:
-    found = report.figures.calibration
-    if found is None:
+    calibration = report.figures.calibration
+    if calibration is None:
         return None
     rows = [
         (
@@ -194,12 +181,12 @@ def _calibration(report: Findings) -> RenderableType | None:
             f"{change.shift:.2g}",
             f"{change.dead} of {change.channels}" if change.dead else "",
         )
-        for change in found.layers
+        for change in calibration.layers
     ]
     titles = ("layer", "what", "median scale", "from, to", "shift of the mean", "dead channels")
-    parts: list[RenderableType] = [Text(calibration_sentence(found)), _table(titles, rows, right=(2, 3, 4, 5))]
-    if found.kept:
-        parts.append(_table(("left as it was", "why"), list(found.kept.items())))
+    parts: list[RenderableType] = [Text(calibration_sentence(calibration)), _table(titles, rows, right=(2, 3, 4, 5))]
+    if calibration.kept:
+        parts.append(_table(("left as it was", "why"), list(calibration.kept.items())))
     return Group(*parts)
 
 
@@ -220,12 +207,6 @@ def _unused_table(report: Findings) -> RenderableType | None:
     counts = Counter(name.split(".")[0] for name in report.unused)
     rows = [(module, amount(count, "parameter")) for module, count in counts.items()]
     return _facts(rows) if rows else None
-
-
-def _train(report: Findings) -> RenderableType | None:
-    if report.train_difference is None:
-        return None
-    return Text(f"the original's train graph is another than its eval graph: {report.train_difference}")
 
 
 def _nodes(report: Findings) -> RenderableType:
@@ -277,15 +258,17 @@ def _bullets(lines: Sequence[str]) -> RenderableType | None:
 
 def _pressure(report: Findings) -> str:
     """State the B of every layer; that of the options alone for a report whose nodes do not say theirs."""
-    found, b = report.pressures(), report.options["b"]
-    if len(found) == 1 or not (found or isinstance(b, Mapping)):
-        one = next(iter(found), b)
-        return f"{one:g} in every layer" + (" (plain linear units)" if one == 1 else "")
+    layers, b = report.pressures(), report.options["b"]
+    if len(layers) == 1 or not (layers or isinstance(b, Mapping)):
+        pressure = next(iter(layers), b)
+        return f"{pressure:g} in every layer" + (" (plain linear units)" if pressure == 1 else "")
     chosen = ", ".join(f"{pattern}={value:g}" for pattern, value in b.items()) if isinstance(b, Mapping) else ""
-    if not found:
+    if not layers:
         return chosen + ("" if "*" in b else ", other layers 1")
-    each = [f"{one:g} in {len(paths)} of the layers ({listed(paths, _NODES_NAMED)})" for one, paths in found.items()]
-    return "; ".join(each) + (f"; chosen by {chosen}" if chosen else "")
+    counts = [
+        f"{value:g} in {len(paths)} of the layers ({listed(paths, _NODES_NAMED)})" for value, paths in layers.items()
+    ]
+    return "; ".join(counts) + (f"; chosen by {chosen}" if chosen else "")
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -12,28 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CONVOLUTIONS: Mapping[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED: Mapping[int, type[nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-BATCH_NORMS: Mapping[int, type[nn.Module]] = {
-    0: nn.BatchNorm1d,
-    1: nn.BatchNorm1d,
-    2: nn.BatchNorm2d,
-    3: nn.BatchNorm3d,
-}
-INSTANCE_NORMS: Mapping[int, type[nn.Module]] = {1: nn.InstanceNorm1d, 2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-MAX_POOLS: Mapping[int, type[nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
-AVERAGE_POOLS: Mapping[int, type[nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
-GLOBAL_AVERAGES: Mapping[int, type[nn.Module]] = {
-    1: nn.AdaptiveAvgPool1d,
-    2: nn.AdaptiveAvgPool2d,
-    3: nn.AdaptiveAvgPool3d,
-}
-_GLOBAL_AVERAGE_CALLS: Mapping[int, Callable[..., Tensor]] = {
-    1: F.adaptive_avg_pool1d,
-    2: F.adaptive_avg_pool2d,
-    3: F.adaptive_avg_pool3d,
-}
-_CONVOLUTION_CALLS: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+def _by_rank(name: str, home: Any = nn) -> dict[int, Any]:
+    """Return number of spatial dimensions -> the class or function of PyTorch for it."""
+    return {rank: getattr(home, f"{name}{rank}d") for rank in (1, 2, 3)}
+
+
+CONVOLUTIONS: Mapping[int, type[nn.Module]] = _by_rank("Conv")
+TRANSPOSED: Mapping[int, type[nn.Module]] = _by_rank("ConvTranspose")
+BATCH_NORMS: Mapping[int, type[nn.Module]] = {0: nn.BatchNorm1d, **_by_rank("BatchNorm")}
+INSTANCE_NORMS: Mapping[int, type[nn.Module]] = _by_rank("InstanceNorm")
+MAX_POOLS: Mapping[int, type[nn.Module]] = _by_rank("MaxPool")
+AVERAGE_POOLS: Mapping[int, type[nn.Module]] = _by_rank("AvgPool")
+GLOBAL_AVERAGES: Mapping[int, type[nn.Module]] = _by_rank("AdaptiveAvgPool")
+_GLOBAL_AVERAGE_CALLS: Mapping[int, Callable[..., Tensor]] = _by_rank("adaptive_avg_pool", F)
+_CONVOLUTION_CALLS: Mapping[int, Callable[..., Tensor]] = _by_rank("conv", F)
 
 ACTIVATION_MODULES: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -130,10 +123,8 @@ class FunctionalConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (N, C, spatial...) with zero padding."""
-        held = self.layer
-        return self.call(
-            x, held.weight, held.bias, held.stride, padding=held.padding, dilation=held.dilation, groups=held.groups
-        )
+        options = {name: getattr(self.layer, name) for name in ("stride", "padding", "dilation", "groups")}
+        return self.call(x, self.layer.weight, self.layer.bias, **options)
 
 
 class FunctionalLinear(nn.Module):

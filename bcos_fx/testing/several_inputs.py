@@ -112,12 +112,8 @@ NOT_PIECEWISE_LINEAR = frozenset({"divisor", "opaque"})
 
 
 def _shape(kind: str, side: int, width: int) -> tuple[int, ...]:
-    return {
-        "map": (1, side, side),
-        "channels": (width,),
-        "positions": (side * side, side * side),
-        "image": (2, side, side),
-    }[kind]
+    shapes = {"map": (1, side, side), "channels": (width,), "positions": (side**2,) * 2, "image": (2, side, side)}
+    return shapes[kind]
 
 
 @st.composite

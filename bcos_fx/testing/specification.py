@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ from bcos_fx.testing.blocks import (
     norm,
 )
 from bcos_fx.testing.statistics import norm_statistics_from_data_, randomise_
+from bcos_fx.tracing.modules import modes_kept
 from bcos_fx.verification.samples import synthetic_images
 
 BlockKind = Literal[
@@ -107,10 +109,8 @@ class Block:
             return Residual(nn.Sequential(*parts), last, self.wiring)
         unit = nn.Sequential(*parts, last)
         if self.kind == "concatenation":
-            shortcut = (
-                CONVOLUTIONS[dims](self.inputs, self.outputs, 1) if dims else nn.Linear(self.inputs, self.outputs)
-            )
-            return Concatenation(unit, shortcut)
+            layer = partial(CONVOLUTIONS[dims], kernel_size=1) if dims else nn.Linear
+            return Concatenation(unit, layer(self.inputs, self.outputs))
         if self.kind == "gated":
             return Gated(unit, self.outputs, nn.Hardsigmoid() if self.wiring == "hardsigmoid" else nn.Sigmoid())
         return Twice(unit) if self.kind == "twice" else unit
@@ -121,13 +121,8 @@ class Block:
             linear = nn.Linear(self.inputs, self.outputs, bias=self.bias)
             return FunctionalLinear(linear) if functional else linear
         window = self.window
-        shared = {
-            "stride": window.stride,
-            "padding": window.padding,
-            "dilation": window.dilation,
-            "groups": self.groups,
-            "bias": self.bias,
-        }
+        shared = {name: getattr(window, name) for name in ("stride", "padding", "dilation")}
+        shared |= {"groups": self.groups, "bias": self.bias}
         if self.kind == "transposed":
             return TRANSPOSED[dims](
                 self.inputs, self.outputs, window.kernel, output_padding=window.output_padding, **shared
@@ -223,9 +218,8 @@ def _balance_head_(network: Network, samples: Tensor) -> None:
     Deep random networks answer to everything with one large constant; this brings the part that varies to the
     fore, as training would.
     """
-    was_training = network.training
-    outputs = network.eval()(samples)
-    network.train(was_training)
+    with modes_kept(network):
+        outputs = network.eval()(samples)
     deviation, mean = torch.std_mean(outputs, dim=0)
     gain = 1 / deviation.clamp(min=1e-4)
     weight, bias = network.classifier.get_parameter("weight"), network.classifier.get_parameter("bias")

@@ -19,6 +19,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.nn import BcosLayer
 from bcos_fx.nn.batchnorm import _BatchNormUncentred
 from bcos_fx.nn.norms import NormLayer
+from bcos_fx.tracing.modules import modes_kept
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -137,15 +138,13 @@ def _set_gain_once() -> Callable[[Any, tuple[Tensor, ...], Tensor], Tensor | Non
 @contextmanager
 def _training_only(module: nn.Module, parts: list[_NormBase]) -> Iterator[None]:
     """Put ``parts`` in train mode and the rest in eval mode; restore modes, and the parts' momenta, afterwards."""
-    flags = [(part, part.training) for part in module.modules()]
     momenta = [part.momentum for part in parts]
-    try:
+    with modes_kept(module):
         module.eval()
         for part in parts:
             part.training = True
-        yield
-    finally:
-        for owner, flag in flags:
-            owner.training = flag
-        for part, momentum in zip(parts, momenta, strict=True):
-            part.momentum = momentum
+        try:
+            yield
+        finally:
+            for part, momentum in zip(parts, momenta, strict=True):
+                part.momentum = momentum

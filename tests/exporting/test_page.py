@@ -154,7 +154,7 @@ def test_a_page_that_cannot_be_made_leaves_nothing(
     with pytest.raises(UsageError, match="there already"):
         write_page(network, tmp_path / "there")
     (tmp_path / "there" / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="is no page"):
+    with pytest.raises(UsageError, match="is not a page"):
         write_page(network, tmp_path / "there", overwrite=True)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UsageError, match="npm is not installed") as found:
