@@ -165,6 +165,7 @@ def _header(stream: BinaryIO) -> Header:
     container = Container(stream)
     document = Document(container.text)
     digest = document.digest()
+    # All tensors are read, one at a time, since the checksum covers them.
     sizes = {entry.name: tensor.numel() for entry, tensor in container.tensors(digest)}
     modules = [entry for entry in document.fields.below("modules") if "same" not in entry]
     parameters = [parameter for entry in modules for parameter in entry.below("parameters")]

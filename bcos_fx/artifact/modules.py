@@ -281,6 +281,7 @@ class ModuleReader:
         options = {Fields.word(name, where): decode(value, where) for name, value in fields.pairs("options")}
         if fields.value("class") is None:
             return nn.Module()
+        # The class comes from the vocabulary of this program; the file only names the entry.
         spelling = fields.text("class")
         if spelling not in self._classes:
             raise ArtifactError(

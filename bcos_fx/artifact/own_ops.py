@@ -159,6 +159,7 @@ def check_same_results(network: fx.GraphModule | nn.Module, restored: nn.Module,
         if node.op != "call_module" or not is_own_class(type(network.get_submodule(str(node.target)))):
             continue
         layers = [root.get_submodule(str(node.target)) for root in (network, restored)]
+        # Only where random numbers of the example's shapes are inputs that the layer takes.
         shapes = [source.meta.get("shape") for source in node.all_input_nodes]
         if None in shapes or any(not _is_floating(source) for source in node.all_input_nodes):
             continue

@@ -50,6 +50,7 @@ def check_runs(network: BcosNetwork) -> None:
 
 
 def _run_once(network: BcosNetwork) -> None:
+    # Zeros and not random numbers: reading a file twice must come to the same end.
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     given = [node for node in network.graph.nodes if node.op == "placeholder"]
     inputs = [

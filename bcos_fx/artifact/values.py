@@ -74,6 +74,7 @@ def encode(value: Any, where: str, depth: int = 0) -> Any:
 def _is_default(kind: type[Any], name: str, value: object) -> bool:
     """Return whether a field of a dataclass holds its default; an equal value of another type does not count."""
     default = _defaults()[kind.__name__][name]
+    # 1 == True == 1.0 in Python, and a file keeps them apart.
     return type(default) is type(value) and bool(default == value)
 
 
@@ -109,6 +110,7 @@ def decode(value: object, where: str, nodes: Mapping[str, fx.Node] | None = None
     if len(value) != 1:
         raise _malformed(value, where)
     ((tag, content),) = value.items()
+    # A name from a file chooses among the classes of a record, and never reaches an import or getattr().
     if tag in _dataclasses():
         return _dataclass(_dataclasses()[tag], content, where, depth)
     if tag in _MAKERS:

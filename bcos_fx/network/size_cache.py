@@ -48,7 +48,7 @@ class SizeCache:
             UsageError: the source does not take such inputs, or needs parameters for them that ``main`` has not.
         """
         key = tuple(spec.sizes(value.shape) for spec, value in zip(main.record.inputs, inputs, strict=True))
-        with self._lock:
+        with self._lock:  # two threads that ask for one new size would convert it twice
             if key not in self._made:
                 self._made[key] = _over(main, self._convert(inputs), self._buffers)
             return _synchronize(self._made[key], main)

@@ -46,6 +46,7 @@ def _layer(call: Call, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
         options |= {"in_features": shape[1], "out_features": shape[0]}
     else:
         groups = int(options["groups"])
+        # A transposed convolution's weight holds its inputs first, and its outputs by group.
         transposed = "transpose" in call.op.name
         inside, outside = (shape[0], shape[1] * groups) if transposed else (shape[1] * groups, shape[0])
         options |= {"in_channels": inside, "out_channels": outside, "kernel_size": tuple(shape[2:])}
@@ -219,7 +220,7 @@ def average_pool(build: Build) -> nn.Module:
     """Build the average pooling with a max pooling's window, stride, padding and rounding."""
     arguments = build.call.arguments
     classes: dict[str, type[nn.Module]] = {"1": nn.AvgPool1d, "2": nn.AvgPool2d, "3": nn.AvgPool3d}
-    stride = arguments["stride"] or arguments["kernel_size"]
+    stride = arguments["stride"] or arguments["kernel_size"]  # as torch takes a stride that is left out
     cls = classes[build.call.op.name[-2]]
     return cls(arguments["kernel_size"], stride, arguments["padding"], ceil_mode=arguments["ceil_mode"])
 

@@ -71,7 +71,7 @@ def peer_batch_norm(build: Build) -> nn.Module:
     options = {"num_features": peer.num_features, "eps": peer.eps, "momentum": peer.momentum}
     norm = construct(bnn.BatchNormUncentred2d, options | {"affine": affine, "shift": shift})
     norm.weight, norm.running_var, norm.num_batches_tracked = peer.weight, peer.running_var, peer.num_batches_tracked
-    if shift:
+    if shift:  # ours counts the mean into its shift; the peer never subtracts one, so it is 0
         norm.running_mean = torch.zeros_like(peer.running_var)
     norm.bias = peer.bias
     return norm.train(peer.training)

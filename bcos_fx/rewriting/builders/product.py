@@ -29,6 +29,7 @@ def weights_by_stored_matrix(reader: GraphReader, call: Call) -> Verdict:
         return False
     if reader.follows_from_stored(first):
         return False
+    # A new layer gets a copy of the matrix, so a Parameter that others use too would be two from now on.
     for node in sources_of(matrix):
         stored = attribute(reader.graph_module, str(node.target)) if node.op == "get_attr" else None
         if isinstance(stored, nn.Parameter) and len(reader.owners[id(stored)]) > 1:

@@ -221,6 +221,7 @@ def frozen_scale(build: Build) -> nn.Module:
     """Build a variance or a distance as its root or its norm, times what is left of it, which is detached."""
     call, given = build.call, build.call.arguments
     if call.op.name == "pairwise_distance":
+        # torch adds eps to the difference; the norm that carries the value is taken without it.
         p, eps, keep = float(given["p"]), float(given["eps"]), bool(given["keepdim"])
 
         def distance(x: Tensor, y: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ def image_channels(reader: GraphReader, node: fx.Node) -> int | str:
     shape, values = reader.shape(node) or (), len(reader.options.mean)
     if not values:
         return 1
+    # Never dimension 0, which holds the samples, whatever its size in the example is.
     fitting = [axis for axis, size in enumerate(shape) if axis and size == values]
     if not fitting:
         of = f"{shape[1]} channels" if len(shape) == 4 else f"the shape {shape}"

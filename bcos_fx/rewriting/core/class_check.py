@@ -125,6 +125,7 @@ def _linear(trial: _Trial) -> str | None:
     if isinstance(trial.call.module, DynamicLayer):
         return _dynamic(trial, trial.call.module)
     x, y = trial.draw(), trial.draw()
+    # A constant that is not declared would be counted nowhere, and contributions would not add up.
     zero = trial([torch.zeros_like(v) for v in x])
     if not trial.call.op.constants and bool(zero.detach().count_nonzero()):
         return f"it is {float(zero.abs().max()):.3g} where its input is 0: name what it adds in 'constants'"
@@ -157,6 +158,7 @@ def _dynamic(trial: _Trial, layer: DynamicLayer) -> str | None:
         return "it adds a constant: name it in 'constants', and define constant_like" if added else None
     if type(layer).constant_like is DynamicLayer.constant_like:
         return "it has constants, and no method constant_like that gives them"
+    # A layer may have been built without its bias; then constant_like has nothing to give.
     present = any(trial.call.arguments.get(name) is not None for name in trial.call.op.constants)
     stated = layer.constant_like(constant) if present else 0
     return None if trial.same(constant, constant * 0 + stated) else "constant_like is not what it adds"
@@ -167,6 +169,7 @@ def _selection(trial: _Trial) -> str | None:
     y = trial(x)
     if trial.call.op.constants:
         return None
+    # What is picked does not depend on a positive factor, so the result has the same factor.
     if not trial.same(trial([3 * v for v in x]), 3 * y):
         return "three times its input does not give three times its result"
     gradients = torch.autograd.grad(y.sum(), x, allow_unused=True)

@@ -51,6 +51,7 @@ def ending_of(end: fx.Node, read: Reader) -> Ending:
 def _read_ending(node: fx.Node, read: Reader, into: Ending) -> bool:
     """Note what a node is made of; return whether it holds probabilities."""
     steps = _steps(node, read)
+    # The gate nearest to the scores counts: log(softmax(x) + eps) ends in two, and x stands before both.
     before, falls = next(((at, falls) for at, is_gate, falls in reversed(steps) if is_gate), (node, False))
     ends_in_gate = before is not node
     last, _, last_falls = steps[-1] if steps else (node, False, False)

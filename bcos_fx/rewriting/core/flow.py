@@ -211,6 +211,7 @@ class _Analysis:
 
     def _is_carried_by_weight(self, call: Call, operands: Sequence[fx.Node]) -> bool:
         """Return whether a linear layer's kernel depends on the main input and what it is applied to does not."""
+        # A hypernetwork computes kernels from the input: such a layer is linear in its kernel as well.
         weights = call.nodes(WEIGHT) if call.op.linearity == "linear" and call.module is None else []
         return any(n in self._from_main for n in weights) and not any(n in self._from_main for n in operands)
 

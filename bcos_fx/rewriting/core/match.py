@@ -120,6 +120,7 @@ class _Matcher:
         if wrong is not None:
             if not pattern.optional:
                 raise _Miss(wrong, matched=len(partial.nodes))
+            # An optional node is absent: what it would have read stands in its place, and has to match its input.
             partial.stand_in[name] = node
             if pattern.inputs and pattern.inputs[0] != ANY:
                 self._node(pattern.inputs[0], node, partial)
@@ -153,6 +154,7 @@ class _Matcher:
         if len(read) < len(pattern.inputs):
             raise _Miss(_too_few(pattern, call, read), matched=len(partial.nodes))
         misses: list[_Miss] = []
+        # On a copy: an order that fails halfway must leave nothing behind for the next one.
         for order in _orders(pattern):
             tried = partial.copy()
             try:

@@ -37,7 +37,8 @@ class ModulePlacer:
 
     def put_part(self, part: Part, call: Call) -> str:
         """Place a module for a part of the one that is called inside that one, and return its path."""
-        if str(call.node.target) not in self._divided:  # a graph may share its layers with another's
+        # The twin is put in the layer's place once: a graph may share its layers with another's, which keep theirs.
+        if str(call.node.target) not in self._divided:
             set_module(self._root, str(call.node.target), _twin(self._root.get_submodule(str(call.node.target))))
         inside = self._unused_path(f"{call.node.target}.{part.name}")
         set_module(self._root, inside, part.module)
@@ -207,6 +208,7 @@ def set_module(root: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module at a dotted path, making plain containers on the way."""
     owner: nn.Module = root
     *parents, name = path.split(".")
+    # Through registered modules alone, as graphs find them.
     for parent in parents:
         below = owner._modules.get(parent)
         if below is None:

@@ -135,6 +135,7 @@ class Engine:
         missed: list[NearMiss] = []
         steps: list[RuleApplication] = []
         anchor = rule.match[rule.anchor]
+        # A list, as the graph changes below; what a rewrite adds is seen by the next sweep.
         for node in list(reader.graph_module.graph.nodes):
             if node in rewriter.erased or not anchor.admits(self.ops.of(node, reader.graph_module), node.target):
                 continue

@@ -48,6 +48,7 @@ class Precision:
                 built = builder(given)
                 module = built if isinstance(built, nn.Module) else built.module
                 new = [t for t in (*module.parameters(), *module.buffers()) if t.dtype == torch.float64]
+                # The raised ones last: a tensor that the module took over goes back to its own type, not the usual one.
                 raised = {id(t): (t, self._usual) for t in new} | raised
             finally:
                 for tensor, dtype in raised.values():

@@ -231,6 +231,7 @@ def _identity(build: str, call: Call) -> Hashable:
     weights = {n: a for n, a in call.arguments.items() if isinstance(a, fx.Node) and n not in call.op.value}
     stored = [(n, _computation(a)) for n, a in weights.items()]
     options = [(n, repr(a)) for n, a in call.arguments.items() if not isinstance(a, fx.Node)]
+    # Of what no stored tensor tells apart (a ReLU), each call gets a module of its own.
     rank = len(call.node.meta.get("shape") or ())
     return (build, tuple(stored), tuple(options), rank) if stored else None
 
@@ -324,6 +325,7 @@ class _Edit:
         renamed = dict(zip(self.hit.calls[name].inputs, inputs, strict=False))
         args = fx.node.map_arg(old.args, lambda n: renamed.get(n, n))
         kwargs = fx.node.map_arg(old.kwargs, lambda n: renamed.get(n, n))
+        # A parameter that the call names keeps its place; another one is given by name, under the op's own word for it.
         if entry.arguments:
             op = self.hit.calls[name].op
             by_place = op.parameters[: len(args)]

@@ -25,6 +25,7 @@ def note_shape(node: fx.Node, graph_module: fx.GraphModule) -> None:
     """Set ``shape`` and ``dtype`` in a node's meta, in place, from those of its inputs; None where unknown."""
     layer = module_at(graph_module, str(node.target)) if node.op == "call_module" else None
     state = {} if layer is None else {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    # Matrices are what costs time; on the meta device products with them give shapes alone.
     multiplies = layer is not None and any(weight.dim() > 1 for weight in layer.parameters())
     device = "meta" if multiplies else "cpu"
     precision = next((p.dtype for p in graph_module.parameters() if p.is_floating_point()), torch.float32)

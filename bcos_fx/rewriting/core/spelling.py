@@ -151,6 +151,7 @@ def _torch_layers() -> dict[str, type[nn.Module]]:
 @functools.cache
 def _torch_methods() -> frozenset[str]:
     names = {getattr(method, "__name__", "_") for method in get_overridable_functions()[torch.Tensor]}
+    # Those that end in _ change their tensor, which a graph holds in its out-of-place form only.
     return frozenset(name for name in names - _never() if not name.startswith("_") and not name.endswith("_"))
 
 

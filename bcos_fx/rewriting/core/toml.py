@@ -92,6 +92,7 @@ class Table:
     def line(self, name: str | None = None) -> int:
         """Return the line of a key, or of the table itself."""
         key = self._key if name is None else (*self._key, name)
+        # A key of an inline table has no line of its own: then that of the table around it.
         while key not in self._lines:
             key = key[:-1]
         return self._lines[key]

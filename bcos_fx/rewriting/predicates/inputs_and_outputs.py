@@ -54,6 +54,7 @@ def pads_with_zero(reader: GraphReader, call: Call) -> Verdict:
     if call.arguments.get("mode") != "constant" or (value is not None and value != 0):
         return "it pads with something else than zero, which is not a linear map"
     pad, source = call.arguments["pad"], call.inputs[0]
+    # F.pad counts dimensions from the last one, two numbers for each.
     behind = len(reader.shape(source) or (0,) * 4) - 1 - encoded_axis(reader, source)
     sides = pad[2 * behind :][:2] if isinstance(pad, tuple | list) else (None,)
     return True if all(side == 0 for side in sides) else "it pads the channels too"
