@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from bcos_fx.errors import UsageError, VerificationError
 from bcos_fx.network import BcosNetwork
@@ -88,7 +88,7 @@ def optimize(network: BcosNetwork, inputs: object = None) -> BcosNetwork:
         return BcosNetwork(graph_module, record)
 
 
-def _check_equal(network: BcosNetwork, folded: Any, inputs: Any) -> None:
+def _check_equal(network: BcosNetwork, folded: fx.GraphModule, inputs: Any) -> None:
     """Check that both compute the same, in float64.
 
     Raises:
@@ -99,7 +99,7 @@ def _check_equal(network: BcosNetwork, folded: Any, inputs: Any) -> None:
     whole = any(spec.samples != 0 for spec in specs)
     if inputs is None and (len(specs) > 1 or whole):
         raise UsageError("the network takes more than one batch of images", hint="give inputs=, to prove equality on")
-    sizes: Any = () if whole or network.record.guards else None
+    sizes = () if whole or network.record.guards else None
     first = inputs if isinstance(inputs, Tensor) else inputs[0] if inputs is not None else None
     batches = (len(first),) if whole and first is not None else (1, 2)
     verification = verify(network, folded, inputs, batch_sizes=batches, sizes=sizes, transform=lambda x: x)

@@ -21,7 +21,7 @@ from bcos_fx.exporting.subjects import ExplanationOfOutputs, Exportable, Exporta
 from bcos_fx.files import check_target, replacing
 from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.exported import as_module
-from bcos_fx.tracing.inputs import bind
+from bcos_fx.tracing.inputs import ExampleInputs, bind
 from bcos_fx.validation import check_module
 from bcos_fx.verification.samples import synthetic_images
 from bcos_fx.version import __version__
@@ -136,7 +136,7 @@ def export(
     )
 
 
-def _inputs(model: nn.Module, inputs: Any) -> tuple[list[str], list[Tensor]]:
+def _inputs(model: nn.Module, inputs: ExampleInputs | None) -> tuple[list[str], list[Tensor]]:
     """Return names and values of what the network takes, with enough samples to show that their number is free."""
     if isinstance(model, BcosNetwork):
         names = [spec.name for spec in model.record.inputs]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ def _added_to(product: Callable[[Tensor, Tensor], Tensor]) -> Composite:
 _FACTORS = ("mat1", "mat", "batch1", "vec1", "mat2", "vec", "batch2", "vec2")
 
 
-def _multi_dot(tensors: Any, *more: Tensor) -> Tensor:
+def _multi_dot(tensors: Tensor | Sequence[Tensor], *more: Tensor) -> Tensor:
     factors = (tensors, *more) if isinstance(tensors, Tensor) else tuple(tensors)
     return functools.reduce(torch.matmul, factors)
 
@@ -90,7 +90,7 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
     return value * torch.sigmoid(gate)
 
 
-def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Any:
+def _clamp(input: Tensor, min: Tensor | float | None = None, max: Tensor | float | None = None) -> Any:
     """Leave a clamp that lets 0 pass; of others, such as ``x.clamp(min=1e-6)``, the bounds are constants."""
     if _is_number_or_none(min) and _is_number_or_none(max) and (min or 0) <= 0 <= (max or 0):
         return NotImplemented
@@ -143,7 +143,7 @@ def _upsample(mode: str, align_corners: bool | None) -> Composite:
     return upsample
 
 
-def _scaled(value: Tensor, factor: Any) -> Tensor:
+def _scaled(value: Tensor, factor: Tensor | float) -> Tensor:
     return value if isinstance(factor, int | float) and factor == 1 else value * factor
 
 

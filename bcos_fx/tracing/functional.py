@@ -11,7 +11,7 @@ from torch.fx.node import has_side_effect
 from bcos_fx.errors import TraceError
 
 
-def set_item(tensor: Tensor, index: Any, value: Any) -> Tensor:
+def set_item(tensor: Tensor, index: Any, value: Tensor | float) -> Tensor:
     """Return a copy of `tensor` in which ``copy[index]`` is `value`.
 
     Args:
@@ -37,7 +37,7 @@ def copy_into(tensor: Tensor, source: Tensor) -> Tensor:
     return source.to(device=tensor.device, dtype=tensor.dtype).expand_as(tensor).clone()
 
 
-def fill(tensor: Tensor, value: Any) -> Tensor:
+def fill(tensor: Tensor, value: Tensor | float) -> Tensor:
     """Return a tensor of the form of `tensor` with `value` everywhere: what ``tensor.fill_(value)`` would leave there.
 
     Args:

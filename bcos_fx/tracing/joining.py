@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,12 +29,12 @@ def _with_rank(tensor: Tensor, rank: int) -> Tensor:
     return tensor.unsqueeze(-1) if tensor.dim() == 2 and rank == 3 else tensor
 
 
-def _hstack(tensors: Any) -> Tensor:
+def _hstack(tensors: Sequence[Tensor]) -> Tensor:
     parts = [_with_rank(tensor, 1) for tensor in tensors]
     return torch.cat(parts, 0 if parts[0].dim() == 1 else 1)
 
 
-def _vstack(tensors: Any) -> Tensor:
+def _vstack(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([_with_rank(tensor, 2) for tensor in tensors], 0)
 
 

@@ -108,7 +108,7 @@ def _read_attribute(value: object, name: str) -> Any:
 
 
 def _with_size_check(function: Function, grows: Callable[[Any, Any], bool]) -> Function:
-    def call(left: Any, right: Any) -> Any:
+    def call(left: object, right: object) -> Any:
         if isinstance(left, Tensor) or isinstance(right, Tensor):
             return function(left, right)
         _check_kinds(left, right)

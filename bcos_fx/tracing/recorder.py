@@ -131,7 +131,7 @@ class Recorder(TorchFunctionMode):
             return self._call(func, call, args, kwargs, in_place=True)
         return self._call(func, graph_call(func, args, kwargs), args, kwargs, in_place=False)
 
-    def unseen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def unseen(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record a kernel call that did not come through ``__torch_function__``."""
         if self._busy or not self._follows(func, args, kwargs):
             return self._run_unrecorded(func, args, kwargs)

@@ -15,7 +15,7 @@ path. The layers of the gates are not. The number of steps becomes that of the e
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -29,6 +29,7 @@ from bcos_fx.errors import TraceError
 from bcos_fx.tracing.source import current_source
 
 State = tuple[Tensor, ...]
+RunLayer = Callable[..., tuple[Tensor, State]]
 
 _GATES = {"LSTM": 3, "GRU": 2, "RNN": 0}
 _CANDIDATE = {"LSTM": 2, "GRU": 2, "RNN": 0}
@@ -122,7 +123,7 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
-def layer_forward(self: nn.RNNBase, input: Any, hx: Any = None) -> Any:
+def layer_forward(self: nn.RNNBase, input: Tensor | PackedSequence, hx: Tensor | State | None = None) -> Any:
     """Run all layers as ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` do, on a tensor or a packed sequence."""
     given = hx if hx is None or isinstance(hx, tuple) else (hx,)
     if isinstance(input, PackedSequence):
@@ -161,7 +162,7 @@ def _as_given(layer: nn.RNNBase, states: State) -> Any:
     return states if layer.mode == "LSTM" else states[0]
 
 
-def _layers(layer: nn.RNNBase, x: Tensor, given: State | None, run: Any) -> tuple[Tensor, State]:
+def _layers(layer: nn.RNNBase, x: Tensor, given: State | None, run: RunLayer) -> tuple[Tensor, State]:
     """Run layer after layer, each in its one or two directions; return the output and the stacked last states."""
     directions = ("", "_reverse")[: 2 if layer.bidirectional else 1]
     ends: list[State] = []

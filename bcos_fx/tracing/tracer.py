@@ -213,7 +213,7 @@ def _check_repeats(root: nn.Module, recording: _Recording, expected: Tensor, bef
 
 
 @contextlib.contextmanager
-def _explained_errors(root: nn.Module, recorder: Recorder, example: Any) -> Iterator[None]:
+def _explained_errors(root: nn.Module, recorder: Recorder, example: ExampleInputs) -> Iterator[None]:
     """Turn an error of the module's own code into one of ours: of the inputs if the module fails alone too."""
     try:
         yield
