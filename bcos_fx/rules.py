@@ -25,7 +25,7 @@ from bcos_fx.rewriting.core.registry import builder, predicate
 from bcos_fx.rewriting.core.rule import Rule
 from bcos_fx.rewriting.core.rulefile import load, rule
 from bcos_fx.rewriting.core.spelling import register
-from bcos_fx.tracing.whole import kept_whole
+from bcos_fx.tracing.whole import keep_whole
 
 __all__ = [
     "Build",
@@ -74,7 +74,7 @@ def op(spelling: str, *, linearity: str | None = None, name: str | None = None, 
                 f"{spelling!r} is named like a function that changes its argument",
                 hint="register one that returns a new tensor, without _ at its end",
             )
-        traceable = target if isinstance(target, type) else kept_whole(target, spelling)
+        traceable = target if isinstance(target, type) else keep_whole(target, spelling)
         register(spelling, traceable)
         forget_vocabulary()
         if linearity is not None:

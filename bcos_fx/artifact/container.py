@@ -73,7 +73,7 @@ class Digest:
         return self._hash.hexdigest()
 
 
-def laid_out(tensors: Mapping[str, Tensor]) -> list[TensorEntry]:
+def lay_out_tensors(tensors: Mapping[str, Tensor]) -> list[TensorEntry]:
     """Return where each tensor goes: wide dtypes first, so that every tensor is aligned, then by name.
 
     Raises:
@@ -97,7 +97,7 @@ def content_of(tensor: Tensor) -> memoryview:
 
 def write(stream: BinaryIO, text: str, tensors: Mapping[str, Tensor]) -> None:
     """Write contiguous tensors on the CPU and a text that :data:`KEY` marks."""
-    entries = laid_out(tensors)
+    entries = lay_out_tensors(tensors)
     header: dict[str, Any] = {_METADATA: {KEY: text}}
     for entry in entries:
         header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [entry.begin, entry.end]}
@@ -154,7 +154,7 @@ class Container:
             )
         self._data = 8 + length
         if self._data > self.size:
-            raise cut_off(self._data, self.size)
+            raise cut_off_error(self._data, self.size)
         JSON_BYTES.check(length, "the file's header", ArtifactError)
         self._stream.seek(8)
         header = parse(self._stream.read(length))
@@ -169,7 +169,7 @@ class Container:
                 raise ArtifactError("the tensors in the file overlap or leave gaps", where=f"tensor {entry.name!r}")
             expected = entry.end
         if self._data + expected > self.size:
-            raise cut_off(self._data + expected, self.size)
+            raise cut_off_error(self._data + expected, self.size)
         if self._data + expected < self.size:
             raise ArtifactError(f"{self.size - self._data - expected} bytes too many follow the tensors in the file")
 
@@ -181,12 +181,12 @@ class Container:
             content = content_of(tensor)
             # BinaryIO does not declare readinto, which fills the tensor without a copy; files and BytesIO have it.
             if self._stream.readinto(content) != len(content):  # type: ignore[attr-defined]
-                raise cut_off(self._data + entry.end, self.size)
+                raise cut_off_error(self._data + entry.end, self.size)
             digest.add(entry, content)
             yield entry, tensor
 
 
-def cut_off(expected: int, size: int) -> ArtifactError:
+def cut_off_error(expected: int, size: int) -> ArtifactError:
     """Return the error for a file that ends early."""
     return ArtifactError(
         f"the file is cut off: it has {size} bytes and should have at least {expected}", hint="copy or save it again"

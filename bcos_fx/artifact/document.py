@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcos_fx.artifact.container import Container, Digest, content_of, laid_out, parse
+from bcos_fx.artifact.container import Container, Digest, content_of, lay_out_tensors, parse
 from bcos_fx.artifact.fields import Fields
 from bcos_fx.artifact.graph import GraphBuilder, write_graph
 from bcos_fx.artifact.modules import ModuleReader, ModuleWriter
@@ -64,11 +64,11 @@ def describe(model: BcosNetwork, *, half: bool = False) -> tuple[str, dict[str, 
     }
     document |= {"ops": declared} if declared else {}
     document |= {"half": True} if half else {}
-    read_back = restored(Fields(parse(_dumped(document)), "the network"), writer.tensors)
+    read_back = restore_network(Fields(parse(_dumped(document)), "the network"), writer.tensors)
     # Written, read and compared before anything reaches the disk: a file that cannot be read is never made.
     check_same_results(model, read_back, model.graph)
     digest = Digest(_dumped(document))
-    for entry in laid_out(tensors):
+    for entry in lay_out_tensors(tensors):
         digest.add(entry, content_of(tensors[entry.name]))
     return _dumped(document | {"sha256": digest.hex()}), tensors
 
@@ -168,7 +168,7 @@ def read(container: Container, device: torch.device) -> BcosNetwork:
         document.fields.finish("format", "versions", "sha256", "modules", "nodes", "record", "ops", "half")
         if document.is_half:
             tensors = {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
-        network = restored(document.fields, tensors)
+        network = restore_network(document.fields, tensors)
     return _with_notes(network) if document.is_half else network
 
 
@@ -178,7 +178,7 @@ def _with_notes(network: BcosNetwork) -> BcosNetwork:
     return network.with_report(dataclasses.replace(report, notes=notes))
 
 
-def restored(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
+def restore_network(fields: Fields, tensors: Mapping[str, Tensor]) -> BcosNetwork:
     """Build the network from its description and tensors; nothing but the op vocabulary is asked for code.
 
     Raises:

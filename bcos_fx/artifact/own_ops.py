@@ -23,7 +23,7 @@ from bcos_fx.nn.construction import constructor_options
 from bcos_fx.rewriting.core.op import Op
 from bcos_fx.rewriting.core.ops import Vocabulary
 from bcos_fx.rewriting.core.spelling import is_own
-from bcos_fx.tracing.modules import modes_kept
+from bcos_fx.tracing.modules import keep_modes
 
 _NOT_MEANT = frozenset({"name", "modules", "functions", "methods", "declared", "peers", "view", "instead"})
 _COMPARED = (bool, int, float, str, types.NoneType, torch.dtype, tuple, list, dict)
@@ -186,6 +186,6 @@ def _result(layer: nn.Module, shapes: list[Any]) -> Tensor:
     like = next((t for t in layer.state_dict().values() if t.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(tuple(shape), generator=generator).to(like) for shape in shapes]
-    with modes_kept(layer), torch.no_grad():
+    with keep_modes(layer), torch.no_grad():
         result: Tensor = layer.eval()(*inputs)
     return result.detach().cpu().double()

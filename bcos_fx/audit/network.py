@@ -8,7 +8,7 @@ from bcos_fx.audit.section import Section
 from bcos_fx.escaping import amount
 from bcos_fx.explanation.certify import Certification
 from bcos_fx.network import BcosNetwork
-from bcos_fx.network.facts import described
+from bcos_fx.network.facts import describe_facts
 from bcos_fx.report.sentences import drift_sentence, next_step, verdict
 from bcos_fx.report.text import head_rows
 
@@ -21,7 +21,7 @@ def network_sections(
     """Yield the sections of a report that describe the network."""
     record = network.record
     count = sum(parameter.numel() for parameter in network.parameters())
-    rows = [*file, *described(record.classes, record.training, record.origin), ("parameters", f"{count:,}")]
+    rows = [*file, *describe_facts(record.classes, record.training, record.origin), ("parameters", f"{count:,}")]
     rows += [*head_rows(network.report), ("images", str(network.preprocessing))]
     yield Section("The network", rows=tuple(rows), alert=next_step(network.report) or "" if not record.training else "")
     yield _proof(network)

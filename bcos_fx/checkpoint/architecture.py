@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from bcos_fx.checkpoint import hugging_face
 from bcos_fx.checkpoint.libraries import (
-    built,
+    build_module,
+    import_library,
     names_weights,
     open_clip_tower,
-    required,
     run_users_code,
     timm_model,
     torchvision_model,
@@ -84,14 +84,14 @@ def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = N
     if not colon or not source or not name:
         raise CheckpointError(f"{arch!r} names no architecture", hint=f"write it as {FORMS}")
     if source == "transformers":
-        kind, chosen = hugging_face.named_class(required("transformers", "transformers"), name, arch)
-        return built(lambda: kind(hugging_face.configured(kind, configuration, chosen, arch)), arch)
+        kind, chosen = hugging_face.named_class(import_library("transformers", "transformers"), name, arch)
+        return build_module(lambda: kind(hugging_face.make_configuration(kind, configuration, chosen, arch)), arch)
     if source == "timm":
         return timm_model(name, arch, fetch=fetch, classes=class_count(configuration))
     if source in _BUILDERS:
         return _BUILDERS[source](name, arch)
     factory = _member(_user_module(source, arch), name, arch)
-    return built(factory, arch)
+    return build_module(factory, arch)
 
 
 def has_random_weights(arch: str) -> bool:
@@ -109,7 +109,7 @@ def architecture_names(source: str) -> list[str]:
     """
     if source not in _LISTED:
         raise CheckpointError(f"there is no list of the networks of {source!r}", hint=nearest(source, _LISTED))
-    return list(required(*_LISTED[source]).list_models())
+    return list(import_library(*_LISTED[source]).list_models())
 
 
 def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -> None:
@@ -131,7 +131,9 @@ def load_into(module: nn.Module, state_dict: StateDict | Mapping[str, Tensor]) -
     tensors = _with_names_of(tensors, list(expected))
     if expected.keys() != tensors.keys():
         # With the prefix put back: transformers' own table of renamings is written for full names.
-        tensors = hugging_face.renamed(module, {wrapped.prefix + n: t for n, t in wrapped.tensors.items()}) or tensors
+        tensors = (
+            hugging_face.rename_weights(module, {wrapped.prefix + n: t for n, t in wrapped.tensors.items()}) or tensors
+        )
     misshapen = [
         f"{name}: {tuple(tensor.shape)} in the file, {tuple(expected[name].shape)} in the network"
         for name, tensor in tensors.items()

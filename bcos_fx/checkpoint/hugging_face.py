@@ -33,7 +33,7 @@ def named_class(library: object, name: str, arch: str) -> tuple[type[nn.Module],
     return kind, {"attn_implementation": attention} if attention else {}
 
 
-def configured(kind: Any, content: Mapping[str, Any] | None, chosen: Mapping[str, str], arch: str) -> Any:
+def make_configuration(kind: Any, content: Mapping[str, Any] | None, chosen: Mapping[str, str], arch: str) -> Any:
     """Return the configuration of a class: what a file says of it, or the default of its kind.
 
     Raises:
@@ -55,7 +55,7 @@ def configured(kind: Any, content: Mapping[str, Any] | None, chosen: Mapping[str
     return wanted.from_dict({**settings, **chosen})
 
 
-def renamed(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+def rename_weights(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Return weights under the names that this version of transformers has for them.
 
     Files from before some version call a layer norm's weight ``gamma``, or a projection by another path; transformers

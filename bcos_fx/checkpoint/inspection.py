@@ -14,7 +14,7 @@ from bcos_fx.checkpoint.architecture import guess_architecture
 from bcos_fx.checkpoint.folders import weights_at
 from bcos_fx.checkpoint.identify import FileKind, identify
 from bcos_fx.checkpoint.published import guess_published
-from bcos_fx.checkpoint.reading import StateDict, load_object, load_safetensors, load_tensors, nonfinite
+from bcos_fx.checkpoint.reading import StateDict, count_nonfinite, load_object, load_safetensors, load_tensors
 from bcos_fx.errors import CheckpointError
 from bcos_fx.escaping import listed
 
@@ -110,7 +110,7 @@ def inspect(path: str | os.PathLike[str], *, key: str | None = None) -> Inspecti
     rows: tuple[TensorRow, ...] = ()
     if state is not None:
         try:
-            counts = nonfinite(state)
+            counts = count_nonfinite(state)
             rows = tuple(_row(name, tensor, counts[name]) for name, tensor in state.tensors.items())
         except CheckpointError as error:
             state, problem = None, error.what

@@ -32,7 +32,7 @@ def names_weights(source: str, name: str) -> bool:
     return source != "transformers" and ("@" in name or (source == "timm" and "." in name))
 
 
-def built(factory: Callable[[], Any], arch: str, weights: Callable[[], str] | None = None) -> nn.Module:
+def build_module(factory: Callable[[], Any], arch: str, weights: Callable[[], str] | None = None) -> nn.Module:
     """Build a network.
 
     Raises:
@@ -78,7 +78,7 @@ def _raised(doing: str, error: Exception, arch: str) -> CheckpointError:
     return CheckpointError(f"{doing} raised {type(error).__name__}: {error}", where=arch, hint=hint)
 
 
-def required(name: str, extra: str) -> Any:
+def import_library(name: str, extra: str) -> Any:
     """Import a library; MissingExtraError names the extra that brings it."""
     return library(name, extra, f"--arch {name.partition('.')[0]}:...")
 
@@ -88,20 +88,20 @@ def required(name: str, extra: str) -> Any:
 
 def torchvision_model(name: str, arch: str) -> nn.Module:
     """Build ``NAME[@WEIGHTS]``; named weights are recorded in ``pretrained_cfg``, in timm's words."""
-    models = required("torchvision.models", "vision")
+    models = import_library("torchvision.models", "vision")
     name, _, wanted = name.partition("@")
     known = models.list_models()
     if name not in known:
         raise CheckpointError(f"torchvision has no model {name!r}", where=arch, hint=nearest(name, known))
     wanted = "DEFAULT" if wanted == "pretrained" else wanted
     if not wanted:
-        return built(lambda: models.get_model(name, weights=None, **without_downloads(models, name)), arch)
+        return build_module(lambda: models.get_model(name, weights=None, **without_downloads(models, name)), arch)
     choices = models.get_model_weights(name)
     if wanted not in choices.__members__:
         hint = nearest(wanted, choices.__members__)
         raise CheckpointError(f"{name} has no weights {wanted!r}", where=arch, hint=hint)
     weights = choices[wanted]
-    module = built(lambda: models.get_model(name, weights=weights), arch, lambda: _from_url(weights.url))
+    module = build_module(lambda: models.get_model(name, weights=weights), arch, lambda: _from_url(weights.url))
     preset = weights.transforms()
     recorded: dict[str, Any] = {"name": arch, "label_names": weights.meta.get("categories")}
     recorded["origin_url"] = weights.meta.get("recipe")
@@ -141,7 +141,7 @@ def timm_model(name: str, arch: str, *, fetch: bool = True, classes: int | None 
         fetch: load the weights that the name includes; else only what timm records of them is on the module.
         classes: how many it has; None: as many as its published weights.
     """
-    timm = required("timm", "timm")
+    timm = import_library("timm", "timm")
     stem, at, asked = name.partition("@")
     if not timm.is_model(stem):
         raise CheckpointError(
@@ -149,7 +149,7 @@ def timm_model(name: str, arch: str, *, fetch: bool = True, classes: int | None 
         )
     sized = {} if classes is None else {"num_classes": classes}
     if not names_weights("timm", name):
-        return built(lambda: timm.create_model(name, pretrained=False, **sized), arch)
+        return build_module(lambda: timm.create_model(name, pretrained=False, **sized), arch)
     tagged = f"{stem}.{asked}" if at and asked != "pretrained" else stem
     stem, _, tag = tagged.partition(".")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{stem}*") if known.partition(".")[0] == stem]
@@ -158,9 +158,11 @@ def timm_model(name: str, arch: str, *, fetch: bool = True, classes: int | None 
         hint = nearest(tag, tags) if tags else "give a checkpoint file beside --arch"
         raise CheckpointError(what, where=arch, hint=hint)
     if not fetch:
-        return built(lambda: timm.create_model(tagged, pretrained=False, **sized), arch)
+        return build_module(lambda: timm.create_model(tagged, pretrained=False, **sized), arch)
     with cache_alone_if_unreachable():
-        return built(lambda: timm.create_model(tagged, pretrained=True), arch, lambda: _timms_place(timm, tagged))
+        return build_module(
+            lambda: timm.create_model(tagged, pretrained=True), arch, lambda: _timms_place(timm, tagged)
+        )
 
 
 def _timms_place(timm: Any, tagged: str) -> str:
@@ -180,7 +182,7 @@ def open_clip_choice(text: str, arch: str) -> tuple[Any, str, str | None]:
         CheckpointError: it has no such model, or no such weights of it; names the nearest.
         MissingExtraError: it is not installed.
     """
-    open_clip = required("open_clip", "clip")
+    open_clip = import_library("open_clip", "clip")
     name, at, tag = text.partition("@")
     known = open_clip.list_models()
     if name not in known:
@@ -213,7 +215,7 @@ def open_clip_tower(name: str, arch: str) -> nn.Module:
     open_clip, name, tag = open_clip_choice(name, arch)
     place = None if tag is None else lambda: _open_clips_place(open_clip.get_pretrained_cfg(name, tag))
     with cache_alone_if_unreachable() if tag else nullcontext():
-        visual = built(lambda: open_clip_model(open_clip, name, tag).visual, arch, place)
+        visual = build_module(lambda: open_clip_model(open_clip, name, tag).visual, arch, place)
     if not tag and hasattr(visual, "preprocess_cfg"):
         del visual.preprocess_cfg  # without weights it is CLIP's mean and std for every model, and no record
     return visual

@@ -360,11 +360,11 @@ class _Assignment:
                 owner, _, last = path.rpartition(".")
                 setattr(self.module.get_submodule(owner), last, wide)
             else:
-                self.values[name] = narrowed(self.values[name])
+                self.values[name] = narrow_weight(self.values[name])
         self.module.load_state_dict(self.values, strict=False)
 
 
-def narrowed(weight: Tensor) -> Tensor:
+def narrow_weight(weight: Tensor) -> Tensor:
     """Return w with w x' = [a, b] [x', -x']: a - b, of channels in a convolution, of each pixel's in a Linear."""
     if weight.dim() > 2:
         a, b = weight.chunk(2, 1)

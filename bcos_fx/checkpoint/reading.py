@@ -132,7 +132,7 @@ def read_state_dict(path: str | os.PathLike[str], *, key: str | None = None, tru
             weights that are NaN or infinite.
     """
     state = load_tensors(path, key=key, trust_pickle=trust_pickle)
-    bad = {name: count for name, count in nonfinite(state).items() if count}
+    bad = {name: count for name, count in count_nonfinite(state).items() if count}
     if bad:
         raise CheckpointError(
             f"{amount(len(bad), 'tensor')} hold NaN or infinite values: "
@@ -360,7 +360,7 @@ def _no_weights(content: object, source: str) -> CheckpointError:
     )
 
 
-def nonfinite(state: StateDict) -> dict[str, int]:
+def count_nonfinite(state: StateDict) -> dict[str, int]:
     """Return how many values of each tensor are NaN or infinite.
 
     Raises:

@@ -98,7 +98,7 @@ def _header_as_dict(header: Header) -> dict[str, Any]:
 
 
 def _head(path: Path, header: Header) -> str:
-    from bcos_fx.network.facts import described
+    from bcos_fx.network.facts import describe_facts
     from bcos_fx.report.text import render_head
 
     record = header.record
@@ -111,7 +111,7 @@ def _head(path: Path, header: Header) -> str:
             ("size", f"{header.size:,} bytes, {'whole' if header.intact else 'ALTERED: does not fit its checksum'}"),
         ],
         after=[
-            *described(record.classes, record.training, record.origin),
+            *describe_facts(record.classes, record.training, record.origin),
             ("parameters", f"{header.parameters:,} in {amount(header.tensors, 'tensor')}"),
             ("operations", ops),
         ],

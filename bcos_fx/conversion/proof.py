@@ -17,7 +17,7 @@ from bcos_fx.report.collect import mark_origins
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.verification.blame import find_culprit
 from bcos_fx.verification.blocks import WHOLE, verify_blocks
-from bcos_fx.verification.conditioning import well_conditioned
+from bcos_fx.verification.conditioning import prove_well_conditioned
 from bcos_fx.verification.equivalence import Verification, verify
 from bcos_fx.verification.judging import differs
 from bcos_fx.verification.original import EachAlone, NormalizedModel
@@ -56,11 +56,11 @@ def prove(stage: Preserved) -> Verification:
     run = partial(verify, original, converted, batch_sizes=(1, 2), sizes=_sizes(stage), preserves="eval")
     if conversion.method == "float32":
         run = partial(run, dtype=torch.float32, gradients=False)
-    result = dataclasses.replace(well_conditioned(run, inputs), method=conversion.method)
+    result = dataclasses.replace(prove_well_conditioned(run, inputs), method=conversion.method)
     wrong = [row.name for row in result.comparisons if row.verdict == "different"]
     if stage.traced.trace.own_backward and wrong and all("gradient" in name for name in wrong):
         # The module's own backward pass is not the gradient of what it computes: the graph holds what it computes.
-        result = well_conditioned(partial(run, gradients=False), inputs)
+        result = prove_well_conditioned(partial(run, gradients=False), inputs)
     if differs(result.comparisons):
         raise _not_the_original(stage, result)
     return result

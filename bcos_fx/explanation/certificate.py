@@ -26,7 +26,7 @@ from bcos_fx.rewriting.core.ops import Call, vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.refinement import is_never_linear
-from bcos_fx.rewriting.core.slots import SLOTS, constant_operands
+from bcos_fx.rewriting.core.slots import SLOTS, find_constant_operands
 from bcos_fx.rewriting.core.stored import sources_of
 
 _SHOWN, _FIRST = 20, 3
@@ -202,7 +202,7 @@ def _left_undone(reader: GraphReader, node: fx.Node) -> str | None:
         return None
     if is_never_linear(call) or isinstance(call.module, DynamicLayer):
         return "its weight is a layer's or call's own secret: no rule could hold it fixed"
-    if constant_operands(reader, call) or adds_an_uncounted_constant(reader, call) is True:
+    if find_constant_operands(reader, call) or adds_an_uncounted_constant(reader, call) is True:
         return "it adds a constant that no rule could count"
     if SLOTS["gate"](reader, call) is not None:
         return "it reads a gate that no rule could hold fixed"
@@ -229,7 +229,7 @@ def _constants(reader: GraphReader, node: fx.Node) -> Iterator[ConstantSource]:
         return
     if adds_a_constant(call) or (call.op.linearity == "gate" and reader.flow.kinds[node.name] == VALUE):
         yield ConstantSource(shift_source(call), node.name)
-    for slot in constant_operands(reader, call):
+    for slot in find_constant_operands(reader, call):
         yield ConstantSource(operand_source(reader, slot, call), node.name)
 
 

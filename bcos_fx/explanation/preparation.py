@@ -17,7 +17,7 @@ from torch import fx
 
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.network import BcosNetwork
-from bcos_fx.rewriting.core.ending import Ending, ending_of
+from bcos_fx.rewriting.core.ending import Ending, read_ending
 from bcos_fx.rewriting.core.flow import EXPLAINED
 from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.rewriting.core.main_input import main_input
@@ -189,7 +189,7 @@ def _nearest_layers(graph_module: fx.GraphModule, name: str) -> str:
 
 
 def _ending(graph_module: fx.GraphModule) -> Ending:
-    return ending_of(_output(graph_module).all_input_nodes[0], _reader(graph_module).call)
+    return read_ending(_output(graph_module).all_input_nodes[0], _reader(graph_module).call)
 
 
 def _reader(graph_module: fx.GraphModule) -> GraphReader:

@@ -11,7 +11,7 @@ from bcos_fx.data.preprocessing import is_photograph
 from bcos_fx.escaping import amount, shown_in_a_line
 from bcos_fx.explanation.certify import certify
 from bcos_fx.network import BcosNetwork
-from bcos_fx.network.facts import described
+from bcos_fx.network.facts import describe_facts
 from bcos_fx.report.sentences import drift_sentence, next_step, verdict
 from bcos_fx.report.text import head_rows
 
@@ -76,7 +76,7 @@ def _body(network: BcosNetwork, name: str, picture: str | None, measured: Mappin
         yield "\n## What was measured\n"
         yield from _table(figures)
     yield "\n## The network\n"
-    rows = [*described(record.classes, record.training, record.origin), *head_rows(report)]
+    rows = [*describe_facts(record.classes, record.training, record.origin), *head_rows(report)]
     yield from _table(rows)
     if record.classes:
         listed = ", ".join(_text(each) for each in record.classes[:_MOST_NAMES])

@@ -117,7 +117,9 @@ def check_facts(
         raise error(f"{origin.sha256[:80]!r} is not a SHA-256", where="the record's origin")
 
 
-def described(classes: Sequence[str], training: Sequence[TrainingRun], origin: Origin | None) -> list[tuple[str, str]]:
+def describe_facts(
+    classes: Sequence[str], training: Sequence[TrainingRun], origin: Origin | None
+) -> list[tuple[str, str]]:
     """Return what is known of a network as rows of label and text; nothing is escaped."""
     rows = []
     if origin is not None:

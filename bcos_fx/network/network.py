@@ -20,7 +20,7 @@ from bcos_fx.network.facts import check_facts
 from bcos_fx.network.record import InputSpec, Record
 from bcos_fx.report import Report
 from bcos_fx.tracing.graph_module import GraphModule
-from bcos_fx.tracing.program import compiled, module_at
+from bcos_fx.tracing.program import compile_graph, module_at
 
 _NOT_COPIED = ("graph", "record", "_program", "_other_sizes")
 """Attributes of a network besides its parts; of a copy they are set one by one."""
@@ -66,7 +66,7 @@ class BcosNetwork(nn.Module):
         for name, buffer in graph_module._buffers.items():
             self.register_buffer(name, buffer, persistent=name not in graph_module._non_persistent_buffers_set)
         self._other_sizes: SizeCacheProtocol | None = None
-        self._program = compiled(self.graph)
+        self._program = compile_graph(self.graph)
         nn.Module.train(self, graph_module.training)
 
     def get_submodule(self, target: str) -> nn.Module:

@@ -18,7 +18,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.network.network import BcosNetwork
 from bcos_fx.nn.construction import constructor_options
 from bcos_fx.tracing.graph_module import GraphModule
-from bcos_fx.tracing.modules import modes_kept
+from bcos_fx.tracing.modules import keep_modes
 from bcos_fx.tracing.program import attribute
 
 _OWN = "of_this_size"
@@ -83,7 +83,7 @@ def _over(main: BcosNetwork, new: BcosNetwork, buffers: frozenset[str]) -> BcosN
     for store in _STORES:
         getattr(holder, store).update(getattr(main, store))
     holder.add_module(_OWN, added)
-    with modes_kept(main):  # a new network sets the mode of its parts, and these are the main one's
+    with keep_modes(main):  # a new network sets the mode of its parts, and these are the main one's
         return type(main)(GraphModule(holder, graph), new.record)
 
 

@@ -27,7 +27,7 @@ from bcos_fx.testing.blocks import (
     norm,
 )
 from bcos_fx.testing.statistics import norm_statistics_from_data_, randomise_
-from bcos_fx.tracing.modules import modes_kept
+from bcos_fx.tracing.modules import keep_modes
 from bcos_fx.verification.samples import synthetic_images
 
 BlockKind = Literal[
@@ -218,7 +218,7 @@ def _balance_head_(network: Network, samples: Tensor) -> None:
     Deep random networks answer to everything with one large constant; this brings the part that varies to the
     fore, as training would.
     """
-    with modes_kept(network):
+    with keep_modes(network):
         outputs = network.eval()(samples)
     deviation, mean = torch.std_mean(outputs, dim=0)
     gain = 1 / deviation.clamp(min=1e-4)

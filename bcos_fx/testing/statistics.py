@@ -19,7 +19,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.nn import BcosLayer
 from bcos_fx.nn.batchnorm import _BatchNormUncentred
 from bcos_fx.nn.norms import NormLayer
-from bcos_fx.tracing.modules import modes_kept
+from bcos_fx.tracing.modules import keep_modes
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -139,7 +139,7 @@ def _set_gain_once() -> Callable[[Any, tuple[Tensor, ...], Tensor], Tensor | Non
 def _training_only(module: nn.Module, parts: list[_NormBase]) -> Iterator[None]:
     """Put ``parts`` in train mode and the rest in eval mode; restore modes, and the parts' momenta, afterwards."""
     momenta = [part.momentum for part in parts]
-    with modes_kept(module):
+    with keep_modes(module):
         module.eval()
         for part in parts:
             part.training = True

@@ -17,7 +17,7 @@ _Cache = type(functools.lru_cache(lambda: None))
 
 
 @contextmanager
-def passed_by(root: nn.Module) -> Iterator[None]:
+def bypass_caches(root: nn.Module) -> Iterator[None]:
     """While this lasts, functions with a ``functools.lru_cache`` in the modules' source files run without it.
 
     For everybody, other threads too: they get the same results, computed again.

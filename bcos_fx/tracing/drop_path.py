@@ -25,7 +25,7 @@ Mode = Literal["row", "batch"]
 _MODES: tuple[Mode, ...] = ("row", "batch")
 
 
-def as_drop_paths(module: nn.Module) -> None:
+def replace_drop_paths(module: nn.Module) -> None:
     """Replace modules that drop paths in train mode by our own, in place; the module is in eval mode."""
     replacements: dict[nn.Module, DropPath | None] = {}
     with preserved(()), torch.no_grad():

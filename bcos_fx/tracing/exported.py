@@ -19,8 +19,8 @@ from torch.export import ExportedProgram
 from torch.overrides import _get_current_function_mode
 
 from bcos_fx.tracing.recorder import Recorder
-from bcos_fx.tracing.source import SourceLine, attributed_to, is_torchs
-from bcos_fx.tracing.wrappers import unwrapped
+from bcos_fx.tracing.source import SourceLine, attribute_to, is_torchs
+from bcos_fx.tracing.wrappers import unwrap
 
 _PRECISION_CHECK = torch.ops.aten._assert_tensor_metadata.default
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)')
@@ -65,7 +65,7 @@ class Exported(nn.Module):
 
     def run(self, values: tuple[Any, ...]) -> Any:
         """Run the program on its inputs, in order."""
-        with attributed_to(SourceLine("exported program", 0, "the sizes of its inputs")):
+        with attribute_to(SourceLine("exported program", 0, "the sizes of its inputs")):
             self._check_sizes(values)
         runner = _Regrouped(self, garbage_collect_values=False, graph=self.calls)
         return self.calls.process_outputs(runner.run(*values, enable_io_processing=False))
@@ -87,7 +87,7 @@ def as_module(network: object) -> Any:
     """Return an exported program as a module, a module without wrappers around it, anything else as it is."""
     if isinstance(network, ExportedProgram):
         return Exported(network)
-    return unwrapped(network) if isinstance(network, nn.Module) else network
+    return unwrap(network) if isinstance(network, nn.Module) else network
 
 
 def _with_names(names: list[str]) -> type[Exported]:
@@ -119,7 +119,7 @@ def _as_it_was(node: fx.Node) -> Iterator[None]:
     stack = [place for place in (node.meta.get("nn_module_stack") or {}).values() if "_empty_nn_module" not in place[0]]
     path, kind = stack[-1] if stack else ("", "")
     name = kind.rpartition(".")[2] if isinstance(kind, str) else kind.__name__
-    with recorder.inside(path.partition("@")[0], name), attributed_to(_source(node)):
+    with recorder.inside(path.partition("@")[0], name), attribute_to(_source(node)):
         yield
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from bcos_fx.tracing.program import compiled, module_at
+from bcos_fx.tracing.program import compile_graph, module_at
 
 
 class _Forward:
@@ -17,12 +17,12 @@ class _Forward:
         self._graph = graph
 
     def __get__(self, instance: nn.Module | None, owner: type[nn.Module]) -> Callable[..., Any]:
-        owner.forward = compiled(self._graph)
+        owner.forward = compile_graph(self._graph)
         return owner.forward if instance is None else owner.forward.__get__(instance, owner)
 
 
 class GraphModule(fx.GraphModule):
-    """A graph over modules and tensors, run by :func:`bcos_fx.tracing.program.compiled`.
+    """A graph over modules and tensors, run by :func:`bcos_fx.tracing.program.compile_graph`.
 
     fx's own class writes the graph's names into source, keeps that source for ever, and prints a traceback to stderr
     when a call fails. As with fx, :meth:`recompile` must follow an edit of the graph.

@@ -21,7 +21,7 @@ from bcos_fx.tracing.recorder import Recorder
 
 
 @contextmanager
-def lengths_followed(root: nn.Module, recorder: Recorder) -> Iterator[None]:
+def follow_lengths(root: nn.Module, recorder: Recorder) -> Iterator[None]:
     """While this lasts, ``len`` of a traced tensor stays symbolic in the modules' source files."""
     recording = threading.get_ident()
 

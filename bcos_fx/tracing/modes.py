@@ -25,7 +25,7 @@ def own_modes() -> Iterator[None]:
 
 
 @contextmanager
-def gradients_enabled(root: nn.Module) -> Iterator[None]:
+def enable_gradients(root: nn.Module) -> Iterator[None]:
     """While this lasts gradients are enabled unless ``root`` disables them; none are kept, as nothing requires them."""
     required = [parameter for parameter in root.parameters() if parameter.requires_grad]
     for parameter in required:

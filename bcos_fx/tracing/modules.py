@@ -81,7 +81,7 @@ def deep_copy(module: M, shared: Mapping[int, Tensor] | None = None) -> M:
     with _Detached():
         copied = copy.deepcopy(module, copies)
     rebind(copied, copies)
-    return silent(copied)
+    return silence_graph_modules(copied)
 
 
 class _Detached(TorchFunctionMode):
@@ -96,7 +96,7 @@ class _Detached(TorchFunctionMode):
         return memo.setdefault(id(tensor), tensor.detach().clone())
 
 
-def silent(module: M) -> M:
+def silence_graph_modules(module: M) -> M:
     """Keep graph modules from printing their code to stderr where they fail, in place, and return the module.
 
     Whether an input suits a network is found by trying, so failing is not an error. Recompiling a graph undoes this.
@@ -119,7 +119,7 @@ class Alone(nn.Module):
         return self.layer(*args, **kwargs)
 
 
-def as_root(module: nn.Module, leaf_modules: Leaves) -> nn.Module:
+def make_root(module: nn.Module, leaf_modules: Leaves) -> nn.Module:
     """Return a module that a graph can be made of: the module, or a container with the module in it."""
     return Alone(module).eval() if is_leaf("", module, leaf_modules) else module
 
@@ -185,7 +185,7 @@ def is_leaf(path: str, module: nn.Module, leaf_modules: Leaves) -> bool:
 
 
 @contextmanager
-def instrumented(root: nn.Module, recorder: Recorder, leaf_modules: Leaves) -> Iterator[None]:
+def instrument(root: nn.Module, recorder: Recorder, leaf_modules: Leaves) -> Iterator[None]:
     """While this lasts, every module of `root` reports its calls to `recorder`. `root` must be our own copy."""
     before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
     try:
@@ -224,7 +224,7 @@ def _identities(module: nn.Module) -> list[int]:
 
 
 @contextmanager
-def modes_kept(module: nn.Module) -> Iterator[None]:
+def keep_modes(module: nn.Module) -> Iterator[None]:
     """Put every part back into train or eval mode afterwards, without a call of ``train()``, which may do more."""
     modes = [(part, part.training) for part in module.modules()]
     try:
@@ -235,7 +235,7 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
+def keep_buffers(module: nn.Module) -> Iterator[None]:
     """Put the buffers back afterwards: the same tensors in the same places with the same values."""
     places = [(part, dict(part._buffers)) for part in module.modules()]
     values = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]

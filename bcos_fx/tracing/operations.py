@@ -125,7 +125,7 @@ def is_method(function: Callable[..., Any]) -> bool:
     return function in _METHODS
 
 
-def asks_in_place(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+def is_in_place_call(function: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     """Return whether a call declares that it changes its first argument: by its name, or by ``inplace=True``."""
     name = function.__name__
     if name.startswith("__"):

@@ -54,7 +54,7 @@ def without_numbers(root: nn.Module, dtype: torch.dtype) -> dict[int, Tensor]:
     }
 
 
-def follow(
+def follow_precision(
     graph_module: GraphModule,
     other: GraphModule,
     constants: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],

@@ -2,8 +2,8 @@
 
 fx writes the names of nodes, modules, methods and keywords into Python source. A graph may come from a file, so none
 of its texts may reach Python's compiler, which also folds letters (NFKC): a name that was checked is not the name that
-runs. Here every text is data. The source of :func:`compiled` consists of names that this module makes (``n0``, ``c1``)
-and of plain numbers; modules and tensors are looked up among those that are registered, never among attributes.
+runs. Here every text is data. The source of :func:`compile_graph` consists of names that this module makes (``n0``,
+``c1``) and of plain numbers; modules and tensors are looked up among those that are registered, never among attributes.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def reach(starts: Iterable[fx.Node], neighbors: Callable[[fx.Node], Iterable[fx.
     return reached
 
 
-def compiled(graph: fx.Graph) -> Function:
+def compile_graph(graph: fx.Graph) -> Function:
     """Return a function ``(root, *inputs)`` that runs a graph over the modules and tensors of ``root``.
 
     Values are dropped after their last use. The function holds no module or tensor, so that it serves copies too.

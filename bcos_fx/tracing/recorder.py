@@ -118,7 +118,7 @@ class Recorder(TorchFunctionMode):
             return self._size_read(func, args, kwargs)
         if name in operations.FORM_READS or (name == "__setitem__" and self._run(operations.writes_itself, args, {})):
             return self._run(func, args, kwargs)
-        in_place = operations.asks_in_place(func, kwargs)
+        in_place = operations.is_in_place_call(func, kwargs)
         result = self._composed((in_place and operations.plain_form(func)) or func, args, kwargs)
         if result is not NotImplemented:
             return self._run_in_place(func, args, kwargs, result) if in_place else result

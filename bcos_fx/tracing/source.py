@@ -38,7 +38,7 @@ _ATTRIBUTED: ContextVar[SourceLine | None] = ContextVar("the line that a call ca
 
 
 @contextlib.contextmanager
-def attributed_to(source: SourceLine | None) -> Iterator[None]:
+def attribute_to(source: SourceLine | None) -> Iterator[None]:
     """While this lasts, calls come from this line, whatever is running; None changes nothing."""
     token = _ATTRIBUTED.set(source)
     try:

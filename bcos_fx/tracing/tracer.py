@@ -19,25 +19,25 @@ from torch import Tensor, nn
 from bcos_fx.errors import FORWARD_ERRORS, BcosFxError, TraceError, UsageError
 from bcos_fx.seeding import host_state, preserved, seed_host
 from bcos_fx.tracing.arguments import LEAVE_WHOLE
-from bcos_fx.tracing.caches import passed_by
-from bcos_fx.tracing.drop_path import as_drop_paths
+from bcos_fx.tracing.caches import bypass_caches
+from bcos_fx.tracing.drop_path import replace_drop_paths
 from bcos_fx.tracing.graph_module import GraphModule
 from bcos_fx.tracing.inputs import BoundInputs, ExampleError, ExampleInputs, advice, bind, check_state, select_output
 from bcos_fx.tracing.kernels import KernelWatch
-from bcos_fx.tracing.lengths import lengths_followed
-from bcos_fx.tracing.modes import TRANSFORMED, gradients_enabled, is_transforming, own_modes
+from bcos_fx.tracing.lengths import follow_lengths
+from bcos_fx.tracing.modes import TRANSFORMED, enable_gradients, is_transforming, own_modes
 from bcos_fx.tracing.modules import (
     Leaves,
-    as_root,
-    buffers_kept,
     check_parts,
     deep_copy,
     hooked_backward,
-    instrumented,
+    instrument,
+    keep_buffers,
+    make_root,
     own_copy,
 )
 from bcos_fx.tracing.named import follow_named
-from bcos_fx.tracing.precision import follow, other_precision, reads_precision, without_numbers
+from bcos_fx.tracing.precision import follow_precision, other_precision, reads_precision, without_numbers
 from bcos_fx.tracing.recorder import Recorder
 from bcos_fx.tracing.sizes import TracedGuard
 from bcos_fx.tracing.state import (
@@ -124,8 +124,8 @@ def trace(
         inputs, recording = bind(module, example_inputs), _Recording(example_inputs, output, leaf_modules)
         root = own_copy(module)
         # Before the recording, for in eval mode a dropped path leaves no node.
-        as_drop_paths(root)
-        root = as_root(root, leaf_modules)
+        replace_drop_paths(root)
+        root = make_root(root, leaf_modules)
         check_state(root, inputs)
         devices = sorted({t.device.index or 0 for t in inputs.named.values() if t.device.type == "cuda"})
         with preserved(devices):
@@ -158,8 +158,8 @@ def _record(root: nn.Module, inputs: BoundInputs, recording: _Recording, recorde
     for name, tensor in inputs.named.items():
         recorder.placeholder(name, tensor)
     try:
-        with instrumented(root, recorder, recording.leaf_modules), passed_by(root), gradients_enabled(root):
-            with KernelWatch(recorder), lengths_followed(root, recorder), recorder:
+        with instrument(root, recorder, recording.leaf_modules), bypass_caches(root), enable_gradients(root):
+            with KernelWatch(recorder), follow_lengths(root, recorder), recorder:
                 value = root(*inputs.args, **inputs.kwargs)
     finally:
         # Also after an error: a size that forward kept belongs to this recording alone.
@@ -177,7 +177,7 @@ def _state(root: nn.Module) -> dict[str, Tensor]:
 def _evaluated(root: nn.Module, inputs: BoundInputs, recording: _Recording) -> tuple[Recorder, Tensor]:
     """Record `root` in eval mode, and check that it repeats its output."""
     recorder, before = Recorder(_state(root)), attributes(root)
-    with _explained_errors(root, recorder, recording.example), buffers_kept(root):
+    with _explained_errors(root, recorder, recording.example), keep_buffers(root):
         buffers, generators = buffer_values(root), host_state()
         result = _record(root, inputs, recording, recorder)
         for name in changed_buffers(root, buffers):
@@ -193,7 +193,7 @@ def _check_repeats(root: nn.Module, recording: _Recording, expected: Tensor, bef
         torch.manual_seed(0)
         inputs = bind(root, recording.example)
         try:
-            with buffers_kept(root), passed_by(root):
+            with keep_buffers(root), bypass_caches(root):
                 again = select_output(root(*inputs.args, **inputs.kwargs), recording.output)
             repeats = _agree(again, expected)
         except FORWARD_ERRORS:
@@ -222,7 +222,7 @@ def _explained_errors(root: nn.Module, recorder: Recorder, example: ExampleInput
     except FORWARD_ERRORS as error:
         inputs = bind(root, example)
         try:
-            with buffers_kept(root):
+            with keep_buffers(root):
                 root(*inputs.args, **inputs.kwargs)
         except FORWARD_ERRORS:
             raise ExampleError(
@@ -287,7 +287,7 @@ def _train_difference(
     recorder = Recorder(_state(root))
     constants = evaluated.constants, recorder.constants
     try:
-        with buffers_kept(root):
+        with keep_buffers(root):
             root.train()
             _record(root, bind(root, recording.example), recording, recorder)
     except UsageError as error:
@@ -326,13 +326,13 @@ def _follow_precision(
             return ()  # the module or its device has one precision, and the graph is right in that
         return follow_named(graph_module, inputs.named, torch.float32, precision)
     recorded = torch.float32 if precision == torch.float64 else torch.float64
-    follow(graph_module, _build(twin, recorder), (evaluated.constants, recorder.constants), recorded)
+    follow_precision(graph_module, _build(twin, recorder), (evaluated.constants, recorder.constants), recorded)
     return ()
 
 
 def _confirm(graph_module: GraphModule, inputs: BoundInputs, expected: Tensor, trained: list[str]) -> float:
     """Run the graph on the example: a difference means that something was not seen. Return the largest."""
-    with buffers_kept(graph_module):
+    with keep_buffers(graph_module):
         actual = graph_module(*inputs.named.values())
     if not _agree(actual, expected):
         raise TraceError(
@@ -356,7 +356,7 @@ def _on_precision(lines: tuple[str, ...], error: float) -> tuple[str, ...]:
 
 def _rerun(root: nn.Module, inputs: BoundInputs, output: int | str | None, values: list[Tensor]) -> Tensor:
     """Run the module on other tensors, and leave its buffers as they are."""
-    with buffers_kept(root):
+    with keep_buffers(root):
         return select_output(inputs.call(root, values), output)
 
 

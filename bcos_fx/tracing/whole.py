@@ -1,7 +1,7 @@
 """What stays one call in a graph because a program asked for it: its own classes, and its own functions.
 
 PyTorch reports calls of its own functions to the recorder. A function of another package is reported too where it goes
-through the same protocol (:mod:`torch.overrides`), as :func:`kept_whole` makes it; outside of a recording it is the
+through the same protocol (:mod:`torch.overrides`), as :func:`keep_whole` makes it; outside of a recording it is the
 function that it was.
 """
 
@@ -27,7 +27,7 @@ class Exactly:
     kind: type[nn.Module]
 
 
-def kept_whole(function: F, name: str) -> F:
+def keep_whole(function: F, name: str) -> F:
     """Return a function that computes the same, and is one node of a graph when it is called on tensors.
 
     Args:

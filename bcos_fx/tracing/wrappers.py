@@ -20,7 +20,7 @@ _WRAPPERS = {
 _SEGMENTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
+def unwrap(module: nn.Module) -> nn.Module:
     """Return a network without wrappers around it or its parts, so that its parts have the names they had before.
 
     Args:

@@ -18,7 +18,7 @@ from bcos_fx.rewriting.core.rule import PRESERVING_PHASES, Rule
 from bcos_fx.tracing.modules import deep_copy
 from bcos_fx.verification.divergence import first_divergence
 from bcos_fx.verification.judging import ROUNDINGS
-from bcos_fx.verification.samples import rounded_otherwise
+from bcos_fx.verification.samples import round_otherwise
 from bcos_fx.verification.sensitivity import nudge_weights_
 
 _DRAWS = 3
@@ -82,7 +82,7 @@ class _BlameCheck:
         for draw in range(_DRAWS):
             twin, generator = deep_copy(self.traced), torch.Generator().manual_seed(draw)
             nudge_weights_(twin, seed=draw)
-            given = [rounded_otherwise(x, generator) if x.is_floating_point() else x for x in self.original]
+            given = [round_otherwise(x, generator) if x.is_floating_point() else x for x in self.original]
             moved.append(_distance(self.expected, twin, given))
         return max(error for error in (0.0, *moved) if math.isfinite(error))
 

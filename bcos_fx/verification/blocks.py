@@ -22,12 +22,12 @@ from torch import Tensor, fx, nn
 from bcos_fx.network import InputSpec
 from bcos_fx.nn.functional import default_tolerance
 from bcos_fx.tracing import own_modes
-from bcos_fx.verification.conditioning import calm, hidden_by_rounding, is_better
+from bcos_fx.verification.conditioning import is_better, is_hidden_by_rounding, reduce_contrast
 from bcos_fx.verification.cuts import Cut, block, find_cuts
 from bcos_fx.verification.equivalence import Verification, conclude
 from bcos_fx.verification.judging import Comparison, compare, differs, failed, not_tested
 from bcos_fx.verification.original import NormalizedModel
-from bcos_fx.verification.running import Case, Outcome, coarsest_precision, placed, run_cases, storages
+from bcos_fx.verification.running import Case, Outcome, coarsest_precision, copy_to_device_of, list_storages, run_cases
 from bcos_fx.verification.samples import CallInputs, extend, gather, jitter
 from bcos_fx.verification.sensitivity import discount_all
 
@@ -141,11 +141,11 @@ def _well_conditioned(run: Callable[[Case], _Compared], case: Case, batch: CallI
         batch: takes the place of the case's inputs, before its contrast is reduced.
     """
     first = run(case)
-    if not hidden_by_rounding(first.rows):
+    if not is_hidden_by_rounding(first.rows):
         return first
     name = f"{case.group}, a quarter of the contrast"
     gradient = f"{name}: gradient" if case.gradient else ""
-    second = run(replace(case, name=name, batch=(batch or case.batch).map(calm), gradient=gradient))
+    second = run(replace(case, name=name, batch=(batch or case.batch).map(reduce_contrast), gradient=gradient))
     return replace(second, output=first.output) if is_better(second.rows, first.rows) else first
 
 
@@ -172,7 +172,7 @@ def _compare(
         spread: how much the outputs vary over samples, where the case is one sample and does not show it.
         lean: run over the networks' own parameters.
     """
-    live = storages(original) | storages(converted)
+    live = list_storages(original) | list_storages(converted)
     run = functools.partial(run_cases, dtype=dtype, apart_from=live, seed=seed, transform=None, lean=lean)
     reference = functools.partial(run, original, role="original network")
     (expected,) = reference([case])
@@ -196,7 +196,7 @@ def _compare(
 def _own_output(module: nn.Module, values: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Run a block that does not run in float64 in the network's own precision."""
     with torch.no_grad():
-        output = placed(_call(values), module, dtype=dtype).call(module)
+        output = copy_to_device_of(_call(values), module, dtype=dtype).call(module)
     return output if isinstance(output, tuple) else (output,)
 
 

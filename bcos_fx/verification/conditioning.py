@@ -13,7 +13,9 @@ from bcos_fx.verification.judging import Comparison, differs
 _CONTRAST = 0.25
 
 
-def well_conditioned(prove: Callable[[tuple[Tensor, ...]], Verification], inputs: tuple[Tensor, ...]) -> Verification:
+def prove_well_conditioned(
+    prove: Callable[[tuple[Tensor, ...]], Verification], inputs: tuple[Tensor, ...]
+) -> Verification:
     """Return the proof on inputs; where rounding hides what it could find, the one on inputs of less contrast.
 
     Args:
@@ -23,16 +25,16 @@ def well_conditioned(prove: Callable[[tuple[Tensor, ...]], Verification], inputs
     A difference that either proof finds beyond rounding is returned in any case.
     """
     first = prove(inputs)
-    if not hidden_by_rounding(first.comparisons):
+    if not is_hidden_by_rounding(first.comparisons):
         return first
-    second = prove(tuple(map(calm, inputs)))
+    second = prove(tuple(map(reduce_contrast, inputs)))
     if not is_better(second.comparisons, first.comparisons):
         return first
     reason = "rounding hides differences on the test inputs, so these were taken with a quarter of their contrast"
     return replace(second, detail=f"{second.detail}; {reason}")
 
 
-def hidden_by_rounding(rows: Sequence[Comparison]) -> bool:
+def is_hidden_by_rounding(rows: Sequence[Comparison]) -> bool:
     """Return whether rounding explains a difference, and no difference is beyond it."""
     # A sensitivity was measured only where the networks differed and rounding had to be looked at.
     return any(row.sensitivity for row in rows) and not differs(rows)
@@ -43,7 +45,7 @@ def is_better(calmer: Sequence[Comparison], first: Sequence[Comparison]) -> bool
     return differs(calmer) or _tested(calmer) > _tested(first)
 
 
-def calm(tensor: Tensor) -> Tensor:
+def reduce_contrast(tensor: Tensor) -> Tensor:
     """Return a tensor with a quarter of its contrast around its mean; integers as they are."""
     if not tensor.is_floating_point():
         return tensor

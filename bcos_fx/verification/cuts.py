@@ -45,7 +45,7 @@ def find_cuts(original: fx.GraphModule, converted: fx.GraphModule) -> list[Cut]:
         )
         for place in ahead:
             ends = [names[node.name] for node in place.live]
-            if needed(before, ends) is not None and needed(ends, _outputs(converted)) is not None:
+            if find_needed(before, ends) is not None and find_needed(ends, _outputs(converted)) is not None:
                 break
         else:
             return cuts
@@ -64,7 +64,7 @@ def block(graph_module: fx.GraphModule, before: Cut | None, after: Cut | None) -
     names = {node.name: node for node in graph_module.graph.nodes}
     starts = _inputs(graph_module) if before is None else [names[name] for name in before]
     ends = _outputs(graph_module) if after is None else [names[name] for name in after]
-    inside = needed(starts, ends)
+    inside = find_needed(starts, ends)
     assert inside is not None, "the values are not a cut"
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -82,7 +82,7 @@ def block(graph_module: fx.GraphModule, before: Cut | None, after: Cut | None) -
     return GraphModule(graph_module, graph)
 
 
-def needed(starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> set[fx.Node] | None:
+def find_needed(starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> set[fx.Node] | None:
     """Return the nodes that compute ``ends`` from ``starts``; None where an input of the graph is needed besides."""
     known = set(starts)
 

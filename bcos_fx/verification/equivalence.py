@@ -23,16 +23,16 @@ from bcos_fx.nn.functional import default_tolerance
 from bcos_fx.tracing.source import error_source
 from bcos_fx.verification.divergence import first_divergence
 from bcos_fx.verification.judging import ORDER, Comparison, compare, differs, failed, not_tested, spreads
-from bcos_fx.verification.plain_values import apart, called_with
+from bcos_fx.verification.plain_values import fix_values, split_values
 from bcos_fx.verification.running import (
     Case,
     Outcome,
     coarsest_precision,
+    copy_to_device_of,
     isolated_copy,
-    placed,
+    list_storages,
     run_cases,
-    storages,
-    transformed,
+    transform_first,
 )
 from bcos_fx.verification.samples import CallInputs, extend, gather, jitter, other_sizes, resize, synthetic_images
 from bcos_fx.verification.sensitivity import discount_all
@@ -146,8 +146,8 @@ def verify(
     limit = _tolerance(dtype, tolerance, batch_sizes)
     transform = transform if transform is not None else getattr(converted, "original_input", None)
     needed = sum(batch_sizes)
-    inputs, values = apart(inputs)
-    original, converted = called_with(original, values), called_with(converted, values)
+    inputs, values = split_values(inputs)
+    original, converted = fix_values(original, values), fix_values(converted, values)
     given = _made_up(original, converted, needed, seed=seed) if inputs is None else gather(inputs)
     batch = extend(given, needed, seed=seed)
     cases = _eval_cases(batch, batch_sizes) + _size_cases(batch, sizes)
@@ -155,7 +155,7 @@ def verify(
         cases = _with_gradient(cases, seed=seed)
     if train if train is not None else preserves == "always":
         cases += _train_cases(batch, max(batch_sizes), gradients=gradients, seed=seed)
-    live = storages(original) | storages(converted)
+    live = list_storages(original) | list_storages(converted)
 
     run = functools.partial(run_cases, dtype=dtype, apart_from=live, seed=seed)
     reference = functools.partial(run, original, role="original network", transform=transform)
@@ -365,12 +365,12 @@ def _blame(
     """Name the first node that differs in eval mode, if both networks are graphs and there is one."""
     if not (isinstance(original, fx.GraphModule) and isinstance(converted, fx.GraphModule)):
         return result
-    live = storages(original) | storages(converted)
+    live = list_storages(original) | list_storages(converted)
     with torch.inference_mode(False):
         reference = isolated_copy(original, dtype=result.dtype, apart_from=live, role="original graph")
         twin = isolated_copy(converted, dtype=result.dtype, apart_from=live, role="converted graph")
-        given = transformed(placed(batch, reference, dtype=result.dtype), transform)
-        inputs = placed(batch, twin, dtype=result.dtype)
+        given = transform_first(copy_to_device_of(batch, reference, dtype=result.dtype), transform)
+        inputs = copy_to_device_of(batch, twin, dtype=result.dtype)
         divergence = first_divergence(reference, twin, given.arguments, inputs.arguments, tolerance=result.tolerance)
     if divergence is None:
         return result

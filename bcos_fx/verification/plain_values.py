@@ -31,7 +31,7 @@ class WithValues(nn.Module):
         return self.network(*arguments, **named, **{k: v for k, v in self.values.items() if isinstance(k, str)})
 
 
-def apart(inputs: object) -> tuple[Any, dict[Any, Any]]:
+def split_values(inputs: object) -> tuple[Any, dict[Any, Any]]:
     """Return the tensors among a call's arguments, and the other values by their place or name.
 
     Args:
@@ -50,6 +50,6 @@ def apart(inputs: object) -> tuple[Any, dict[Any, Any]]:
     return (tensors if isinstance(inputs, Mapping) else tuple(tensors.values())), values
 
 
-def called_with(network: nn.Module, values: Mapping[Any, Any]) -> nn.Module:
+def fix_values(network: nn.Module, values: Mapping[Any, Any]) -> nn.Module:
     """Return a network to be called on tensors alone: a graph holds what the values were when it was traced."""
     return network if not values or isinstance(network, BcosNetwork | fx.GraphModule) else WithValues(network, values)

@@ -69,7 +69,7 @@ class Outcome:
     gradient: Outcome | None = None
 
 
-def storages(module: nn.Module) -> frozenset[int]:
+def list_storages(module: nn.Module) -> frozenset[int]:
     """Return the memory addresses of all tensors that the module tree holds, registered or plain attributes."""
     addresses: set[int] = set()
     for part in module.modules():
@@ -85,7 +85,7 @@ def isolated_copy(module: M, *, dtype: torch.dtype, apart_from: frozenset[int], 
     Args:
         module: left as it is.
         dtype: of the copy's floating-point parameters and buffers.
-        apart_from: addresses (see :func:`storages`) that the copy must not use.
+        apart_from: addresses (see :func:`list_storages`) that the copy must not use.
         role: what the module is, for the message.
         lean: of a module in eval mode, share the parameters that are in ``dtype`` already: of one whose forward is
             known to leave them as they are, and to be run without gradients.
@@ -101,7 +101,7 @@ def isolated_copy(module: M, *, dtype: torch.dtype, apart_from: frozenset[int], 
     except FAILURES as error:
         raise UsageError(f"the {role} cannot be copied: {error}", where=type(module).__name__, hint=hint) from error
     allowed = {parameter.untyped_storage().data_ptr() for parameter in shared.values()}
-    if twin is module or storages(twin) & apart_from - allowed:
+    if twin is module or list_storages(twin) & apart_from - allowed:
         raise UsageError(f"the {role}'s copy shares tensors with it", where=type(module).__name__, hint=hint)
     if lean:  # its mode and its parameters are the caller's, and stay
         return twin.to(dtype)
@@ -210,11 +210,11 @@ def _run(
     transform: Callable[[Tensor], Tensor] | None,
     widened: bool = False,
 ) -> Outcome:
-    leaves = placed(case.batch, module, dtype=dtype)
+    leaves = copy_to_device_of(case.batch, module, dtype=dtype)
     for tensor in leaves.tensors:
         tensor.requires_grad_(bool(case.gradient) and tensor.is_floating_point())
     # A network may work in place on what it is given, which a leaf with a gradient would forbid.
-    arguments = transformed(leaves.map(torch.clone), transform)
+    arguments = transform_first(leaves.map(torch.clone), transform)
     reading = Widened(arguments.tensors) if widened else nullcontext()
     with torch.set_grad_enabled(bool(case.gradient)), reading:
         outputs = dict(_flat(arguments.call(module)))
@@ -231,7 +231,7 @@ def _detached(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {place: value.detach().cpu() for place, value in values.items()}
 
 
-def placed(batch: CallInputs, module: nn.Module, *, dtype: torch.dtype) -> CallInputs:
+def copy_to_device_of(batch: CallInputs, module: nn.Module, *, dtype: torch.dtype) -> CallInputs:
     """Copy a batch to the module's device, its floating-point tensors in ``dtype``."""
     device = (*module.parameters(), *module.buffers(), batch.tensors[0])[0].device
 
@@ -241,7 +241,7 @@ def placed(batch: CallInputs, module: nn.Module, *, dtype: torch.dtype) -> CallI
     return batch.map(place)
 
 
-def transformed(batch: CallInputs, transform: Callable[[Tensor], Tensor] | None) -> CallInputs:
+def transform_first(batch: CallInputs, transform: Callable[[Tensor], Tensor] | None) -> CallInputs:
     """Apply ``transform`` to the first tensor of a batch."""
     if transform is None:
         return batch

@@ -218,10 +218,10 @@ def nudge(batch: CallInputs, *, seed: int) -> CallInputs:
     """Round every floating-point value the other way: each moves up or down by one unit in its last place."""
     generator = torch.Generator().manual_seed(seed)
 
-    return batch.map(lambda tensor: rounded_otherwise(tensor, generator) if tensor.is_floating_point() else tensor)
+    return batch.map(lambda tensor: round_otherwise(tensor, generator) if tensor.is_floating_point() else tensor)
 
 
-def rounded_otherwise(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def round_otherwise(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Move each value of a floating-point tensor up or down by one unit in its last place."""
     up = torch.rand(tensor.shape, generator=generator).to(tensor.device) < 0.5
     return torch.nextafter(tensor, torch.where(up, math.inf, -math.inf).to(tensor))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bcos_fx.verification.judging import Comparison, discount_rounding
 from bcos_fx.verification.running import Case, Outcome
-from bcos_fx.verification.samples import nudge, rounded_otherwise
+from bcos_fx.verification.samples import nudge, round_otherwise
 
 _DRAWS = 3
 
@@ -82,7 +82,7 @@ def nudge_weights_(module: nn.Module, *, seed: int) -> None:
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
                 integer = tensor == tensor.round()  # an index, a flag or a count
-                tensor.copy_(torch.where(integer, tensor, rounded_otherwise(tensor, generator)))
+                tensor.copy_(torch.where(integer, tensor, round_otherwise(tensor, generator)))
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from bcos_fx.tracing.arguments import tensors
-from bcos_fx.tracing.operations import asks_in_place
+from bcos_fx.tracing.operations import is_in_place_call
 
 _FLAG = "_depends_on_the_input"
 _DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ class Widened(TorchFunctionMode):
         if not any(map(_is_followed, tensors((args, kwargs)))):
             return func(*args, **kwargs)
         # A tensor that is written to keeps its identity; a widened copy would take the change with it.
-        written = tensors(args)[:1] if asks_in_place(func, kwargs) else []
+        written = tensors(args)[:1] if is_in_place_call(func, kwargs) else []
         args, kwargs = _wide(args, written), _wide(kwargs, written)
         result = _WIDE.get(func, func)(*args, **kwargs)
         return result if written and result is written[0] else _followed(result)

@@ -12,7 +12,7 @@ import bcos_fx
 from bcos_fx.errors import VerificationError
 from bcos_fx.nn import BcosLinear
 from bcos_fx.verification import blame, verify
-from bcos_fx.verification.conditioning import calm, well_conditioned
+from bcos_fx.verification.conditioning import prove_well_conditioned, reduce_contrast
 from bcos_fx.verification.sensitivity import nudge_weights_
 
 
@@ -193,19 +193,19 @@ def test_better_conditioned_inputs_are_preferred() -> None:
         return verify(module, other, inputs, batch_sizes=(1, 2), gradients=False)
 
     assert not prove((x,)).ok
-    result = well_conditioned(prove, (x,))
+    result = prove_well_conditioned(prove, (x,))
     assert result.ok
     assert "contrast" in result.detail
     wrong = rounded(module, 5, 1e-6)
-    found = well_conditioned(lambda i: verify(module, wrong, i, batch_sizes=(1, 2), gradients=False), (x,))
+    found = prove_well_conditioned(lambda i: verify(module, wrong, i, batch_sizes=(1, 2), gradients=False), (x,))
     assert any(row.verdict == "different" for row in found.comparisons)
 
 
 def test_calm_inputs_keep_their_mean_and_integers() -> None:
     x = torch.rand(100)
-    torch.testing.assert_close(calm(x).mean(), x.mean())
-    torch.testing.assert_close(calm(x).std(), x.std() / 4)
-    assert torch.equal(calm(torch.arange(3)), torch.arange(3))
+    torch.testing.assert_close(reduce_contrast(x).mean(), x.mean())
+    torch.testing.assert_close(reduce_contrast(x).std(), x.std() / 4)
+    assert torch.equal(reduce_contrast(torch.arange(3)), torch.arange(3))
 
 
 class Faint(nn.Module):

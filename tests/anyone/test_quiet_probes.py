@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import bcos_fx
-from bcos_fx.tracing.modules import silent
+from bcos_fx.tracing.modules import silence_graph_modules
 
 
 class FixedPositions(nn.Module):
@@ -97,7 +97,7 @@ def _rows(network: bcos_fx.BcosNetwork) -> list[dict[str, str]]:
 
 def test_silence_is_that_of_the_copy_alone(capfd: pytest.CaptureFixture[str]) -> None:
     graph = fx.symbolic_trace(FixedView())
-    twin = silent(copy.deepcopy(graph))
+    twin = silence_graph_modules(copy.deepcopy(graph))
     for network, printed in ((twin, False), (graph, True)):
         with pytest.raises(RuntimeError):
             network(torch.rand(1, 3, 9, 9))

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import bcos_fx
 from bcos_fx.checkpoint import read_model
-from bcos_fx.tracing.wrappers import unwrapped, without_wrappers
+from bcos_fx.tracing.wrappers import unwrap, without_wrappers
 
 
 class Net(nn.Module):
@@ -99,9 +99,9 @@ def test_a_wrapped_network_is_converted_under_its_own_names(way: str) -> None:
 
 def test_what_is_taken_off_shares_all_tensors_and_a_plain_network_is_itself() -> None:
     net = plain()
-    assert unwrapped(net) is net
+    assert unwrap(net) is net
     wrapped = parts(compiled)(plain())
-    bare = unwrapped(wrapped)
+    bare = unwrap(wrapped)
     assert [id(p) for p in bare.parameters()] == [id(p) for p in wrapped.parameters()]
     assert bare.block is not wrapped.block
     assert type(bare) is Net

@@ -20,7 +20,7 @@ from bcos_fx.artifact import from_bytes, read_header, to_bytes
 from bcos_fx.cli.commands import app
 from bcos_fx.errors import ArtifactError, UsageError
 from bcos_fx.network import BcosNetwork, Origin, TrainingRun
-from bcos_fx.network.facts import described
+from bcos_fx.network.facts import describe_facts
 from tests.artifact import second_reader
 from tests.artifact.making import opened, tampered
 from tests.small_networks import cnn, images
@@ -131,12 +131,12 @@ def test_control_characters_are_escaped_where_they_are_shown(network: BcosNetwor
 
 
 def test_what_is_known_is_put_into_rows() -> None:
-    rows = dict(described(("a",), (RUN,), Origin("net")))
+    rows = dict(describe_facts(("a",), (RUN,), Origin("net")))
     assert rows["classes"] == "1: a"
     assert rows["training"] == (
         "matched, 7 epochs on flowers (120 images), lr 0.01, optimizer adam, accuracy 87.50% on test, 25.00% before"
     )
-    assert described((), (), None) == []
+    assert describe_facts((), (), None) == []
 
 
 # ---------------------------------------------------------------- where names come from

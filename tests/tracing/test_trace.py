@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from bcos_fx.errors import TraceError, UsageError
 from bcos_fx.tracing import copy_into, fill, set_item, trace
-from bcos_fx.tracing.program import compiled
+from bcos_fx.tracing.program import compile_graph
 
 
 class Forward(nn.Module):
@@ -409,7 +409,7 @@ def test_a_graph_is_compiled_when_it_runs_and_not_at_every_edit(monkeypatch: pyt
 
     def counted(graph: fx.Graph) -> Callable[..., Any]:
         made.append(graph)
-        return compiled(graph)
+        return compile_graph(graph)
 
     monkeypatch.setattr("bcos_fx.tracing.graph_module.compiled", counted)
     (add,) = (node for node in graph_module.graph.nodes if node.target is operator.add)

@@ -8,12 +8,12 @@ from torch import Tensor, fx, nn
 from bcos_fx import nn as bnn
 from bcos_fx.nn.construction import rebuilt
 from bcos_fx.rewriting.core.build import Build, Refused
-from bcos_fx.rewriting.core.class_check import contradiction
+from bcos_fx.rewriting.core.class_check import find_contradiction
 from bcos_fx.rewriting.core.flow import EXPLAINED, GATE, UNKNOWN, VALUE
 from bcos_fx.rewriting.core.match import Verdict
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
-from bcos_fx.rewriting.core.refinement import elementwise, is_shifted_ratio, is_square
+from bcos_fx.rewriting.core.refinement import as_elementwise, is_shifted_ratio, is_square
 from bcos_fx.rewriting.core.registry import builder, predicate
 from bcos_fx.rewriting.core.slots import SLOTS, Slot
 
@@ -200,12 +200,12 @@ def frozen_ratio(build: Build) -> nn.Module:
     """Build an activation as its input times a ratio that is detached."""
     if build.call.nodes(build.call.op.value[0]) != build.call.node.all_input_nodes[:1]:
         raise Refused("the value does not stand first among what it reads")
-    if contradiction(build.call) is not None:
+    if find_contradiction(build.call) is not None:
         raise Refused("it is not of the linearity class that it is declared with")
     module = build.call.module
     # With parameters, or declared by others, the function may differ from element to element.
     uniform = build.call.op.declared is None and (module is None or not module.state_dict(keep_vars=True))
-    return bnn.FrozenRatio(elementwise(build.call), uniform=uniform)
+    return bnn.FrozenRatio(as_elementwise(build.call), uniform=uniform)
 
 
 @builder("frozen-shifted-ratio")
@@ -213,7 +213,7 @@ def frozen_shifted_ratio(build: Build) -> nn.Module:
     """Build an activation that is not 0 at 0 as that constant and its input times a ratio that is detached."""
     if not is_shifted_ratio(build.call):
         raise Refused("nothing is known of it at 0")
-    return bnn.FrozenShiftedRatio(elementwise(build.call), shift_source(build.call))
+    return bnn.FrozenShiftedRatio(as_elementwise(build.call), shift_source(build.call))
 
 
 @builder("frozen-scale")
@@ -229,7 +229,7 @@ def frozen_scale(build: Build) -> nn.Module:
             return norm
 
         return bnn.FrozenScale(lambda x, y: distance(x + eps, y), distance)
-    variance = elementwise(call)
+    variance = as_elementwise(call)
     return bnn.FrozenScale(variance, lambda x: variance(x).sqrt())
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from bcos_fx.nn.dynamic import DynamicLayer
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
-from bcos_fx.tracing.modules import modes_kept
+from bcos_fx.tracing.modules import keep_modes
 
 _TensorFunction = Callable[[list[Tensor]], Tensor]
 _VERDICTS: weakref.WeakKeyDictionary[Any, dict[Any, str | None]] = weakref.WeakKeyDictionary()
@@ -30,7 +30,7 @@ _A, _B = 0.7, 1.9
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 
 
-def contradiction(call: Call) -> str | None:
+def find_contradiction(call: Call) -> str | None:
     """Return what shows that a call is not of its op's declared class; None where nothing does, or for shipped ops."""
     check = _CHECKS.get(call.op.linearity)
     if call.op.declared is None or check is None:
@@ -67,7 +67,7 @@ def _try_check(call: Call, operands: list[fx.Node], check: Callable[[_Trial], st
 def _unnoticed(call: Call) -> Iterator[None]:
     """Run a layer in eval mode and with the random generators as they were; leave nothing changed."""
     layer = nn.Module() if call.module is None else call.module
-    with modes_kept(layer), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+    with keep_modes(layer), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         layer.eval()
         yield
 

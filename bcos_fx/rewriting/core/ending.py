@@ -41,7 +41,7 @@ class Ending:
     moved: dict[fx.Node, bool] = field(default_factory=dict)
 
 
-def ending_of(end: fx.Node, read: Reader) -> Ending:
+def read_ending(end: fx.Node, read: Reader) -> Ending:
     """Read how a network ends, from its output back to the scores; nothing is found where no gate ends it."""
     ending = Ending()
     _read_ending(end, read, ending)

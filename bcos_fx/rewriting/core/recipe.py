@@ -12,7 +12,7 @@ from bcos_fx.errors import RuleError, UsageError, check_choice, nearest
 from bcos_fx.rewriting.core.location import rules_directory
 from bcos_fx.rewriting.core.options import OPTION_NAMES, Options
 from bcos_fx.rewriting.core.rule import Rule
-from bcos_fx.rewriting.core.rulefile import distinct, load, load_rules
+from bcos_fx.rewriting.core.rulefile import check_distinct, load, load_rules
 from bcos_fx.rewriting.core.toml import Table, read_toml
 
 DEFAULT_RECIPE = "bcosification"
@@ -119,7 +119,7 @@ def load_recipe(
     extra = [extra_rules] if isinstance(extra_rules, str | Path | Rule) else list(extra_rules)
     without = table.strings("without")
     added = [rule for item in extra for rule in ([item] if isinstance(item, Rule) else load(item))]
-    rules = distinct([*load_rules(files), *added])
+    rules = check_distinct([*load_rules(files), *added])
     files += [Path(item) for item in extra if not isinstance(item, Rule)]
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     hashes |= {rule.name: hashlib.sha256(repr(rule).encode()).hexdigest() for rule in extra if isinstance(rule, Rule)}

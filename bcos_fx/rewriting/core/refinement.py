@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx
 
-from bcos_fx.rewriting.core.class_check import contradiction
+from bcos_fx.rewriting.core.class_check import find_contradiction
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
 
@@ -25,7 +25,7 @@ def linearity_violation(call: Call) -> str | None:
     is_modulus = call.op.magnitude or call.op.name == "abs"
     if call.op.linearity in ("ratio", "selection") and not is_modulus and _reads_complex_numbers(call):
         return f"{call.name} of complex numbers is not a dynamic linear function of their real and imaginary parts"
-    wrong = contradiction(call)
+    wrong = find_contradiction(call)
     if wrong is not None:
         return wrong
     if call.op.linearity == "ratio":
@@ -83,7 +83,7 @@ def _value_at_zero(call: Call) -> Tensor | str | None:
         return None
     try:
         with torch.no_grad():
-            return elementwise(call)(zeros, *(stored_value(node, call.root) for node in _options(call)))
+            return as_elementwise(call)(zeros, *(stored_value(node, call.root) for node in _options(call)))
     except Exception as error:
         if call.op.declared is None:
             raise
@@ -106,7 +106,7 @@ def _options(call: Call) -> list[fx.Node]:
     return [node for node in call.node.all_input_nodes if node not in value]
 
 
-def elementwise(call: Call) -> Callable[..., Tensor]:
+def as_elementwise(call: Call) -> Callable[..., Tensor]:
     """Return an elementwise call as a function of its value and of its options; it outlives a change of the node."""
     places = dict.fromkeys(call.nodes(call.op.value[0]), 0)
     return call.as_function(places | {node: place for place, node in enumerate(_options(call), start=1)})

@@ -209,10 +209,10 @@ def load_rules(paths: Iterable[Path]) -> list[Rule]:
     Raises:
         RuleError: a file is wrong, or two rules bear one name.
     """
-    return distinct([rule for path in paths for rule in read_rules(path)])
+    return check_distinct([rule for path in paths for rule in read_rules(path)])
 
 
-def distinct(rules: list[Rule]) -> list[Rule]:
+def check_distinct(rules: list[Rule]) -> list[Rule]:
     """Return the rules if no two of them bear one name.
 
     Raises:

@@ -33,7 +33,7 @@ class Slot:
     content: Any
 
 
-def slots(call: Call) -> list[Slot]:
+def list_slots(call: Call) -> list[Slot]:
     """Return the leaves of a call's arguments that belong to a parameter, in order."""
     leaves: list[Any] = []
 
@@ -57,9 +57,9 @@ def _leaves(value: object) -> Iterator[Slot]:
             yield from _leaves(item)
 
 
-def live_gate(reader: GraphReader, call: Call) -> Slot | None:
+def find_live_gate(reader: GraphReader, call: Call) -> Slot | None:
     """Return the first slot that is only a weight and through which a gradient could still flow."""
-    for slot in slots(call):
+    for slot in list_slots(call):
         if not isinstance(slot.content, fx.Node) or reader.op(slot.content) == "held_fixed":
             continue
         if slot.content.meta.get("type") == "tensor" and reader.flow.is_gate(call, slot.parameter, slot.content):
@@ -67,17 +67,17 @@ def live_gate(reader: GraphReader, call: Call) -> Slot | None:
     return None
 
 
-def constant_operand(reader: GraphReader, call: Call) -> Slot | None:
+def find_constant_operand(reader: GraphReader, call: Call) -> Slot | None:
     """Return the first tensor or size that does not depend on the input and is added, joined or selected beside it."""
-    return next((slot for slot in constant_operands(reader, call) if isinstance(slot.content, fx.Node)), None)
+    return next((slot for slot in find_constant_operands(reader, call) if isinstance(slot.content, fx.Node)), None)
 
 
-def literal_operand(reader: GraphReader, call: Call) -> Slot | None:
+def find_literal_operand(reader: GraphReader, call: Call) -> Slot | None:
     """Return the first number other than 0 that is added to or selected beside a value."""
-    return next((slot for slot in constant_operands(reader, call) if not isinstance(slot.content, fx.Node)), None)
+    return next((slot for slot in find_constant_operands(reader, call) if not isinstance(slot.content, fx.Node)), None)
 
 
-def constant_operands(reader: GraphReader, call: Call) -> list[Slot]:
+def find_constant_operands(reader: GraphReader, call: Call) -> list[Slot]:
     """Return the operands that contribute beside a value and are not values: tensors, sizes, numbers, fixed gates."""
     return [slot for slot in _operands(reader, call) if _contributes(reader, slot)]
 
@@ -91,9 +91,9 @@ def _contributes(reader: GraphReader, slot: Slot) -> bool:
     return is_number and content != 0 and slot.parameter != "dim"
 
 
-def carrier(reader: GraphReader, call: Call) -> Slot | None:
+def find_carrier(reader: GraphReader, call: Call) -> Slot | None:
     """Return the first operand that carries a value: it defines the number of samples and their layout."""
-    for slot in slots(call):
+    for slot in list_slots(call):
         content = slot.content
         if isinstance(content, fx.Node) and slot.parameter in reader.flow.value_parameters(call):
             if reader.flow.kinds[content.name] in (VALUE, UNKNOWN):
@@ -105,7 +105,7 @@ def _operands(reader: GraphReader, call: Call) -> list[Slot]:
     """Return the slots of value parameters that hold constants or gates, if the call carries a value besides."""
     if call.op.linearity not in ("linear", "selection") or reader.flow.kinds[call.node.name] not in (VALUE, UNKNOWN):
         return []
-    of_values = [slot for slot in slots(call) if slot.parameter in reader.flow.value_parameters(call)]
+    of_values = [slot for slot in list_slots(call) if slot.parameter in reader.flow.value_parameters(call)]
     beside = (CONSTANT, GATE)
     return [s for s in of_values if not isinstance(s.content, fx.Node) or reader.flow.kinds[s.content.name] in beside]
 
@@ -120,9 +120,9 @@ def _counts_nothing(reader: GraphReader, node: fx.Node) -> bool:
 
 SlotFinder = Callable[[GraphReader, Call], Slot | None]
 SLOTS: dict[str, SlotFinder] = {
-    "gate": live_gate,
-    "constant": constant_operand,
-    "literal": literal_operand,
-    "carrier": carrier,
+    "gate": find_live_gate,
+    "constant": find_constant_operand,
+    "literal": find_literal_operand,
+    "carrier": find_carrier,
 }
 """The slots that a rule may name, as ``node.gate`` and so on."""

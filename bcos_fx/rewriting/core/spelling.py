@@ -55,7 +55,7 @@ def resolve(name: str) -> Any:
     if name in _REGISTERED:
         return _REGISTERED[name]
     if root not in roots:
-        raise unregistered(name)
+        raise unregistered_error(name)
     target: Any = roots[root]
     for part in path:
         if not hasattr(target, part):
@@ -64,7 +64,7 @@ def resolve(name: str) -> Any:
     return target
 
 
-def unregistered(name: str) -> RuleError:
+def unregistered_error(name: str) -> RuleError:
     """Return the error for a spelling that nothing in this program is registered under."""
     return RuleError(
         f"nothing is registered as {name!r} in this program",
@@ -172,7 +172,7 @@ def check_nameable(kind: str, name: str) -> None:
     }
     if kind != "methods" and is_own(name):
         if name not in _REGISTERED:
-            raise unregistered(name)
+            raise unregistered_error(name)
         if isinstance(_REGISTERED[name], type) is not (kind == "modules"):
             right = "functions" if kind == "modules" else "modules"
             raise RuleError(f"{name!r} is registered, and belongs under {right!r}")

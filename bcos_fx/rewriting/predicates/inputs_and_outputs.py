@@ -7,7 +7,7 @@ import math
 from torch import fx, nn
 
 from bcos_fx.rewriting.core.channels import encoded_axis, image_channels
-from bcos_fx.rewriting.core.ending import ending_of
+from bcos_fx.rewriting.core.ending import read_ending
 from bcos_fx.rewriting.core.match import Verdict
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
@@ -127,7 +127,9 @@ def is_classifier_output(reader: GraphReader, call: Call) -> Verdict:
         return False
     if shape is None or len(shape) != 2 or shape[1] < 2:
         return f"the output has shape {shape}, which is not (samples, at least two classes)"
-    scores = reader.flow.before_gates or [node.name for node in ending_of(call.inputs[0], reader.call).scores.values()]
+    scores = reader.flow.before_gates or [
+        node.name for node in read_ending(call.inputs[0], reader.call).scores.values()
+    ]
     if scores:
         return f"the output is made of {scores[0]} by a gate, as probabilities are; a logit bias belongs before it"
     return True

@@ -10,7 +10,7 @@ from bcos_fx.rewriting.core.match import Verdict
 from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.registry import predicate
-from bcos_fx.rewriting.core.slots import constant_operands
+from bcos_fx.rewriting.core.slots import find_constant_operands
 
 _PROJECTIONS = ("linear", "bcos_linear")
 
@@ -18,7 +18,7 @@ _PROJECTIONS = ("linear", "bcos_linear")
 @predicate("adds-positions")
 def adds_positions(reader: GraphReader, call: Call) -> Verdict:
     """Check that the call adds a constant that varies with the place, not with the sample, to a value of its shape."""
-    contents = [slot.content for slot in constant_operands(reader, call)]
+    contents = [slot.content for slot in find_constant_operands(reader, call)]
     if len(contents) != 1 or not isinstance(contents[0], fx.Node) or call.arguments.get("alpha") not in (None, 1):
         return False
     constant, shape = reader.shape(contents[0]), reader.shape(call.node)
