@@ -32,7 +32,7 @@ class Budget:
     unit: str
     hint: str
 
-    def check(self, amount: int, what: str, error: type[BcosFxError], where: str | None = None) -> None:
+    def check(self, amount: int, label: str, error: type[BcosFxError], where: str | None = None) -> None:
         """Check an amount.
 
         Raises:
@@ -41,7 +41,7 @@ class Budget:
         if amount > self.limit:
             counted = f"{amount:,}" if amount < 10**18 else "more than 10^18"
             raise error(
-                f"{what} has {counted} {self.unit}, and at most {self.limit:,} are read", where=where, hint=self.hint
+                f"{label} has {counted} {self.unit}, and at most {self.limit:,} are read", where=where, hint=self.hint
             )
 
 
@@ -88,18 +88,18 @@ def held(size: int) -> Budget:
     )
 
 
-def read_text(path: Path, budget: Budget, what: str, error: type[BcosFxError], encoding: str = "utf-8") -> str:
+def read_text(path: Path, budget: Budget, label: str, error: type[BcosFxError], encoding: str = "utf-8") -> str:
     """Read a text file.
 
     Raises:
         BcosFxError: of the type ``error``, where it exceeds the budget.
         OSError, UnicodeDecodeError: it cannot be read.
     """
-    budget.check(path.stat().st_size, what, error, str(path))
+    budget.check(path.stat().st_size, label, error, str(path))
     with path.open("rb") as stream:
         # A file can grow after its size was asked for, and what is not a regular file has none.
         content = stream.read(budget.limit + 1)
-    budget.check(len(content), what, error, str(path))
+    budget.check(len(content), label, error, str(path))
     return content.decode(encoding)
 
 
@@ -116,15 +116,17 @@ def check_safetensors_header(path: Path, error: type[BcosFxError]) -> None:
         JSON_BYTES.check(length, "the safetensors header", error, str(path))
 
 
-def parse_json(text: str | bytes, what: str, error: type[BcosFxError], where: str | None = None, **options: Any) -> Any:
+def parse_json(
+    text: str | bytes, label: str, error: type[BcosFxError], where: str | None = None, **options: Any
+) -> Any:
     """Parse JSON; ``options`` are those of :func:`json.loads`.
 
     Raises:
         BcosFxError: of the type ``error``, where it exceeds a budget.
         ValueError, RecursionError: it is not JSON, or nested too deep.
     """
-    JSON_BYTES.check(len(text), what, error, where)
+    JSON_BYTES.check(len(text), label, error, where)
     # Each value but the first follows one of these characters, so counting them bounds the memory of what is parsed.
     counts = map(text.count, "[{,") if isinstance(text, str) else map(text.count, b"[{,")
-    JSON_VALUES.check(sum(counts), what, error, where)
+    JSON_VALUES.check(sum(counts), label, error, where)
     return json.loads(text, **options)

@@ -75,7 +75,7 @@ def kind_of_special(status: os.stat_result) -> str | None:
 @contextmanager
 def replacing(
     path: Path,
-    what: str = "the file",
+    label: str = "the file",
     *,
     overwrite: bool = True,
     error: type[BcosFxError] = UsageError,
@@ -88,7 +88,7 @@ def replacing(
 
     Args:
         path: of the file; symbolic links are followed.
-        what: is written, for errors.
+        label: is written, for errors.
         overwrite: whether an existing regular file is replaced. Its permissions are kept.
         error: the type of the errors.
         hint: of the errors that the system raises.
@@ -109,13 +109,13 @@ def replacing(
             os.replace(temporary, final)
     except OSError as problem:
         reason = problem.strerror or problem
-        raise error(f"{what} cannot be written: {reason}", where=str(path), hint=hint) from problem
+        raise error(f"{label} cannot be written: {reason}", where=str(path), hint=hint) from problem
     except _RefusedPath as problem:
-        raise error(f"{what} cannot be written: {problem.what}", where=problem.where, hint=problem.hint) from problem
+        raise error(f"{label} cannot be written: {problem.what}", where=problem.where, hint=problem.hint) from problem
 
 
 @contextmanager
-def appending(path: Path, what: str = "the file") -> Iterator[BinaryIO]:
+def appending(path: Path, label: str = "the file") -> Iterator[BinaryIO]:
     """Open a regular file, new or existing, for reading and for writing at its end, and flush it to disk.
 
     Raises:
@@ -128,7 +128,7 @@ def appending(path: Path, what: str = "the file") -> Iterator[BinaryIO]:
             os.fsync(stream.fileno())
     except OSError as problem:
         raise UsageError(
-            f"{what} cannot be written: {problem.strerror or problem}", where=str(path), hint=PLACE
+            f"{label} cannot be written: {problem.strerror or problem}", where=str(path), hint=PLACE
         ) from problem
 
 

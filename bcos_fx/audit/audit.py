@@ -172,10 +172,10 @@ def photograph_of(network: BcosNetwork, image: Path) -> Any:
         Unreadable: it is not an image.
     """
     check_one_photograph(network)
-    source = source_of(image)
-    if image.is_dir() or len(source) != 1:
-        raise UsageError(f"{amount(len(source), 'image')} were given", where=str(image), hint="give one photograph")
-    return source.load(0).image
+    images = source_of(image)
+    if image.is_dir() or len(images) != 1:
+        raise UsageError(f"{amount(len(images), 'image')} were given", where=str(image), hint="give one photograph")
+    return images.load(0).image
 
 
 def certified(network: BcosNetwork, given: Tensor) -> tuple[Certification, str | None]:

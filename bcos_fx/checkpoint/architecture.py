@@ -80,24 +80,24 @@ def build_architecture(arch: str, *, configuration: Mapping[str, Any] | None = N
             are not available, and the message names the missing file and where it is looked for.
         MissingExtraError: the library that has it is not installed.
     """
-    source, colon, name = arch.rpartition(":")
-    if not colon or not source or not name:
+    library, colon, name = arch.rpartition(":")
+    if not colon or not library or not name:
         raise CheckpointError(f"{arch!r} names no architecture", hint=f"write it as {FORMS}")
-    if source == "transformers":
+    if library == "transformers":
         kind, chosen = hugging_face.named_class(import_library("transformers", "transformers"), name, arch)
         return build_module(lambda: kind(hugging_face.make_configuration(kind, configuration, chosen, arch)), arch)
-    if source == "timm":
+    if library == "timm":
         return timm_model(name, arch, fetch=fetch, classes=class_count(configuration))
-    if source in _BUILDERS:
-        return _BUILDERS[source](name, arch)
-    factory = _member(_user_module(source, arch), name, arch)
+    if library in _BUILDERS:
+        return _BUILDERS[library](name, arch)
+    factory = _member(_user_module(library, arch), name, arch)
     return build_module(factory, arch)
 
 
 def has_random_weights(arch: str) -> bool:
     """Return whether the network that ``arch`` names comes with random weights, as a library's does by default."""
-    source, _, name = arch.rpartition(":")
-    return source in (*_BUILDERS, "timm", "transformers") and not names_weights(source, name)
+    library, _, name = arch.rpartition(":")
+    return library in (*_BUILDERS, "timm", "transformers") and not names_weights(library, name)
 
 
 def architecture_names(source: str) -> list[str]:
@@ -186,28 +186,28 @@ def _signature(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 _BUILDERS: dict[str, Callable[[str, str], nn.Module]] = {"torchvision": torchvision_model, "open_clip": open_clip_tower}
 
 
-def _user_module(source: str, arch: str) -> ModuleType:
+def _user_module(module: str, arch: str) -> ModuleType:
     """Import the user's own module, from a file or by its dotted name. This runs it, as any import does."""
-    path = Path(source)
+    path = Path(module)
     if path.suffix == ".py":
         if not path.is_file():
             near = [str(path.with_name(item.name)) for item in path.parent.glob("*.py")]
-            hint = nearest(source, near) if near else f"there are no Python files in {path.parent}"
-            raise CheckpointError(f"there is no file {source!r}", where=arch, hint=hint)
-        return run_users_code(lambda: import_file(path), arch, f"importing {source}")
-    return run_users_code(lambda: _import_named(source, arch), arch, f"importing {source}")
+            hint = nearest(module, near) if near else f"there are no Python files in {path.parent}"
+            raise CheckpointError(f"there is no file {module!r}", where=arch, hint=hint)
+        return run_users_code(lambda: import_file(path), arch, f"importing {module}")
+    return run_users_code(lambda: _import_named(module, arch), arch, f"importing {module}")
 
 
-def _import_named(source: str, arch: str) -> ModuleType:
+def _import_named(module: str, arch: str) -> ModuleType:
     try:
-        return importlib.import_module(source)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{source}.".startswith(f"{error.name}."):
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, and it is one of its own imports that is not
-        as_file = Path(*source.split(".")).with_suffix(".py")
+        as_file = Path(*module.split(".")).with_suffix(".py")
         factory = arch.rpartition(":")[2]
         hint = f"write {as_file}:{factory}" if as_file.is_file() else f"install it, or write it as {FORMS}"
-        raise CheckpointError(f"there is no package {source!r}", where=arch, hint=hint) from error
+        raise CheckpointError(f"there is no package {module!r}", where=arch, hint=hint) from error
 
 
 def _member(module: ModuleType, name: str, arch: str) -> Callable[[], Any]:

@@ -27,9 +27,9 @@ T = TypeVar("T")
 _PATIENCE = 5.0
 
 
-def names_weights(source: str, name: str) -> bool:
+def names_weights(origin: str, name: str) -> bool:
     """Return whether a library's name includes weights; after ``@`` a class of transformers has its attention."""
-    return source != "transformers" and ("@" in name or (source == "timm" and "." in name))
+    return origin != "transformers" and ("@" in name or (origin == "timm" and "." in name))
 
 
 def build_module(factory: Callable[[], Any], arch: str, weights: Callable[[], str] | None = None) -> nn.Module:

@@ -19,7 +19,7 @@ from bcos_fx.escaping import amount
 from bcos_fx.explanation.preparation import Prepared
 from bcos_fx.nn.dynamic import DynamicLayer
 from bcos_fx.report.collect import op_name
-from bcos_fx.rewriting.builders.view import adds_a_constant, adds_an_uncounted_constant, operand_source, shift_source
+from bcos_fx.rewriting.builders.view import adds_a_constant, adds_an_uncounted_constant, name_operand, name_shift
 from bcos_fx.rewriting.core.chance import draws_at_random
 from bcos_fx.rewriting.core.flow import CONSTANT, EXPLAINED, GATE, UNKNOWN, VALUE
 from bcos_fx.rewriting.core.ops import Call, vocabulary
@@ -228,9 +228,9 @@ def _constants(reader: GraphReader, node: fx.Node) -> Iterator[ConstantSource]:
     if call is None or node.op == "output" or node.meta.get(EXPLAINED):
         return
     if adds_a_constant(call) or (call.op.linearity == "gate" and reader.flow.kinds[node.name] == VALUE):
-        yield ConstantSource(shift_source(call), node.name)
+        yield ConstantSource(name_shift(call), node.name)
     for slot in find_constant_operands(reader, call):
-        yield ConstantSource(operand_source(reader, slot, call), node.name)
+        yield ConstantSource(name_operand(reader, slot, call), node.name)
 
 
 def _breaks(reader: GraphReader, output: fx.Node, kind: str, prepared: Prepared) -> Iterator[Break]:

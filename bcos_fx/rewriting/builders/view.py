@@ -97,7 +97,7 @@ def adds_a_constant(call: Call) -> bool:
 # ---------------------------------------------------------------- what a constant is called
 
 
-def shift_source(call: Call) -> str:
+def name_shift(call: Call) -> str:
     """Name the constant that a call adds: the stored tensor, or the layer and what is added in it."""
     if call.op.linearity == "gate":
         return f"{call.name} of 0 at {call.node.name}"
@@ -112,7 +112,7 @@ def shift_source(call: Call) -> str:
     return f"{path}.{call.op.constants[0]}" if call.op.constants[0] == "bias" else f"{path} ({call.op.name})"
 
 
-def operand_source(reader: GraphReader, slot: Slot, call: Call) -> str:
+def name_operand(reader: GraphReader, slot: Slot, call: Call) -> str:
     """Name a constant operand: the stored tensor or the inputs that it is made of, or the number and where it stands.
 
     A gate that is added to a value has a name of its own: it is computed from what is explained.
@@ -146,7 +146,7 @@ def out_of_place_activation(build: Build) -> nn.Module:
 @builder("counted-shift")
 def counted_shift(build: Build) -> nn.Module:
     """Build the layer that counts the constant that a bcos_fx layer adds."""
-    return bnn.CountedShift(build.layer, shift_source(build.call))
+    return bnn.CountedShift(build.layer, name_shift(build.call))
 
 
 @builder("counted-at-zero")
@@ -157,21 +157,21 @@ def counted_at_zero(build: Build) -> nn.Module:
     value = call.nodes(call.op.value[0])
     if not value or read[0] is not value[0]:
         raise Refused("the value does not stand first among what it reads")
-    return bnn.CountedAtZero(call.as_function({node: place for place, node in enumerate(read)}), shift_source(call))
+    return bnn.CountedAtZero(call.as_function({node: place for place, node in enumerate(read)}), name_shift(call))
 
 
 @builder("counted-constant")
 def counted_constant(build: Build) -> nn.Module:
     """Build the layer that counts a constant operand."""
     slot = _slot(build, "constant")
-    return bnn.CountedConstant(operand_source(build.reader, slot, build.call), broadcast=_broadcasts(build))
+    return bnn.CountedConstant(name_operand(build.reader, slot, build.call), broadcast=_broadcasts(build))
 
 
 @builder("counted-literal")
 def counted_literal(build: Build) -> nn.Module:
     """Build the layer that counts a number that is an operand."""
     slot = _slot(build, "literal")
-    source = operand_source(build.reader, slot, build.call)
+    source = name_operand(build.reader, slot, build.call)
     return bnn.CountedLiteral(float(slot.content), source, broadcast=_broadcasts(build))
 
 
@@ -213,7 +213,7 @@ def frozen_shifted_ratio(build: Build) -> nn.Module:
     """Build an activation that is not 0 at 0 as that constant and its input times a ratio that is detached."""
     if not is_shifted_ratio(build.call):
         raise Refused("nothing is known of it at 0")
-    return bnn.FrozenShiftedRatio(as_elementwise(build.call), shift_source(build.call))
+    return bnn.FrozenShiftedRatio(as_elementwise(build.call), name_shift(build.call))
 
 
 @builder("frozen-scale")
