@@ -91,7 +91,14 @@ def adds_a_constant(call: Call) -> bool:
     """Return whether a call adds a constant of its own: a bias, a shift, padding with another number than 0."""
     if call.op.name == "pad" and call.arguments.get("mode", "constant") != "constant":
         return False
-    return any(call.arguments.get(name) not in (None, 0) for name in call.op.constants)
+    return any(_is_something(call.arguments.get(name)) for name in call.op.constants)
+
+
+def _is_something(value: object) -> bool:
+    # Only numbers are compared with 0: a bias is a tensor, which has no one truth value.
+    if isinstance(value, int | float):
+        return value != 0
+    return value is not None
 
 
 # ---------------------------------------------------------------- what a constant is called
