@@ -143,7 +143,8 @@ def _with_itself(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:
 def _computed_from(value: fx.Node, nodes: list[fx.Node]) -> set[fx.Node] | None:
     """Return the nodes between a value and some nodes; None if one of them depends on an input by another way."""
     between = reach(nodes, lambda node: set(node.all_input_nodes) - {value})
-    return None if any(node.op == "placeholder" for node in between.difference(nodes)) else between
+    read = {source for node in between for source in node.all_input_nodes}
+    return None if any(source.op == "placeholder" for source in read) else between
 
 
 def _has_parameters(call: Call) -> bool:
