@@ -39,10 +39,10 @@ def follow_named(
     """Let the dtypes that a graph names follow the precision of its tensors, in place.
 
     Args:
-        graph_module: recorded in the precision `own`.
+        graph_module: recorded in the precision `recorded`.
         inputs: of the example run.
         recorded: a floating-point dtype.
-        other: the one in which the graph is run to find where `own` is named.
+        other: the one in which the graph is run to find where `recorded` is named.
 
     Returns:
         The lines that name it; none, and nothing is changed, where the graph does not run in `other` even then.
