@@ -87,6 +87,7 @@ class Layer(ABC):
         Returns:
             The factor (C,) by which the output grew.
         """
+        # A channel that is off in either network has no factor that makes them equal.
         has, wanted = (m.rectified_power if self.rectified else m.power for m in (measured, target))
         factors = torch.where(live & (has > 0) & (wanted > 0), (wanted / has).sqrt(), 1.0)
         self._scale_output(factors)
@@ -120,8 +121,10 @@ class Norm(Layer):
         norm, before = self.module, self.module.running_var.double() + self.module.eps
         shift = torch.zeros_like(before)
         if norm.running_mean is not None:
+            # The mean is part of the constant that the norm subtracts, and fades with it.
             shift = (measured.mean * self.constant - norm.running_mean.double()) / before.sqrt()
             norm.running_mean.copy_(measured.mean * self.constant)
+        # A dead channel keeps its variance: one near 0 would divide by eps alone and amplify rounding.
         norm.running_var.copy_(torch.where(live, measured.variance, norm.running_var.double()))
         factors = (before / (norm.running_var.double() + norm.eps)).sqrt()
         return factors if target is None else factors * self._match(target, live), shift
@@ -131,6 +134,7 @@ class Norm(Layer):
         norm = self.module
         if not self.can_scale:
             return torch.ones_like(target.mean)
+        # eps keeps the normalized deviation below 1, which the weight has to make up for.
         variance = norm.running_var.double()
         deviation = norm.weight.double().abs() * (variance / (variance + norm.eps)).sqrt()
         known = live & (deviation > 0) & (target.variance > 0)
@@ -205,6 +209,7 @@ def layers_of(
             reasons[node.name] = f"it is called {calls} times, and one set of statistics cannot fit them all"
         else:
             layers.append(Norm(node, norm, *_facts(reader, node, norm), constants.get(str(node.target), 1.0)))
+    # A gain before a batch norm has no effect: the norm divides it out again.
     open_nodes = _reaching_the_output(reader.graph_module.graph, {layer.node for layer in layers})
     for node, layer in _calls_of(reader, lambda op, module: isinstance(module, BcosLayer)):
         if node not in open_nodes:
@@ -243,6 +248,7 @@ def _rectified(reader: GraphReader, node: fx.Node) -> bool:
             op = reader.vocabulary.of(user, reader.graph_module)
             if op is not None and op.rectifier:
                 continue
+            # Through weights the positive part of one channel reaches others, so what comes through is not known here.
             if op is None or op.linearity != "linear" or _has_state(reader, user):
                 return False
             if user not in passed:
@@ -256,6 +262,7 @@ def _has_state(reader: GraphReader, node: fx.Node) -> bool:
 
 
 def _owns(reader: GraphReader, module: nn.Module) -> bool:
+    # One change of a shared parameter cannot fit two places.
     alone = len(reader.callers[id(module)]) == 1
     return alone and all(len(reader.owners[id(parameter)]) == 1 for parameter in module.parameters())
 

@@ -190,6 +190,7 @@ class _CalibrationRun:
     def read(self, batches: Iterable[Batch], reference: nn.Module | Targets | None) -> None:
         """Read all batches once: run the original on them, and put them where the calibration begins."""
         original: Original | None = None
+        # The original is built with the first batch, which it is traced with; what was measured before needs none.
         given = reference if isinstance(reference, Targets) else None
         for batch in batches:
             if original is None and given is None:
@@ -260,6 +261,7 @@ class _CalibrationRun:
         changes, position = [], 0
         for number, layer in enumerate(self.layers, 1):
             self.say(f"calibrating: layer {number} of {len(self.layers)}")
+            # A layer is set before any batch passes it, so that the next one measures what the calibrated ones give.
             place = self.program.places[layer.node.name]
             for values in self.frontier.batches():
                 self.program.run(values, position, place)
@@ -272,11 +274,14 @@ class _CalibrationRun:
     def _calibrated(self, layer: Layer) -> LayerChange:
         target = None if self.targets is None else self.targets.moments.get(layer.node.name)
         measured = self._moments(layer, of_input=isinstance(layer, Norm))
+        # Channels that vary by rounding alone keep their scale: dividing by their deviation would blow the rounding up.
         precision = next((p.dtype for p in layer.module.parameters()), torch.float32)
         live = ~measured.dead(precision)
         if target is not None and isinstance(layer, Gain):
             live = live & ~target.dead(precision)
         factors, shift = layer.standardize(measured, target, live)
+        # Deviations fit now. The mean may not, where a constant was taken out, so the power is matched last and in
+        # the layer's new state.
         if target is not None and layer.can_scale:
             factors = factors * layer.match_power(self._moments(layer), target, live)
         return _change(layer, live, factors, shift)
@@ -320,6 +325,7 @@ class _CalibrationRun:
 
 def _share(predictions: Sequence[Tensor], wanted: Sequence[Tensor]) -> float | None:
     """Share of equal entries, or None where one side is missing for some batches."""
+    # Some batches without labels, or outputs that are not classes: a share of the rest would look like one of all.
     if not predictions or len(wanted) != len(predictions):
         return None
     return float((torch.cat(list(predictions)) == torch.cat(list(wanted))).double().mean())

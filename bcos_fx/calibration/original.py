@@ -98,6 +98,7 @@ class Original:
             root = copy.deepcopy(reference)
         else:
             root = self._traced(network, reference, example, output)
+        # A conversion has the network's own node names; another module is matched by what the report recorded.
         names = {node.name: node.name for node in network.graph.nodes}
         self._counterparts = counterparts(network) if self._specs else names
         self.root = root.eval()
@@ -113,6 +114,7 @@ class Original:
             )
         self._like = next(iter(reference.parameters()), example.inputs[0])
         inputs = self._inputs(tuple(value[:2] for value in example.inputs))
+        # The trace takes two samples, and a batch may hold one.
         twice = tuple(torch.cat([value, value])[:2] for value in inputs)
         graph_module = trace(reference, twice, output=output, leaf_modules=vocabulary().leaves).graph_module
         reader = GraphReader(graph_module, vocabulary(), Options())
@@ -139,6 +141,7 @@ class Original:
         """Run the original, and return its output."""
         program = self._program
         values, position = program.start(self._inputs(inputs)), 0
+        # One run serves all nodes: values that no later node reads are dropped on the way.
         for name in sorted(names, key=self._place):
             place = self._place(name)
             program.run(values, position, place + 1)

@@ -31,6 +31,7 @@ class Program:
         self.places = {node.name: place for place, node in enumerate(self.nodes)}
         self._done_with: list[list[str]] = [[] for _ in self.nodes]
         for place, node in enumerate(self.nodes):
+            # A value is dropped after its last reader, so the frontier holds what is still needed and nothing more.
             last = max((self.places[user.name] for user in node.users), default=place)
             self._done_with[last].append(node.name)
 
@@ -120,5 +121,6 @@ class Frontier:
 
 
 def _bytes(values: Values) -> int:
+    # Views share their storage, which is kept once.
     storages = [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

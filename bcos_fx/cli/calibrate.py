@@ -93,6 +93,7 @@ def calibrate_network(
             check_class_count(names, network.class_count())
         images = calibration_images(network, data, names, count)
         module = None
+        # --arch alone: the network as its library builds it, with the library's weights.
         if original is not None or arch is not None:
             module = read_original(original, arch=arch, key=key, trust_pickle=trust_pickle)
         calibrate_(network, images, module, output_key=values.key(output_key), measured=True, progress=stages.passing)

@@ -146,6 +146,7 @@ def _is_ours(path: Path, arch: str | None) -> bool:
     """Return whether to read a file as a converted network: it is one, or nothing tells how else to read it."""
     from bcos_fx.checkpoint import identify
 
+    # A damaged file may be one of ours, and the reader of ours says where it is damaged.
     return arch is None or identify(path).kind in ("bcos-fx", "damaged")
 
 
@@ -200,6 +201,7 @@ def _compare(request: CheckRequest, second: Path, batch_axis: int | None) -> tup
 
     network = read_artifact(second)
     original, encoded = _read_original(request)
+    # Two converted networks take the same images; an ordinary original takes normalized ones, as verify() makes them.
     if batch_axis == 0:
         result = verify(original, network, transform=(lambda x: x) if encoded else None)
     else:

@@ -55,6 +55,7 @@ def _escaped() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # click's errors hold the text in `message`; it is escaped before click prints it.
         if isinstance(message := getattr(error, "message", None), str):
             error.message = shown_in_a_line(message)  # type: ignore[attr-defined]
         raise

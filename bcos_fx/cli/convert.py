@@ -67,6 +67,7 @@ def check_targets(request: Request) -> None:
         from bcos_fx.report.picture import check_drawable
 
         check_drawable(request.picture)
+    # All files are checked before hours of work, and not when they are written.
     for path in filter(None, (request.output, request.picture)):
         check_target(path, overwrite=request.force)
         if request.model is not None and path.resolve() == request.model.resolve():
@@ -83,6 +84,7 @@ def converted(request: Request, stages: Stages) -> tuple[BcosNetwork, nn.Module]
     arguments = conversion_arguments(request)
     stages("reading")
     original = read_network(request.model, arch=request.arch, key=request.key, trust_pickle=request.trust_pickle)
+    # Said before the work, and kept in the report: a converted network of random weights looks like any other.
     random = random_weights(request.model, request.arch)
     if random is not None:
         echo(f"warning: {random}", err=True)

@@ -60,11 +60,13 @@ def evaluate_networks(request: EvaluationRequest) -> None:
     from bcos_fx.evaluation.process_group import joined
 
     plan = _plan(request)
+    # A probe trains: it shares neither the pass over the images nor the log of results with the other measures.
     if "linear-probe" in plan.metrics:
         from bcos_fx.cli.image_text import run_probe
 
         run_probe(request, plan, lambda: _networks(request)[0])
         return
+    # Every process of torchrun runs this function; the first one alone prints and writes the report.
     with joined() as group:
         evaluation, files = _measured(request, plan, group)
     if not group.is_main:
@@ -169,9 +171,11 @@ def _networks(request: EvaluationRequest) -> tuple[BcosNetwork, NormalizedModel 
     if request.original is None:
         return network.to(device), None
     arch, plus, file = request.original.partition("+")
+    # ARCH, ARCH+FILE or a converted FILE; a file of that very name is meant before an architecture is.
     alone = not plus and Path(arch).is_file()
     model, named = (Path(arch), None) if alone else (Path(file) if plus else None, arch)
     original = read_original(model, arch=named)
+    # A converted original normalizes inside; any other one is put behind the normalization that MODEL records.
     specs = None if isinstance(original, BcosNetwork) else network.record.inputs
     return network.to(device), NormalizedModel(original, specs).to(device)
 

@@ -211,6 +211,7 @@ def _explain_all(
                 collectors[name].add(drawn, files)
         for place, index in enumerate(batch.indices):
             rows.append(row_of({name: whole[place] for name, whole in by_source.items()}, data.where(index)))
+    # Some unreadable images are listed at the end; without a readable one there is nothing to write.
     batches.check_readable()
     for collector in collectors.values():
         collector.close()

@@ -88,6 +88,7 @@ def export_network(
         if page is not None:
             check_page(page, overwrite=force)
         network = read_artifact(model)
+        # Without photographs the exporter checks the file on made-up images.
         samples = None
         if images is not None:
             photographs = some_images(open_source(images), network.preprocessing, _CHECKED)

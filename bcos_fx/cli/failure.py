@@ -59,6 +59,7 @@ def list_skipped(skipped: dict[str, str]) -> None:
 def _report(error: Exception, command: Callable[..., object]) -> int:
     if DEBUG.get():
         echo("".join(traceback.format_exception(error)), err=True)
+    # Errors of the library name keywords of Python; the user of a command reads options.
     shown = in_options(error, command) if isinstance(error, BcosFxError) else error
     echo(_message(shown), err=True)
     return CHECK_FAILED if isinstance(error, VerificationError) else BAD_INPUT

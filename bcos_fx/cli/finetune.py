@@ -144,6 +144,7 @@ def _trained(request: FineTuneRequest) -> FineTuned:
             accelerator=request.accelerator,
             devices=request.devices,
             nodes=request.nodes,
+            # A bar in a log file would be one line of thousands.
             progress=sys.stderr.isatty() and not request.json,
             on_epoch=lambda row: echo(str(row), err=True),
             log=lambda line: echo(line, err=True),

@@ -40,6 +40,7 @@ def importing(command: Callable[..., T]) -> Callable[..., T]:
             import_rules(path)
         return command(**given)
 
+    # typer reads the annotations of the function that it is given, which are strings in the command's module.
     signature = inspect.signature(command)
     hints = get_type_hints(command, include_extras=True)
     option = inspect.Parameter("imports", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Imports)

@@ -26,6 +26,7 @@ def interrupted() -> bool:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Note interrupts, and end the process with code 130 after one, without a traceback."""
+    # Tests run several commands in one process.
     _came.clear()
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:  # not where interrupts are ignored, as after nohup

@@ -42,6 +42,7 @@ def _field(default: Any, declared: Any) -> Any:
     metadata = {_DECLARED: declared}
     if default is ...:
         return dataclasses.field(metadata=metadata)
+    # One list in the class would be shared by all requests.
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -42,6 +42,7 @@ def publish_network(
     from bcos_fx.hub import push_to_hub, save_pretrained
     from bcos_fx.hub.repository import CARD, PICTURE, PREFIX, WEIGHTS
 
+    # Before the network is read and explained: what is there is replaced only with --overwrite.
     for path in (Path(target) / name for name in (WEIGHTS, CARD, PICTURE)):
         if path.exists() and not target.startswith(PREFIX):
             check_target(path, overwrite=force)

@@ -72,6 +72,7 @@ def write_report(
     from bcos_fx.cli.check import converted_file
     from bcos_fx.data.classes import read_classes
 
+    # matplotlib is needed for PDF alone.
     if suffix == ".pdf":
         from bcos_fx.audit.pdf import pdf as write
     else:

@@ -61,6 +61,7 @@ def serve_page(
         address = f"http://{HOST}:{listener.getsockname()[1]}/"
         echo(f"{model.name} is shown at {address} to this machine alone; Ctrl-C ends it.")
         if browser:
+            # After a second the server answers; a daemon, so that Ctrl-C does not wait for it.
             opening = threading.Timer(1, webbrowser.open, [address])
             opening.daemon = True
             opening.start()

@@ -88,6 +88,7 @@ def as_options(text: str, flags: Mapping[str, Flags]) -> str:
             return (option.refused or match[0]) if value == "False" else option.given
         if value is None or value == "None":
             return option.given
+        # Quotes are Python's; on a command line only words with spaces need them.
         bare = value[1:-1] if value[0] in "\"'" else value
         return f"{option.given} {value if len(bare.split()) > 1 else bare}"
 

@@ -35,6 +35,7 @@ def row_of(parts: dict[str | None, Explanation], file: str) -> tuple[dict[str, A
         "residual": residual,
         "verdict": joint.verdict,
     }
+    # The main input is called the input; sources are called by the names that the user gave.
     if None not in parts:
         row["sources"] = {name: numbers(total) for name, total in joint.totals.items()}
     return row, joint.verdict != "incomplete"

@@ -142,6 +142,7 @@ def enlarged(source: ImageSource, preprocessing: Preprocessing) -> str | None:
         return None
     if not isinstance(first, Image.Image):
         return None
+    # Below half the size resizing invents more pixels than it takes, so that the network sees blur.
     width, height = first.size
     if preprocessing.height < 2 * height or preprocessing.width < 2 * width:
         return None

@@ -55,6 +55,7 @@ def check_class_count(names: Sequence[str], outputs: int | None, error: type[Bco
 
 def _from_lines(text: str, path: Path) -> list[str]:
     lines = text.splitlines()
+    # Editors end a file with an empty line; one between names would shift all classes after it.
     while lines and not lines[-1].strip():
         lines.pop()
     for number, line in enumerate(lines, start=1):

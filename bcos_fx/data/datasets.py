@@ -130,6 +130,7 @@ def _of_loader(loader: DataLoader[Any]) -> ImageSource:
             f"the loader takes images by a {type(loader.sampler).__name__} of its own, which leaves open which",
             hint="give the data set, or torch.utils.data.Subset(dataset, indices)",
         )
+    # What a loader's collation does to an item (a dict taken apart, say) belongs to the data.
     collate: Callable[[list[Any]], Any] = loader.collate_fn
     return DatasetSource(loader.dataset, one=lambda item: next(_unbatched(collate([item]))))
 

@@ -137,6 +137,7 @@ class Preprocessing:
             kind = str(image.dtype).removeprefix("torch.")
             raise UsageError(f"{name} holds {kind} values", hint="give bytes (uint8), or numbers in [0, 1]")
         low, high = float(image.min()), float(image.max())
+        # Resizing in float may overshoot by rounding.
         if self.in_unit_range and not (low >= -1e-3 and high <= 1 + 1e-3):
             raise UsageError(
                 f"{name} holds values from {low:.3g} to {high:.3g}, and images are taken in [0, 1]",

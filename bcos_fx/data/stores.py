@@ -100,6 +100,7 @@ def _folder(root: Path, classes: Sequence[str] | None) -> ImageSource:
         if not loose:
             raise UsageError(f"there are no images in {root}", hint=_ENDINGS)
         return ImageFiles([each for file in loose for each in ImageRecord.all_in(file, file.name, None)], "folder")
+    # An empty folder would be counted as a class, and shift the labels of those after it.
     empty = [repr(folder.name) for folder, files in folders.items() if not files]
     if empty:
         raise UsageError(

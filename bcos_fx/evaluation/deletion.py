@@ -131,6 +131,7 @@ def pixel_deletion(
         maps = checked_maps(method.maps(images, targets), images, targets)
     ranks = pixel_ranks(-maps if order == "least" else maps, seed)
     starts, ends = (images, background) if direction == "deletion" else (background, images)
+    # Steps are whole pixels; in float64, because float32 rounds the counts of large images.
     counts = torch.round(torch.linspace(0, 1, steps + 1, dtype=torch.float64) * ranks[0, 0].numel()).long()
     curves = [
         _scores_of(outputs, _changed(starts[n], ends[n], ranks[n, k], counts, batch_size), int(targets[n, k]), score)
@@ -170,6 +171,7 @@ def pixel_ranks(maps: Tensor, seed: int) -> Tensor:
     Equal pixels are in a random order, the same for the same seed.
     """
     flat = maps.flatten(-2)
+    # A stable sort of shuffled pixels: rows would decide among equal ones otherwise, and blank maps look sensible.
     shuffled = torch.randperm(flat.shape[-1], generator=torch.Generator().manual_seed(seed)).to(maps.device)
     order = shuffled[flat[..., shuffled].argsort(dim=-1, descending=True, stable=True)]
     places = torch.arange(flat.shape[-1], device=maps.device).expand_as(order)

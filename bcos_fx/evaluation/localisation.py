@@ -243,6 +243,7 @@ def grid_image(task: EvaluationTask, grid: Grid, protocol: Protocol) -> Tensor:
 
 def _scores(task: EvaluationTask, method: Method, grid: Grid, protocol: Protocol) -> list[float]:
     image = grid_image(task, grid, protocol)
+    # Windows are of the network's own size, whatever the grid's.
     if isinstance(task.model, BcosNetwork) and not protocol.windows:
         _check_size(task.model, image)
     targets = torch.tensor([grid.labels], device=image.device)
@@ -277,6 +278,7 @@ def composed(images: Tensor, side: int) -> Tensor:
     count, channels, height, width = images.shape
     if count != side * side:
         raise UsageError(f"{amount(count, 'image')} do not fill a grid of {side}x{side}")
+    # The published code fills columns first; targets are scored in the same order.
     columns = images.reshape(side, side, channels, height, width)  # column, row, C, h, w
     return columns.permute(2, 1, 3, 0, 4).reshape(channels, side * height, side * width)
 
@@ -301,7 +303,9 @@ def windowed(method: Method, height: int, width: int) -> Method:
 def _map_by_windows(method: Method, image: Tensor, targets: Tensor, size: tuple[int, int]) -> Tensor:
     padding = stride = (size[0] // 2, size[1] // 2)
     parts = F.unfold(image.unsqueeze(0), size, padding=padding, stride=stride)  # 1, C · h · w, windows
+    # unfold() lists the values of a window channel by channel, row by row, which is the layout of an image.
     windows = parts[0].T.reshape(-1, len(image), *size)
     window_maps = method.maps(windows, targets.expand(len(windows), -1))  # windows, K, h, w
     columns = window_maps.flatten(2).permute(1, 2, 0)  # K, h · w, windows
+    # fold() adds up what overlaps, as unfold() cut it, and drops the padding.
     return F.fold(columns, image.shape[-2:], size, padding=padding, stride=stride).squeeze(1)

@@ -40,8 +40,10 @@ def bootstrap(values: npt.NDArray[np.float64], *, level: float = 0.95, seed: int
     sums, counts = np.nansum(rows, 1), (~np.isnan(rows)).sum(1)
     draw = np.random.default_rng(seed)
     means = []
+    # In portions: 10,000 resamples of many images at once would take gigabytes.
     for _ in range(_RESAMPLES // _AT_ONCE):
         drawn = draw.integers(len(rows), size=(_AT_ONCE, len(rows)))
+        # A resample in which nothing could be measured has no mean, and is left out.
         total, known = sums[drawn].sum(1), counts[drawn].sum(1)
         means.append(total[known > 0] / known[known > 0])
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])

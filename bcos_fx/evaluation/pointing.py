@@ -65,6 +65,7 @@ def hits(maps: Tensor, masks: Tensor, tolerance: int = _TOLERANCE) -> Tensor:
     Several largest pixels count by their share of hits: a constant map hits as often as a pixel drawn at random.
     """
     near = _grown(masks, tolerance)
+    # Several pixels may be largest, as in a constant map, which must not count as a hit.
     largest = maps == maps.amax((2, 3), keepdim=True)
     return (largest & near).sum((2, 3)) / largest.sum((2, 3))
 

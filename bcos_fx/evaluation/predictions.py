@@ -105,6 +105,8 @@ def predict(task: EvaluationTask, runner: Runner, *, batch_size: int = 32) -> Pr
     total = len(task.source)
     if not total:
         raise UsageError("there are no images to evaluate on")
+    # Batches are fixed by the size alone, and not by what is left to do: what is computed together is the same in
+    # a run that goes on, and so is its rounding.
     batches = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
     header = task.header("predictions", {"batch_size": batch_size})
     results = runner.run(
@@ -130,6 +132,7 @@ def _of_batch(task: EvaluationTask, indices: range) -> dict[str, Any]:
     outputs = _judged_outputs(task.model, batch)
     classes = outputs.shape[1]
     task.source.check_classes(classes)
+    # Labels of a stream are known only now, so each is checked where it is read.
     labels = [
         task.source.class_index(sample.label, index, classes)
         for index, sample in zip(read, readable.samples, strict=True)
@@ -145,6 +148,7 @@ def _of_batch(task: EvaluationTask, indices: range) -> dict[str, Any]:
 def _rows(outputs: Tensor, read: list[int], labels: list[int], originals: list[int] | None) -> list[list[Any]]:
     """Return the fields of a :class:`Prediction` for each image."""
     logits, predicted = outputs.max(1)
+    # Only the numbers that protocols and figures read are kept: all outputs of a million images would not fit.
     probabilities = outputs.softmax(1).gather(1, predicted.unsqueeze(1)).squeeze(1)
     five = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
     among = (five == torch.tensor(labels, device=five.device).unsqueeze(1)).any(1)

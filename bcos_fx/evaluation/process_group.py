@@ -41,6 +41,7 @@ def joined() -> Iterator[ProcessGroup]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
         yield ProcessGroup()
         return
+    # A caller that initialized the group itself goes on using it.
     begun = not dist.is_initialized()
     if begun:
         dist.init_process_group("gloo")

@@ -117,6 +117,7 @@ def weight_randomisation(
     check_choice("mode", mode, MODES)
     called, left_out = _modules_last_first(network, images[:1] if example is None else example)
     chosen = _check_layers(network, layers) if layers is not None else called
+    # On copies: a method may hook the network that it explains.
     before = _maps(make, deep_copy(network), images, targets)
     generator = torch.Generator().manual_seed(seed)
     altered, drawn = deep_copy(network), set[str]()
@@ -156,6 +157,7 @@ def randomise_(
     done = set() if drawn is None else drawn
     with torch.no_grad():
         for parameter in network.get_submodule(layer).parameters(recurse=not alone):
+            # A parameter that two layers share is drawn once.
             if names[id(parameter)] in done or not parameter.is_floating_point():
                 continue
             done.add(names[id(parameter)])
@@ -173,6 +175,7 @@ def _modules_last_first(network: nn.Module, example: Tensor) -> tuple[list[str],
         part.register_forward_hook(lambda *_, name=name: order.append(name))
     with torch.no_grad():
         observed(example)
+    # A module that is called several times counts where it was called last.
     names = list(dict.fromkeys(reversed(order)))
     if not names:
         raise UsageError("the network calls no module that has parameters", hint="name modules with layers=")
@@ -206,6 +209,7 @@ def _ranks(maps: Tensor) -> Tensor:
     """Return the ranks of the pixels of maps (N, K, H, W), (N, K, H·W)."""
     pixels = maps.flatten(2).contiguous()
     ordered = pixels.sort(-1).values
+    # Mean rank of equal values: as many are below as searchsorted says on the left, up to it on the right.
     below, up_to = (torch.searchsorted(ordered, pixels, right=right) for right in (False, True))
     return (below + up_to - 1).to(maps) / 2
 

@@ -41,6 +41,7 @@ def gridpg_score(maps: Tensor, n: int, *, smooth: int = SMOOTH) -> Tensor:
     side = grid_side(maps, n, smooth)
     positive = _averaged(maps.double(), smooth).clamp_min(0)
     grids, _, height, width = maps.shape
+    # (grids, targets, row, y, column, x): the sums over y and x are those of cells.
     cells = positive.reshape(grids, n, side, height // side, side, width // side).sum((3, 5))
     cells = cells.transpose(2, 3).flatten(2)  # column by column, so that cell k is the k-th
     own, total = cells.diagonal(dim1=1, dim2=2), cells.sum(2)

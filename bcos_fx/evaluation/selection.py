@@ -200,8 +200,10 @@ def _draw_images(ordered: dict[int, list[int]], protocol: Protocol) -> list[int]
     """Draw the list of images that grids are cut from."""
     waiting = {label: iter(images) for label, images in ordered.items()}
     left = {label: len(images) for label, images in ordered.items()}
+    # numpy's legacy generator, as published: the newer one draws other classes from the same seed.
     draw = np.random.RandomState(protocol.seed)
     listed: list[int] = []
+    # Strictly more than n, as published, although n classes would suffice.
     while len(left) > protocol.cells:
         for label in draw.choice(sorted(left), size=protocol.cells, replace=False).tolist():
             listed.append(next(waiting[label]))
@@ -223,6 +225,7 @@ def _cut_into_grids(listed: Sequence[int], labels: dict[int, int], protocol: Pro
         if len(cells) < protocol.cells:
             break
         grids.append(Grid(tuple(cells.values()), tuple(cells)))
+        # Published: the image after a grid is in no grid.
         place += protocol.skipped
     return grids
 

@@ -104,6 +104,7 @@ def run_evaluation(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluati
         UsageError: baselines without an original network, data that do not fit, or a folder that is in use.
     """
     with runner.alone():
+        # Methods come first: what is not right for the network is known before hours of work.
         methods, refused = _methods(task, plan.baselines)
         classes = task.model.record.classes if isinstance(task.model, BcosNetwork) else ()
         for note in (unmatched(task.source, classes), enlarged(task.source, task.preprocessing)):

@@ -48,6 +48,7 @@ def find_classes(wanted: Sequence[int | str], outputs: int, names: Sequence[str]
         )
     by_index: dict[int, int | str] = {}
     for position, (index,) in by_position.items():
+        # Two names of one class would give two equal outputs.
         if index in by_index:
             raise UsageError(f"{by_index[index]!r} and {wanted[position]!r} are one class of the network, {index}")
         by_index[index] = wanted[position]

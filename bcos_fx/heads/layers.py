@@ -96,6 +96,7 @@ def _weighted(network: BcosNetwork) -> str | None:
     for node in _from_the_output(network):
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            # A layer that is called twice is not only the head.
             calls = [other.target for other in network.graph.nodes if other.op == "call_module"]
             return str(node.target) if calls.count(node.target) == 1 else None
         if node.op == "get_attr" or (module is not None and module.state_dict()):
@@ -109,6 +110,7 @@ def _exchanged(network: BcosNetwork, classes: int, made: Callable[[nn.Module], n
     path = _weighted(new)
     if path is not None:
         outputs = _outputs(new)
+        # The bias log(1 / (C - 1)) of a logit layer belongs to the number of classes.
         for logits in _logit_layers(new):
             layer: Any = new.get_submodule(logits)
             new.set_submodule(logits, _logit_layer(layer, outputs, classes))

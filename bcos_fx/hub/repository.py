@@ -161,6 +161,7 @@ def push_to_hub(
         save_pretrained(model, folder, name=repository, example=example, measured=measured)
         try:
             api = hub.HfApi(token=token, library_name="bcos_fx")
+            # Written to a folder first, so that nothing is uploaded of a network that cannot be saved.
             api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
         except Exception as error:

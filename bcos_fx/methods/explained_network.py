@@ -65,9 +65,11 @@ class ExplainedNetwork(nn.Module):
         self.reference: Tensor
         self.scale: Tensor
         self.offset: Tensor
+        # Buffers, so that .to() moves them with the network.
         self.register_buffer("reference", per_channel(color))
         self.register_buffer("scale", per_channel(1 / spread))
         self.register_buffer("offset", per_channel((color - center) / spread))
+        # A copy, since captum sets hooks and the caller may go on training.
         self.network = deep_copy(network)
         self.requires_grad_(False).eval()
 

@@ -73,6 +73,7 @@ def _weighted(graph_module: fx.GraphModule, node: fx.Node, differences: Tensor, 
     end = next(n for n in graph_module.graph.nodes if n.op == "output").all_input_nodes[0]
     with torch.no_grad():
         features: Tensor = evaluate(graph_module, {start: differences}, node)
+    # Gradients are needed from the layer on, and not through the part of the network before it.
     features = features.detach().requires_grad_()
     outputs: Tensor = evaluate(graph_module, {start: differences, node: features}, end)
     chosen = outputs.gather(1, targets)
@@ -95,6 +96,7 @@ def last_feature_map(graph_module: fx.GraphModule) -> fx.Node:
     if not spatial:
         raise UsageError("Grad-CAM needs a feature map, and no node of this network has one", hint=_NAME_IT)
     last = spatial[-1]
+    # Nodes are in the order of the graph, so everything past the map that depends on the image is here.
     after = moving[moving.index(last) + 1 :]
     past = [node for node in after if not _reads_only(node, last, after)]
     if past:

@@ -123,6 +123,7 @@ def _by_pairs(explained: ExplainedNetwork, attribute: Attribute, pairs: int | No
             indices = check_targets(images, targets, explained.classes(differences))
             samples, classes = indices.shape
             chunk = pairs or explained.at_once(differences)
+            # Pairs in the order of images, then classes, so that the result only has to be reshaped.
             of = torch.arange(samples, device=indices.device).repeat_interleave(classes)
             parts = [
                 attribute(differences[of[part]].requires_grad_(), indices.flatten()[part]).detach().sum(1)

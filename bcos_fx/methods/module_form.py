@@ -71,6 +71,7 @@ class SideBySideMaxPool2d(nn.Module):
         """Pool (N, C, H, W)."""
         counts = [self._windows(axis, x.shape[2 + axis]) for axis in (0, 1)]
         pads = [(self.padding[axis], self._missing(axis, x.shape[2 + axis], counts[axis])) for axis in (0, 1)]
+        # Not -inf: DeepLIFT subtracts the values of two images, and inf - inf is NaN. Half, so that nothing overflows.
         padded = F.pad(x, (*pads[1], *pads[0]), value=torch.finfo(x.dtype).min / 2)
         windows = F.unfold(padded, self.kernel, dilation=self.dilation, stride=self.stride)
         laid = windows.reshape(*x.shape[:2], -1, windows.shape[2]).transpose(2, 3).flatten(2)
@@ -179,6 +180,7 @@ class ModuleForms:
             graph_module = trace(self.network, example, leaf_modules=vocabulary().leaves).graph_module
             graph_module.requires_grad_(False)
             form = ModuleForm(graph_module, self._stand_ins(graph_module)).eval()
+            # A stand-in with a wrong option would explain another network without a word.
             _check_same(self.network, form, example)
             self._made[images.shape[1:]] = form
         return self._made[images.shape[1:]]

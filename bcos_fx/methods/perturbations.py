@@ -116,6 +116,7 @@ def lime(
 
     def one(difference: Tensor, classes: Tensor) -> Tensor:
         segments = patch_grid(difference.shape[2], difference.shape[3], patches).to(difference.device)
+        # Drawn once for all classes, so that the perturbed images are the same and run once.
         drawn = torch.rand(samples, int(segments.max()) + 1, generator=torch.Generator().manual_seed(seed)) < 0.5
         rows: Iterator[Tensor] = iter(())
 
@@ -205,6 +206,7 @@ def random_masks(size: tuple[int, ...], count: int, cells: int, keep: float, see
     waiting: list[Tensor] = []
     for number in range(count):
         grid = (torch.rand(1, 1, cells, cells, generator=generator) < keep).float()
+        # One shift in [0, cell) each way: the grid of cells leaves no fixed pattern in the sum.
         top, left = (int(torch.randint(length, (1,), generator=generator)) for length in cell)
         smooth = F.interpolate(grid, size=whole, mode="bilinear", align_corners=False)[0, 0]
         waiting.append(smooth[top : top + size[0], left : left + size[1]])

@@ -56,6 +56,7 @@ class ZeroShot(nn.Module):
         Returns:
             (N, K, H, W), which add up, with the constants, to the outputs.
         """
+        # One image at a time, because the targets are the classes of that image.
         by_image = [
             explain(self.tower, images[n : n + 1], self._output_of(targets[n])).contributions
             for n in range(len(images))

@@ -114,6 +114,7 @@ def embed_texts(tower: TextTower, texts: Sequence[str], *, cache: TextCache | No
     for first in range(0, len(missing), _BATCH):
         part = missing[first : first + _BATCH]
         vectors = dict(zip(part, functional.normalize(tower.encode(part).float().cpu(), dim=1), strict=True))
+        # Batch by batch, so that an interrupted run keeps what it has embedded.
         if cache is not None:
             cache.put(tower.fingerprint, vectors)
         vectors_of |= vectors

@@ -49,6 +49,7 @@ def _open_clip(name: str, rest: str) -> TextTower:
     open_clip, arch, tag = open_clip_choice(chosen, name)
     tokenizer = _run(lambda: open_clip.get_tokenizer(arch), name, "the tokenizer")
     model = _run(lambda: open_clip_model(open_clip, arch, tag), name, "the model")
+    # A checkpoint brings all weights; without one and without a tag they are random.
     if plus:
         load_into(model, read_state_dict(file))
     elif tag is None:

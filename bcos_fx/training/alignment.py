@@ -56,6 +56,7 @@ class Alignment(nn.Module):
         key = _key(path, rise)
         if key not in self.pressures:
             device = self._layers[path][0].weight.device
+            # float32 whatever the weights are in: steps of a learned B vanish in 16 bits.
             start = torch.tensor(self._first[path], dtype=torch.float32, device=device)
             self.pressures[key] = nn.Parameter(start, requires_grad=rise.learned != "no")
         for layer in self._layers[path]:

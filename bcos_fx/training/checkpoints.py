@@ -72,6 +72,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as stream:
+            # Before torch reads anything, so that an altered file never reaches the unpickler.
             _check_seal(stream, path)
             stream.seek(0)
             identify(path)  # refuses what would take more to unpickle than its size explains
@@ -89,6 +90,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     recorded = checkpoint[KEY].get("outline")
     if not isinstance(recorded, list) or not isinstance(checkpoint[KEY].get("identity"), dict):
         raise _unreadable("it does not say what it is of", path)
+    # weights_only refuses code, and not data that was taken out: the list of all values does.
     present = set(_outline(checkpoint))
     lacking = [str(name) for name in recorded if name not in present]
     if lacking or not recorded:

@@ -67,6 +67,7 @@ class Samples(Dataset[Any]):
                 image = self._preprocessing(self._augment(as_picture(image)), self.source.where(index))
         except Unreadable as error:
             return Broken(error.what, error.where or self.source.where(index))
+        # Preprocessing gives float32 or float64, which do not mix in a batch; a data set's own type is its choice.
         image = image if self._own or not image.is_floating_point() else image.float()
         return image if target is None else (image, target)
 
@@ -122,6 +123,7 @@ class Order:
         if self._shuffled:
             generator = torch.Generator().manual_seed(derived(self._seed, "order", self.epoch))
             indices = torch.randperm(self._count, generator=generator).tolist()
+        # Fewer images than a batch holds still make one, with the same number in each process.
         size = min(self._batch, max(1, self._count // world)) if self._shuffled else self._batch
         for batch in range(self.start, len(self)):
             whole = indices[batch * self._batch * world :][: size * world]
@@ -172,11 +174,13 @@ class Replayable:
     def _batches(self, start: int) -> Iterator[Any]:
         epoch = self._epoch
         seed_host(derived(self._seed, "loader", epoch))
+        # A loader, its sampler and its batch sampler may share one generator, which is seeded once.
         for generator in {id(g): g for g in _generators(self.loader)}.values():
             generator.manual_seed(derived(self._seed, "loader", epoch))
         if self._order is not None:
             self._order.epoch, self._order.start = epoch, start
         batches = iter(self.loader)
+        # Our own order begins at a place; another's has to be gone through from the beginning.
         for number in range(0 if self._order is None else start, len(self)):
             seed_host(derived(self._seed, "batch", epoch, number))
             try:

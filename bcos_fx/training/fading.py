@@ -53,6 +53,7 @@ class Fading:
     def after_step(self, before: float, after: float, lr: float) -> None:
         """Fade by one step, from a share of training to a later one, at a learning rate."""
         for path, fade in self._fades.items():
+            # A ratio of what is left, and not what is left itself: training moves the constants between two steps.
             factor = fade.factor(before, after, lr)
             if factor != 1:
                 self._multiply(path, factor)

@@ -149,6 +149,7 @@ def finetune(
             },
         )
 
+    # The caller's random state is left as it was, and no second run writes into the folder.
     with preserved(), _alone(settings.path):
         source = chosen.numbered(None if isinstance(data, DataLoader) else source_of(data))
         if source is not None and not isinstance(recipe, Training):
@@ -177,6 +178,7 @@ def finetune(
     if fitting.module.alignment is not None:
         fitting.module.alignment.settle()
     if isinstance(trained, BcosNetwork):
+        # The report describes the conversion; its figures of drift do not hold for trained weights.
         trained = _settled(trained, shown, training)
         named = "its own settings" if isinstance(recipe, Training) else Path(recipe or trained.report.recipe).stem
         images = None if source is None else len(source)
@@ -314,6 +316,7 @@ def _calibration(
         return None
     if source is None:
         raise UsageError("calibration needs images by number", hint="give a folder, an .npz, tensors or a Dataset")
+    # Statistics are those of test images, so nothing is augmented; evenly spread, for sources are in order of class.
     samples = Samples(source, preprocessing, "none", training.seed)
     count = min(_CALIBRATED, len(samples))
     chosen = torch.linspace(0, len(samples) - 1, count).long().tolist()

@@ -96,6 +96,7 @@ class FineTuning(LightningModule):
             self._matching = self._layer_matching()
         if self.alignment is None or self._fading is None:
             return
+        # A checkpoint holds weights that were faded and calibrated; doing it again would count twice.
         if self.trainer.ckpt_path is None:
             self._fading.begin()
             self.alignment.set(0.0)
@@ -116,6 +117,7 @@ class FineTuning(LightningModule):
         """Step, then move B, constants and average by as much."""
         super().optimizer_step(*args, **kwargs)
         step, lr = self.trainer.global_step, float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        # global_step is still that of the step that is being taken.
         before, after = step / self._steps, (step + 1) / self._steps
         if self._fading is not None:
             self._fading.after_step(before, after, lr)
@@ -129,6 +131,7 @@ class FineTuning(LightningModule):
 
     def _has_risen(self, step: int) -> bool:
         """Return whether to calibrate after this step: after each stair of B, or once an epoch on a smooth rise."""
+        # On a smooth rise every step would be followed by a calibration, which costs more than the step.
         stairs = all(rise.course.shape in ("steps", "at-once") for rise in self._options.rises)
         every = 1 if stairs else self._steps_per_epoch
         if self.alignment is None or step % every:
@@ -188,6 +191,7 @@ class FineTuning(LightningModule):
         if self._options.channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         outputs, loss = self._outputs_and_loss(images, labels)
+        # Before the step, which would make all weights NaN: the layer that broke first can still be found.
         if not bool(torch.isfinite(loss)):
             raise _diverged(self, images)
         self._loss.update(loss.detach(), len(images))
@@ -207,10 +211,12 @@ class FineTuning(LightningModule):
                 outputs, original, layers = self._matching(images)
             else:
                 outputs = self.__dict__["_run"](images)
+            # Layer matching has run the original already, but without the hooks that keep features.
             if reference is not None and (original is None or options.features):
                 original = self._original_outputs(images)
         features = (ours.value, theirs.value) if options.features and distils else None
         gathered = None
+        # The reference takes no gradients, so its values of all processes can be gathered without a backward pass.
         if options.negatives == "all" and distils and self.trainer.world_size > 1:
             gathered = self._of_all_processes(original if features is None else features[1])
         return outputs, total_loss(losses, outputs, labels, original, features, gathered, layers)
@@ -272,6 +278,7 @@ class FineTuning(LightningModule):
         if self.trainer.world_size > 1:
             for network in self._networks():
                 for buffer in network.buffers():
+                    # Counters, such as a norm's number of batches, are the same in all processes.
                     if buffer.is_floating_point():
                         torch.distributed.all_reduce(buffer)
                         buffer /= self.trainer.world_size

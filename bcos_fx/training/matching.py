@@ -84,6 +84,7 @@ class LayerMatching:
             UsageError: the network does not take them, or needs another graph for their size.
         """
         self._network.check_inputs((images,))
+        # Another size runs another graph, whose nodes are not those that were tapped.
         if self._network.of_size((images,)) is not self._network:
             raise UsageError(
                 f"distil-layers compares layers at the size that the network was converted with, and images have "
@@ -95,6 +96,7 @@ class LayerMatching:
             theirs: Tensor = self._original.run((images,), self.names, wanted.__setitem__)
         with self._network.naming_shapes((images,)):
             ours, values = self._run(images)
+        # Over all processes, so that each divides by the same variance and the mean of the losses is the loss of one.
         statistics = self._agreed(torch.stack([moments(wanted[name]) for name in self.names]))
         parts = [layer_distance(v, wanted[n], of) for n, v, of in zip(self.names, values, statistics, strict=True)]
         return ours, theirs, torch.stack(parts).mean()

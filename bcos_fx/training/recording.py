@@ -135,6 +135,7 @@ class HistoryRecorder(Callback):
         """Count images; save where that is due."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         self._images += len(images) * trainer.world_size
+        # Lightning's estimate counts optimizer steps, as global_step does.
         left = self._timed.step(trainer.estimated_stepping_batches - trainer.global_step)
         if left is not None and trainer.is_global_zero:
             self._settings.log(f"about {duration(left)} to go, tests and galleries apart")
@@ -167,6 +168,7 @@ class HistoryRecorder(Callback):
             return
         number = self.history[-1].epoch + 1 if self.history else 0
         network = pl_module.result
+        # Explanations and measures are of the network as it answers, with norms and dropouts at rest.
         training = network.training
         network.eval()
         try:
@@ -194,6 +196,7 @@ class HistoryRecorder(Callback):
         images = self._settings.gallery
         if images is None or not isinstance(network, BcosNetwork):
             return None, None
+        # Lightning tests without gradients, which W(x) is made of.
         with torch.enable_grad():
             explanation = explain(
                 network,

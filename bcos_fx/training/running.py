@@ -142,6 +142,7 @@ class Fitting:
         return logger
 
     def _run(self, trainer: Trainer, train: object, test: object, checkpoint: Path | None) -> None:
+        # Lightning puts its own handler in place, and does not put the caller's back after an error.
         handler = signal.getsignal(signal.SIGINT)
         try:
             trainer.fit(self.module, train, test, ckpt_path=checkpoint)

@@ -48,6 +48,7 @@ def sized(training: Training, images: int, given: Collection[str], counts: Seque
     """Fit a training to the data, given options aside: smaller batches and more epochs where its steps are too few."""
     recipe, notes = training, []
     if steps_per_epoch(images, training) * training.epochs < ENOUGH_STEPS:
+        # Smaller batches first: more steps for the same images cost less than more epochs.
         if "batch_size" not in given:
             training = dataclasses.replace(training, batch_size=_batch_size(training.batch_size, images))
         if "epochs" not in given:
