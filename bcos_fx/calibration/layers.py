@@ -272,8 +272,8 @@ def _reaching_the_output(graph: fx.Graph, barriers: set[fx.Node]) -> set[fx.Node
     (output,) = graph.find_nodes(op="output")
     reached, pending = {output}, [output]
     while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in reached and source not in barriers:
-                reached.add(source)
-                pending.append(source)
+        for input_node in pending.pop().all_input_nodes:
+            if input_node not in reached and input_node not in barriers:
+                reached.add(input_node)
+                pending.append(input_node)
     return reached

@@ -176,9 +176,9 @@ class _CalibrationRun:
         output: int | str | None,
         measured: bool,
         constants: Mapping[str, float],
-        say: Callable[[str], None],
+        progress: Callable[[str], None],
     ) -> None:
-        self.network, self.frontier, self.measured, self.say = network, frontier, measured, say
+        self.network, self.frontier, self.measured, self.progress = network, frontier, measured, progress
         self.output = output
         self.layers, self.kept = layers_of(network, constants)
         self.program = Program(network.graph, network)
@@ -195,7 +195,7 @@ class _CalibrationRun:
         for batch in batches:
             if original is None and given is None:
                 original = self._original(reference, batch)
-            self.say(f"calibrating: reading image {self.images + 1} and on")
+            self.progress(f"calibrating: reading image {self.images + 1} and on")
             if original is not None:
                 original.measure(batch.inputs, self.layers)
             if self.measured:
@@ -260,7 +260,7 @@ class _CalibrationRun:
         """Go through the layers in the order of the graph, every batch as far as one layer before any goes further."""
         changes, position = [], 0
         for number, layer in enumerate(self.layers, 1):
-            self.say(f"calibrating: layer {number} of {len(self.layers)}")
+            self.progress(f"calibrating: layer {number} of {len(self.layers)}")
             # A layer is set before any batch passes it, so that the next one measures what the calibrated ones give.
             place = self.program.places[layer.node.name]
             for values in self.frontier.batches():
@@ -337,17 +337,14 @@ def _averaged(value: Tensor, dims: int | None) -> Tensor:
 
 
 def _change(layer: Layer, live: Tensor, factors: Tensor, shift: Tensor) -> LayerChange:
-    known = factors[live]
-    scale, lowest, highest = (
-        (float(known.median()), float(known.min()), float(known.max())) if len(known) else (1.0,) * 3
-    )
+    known = factors[live] if bool(live.any()) else torch.ones(1)
     return LayerChange(
         node=layer.node.name,
         kind=layer.kind,
         channels=len(live),
         dead=int((~live).sum()),
-        scale=scale,
-        lowest=lowest,
-        highest=highest,
+        scale=float(known.median()),
+        lowest=float(known.min()),
+        highest=float(known.max()),
         shift=float(shift.square().mean().sqrt()),
     )

@@ -56,7 +56,7 @@ class Program:
 
     def value(self, node: fx.Node, values: Values) -> Any:
         """Compute one node from the values of its inputs, and keep nothing."""
-        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda source: self._value_of(source, values))
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda read: self._value_of(read, values))
         return run_node(node, self.root, args, kwargs)
 
     def input_of(self, node: fx.Node, values: Values) -> Tensor:
@@ -67,7 +67,7 @@ class Program:
     def result(self, values: Values) -> Any:
         """Return the graph's output, once everything before was run."""
         output = self.nodes[-1]
-        return fx.node.map_arg(output.args[0], lambda source: self._value_of(source, values))
+        return fx.node.map_arg(output.args[0], lambda read: self._value_of(read, values))
 
     def _value_of(self, node: fx.Node, values: Values) -> Any:
         # Stored tensors are read where they lie: a calibration may change them in between.

@@ -152,7 +152,7 @@ def _measured(request: EvaluationRequest, plan: Plan, group: ProcessGroup) -> tu
         group,
         request.out,
         track=functools.partial(counted, quiet=quiet),
-        say=lambda text: echo(f"note: {text}", err=True),
+        log=lambda text: echo(f"note: {text}", err=True),
     )
     with runner.alone():
         _make_folder(request, group)

@@ -198,18 +198,10 @@ def some_images(source: ImageSource, preprocessing: Preprocessing, count: int) -
 def calibration_images(
     network: BcosNetwork, place: Path, names: Sequence[str] | None = None, count: int | None = None
 ) -> Batches:
-    """Return batches of images as the network takes them.
+    """Return batches of images as the network takes them: all, or so many, evenly spread.
 
-    Labels only count hits: where folders cannot be classes of the network, they hold photographs without labels.
-
-    Args:
-        network: takes the images.
-        place: as for ``open_source``.
-        names: of the network's classes, by which folders are found; None: those that the network keeps.
-        count: how many images, evenly spread; None: all.
-
-    Raises:
-        UsageError: there are no images, or class names are given for images that have no labels.
+    Labels only count hits: where folders cannot be classes of the network, by the names given or those that it keeps,
+    they hold photographs without labels.
     """
     if names is not None:
         source = open_source(place, classes=names)

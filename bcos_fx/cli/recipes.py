@@ -47,14 +47,13 @@ def list_recipes(
     """Show a recipe whole: options, defaults included, the rules that run, loss, optimizer and schedule."""
     from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
 
-    found = [load_recipe(each) for each in (recipe_names() if name is None else [name])]
-    names = recipe_names() if name is None else [name]
+    recipes = {key: load_recipe(key) for key in (recipe_names() if name is None else [name])}
     if json:
-        echo_json([_recipe_as_dict(recipe, key) for recipe, key in zip(found, names, strict=True)], sort_keys=False)
+        echo_json([_recipe_as_dict(recipe, key) for key, recipe in recipes.items()], sort_keys=False)
         return
 
     stdout = console()
-    for recipe, key in zip(found, names, strict=True):
+    for key, recipe in recipes.items():
         for part in _line(recipe) if name is None else _recipe_page(_recipe_as_dict(recipe, key)):
             stdout.print(part)
 
@@ -65,13 +64,20 @@ def _recipe_as_dict(recipe: Recipe, name: str) -> dict[str, Any]:
 
     rules = {phase: [rule.name for rule in recipe.active_rules(phase)] for phase in PHASES}
     return {
+        **conversion_as_dict(recipe),
+        "rules": {phase: names for phase, names in rules.items() if names},
+        "training": load_training(name).to_dict() if trains(name) else None,
+    }
+
+
+def conversion_as_dict(recipe: Recipe) -> dict[str, Any]:
+    """Return how a recipe converts, its rules apart, as plain data."""
+    return {
         "name": recipe.name,
         "description": recipe.description,
         "source": recipe.source,
         "options": recipe.options.to_dict(),
         "fixed": dict(recipe.fixed),
-        "rules": {phase: names for phase, names in rules.items() if names},
-        "training": load_training(name).to_dict() if trains(name) else None,
     }
 
 

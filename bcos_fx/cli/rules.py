@@ -16,6 +16,7 @@ from rich.text import Text
 from bcos_fx.cli import values
 from bcos_fx.cli.console import console, echo, echo_json
 from bcos_fx.cli.options import argument, option, takes
+from bcos_fx.cli.recipes import conversion_as_dict
 from bcos_fx.errors import RuleError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def list_rules(request: RulesRequest) -> None:
     if request.name is not None:
         shown, recipes = [_find_rule(request.name, shown)], []
     if request.json:
-        echo_json({"rules": [_rule_as_dict(rule) for rule in shown]} | _options(recipes), sort_keys=False)
+        facts = {"rules": list(map(_rule_as_dict, shown)), "recipes": list(map(conversion_as_dict, recipes))}
+        echo_json(facts, sort_keys=False)
         return
 
     stdout = console()
@@ -137,21 +139,6 @@ def _find_rule(name: str, rules: Sequence[Rule]) -> Rule:
 def _rule_as_dict(rule: Rule) -> dict[str, Any]:
     # Where a rule file lies differs between machines; its name and line do not.
     return dataclasses.asdict(rule) | {"origin": Path(rule.origin).name}
-
-
-def _options(recipes: Sequence[Recipe]) -> dict[str, Any]:
-    return {
-        "recipes": [
-            {
-                "name": recipe.name,
-                "description": recipe.description,
-                "source": recipe.source,
-                "options": recipe.options.to_dict(),
-                "fixed": dict(recipe.fixed),
-            }
-            for recipe in recipes
-        ]
-    }
 
 
 def _listing(rules: Sequence[Rule], recipes: Sequence[Recipe]) -> Iterator[RenderableType]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from bcos_fx.cli.console import echo
 from bcos_fx.escaping import amount
 from bcos_fx.explanation.explanation import Explanation
@@ -17,7 +19,7 @@ _NAMED = 20
 def row_of(parts: dict[str | None, Explanation], file: str) -> tuple[dict[str, Any], bool]:
     """Return the sums of one image, explained by one or several sources (None: main input), and whether they add up."""
 
-    def numbers(values: Any) -> list[float]:
+    def numbers(values: Tensor) -> list[float]:
         return [float(value) for value in values.flatten()]
 
     sample = next(iter(parts.values()))

@@ -170,7 +170,8 @@ def _as_gray_or_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return _on_white(image)
     if image.mode == "CMYK":
-        return _from_cmyk(image)
+        profile = image.info.get("icc_profile")
+        return _through_profiles(image, "CMYK", profile) if profile else image.convert("RGB")
     if image.mode == "LAB":
         return _through_profiles(image, "LAB", None)
     if image.mode not in ("1", "L", "P", "RGB", "RGBX", "YCbCr", "HSV"):
@@ -243,19 +244,12 @@ def _tag(image: Image.Image, number: int) -> Any:
     return value[0] if isinstance(value, tuple) and value else value
 
 
-def _from_cmyk(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
-    if not profile:
-        return image.convert("RGB")
-    return _through_profiles(image, "CMYK", profile)
-
-
 def _through_profiles(image: Image.Image, mode: str, profile: bytes | None) -> Image.Image:
     try:
         from PIL import ImageCms
 
-        source = ImageCms.createProfile("LAB") if profile is None else ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+        profile_in = ImageCms.createProfile("LAB") if profile is None else ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(profile_in, ImageCms.createProfile("sRGB"), mode, "RGB")
         converted = ImageCms.applyTransform(image, transform)
     except (ImportError, OSError, ValueError, TypeError, ImageCms.PyCMSError) as error:
         raise Unreadable(

@@ -57,7 +57,7 @@ def dicom_picture(stream: BinaryIO, frame: int, error: type[BcosFxError]) -> Ima
     return Image.fromarray(_bytes(1 - shares if kind == "MONOCHROME1" else shares))
 
 
-def _dataset(stream: BinaryIO, error: Any, *, pixels: bool = True) -> Any:
+def _dataset(stream: BinaryIO, error: type[Exception], *, pixels: bool = True) -> Any:
     pydicom = library("pydicom", "dicom", "reading DICOM files")
     if _DEFLATED in stream.read(2048):
         raise error("the DICOM file is compressed as a whole")

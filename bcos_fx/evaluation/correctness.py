@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -115,13 +116,13 @@ def judged_accuracy(
     )
 
 
-def _calibration_error(predictions: Sequence[Prediction], right: object, confidence: str) -> float:
+def _calibration_error(predictions: Sequence[Prediction], right: npt.NDArray[np.float64], confidence: str) -> float:
     """Return Σ over bins of confidence: share of images · |accuracy - mean confidence|."""
     check_choice("confidence", confidence, CONFIDENCES)
     check_installed("torchmetrics", "evaluate", "the calibration error")
     from torchmetrics.functional.classification import binary_calibration_error
 
-    given = [p.sigmoid if confidence == "sigmoid" else p.probability for p in predictions]
+    confidences = [p.sigmoid if confidence == "sigmoid" else p.probability for p in predictions]
     # Of several classes only the predicted one counts, so this is the error of a binary question: is it right?
-    error = binary_calibration_error(torch.tensor(given), torch.from_numpy(right).long(), n_bins=BINS, norm="l1")
+    error = binary_calibration_error(torch.tensor(confidences), torch.from_numpy(right).long(), n_bins=BINS, norm="l1")
     return float(error)

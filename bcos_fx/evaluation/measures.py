@@ -66,7 +66,7 @@ def evaluate(
         specs = None if isinstance(original, BcosNetwork) else model.record.inputs
         given = NormalizedModel(original.eval(), specs)
     task = task_of(model, data, original=given, shape=shape)
-    runner = Runner(folder=None if folder is None else Path(folder), say=log or (lambda text: None))
+    runner = Runner(folder=None if folder is None else Path(folder), log=log or (lambda text: None))
     if runner.folder is not None:
         runner.folder.mkdir(parents=True, exist_ok=True)
     return run_evaluation(task, plan, runner)

@@ -191,8 +191,8 @@ def _fitted(features: Rows, labels: npt.NDArray[np.int64], weight_decay: float) 
     return model, not any(issubclass(item.category, ConvergenceWarning) for item in raised)
 
 
-def _metrics(outputs: Any, classes: Any, labels: npt.NDArray[np.int64]) -> dict[str, float | None]:
+def _metrics(outputs: Rows, classes: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> dict[str, float | None]:
     rows = np.stack([-outputs, outputs], axis=1) if outputs.ndim == 1 else outputs
-    order = np.asarray(classes)[np.argsort(-rows, axis=1)]
+    order = classes[np.argsort(-rows, axis=1)]
     among = (order[:, :5] == labels[:, None]).any(axis=1)
     return rates(labels.tolist(), order[:, 0].tolist(), among.tolist(), len(classes))

@@ -33,13 +33,13 @@ class Runner:
         group: the processes that share it.
         folder: where results are written as they come; None: nowhere.
         track: shows how far the work has come.
-        say: called with what the user should know.
+        log: called with what the user should know.
     """
 
     group: ProcessGroup = field(default_factory=ProcessGroup)
     folder: Path | None = None
     track: Track = untracked
-    say: Callable[[str], None] = lambda text: None
+    log: Callable[[str], None] = lambda text: None
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold the folder against other runs while the context lasts; the leading process does so for its group.
@@ -66,23 +66,23 @@ class Runner:
         # Each process has its own file: two that append to one would mix their lines.
         path = None if self.folder is None else self.folder / f"{name}{f'.{rank}' if rank else ''}.jsonl"
         with self.alone():
-            log = ResultLog(path, header)
-            for note in log.notes:
-                self.say(note)
+            results = ResultLog(path, header)
+            for note in results.notes:
+                self.log(note)
             # All processes have read what is there before any of them adds to it.
-            done = self.group.gathered(self._left_by_earlier_runs(name, log) | log.rows)
+            done = self.group.gathered(self._left_by_earlier_runs(name, results) | results.rows)
             left = [number for number in range(len(sizes)) if number not in done]
             if left and len(left) < len(sizes):
-                self.say(f"{label}: going on, {len(sizes) - len(left)} of {len(sizes)} were done before")
+                self.log(f"{label}: going on, {len(sizes) - len(left)} of {len(sizes)} were done before")
             mine = left[rank :: self.group.size]
             for number in self.track(mine, [sizes[number] for number in mine], label):
-                log.append(number, compute(number))
-            everything = done | self.group.gathered(log.rows)
+                results.append(number, compute(number))
+            everything = done | self.group.gathered(results.rows)
             return [everything[number] for number in range(len(sizes))]
 
-    def _left_by_earlier_runs(self, name: str, log: ResultLog) -> dict[int, Any]:
+    def _left_by_earlier_runs(self, name: str, results: ResultLog) -> dict[int, Any]:
         """Read the results that runs with more processes than this one wrote into their own files."""
         if self.folder is None:
             return {}
         others = sorted({*self.folder.glob(f"{name}.jsonl"), *self.folder.glob(f"{name}.[0-9]*.jsonl")})
-        return {number: row for path in others for number, row in read_rows(path, log.header).items()}
+        return {number: row for path in others for number, row in read_rows(path, results.header).items()}

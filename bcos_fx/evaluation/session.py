@@ -109,7 +109,7 @@ def run_evaluation(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluati
         classes = task.model.record.classes if isinstance(task.model, BcosNetwork) else ()
         for note in (unmatched(task.source, classes), enlarged(task.source, task.preprocessing)):
             if note is not None and runner.group.is_main:
-                runner.say(note)
+                runner.log(note)
         outcome = predict(task, runner, batch_size=plan.batch_size)
         accuracy = None
         if "accuracy" in plan.metrics or "zeroshot" in plan.metrics:

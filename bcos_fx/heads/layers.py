@@ -104,7 +104,7 @@ def _weighted(network: BcosNetwork) -> str | None:
     return None
 
 
-def _exchanged(network: BcosNetwork, classes: int, made: Callable[[nn.Module], nn.Module]) -> BcosNetwork:
+def _exchanged(network: BcosNetwork, classes: int, changed_layer: Callable[[nn.Module], nn.Module]) -> BcosNetwork:
     """Return a copy of the network with another last layer."""
     new = copy.deepcopy(network)
     path = _weighted(new)
@@ -114,7 +114,7 @@ def _exchanged(network: BcosNetwork, classes: int, made: Callable[[nn.Module], n
         for logits in _logit_layers(new):
             layer: Any = new.get_submodule(logits)
             new.set_submodule(logits, _logit_layer(layer, outputs, classes))
-        new.set_submodule(path, made(new.get_submodule(path)))
+        new.set_submodule(path, changed_layer(new.get_submodule(path)))
         return _with_shapes(new)
     raise UsageError("the network does not end in one layer that could be exchanged for a new head")
 

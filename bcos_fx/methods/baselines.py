@@ -97,14 +97,14 @@ def baselines(
 
 
 def _make_method(
-    name: str, explained: ExplainedNetwork, seed: int, own: Mapping[str, Any], reference: object
+    name: str, explained: ExplainedNetwork, seed: int, options: Mapping[str, Any], reference: object
 ) -> Method:
     accepted = [p for p in inspect.signature(_MAKERS[name]).parameters if p != "explained"]
     own_names = [parameter for parameter in accepted if parameter != "seed"]
-    for option in own:
+    for option in options:
         if option not in own_names:
             known = nearest(str(option), own_names) if own_names else "it has none"
             raise UsageError(f"{name} has no option named {option!r}", hint=known)
-    method = _MAKERS[name](explained, **({"seed": seed} if "seed" in accepted else {}), **own)
+    method = _MAKERS[name](explained, **({"seed": seed} if "seed" in accepted else {}), **options)
     from_reference = {} if name in ("gradient", "guided-backprop", "grad-cam") else {"reference": reference}
     return Method(method.name, {**method.settings, **from_reference}, method.maps)

@@ -118,9 +118,9 @@ def _is_map(node: fx.Node) -> bool:
 
 def _reads_only(node: fx.Node, last: fx.Node, after: list[fx.Node]) -> bool:
     """Return whether what a node reads of the image came through the last feature map."""
-    sources = [source for source in node.all_input_nodes if source.meta.get("type") in ("tensor", "tuple", None)]
-    stored = [source for source in sources if source.op == "get_attr"]
-    return all(source is last or source in after or source in stored for source in sources)
+    read = [node_read for node_read in node.all_input_nodes if node_read.meta.get("type") in ("tensor", "tuple", None)]
+    stored = [node_read for node_read in read if node_read.op == "get_attr"]
+    return all(node_read is last or node_read in after or node_read in stored for node_read in read)
 
 
 def _no_feature_map(last: fx.Node, reason: str) -> UsageError:

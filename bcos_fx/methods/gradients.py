@@ -97,17 +97,18 @@ def deeplift(explained: ExplainedNetwork) -> Method:
     forms = ModuleForms(explained, "DeepLIFT")
 
     def attribute(differences: Tensor, targets: Tensor) -> Tensor:
+        attributions: Tensor
+        gap: Tensor
         with _without_notices():
-            found, gap = DeepLift(forms.of(differences)).attribute(
+            attributions, gap = DeepLift(forms.of(differences)).attribute(
                 differences, target=targets, return_convergence_delta=True
             )
-        whole, missed = float(found.detach().abs().sum()), float(gap.detach().abs().max())
+        whole, missed = float(attributions.detach().abs().sum()), float(gap.detach().abs().max())
         if not missed <= _GAP * whole:
             raise VerificationError(
                 f"DeepLIFT's attributions miss f(x) - f(reference) by {missed:.3g} (all of them together: {whole:.3g})",
                 hint="leave DeepLIFT out for this network, or try it in float64",
             )
-        attributions: Tensor = found
         return attributions
 
     settings = {"of": "logit", "rule": "Rescale", "channels": "sum, signed"}

@@ -47,7 +47,7 @@ def occlusion(
         if value is not None:
             check_count(name, value)
 
-    def one(difference: Tensor, classes: Tensor) -> Tensor:
+    def map_of_image(difference: Tensor, classes: Tensor) -> Tensor:
         channels, *size = difference.shape[1:]
         side = window or max(1, min(size) // _WINDOWS)
         step = stride or max(1, side // 2)
@@ -74,7 +74,7 @@ def occlusion(
         "window": f"{window} px" if window else f"1/{_WINDOWS} of the shorter side",
         "stride": f"{stride} px" if stride else "half the window",
     }
-    return Method("Occlusion", settings, _by_images(explained, one))
+    return Method("Occlusion", settings, _by_images(explained, map_of_image))
 
 
 def lime(
@@ -114,7 +114,7 @@ def lime(
         distance = 1 - (switches.double().mean()).sqrt()
         return torch.exp(-(distance**2) / (2 * kernel_width**2))
 
-    def one(difference: Tensor, classes: Tensor) -> Tensor:
+    def map_of_image(difference: Tensor, classes: Tensor) -> Tensor:
         segments = patch_grid(difference.shape[2], difference.shape[3], patches).to(difference.device)
         # Drawn once for all classes, so that the perturbed images are the same and run once.
         drawn = torch.rand(samples, int(segments.max()) + 1, generator=torch.Generator().manual_seed(seed)) < 0.5
@@ -146,7 +146,7 @@ def lime(
         "model": f"ridge {ridge}",
         "seed": seed,
     }
-    return Method("LIME", settings, _by_images(explained, one))
+    return Method("LIME", settings, _by_images(explained, map_of_image))
 
 
 def rise(
@@ -173,7 +173,7 @@ def rise(
     if not 0 < keep < 1:
         raise UsageError(f"keep is {keep!r}", hint="give a probability between 0 and 1")
 
-    def one(difference: Tensor, classes: Tensor) -> Tensor:
+    def map_of_image(difference: Tensor, classes: Tensor) -> Tensor:
         total = difference.new_zeros(len(classes), *difference.shape[2:])
         chunk = explained.at_once(difference)
         for chosen in random_masks(difference.shape[2:], masks, cells, keep, seed, chunk):
@@ -191,7 +191,7 @@ def rise(
         "upsampling": "bilinear, shifted at random",
         "seed": seed,
     }
-    return Method("RISE", settings, _by_images(explained, one))
+    return Method("RISE", settings, _by_images(explained, map_of_image))
 
 
 def random_masks(size: tuple[int, ...], count: int, cells: int, keep: float, seed: int, chunk: int) -> Iterator[Tensor]:
@@ -265,12 +265,12 @@ class _Watched:
         return answer
 
 
-def _by_images(explained: ExplainedNetwork, one: OneImage) -> Callable[[Tensor, Tensor], Tensor]:
+def _by_images(explained: ExplainedNetwork, map_of_image: OneImage) -> Callable[[Tensor, Tensor], Tensor]:
     def maps(images: Tensor, targets: Tensor) -> Tensor:
         with torch.inference_mode(False):
             differences = explained.differences(images).clone()
             indices = check_targets(images, targets, explained.classes(differences))
-            maps_of_images = [one(differences[n : n + 1], indices[n]) for n in range(len(images))]
+            maps_of_images = [map_of_image(differences[n : n + 1], indices[n]) for n in range(len(images))]
             return torch.stack(maps_of_images).detach()
 
     return maps

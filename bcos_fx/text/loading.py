@@ -34,14 +34,14 @@ def load_text_tower(name: str) -> TextTower:
         CheckpointError: no such tower, or its weights or tokenizer are not available.
         MissingExtraError: a library is not installed.
     """
-    source, colon, rest = name.partition(":")
+    kind, colon, rest = name.partition(":")
     if name == "minilm":
         return minilm()
-    if not colon or not rest or source not in _LOADERS:
+    if not colon or not rest or kind not in _LOADERS:
         known = [*(f"{library}:..." for library in _LOADERS), "minilm"]
-        near = nearest(name if not colon else f"{source}:...", known)
+        near = nearest(name if not colon else f"{kind}:...", known)
         raise CheckpointError(f"there is no text tower {name!r}", hint=f"{near}; write it as {FORMS}")
-    return _LOADERS[source](name, rest)
+    return _LOADERS[kind](name, rest)
 
 
 def _open_clip(name: str, rest: str) -> TextTower:

@@ -13,6 +13,9 @@ CalibrationFunction = Callable[[BcosNetwork, Sequence[Tensor], Mapping[str, floa
 """Called with a network, to be changed in place, with batches of its input images, and with the path of a layer -> the
 share in [0, 1] of its constant that the schedule leaves it."""
 
+Calibrations = tuple[CalibrationFunction, CalibrationFunction, Sequence[Tensor]]
+"""What is done before the first step and after later ones, and the batches of images to do it on."""
+
 
 def usual_calibration(reference: nn.Module | None) -> CalibrationFunction:
     """Return :func:`~bcos_fx.calibration.calibrate_` for a network whose B rises while it is trained.

@@ -7,11 +7,11 @@ import dataclasses
 import importlib
 import importlib.util
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from bcos_fx.lazy import check_installed
 from bcos_fx.locking import holding
 from bcos_fx.network import BcosNetwork
 from bcos_fx.seeding import preserved
-from bcos_fx.training.calibrating import CalibrationFunction, usual_calibration
+from bcos_fx.training.calibrating import CalibrationFunction, Calibrations, usual_calibration
 from bcos_fx.training.data import Replayable, Samples, images_of, testing_loader, training_loader
 from bcos_fx.training.heads import Head, Renumbered
 from bcos_fx.training.identity import identity, identity_of, name_of, of_images
@@ -39,8 +39,10 @@ from bcos_fx.training.settings import RunSettings, settings_of, with_former_keyw
 from bcos_fx.training.sizing import sized
 from bcos_fx.validation import check_module
 
+if TYPE_CHECKING:
+    from bcos_fx.training.recording import Epoch
+
 _SHOWN, _CALIBRATED = 6, 1024
-Loader = Any
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +57,7 @@ class FineTuned(Displayed):
     """
 
     network: nn.Module
-    history: tuple[Any, ...]
+    history: tuple[Epoch, ...]
     checkpoint: Path | None
     classes: tuple[str, ...]
 
@@ -125,7 +127,7 @@ def finetune(
 
     check_module(model)
     training = _training(model, recipe, changes)
-    settings, chosen = settings_of(run), Head(head, class_names)
+    settings, selected_head = settings_of(run), Head(head, class_names)
     check_choices(settings)
     if training.distils and original is None:
         raise UsageError(
@@ -133,7 +135,7 @@ def finetune(
             hint="give original= (the network, or what it is converted to with recipe='equivalent')",
         )
 
-    def own(network: nn.Module, source: ImageSource | None) -> dict[str, Any]:
+    def run_identity(network: nn.Module, source: ImageSource | None) -> dict[str, Any]:
         return identity(
             network,
             training,
@@ -151,10 +153,10 @@ def finetune(
 
     # The caller's random state is left as it was, and no second run writes into the folder.
     with preserved(), _alone(settings.path):
-        source = chosen.numbered(None if isinstance(data, DataLoader) else source_of(data))
+        source = selected_head.numbered(None if isinstance(data, DataLoader) else source_of(data))
         if source is not None and not isinstance(recipe, Training):
             training = _sized(training, source, changes, settings.log)
-        network = _network(model, source, training, from_scratch=from_scratch, head=chosen)
+        network = _network(model, source, training, from_scratch=from_scratch, head=selected_head)
         preprocessing = _preprocessing(network, source)
         if source is not None and preprocessing is not None:
             note_enlarged(source, preprocessing)
@@ -167,7 +169,7 @@ def finetune(
             original=original,
             calibration=_calibration(calibration, source, preprocessing, training, original),
             settings=dataclasses.replace(settings, gallery=shown if isinstance(network, BcosNetwork) else None),
-            identity={} if settings.folder is None else own(network, source),
+            identity={} if settings.folder is None else run_identity(network, source),
             # Without labels, what the network computes need not be classes, or not those of the images.
             classes=source.classes if source is not None and training.needs_labels else (),
         )
@@ -261,7 +263,7 @@ def _preprocessing(network: nn.Module, source: ImageSource | None) -> Preprocess
 
 def _training_loader(
     source: ImageSource | None, data: Any, preprocessing: Preprocessing | None, training: Training, workers: int
-) -> Loader:
+) -> Replayable:
     if source is None:
         if not len(data):
             raise UsageError("the DataLoader has no batches")
@@ -276,7 +278,7 @@ def _testing_loader(
     preprocessing: Preprocessing | None,
     training: Training,
     workers: int,
-) -> Loader | None:
+) -> Iterable[Any] | None:
     if validation is None or isinstance(validation, DataLoader):
         return validation
     source = source_of(validation)
@@ -292,7 +294,7 @@ def _testing_loader(
     return testing_loader(samples, max(training.batch_size, 128), workers)
 
 
-def _first_images(test: Loader | None) -> Tensor | None:
+def _first_images(test: Iterable[Any] | None) -> Tensor | None:
     if test is None:
         return None
     batch = next(iter(test))
@@ -306,7 +308,7 @@ def _calibration(
     preprocessing: Preprocessing | None,
     training: Training,
     original: nn.Module | None,
-) -> Any:
+) -> Calibrations | None:
     """Return the calibrations before the first step and for later ones, and a few batches of training images.
 
     Only what was not trained yet is matched to the original: pulling a trained network back to it undoes its training

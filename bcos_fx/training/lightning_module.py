@@ -18,7 +18,7 @@ from bcos_fx.network import BcosNetwork
 from bcos_fx.seeding import derived, seed_all
 from bcos_fx.tracing.modules import own_copy
 from bcos_fx.training.alignment import Alignment
-from bcos_fx.training.calibrating import CalibrationFunction
+from bcos_fx.training.calibrating import Calibrations
 from bcos_fx.training.fading import Fading
 from bcos_fx.training.finite import culprit
 from bcos_fx.training.losses import total_loss
@@ -53,7 +53,7 @@ class FineTuning(LightningModule):
         training: Training,
         batches: Callable[[], int],
         reference: nn.Module | None = None,
-        calibration: tuple[CalibrationFunction, CalibrationFunction, Sequence[Tensor]] | None = None,
+        calibration: Calibrations | None = None,
     ) -> None:
         super().__init__()
         self.network = network

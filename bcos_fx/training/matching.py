@@ -37,10 +37,10 @@ def read_by_layers(network: BcosNetwork) -> list[str]:
         if layer or not behind.isdisjoint(node.all_input_nodes):
             behind.add(node)
         if layer:
-            source = node.all_input_nodes[0]
-            while ops.get(source.name) in _DROPOUTS:
-                source = source.all_input_nodes[0]
-            read.add(source)
+            input_node = node.all_input_nodes[0]
+            while ops.get(input_node.name) in _DROPOUTS:
+                input_node = input_node.all_input_nodes[0]
+            read.add(input_node)
     return [node.name for node in network.graph.nodes if node in read & behind and node.name in known]
 
 

@@ -8,7 +8,7 @@ import re
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from bcos_fx.errors import TrainingError, UsageError, check_choice
+from bcos_fx.training.calibrating import Calibrations
 from bcos_fx.training.checkpoints import NAME, WholeCheckpoints, check_identity, read_checkpoint
+from bcos_fx.training.data import Replayable
 from bcos_fx.training.lightning_module import FineTuning
 from bcos_fx.training.recipe import Training
 from bcos_fx.training.recording import Epoch, HistoryRecorder
@@ -51,7 +53,7 @@ class Fitting:
     network: nn.Module
     training: Training
     original: nn.Module | None
-    calibration: Any
+    calibration: Calibrations | None
     settings: RunSettings
     identity: Mapping[str, Any]
     classes: tuple[str, ...]
@@ -61,7 +63,7 @@ class Fitting:
         """Of the files, or None."""
         return self.settings.path
 
-    def fit(self, train: Any, test: Any) -> tuple[list[Epoch], Path | None]:
+    def fit(self, train: Replayable, test: Iterable[object] | None) -> tuple[list[Epoch], Path | None]:
         """Train; return the history and the checkpoint's path. See :func:`bcos_fx.training.finetune.finetune`."""
         settings = self.settings
         checkpoint = self._checkpoint()

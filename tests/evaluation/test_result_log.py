@@ -93,7 +93,7 @@ def test_numbers_that_are_none_are_not_written(tmp_path: Path) -> None:
 
 def test_work_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     said: list[str] = []
-    runner = Runner(folder=tmp_path, say=said.append)
+    runner = Runner(folder=tmp_path, log=said.append)
     computed: list[int] = []
     interruptions = [3]
 
