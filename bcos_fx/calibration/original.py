@@ -171,7 +171,7 @@ def is_classes(output: object) -> bool:
 
 
 def own_record(network: BcosNetwork) -> str | None:
-    """Return why a network at B = 1 is not its original, or return None where it is, as far as its record tells."""
+    """Return why a network at B = 1 is not its original, or None where it is, as far as its record shows."""
     report = network.report
     if report.figures.calibration is not None:
         return "it was calibrated before"

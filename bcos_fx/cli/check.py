@@ -36,7 +36,7 @@ _ADVICE = {
     "image": "name the network first, a file that bcos-fx convert wrote, and then the photographs",
     **dict.fromkeys(("empty", "damaged"), "copy or download the file again"),
 }
-"""Kind of a file that is no converted network -> what to do."""
+"""Kind of a file that is not a converted network -> what to do."""
 EPILOG = """Examples:
 
 bcos-fx check resnet50.bcos.safetensors
@@ -130,7 +130,7 @@ def _check_converted(request: CheckRequest, batch_axis: int | None) -> tuple[str
         linear.advise(certification)
         if verification is None and not report.figures.trained:
             echo(f"To verify it, compare it with its original: bcos-fx check ORIGINAL {path}")
-    # What was proved of other weights says nothing about these.
+    # A proof holds for the weights that it was run with, which training has changed since.
     equivalence = "equal" if report.figures.trained else proved
     return equivalence if linear.passes(certification) else "not dynamic linear", {
         "file": str(path),
@@ -143,10 +143,10 @@ def _check_converted(request: CheckRequest, batch_axis: int | None) -> tuple[str
 
 
 def _is_ours(path: Path, arch: str | None) -> bool:
-    """Return whether to read a file as a converted network: it is one, or nothing tells how else to read it."""
+    """Return whether to read a file as a converted network: it is one, or no architecture is given to read it by."""
     from bcos_fx.checkpoint import identify
 
-    # A damaged file may be one of ours, and the reader of ours says where it is damaged.
+    # A damaged file may be one of ours, and our reader's error names the damaged part.
     return arch is None or identify(path).kind in ("bcos-fx", "damaged")
 
 
@@ -176,7 +176,7 @@ def converted_file(path: Path) -> Path:
 
     path = local_file(path)
     kind = identify(path)
-    if kind.kind == "bcos-fx" or "bcos_fx" in kind.details.get("metadata", ()):  # a damaged one says where it is
+    if kind.kind == "bcos-fx" or "bcos_fx" in kind.details.get("metadata", ()):  # load() names the damaged part
         return path
     hint = _ADVICE.get(kind.kind, "give a file that bcos-fx convert wrote, or hf:user/name")
     raise UsageError(f"this is not a converted network but {kind.summary}", where=str(path), hint=hint)

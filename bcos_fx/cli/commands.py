@@ -117,5 +117,5 @@ COMMANDS: tuple[tuple[ModuleType, Callable[..., None]], ...] = (
 )
 
 for _module, _command in COMMANDS:
-    _run = _command if _module in (embed, inspect, demo) else importing(_command)  # these meet no ops
+    _run = _command if _module in (embed, inspect, demo) else importing(_command)  # these handle no ops
     app.command(_module.NAME, cls=Command, help=_flowing(_command.__doc__), epilog=_module.EPILOG)(guarded(_run))

@@ -60,7 +60,7 @@ def check_targets(request: Request) -> None:
     """Check the files to write before the work begins.
 
     Raises:
-        UsageError: as :func:`bcos_fx.files.check_target` says, or a file is the input itself.
+        UsageError: as :func:`bcos_fx.files.check_target`, or a file is the input itself.
         MissingExtraError: a picture is wanted, and matplotlib is not installed.
     """
     if request.picture is not None:
@@ -84,7 +84,7 @@ def converted(request: Request, stages: Stages) -> tuple[BcosNetwork, nn.Module]
     arguments = conversion_arguments(request)
     stages("reading")
     original = read_network(request.model, arch=request.arch, key=request.key, trust_pickle=request.trust_pickle)
-    # Said before the work, and kept in the report: a converted network of random weights looks like any other.
+    # Printed before the work, and kept in the report: a converted network of random weights looks like any other.
     random = random_weights(request.model, request.arch)
     if random is not None:
         echo(f"warning: {random}", err=True)

@@ -56,7 +56,7 @@ class DemoComparison:
     Attributes:
         photographs: how many.
         right: how many the original, and how many the converted network names rightly.
-        same: on how many both say the same.
+        same: on how many both predict the same class.
         errors: dtype -> largest difference of a logit, relative to the largest logit.
     """
 

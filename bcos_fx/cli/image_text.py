@@ -58,7 +58,7 @@ def zero_shot_record(evaluation: Evaluation, *, model: Path, data: Path, folder:
 
 
 def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], BcosNetwork]) -> None:
-    """Fit a linear probe to the embeddings of an image tower, measure, write and tell it.
+    """Fit a linear probe to the embeddings of an image tower, measure it, and write and print the result.
 
     Raises:
         MissingExtraError: the solver is not installed.

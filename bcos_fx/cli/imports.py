@@ -1,4 +1,4 @@
-"""``--import FILE.py``: the user's own ops, builders and predicates, for every command that meets them.
+"""``--import FILE.py``: the user's own ops, builders and predicates, for every command that handles networks or rules.
 
 The file runs, as any Python file that is imported does. It is the one that the user names on the command line; nothing
 that a file of a network holds is ever imported.

@@ -32,7 +32,7 @@ def certified(
 
     Args:
         network: converted or not.
-        shape: of one sample, where the network is not converted and its first layer does not tell.
+        shape: of one sample, where the network is not converted and its first layer does not determine it.
         source: names of what it is explained by; None: the main input.
         batch_axis: the dimension of its input that holds the samples; None: the input is one sample as a whole.
     """
@@ -91,13 +91,13 @@ def show(certification: Certification) -> None:
 
 
 def passes(certification: Certification) -> bool:
-    """Return whether a network may be explained: it is dynamic linear, and nothing measured speaks against it."""
+    """Return whether a network may be explained: it is dynamic linear, and not measured to be incomplete."""
     completeness = certification.completeness
     return certification.ok and (completeness is None or completeness.verdict != "incomplete")
 
 
 def advise(certification: Certification) -> None:
-    """Return what to do where the contributions say nothing."""
+    """Print what to do where the input hardly contributes."""
     if certification.completeness is not None and certification.completeness.verdict == "not tested":
         echo(
             "The input hardly contributes: raising B took the activations away. Fine-tune the network before you "

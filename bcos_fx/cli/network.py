@@ -101,7 +101,7 @@ def arguments_for(module: nn.Module, request: Request) -> dict[str, Any]:
     recorded, options = recorded_statistics(module), load_recipe(request.recipe or DEFAULT_RECIPE).options
     given = options.mean or (request.mean, request.std, request.batch_axis) != (None, None, None)
     raw = (request.input or options.input) == "none" or published.origin_of(module) is not None
-    # Statistics of three channels say nothing to a network whose first convolution was exchanged for another number.
+    # Statistics of three channels do not fit a network whose first convolution was exchanged for another number.
     first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
     if recorded is not None and not (given or raw) and first is not None and first.in_channels == len(recorded[0]):
         arguments["mean"] = "auto"

@@ -1,6 +1,6 @@
 """Errors in the command line's own spelling: ``output_key="scores"`` becomes ``--output-key scores``.
 
-The library speaks of its keywords as ``name=value``, so that an error names what a caller in Python would write. Which
+Errors of the library name keywords as ``name=value``, which a caller in Python would write. Which
 of them a command has as an option, and how that is spelled, is read off the command's own parameters.
 """
 
@@ -31,7 +31,7 @@ _KEYWORD = re.compile(r"""(?<![\w.\-"'])(?P<name>[a-z]\w*)=(?P<value>"[^"]*"|'[^
 
 
 _WORD = re.compile(r"""(?<![\w.\-"'])[a-z]+(?:_[a-z]+)+(?![\w=(\[{"']|\.\w)""")
-"""A name that is no English word, as in "channel_axis is 9"."""
+"""A name that is not an English word, as in "channel_axis is 9"."""
 
 
 _SUBJECT = re.compile(
@@ -45,8 +45,8 @@ class Flags:
     """How an option is spelled.
 
     Attributes:
-        given: what is written to give a value, or to say yes.
-        refused: what is written to say no, if the option is a switch that has such a spelling.
+        given: what is written before a value, or to switch on.
+        refused: what is written to switch off, for a switch that has such a spelling.
         is_switch: it takes no value.
     """
 

@@ -65,7 +65,7 @@ def source_for(data: object, classes: Sequence[str]) -> ImageSource:
     """Return a source of images whose labels are a network's classes, where both name theirs.
 
     Folders named after the network's classes get those labels. Names in other words (WordNet ids beside English ones)
-    tell nothing, and labels are then what they are without names.
+    cannot be matched, and labels are then what they are without names.
 
     Args:
         data: as for :func:`source_of`; a source comes back as it is.
@@ -225,7 +225,7 @@ class DatasetSource(_ItemSource):
         return len(cast("Sized", self.dataset))
 
     def load(self, index: int) -> Sample:
-        """Ask the data set for an item."""
+        """Return an item of the data set."""
         try:
             item = self._one(self.dataset[index])
         except BROKEN as error:

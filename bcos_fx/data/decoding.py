@@ -33,7 +33,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """Pillow's names of the formats that are opened."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".dcm")
-"""How the names of images end; what a file is, its content says."""
+"""How the names of images end; what a file is, its content decides."""
 
 BROKEN = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises on purpose for files that are not an image that it can read."""
@@ -95,7 +95,7 @@ def frames_of(path: Path) -> list[int]:
             with Image.open(stream, formats=("TIFF",)) as opened:
                 pages = list(range(getattr(opened, "n_frames", 1)))
                 return [page for page in pages if not page or _is_page(opened, page)]
-    except _DAMAGED:  # found out, and told, where it is read
+    except _DAMAGED:  # reported where it is read
         return [0]
 
 

@@ -27,14 +27,14 @@ BINS = 15
 
 @dataclass(frozen=True, repr=False)
 class Accuracy(Displayed):
-    """How often a network is right, and how well it knows.
+    """How often a network is right, and how well its confidence is calibrated.
 
     Attributes:
         images: how many were read.
         top1: share of images whose label has the largest output, in [0, 1].
         top5: whose label is among the five largest; 1 by definition where there are no more classes.
         interval: 95 % bootstrap interval of ``top1``.
-        agreement: share of images on which the original network says the same; None: not compared.
+        agreement: share of images on which the original network predicts the same class; None: not compared.
         original_top1: share of images on which the original network is right; None: not compared.
         calibration_error: expected calibration error, in [0, 1].
         confidence: what it was computed of, ``softmax`` or ``sigmoid``.
@@ -74,7 +74,7 @@ def accuracy(
     batch_size: int = 32,
     shape: tuple[int, int, int] | None = None,
 ) -> Accuracy:
-    """Measure how often a network is right, how often it says what the original says, and how well it is calibrated.
+    """Measure how often a network is right, how often it agrees with the original, and how well it is calibrated.
 
     Args:
         model: a converted network, or another classifier of images in [0, 1], in eval mode.
@@ -86,7 +86,7 @@ def accuracy(
         shape: (C, H, W) that files are brought to; None: the converted network's own.
 
     Raises:
-        UsageError: data or network do not fit; says which image or what of the network.
+        UsageError: data or network do not fit; names the image, or what of the network.
         MissingExtraError: torchmetrics is not installed.
     """
     task = task_of(model, dataset, original=original, shape=shape)

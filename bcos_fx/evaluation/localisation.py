@@ -166,8 +166,8 @@ def gridpg(
     The n explanations of a grid are computed by one forward pass.
 
     Args:
-        model: a converted network, or another dynamic linear classifier of images in [0, 1], in eval mode. It also says
-            which images it is sure of: those are played with.
+        model: a converted network, or another dynamic linear classifier of images in [0, 1], in eval mode. Grids
+            are made of images that it classifies correctly and confidently.
         dataset: a path (see :func:`bcos_fx.evaluation.open_source`), Dataset or DataLoader of labeled images.
         method: another way of explaining the same targets; None: the network's own dynamic linear map.
         protocol: ``fair`` or ``published``, with the two arguments after it; or a :class:`Protocol` with all settings.
@@ -175,7 +175,7 @@ def gridpg(
         grids: how many at most.
         batch_size: images at once when the network looks for those that it is sure of.
         shape: (C, H, W) that files are brought to; None: the converted network's own.
-        folder: where results are written as they come, so that a run that was cut off goes on; None: nowhere.
+        folder: where results are written as they come, so that an interrupted run resumes; None: nowhere.
         track: shows how far the work has come.
 
     Raises:

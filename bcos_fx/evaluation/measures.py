@@ -42,8 +42,8 @@ def evaluate(
         baselines: names of post-hoc methods on ``original`` to compare with, or ``all``; they need ``original``.
         shape: (C, H, W) that files are brought to; None: the converted network's own.
         batch_size: images at once in the pass over all of them, >= 1.
-        folder: where results are written as they come, so that a run that was cut off goes on; None: nowhere.
-        log: called with what the user should know, as text.
+        folder: where results are written as they come, so that an interrupted run resumes; None: nowhere.
+        log: called with each note for the user, as text.
 
     Returns:
         The evaluation: ``accuracy``, ``localisations`` (for each protocol one per method), ``curves``.

@@ -1,4 +1,4 @@
-"""Pointing: does a map's evidence lie on the object, where masks or boxes say where that is?
+"""Pointing: does a map's evidence lie on the object, as masks or boxes locate it?
 
 - Energy (Wang et al., "Score-CAM", CVPR workshops 2020, sec. 4.3): the share of positive evidence on the object.
 - Hit (Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016, sec. 5.1): the largest pixel is on

@@ -1,4 +1,4 @@
-"""One pass over all images: what the network says of each, and what the original says of it."""
+"""One pass over all images: the predictions of the network, and of the original."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Predictions:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 that tells networks apart.
+    """Return a SHA-256 that identifies a network.
 
     A converted network's is that of its file, a zero-shot classifier's of its tower and texts, another's of its layers
     and state.
@@ -106,7 +106,7 @@ def predict(task: EvaluationTask, runner: Runner, *, batch_size: int = 32) -> Pr
     if not total:
         raise UsageError("there are no images to evaluate on")
     # Batches are fixed by the size alone, and not by what is left to do: what is computed together is the same in
-    # a run that goes on, and so is its rounding.
+    # a resumed run, and so is its rounding.
     batches = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
     header = task.header("predictions", {"batch_size": batch_size})
     results = runner.run(

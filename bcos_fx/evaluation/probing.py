@@ -1,4 +1,4 @@
-"""Linear probe: how well a linear classifier on frozen embeddings tells classes apart (Radford et al., ICML 2021, A.3).
+"""Linear probe: how well a linear classifier on frozen embeddings separates classes (Radford et al., ICML 2021, A.3).
 
 Embeddings are scaled to length 1, and multinomial logistic regression is fitted by scikit-learn with L-BFGS:
 

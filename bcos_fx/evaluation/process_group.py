@@ -36,12 +36,12 @@ class ProcessGroup:
 def joined() -> Iterator[ProcessGroup]:
     """Join the processes that the elastic launcher started (``torchrun``); alone where it started none.
 
-    Only plain results travel between processes, so they speak through gloo, whatever device they compute on.
+    Only plain results travel between processes, so gloo serves, whatever device they compute on.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not dist.is_available():
         yield ProcessGroup()
         return
-    # A caller that initialized the group itself goes on using it.
+    # A caller that initialized the group itself keeps it.
     begun = not dist.is_initialized()
     if begun:
         dist.init_process_group("gloo")

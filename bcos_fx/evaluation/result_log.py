@@ -1,8 +1,8 @@
-"""Results in a file that grows line by line, so that a run which was cut off goes on where it was.
+"""Results in a file that grows line by line, so that an interrupted run resumes.
 
-The first line says what the results are of; each further line is one result under its number, with a checksum of it and
-of the first line, so that a result which was altered, or written for something else, is refused. Numbers are written so
-that they read back as the same ones, so a run in two parts gives what one run gives.
+The first line describes what the results are of; each further line is one result under its number, with a checksum of
+both, so that a result which was altered, or written for something else, is refused. Numbers are written so that they
+read back as the same ones, so a run in two parts gives what one run gives.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class ResultLog:
     """Results by number, in memory and, where a path is given, in a file.
 
     Args:
-        path: of a JSON-lines file, which is made or gone on with; None: nothing is written.
+        path: of a JSON-lines file, which is created or continued; None: nothing is written.
         header: what the results are of: model, data, settings. Plain data.
 
     Attributes:
         rows: number -> result, those of the file included.
-        notes: what was found and mended.
+        notes: what was repaired in the file.
 
     Raises:
         UsageError: the file holds results of something else, or is damaged elsewhere than at its end.
@@ -74,7 +74,7 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
     """Read the results of a log; half a line at its end is passed over.
 
     Raises:
-        UsageError: it holds results of something else than the header says, or a line is not a result.
+        UsageError: it holds results of something else than the header describes, or a line is not a result.
     """
     *lines, rest = _read_log(path).split(b"\n")
     if not lines and json.dumps(header).encode().startswith(rest):

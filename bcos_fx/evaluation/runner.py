@@ -1,6 +1,6 @@
-"""Long work in pieces: split between processes, written down piece by piece, gone on with after an interruption.
+"""Long work in pieces: split between processes, written piece by piece, resumed after an interruption.
 
-Each piece is computed alone, by one process, and does not know of the others, so the numbers are the same however many
+Each piece is computed alone, by one process and independent of the others, so the numbers are the same however many
 processes there are and however often they were cut off.
 """
 
@@ -33,7 +33,7 @@ class Runner:
         group: the processes that share it.
         folder: where results are written as they come; None: nowhere.
         track: shows how far the work has come.
-        log: called with what the user should know.
+        log: called with each note for the user.
     """
 
     group: ProcessGroup = field(default_factory=ProcessGroup)

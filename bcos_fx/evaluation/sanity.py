@@ -209,7 +209,7 @@ def _ranks(maps: Tensor) -> Tensor:
     """Return the ranks of the pixels of maps (N, K, H, W), (N, K, H·W)."""
     pixels = maps.flatten(2).contiguous()
     ordered = pixels.sort(-1).values
-    # Mean rank of equal values: as many are below as searchsorted says on the left, up to it on the right.
+    # Mean rank of equal values: searchsorted counts the smaller ones on the left, and those up to it on the right.
     below, up_to = (torch.searchsorted(ordered, pixels, right=right) for right in (False, True))
     return (below + up_to - 1).to(maps) / 2
 

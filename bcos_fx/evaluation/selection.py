@@ -1,7 +1,7 @@
 """Which images form a grid, and in which cells: the two protocols of the Grid Pointing Game.
 
 Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 5; Arya et al., "B-cosification", NeurIPS 2024,
-section 4. The published procedure has properties that its papers do not tell but that its figures depend on: a grid
+section 4. The published procedure has properties that its papers omit but that its figures depend on: a grid
 begins one image after the end of the one before, classes are drawn as long as strictly more than n are left, and
 numpy's legacy generator draws them. ``published`` keeps all of it; ``fair`` leaves out what has no reason.
 """
@@ -25,7 +25,7 @@ CONFIDENCES = ("sigmoid", "softmax")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network answers for one image.
+    """What a network predicts for one image.
 
     Attributes:
         index: of the image in its source.
@@ -167,7 +167,7 @@ def select(predictions: Sequence[Prediction], protocol: Protocol) -> tuple[Grid,
     """Make grids of correctly classified images: as many as are wanted or the images suffice for, at least one.
 
     Raises:
-        UsageError: the images do not suffice for one grid; says what there is.
+        UsageError: the images do not suffice for one grid; lists what there is.
     """
     ordered = _by_class(predictions, protocol)
     listed = _draw_images(ordered, protocol)

@@ -53,7 +53,7 @@ class Evaluation(Displayed):
 
     Attributes:
         task: of what, on what.
-        outcome: what the network answers for every image.
+        outcome: what the network predicts for every image.
         accuracy: None: not asked for.
         localizations: for each protocol one result per method; the network's own comes first.
         curves: of further measures.
@@ -98,7 +98,7 @@ class Evaluation(Displayed):
 def run_evaluation(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluation:
     """Measure all that is planned.
 
-    Every method plays on the same grids: those of images that ``task.model`` is sure of.
+    Every method plays on the same grids: those of images that ``task.model`` classifies confidently.
 
     Raises:
         UsageError: baselines without an original network, data that do not fit, or a folder that is in use.

@@ -39,7 +39,7 @@ class TextTower(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A SHA-256 of the name and all weights: what an embedding is of, and no other tower's is taken for it."""
+        """A SHA-256 of the name and all weights: what an embedding in the cache belongs to."""
         digest = hashlib.sha256(self.name.encode())
         for name, value in self.module.state_dict().items():
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -21,8 +21,7 @@ S = TypeVar("S", BSchedule, BiasDecay)
 class Alignment(nn.Module):
     """Holds B of some networks of one architecture (the trained one, and its average) to a schedule.
 
-    A learned B lives here and not in the layers, whose state stays that of the network's file; they are only told to
-    follow it.
+    A learned B is kept here and not in the layers, whose state stays that of the network's file; they only read it.
 
     Args:
         networks: converted networks, equal in structure; their layers' B is set.

@@ -1,4 +1,4 @@
-"""What is done where a recipe calibrates, unless the caller says otherwise."""
+"""What is done where a recipe calibrates, unless the caller gives a function of their own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def usual_calibration(reference: nn.Module | None) -> CalibrationFunction:
 
     Args:
         reference: the original network, which is measured once, at the first call. None: norms take their statistics
-            again, and outputs are not matched to anything: what the network was at B = 1 is no aim for a trained one.
+            again, and outputs are not matched: a trained network should not be pulled back to what it was at B = 1.
     """
     measured: list[Targets] = []
 

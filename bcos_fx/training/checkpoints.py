@@ -144,7 +144,7 @@ def check_identity(checkpoint: Mapping[str, Any], wanted: Mapping[str, Any], pat
     """Check that a checkpoint is of this network, recipe and data.
 
     Raises:
-        UsageError: it is of another; says in what.
+        UsageError: it is of another; names what differs.
     """
     different = differences(checkpoint[KEY]["identity"], wanted)
     if different:

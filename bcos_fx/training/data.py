@@ -1,6 +1,6 @@
 """Batches of images, in an order and with an augmentation that follow from the seed, the epoch and the image alone.
 
-So a run is the same whatever the number of workers, two processes see together what one sees, and a run that goes on
+So a run is the same whatever the number of workers, two processes see together what one sees, and a run that resumes
 from a checkpoint draws what it would have drawn.
 """
 

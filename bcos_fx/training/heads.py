@@ -47,7 +47,7 @@ class Renumbered(ImageSource):
         return self._source.where(index)
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells these images from others, as plain data."""
+        """Return what identifies these images, as plain data."""
         return self._source.identity()
 
 

@@ -1,4 +1,4 @@
-"""What a run must have in common with the checkpoint that it goes on from, as plain data."""
+"""What a run must have in common with the checkpoint that it resumes from, as plain data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def name_of(function: object) -> str:
 
 
 def identity_of(data: object) -> dict[str, Any] | None:
-    """Return what tells images from others, in any form that training takes; None for no images."""
+    """Return what identifies images, in any form that training takes; None for no images."""
     if data is None:
         return None
     if not isinstance(data, DataLoader):

@@ -69,7 +69,7 @@ class FineTuning(LightningModule):
         self._matching: LayerMatching | None = None
         self._loss, self._hits, self._test_hits = MeanMetric(), MeanMetric(), MeanMetric()
         for metric in (self._loss, self._hits):
-            metric.persistent(True)  # a run that goes on within an epoch has its mean over the whole of it
+            metric.persistent(True)  # a run that resumes within an epoch has its mean over all of it
         self.tested: tuple[float | None, float | None] = (None, None)  # accuracy; cosine of embeddings
 
     def _networks(self) -> list[nn.Module]:
@@ -288,7 +288,7 @@ class FineTuning(LightningModule):
         self.agree()
 
     def validation_step(self, batch: object, batch_idx: int) -> None:
-        """Count right answers; without labels, answers like the original's; of embeddings, the cosine to its."""
+        """Count correct predictions; without labels, those that equal the original's; of embeddings, the cosine."""
         images, labels = self._parts(batch)
         if self._options.compares_embeddings:
             theirs = self._original_outputs(images)
@@ -305,7 +305,7 @@ class FineTuning(LightningModule):
             self._test_hits.update(((outputs > 0) == (labels > 0.5)).float())
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the accuracy (of several labels: the share that is right), or the cosine; of a regression neither."""
+        """Keep the accuracy (of several labels: the share that is correct), or the cosine; of a regression neither."""
         if not self._test_hits.weight:
             self.tested = (None, None)
             return
@@ -314,7 +314,7 @@ class FineTuning(LightningModule):
         self._test_hits.reset()
 
     def epoch_means(self) -> tuple[float, float | None]:
-        """Return the epoch's mean loss and share of right answers (None without labels), and begin again."""
+        """Return the epoch's mean loss and share of correct predictions (None without labels), and reset both."""
         loss = float(self._loss.compute())
         hits = float(self._hits.compute()) if self._hits.weight else None
         self._loss.reset()
@@ -348,7 +348,7 @@ def _layer_named(network: nn.Module, path: str) -> nn.Module:
 
 def _averaged(network: nn.Module, decay: float) -> AveragedModel:
     def update(averages: Any, values: Any, count: Any) -> None:
-        # A converted network begins as one that answers at chance: what it was at first must not linger.
+        # A converted network begins at chance: a constant decay would keep those first weights for long.
         step = float(count)
         rule: Any = get_ema_multi_avg_fn(min(decay, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
         rule(averages, values, count)

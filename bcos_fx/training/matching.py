@@ -1,7 +1,7 @@
 """What B-cos layers read, beside what the original's layers read: the loss ``distil-layers``.
 
-Raising B and taking biases away changes every layer, so an error of the output says little of where it comes from.
-Here every B-cos layer whose counterpart is known asks for the input that its counterpart has in the original: hints
+Raising B and taking biases away changes every layer, so an error of the output does not show which layer it comes from.
+Here the input of every B-cos layer is compared with that of its counterpart in the original: hints
 (Romero et al., "FitNets", ICLR 2015, section 2.2) at all layers, where no regressor is needed, for a converted network
 has the original's shapes. Gradients pass through the whole network. No labels are needed.
 """
@@ -111,7 +111,7 @@ def moments(values: Tensor) -> Tensor:
 def layer_distance(ours: Tensor, theirs: Tensor, statistics: Tensor) -> Tensor:
     """Return the mean squared difference in units of the reference's variance: 1 for its mean; in float32.
 
-    What hardly varies in the reference tells nothing of an image; the mean square keeps it from being divided by 0.
+    What hardly varies in the reference does not depend on the image; the mean square keeps the divisor above 0.
 
     Args:
         ours: (N, ...) of the network.

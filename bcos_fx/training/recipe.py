@@ -101,7 +101,7 @@ class Training:
         loss: name of a loss, or name -> weight for a sum of several; see :mod:`bcos_fx.training.losses`. From
             ``distil-layers`` alone the last layer learns nothing: a loss of the outputs belongs beside it.
         features: the layer whose activations ``distil-cosine`` and ``distil-pairwise`` compare; empty for the outputs.
-        negatives: what ``distil-pairwise`` tells a sample from: those of its ``process``, or of ``all`` processes.
+        negatives: what ``distil-pairwise`` contrasts a sample with: those of its ``process``, or of ``all`` processes.
         augment: ``none``, ``flip``, ``flip-and-shift`` (by up to an eighth, as is usual for small images),
             ``crop-and-flip`` (random resized crops), ``trivial`` (TrivialAugmentWide and flips) or ``rand`` (crops and
             flips, then RandAugment: 2 operations of magnitude 10).
@@ -109,7 +109,7 @@ class Training:
         calibrate: ``never``, at the ``start``, or at the start and at every one of the ``steps`` in which B rises
             (where it rises smoothly: at each epoch's beginning while it rises).
         average: decay of an exponential moving average of the weights, which is then tested and returned; 0 for none.
-            In step n it is at most (1 + n) / (10 + n), so that the average forgets what the network was at first.
+            In step n it is at most (1 + n) / (10 + n), so that the first weights soon drop out of the average.
         precision: ``32``, or automatic mixed precision in ``bf16`` or ``fp16``.
         channels_last: memory format of the convolutions.
         compiled: run the training step through torch.compile.
@@ -180,7 +180,7 @@ class Training:
 
     @property
     def has_several_labels(self) -> bool:
-        """Whether labels (N, C) may say yes to several classes of one sample."""
+        """Whether labels (N, C) may name several classes of one sample."""
         return "bce" in self.losses
 
     @property
@@ -244,12 +244,12 @@ def load_training(recipe: str | Path) -> Training:
 
 
 def recipes_that_train() -> list[str]:
-    """Return the names of the shipped recipes that say how to train."""
+    """Return the names of the shipped recipes with a ``[training]`` table."""
     return [name for name in recipe_names() if trains(name)]
 
 
 def trains(recipe: str | Path) -> bool:
-    """Return whether a recipe, by name or path, says how to train."""
+    """Return whether a recipe, by name or path, has a ``[training]`` table."""
     return "training" in read_toml(find_recipe(recipe)).keys()
 
 

@@ -125,7 +125,7 @@ class HistoryRecorder(Callback):
             write_history(self.history, self._folder / "history.csv")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the network as it came, unless the run goes on from a checkpoint."""
+        """Record the network as it came, unless the run resumes from a checkpoint."""
         if not self.history and trainer.global_step == 0:
             self._record(trainer, pl_module, None, None)
 
@@ -168,7 +168,7 @@ class HistoryRecorder(Callback):
             return
         number = self.history[-1].epoch + 1 if self.history else 0
         network = pl_module.result
-        # Explanations and measures are of the network as it answers, with norms and dropouts at rest.
+        # Explanations and measures are of the network in eval mode, without dropout and with fixed statistics.
         training = network.training
         network.eval()
         try:
@@ -228,7 +228,7 @@ class HistoryRecorder(Callback):
 
 
 class _Timer:
-    """Tells once how long the steps that are left will take, by those after the first, which prepares much."""
+    """Estimates once how long the remaining steps take, from the steps after the first, which compiles and caches."""
 
     _MEASURED = 5
 

@@ -35,7 +35,7 @@ def layers_of_phase(network: BcosNetwork, phase: str) -> list[str]:
     """
     graph_module = network.graph_module()
     targets = {node.name: str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
-    # A higher B than any layer has, so that the rules meet none that is already as they would make it.
+    # A higher B than any layer has, so that no layer already is as the rules would make it.
     highest = max((layer.b for layer in network.modules() if isinstance(layer, BcosLayer)), default=1.0)
     changes: dict[str, dict[str, Any]] = {"align": {"b": highest + 1}, "bias": {"bias": "strip"}}
     log = _engine(network, phase, changes[phase]).run(graph_module, (phase,))

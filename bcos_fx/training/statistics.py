@@ -1,7 +1,7 @@
 """Running statistics of norms, which have to be those of the network that training made.
 
 A norm whose momentum is low keeps the statistics of the network that training began with: 150 steps at the 0.01 of
-EfficientNet leave a fifth of them, and a network that answers wrongly in eval mode, whatever its layers have learned.
+EfficientNet leave a fifth of them, and a network that predicts wrongly in eval mode, whatever its layers have learned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LEFT = 1e-3
 
 
 class MomentumFloor:
-    """Lets norms forget within an epoch what their statistics were before it.
+    """Raises the momentum of norms so that statistics of before an epoch are gone at its end.
 
     While training runs, the momentum of every norm is at least what leaves a thousandth of them after as many batches
     as an epoch has. A norm whose statistics are frozen (0) or the plain mean of all batches (None) is left as it is.
