@@ -9,7 +9,7 @@ import typer
 
 from bcos_fx.cli.console import console, echo, echo_json
 from bcos_fx.cli.failure import list_skipped
-from bcos_fx.cli.options import IMAGE_FORMS, Overwrite
+from bcos_fx.cli.options import IMAGE_FORMS, Device, Model, Overwrite
 from bcos_fx.cli.progress import Stages
 from bcos_fx.files import check_target
 
@@ -30,7 +30,7 @@ Exit code 0: written. 1: written, but some images could not be read. 2: bad inpu
 
 
 def calibrate_network(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
+    model: Model,
     data: Annotated[
         Path,
         typer.Option(
@@ -64,7 +64,7 @@ def calibrate_network(
         Path | None,
         typer.Option("--out", "-o", help="The file to write. (default: MODEL's name with .calibrated.safetensors)"),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = "cpu",
+    device: Device = "cpu",
     force: Overwrite = False,
     json: Annotated[bool, typer.Option("--json", help="What changed as JSON on stdout, and nothing else.")] = False,
 ) -> None:

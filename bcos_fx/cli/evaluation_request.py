@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bcos_fx.cli.options import IMAGE_FORMS, argument, option
+from bcos_fx.cli.options import IMAGE_FORMS, Model, option
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS
 
 _text_option = partial(option, rich_help_panel="Image-text models")
@@ -19,7 +19,7 @@ _out_option = partial(option, rich_help_panel="The result")
 class EvaluationRequest:
     """One evaluation, as asked for on the command line."""
 
-    model: Path = argument(default=..., metavar="MODEL", help="A converted network, from bcos-fx convert.")
+    model: Model
     data: Path = _data_option(default=..., help=f"Labeled images: {IMAGE_FORMS}.")
     metric: str = option(
         default="all",

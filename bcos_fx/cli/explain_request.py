@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bcos_fx.cli.options import Overwrite, argument, option
+from bcos_fx.cli.options import Device, Overwrite, argument, option
 from bcos_fx.cli.text_options import TEMPLATES, TOWERS
 
 _text_option = partial(option, rich_help_panel="Texts, of image-text models")
@@ -92,7 +92,7 @@ class ExplainRequest:
     size: float = _picture_option(default=2.6, help="Width of a figure's panel, in inches.")
     font: str | None = _picture_option(help="Font of a figure's texts: a family's name.")
     font_size: float = _picture_option(default=9.0, help="Size of a figure's titles, in points; other texts follow.")
-    device: str = option(default="cpu", help="Where to compute: cpu, cuda, cuda:1.")
+    device: Device = "cpu"
     force: Overwrite = False
     allow_incomplete: bool = option(
         "--allow-incomplete", default=False, help="Explain a network that is not dynamic linear too, and say so."

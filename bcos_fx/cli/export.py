@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bcos_fx.cli.console import echo, echo_json
-from bcos_fx.cli.options import IMAGE_FORMS, Overwrite
+from bcos_fx.cli.options import IMAGE_FORMS, Model, Overwrite
 from bcos_fx.cli.progress import Stages
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
@@ -31,7 +31,7 @@ _CHECKED = 4
 
 
 def export_network(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
+    model: Model,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The file to write: .onnx, or .pt2 for torch.export.load.")
     ] = None,

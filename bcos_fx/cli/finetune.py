@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bcos_fx.cli.console import echo, echo_json
-from bcos_fx.cli.options import IMAGE_FORMS, Overwrite, argument, option, takes
+from bcos_fx.cli.options import IMAGE_FORMS, Model, Overwrite, option, takes
 from bcos_fx.cli.request import recipes
 from bcos_fx.escaping import amount
 from bcos_fx.files import check_target
@@ -42,7 +42,7 @@ _run_option = partial(option, rich_help_panel="The run")
 class FineTuneRequest:
     """One training, as asked for on the command line."""
 
-    model: Path = argument(default=..., metavar="MODEL", help="A converted network, from bcos-fx convert.")
+    model: Model
     data: Path = _data_option(
         default=...,
         help=f"Images to train on: {IMAGE_FORMS}. Images without labels will do for a recipe that only distils.",

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -16,6 +17,9 @@ T = TypeVar("T")
 IMAGE_FORMS = "a folder of images or of a folder per class, an image, .npy, .npz, or webdataset shards (.tar)"
 """What every command takes as images; docs/data.md has the details."""
 
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")]
+Classifier = Annotated[Path, typer.Argument(metavar="MODEL", help="A converted classifier, a file or hf:user/name.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")]
 Overwrite = Annotated[bool, typer.Option("-f", "--force", "--overwrite", help="Overwrite files that are there.")]
 """The option of every command that writes a file: without it, none that is there is touched."""
 

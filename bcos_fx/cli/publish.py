@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bcos_fx.cli.console import echo
-from bcos_fx.cli.options import Overwrite
+from bcos_fx.cli.options import Model, Overwrite
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
 
@@ -24,7 +24,7 @@ Exit code 0: written or uploaded. 2: bad input, or the hub cannot be reached.
 
 
 def publish_network(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted network, from bcos-fx convert.")],
+    model: Model,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="A folder to write, or hf:user/name to upload to.")],
     example: Annotated[Path | None, typer.Option(help="A photograph whose explanation is shown in the card.")] = None,
     measured: Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.failure import CHECK_FAILED
-from bcos_fx.cli.options import Overwrite
+from bcos_fx.cli.options import Classifier, Overwrite
 from bcos_fx.cli.values import index_or_name
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target, replacing
@@ -26,7 +26,7 @@ Exit code 0: written. 1: written, and contributions do not add up. 2: bad input.
 
 
 def write_report(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted classifier, a file or hf:user/name.")],
+    model: Classifier,
     image: Annotated[Path, typer.Argument(metavar="PHOTO", help="The photograph that was decided about.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Where to: .html (one file, needs no network) or .pdf.")],
     target: Annotated[

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from bcos_fx.cli.console import echo
+from bcos_fx.cli.options import Classifier
 from bcos_fx.errors import MissingExtraError, UsageError
 
 NAME = "serve"
@@ -27,7 +28,7 @@ Ctrl-C ends it.
 
 
 def serve_page(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A converted classifier, a file or hf:user/name.")],
+    model: Classifier,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of this machine; 0: any that is free.")] = 7860,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")] = True,
     classes: Annotated[
