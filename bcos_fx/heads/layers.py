@@ -109,7 +109,7 @@ def _exchanged(network: BcosNetwork, classes: int, changed_layer: Callable[[nn.M
     new = copy.deepcopy(network)
     path = _weighted(new)
     if path is not None:
-        outputs = _outputs(new)
+        outputs = int(_from_the_output(new)[0].meta["shape"][1])
         # The bias log(1 / (C - 1)) of a logit layer belongs to the number of classes.
         for logits in _logit_layers(new):
             layer: Any = new.get_submodule(logits)
@@ -149,12 +149,6 @@ def _logit_layers(network: BcosNetwork) -> list[str]:
     """Return the paths of the logit layers behind the last layer with weights."""
     calls = [str(node.target) for node in _from_the_output(network) if node.op == "call_module"]
     return [path for path in calls if isinstance(network.get_submodule(path), LogitLayer)]
-
-
-def _outputs(network: BcosNetwork) -> int:
-    """Return the number of classes that the graph's metadata holds."""
-    shape = _from_the_output(network)[0].meta["shape"]
-    return int(shape[1])
 
 
 def _logit_layer(layer: LogitLayer, old: int, classes: int) -> LogitLayer:

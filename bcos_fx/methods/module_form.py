@@ -195,17 +195,11 @@ class ModuleForms:
             try:
                 if call.op.name in builders:
                     stand_ins[node.name] = builders[call.op.name](call)
-                elif not self._is_passed(call, passed, also):
+                elif not (call.op.linearity in passed or call.op.name in also or _is_linear(call)):
                     raise UsageError(_reason(call))
             except (UsageError, TypeError) as error:
                 raise self._refused(node, str(error)) from error
         return stand_ins
-
-    def _is_passed(self, call: Call, passed: tuple[str, ...], also: tuple[str, ...]) -> bool:
-        if call.op.linearity in passed or call.op.name in also:
-            return True
-        # A product or quotient by what is stored is linear.
-        return call.op.linearity in ("product", "quotient") and _is_linear(call)
 
     def _refused(self, node: fx.Node, reason: str) -> UsageError:
         return UsageError(
@@ -223,6 +217,9 @@ def _reason(call: Call) -> str:
 
 
 def _is_linear(call: Call) -> bool:
+    """Return whether a call is a product or quotient by what is stored."""
+    if call.op.linearity not in ("product", "quotient"):
+        return False
     moving = [node for node in call.inputs if node.meta.get(_MOVES)]
     return len(moving) == 1 and (call.op.linearity == "product" or moving[0] is call.inputs[0])
 
