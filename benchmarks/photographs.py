@@ -340,6 +340,7 @@ def test(options: argparse.Namespace, results: Results) -> None:
         points = {name: measure(network) for name, measure in measures(tested, options.test_grids).items()}
         found = {name: None if math.isnan(value) else value for name, value in points.items()}
         row = {"tested": count, "accuracy": accuracy(network, open_source(tested)), "measures": found}
+        row["grids"] = options.test_grids
         results.add("test", dict(zip(FIELDS, key, strict=True)) | row)
 
 
@@ -381,6 +382,7 @@ def race_rows(options: argparse.Namespace, results: Results) -> Iterator[list[st
             percent(mean(rows[-1]["bias_share"] for _, rows in found)),
             percent(mean(row["accuracy"] for row in known)),
             *(number(mean(row["measures"].get(name) for row in known)) for name in protocols(1)),
+            ", ".join(sorted({str(row["grids"]) for row in known})) or "-",
         ]
 
 
@@ -406,13 +408,13 @@ def tell(options: argparse.Namespace, results: Results) -> None:
         "- Epochs, images and seconds are those after which the best final accuracy of the from-scratch arm was "
         "reached, counted once B and constants are what they are in the end\n"
         f"- GridPG as published, in windows of the network's size, {options.grids} grids at most after an epoch and "
-        f"{options.test_grids} on test photographs; of the original that of its linear map at B = 1, "
+        "as many as the last column says on test photographs; of the original that of its linear map at B = 1, "
         "without its biases. Chance is 0.25 and 0.111"
     )
     sizes = ("GridPG 2x2", "GridPG 3x3")
     head = ("arm", "seeds", "before", "after", "epochs to it", "images to it", "seconds to it")
     pointed = tuple(f"{size} at 0 / 1 / 2 / end" for size in sizes)
-    tested = ("accuracy on test", *(f"{size} on test" for size in sizes))
+    tested = ("accuracy on test", *(f"{size} on test" for size in sizes), "grids")
     page.table((*head, *pointed, "share of constants", *tested), list(race_rows(options, results)))
     page.text("\n".join(unfinished(options, results)))
     page.text(
