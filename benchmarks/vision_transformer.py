@@ -1,7 +1,7 @@
 """A vision transformer as a B-cos network, aligned to its original without labels, and what is left of its features.
 
 python benchmarks/vision_transformer.py DATA WEIGHTS STAGE [--variants base ...] [--images 4000] [--epochs 2]
-    [--side 98] [--probed 3000] [--grids 50] [--seed 0] [--results FILE.jsonl] [--runs FOLDER] [--out FILE.md] [--quick]
+    [--side 98] [--probed 3000] [--grids 25] [--seed 0] [--results FILE.jsonl] [--runs FOLDER] [--out FILE.md] [--quick]
 
 DATA holds imagenette_train.npz and imagenette_val.npz. WEIGHTS is an .npz of the state dict of transformers'
 Dinov2Model (ViT-S/14; the page says where it is from); with --quick a small one with random weights serves.
@@ -331,7 +331,7 @@ def shown(value: Any, form: Callable[[float], str] = lambda v: f"{100 * v:.1f} %
     return "-" if value is None else form(value)
 
 
-def tell(options: argparse.Namespace, results: Results, tower: Tower) -> None:
+def tell(options: argparse.Namespace, results: Results) -> None:
     page = Page("A vision transformer, aligned without labels", options, current=results.current)
     page.text(
         f"- ViT-S/14 (DINOv2, 22 million parameters) as a third party tuned it for saliency, from the package "
@@ -370,6 +370,9 @@ def tell(options: argparse.Namespace, results: Results, tower: Tower) -> None:
         if rows:
             page.text(f"## {title}")
             page.table(head, rows)
+    left = [variant for variant in VARIANTS if found(results, "measured", key_of(options, variant)) is None]
+    if left:
+        page.text(f"Not aligned yet: {', '.join(left)}.")
     page.text("Target: the probe on features of the aligned network at least 95 % of that on the original's.")
     page.close()
 
@@ -389,7 +392,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--held", type=int, default=1500, help="photographs held back")
     made.add_argument("--probed", type=int, default=3000, help="photographs that probes are fitted to")
     made.add_argument("--tested", type=int, help="test photographs (default: all)")
-    made.add_argument("--grids", type=int, default=50, help="at most, of each size")
+    made.add_argument("--grids", type=int, default=25, help="at most, of each size")
     made.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "vision_transformer.jsonl")
     made.add_argument("--runs", type=Path, default=ROOT / "build" / "vision_transformer", help="folder of checkpoints")
     made.add_argument("--threads", type=int, default=1)
@@ -405,10 +408,12 @@ def main() -> None:
             options.images, options.probed, options.held, options.tested, options.epochs = 32, 130, 130, 60, 1
             options.side, options.batch_size, options.grids, options.variants = 28, 16, 1, ["base"]
             options.results, options.runs = Path(scratch) / "results.jsonl", Path(scratch) / "runs"
-        results, tower = Results(options.results), tower_of(None if options.quick else options.weights)
-        work = {"align": align, "measure": measure, "test": test, "page": tell}
-        for stage in sorted(set(options.stages), key=STAGES.index):
-            work[stage](options, results, tower)
+        results = Results(options.results)
+        work = {"align": align, "measure": measure, "test": test}
+        for stage in sorted(set(options.stages) - {"page"}, key=STAGES.index):
+            work[stage](options, results, tower_of(None if options.quick else options.weights))
+        if "page" in options.stages:
+            tell(options, results)
 
 
 if __name__ == "__main__":
