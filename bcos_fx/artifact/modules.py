@@ -72,6 +72,7 @@ class ModuleWriter:
                 where=where,
                 hint="rename it: no quotes, backslashes, unprintable signs, leading __ or attributes of a network",
             )
+        # A shared module is written once, and is one module again when the file is read.
         if id(module) in self._paths:
             self.entries.append({"path": path, "same": self._paths[id(module)]})
             return

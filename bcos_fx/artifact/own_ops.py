@@ -66,6 +66,7 @@ def check_ops(entries: list[Any], vocabulary: Vocabulary) -> None:
                 f"the op {name!r} is declared otherwise in {op.declared} than in the file: {_difference(here, item)}",
                 hint="declare it as it was when the file was written, or convert the network again",
             )
+    # All in one error: each is an import that is missing, and they may be of one file.
     if unknown:
         raise _unregistered(unknown)
 

@@ -41,6 +41,7 @@ def read_record(value: object) -> Record:
         if not known or not (spec.crop_pct is None or 0 < spec.crop_pct <= 1):
             raise ArtifactError("the record's preprocessing makes no sense", where=f"input {spec.name!r}")
     report = record.report
+    # Reports look these words up in tables, so an unknown one would fail where it is printed.
     for rule, use in report.rules.items():
         if use.phase not in PHASES or use.preserves not in PRESERVES:
             raise ArtifactError("the report holds an unknown phase", where=f"rule {rule!r}")

@@ -63,6 +63,7 @@ def shards_of(index: Path) -> dict[Path, list[str]]:
         raise CheckpointError("the index has no weight_map", where=str(index), hint="download it again")
     shards: dict[Path, list[str]] = {}
     for tensor, name in listed.items():
+        # An index comes from others: a name with a folder in it could lead anywhere on the disk.
         if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
             raise CheckpointError(
                 f"the index names {str(name)[:80]!r}, which is not a file beside it", where=str(index)

@@ -154,9 +154,10 @@ def timm_model(name: str, arch: str, *, fetch: bool = True, classes: int | None 
     stem, _, tag = tagged.partition(".")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{stem}*") if known.partition(".")[0] == stem]
     if not tags or (tagged != stem and tag not in tags):
-        what = f"timm has no weights {tag!r} of {stem}" if tags else f"timm has no weights of {stem}"
+        reason = f"timm has no weights {tag!r} of {stem}" if tags else f"timm has no weights of {stem}"
         hint = nearest(tag, tags) if tags else "give a checkpoint file beside --arch"
-        raise CheckpointError(what, where=arch, hint=hint)
+        raise CheckpointError(reason, where=arch, hint=hint)
+    # Still under the tagged name: timm then records what it knows of the weights that a file will bring.
     if not fetch:
         return build_module(lambda: timm.create_model(tagged, pretrained=False, **sized), arch)
     with cache_alone_if_unreachable():

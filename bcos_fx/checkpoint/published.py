@@ -239,6 +239,7 @@ def _own_tensors(state: StateDict) -> tuple[dict[str, Tensor], str, tuple[str, .
     network = {key: tensor for key, tensor in tensors.items() if key.startswith("model.")}
     if any(key.endswith(_INNER) for key in network):
         tensors = network
+    # One "model." is that of the training program; one more tells B-cosification from B-cos v2.
     depth = state.prefix.split(".").count("model")
     while wrapper := next((w for w in _WRAPPERS if all(key.startswith(w) for key in tensors)), ""):
         depth += wrapper == "model."
@@ -384,6 +385,7 @@ def guess_published(state: StateDict) -> tuple[str, str | None] | None:
     if len(inner) < 2 or any(key.removesuffix(_INNER) + ".weight" in tensors for key in inner):
         return None
     for arch, candidate in published_candidates(tensors):
+        # First with the parts of a Sequential by number, as B-cosification writes them, then by name.
         for numbered in (True, False):
             assigned = _Assignment(candidate, tensors, numbered)
             if not assigned.misfits:

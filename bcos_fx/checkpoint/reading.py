@@ -347,6 +347,7 @@ def _strip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str, list[str
         prefix += common
         tensors = {name.removeprefix(common): tensor for name, tensor in tensors.items()}
     plain = {without_wrappers(name): tensor for name, tensor in tensors.items()}
+    # Names that differ in wrappers alone would become one, and a tensor would be lost.
     return (plain if len(plain) == len(tensors) else tensors), prefix, dropped
 
 

@@ -36,9 +36,10 @@ def layer_with_norm(build: Build) -> bnn.BcosLayer:
     """Build the B-cos layer that computes what an eval batch norm makes of its output."""
     layer, norm = build.layer, build.hit.calls["norm"].module
     if not (isinstance(layer, bnn.BcosLayer) and isinstance(norm, _NORMS)):
-        raise Refused("it is no B-cos layer with a batch norm behind it")
+        raise Refused("it is not a B-cos layer with a batch norm behind it")
     if layer.pressure is not None:
         raise Refused("its B is being trained")
+    # norm(y) = y * factors + shift: the bias is scaled like the output that it is added to, and the shift joins it.
     with torch.no_grad():
         factors, shift = norm._scale(norm.running_var), norm.constant()
         bias = None if layer.bias is None else layer.bias * factors

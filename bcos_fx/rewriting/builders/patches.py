@@ -134,6 +134,7 @@ def _between(reader: GraphReader, last: fx.Node) -> tuple[fx.Node, list[fx.Node]
             pending += node.all_input_nodes
     if len(decodings) != 1 or last in decodings:
         return None
+    # What does not depend on the decoding is the same for plain and for encoded pixels.
     decoding = decodings.pop()
     depends = {decoding}
     ordered = sorted(between)

@@ -95,7 +95,7 @@ class _Analysis:
         self.main = self.marked or main_input(self.nodes, self.calls)
         self._from_main: set[fx.Node] = set()  # what depends on it
         self._from_inputs: set[fx.Node] = set()  # what depends on any input
-        self.carried: set[fx.Node] = set()  # gates that are no gates: hidden activations with phi(0) other than 0
+        self.carried: set[fx.Node] = set()  # gates that carry values: hidden activations with phi(0) other than 0
 
     def forwards(self) -> None:
         """Classify all nodes; once more, where activations that make gates hide every value from the outputs."""
@@ -228,6 +228,7 @@ class _Analysis:
         unknown = [n for n in operands if self.kinds[n] == UNKNOWN]
         if not values:
             return UNKNOWN if unknown else GATE
+        # Beside one value every other factor is a weight; the choice is noted where a reader could expect another.
         if len(values) == 1:
             independent = [n for n in given if n not in operands and n in self._from_inputs]
             if unknown:

@@ -31,6 +31,7 @@ def _is_read_alone(start: fx.Node, calls: Mapping[fx.Node, Call | None]) -> bool
             data = [source for source in user.all_input_nodes if source.op != "get_attr" and not is_form(source)]
             if user in seen or any(source not in seen for source in data):
                 continue
+            # A module that is not understood may hold weights, so it counts as a layer.
             if call is None or call.op.linearity == "opaque":
                 if user.op == "call_module":
                     return True

@@ -190,6 +190,7 @@ class _Matcher:
             verdict = self._verdict(predicate, call)
             if isinstance(verdict, str) and verdict:
                 raise _Miss(verdict, near=True)
+            # False is an ordinary "no", and not a near miss: most nodes are not what a rule is about.
             if verdict is not True:
                 meaning = (self.predicates[predicate].__doc__ or "").strip().partition("\n")[0]
                 raise _Miss(f"{predicate!r} does not hold for {call.node.name}" + (f": {meaning}" if meaning else ""))

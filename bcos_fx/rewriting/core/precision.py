@@ -66,6 +66,7 @@ class Precision:
         if set(self._dtypes.values()) <= {self._usual}:
             self._network.to(self._usual)
             return
+        # By data, so that the tensors stay the objects that optimizers and other modules hold.
         for path, module in self._network.named_modules():
             names = {name: f"{path}.{name}" if path else name for name in (*module._parameters, *module._buffers)}
             for name, qualified in names.items():

@@ -129,6 +129,7 @@ class Rewriter:
         whole = {id(part) for path in called for part in root.get_submodule(path).modules()}
         places = (str(node.target).rpartition(".") for node in root.graph.nodes if node.op == "get_attr")
         read = {(id(root.get_submodule(owner)), name) for owner, _, name in places}
+        # Under each of its paths, as a shared module has several; a list, as modules are exchanged on the way.
         for path, holder in list(root.named_modules(remove_duplicate=False)):
             if id(holder) in whole:
                 continue

@@ -110,6 +110,7 @@ def shifts_or_scales_channels(reader: GraphReader, call: Call) -> Verdict:
     if isinstance(tensor, nn.Parameter):
         return "the normalization is a trained parameter, so it is not folded away"
     shape, axis = tuple(getattr(tensor, "shape", ())), encoded_axis(reader, call.inputs[0])
+    # Broadcasting counts dimensions from the last one: the channels, and 1 for each that follows them.
     by_channel = (channels[axis], *[1] * (len(channels) - 1 - axis))
     per_channel = math.prod(shape) == 1 or (
         math.prod(shape) == channels[axis] and shape[axis - len(channels) :] == by_channel
