@@ -8,7 +8,7 @@ from bcos_fx.nn import BcosLayer
 from bcos_fx.report.model import Coverage, NodeRow
 from bcos_fx.rewriting.core.reader import GraphReader, is_boundary
 from bcos_fx.rewriting.core.rewrite import RuleApplication
-from bcos_fx.tracing.program import attribute, reach
+from bcos_fx.tracing.program import attribute, everything_read
 
 
 def mark_origins(reader: GraphReader) -> None:
@@ -102,6 +102,6 @@ def _weights(reader: GraphReader, node: fx.Node) -> list[tuple[nn.Parameter, boo
     call = reader.call(node)
     stored = [source for source in node.all_input_nodes if source.op == "get_attr"]
     starts = call.nodes("weight") + call.nodes("bias") if call else stored
-    read = [source for source in reach(starts, lambda source: source.all_input_nodes) if source.op == "get_attr"]
+    read = [source for source in everything_read(starts) if source.op == "get_attr"]
     tensors = [attribute(root, str(source.target)) for source in read]
     return [(tensor, False) for tensor in tensors if isinstance(tensor, nn.Parameter)]

@@ -13,7 +13,7 @@ import math
 import operator
 import types
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -187,12 +187,14 @@ def steps(root: nn.Module, known: Mapping[fx.Node, Any], end: fx.Node) -> Iterat
 
     Values are dropped after their last use, so no more is kept than an ordinary forward pass keeps.
     """
-    needed = reach([] if end in known else [end], lambda node: (n for n in node.all_input_nodes if n not in known))
+    needed = Walk([] if end in known else [end])
+    for node in needed:
+        needed.go_on([source for source in node.all_input_nodes if source not in known])
     # How many of the nodes that will run still read each value.
-    left = Counter(source for node in needed for source in node.all_input_nodes)
+    left = Counter(source for node in needed.reached for source in node.all_input_nodes)
     values = dict(known)
     for node in end.graph.nodes:
-        if node not in needed:
+        if node not in needed.reached:
             continue
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
         values[node] = run_node(node, root, args, kwargs)
@@ -211,15 +213,34 @@ def evaluate(root: nn.Module, known: Mapping[fx.Node, Any], end: fx.Node) -> Any
     return value
 
 
-def reach(starts: Iterable[fx.Node], neighbors: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    """Return nodes, and all that are reached from them by going on to neighbors."""
-    reached = set(starts)
-    pending = list(reached)
-    while pending:
-        new = set(neighbors(pending.pop())) - reached
-        reached |= new
-        pending += new
-    return reached
+class Walk:
+    """Nodes, each once, to which more can be added while they are iterated over.
+
+    The caller gives the nodes to go on to, and not a function that finds them: a call into a later room would make this
+    one depend on it.
+    """
+
+    def __init__(self, starts: Iterable[fx.Node]) -> None:
+        self.reached = set(starts)
+        self._pending = list(self.reached)
+
+    def __iter__(self) -> Iterator[fx.Node]:
+        while self._pending:
+            yield self._pending.pop()
+
+    def go_on(self, nodes: Collection[fx.Node]) -> None:
+        """Add nodes that were not reached yet."""
+        new = set(nodes) - self.reached
+        self.reached |= new
+        self._pending += new
+
+
+def everything_read(starts: Iterable[fx.Node]) -> set[fx.Node]:
+    """Return nodes, and all that they are computed from."""
+    walk = Walk(starts)
+    for node in walk:
+        walk.go_on(node.all_input_nodes)
+    return walk.reached
 
 
 def compile_graph(graph: fx.Graph) -> Function:

@@ -18,7 +18,7 @@ from bcos_fx.nn import DropPath
 from bcos_fx.tracing.arguments import describe
 from bcos_fx.tracing.drop_path import path_of
 from bcos_fx.tracing.graph_module import GraphModule
-from bcos_fx.tracing.program import reach, run_node
+from bcos_fx.tracing.program import Walk, run_node
 
 
 class _GraphsDiffer(Exception):
@@ -137,8 +137,10 @@ class GraphAlignment:
         """Return whether train mode computes of a value what drops it at random, and nothing else."""
         if trained in self._extra and trained not in self._paths:
             # All that train mode alone computes on the way to that node: the path, and the draw that drops it.
-            region = reach([trained], lambda node: self._extra.intersection(node.all_input_nodes))
-            layer = self._path(self._same[value], trained, sorted(region)) if value in self._same else None
+            region = Walk([trained])
+            for node in region:
+                region.go_on(self._extra.intersection(node.all_input_nodes))
+            layer = self._path(self._same[value], trained, sorted(region.reached)) if value in self._same else None
             if layer is not None:
                 self._paths[trained] = value, layer
         return trained in self._paths and self._paths[trained][0] is value

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from bcos_fx.tracing.graph_module import GraphModule
-from bcos_fx.tracing.program import attribute, module_at, reach
+from bcos_fx.tracing.program import Walk, attribute, module_at
 
 Cut = tuple[str, ...]
 """Names of the nodes whose values cross, in the order of the graph."""
@@ -85,12 +85,13 @@ def block(graph_module: fx.GraphModule, before: Cut | None, after: Cut | None) -
 def find_needed(starts: Sequence[fx.Node], ends: Sequence[fx.Node]) -> set[fx.Node] | None:
     """Return the nodes that compute ``ends`` from ``starts``; None where an input of the graph is needed besides."""
     known = set(starts)
-
-    def read(node: fx.Node) -> set[fx.Node]:
-        return set(node.all_input_nodes) - known if _stand_in(node, starts) is None else set()
-
-    nodes = reach(set(ends) - known, read)
-    return None if any(node.op == "placeholder" for node in nodes) else nodes
+    walk = Walk(set(ends) - known)
+    for node in walk:
+        if node.op == "placeholder":
+            return None
+        if _stand_in(node, starts) is None:
+            walk.go_on(set(node.all_input_nodes) - known)
+    return walk.reached
 
 
 def _stand_in(node: fx.Node, starts: Sequence[fx.Node]) -> fx.Node | None:

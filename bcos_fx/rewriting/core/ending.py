@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from bcos_fx.rewriting.core.ops import Call
-from bcos_fx.tracing.program import reach
+from bcos_fx.tracing.program import Walk
 
 Reader = Callable[[fx.Node], Call | None]
 
@@ -142,9 +142,12 @@ def _with_itself(call: Call, read: Reader) -> tuple[fx.Node, bool] | None:
 
 def _computed_from(value: fx.Node, nodes: list[fx.Node]) -> set[fx.Node] | None:
     """Return the nodes between a value and some nodes; None if one of them depends on an input by another way."""
-    between = reach(nodes, lambda node: set(node.all_input_nodes) - {value})
-    read = {source for node in between for source in node.all_input_nodes}
-    return None if any(source.op == "placeholder" for source in read) else between
+    between = Walk(nodes)
+    for node in between:
+        if any(source.op == "placeholder" for source in node.all_input_nodes):
+            return None
+        between.go_on(set(node.all_input_nodes) - {value})
+    return between.reached
 
 
 def _has_parameters(call: Call) -> bool:

@@ -20,7 +20,7 @@ from torch import fx
 from bcos_fx.rewriting.core.main_input import WEIGHT, holds_integers, is_form, main_input
 from bcos_fx.rewriting.core.ops import Call, Vocabulary
 from bcos_fx.rewriting.core.refinement import is_shifted_ratio, is_square, linearity_violation
-from bcos_fx.tracing.program import reach
+from bcos_fx.tracing.program import Walk
 
 CONSTANT, VALUE, GATE, UNKNOWN = "constant", "value", "gate", "unknown"
 
@@ -126,7 +126,10 @@ class _Analysis:
 
     def _gates_before(self, nodes: Sequence[fx.Node]) -> set[fx.Node]:
         """Return gates, and those that they are computed of by gates alone."""
-        return reach(nodes, lambda node: (n for n in node.all_input_nodes if self.kinds[n] == GATE))
+        walk = Walk(nodes)
+        for node in walk:
+            walk.go_on([source for source in node.all_input_nodes if self.kinds[source] == GATE])
+        return walk.reached
 
     def _note_dependence(self, node: fx.Node) -> None:
         """Note whether a node's numbers depend on the main input, or on any."""
@@ -307,7 +310,10 @@ class _Analysis:
 
     def _way(self, *ends: fx.Node) -> set[fx.Node]:
         """Return nodes, and those that their values came through."""
-        return reach(ends, self._sources)
+        walk = Walk(ends)
+        for node in walk:
+            walk.go_on(self._sources(node))
+        return walk.reached
 
     def backwards(self) -> set[fx.Node]:
         """Return the nodes whose value reaches the output: the output's ancestors along value-carrying edges."""

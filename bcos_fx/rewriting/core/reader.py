@@ -12,7 +12,7 @@ from bcos_fx.rewriting.core.flow import Flow, analyze
 from bcos_fx.rewriting.core.ops import BOUNDARY, Call, Vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.stored import follows_from_stored, stored_value
-from bcos_fx.tracing.program import attribute, reach
+from bcos_fx.tracing.program import Walk, attribute
 
 
 class GraphReader:
@@ -98,15 +98,14 @@ class GraphReader:
 
     def origins(self, node: fx.Node) -> list[fx.Node]:
         """Return the stored tensors and inputs whose numbers a node's value is computed from, in graph order."""
-
-        def numbers_read(source: fx.Node) -> list[fx.Node]:
-            if source.meta.get("type") in ("size", "other"):
-                return []
-            call = self.call(source)
-            return source.all_input_nodes if call is None else call.read
-
-        sources = sorted(reach([node], numbers_read))
-        return [n for n in sources if n.op in ("placeholder", "get_attr") and n.meta.get("type") != "other"]
+        walk = Walk([node])
+        for source in walk:
+            if source.meta.get("type") not in ("size", "other"):
+                call = self.call(source)
+                walk.go_on(source.all_input_nodes if call is None else call.read)
+        return [
+            n for n in sorted(walk.reached) if n.op in ("placeholder", "get_attr") and n.meta.get("type") != "other"
+        ]
 
     def was_peer(self, node: fx.Node) -> bool:
         """Return whether the node called another package's layer when the network was traced."""

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import fx, nn
 
-from bcos_fx.tracing.program import reach, run_node
+from bcos_fx.tracing.program import everything_read, run_node
 
 
 def sources_of(node: fx.Node) -> list[fx.Node]:
     """Return a node and everything that it is computed from, in the order of the graph."""
-    return sorted(reach([node], lambda source: source.all_input_nodes))
+    return sorted(everything_read([node]))
 
 
 def follows_from_stored(node: fx.Node) -> bool:

@@ -19,7 +19,7 @@ from bcos_fx.rewriting.core.ops import Call
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.registry import predicate
 from bcos_fx.rewriting.predicates.conditions import on_value_path
-from bcos_fx.tracing.program import reach
+from bcos_fx.tracing.program import Walk
 
 # Products of matrices: one number by number (mul) weights a map, as a gate does, and mixes nothing.
 _MIXING = ("matmul", "einsum")
@@ -134,8 +134,10 @@ def _is_pool(reader: GraphReader, attention: fx.Node, layer: fx.Node) -> bool:
     """Return whether everything passes the attention, without a residual around it, and one place is left after it."""
     outputs = [node for node in reader.graph_module.graph.nodes if node.op == "output"]
     # The output is followed back with the attention removed: an input that is still reached passes it by.
-    reached = reach(outputs, lambda node: [source for source in _values(reader, node) if source is not attention])
-    around = any(node.op == "placeholder" for node in reached)
+    walk = Walk(outputs)
+    for node in walk:
+        walk.go_on([source for source in _values(reader, node) if source is not attention])
+    around = any(node.op == "placeholder" for node in walk.reached)
     return not around and _one_place_is_left(reader, layer)
 
 
