@@ -39,7 +39,7 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 _INNER = ".linear.weight"
 _AVERAGED = "ema."
 _WRAPPERS = ("model.", "module.", "_orig_mod.")
-_COUNTERS = ("num_batches_tracked",)
+_COUNTER = "num_batches_tracked"
 _WIDENABLE = {nn.Linear: "in_features", nn.Conv2d: "in_channels"}
 _SHOWN = 5
 _ATTRIBUTE = "published_origin"
@@ -239,7 +239,6 @@ def _own_tensors(state: StateDict) -> tuple[dict[str, Tensor], str, tuple[str, .
     network = {key: tensor for key, tensor in tensors.items() if key.startswith("model.")}
     if any(key.endswith(_INNER) for key in network):
         tensors = network
-    # One "model." is that of the training program; one more tells B-cosification from B-cos v2.
     depth = state.prefix.split(".").count("model")
     while wrapper := next((w for w in _WRAPPERS if all(key.startswith(w) for key in tensors)), ""):
         depth += wrapper == "model."
@@ -298,7 +297,7 @@ class _Assignment:
         self._complete()
 
     def _assign(self, key: str, tensor: Tensor) -> None:
-        if key.rpartition(".")[2] in (*_COUNTERS, "running_mean", "b"):
+        if key.rpartition(".")[2] in (_COUNTER, "running_mean", "b"):
             return
         inner = self._path(key.removesuffix(_INNER)) if key.endswith(_INNER) else None
         is_layer = inner is not None and isinstance(self.module.get_submodule(inner), nn.Linear | nn.Conv2d)
@@ -342,7 +341,7 @@ class _Assignment:
         """Fill in what the file leaves out: biases and running means are 0; record any other tensor as missing."""
         for name, tensor in self.expected.items():
             last = name.rpartition(".")[2]
-            if name in self.values or last in _COUNTERS:
+            if name in self.values or last == _COUNTER:
                 continue
             if last == "positional_embedding":
                 self.without_positions = True
@@ -385,7 +384,6 @@ def guess_published(state: StateDict) -> tuple[str, str | None] | None:
     if len(inner) < 2 or any(key.removesuffix(_INNER) + ".weight" in tensors for key in inner):
         return None
     for arch, candidate in published_candidates(tensors):
-        # First with the parts of a Sequential by number, as B-cosification writes them, then by name.
         for numbered in (True, False):
             assigned = _Assignment(candidate, tensors, numbered)
             if not assigned.misfits:
