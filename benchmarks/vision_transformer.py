@@ -1,7 +1,7 @@
 """A vision transformer as a B-cos network, aligned to its original without labels, and what is left of its features.
 
 python benchmarks/vision_transformer.py DATA WEIGHTS STAGE [--variants base ...] [--images 4000] [--epochs 2]
-    [--side 98] [--probed 3000] [--grids 25] [--seed 0] [--results FILE.jsonl] [--runs FOLDER] [--out FILE.md] [--quick]
+    [--side 98] [--probed 3000] [--grids 10] [--seed 0] [--results FILE.jsonl] [--runs FOLDER] [--out FILE.md] [--quick]
 
 DATA holds imagenette_train.npz and imagenette_val.npz. WEIGHTS is an .npz of the state dict of transformers'
 Dinov2Model (ViT-S/14; the page says where it is from); with --quick a small one with random weights serves.
@@ -392,7 +392,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--held", type=int, default=1500, help="photographs held back")
     made.add_argument("--probed", type=int, default=3000, help="photographs that probes are fitted to")
     made.add_argument("--tested", type=int, help="test photographs (default: all)")
-    made.add_argument("--grids", type=int, default=25, help="at most, of each size")
+    made.add_argument("--grids", type=int, default=10, help="at most, of each size")
     made.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "vision_transformer.jsonl")
     made.add_argument("--runs", type=Path, default=ROOT / "build" / "vision_transformer", help="folder of checkpoints")
     made.add_argument("--threads", type=int, default=1)
