@@ -1,7 +1,7 @@
 """An image-text model as a B-cos network without biases, aligned to its original on photographs without labels.
 
 python benchmarks/clip_photographs.py DATA STAGE ... [--images 7936] [--epochs 2] [--arms photographs cifar]
-    [--grids 40] [--results FILE.jsonl] [--folder FOLDER] [--out FILE.md] [--quick]
+    [--grids 40] [--results FILE.jsonl] [--folder FOLDER] [--picture FILE.png] [--out FILE.md] [--quick]
 
 DATA holds imagenet_samples.npz, imagenette_train.npz, cifar10_train.npz and cifar10_test.npz. The model is that of
 benchmarks/clip_style.py, whose projection is trained here without the ten classes of Imagenette. The stages: `align`,
@@ -41,6 +41,7 @@ from torch.nn import functional
 
 import bcos_fx
 from bcos_fx.evaluation import open_source
+from bcos_fx.explanation import cosine
 from bcos_fx.network import BcosNetwork
 from bcos_fx.text import TextCache, TextEmbeddings, class_embeddings, load_text_tower
 from bcos_fx.training.recipe import Optimizer, Training
@@ -70,6 +71,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--grids", type=int, default=40, help="at most")
     made.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "clip_photographs.jsonl")
     made.add_argument("--folder", type=Path, default=ROOT / "build" / "clip_photographs", help="of networks and texts")
+    made.add_argument("--picture", type=Path, help="a file for a picture of two photographs beside each other")
     made.add_argument("--threads", type=int, default=1)
     return made.parse_args()
 
@@ -198,7 +200,8 @@ def tell(options: argparse.Namespace, results: Results, model: Model) -> None:
         "seed\n"
         f"- Zero-shot: {photographs:,} photographs of the ten classes, held back from alignment; {held} other classes, "
         f"one photograph each, first and among five; {cifar} test images of CIFAR-10. Cosine: of the photographs' "
-        "embeddings to the original's\n"
+        "embeddings to the original's. Alignment reads no label, but *on photographs* its images show the ten classes; "
+        "the other classes and CIFAR-10 say how far it carries beyond them\n"
         f"- GridPG: 2x2 grids of photographs that the network names rightly, explained by the texts of their classes, "
         f"smoothed over 9 pixels, at most {options.grids}; 0.25 is chance, in brackets the interval of 95 % over grids"
     )
@@ -214,6 +217,23 @@ def tell(options: argparse.Namespace, results: Results, model: Model) -> None:
     page.table(head, rows)
     page.text("Target: zero-shot at least 90 % of the original's.")
     page.close()
+
+
+SIDE_BY_SIDE = (9, 4)  # a parachute and a church
+
+
+def draw(options: argparse.Namespace, model: Model) -> None:
+    """Explain two photographs beside each other by the text of either: of each class the one that is named clearest."""
+    network = network_of(options, model, "photographs")
+    if network is None:
+        raise SystemExit("--picture: no network is aligned on photographs yet: run the stage align first")
+    images, texts = model.sets["photographs"]
+    similarity = functional.normalize(run(network, images.pixels), dim=1) @ texts.vectors.T
+    margins = similarity - similarity.topk(2, dim=1).values.mean(dim=1, keepdim=True)
+    clearest = [int(margins[:, k].masked_fill(images.labels != k, -torch.inf).argmax()) for k in SIDE_BY_SIDE]
+    both = torch.cat([images.pixels[place] for place in clearest], dim=2).unsqueeze(0)
+    names = [images.names[k] for k in SIDE_BY_SIDE]
+    bcos_fx.explain(network, both, cosine(texts.vectors[list(SIDE_BY_SIDE)], names=names)).save(options.picture)
 
 
 def main() -> None:
@@ -233,6 +253,8 @@ def main() -> None:
             measure(options, results, model)
         if "page" in stages:
             tell(options, results, model)
+        if options.picture is not None:
+            draw(options, model)
 
 
 if __name__ == "__main__":
