@@ -171,10 +171,6 @@ class _BatchNormUncentred(nn.Module):
             return x * scale
         return torch.addcmul(self.constant_like(x), x, scale)
 
-    def factor(self, spatial: int) -> Tensor:
-        """Return eval's factor of each channel (C, 1, ...), detached, for so many spatial dimensions."""
-        return self._scale(self.running_var).detach().view(-1, *[1] * spatial)
-
     def constant_like(self, y: Tensor) -> Tensor:
         """Return the constant that eval adds, detached, shaped to broadcast to y; 0 if there is none."""
         constant = self.constant()

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -23,16 +22,7 @@ from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
 from bcos_fx.nn.dynamic import DynamicLayer, require_exactly
-from bcos_fx.nn.functional import (
-    alignment,
-    bcos_scale,
-    bcos_scale_by,
-    default_eps,
-    energy,
-    scale_and_keep,
-    statistics_dtype,
-)
-from bcos_fx.nn.held import frozen_scale
+from bcos_fx.nn.functional import alignment, bcos_scale, bcos_scale_by, default_eps, energy, statistics_dtype
 
 Scale = Literal["cosine", "raw", "unit"]
 EpsAt = Literal["square", "norm"]
@@ -181,35 +171,14 @@ class BcosLayer(DynamicLayer):
         """Multiply, then apply gain and bias."""
         return self._affine(linear * factor)
 
-    def frozen(self, x: Tensor, output_size: Sequence[int] | None = None, *, further: Tensor | None = None) -> Tensor:
-        """Return the layer's value with |cos|^(B-1) and all parameters detached: its gradient is the dynamic weight.
-
-        Args:
-            x: as for ``forward``.
-            output_size: see there.
-            further: detached factors per output channel, shaped to broadcast to the result, which is times these.
-        """
-        linear = self._frozen_map(x, output_size)
-        if self.b > 1 and torch.compiler.is_compiling():  # which fuses plain steps
+    def frozen(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+        """Return the layer's value with |cos|^(B-1) and all parameters detached: its gradient is the dynamic weight."""
+        linear = self._map(x, self._held_weight(), output_size)
+        if self.b > 1:
             with torch.no_grad():
                 factor = alignment(linear, *self._norms(x, output_size), self.b)
-            linear = linear * factor
-        elif self.b > 1:
-            inner = further if self.gain is None and self.bias is None else None
-            linear = frozen_scale(linear, partial(self._scale_and_keep, x.detach(), output_size, inner))
-            further = further if inner is None else None
-        y = self._affine(linear, held=True)
-        return y if further is None else (y * further).to(y.dtype)
-
-    def _frozen_map(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
-        """Return w.x, newly allocated, with the weight held fixed."""
-        return self._map(x, self._held_weight(), output_size)
-
-    def _scale_and_keep(
-        self, x: Tensor, output_size: Sequence[int] | None, further: Tensor | None, out: Tensor, factor: Tensor | None
-    ) -> None:
-        """Scale w.x as ``forward`` does, times ``further``, in place; write what it was multiplied by to ``factor``."""
-        scale_and_keep(out, *self._norms(x, output_size), self.b, further, factor)
+            linear = linear.mul_(factor)  # a product does not keep its result for the backward pass
+        return self._affine(linear, held=True)
 
     @torch.no_grad()
     def scale_output_(self, factors: Tensor) -> None:

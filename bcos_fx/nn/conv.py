@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bcos_fx.nn.bcos import BcosLayer, EpsAt, Scale
-from bcos_fx.nn.depthwise import Windows, depthwise, scale_depthwise
+from bcos_fx.nn.depthwise import Windows, depthwise
 from bcos_fx.nn.functional import statistics_dtype
-from bcos_fx.nn.held import frozen_convolution
 
 Size: TypeAlias = int | tuple[int, ...]
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
@@ -112,26 +111,6 @@ class _BcosConv(_Convolution):
             return super()._input_norm(x, output_size)
         windows = self._windows(x)  # as the forward does, to the last bit
         return x, windows.roots(x).add_(windows.norm_eps)
-
-    def _frozen_map(self, x: Tensor, output_size: Sequence[int] | None) -> Tensor:
-        margins = self._margins()
-        if (
-            torch.compiler.is_compiling()
-            or x.dim() != self.spatial + 2
-            or self._multiplies_matrices(x)
-            or torch.is_autocast_enabled(x.device.type)
-            or margins[::2] != margins[1::2]
-            or (self.padding_mode != "zeros" and any(margins))
-        ):
-            return super()._frozen_map(x, output_size)
-        return frozen_convolution(x, self._effective_weight(), self.stride, margins[::-2], self.dilation, self.groups)
-
-    def _scale_and_keep(
-        self, x: Tensor, output_size: Sequence[int] | None, further: Tensor | None, out: Tensor, factor: Tensor | None
-    ) -> None:
-        if not self._is_depthwise_for(x):
-            return super()._scale_and_keep(x, output_size, further, out, factor)
-        scale_depthwise(out, x, self._cosine_weight_norm(), self._windows(x), self.b, further, factor)
 
     def _windows(self, x: Tensor) -> Windows:
         margins = tuple(self._margins()[::-2])

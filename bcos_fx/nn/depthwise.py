@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bcos_fx.nn.functional import bcos_scale, pieces, scale_and_keep, scale_gradients
+from bcos_fx.nn.functional import bcos_scale, pieces, scale_gradients
 
 
 @dataclass(frozen=True)
@@ -106,22 +106,9 @@ def _cut_pieces(
 
 
 def _forward(x: Tensor, weight: Tensor, weight_norm: Tensor | None, windows: Windows, b: float) -> Tensor:
-    return scale_depthwise(windows.product(x, weight), x, weight_norm, windows, b)
-
-
-def scale_depthwise(
-    out: Tensor,
-    x: Tensor,
-    weight_norm: Tensor | None,
-    windows: Windows,
-    b: float,
-    further: Tensor | None = None,
-    factor: Tensor | None = None,
-) -> Tensor:
-    """Turn the products ``out`` of x into B-cos outputs, in place; see :func:`bcos_fx.nn.functional.scale_and_keep`."""
-    kept = [] if factor is None else [factor]
-    for x_, out_, *kept_, weight_norm_, further_ in _cut_pieces(x, out, (weight_norm, further), *kept):
-        scale_and_keep(out_, windows.roots(x_).add_(windows.norm_eps), weight_norm_, b, further_, *kept_)
+    out = windows.product(x, weight)
+    for x_, out_, weight_norm_ in _cut_pieces(x, out, (weight_norm,)):
+        bcos_scale(out_, windows.roots(x_).add_(windows.norm_eps), weight_norm_, b)
     return out
 
 

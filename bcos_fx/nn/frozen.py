@@ -9,13 +9,11 @@ Transformers", TPAMI 2024, section 3). Parameters are held fixed too: a view exp
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from bcos_fx.nn.functional import pieces
 
 
 class StopGradient(nn.Module):
@@ -27,21 +25,20 @@ class StopGradient(nn.Module):
 
 
 class FrozenLayer(nn.Module):
-    """A layer of ours with its dynamic factor held fixed, and the scale of the batch norm behind it, if any.
+    """A layer of ours with its dynamic factor held fixed.
 
     Args:
         layer: it, with a method ``frozen``; read again in every call, so that it may be trained or moved.
-        norm: an uncentered batch norm in eval mode without a constant, which reads the outputs of a B-cos layer.
     """
 
-    def __init__(self, layer: nn.Module, norm: nn.Module | None = None) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer, self.norm = layer, norm
+        self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer, then the norm; shapes as theirs."""
-        layer, norm = cast("Any", self.layer), cast("Any", self.norm)
-        y: Tensor = layer.frozen(x) if norm is None else layer.frozen(x, further=norm.factor(layer.spatial))
+        """Apply the layer; shapes as its own."""
+        layer: Any = self.layer
+        y: Tensor = layer.frozen(x)
         return y
 
 
@@ -59,18 +56,6 @@ class _WithRatio(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient * ctx.saved_tensors[0], None, None
-
-
-def _ratio_or_slope(value: Tensor, x: Tensor, slope: Tensor) -> Tensor:
-    """Return value / x, and the slope where x is 0."""
-    if torch.compiler.is_compiling():
-        zero = x.abs() < torch.finfo(x.dtype).tiny
-        return torch.where(zero, slope, value / torch.where(zero, 1, x))
-    ratio = torch.empty_like(value)
-    for value_, x_, slope_, ratio_ in pieces(value, x, slope, ratio):  # four steps on what is in cache
-        # Below the smallest normal number a quotient is rounding and no ratio.
-        torch.where(x_.abs() < torch.finfo(x.dtype).tiny, slope_, value_ / x_, out=ratio_)
-    return ratio
 
 
 class FrozenRatio(nn.Module):
@@ -91,7 +76,9 @@ class FrozenRatio(nn.Module):
         """Apply phi elementwise; any shape."""
         with torch.no_grad():
             value = self.function(x, *options)
-            ratio = _ratio_or_slope(value, x, self._slope(x, options).expand_as(x))
+            # Below the smallest normal number a quotient is rounding and no ratio.
+            zero = x.abs() < torch.finfo(x.dtype).tiny
+            ratio = torch.where(zero, self._slope(x, options), value / torch.where(zero, 1, x))
         if torch.compiler.is_exporting():  # what reads an exported graph knows products
             return x * ratio
         y: Tensor = _WithRatio.apply(x, value, ratio)  # and no product, which would round phi(x) once more

@@ -157,7 +157,7 @@ class _BcosScale(torch.autograd.Function):
 
     @staticmethod
     def forward(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:
-        return scale_and_keep(out, norm, weight_norm, b)
+        return _scale(out, norm, weight_norm, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, float], output: Tensor) -> None:
@@ -229,7 +229,7 @@ def bcos_scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) 
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, norm, weight_norm)):
         scaled: Tensor = _BcosScale.apply(out, norm, weight_norm, b)
         return scaled
-    return scale_and_keep(out, norm, weight_norm, b)
+    return _scale(out, norm, weight_norm, b)
 
 
 def bcos_scale_by(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: Tensor) -> Tensor:
@@ -254,35 +254,12 @@ def alignment(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -
     return _power_(_ratio(grouped, norm, weight_norm), b - 1).to(out.dtype).reshape(out.shape)
 
 
-def scale_and_keep(
-    out: Tensor,
-    norm: Tensor,
-    weight_norm: Tensor | None,
-    b: float,
-    further: Tensor | None = None,
-    factor: Tensor | None = None,
-) -> Tensor:
-    """Compute :func:`bcos_scale`, times ``further`` where it is given, and keep the factor; no gradients.
-
-    Args:
-        out: **overwritten** by the result; it, the norms and b are as for :func:`bcos_scale`.
-        norm: see there.
-        weight_norm: see there.
-        b: see there.
-        further: per output channel, shaped as ``weight_norm``.
-        factor: of out's shape and norm's dtype, overwritten by r^(b-1) times ``further``.
-    """
-    kept = [] if factor is None else [_by_group(factor, norm, None)[0]]
-    further = _by_group(out, norm, further)[2]
+def _scale(out: Tensor, norm: Tensor, weight_norm: Tensor | None, b: float) -> Tensor:
     grouped, norm, weight_norm = _by_group(out, norm, weight_norm)
     ratio: Tensor | None = None
-    for piece, norm_, *kept_ in pieces(grouped, norm, *kept, whole=further if weight_norm is None else weight_norm):
-        place = kept_[0] if kept_ else _scratch_for(ratio, piece)
-        ratio = _power_(_ratio(piece, norm_, weight_norm, out=place), b - 1)
+    for piece, norm_ in pieces(grouped, norm, whole=weight_norm):
+        ratio = _power_(_ratio(piece, norm_, weight_norm, out=_scratch_for(ratio, piece)), b - 1)
         piece.mul_(ratio)
-        if further is not None:  # one after the other, as a layer and a norm round
-            piece.mul_(further)
-            ratio.mul_(further)
     return out
 
 

@@ -87,11 +87,6 @@ CASES: dict[str, Case] = {
         untouched=between(lambda n, y: n.c(y), c=nn.ReLU),
         mutant="nothing shows",
     ),
-    "layer-with-norm-frozen": Case(
-        hits={"norm without a constant": converted("bcosification")},
-        untouched=between(lambda n, y: n.c(y), c=lambda: nn.BatchNorm1d(6)),
-        mutant="nothing shows",
-    ),
     "layer-constant-counted": Case(
         hits={
             "linear and call": between(lambda n, y: F.linear(y, n.w, n.c), w=lambda: own(6, 6), c=lambda: own(6)),

@@ -17,9 +17,6 @@ from bcos_fx.rewriting.core.refinement import as_elementwise, is_shifted_ratio, 
 from bcos_fx.rewriting.core.registry import builder, predicate
 from bcos_fx.rewriting.core.slots import SLOTS, Slot
 
-_SUMS = ("add", "in_place_sum")
-_NORMS = (bnn.BatchNormUncentred1d, bnn.BatchNormUncentred2d, bnn.BatchNormUncentred3d)
-
 # ---------------------------------------------------------------- what is asked of a node
 
 
@@ -63,29 +60,6 @@ def multiplies_with_itself(reader: GraphReader, call: Call) -> Verdict:
 def is_in_place(reader: GraphReader, call: Call) -> Verdict:
     """Check that the activation overwrites its input."""
     return bool(getattr(call.module, "inplace", False))
-
-
-@predicate("overwrites-what-a-view-needs")
-def overwrites_what_a_view_needs(reader: GraphReader, call: Call) -> Verdict:
-    """Check that the activation or sum overwrites a value that is explained by, counted in or kept for its gradient.
-
-    Neither a sum keeps its result nor an uncentered batch norm without a constant.
-    """
-    if not is_in_place(reader, call) or call.op.linearity == "ratio":  # phi(x)/x reads x after phi
-        return is_in_place(reader, call)
-    maker = reader.call(call.inputs[0])
-    module = None if maker is None else maker.module
-    if isinstance(module, bnn.FrozenLayer):
-        module = module.norm or module.layer
-    keeps_nothing = isinstance(module, _NORMS) and module.constant() is None
-    free = keeps_nothing or (maker is not None and maker.op.name in _SUMS)
-    return not free or bool(call.inputs[0].meta.get(EXPLAINED))
-
-
-@predicate("adds-no-constant")
-def adds_no_constant(reader: GraphReader, call: Call) -> Verdict:
-    """Check that the call adds no constant of its own."""
-    return not adds_a_constant(call)
 
 
 @predicate("reads-a-live-gate")
@@ -226,12 +200,6 @@ def frozen_layer(build: Build) -> nn.Module:
     if len(build.call.node.all_input_nodes) != 1:
         raise Refused("it is called with more than its input")
     return bnn.FrozenLayer(build.layer)
-
-
-@builder("frozen-layer-with-norm")
-def frozen_layer_with_norm(build: Build) -> nn.Module:
-    """Build a B-cos layer whose factor, times that of the batch norm behind it, is detached."""
-    return bnn.FrozenLayer(build.layer, build.hit.calls["norm"].module)
 
 
 @builder("frozen-ratio")
