@@ -31,7 +31,7 @@ def speed(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         pytest.param("scale", 1, id="scale", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param("conversion", 11, id="conversion", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param(
-            "explanation", 11, id="explanation", marks=[pytest.mark.vision, pytest.mark.peer, pytest.mark.slow]
+            "explanation", 12, id="explanation", marks=[pytest.mark.vision, pytest.mark.peer, pytest.mark.slow]
         ),
     ],
 )
