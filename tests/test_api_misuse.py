@@ -102,9 +102,13 @@ def embedding() -> nn.Module:
 
 
 EXAMPLES = {
-    "no image": Example(cnn, vectors, "does not run.*size: \\[2, 4\\]", r"arguments of shape \(2, 4\)", "shapes"),
-    "one channel": Example(cnn, partial(images, 2, 1), "3 channels, but got 1", r"\(2, 1, 8, 8\)", "shapes"),
-    "no batch": Example(cnn, lambda: images()[0], "expected 4D input", None, "shapes"),
+    "no image": Example(
+        cnn, vectors, "does not run.*size: \\[2, 4\\]", r"arguments of shape \(2, 4\)", "shape of samples"
+    ),
+    "one channel": Example(
+        cnn, partial(images, 2, 1), "3 channels, but got 1", r"\(2, 1, 8, 8\)", r"reads \(N, 3, H, W\)"
+    ),
+    "no batch": Example(cnn, lambda: images()[0], "expected 4D input", None, r"reads \(N, 3, H, W\)"),
     "bytes": Example(cnn, lambda: images().byte(), "unsigned char", None, r"x\.float\(\) / 255"),
     "half": Example(cnn, lambda: images().half(), "Half", None, r"x\.to\(torch\.float32\)"),
     "float in half": Example(lambda: cnn().half(), images, "Half", None, r"x\.to\(torch\.float16\)"),

@@ -47,7 +47,7 @@ def follow_named(
     Returns:
         The lines that name it; none, and nothing is changed, where the graph does not run in `other` even then.
     """
-    changes = _Walk(graph_module, recorded, other).run(inputs)
+    changes = _DtypeSearch(graph_module, recorded, other).run(inputs)
     if not changes:
         return ()
     dtype = precision_node(graph_module, recorded)
@@ -58,7 +58,7 @@ def follow_named(
     return tuple(dict.fromkeys(node.meta["source"] for node in changes))
 
 
-class _Walk:
+class _DtypeSearch:
     def __init__(self, graph_module: GraphModule, recorded: torch.dtype, other: torch.dtype) -> None:
         self._graph, self._own, self._other = graph_module.graph, recorded, other
         self._twin = copy.deepcopy(graph_module).to(other)

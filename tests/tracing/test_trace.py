@@ -411,7 +411,7 @@ def test_a_graph_is_compiled_when_it_runs_and_not_at_every_edit(monkeypatch: pyt
         made.append(graph)
         return compile_graph(graph)
 
-    monkeypatch.setattr("bcos_fx.tracing.graph_module.compiled", counted)
+    monkeypatch.setattr("bcos_fx.tracing.graph_module.compile_graph", counted)
     (add,) = (node for node in graph_module.graph.nodes if node.target is operator.add)
     for number in (2, 3):
         add.args = (add.args[0], number)
