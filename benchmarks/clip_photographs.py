@@ -85,9 +85,13 @@ class Model:
     sets: dict[str, tuple[Images, TextEmbeddings]]
 
 
+def setting_of(options: argparse.Namespace) -> Setting:
+    return dataclasses.replace(QUICK if options.quick else Setting(), grids=options.grids)
+
+
 def model_of(options: argparse.Namespace) -> Model:
     """Train the projection on the classes that are not held out, or take the one that is kept."""
-    setting = dataclasses.replace(QUICK if options.quick else Setting(), grids=options.grids)
+    setting = setting_of(options)
     options.folder.mkdir(parents=True, exist_ok=True)
     tower, cache = load_text_tower("minilm"), TextCache(options.folder / "texts.sqlite")
 
@@ -115,10 +119,6 @@ def started(model: Model, **changes: Any) -> BcosNetwork:
 
 def key_of(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     return {"arm": arm, "images": options.images, "epochs": options.epochs}
-
-
-def found(results: Results, kind: str, key: dict[str, Any]) -> dict[str, Any] | None:
-    return next((row for row in results.of(kind) if key.items() <= row.items()), None)
 
 
 def place(options: argparse.Namespace, arm: str) -> Path:
@@ -169,7 +169,7 @@ def measure(options: argparse.Namespace, results: Results, model: Model) -> None
     original: dict[str, Tensor] = {}
     for arm in NAMES:
         key = key_of(options, arm)
-        if found(results, "measured", key) is not None:
+        if results.first("measured", key) is not None:
             continue
         network = None if arm == "original" else network_of(options, model, arm)
         if network is None and arm != "original":
@@ -187,9 +187,9 @@ def measure(options: argparse.Namespace, results: Results, model: Model) -> None
         results.add("measured", key | row)
 
 
-def tell(options: argparse.Namespace, results: Results, model: Model) -> None:
+def tell(options: argparse.Namespace, results: Results) -> None:
+    setting = setting_of(options)
     page = Page("A CLIP-style model, aligned on photographs", options, current=results.current)
-    photographs, held, cifar = (len(images.labels) for images, _ in model.sets.values())
     page.text(
         "- Not CLIP: the model of [A CLIP-style model](clip_style.md), EfficientNet-Lite0 with a projection to the "
         "sentences of all-MiniLM-L6-v2, trained here on one photograph of each of some 400 ImageNet classes. The ten "
@@ -198,17 +198,18 @@ def tell(options: argparse.Namespace, results: Results, model: Model) -> None:
         f"(distil-cosine) and to what its layers read (distil-layers) on {options.images:,} images without labels and "
         f"texts, for {options.epochs} epochs, random resized crops and flips; of CIFAR-10 as many, enlarged. One "
         "seed\n"
-        f"- Zero-shot: {photographs:,} photographs of the ten classes, held back from alignment; {held} other classes, "
-        f"one photograph each, first and among five; {cifar} test images of CIFAR-10. Cosine: of the photographs' "
-        "embeddings to the original's. Alignment reads no label, but *on photographs* its images show the ten classes; "
+        f"- Zero-shot: {options.held:,} photographs of the ten classes, held back from alignment; {setting.held_out} "
+        "other classes, one photograph each, first and among five; "
+        f"{setting.tested} test images of CIFAR-10. Cosine: of the photographs' embeddings to the original's. "
+        "Alignment reads no label, but *on photographs* its images show the ten classes; "
         "the other classes and CIFAR-10 say how far it carries beyond them\n"
         f"- GridPG: 2x2 grids of photographs that the network names rightly, explained by the texts of their classes, "
         f"smoothed over 9 pixels, at most {options.grids}; 0.25 is chance, in brackets the interval of 95 % over grids"
     )
     head = ("", "photographs", "of the original's", "held-out", "among five", "CIFAR-10", "cosine", "GridPG by text")
-    base, rows = found(results, "measured", key_of(options, "original")), []
+    base, rows = results.first("measured", key_of(options, "original")), []
     for arm, name in NAMES.items():
-        row = found(results, "measured", key_of(options, arm))
+        row = results.first("measured", key_of(options, arm))
         if row is not None and base is not None:
             figures = [row["photographs"], row["photographs"] / base["photographs"], row["held-out"]]
             figures += [row["held-out, five"], row["CIFAR-10"]]
@@ -236,6 +237,16 @@ def draw(options: argparse.Namespace, model: Model) -> None:
     bcos_fx.explain(network, both, cosine(texts.vectors[list(SIDE_BY_SIDE)], names=names)).save(options.picture)
 
 
+def work(options: argparse.Namespace, results: Results, model: Model) -> None:
+    """Do what needs the model."""
+    if "align" in options.stages:
+        align(options, model)
+    if "measure" in options.stages:
+        measure(options, results, model)
+    if options.picture is not None:
+        draw(options, model)
+
+
 def main() -> None:
     options = parsed()
     torch.set_num_threads(options.threads)
@@ -245,16 +256,11 @@ def main() -> None:
             options.images, options.epochs, options.held, options.grids = 32, 1, 40, 1
             options.arms = ["photographs"]
             options.results, options.folder = Path(scratch) / "results.jsonl", Path(scratch) / "runs"
-        results, model = Results(options.results), model_of(options)
-        stages = options.stages
-        if "align" in stages:
-            align(options, model)
-        if "measure" in stages:
-            measure(options, results, model)
-        if "page" in stages:
-            tell(options, results, model)
-        if options.picture is not None:
-            draw(options, model)
+        results = Results(options.results)
+        if set(options.stages) != {"page"} or options.picture is not None:
+            work(options, results, model_of(options))
+        if "page" in options.stages:
+            tell(options, results)
 
 
 if __name__ == "__main__":

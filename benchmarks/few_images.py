@@ -128,7 +128,7 @@ def work(options: argparse.Namespace, folder: Path) -> None:
     for seed in options.seeds:
         for arm in options.arms:
             key = {"arm": arm, "images": options.images, "seed": seed}
-            if any(key.items() <= row.items() for row in results.of("few")):
+            if results.first("few", key) is not None:
                 continue
             start = time.perf_counter()
             network = trained(arm, seed, train, options)

@@ -245,6 +245,10 @@ class Results:
             if row["kind"] == kind and (key is None or tuple(row[field] for field in FIELDS) == key):
                 yield row
 
+    def first(self, kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the first line of a kind that has all values of a key."""
+        return next((row for row in self.of(kind) if key.items() <= row.items()), None)
+
     def epoch(self, key: Key, row: Any) -> None:
         if any(known["epoch"] == row.epoch for known in self.of("epoch", key)):
             return  # a run that went on from before this epoch's end

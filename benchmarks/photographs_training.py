@@ -71,16 +71,12 @@ def key_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
     return {"change": name, "subset": options.images, "epochs": options.epochs, "seed": options.seed}
 
 
-def measured(results: Results, key: dict[str, Any]) -> dict[str, Any] | None:
-    return next((row for row in results.of("change") if key.items() <= row.items()), None)
-
-
 def train(options: argparse.Namespace, results: Results) -> None:
     """Train every change that has no result yet, and point it at grids of photographs that are held back."""
     split = parts(options, options.images)
     for name in options.changes:
         key, (conversion, changes) = key_of(options, name), CHANGES[name]
-        if measured(results, key) is not None:
+        if results.first("change", key) is not None:
             continue
         training = {"seed": options.seed, "batch_size": options.batch_size, "augment": "flip", "lr": 1e-3}
         training |= {"channels_last": True} | changes
@@ -110,16 +106,16 @@ def tell(options: argparse.Namespace, results: Results) -> None:
         f"- GridPG as published, in windows of the network's size, at most {options.grids} grids of the first "
         f"{POINTED} of these photographs; `-` where a network is sure of too few"
     )
-    base = measured(results, key_of(options, "as raced"))
+    base = results.first("change", key_of(options, "as raced"))
     rows = []
     for name in CHANGES:
-        row = measured(results, key_of(options, name))
+        row = results.first("change", key_of(options, name))
         if row is not None:
             more = "" if base is None or row is base else f"{100 * (row['accuracy'] - base['accuracy']):+.1f}"
             grids = ["-" if row[f"gridpg {n}x{n}"] is None else f"{row[f'gridpg {n}x{n}']:.3f}" for n in (2, 3)]
             rows.append([name, f"{100 * row['accuracy']:.1f} %", more, *grids, f"{100 * row['bias_share']:.1f} %"])
     page.table(("change", "accuracy", "points", "GridPG 2x2", "GridPG 3x3", "share of constants"), rows)
-    left = [name for name in CHANGES if measured(results, key_of(options, name)) is None]
+    left = [name for name in CHANGES if results.first("change", key_of(options, name)) is None]
     if left:
         page.text(f"Not trained yet: {', '.join(left)}.")
     page.close()
@@ -134,7 +130,7 @@ def main() -> None:
             options.images, options.held, options.epochs, options.grids = 31, 40, 1, 1
             options.side, options.batch_size, options.changes = 96, 16, ["as raced", "layers taught to the end"]
             options.results, options.runs = Path(scratch) / "results.jsonl", Path(scratch) / "runs"
-        options.few_images = options.images
+        options.few_images = options.images  # which `parts` of the race checks too
         results = Results(options.results)
         train(options, results)
         tell(options, results)

@@ -149,10 +149,6 @@ def key_of(options: argparse.Namespace, variant: str) -> dict[str, Any]:
     return dict(zip(FIELDS, values, strict=True))
 
 
-def found(results: Results, kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
-    return next((row for row in results.of(kind) if all(row[name] == key[name] for name in FIELDS)), None)
-
-
 # ---------------------------------------------------------------- stages
 
 
@@ -302,14 +298,14 @@ def measure(options: argparse.Namespace, results: Results, tower: Tower) -> None
     split = parts(options)
     for variant in ("original", "original, at B = 1", "base, not aligned", *options.variants):
         key = key_of(options, variant)
-        network = None if found(results, "measured", key) else network_of(options, variant, tower)
+        network = None if results.first("measured", key) else network_of(options, variant, tower)
         if network is not None:
             results.add("measured", key | figures(network, split.probed, split.held, options))
 
 
 def test(options: argparse.Namespace, results: Results, tower: Tower) -> None:
     """Read the test photographs, for the original and for the variant without biases that did best."""
-    rows = {v: found(results, "measured", key_of(options, v)) for v in options.variants if v != "biases kept"}
+    rows = {v: results.first("measured", key_of(options, v)) for v in options.variants if v != "biases kept"}
     missing = [variant for variant, row in rows.items() if row is None]
     if missing:
         raise SystemExit(f"{missing[0]!r} is not measured: run the stages align and measure first")
@@ -319,7 +315,7 @@ def test(options: argparse.Namespace, results: Results, tower: Tower) -> None:
     tested = archive(source, options.runs / "archives", "test", range(count))
     for variant in ("original", best):
         key = key_of(options, variant)
-        network = None if found(results, "test", key) else network_of(options, variant, tower)
+        network = None if results.first("test", key) else network_of(options, variant, tower)
         if network is not None:
             results.add("test", key | {"tested": count} | figures(network, split.probed, tested, options))
 
@@ -349,12 +345,12 @@ def tell(options: argparse.Namespace, results: Results) -> None:
     shares = ("cosine to the original", "probe", "of the original's", "neighbors", "GridPG 2x2", "GridPG 3x3")
     head = ("network", *shares, "share of constants")
     for kind, title in (("measured", "Photographs that are held back"), ("test", "Test photographs, read once")):
-        rows, original = [], found(results, kind, key_of(options, "original"))
+        rows, original = [], results.first(kind, key_of(options, "original"))
         for variant in ("original", "original, at B = 1", "base, not aligned", *VARIANTS):
-            row = found(results, kind, key_of(options, variant))
+            row = results.first(kind, key_of(options, variant))
             if row is None or original is None:
                 continue
-            aligned = found(results, "aligned", key_of(options, variant)) or {}
+            aligned = results.first("aligned", key_of(options, variant)) or {}
             grid = [shown(row.get(f"gridpg {side}x{side}"), lambda v: f"{v:.3f}") for side in (2, 3)]
             rows.append(
                 [
@@ -370,7 +366,7 @@ def tell(options: argparse.Namespace, results: Results) -> None:
         if rows:
             page.text(f"## {title}")
             page.table(head, rows)
-    left = [variant for variant in VARIANTS if found(results, "measured", key_of(options, variant)) is None]
+    left = [variant for variant in VARIANTS if results.first("measured", key_of(options, variant)) is None]
     if left:
         page.text(f"Not aligned yet: {', '.join(left)}.")
     page.text("Target: the probe on features of the aligned network at least 95 % of that on the original's.")
@@ -410,8 +406,10 @@ def main() -> None:
             options.results, options.runs = Path(scratch) / "results.jsonl", Path(scratch) / "runs"
         results = Results(options.results)
         work = {"align": align, "measure": measure, "test": test}
-        for stage in sorted(set(options.stages) - {"page"}, key=STAGES.index):
-            work[stage](options, results, tower_of(None if options.quick else options.weights))
+        stages = sorted(set(options.stages) - {"page"}, key=STAGES.index)
+        tower = tower_of(None if options.quick else options.weights) if stages else None
+        for stage in stages:
+            work[stage](options, results, tower)
         if "page" in options.stages:
             tell(options, results)
 

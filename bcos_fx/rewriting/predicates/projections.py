@@ -24,7 +24,18 @@ from bcos_fx.tracing.program import Walk
 # Products of matrices: one number by number (mul) weights a map, as a gate does, and mixes nothing.
 _MIXING = ("matmul", "einsum")
 # Ops of the class linear that give other numbers than they read.
-_COMPUTING = tuple("linear conv bcos_ mean sum cumsum avg_pool adaptive_avg_pool interpolate upsample".split())
+_COMPUTING = (
+    "linear",
+    "conv",
+    "bcos_",
+    "mean",
+    "sum",
+    "cumsum",
+    "avg_pool",
+    "adaptive_avg_pool",
+    "interpolate",
+    "upsample",
+)
 
 
 @predicate("is-stripped-here")
