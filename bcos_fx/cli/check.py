@@ -234,7 +234,6 @@ def _read_original(request: CheckRequest) -> tuple[nn.Module, bool]:
 
 
 def _show(first: Path, second: Path, result: Verification, outcome: str) -> None:
-
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for title in ("what was run", "error", "scale", "output varies by", "relative error", "verdict"):
         table.add_column(title)
