@@ -115,6 +115,38 @@ def test_the_gate_of_another_input_is_an_activation_of_its_own() -> None:
     torch.testing.assert_close(found.weights, expected.detach(), rtol=1e-9, atol=1e-11)
 
 
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled": lambda g: F.relu6(g + 3) / 6,
+    "doubled": lambda g: 2 * F.relu(g),
+    "moved": lambda g: g.relu().flip(1),
+    "one more layer": lambda g: F.linear(g, torch.eye(8, dtype=g.dtype).roll(1, 0)),
+}
+
+
+@pytest.mark.parametrize("activation", [F.relu, F.hardswish, F.leaky_relu])
+@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("first", [True, False])
+def test_an_activation_before_both_factors_does_not_tell_the_gate(activation: Any, name: str, first: bool) -> None:
+    """The value h = relu(...) is weighted by what is computed of it, whatever stands between that and the product."""
+
+    def forward(network: Net, x: Tensor, held: Tensor | None) -> Tensor:
+        h = activation(network.c(x))
+        weight = GATES[name](network.gate(h))
+        weight = weight if held is None else held
+        return network.fc(h * weight if first else weight * h)
+
+    torch.manual_seed(0)
+    network = Net(forward, linear(), nn.Linear(8, 3))
+    network.gate = nn.Linear(8, 8).double()
+    x = torch.randn(2, 5).double()
+    h = activation(network.c(x)).detach()
+    ratio = torch.where(h == 0, 0, h / network.c(x)).detach() * GATES[name](network.gate(h)).detach()
+    found = bcos_fx.explain(network, {"x": x, "second": None}, 1)
+    expected = (network.fc.weight[1] * ratio) @ network.c.weight
+    torch.testing.assert_close(found.weights, expected.detach(), rtol=1e-9, atol=1e-11)
+    assert found.complete
+
+
 def test_what_only_divides_the_value_is_refused_as_a_source() -> None:
     network, inputs, _ = made("quotient")
     assert not bcos_fx.certify(network, inputs, source="second").ok

@@ -252,11 +252,12 @@ class _Analysis:
         if len(self.marked) > 1 and len(values) == 2 and len(as_given) == 1:
             self.choices[call.node] = Choice(as_given[0].name, "it is a source as given, and weights what layers made")
             return VALUE
-        gate, why = self._more_computed(values)
-        if gate is None and (gate := self._by_convention(call, values)) is not None:
+        pair = len(values) == 2 and values[0] is not values[1]
+        gate, why = self._more_computed(values) if pair else (None, "")
+        if pair and gate is None and (gate := self._by_convention(call, values)) is not None:
             place = "first" if gate is values[0] else "second"
             why = f"by convention ({call.op.name}): both factors are values, and the {place} one weights the other"
-        if len(values) != 2 or values[0] is values[1] or gate is None:
+        if gate is None:
             names = ", ".join(dict.fromkeys(n.name for n in values))
             return self._note_unknown(
                 call.node, f"values are multiplied with each other ({names}), and nothing tells the gate"
@@ -266,18 +267,14 @@ class _Analysis:
 
     def _more_computed(self, values: list[fx.Node]) -> tuple[fx.Node | None, str]:
         """Return which of two values passed more operations after the path that both share, and which operation."""
-        signs = [("an activation", [n for n in values if self._is_activation(n)])]
-        if len(values) == 2:
-            # What both factors passed tells nothing about which one is the gate.
-            ways = [(n, self._way(n) - self._way(other)) for n, other in (values, values[::-1])]
-            kinds = (
-                ("a norm", self._is_magnitude),
-                ("an activation", self._is_activation),
-                ("a layer", self._is_weighted),
-            )
-            passed = [(kind, [n for n, way in ways if any(map(is_kind, way))]) for kind, is_kind in kinds]
-            # A norm is the surest sign: it weights what it was taken of, and what stands beside it.
-            signs = [passed[0], *signs, *passed[1:]]
+        # What both factors passed tells nothing about which one is the gate, not even where it ends in one of them:
+        # of relu(x) and a gate that is computed from it.
+        ways = [(n, self._way(n) - self._way(other)) for n, other in (values, values[::-1])]
+        ends = [n for n, way in ways if n in way and self._is_activation(n)]
+        kinds = (("a norm", self._is_magnitude), ("an activation", self._is_activation), ("a layer", self._is_weighted))
+        passed = [(kind, [n for n, way in ways if any(map(is_kind, way))]) for kind, is_kind in kinds]
+        # A norm is the surest sign: it weights what it was taken of, and what stands beside it.
+        signs = [passed[0], ("an activation", ends), *passed[1:]]
         # Only a sign that one of the factors alone bears tells them apart.
         whys = ((nodes[0], f"it passed {kind}, the other factor did not") for kind, nodes in signs if len(nodes) == 1)
         return next(whys, (None, ""))
