@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,20 @@ from bcos_fx.tracing.recurrent import pack_padded, pad_packed
 Composite = Callable[..., Any]
 
 
-def find(function: Callable[..., Any], part: PartContext) -> Composite | None:
+def find(function: Callable[..., Any], part: PartContext, depends: Callable[[Tensor], bool]) -> Composite | None:
     """Return the function that computes what a PyTorch function or method does by several calls; None for others.
 
     The result of that function is NotImplemented where these arguments are better recorded as the call that they are.
+
+    Args:
+        function: what is called.
+        part: names a part of a module.
+        depends: tells whether a tensor is computed from the input.
     """
     if function is functional.multi_head_attention_forward:
         return functools.partial(multi_head_attention, part)
+    if function in _affine():
+        return functools.partial(_taken_apart, function, depends)
     return _composites().get(function)
 
 
@@ -42,6 +49,39 @@ def _composites() -> dict[Callable[..., Any], Composite]:
 
 
 # ---------------------------------------------------------------- sums and products
+
+
+@functools.cache
+def _affine() -> Mapping[Callable[..., Any], tuple[Mapping[str, int], int | None]]:
+    """Return, of each layer's call, the places of a norm's scale and a bias.
+
+    Beside them stands how many dimensions follow theirs; None: all after dimension 1.
+    """
+    places: dict[str, tuple[Mapping[str, int], int | None]] = {
+        f"conv{turned}{rank}d": ({"bias": 2}, rank) for turned in ("", "_transpose") for rank in (1, 2, 3)
+    }
+    places |= {"linear": ({"bias": 2}, 0), "bilinear": ({"bias": 3}, 0), "group_norm": ({"weight": 2, "bias": 3}, None)}
+    places |= {"layer_norm": ({"weight": 2, "bias": 3}, 0), "rms_norm": ({"weight": 2}, 0)}
+    homes = (torch, functional, torch._C._nn)
+    found = {getattr(home, name): place for name, place in places.items() for home in homes if hasattr(home, name)}
+    # torch's own functions of these two names take their arguments in another order; functional's call them.
+    both = {"weight": 3, "bias": 4}
+    return found | {functional.batch_norm: (both, None), functional.instance_norm: (both, None)}
+
+
+def _taken_apart(function: Composite, depends: Callable[[Tensor], bool], *args: Any, **kwargs: Any) -> Any:
+    """Add a bias that is computed from the input as a term of a sum, and multiply by such a scale of a norm."""
+    places, after = _affine()[function]
+    found = {name: kwargs.get(name, args[at] if at < len(args) else None) for name, at in places.items()}
+    if not any(value is not None and depends(value) for value in found.values()):
+        return NotImplemented
+    kept = [None if at in places.values() else value for at, value in enumerate(args)]
+    result: Tensor = function(*kept, **{name: None if name in found else value for name, value in kwargs.items()})
+    for name, value in found.items():
+        if value is not None:
+            each = value[(..., *[None] * (result.dim() - 2 if after is None else after))]
+            result = result * each if name == "weight" else result + each
+    return result
 
 
 def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:

@@ -190,6 +190,8 @@ class Recorder(TorchFunctionMode):
             self._devices[id(value)] = (value, tensor)
         if not isinstance(value, Tensor) or name == "grad":
             return value
+        if name == "data":  # an older spelling of detach(), which the vocabulary has
+            return self._adopt(value, self.record("call_method", "detach", (tensor,), {}, value))
         return self._adopt(value, self.record("call_function", getattr, (tensor, name), {}, value))
 
     def _size_read(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -256,7 +258,7 @@ class Recorder(TorchFunctionMode):
         """Record a call as those that it is short for, and return its result; NotImplemented for other calls."""
         if func in operations.GRADIENTS:
             raise self._refusal("a gradient is computed in the forward, and no graph holds how")
-        composite = None if func is None else composites.find(func, self.part)
+        composite = None if func is None else composites.find(func, self.part, self._depends)
         if composite is None:
             return NotImplemented
         with self:  # PyTorch puts a mode aside while it handles a call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -316,6 +317,24 @@ def test_einops_sees_through_sizes() -> None:
         Apply(lambda m, x: einops.rearrange(x, "b c (h k) w -> b (h w) (c k)", k=2)), image(), image(3)
     )
     assert graph_module(image(2, 4, 12)).shape == (2, 72, 8)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: x.flatten(1).view(x.data.size(0), -1),  # ShuffleNet as it was first written
+        lambda m, x: x.relu() - x.data,
+        lambda m, x: x * (x.data > 0),
+    ],
+)
+def test_data_is_what_detach_gives(forward: Any) -> None:
+    graph_module = check(Apply(forward), image(), image(3))
+    leaf = image().requires_grad_()
+    graph_module(leaf).sum().backward()
+    other = leaf.detach().clone().requires_grad_()
+    forward(None, other).sum().backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, other.grad)
 
 
 def test_half_precision_and_other_layouts() -> None:
