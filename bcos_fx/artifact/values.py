@@ -34,8 +34,9 @@ def encode(value: Any, where: str, depth: int = 0) -> Any:
     """Return a value as JSON data.
 
     Args:
-        value: made of None, bool, int (64 bits), float, str, tuple, list, dict, slice, Ellipsis, torch's dtype,
-            device, memory_format and Size, nodes of a graph, and the dataclasses of a :class:`Record`.
+        value: made of None, bool, int (64 bits), float, complex, str, tuple, list, dict, slice, Ellipsis, torch's
+            dtype, device, memory_format, strided layout and Size, nodes of a graph, and the dataclasses of a
+            :class:`Record`.
         where: what to call its place in an error.
         depth: how many containers it lies in.
 
@@ -50,7 +51,9 @@ def encode(value: Any, where: str, depth: int = 0) -> Any:
         return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, fx.Node):
         return {"node": value.name}
-    if kind in (torch.dtype, torch.memory_format, torch.device):
+    if kind is complex:
+        return {"complex": [encode(part, where, depth + 1) for part in (value.real, value.imag)]}
+    if kind in (torch.dtype, torch.memory_format, torch.device) or value is torch.strided:
         return {kind.__name__: str(value).removeprefix("torch.")}
     if kind is type(...):
         return {"ellipsis": None}
@@ -149,15 +152,27 @@ def _ellipsis(nothing: None) -> Any:
     return ...
 
 
+def _complex(parts: list[Any]) -> complex:
+    if len(parts) != 2 or not all(type(part) is float for part in parts):
+        raise ValueError("a complex number has a real and an imaginary part")
+    return complex(*parts)
+
+
 _MAKERS: dict[str, Callable[[Any], Any]] = {
     "tuple": _sequence(tuple),
+    "complex": _sequence(_complex),
     "size": _sequence(torch.Size),
     "dict": _sequence(dict),
     "slice": _sequence(lambda items: slice(*_three(items))),
     "device": _device,
     "ellipsis": _ellipsis,
 }
-_WORDS: dict[str, Mapping[str, Any]] = {"float": _FLOATS, "dtype": _DTYPES, "memory_format": _FORMATS}
+_WORDS: dict[str, Mapping[str, Any]] = {
+    "float": _FLOATS,
+    "layout": {"strided": torch.strided},
+    "dtype": _DTYPES,
+    "memory_format": _FORMATS,
+}
 
 
 def _three(items: list[Any]) -> list[Any]:

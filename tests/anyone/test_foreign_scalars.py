@@ -68,6 +68,8 @@ FORWARDS: dict[str, Callable[[Tensor], Tensor]] = {
     "integer enum": lambda y: y.transpose(Axis.ROW, 3) + y.sum(Axis.CHANNEL, keepdim=True),
     "text enum": lambda y: F.interpolate(y, scale_factor=np.float64(2), mode=Mode.NEAREST),
     "subclass": lambda y: y * Half(0.5),
+    "imaginary unit": lambda y: torch.fft.ifft(torch.fft.fft(y) * 1j * (0.5 - 0.25j)).real,
+    "layout": lambda y: y + torch.ones(y.shape[2:], dtype=y.dtype, layout=y.layout, device=y.device),
     "dtype class": lambda y: (y + torch.zeros(y.shape[0], 1, 1, 1, dtype=float)).float(),  # type: ignore[arg-type]
     "size over integer": lambda y: y.reshape(y.shape[0], y.shape[1], int(y.shape[2] / np.int64(2)), -1),
     "number over size": lambda y: y * (np.float64(2) / y.shape[2]),

@@ -13,8 +13,8 @@ from typing import Any
 
 WIDTHS = {"BF16": 2, "BOOL": 1, "F16": 2, "F32": 4, "F64": 8, "F8_E4M3": 1, "F8_E5M2": 1}
 WIDTHS |= {"I16": 2, "I32": 4, "I64": 8, "I8": 1, "U8": 1}
-CONTAINERS = {"tuple", "size", "dict", "slice"}
-WORDS = {"float", "dtype", "memory_format", "device"}
+CONTAINERS = {"tuple", "size", "dict", "slice", "complex"}
+WORDS = {"float", "dtype", "memory_format", "device", "layout"}
 KINDS = {"placeholder", "get_attr", "call_module", "call_function", "call_method", "output"}
 META = {"was", "source", "text", "module_path", "module_type", "origin", "type", "rules", "shape", "dtype", "value"}
 META |= {"training_argument", "training_value"}

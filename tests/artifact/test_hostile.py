@@ -98,6 +98,8 @@ PLACES: dict[str, Callable[[Document, str], Any]] = {
     "device": lambda d, s: node(d, "to_1")["kwargs"].__setitem__(0, ["device", {"device": s}]),
     "dtype": lambda d, s: node(d, "to")["args"].__setitem__(1, {"dtype": s}),
     "memory format": lambda d, s: node(d, "to")["args"].__setitem__(1, {"memory_format": s}),
+    "layout": lambda d, s: node(d, "to")["args"].__setitem__(1, {"layout": s}),
+    "part of a complex number": lambda d, s: node(d, "add")["args"].__setitem__(1, {"complex": [0.5, s]}),
     "float": lambda d, s: node(d, "clamp")["kwargs"].__setitem__(0, ["min", {"float": s}]),
     "reference": lambda d, s: node(d, "add")["args"].__setitem__(0, {"node": s}),
     "tag": lambda d, s: node(d, "add")["args"].__setitem__(0, {s: [1]}),
