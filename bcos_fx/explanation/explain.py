@@ -20,7 +20,7 @@ from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, Completenes
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.joint import JointExplanation
 from bcos_fx.explanation.result import Constants
-from bcos_fx.explanation.samples import check_apart, chunks, has_samples, naming_samples, of_samples
+from bcos_fx.explanation.samples import check_apart, check_rows, chunks, has_samples, naming_samples, of_samples
 from bcos_fx.explanation.targets import Chosen, Target, chosen, label_of, named
 from bcos_fx.explanation.view import ExplanationView, in_order, view_of
 from bcos_fx.explanation.weights import DynamicWeights
@@ -195,6 +195,7 @@ def _explained(view: ExplanationView, inputs: list[Tensor], target: object) -> t
     outputs: list[Tensor] = []
 
     def select(value: Tensor) -> Tensor:
+        check_rows(view, value, view.samples(inputs))
         # A target function is checked for whether it depends on its argument.
         known = (value.detach() if own is None else own).clone().requires_grad_()
         choices.append(chosen(target, known))

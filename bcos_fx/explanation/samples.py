@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import UsageError
+from bcos_fx.escaping import amount
 from bcos_fx.explanation.foreign import agree
 from bcos_fx.explanation.view import ExplanationView
 
@@ -39,6 +40,22 @@ def naming_samples() -> Iterator[None]:
 def has_samples(value: object, images: Tensor) -> bool:
     """Return whether a value holds one entry for each of the images."""
     return isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(images)
+
+
+def check_rows(view: ExplanationView, value: Tensor, samples: int) -> None:
+    """Check that what is explained holds its samples in its first dimension.
+
+    Raises:
+        UsageError: it does not, as after ``squeeze()``, which takes the dimension of one sample away.
+    """
+    if value.shape[:1] != (samples,):
+        raise UsageError(
+            f"for {amount(samples, 'sample')} the explained value has shape {tuple(value.shape)}: its first dimension "
+            "does not hold the samples",
+            where=view.end.meta.get("source"),
+            hint="write squeeze(dim) for squeeze(), or explain two samples at once; "
+            "batch_axis=None takes the input as one sample as a whole",
+        )
 
 
 def of_samples(target: object, place: slice, samples: int) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bcos_fx
+from bcos_fx.errors import UsageError
 
 
 class Rows(nn.Module):
@@ -95,6 +96,33 @@ def test_a_conversion_names_the_samples_or_takes_the_whole(name: str) -> None:
     except bcos_fx.BcosFxError:
         return
     torch.testing.assert_close(found, network(other))
+
+
+# One sample's dimension goes too, so that its classes stand where samples do.
+SQUEEZED: dict[str, Callable[[Tensor], Tensor]] = {
+    "function": lambda h: torch.squeeze(h[:, None]),
+    "method": lambda h: h.unsqueeze(2).squeeze(),
+    "two dimensions": lambda h: h.unsqueeze(2).squeeze((0, 2)),
+    "in place": lambda h: h[..., None].squeeze_(),
+    "one number": lambda h: h[:, :1].squeeze(),
+}
+
+
+@pytest.mark.parametrize("name", SQUEEZED)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_squeezed_samples_are_named(name: str, samples: int) -> None:
+    torch.manual_seed(0)
+    network = Rows(SQUEEZED[name])
+    network.b = nn.Identity()
+    x = torch.randn(samples, 4, dtype=torch.float64)
+    target = 0 if network(x).dim() > 1 else None
+    if samples > 1:
+        assert bcos_fx.explain(network, x, target).complete
+        return
+    with pytest.raises(UsageError, match="for 1 sample the explained value has shape") as caught:
+        bcos_fx.explain(network, x)
+    assert "test_fixed_rows.py" in (caught.value.where or "")
+    assert "squeeze(dim)" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 5])
