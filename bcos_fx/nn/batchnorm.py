@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
 from bcos_fx.nn.dynamic import require_exactly
-from bcos_fx.nn.functional import pieces
+from bcos_fx.nn.functional import pieces, stored
 
 
 class _Variance(torch.autograd.Function):
@@ -161,7 +161,7 @@ class _BatchNormUncentred(nn.Module):
         if self.training:
             return self._train_forward(x)
         if self.running_mean is None:  # a product is all there is, and faster than torch's kernel
-            return (x * _by_channel(self._scale(self.running_var), x)).to(x.dtype)
+            return (x * _by_channel(stored(self._scale(self.running_var)), x)).to(x.dtype)
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
     def frozen(self, x: Tensor) -> Tensor:

@@ -136,19 +136,20 @@ class _BcosConv(_Convolution):
             and (self.padding_mode == "zeros" or not any(self._margins()))
         )
 
-    def _fuses(self, x: Tensor) -> bool:
-        """Return whether a compiler makes one loop of the layer if it is written as products of numbers."""
+    def _fuses(self, energies: Tensor) -> bool:
+        """Return whether a compiler makes one loop of a depthwise layer's norms and what follows them."""
         return (
             torch.compiler.is_compiling()
             and not torch.compiler.is_exporting()  # what reads an exported graph knows convolutions
-            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
-            and self.out_channels == self.in_channels
+            and not (torch.is_grad_enabled() and energies.requires_grad)  # the way back would add up scattered values
             and math.prod(self.kernel_size) <= _MANY_PLACES
-            and self._sees_channels_alone(x)
+            and self._sees_channels_alone(energies)
         )
 
-    def _shifted(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Compute the depthwise product as a sum over kernel positions of the shifted input times the weight there."""
+    def _window_sums(self, x: Tensor) -> Tensor:
+        """Add up what each kernel sees of x (N, C, ...), as a sum of shifted views."""
+        # Not the product: it stays a convolution, for which the compiler stores the layer's input. Written out as well,
+        # all that computes that input would be computed for every place of the kernel.
         x = F.pad(x, self._margins())
         sizes = [x.shape[axis - self.spatial] for axis in range(self.spatial)]
         total: Any = 0
@@ -157,10 +158,9 @@ class _BcosConv(_Convolution):
             left = [(k - 1 - i) * d for k, i, d in zip(self.kernel_size, place, self.dilation, strict=True)]
             ends = [size - rest for size, rest in zip(sizes, left, strict=True)]
             seen: Any = (..., *map(slice, shifts, ends, self.stride))
-            here: Any = (slice(None), 0, *place)
-            total = total + x[seen] * weight[here].view(-1, *[1] * self.spatial)
-        shifted: Tensor = total
-        return shifted
+            total = total + x[seen]
+        sums: Tensor = total
+        return sums
 
     def _steps(self, output_size: Sequence[int] | None) -> Sequence[int]:
         return self.stride if self._sees_single_pixels() else ()
@@ -177,6 +177,8 @@ class _BcosConv(_Convolution):
     def _pool(self, energies: Tensor, output_size: Sequence[int] | None) -> Tensor:
         if self._sees_single_pixels():
             return energies
+        if self._fuses(energies):
+            return self._window_sums(energies)
         if self.groups > 1:  # many maps: a convolution is worth its overhead
             return super()._pool(energies, output_size)
         mode = "constant" if self.padding_mode == "zeros" else str(self.padding_mode)
@@ -190,8 +192,6 @@ class _BcosConv(_Convolution):
     def _map(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
         if self._multiplies_matrices(x):
             return F.linear(x.movedim(1, -1), weight.flatten(1)).movedim(-1, 1)
-        if self._fuses(x):
-            return self._shifted(x, weight)
         plain: Any = self  # torch's own convolution, with its padding, for any weight
         product: Tensor = plain._conv_forward(x, weight, None)
         return product

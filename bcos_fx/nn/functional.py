@@ -84,6 +84,18 @@ def _sum_squares(x: Tensor, dim: int) -> Tensor:
     return total.sum(dim, keepdim=True)
 
 
+def stored(x: Tensor) -> Tensor:
+    """Return x; of few numbers that many values are made of, a compiler then computes each number once.
+
+    It would put the roots and quotients that lead to x into the loop over those values otherwise.
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return x
+    if torch.is_grad_enabled() and x.requires_grad:  # a view of strides is slow to differentiate
+        return x
+    return x.as_strided(x.shape, x.stride())
+
+
 def _strided_view(x: Tensor, steps: Sequence[int]) -> Tensor:
     """Return a view of every ``steps``-th position of x along its last dimensions."""
     if any(step > 1 for step in steps):
@@ -270,6 +282,9 @@ def _scratch_for(scratch: Tensor | None, piece: Tensor) -> Tensor | None:
 
 def _ratio(values: Tensor, norm: Tensor, weight_norm: Tensor | None, *, out: Tensor | None = None) -> Tensor:
     """Return |values| / norm / weight_norm, new or in ``out``; in this order nothing overflows."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        ratio = values.abs() / norm if norm.shape == values.shape else values.abs() * stored(norm.reciprocal())
+        return ratio if weight_norm is None else ratio * stored(weight_norm.reciprocal())
     # Divisions wait for memory anyway, and inverses would be another call.
     ratio = torch.div(values, norm, out=out).abs_()
     return ratio if weight_norm is None else ratio.div_(weight_norm)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch._inductor.utils import run_and_get_code
 
 from bcos_fx import nn as bnn
 from bcos_fx.nn import conv as convolutions
@@ -130,9 +132,9 @@ def test_other_inputs_take_the_general_form(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("scale", ["raw", "cosine", "unit"])
-@pytest.mark.parametrize("options", [o for o in OPTIONS if "out_channels" not in o], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_a_compiler_is_given_products_of_numbers(
+def test_a_compiler_is_given_sums_of_shifted_energies(
     monkeypatch: pytest.MonkeyPatch, rank: int, options: dict[str, Any], scale: str
 ) -> None:
     layer, x = layer_of(rank, options, scale=scale), random_input(rank).detach()
@@ -140,22 +142,60 @@ def test_a_compiler_is_given_products_of_numbers(
     convolved: list[int] = []
     monkeypatch.setattr(layer, "_conv_forward", lambda *given: (convolved.append(1), forward(*given))[1])
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with torch.no_grad():
+
+    def convolutions_of(x: Tensor) -> int:
+        convolved.clear()
         torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
-    assert not convolved
-    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
-    assert convolved  # for the backward pass
-    convolved.clear()
+        return len(convolved)
+
+    with torch.no_grad():
+        assert convolutions_of(x) == 1  # the product
+    assert convolutions_of(x) == 1  # what needs no gradient of x
+    assert convolutions_of(x.clone().requires_grad_()) == 2
     monkeypatch.setattr(convolutions, "_MANY_PLACES", 2)
-    with torch.no_grad():
-        layer(x)
-    assert convolved  # not to write out hundreds of products
+    assert convolutions_of(x) == 2  # not to write out hundreds of sums
     monkeypatch.setattr(convolutions, "_MANY_PLACES", 49)
-    convolved.clear()
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    assert convolutions_of(x) == 2
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++")
+def test_what_leads_to_a_depthwise_layer_is_not_computed_for_each_place_of_its_kernel() -> None:
+    torch._dynamo.reset()
+    layer = layer_of(2, {"padding": 1}, scale="raw")
+    x = random_input(2).detach()
+
+    def network(x: Tensor) -> Tensor:
+        y: Tensor = layer(x * 0.3125)
+        return y
+
     with torch.no_grad():
-        layer(x)
-    assert convolved
+        result, code = run_and_get_code(torch.compile(network, fullgraph=True), x)
+        torch.testing.assert_close(result, network(x), rtol=1e-12, atol=1e-12)
+    assert 1 <= "".join(code).count("(0.3125)") < 9  # once in the loop over vectors, once or twice for the rest
+
+
+@pytest.mark.parametrize("scale", ["raw", "cosine", "unit"])
+def test_a_compiler_computes_norms_of_positions_and_of_weights_once(scale: str) -> None:
+    layers = (
+        nn.Sequential(bnn.BcosConv2d(4, 6, 3, scale=scale), bnn.BatchNormUncentred2d(6, shift=False)).eval().double()
+    )
+    x = torch.randn(2, 4, 7, 7, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    stored: list[tuple[int, ...]] = []
+
+    def backend(graph_module: fx.GraphModule, _: Any) -> Any:
+        calls = [node for node in graph_module.graph.nodes if node.target == "as_strided"]
+        stored.extend(tuple(node.meta["example_value"].shape) for node in calls)
+        return graph_module.forward
+
+    for grad in (False, True):
+        torch._dynamo.reset()
+        stored.clear()
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(torch.compile(layers, backend=backend)(x), layers(x), rtol=1e-12, atol=1e-12)
+        if not grad:
+            assert ((2, 1, 5, 5) in stored, (6, 1, 1) in stored, (6,) in stored) == (True, scale == "cosine", True)
+    assert (6,) not in stored  # it has a gradient
 
 
 def test_a_compiled_depthwise_layer_computes_the_same() -> None:
