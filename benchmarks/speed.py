@@ -46,10 +46,18 @@ class Setting:
         "convnext_atto",
         "tf_efficientnet_lite0",
     )
+    compiled_steps: tuple[str, ...] = ("resnet18", "mobilenetv2_100")  # compiling the way back takes minutes
 
 
 QUICK = Setting(
-    "resnet18", batch=2, side=64, rounds=1, threads=(1,), formats=("contiguous",), networks=("mobilenetv2_050",)
+    "resnet18",
+    batch=2,
+    side=64,
+    rounds=1,
+    threads=(1,),
+    formats=("contiguous",),
+    networks=("mobilenetv2_050",),
+    compiled_steps=(),
 )
 # What the peer calls the networks that it has too.
 PEERS = {"resnet18": "resnet18", "vit_small_patch16_224": "simple_vit_s_patch16_224", "densenet121": "densenet121"}
@@ -185,6 +193,29 @@ def report_networks(page: Page, setting: Setting) -> None:
     page.table(("network", "threads", ORIGINAL, *columns), rows)
 
 
+def report_compiled(page: Page, setting: Setting) -> None:
+    columns = ("bcos_fx, as published", 'bcos_fx, scale="cosine"')
+    page.text(
+        "## Compiled\n\nThe same networks after `torch.compile`, converted ones and original alike; forward / forward "
+        "and backward, a dash where the latter was not compiled. Targets: ≤ 1.08 and ≤ 1.12."
+    )
+    rows = []
+    threads = setting.threads[0]
+    torch.set_num_threads(threads)
+    for name in setting.networks:
+        cells: dict[str, list[str]] = {column: [] for column in (ORIGINAL, *columns)}
+        for kind in PASSES if name in setting.compiled_steps else ("forward",):
+            torch._dynamo.reset()
+            given = {key: (torch.compile(net), x) for key, (net, x) in further(name, setting).items() if key in cells}
+            times = timed(kind, given, "contiguous", setting.rounds)
+            cells[ORIGINAL].append(f"{statistics.median(times[ORIGINAL]) * 1e3:.0f}")
+            for column in columns:
+                cells[column].append(f"{ratio(times, column, ORIGINAL):.2f}")
+        rest = [" / ".join(cells[column]) + ("" if name in setting.compiled_steps else " / -") for column in cells]
+        rows.append((name, str(threads), f"{rest[0]} ms", *rest[1:]))
+    page.table(("network", "threads", ORIGINAL, *columns), rows)
+
+
 def report_folded(page: Page, setting: Setting, given: dict[str, tuple[nn.Module, Tensor]]) -> None:
     page.text(
         f"## Folded\n\nThe original with its batch norms folded by torch (`torch.fx.experimental.optimization.fuse`), "
@@ -224,6 +255,7 @@ def main() -> None:
     report_memory(page, given)
     report_folded(page, setting, given)
     report_networks(page, setting)
+    report_compiled(page, setting)
     page.close()
 
 
