@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,11 +37,9 @@ class ArrangedView(ExplanationView):
         self._axes, self._separable = {}, False
         names = {name: node.name for name, node in self.starts.items()}
         axes = axes_by_name([str(node.target) for node in self.inputs], given, batch_axis)
-        self.layout: SampleLayout = find_layout(self._shapes, given, axes, names, next(self._ends()).name)
+        end = self.unfrozen.graph.output_node().all_input_nodes[0]
+        self.layout: SampleLayout = find_layout(self._shapes, given, axes, names, end.name)
         self.samples_in = self.layout.starts
-
-    def _ends(self) -> Any:
-        return (source for node in self.unfrozen.graph.nodes if node.op == "output" for source in node.all_input_nodes)
 
     def _shapes(self, inputs: Sequence[Tensor]) -> dict[str, tuple[int, ...]]:
         """Name of a node -> shape of its value, for inputs in the network's own form."""
@@ -60,18 +59,14 @@ class ArrangedView(ExplanationView):
     def _check_samples(self, leaves: Mapping[fx.Node, Tensor], samples: int) -> None:
         """Accept every source: the layout defines where its samples lie."""
 
-    def value(self, inputs: Sequence[Any]) -> Tensor:
-        """Run the view for its value alone."""
-        return self._run_each(super().value, inputs)
-
-    def network_value(self, inputs: Sequence[Any]) -> Tensor:
-        """Run the network itself to what is explained."""
-        return self._run_each(self._to_end, inputs)
-
     def network_steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
         """Run the network itself, one sample after the other, and yield each node with its value."""
         for own in self.layout.each(inputs):
             yield from super().network_steps(own)
+
+    def value(self, inputs: Sequence[Any]) -> Tensor:
+        """Run the view for its value alone."""
+        return self._run_each(super().value, inputs)
 
     def own_value(self, inputs: Sequence[Any]) -> Tensor:
         """Return what is explained as the network's own forward gives it."""
@@ -107,17 +102,15 @@ class ArrangedView(ExplanationView):
         if len(inputs[0]) > 1:
             raise UsageError("several samples were given at once", hint="explain them one at a time")
         (own,) = self.layout.each(inputs)
-        found = super().dynamic_weights(own, lambda value: select(samples_first(value, self.layout.end)))
-        (first, *further) = [self._first(name, part) for name, part in zip(self.starts, found.parts, strict=True)]
-        named = dict(zip([*self.starts][1:], further, strict=True))
-        value = samples_first(found.value, self.layout.end)
-        return DynamicWeights(first.start, value, found.output, first.weights, found.constants, named)
+        explained = super().dynamic_weights(own, lambda value: select(samples_first(value, self.layout.end)))
+        sources = {name: _samples_first(source, self.layout.starts[name]) for name, source in explained.sources.items()}
+        return replace(explained, value=samples_first(explained.value, self.layout.end), sources=sources)
 
-    def _first(self, name: str, part: SourceWeights) -> SourceWeights:
-        """Return weights (1, K, ...) of a source (1, ...), from weights that hold K in dimension 1 of the source."""
-        axis = self.layout.starts[name]
-        weights = torch.stack([samples_first(each, axis) for each in part.weights.unbind(1)], dim=1)
-        return SourceWeights(samples_first(part.start, axis), weights)
+
+def _samples_first(source: SourceWeights, axis: int | None) -> SourceWeights:
+    """Return weights (1, K, ...) of a source (1, ...), from weights that hold K in dimension 1 of the source."""
+    weights = torch.stack([samples_first(rows, axis) for rows in source.weights.unbind(1)], dim=1)
+    return SourceWeights(samples_first(source.start, axis), weights)
 
 
 def arranged_view_of(

@@ -247,7 +247,8 @@ def judged(
         dtype: the coarsest precision on the way to the output; None: that of the output.
     """
     dtype = found.output.dtype if dtype is None else dtype
-    parts = torch.cat([(part.weights * part.start.unsqueeze(1)).flatten(2) for part in found.parts], dim=2)
+    products = [(source.weights * source.start.unsqueeze(1)).flatten(2) for source in found.sources.values()]
+    parts = torch.cat(products, dim=2)
     # Of single products, not of their sums: rounding follows the size of what is added, before it cancels.
     added = sum((values.abs() for values in found.constants.values()), parts.abs().sum(2))
     return Completeness(
@@ -263,7 +264,7 @@ def judged(
 
 def _is_nothing(found: DynamicWeights) -> bool:
     """Return whether the inputs' contributions underflowed in every sample."""
-    return not any(bool((part.weights != 0).any()) for part in found.parts)
+    return not any(bool((source.weights != 0).any()) for source in found.sources.values())
 
 
 def _vanishing(view: ExplanationView, inputs: Sequence[Tensor]) -> str | None:

@@ -172,7 +172,7 @@ def explain(
     notes = _notes(model, given)
     joint = DynamicWeights.joined(parts)
     found = {}
-    for name, own in joint.by_source(list(view.starts)).items():
+    for name, own in joint.by_source().items():
         axes = view.axes(name, tuple(own.start.shape), channel_axis)
         judgment, more = _judgment(view, inputs, own)
         if judgment.verdict == INCOMPLETE and view.certificate.ok:

@@ -29,7 +29,7 @@ from bcos_fx.explanation.certificate import Certificate, certificate, uncounted,
 from bcos_fx.explanation.foreign import traced
 from bcos_fx.explanation.preparation import Prepared, SourceNames, entry, prepare, recipe
 from bcos_fx.explanation.separability import is_separable, where_mixed
-from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights, for_autograd, gradients, or_zeros
+from bcos_fx.explanation.weights import DynamicWeights, Select, SourceWeights, for_autograd, gradients
 from bcos_fx.network import BcosNetwork
 from bcos_fx.nn import Counted
 from bcos_fx.rewriting.core.ops import vocabulary
@@ -83,12 +83,13 @@ class ExplanationView:
     def _freeze(self, prepared: Prepared) -> None:
         self.graph_module, self.starts = prepared.graph_module, dict(prepared.starts)
         graph = self.graph_module.graph
-        self.inputs: list[fx.Node] = [node for node in graph.nodes if node.op == "placeholder"]
+        self.inputs = graph.find_nodes(op="placeholder")
         self._begins = {entry(node, self.graph_module): node for node in self.inputs}
         self._coefficients = add_coefficients(graph)
         Engine(recipe()).run(self.graph_module, ("freeze",))
         self.end: fx.Node = _output(self.graph_module)
-        counted = [m for m in map(self._module, graph.nodes) if isinstance(m, Counted)]
+        called = [self.graph_module.get_submodule(str(node.target)) for node in graph.find_nodes(op="call_module")]
+        counted = [module for module in called if isinstance(module, Counted)]
         self.sources = tuple(dict.fromkeys(module.source for module in counted))
         for module in counted:
             module.column = self.sources.index(module.source)
@@ -103,9 +104,6 @@ class ExplanationView:
         """The converted network that this is a view of, as long as it is there; None for any other module."""
         return None if self._network is None else self._network()
 
-    def _module(self, node: fx.Node) -> object:
-        return self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-
     def shown(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return name -> the given input, for those sources that are inputs."""
         given = dict(zip(self.inputs, inputs, strict=True))
@@ -115,22 +113,10 @@ class ExplanationView:
         """Return inputs as the view takes them, (N, ...), for inputs as the network takes them."""
         return list(given)
 
-    def environment(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
-        """Return the values that a run of the graph begins with, for its value alone."""
-        return self._environment(inputs, self._ones(inputs, requires_grad=False))
-
     def value(self, inputs: Sequence[Any]) -> Tensor:
         """Run the view for its value alone, under no_grad; the network's own output but for rounding."""
         with torch.no_grad():
-            value: Tensor = evaluate(self.graph_module, self.environment(inputs), self.end)
-        return value
-
-    def network_value(self, inputs: Sequence[Any]) -> Tensor:
-        """Run the network itself to what is explained, under no_grad; nothing of the view has a hand in it."""
-        return self._to_end(inputs)
-
-    def _to_end(self, inputs: Sequence[Any]) -> Tensor:
-        value: Tensor = self._run_network(inputs, _output(self.unfrozen))
+            value: Tensor = evaluate(self.graph_module, self._environment(inputs, self._ones(inputs)), self.end)
         return value
 
     def own_value(self, inputs: Sequence[Any]) -> Tensor:
@@ -140,18 +126,15 @@ class ExplanationView:
         traced for this view, the value in the graph that its forward runs.
         """
         network = self.converted
-        if network is None:
-            return self._to_end(inputs)
-        with torch.no_grad():
-            if self.end_name is None:
+        if network is not None and self.end_name is None:
+            with torch.no_grad():
                 value: Tensor = network(*inputs)
-                return value
-            given = [node for node in network.graph.nodes if node.op == "placeholder"]
-            inner = next((node for node in network.graph.nodes if node.name == self.end_name), None)
-            if inner is None:
-                return self._to_end(inputs)
-            value = evaluate(network, dict(zip(given, inputs, strict=True)), inner)
-        return value
+            return value
+        # A layer whose node the preparation replaced has no node of that name in the network's own graph.
+        nodes = {} if network is None else {node.name: node for node in network.graph.nodes}
+        if network is not None and self.end_name in nodes:
+            return _run(network, inputs, nodes[self.end_name])
+        return _run(self.unfrozen, inputs, _output(self.unfrozen))
 
     def is_own(self, inputs: Sequence[Any]) -> bool:
         """Return whether :meth:`dynamic_weights` is known to give :meth:`own_value` (see :meth:`compare`)."""
@@ -182,19 +165,11 @@ class ExplanationView:
         """
         for node in self.unfrozen.graph.nodes:
             if node.target is require:
-                self._run_network(inputs, node)
+                _run(self.unfrozen, inputs, node)
 
     def network_steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
         """Run the network itself, and yield each node with its value up to what is explained."""
-        return steps(self.unfrozen, self._by_placeholder(inputs), _output(self.unfrozen))
-
-    def _by_placeholder(self, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
-        given = [node for node in self.unfrozen.graph.nodes if node.op == "placeholder"]
-        return dict(zip(given, inputs, strict=True))
-
-    def _run_network(self, inputs: Sequence[Any], end: fx.Node) -> Any:
-        with torch.no_grad():
-            return evaluate(self.unfrozen, self._by_placeholder(inputs), end)
+        return steps(self.unfrozen, _by_placeholder(self.unfrozen, inputs), _output(self.unfrozen))
 
     def on_value_path(self, node: fx.Node) -> bool:
         """Return whether a node of the graph carries a value to the explained output."""
@@ -215,7 +190,8 @@ class ExplanationView:
             UsageError: the network is in train mode by now, or several samples were given that cannot be told apart
                 (see :attr:`separable`).
         """
-        self._check_mode()
+        if (network := self.converted) is not None:
+            _check_mode(network)
         samples = self.samples(inputs)
         if samples > 1 and not self.separable:
             raise UsageError(
@@ -224,7 +200,8 @@ class ExplanationView:
             )
         with torch.inference_mode(False), torch.enable_grad():
             given = [for_autograd(value) for value in inputs]
-            coefficients = self._ones(inputs, requires_grad=True)
+            # The constants' contributions are the gradients by these: one factor of 1 for each sample and constant.
+            coefficients = [ones.requires_grad_() for ones in self._ones(inputs)]
             environment = self._environment(given, coefficients)
             with torch.no_grad():
                 leaves = {node: evaluate(self.graph_module, environment, node) for node in self.starts.values()}
@@ -232,32 +209,37 @@ class ExplanationView:
             leaves = {node: leaf.detach().requires_grad_() for node, leaf in leaves.items()}
             value = evaluate(self.graph_module, environment | leaves, self.end)
             numbers = select(value)
-            found = gradients(numbers, (*leaves.values(), *coefficients))
-        used = zip(self.sources, found[len(leaves) :], strict=True)
-        constants = {name: column for name, column in used if column is not None}
-        weights = [or_zeros(each, leaf, numbers) for each, leaf in zip(found, leaves.values(), strict=False)]
-        parts = [SourceWeights(leaf.detach(), each) for leaf, each in zip(leaves.values(), weights, strict=True)]
-        first, *further = parts
-        named = dict(zip([*self.starts][1:], further, strict=True))
-        return DynamicWeights(first.start, value.detach(), numbers.detach(), first.weights, constants, named)
+            columns = gradients(numbers, (*leaves.values(), *coefficients))
+        by_constants = zip(self.sources, columns[len(leaves) :], strict=True)
+        constants = {name: column for name, column in by_constants if column is not None}
+        by_leaves = zip(self.starts, leaves.values(), columns[: len(leaves)], strict=True)
+        # A source that does not lead to these numbers, though it does to others of the output, has weights 0.
+        sources = {
+            name: SourceWeights(
+                leaf.detach(),
+                leaf.new_zeros(leaf.shape[0], numbers.shape[1], *leaf.shape[1:]) if column is None else column,
+            )
+            for name, leaf, column in by_leaves
+        }
+        return DynamicWeights(value.detach(), numbers.detach(), sources, constants)
 
     def samples(self, inputs: Sequence[Any]) -> int:
         """Return how many samples inputs hold."""
         count: int = inputs[0].shape[0]  # and not its length, which would tie an exported graph to this batch
         return count
 
-    def _ones(self, inputs: Sequence[Any], *, requires_grad: bool) -> list[Tensor]:
+    def _ones(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Return a tensor of ones for each source of constants, in the network's precision."""
         samples, like = self.samples(inputs), inputs[0]
         dtype = like.dtype if like.is_floating_point() else self._like().dtype
-        return [torch.ones(samples, dtype=dtype, device=like.device, requires_grad=requires_grad) for _ in self.sources]
+        return [torch.ones(samples, dtype=dtype, device=like.device) for _ in self.sources]
 
     def _like(self) -> Tensor:
         return next((p for p in self.graph_module.parameters() if p.is_floating_point()), torch.empty(0))
 
     def _environment(self, inputs: Sequence[Any], coefficients: list[Tensor]) -> dict[fx.Node, Any]:
-        known: dict[fx.Node, Any] = dict(zip(self.inputs, inputs, strict=True))
-        return known | {self._coefficients: coefficients}
+        """Return the values that a run of the graph begins with."""
+        return {**dict(zip(self.inputs, inputs, strict=True)), self._coefficients: coefficients}
 
     def _check_samples(self, leaves: Mapping[fx.Node, Tensor], samples: int) -> None:
         for name, node in self.starts.items():
@@ -267,13 +249,6 @@ class ExplanationView:
                     f"the source {name!r} has shape {shape}: its first dimension does not hold the {samples} samples",
                     hint="explain by another layer; what is the same for all samples is among the constants",
                 )
-
-    def _check_mode(self) -> None:
-        network = self.converted
-        if network is not None and network.training:
-            raise UsageError(
-                "the network is in train mode, and an explanation is one of eval mode", hint="call network.eval() first"
-            )
 
     @property
     def separable(self) -> bool:
@@ -292,7 +267,7 @@ class ExplanationView:
 
     def steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
         """Run the view, and yield every node with its value, in the caller's grad mode."""
-        return steps(self.graph_module, self.environment(inputs), self.end)
+        return steps(self.graph_module, self._environment(inputs, self._ones(inputs)), self.end)
 
     def axes(self, name: str, shape: tuple[int, ...], channel: int | None) -> Axes:
         """Return what the dimensions of a source mean; see :func:`bcos_fx.explanation.axes.axes_of`.
@@ -311,8 +286,18 @@ class ExplanationView:
 
 def _output(graph_module: fx.GraphModule) -> fx.Node:
     """Return the node whose value the graph returns."""
-    node: fx.Node = next(node for node in graph_module.graph.nodes if node.op == "output").all_input_nodes[0]
-    return node
+    return graph_module.graph.output_node().all_input_nodes[0]
+
+
+def _run(network: fx.GraphModule | BcosNetwork, inputs: Sequence[Any], end: fx.Node) -> Tensor:
+    """Return the value of a node of a network's graph, under no_grad."""
+    with torch.no_grad():
+        value: Tensor = evaluate(network, _by_placeholder(network, inputs), end)
+    return value
+
+
+def _by_placeholder(network: fx.GraphModule | BcosNetwork, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+    return dict(zip(network.graph.find_nodes(op="placeholder"), inputs, strict=True))
 
 
 def view_of(
@@ -330,10 +315,7 @@ def view_of(
     """
     if not isinstance(module, BcosNetwork):
         check_module(module := as_module(module))
-    if module.training:
-        raise UsageError(
-            "the network is in train mode, and an explanation is one of eval mode", hint="call network.eval() first"
-        )
+    _check_mode(module)
     with torch.no_grad():
         if isinstance(module, BcosNetwork) and inputs is not None:
             names = [spec.name for spec in module.record.inputs]
@@ -348,6 +330,13 @@ def view_of(
             view = ExplanationView(module, output=output, source=source)
             kept[output, source] = view, made_of
         return view
+
+
+def _check_mode(module: nn.Module) -> None:
+    if module.training:
+        raise UsageError(
+            "the network is in train mode, and an explanation is one of eval mode", hint="call network.eval() first"
+        )
 
 
 def in_order(names: Sequence[str], inputs: ExampleInputs) -> list[Tensor]:

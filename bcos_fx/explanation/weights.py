@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,58 +36,48 @@ class DynamicWeights:
     """What a view says of some numbers; all tensors detached.
 
     Attributes:
-        start: (N, ...) what the weights of the first source act on: the encoded images, say.
         value: (N, ...) the whole explained value.
         output: (N, K) the explained numbers.
-        weights: (N, K, ...) W(x) of the first source, in start's shape for each number.
+        sources: name -> W(x) with respect to it, for each source in the order that was asked for.
         constants: source -> (N, K), the contribution of each constant that the numbers depend on.
-        further: the weights of the other sources, by name, where outputs are explained by several.
     """
 
-    start: Tensor
     value: Tensor
     output: Tensor
-    weights: Tensor
+    sources: Mapping[str, SourceWeights]
     constants: Mapping[str, Tensor]
-    further: Mapping[str, SourceWeights] = field(default_factory=dict)
 
     @property
-    def parts(self) -> list[SourceWeights]:
-        """The weights of all sources, in order."""
-        return [SourceWeights(self.start, self.weights), *self.further.values()]
+    def start(self) -> Tensor:
+        """(N, ...) what the weights of the first source act on."""
+        return next(iter(self.sources.values())).start
 
-    def by_source(self, names: Sequence[str]) -> dict[str, DynamicWeights]:
-        """Return for each source its own weights, with what the other sources contribute among the constants.
+    @property
+    def weights(self) -> Tensor:
+        """(N, K, ...) W(x) of the first source."""
+        return next(iter(self.sources.values())).weights
 
-        Args:
-            names: of the sources, in order.
-        """
-        parts = dict(zip(names, self.parts, strict=True))
-        if len(parts) == 1:
-            return {names[0]: self}
-        made = {}
-        for name, part in parts.items():
-            others = {as_constant(other): parts[other].contributions for other in parts if other != name}
-            constants = {**self.constants, **others}
-            made[name] = replace(self, start=part.start, weights=part.weights, constants=constants, further={})
-        return made
+    def by_source(self) -> dict[str, DynamicWeights]:
+        """Return for each source its own weights, with what the other sources contribute among the constants."""
+        by_source = {}
+        for name, source in self.sources.items():
+            others = {as_constant(n): other.contributions for n, other in self.sources.items() if n != name}
+            by_source[name] = replace(self, sources={name: source}, constants={**self.constants, **others})
+        return by_source
 
     @classmethod
     def joined(cls, parts: Sequence[DynamicWeights]) -> DynamicWeights:
         """Join what was computed for several batches of one network."""
-
-        def cat(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts])
-
         constants = {name: torch.cat([part.constants[name] for part in parts]) for name in parts[0].constants}
-        further = {
+        sources = {
             name: SourceWeights(
-                torch.cat([part.further[name].start for part in parts]),
-                torch.cat([part.further[name].weights for part in parts]),
+                torch.cat([part.sources[name].start for part in parts]),
+                torch.cat([part.sources[name].weights for part in parts]),
             )
-            for name in parts[0].further
+            for name in parts[0].sources
         }
-        return cls(cat("start"), cat("value"), cat("output"), cat("weights"), constants, further)
+        value, output = torch.cat([part.value for part in parts]), torch.cat([part.output for part in parts])
+        return cls(value, output, sources, constants)
 
 
 def as_constant(source: str) -> str:
@@ -102,25 +92,20 @@ def for_autograd(value: object) -> Any:
     return value.clone() if value.is_inference() else value.detach()
 
 
-def or_zeros(weights: Tensor | None, leaf: Tensor, numbers: Tensor) -> Tensor:
-    """Return the weights of a leaf, 0 where nothing carries its value to the numbers."""
-    return leaf.new_zeros(leaf.shape[0], numbers.shape[1], *leaf.shape[1:]) if weights is None else weights
-
-
-def gradients(numbers: Tensor, leaves: tuple[Tensor, ...]) -> list[Tensor | None]:
+def gradients(numbers: Tensor, leaves: Sequence[Tensor]) -> list[Tensor | None]:
     """Return the gradient of each of the (N, K) numbers by each leaf (N, ...), as (N, K, ...); None where unused."""
     columns = numbers.shape[1]
+    # One backward pass for each of the K numbers: samples do not depend on each other, so their sum serves all N.
     rows = [
         torch.autograd.grad(
             numbers[:, k].sum(), leaves, retain_graph=k + 1 < columns, allow_unused=True, materialize_grads=False
         )
         for k in range(columns)
     ]
-    return [_stacked(found) for found in zip(*rows, strict=True)]
-
-
-def _stacked(found: tuple[Tensor | None, ...]) -> Tensor | None:
-    present = [gradient for gradient in found if gradient is not None]
-    if not present:
-        return None
-    return torch.stack([present[0].new_zeros(present[0].shape) if g is None else g for g in found], dim=1)
+    return [
+        # Some numbers may depend on a leaf that others do not.
+        None
+        if all(g is None for g in row)
+        else torch.stack([torch.zeros_like(leaf) if g is None else g for g in row], 1)
+        for leaf, row in zip(leaves, zip(*rows, strict=True), strict=True)
+    ]

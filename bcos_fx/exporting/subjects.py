@@ -14,7 +14,7 @@ from bcos_fx.explanation.completeness import INCOMPLETE, NOT_TESTED, Completenes
 from bcos_fx.explanation.explain import explain
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.view import view_of
-from bcos_fx.explanation.weights import DynamicWeights
+from bcos_fx.explanation.weights import DynamicWeights, SourceWeights
 from bcos_fx.exporting.formats import RunFile
 from bcos_fx.exporting.graphs import ExplanationGraph, NetworkGraph, rows
 from bcos_fx.nn.functional import default_tolerance
@@ -171,7 +171,7 @@ class ExplanationOfOutputs(Exportable):
         named = {name: constants[:, place : place + 1] for place, name in enumerate(self.constants)}
         ones = torch.ones_like(flat)
         output = wanted.output.unsqueeze(1)
-        return judged(DynamicWeights(ones, output, output, flat.unsqueeze(1), named))
+        return judged(DynamicWeights(output, output, {"": SourceWeights(ones, flat.unsqueeze(1))}, named))
 
 
 def _compared(wanted: dict[str, Tensor], outputs: Sequence[Tensor]) -> float:

@@ -15,7 +15,7 @@ from bcos_fx.errors import UsageError
 from bcos_fx.explanation.certify import certify
 from bcos_fx.explanation.completeness import Completeness, all_numbers, check_completeness, judged
 from bcos_fx.explanation.view import view_of
-from bcos_fx.explanation.weights import DynamicWeights
+from bcos_fx.explanation.weights import DynamicWeights, SourceWeights
 from bcos_fx.nn.constants import count
 from bcos_fx.nn.functional import default_tolerance
 from bcos_fx.testing import randomise_
@@ -110,6 +110,11 @@ def found_in(network: nn.Module, x: Tensor) -> DynamicWeights:
     return view_of(network, x).dynamic_weights([x], all_numbers())
 
 
+def with_weights(found: DynamicWeights, weights: Tensor, constants: dict[str, Tensor]) -> DynamicWeights:
+    sources = {name: SourceWeights(source.start, weights) for name, source in found.sources.items()}
+    return dataclasses.replace(found, sources=sources, constants=constants)
+
+
 def test_the_reference_agrees_where_nothing_is_wrong() -> None:
     network, x = made()
     torch.testing.assert_close(found_in(network, x).weights, true_weights(network, x), rtol=1e-9, atol=1e-12)
@@ -160,7 +165,7 @@ def test_a_ledger_filled_by_difference_is_complete_and_wrong() -> None:
     found = found_in(network, x)
     wrong = found.weights * 1.01
     rest = found.output - (wrong * x.unsqueeze(1)).sum(2)
-    filled = dataclasses.replace(found, weights=wrong, constants={"bias": rest})
+    filled = with_weights(found, wrong, {"bias": rest})
     assert_complete_and_wrong(filled, network, x)
 
 
@@ -168,7 +173,7 @@ def test_weights_rescaled_to_fit_are_complete_and_wrong() -> None:
     network, x = made()
     found = found_in(network, x)
     own = (found.weights * x.unsqueeze(1)).sum(2)
-    rescaled = dataclasses.replace(found, weights=found.weights * (found.output / own).unsqueeze(2), constants={})
+    rescaled = with_weights(found, found.weights * (found.output / own).unsqueeze(2), {})
     assert_complete_and_wrong(rescaled, network, x)
 
 
@@ -177,7 +182,7 @@ def test_weights_made_of_the_output_are_complete_and_wrong() -> None:
     network, x = made()
     found = found_in(network, x)
     along = found.output.unsqueeze(2) * (x / x.square().sum(1, keepdim=True)).unsqueeze(1)
-    made_up = dataclasses.replace(found, weights=along, constants={})
+    made_up = with_weights(found, along, {})
     assert_complete_and_wrong(made_up, network, x)
 
 
