@@ -58,15 +58,17 @@ class Contributions:
             )
         more = additional_forward_args if additional_forward_args is not None else ()
         others = more if isinstance(more, tuple) else (more,)
-        found = explain(self.forward_func, given[0], target, output=self.output, others=others)
-        if found.several:
+        explanation = explain(self.forward_func, given[0], target, output=self.output, others=others)
+        if explanation.several:
             raise UsageError(
-                f"the target names {found.output.shape[1]} outputs of each sample",
+                f"the target names {explanation.output.shape[1]} outputs of each sample",
                 hint="give one index per sample; bcos_fx.explain takes several",
             )
-        folded = _folded(found.channel_contributions, given[0])
+        folded = explanation.channel_contributions
+        if folded.shape != given[0].shape:  # an encoded image contributes by both halves of [x, 1 - x]
+            folded = torch.stack(folded.chunk(2, dim=1)).sum(0)
         attributed = (folded,) if isinstance(inputs, tuple) else folded
-        return (attributed, found.residual) if return_convergence_delta else attributed
+        return (attributed, explanation.residual) if return_convergence_delta else attributed
 
     def has_convergence_delta(self) -> bool:
         """Say that :meth:`attribute` can return what is left over."""
@@ -92,11 +94,5 @@ def contributions_as_arrays(
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     given, indices = torch.as_tensor(inputs).to(like), torch.as_tensor(targets).long().to(like.device)
-    found: npt.NDArray[Any] = Contributions(model).attribute(given, indices).cpu().numpy()
-    return found
-
-
-def _folded(contributions: Tensor, like: Tensor) -> Tensor:
-    if contributions.shape == like.shape:
-        return contributions
-    return torch.stack(contributions.chunk(2, dim=1)).sum(0)
+    contributions: npt.NDArray[Any] = Contributions(model).attribute(given, indices).cpu().numpy()
+    return contributions

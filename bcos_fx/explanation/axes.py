@@ -64,7 +64,7 @@ def axes_of(
             )
         if channel % len(shape) == 0:
             raise UsageError("channel_axis is 0, which holds the samples", hint="see batch_axis=")
-        return _axes_of_channel(channel % len(shape), shape, None)
+        return _axes_of_channel(channel % len(shape), shape)
     noted = next((node.meta.get("shape") for node in graph_module.graph.nodes if node.name == start), None)
     if noted is not None:  # the graph was traced with that size, and sizes are part of what moves numbers
         shape = tuple(samples_first(torch.empty(noted, device="meta"), samples).shape)
@@ -75,25 +75,25 @@ def axes_of(
     mixed = first_mixed(graph_module, start, own_form(labels, samples), shape)
     if mixed is None:
         return _by_rank(shape, "no layer sums over one dimension alone")
-    found, layer = mixed
+    summed, layer = mixed
     if len(shape) == 2:
-        return Axes(None, ("feature" if found else "position",))
-    if len(found) > 1:
-        return _by_rank(shape, f"{layer} sums over {len(found)} dimensions at once")
-    return _axes_of_channel(found[0] if found else None, shape, layer)
+        return Axes(None, ("feature" if summed else "position",))
+    if len(summed) > 1:
+        return _by_rank(shape, f"{layer} sums over {len(summed)} dimensions at once")
+    return _axes_of_channel(summed[0] if summed else None, shape)
 
 
 def _by_rank(shape: tuple[int, ...], reason: str) -> Axes:
     """Return PyTorch's convention, where the graph leaves the axis open."""
     if len(shape) == 2:
         return Axes(None, ("feature",))
-    usual = _axes_of_channel(1 if len(shape) > 3 else 2, shape, None)
+    usual = _axes_of_channel(1 if len(shape) > 3 else 2, shape)
     note = f"{reason}, so dimension {usual.channel} was taken for the channels; channel_axis= names another"
     unusual = len(shape) != 4 or (shape[-1] in _COLORS and shape[1] not in (*_COLORS, 2, 6))
     return Axes(usual.channel, usual.places, note if unusual else "")
 
 
-def _axes_of_channel(channel: int | None, shape: tuple[int, ...], layer: str | None) -> Axes:
+def _axes_of_channel(channel: int | None, shape: tuple[int, ...]) -> Axes:
     count = len(shape) - 1 - (channel is not None)
     names = _SIDES.get(count, tuple(f"dimension {place}" for place in range(1, count + 1)))
     if count == 3 and channel == 2:

@@ -22,7 +22,7 @@ from bcos_fx.report.collect import op_name
 from bcos_fx.rewriting.builders.view import adds_a_constant, adds_an_uncounted_constant, name_operand, name_shift
 from bcos_fx.rewriting.core.chance import draws_at_random
 from bcos_fx.rewriting.core.flow import CONSTANT, EXPLAINED, GATE, UNKNOWN, VALUE
-from bcos_fx.rewriting.core.ops import Call, vocabulary
+from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.rewriting.core.options import Options
 from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.refinement import is_never_linear
@@ -111,7 +111,7 @@ class Certificate(Displayed):
     @property
     def repeatable(self) -> bool:
         """Whether the network is one function at all: nothing that the output depends on is drawn at random."""
-        return not any(found.reason == _DRAWN for found in self.breaks)
+        return all(stop.reason != _DRAWN for stop in self.breaks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the certificate as plain data."""
@@ -140,7 +140,7 @@ class Certificate(Displayed):
             yield f"dynamic linear: {self.explained} = {terms}" + (" + constants" if sources else "")
         else:
             yield f"not dynamic linear: {self.explained} is not {terms} + constants"
-            yield from _section("breaks at", [str(found) for found in self.breaks])
+            yield from _section("breaks at", list(map(str, self.breaks)))
         yield from _section(f"{amount(len(sources), 'constant')} contribute{'s' if len(sources) == 1 else ''}", sources)
         yield from _section("gates chosen", [f"{c.gate} in {c.node}: {c.why}" for c in self.choices])
 
@@ -159,16 +159,18 @@ def _section(title: str, entries: list[str]) -> Iterator[str]:
 def certificate(prepared: Prepared) -> Certificate:
     """Analyze a prepared graph; nothing is run but elementwise activations at 0, and nothing is changed."""
     reader = GraphReader(prepared.graph_module, vocabulary(), Options())
-    output = next(node for node in prepared.graph_module.graph.nodes if node.op == "output")
+    output = prepared.graph_module.graph.output_node()
     kind = reader.flow.kinds[output.name]
     on_path = [n for n in prepared.graph_module.graph.nodes if reader.flow.on_value_path(n)]
-    breaks = tuple(_random_sources(reader, output)) + (
-        () if kind == VALUE else tuple(_breaks(reader, output, kind, prepared))
-    )
+    # What is drawn may be a value, a gate or a constant, so everything that the output depends on is looked at.
+    drawn = [node for node in sources_of(output) if draws_at_random(node, reader.call(node))]
+    breaks = tuple(_break(reader, node, _DRAWN) for node in drawn)
+    if kind != VALUE:
+        breaks += tuple(_breaks(reader, output, kind, prepared))
     return Certificate(
         ok=not breaks,
         breaks=breaks,
-        constants=tuple(found for node in on_path for found in _constants(reader, node)),
+        constants=tuple(constant for node in on_path for constant in _constants(reader, node)),
         choices=tuple(
             GateChoice(node.name, choice.gate, choice.why)
             for node in on_path
@@ -179,21 +181,24 @@ def certificate(prepared: Prepared) -> Certificate:
     )
 
 
-def _random_sources(reader: GraphReader, output: fx.Node) -> Iterator[Break]:
-    """Yield what the output depends on that is drawn at random: a value, a gate or a constant."""
-    for node in sources_of(output):
-        if draws_at_random(node, reader.call(node)):
-            yield _break(reader, node, _DRAWN)
-
-
-def unfinished(reader: GraphReader) -> tuple[Break, ...]:
-    """Return what an explanation view left undone: factors that are not detached, constants that are not counted.
+def of_finished_view(certificate: Certificate, reader: GraphReader, counted: tuple[str, ...]) -> Certificate:
+    """Return a certificate with breaks for what the view left undone: gates that are not held fixed, constants.
 
     Args:
+        certificate: of the network, which says that all this can be done.
         reader: of the finished view.
+        counted: the sources of the constants that the view counts.
     """
-    found = ((n, _left_undone(reader, n)) for n in reader.graph_module.graph.nodes if reader.flow.on_value_path(n))
-    return tuple(_break(reader, node, reason) for node, reason in found if reason is not None)
+    on_path = filter(reader.flow.on_value_path, reader.graph_module.graph.nodes)
+    undone = {node: _left_undone(reader, node) for node in on_path}
+    breaks = [_break(reader, node, reason) for node, reason in undone.items() if reason is not None]
+    # A constant that is not counted is named only where no node shows why.
+    breaks = breaks or [
+        Break(constant.node, "constant", f"{constant.source} contributes, and no rule could count it", "", None)
+        for constant in certificate.constants
+        if constant.source not in counted
+    ]
+    return replace(certificate, ok=not breaks, breaks=tuple(breaks))
 
 
 def _left_undone(reader: GraphReader, node: fx.Node) -> str | None:
@@ -207,20 +212,6 @@ def _left_undone(reader: GraphReader, node: fx.Node) -> str | None:
     if SLOTS["gate"](reader, call) is not None:
         return "it reads a gate that no rule could hold fixed"
     return None
-
-
-def uncounted(found: Certificate, counted: tuple[str, ...]) -> tuple[Break, ...]:
-    """Return the constants of a certificate that a view does not count, by source."""
-    return tuple(
-        Break(constant.node, "constant", f"{constant.source} contributes, and no rule could count it", "", None)
-        for constant in found.constants
-        if constant.source not in counted
-    )
-
-
-def with_breaks(found: Certificate, breaks: tuple[Break, ...]) -> Certificate:
-    """Return a certificate with further breaks; as it was, where there are none."""
-    return replace(found, ok=False, breaks=(*found.breaks, *breaks)) if breaks else found
 
 
 def _constants(reader: GraphReader, node: fx.Node) -> Iterator[ConstantSource]:
@@ -246,22 +237,18 @@ def _breaks(reader: GraphReader, output: fx.Node, kind: str, prepared: Prepared)
         if reason is not None:
             yield _break(reader, node, reason)
             continue
-        if kind == GATE and call is not None and _makes_a_gate(reader, call):
+        carried = [] if call is None else [n for name in reader.flow.value_parameters(call) for n in call.nodes(name)]
+        # A gate begins where none comes in through what the call carries.
+        begins = not any(reader.flow.kinds[n.name] == GATE for n in carried)
+        makes_gate = call is not None and node.op != "output" and (call.op.linearity == "gate" or begins)
+        if kind == GATE and makes_gate:
             yield _break(
                 reader, node, "it makes a gate, which may only weight something else, and that reaches the output"
             )
             continue
-        carried = [] if call is None else [n for name in reader.flow.value_parameters(call) for n in call.nodes(name)]
         fresh = [n for n in carried if n not in seen and reader.flow.kinds[n.name] in (kind, UNKNOWN)]
         seen.update(fresh)
         pending += fresh
-
-
-def _makes_a_gate(reader: GraphReader, call: Call) -> bool:
-    """Return whether a gate begins here: no gate comes in through what the call carries."""
-    carried = [n for name in reader.flow.value_parameters(call) for n in call.nodes(name)]
-    begins = not any(reader.flow.kinds[n.name] == GATE for n in carried)
-    return call.node.op != "output" and (call.op.linearity == "gate" or begins)
 
 
 def _break(reader: GraphReader, node: fx.Node, reason: str) -> Break:

@@ -26,7 +26,8 @@ LEAST_SHARE = 0.01
 """Below this share of the input's contributions in all contributions a sum says nothing about W(x)."""
 
 COMPLETE, NOT_TESTED, INCOMPLETE = "complete", "not tested", "incomplete"
-"""Verdicts."""
+VERDICTS = (INCOMPLETE, COMPLETE, NOT_TESTED)
+"""A whole has the first of these verdicts that one of its parts has."""
 
 ROUNDING = 64
 """So many units in the last place, of the sum of all absolute terms, is what rounding leaves of terms that cancel."""
@@ -189,7 +190,7 @@ def all_numbers(most: int = 3) -> Select:
 
 
 def check_completeness(
-    view: ExplanationView, inputs: Sequence[Tensor], *, select: Select | None = None, tolerance: float | None = None
+    view: ExplanationView, inputs: Sequence[Tensor], *, select: Select | None = None
 ) -> Completeness:
     """Measure whether contributions add up.
 
@@ -197,8 +198,10 @@ def check_completeness(
         view: of the network.
         inputs: the network's inputs (N, ...), in order.
         select: the numbers to be explained; None: the first three of each sample.
-        tolerance: largest relative gap; None: see :func:`default_tolerance`, by the coarsest precision that the value
-            passes on its way (a network may compute in float32 whatever it is given).
+
+    Returns:
+        The sums, judged by the coarsest precision that the value passes on its way: a network may compute in float32
+        whatever it is given.
 
     Raises:
         UsageError: the inputs hold no samples.
@@ -206,12 +209,16 @@ def check_completeness(
     if not inputs or not len(inputs[0]):
         raise UsageError("there are no samples to check completeness on")
     select = select or all_numbers()
-    found = _dynamic_weights(view, inputs, select)
+    if len(inputs[0]) == 1 or view.separable:
+        weights = view.dynamic_weights(inputs, select)
+    else:
+        samples = range(len(inputs[0]))
+        weights = DynamicWeights.joined([view.dynamic_weights([x[n : n + 1] for x in inputs], select) for n in samples])
+    coarsest = coarsest_precision(view, inputs, weights.output.dtype)
     # The network's own output: a frozen layer that computes something else must not vouch for itself.
-    coarsest = coarsest_precision(view, inputs, found.output.dtype)
-    found = replace(found, output=select(view.own_value(inputs)))
-    vanished = _vanishing(view, inputs) if _is_nothing(found) else None
-    return judged(found, tolerance, vanished, dtype=coarsest)
+    weights = replace(weights, output=select(view.own_value(inputs)))
+    judgment = judged(weights, dtype=coarsest)
+    return replace(judgment, vanished=_vanishing(view, inputs)) if judgment.no_weight else judgment
 
 
 def coarsest_precision(view: ExplanationView, inputs: Sequence[Tensor], dtype: torch.dtype) -> torch.dtype:
@@ -219,52 +226,30 @@ def coarsest_precision(view: ExplanationView, inputs: Sequence[Tensor], dtype: t
     with torch.no_grad():
         for node, value in view.network_steps(inputs):
             if isinstance(value, Tensor) and value.is_floating_point() and view.on_value_path(node):
-                dtype = max(dtype, value.dtype, key=lambda each: torch.finfo(each).eps)
+                dtype = max(dtype, value.dtype, key=lambda passed: torch.finfo(passed).eps)
     return dtype
 
 
-def _dynamic_weights(view: ExplanationView, inputs: Sequence[Tensor], select: Select) -> DynamicWeights:
-    """Return the weights and constants; sample by sample, where samples cannot be told apart."""
-    if len(inputs[0]) == 1 or view.separable:
-        return view.dynamic_weights(inputs, select)
-    samples = range(len(inputs[0]))
-    return DynamicWeights.joined([view.dynamic_weights([x[n : n + 1] for x in inputs], select) for n in samples])
-
-
-def judged(
-    found: DynamicWeights,
-    tolerance: float | None = None,
-    vanished: str | None = None,
-    *,
-    dtype: torch.dtype | None = None,
-) -> Completeness:
-    """Judge weights and constants that were computed already.
+def judged(weights: DynamicWeights, *, dtype: torch.dtype | None = None) -> Completeness:
+    """Judge weights and constants that were computed already; see :func:`default_tolerance` for the largest gap.
 
     Args:
-        found: the weights, the constants, and as ``output`` what they are compared with.
-        tolerance: largest relative gap; None: see :func:`default_tolerance`.
-        vanished: node in which the value underflowed, if any.
+        weights: the weights, the constants, and as ``output`` what they are compared with.
         dtype: the coarsest precision on the way to the output; None: that of the output.
     """
-    dtype = found.output.dtype if dtype is None else dtype
-    products = [(source.weights * source.start.unsqueeze(1)).flatten(2) for source in found.sources.values()]
+    dtype = weights.output.dtype if dtype is None else dtype
+    products = [(source.weights * source.start.unsqueeze(1)).flatten(2) for source in weights.sources.values()]
     parts = torch.cat(products, dim=2)
     # Of single products, not of their sums: rounding follows the size of what is added, before it cancels.
-    added = sum((values.abs() for values in found.constants.values()), parts.abs().sum(2))
+    added = sum((values.abs() for values in weights.constants.values()), parts.abs().sum(2))
     return Completeness(
-        found.output,
+        weights.output,
         parts.sum(2),
-        dict(found.constants),
-        default_tolerance(dtype) if tolerance is None else tolerance,
-        vanished,
+        dict(weights.constants),
+        default_tolerance(dtype),
         rounding=ROUNDING * torch.finfo(dtype).eps * added,
-        no_weight=_is_nothing(found),
+        no_weight=not any(bool((source.weights != 0).any()) for source in weights.sources.values()),
     )
-
-
-def _is_nothing(found: DynamicWeights) -> bool:
-    """Return whether the inputs' contributions underflowed in every sample."""
-    return not any(bool((source.weights != 0).any()) for source in found.sources.values())
 
 
 def _vanishing(view: ExplanationView, inputs: Sequence[Tensor]) -> str | None:

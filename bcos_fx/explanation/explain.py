@@ -22,7 +22,7 @@ from bcos_fx.explanation.joint import JointExplanation
 from bcos_fx.explanation.result import Constants
 from bcos_fx.explanation.samples import check_apart, check_rows, chunks, has_samples, naming_samples, of_samples
 from bcos_fx.explanation.targets import Chosen, Target, chosen, label_of, named
-from bcos_fx.explanation.view import ExplanationView, in_order, view_of
+from bcos_fx.explanation.view import ExplanationView, in_order
 from bcos_fx.explanation.weights import DynamicWeights
 from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.exported import as_module
@@ -138,13 +138,11 @@ def explain(
     # A mapping stays one: tracing binds it to the signature of a module by name.
     example: Any = given
     if isinstance(images, Mapping):
-        example, images = images, _explained_by(given)
+        example = images
+        # Masks and indices hold integers, and come before what they belong to in some signatures.
+        images = next((value for value in given if isinstance(value, Tensor) and value.is_floating_point()), given[0])
     _check_images(model, images, given)
-    view = (
-        view_of(model, example, output=output, source=source)
-        if batch_axis == 0
-        else arranged_view_of(model, example, batch_axis, output=output, source=source)
-    )
+    view = arranged_view_of(model, example, batch_axis, output=output, source=source)
     _check_count(view, len(given))
     arranged = view.arrange(given)
     view.check_values(arranged)
@@ -157,38 +155,36 @@ def explain(
     own_names = names if output in (None, "logits") else None  # an inner layer's channels need not be classes
     if names is None and isinstance(model, BcosNetwork) and output in (None, "logits"):
         names = model.record.classes or None
-    wanted = named(target, names)
-    parts, choices = [], []
+    indices = named(target, names)
+    batches, choices = [], []
     places = chunks(view, images, batch_size)
     if len(places) > 1:  # each is run without the others
         check_apart(view, arranged)
     for place in places:
         inputs = [value[place] if has_samples(value, images) else value for value in arranged]
         with model.naming_shapes(given) if isinstance(model, BcosNetwork) else nullcontext(), naming_samples():
-            part, choice = _explained(view, inputs, of_samples(wanted, place, len(images)))
-        _check_names(own_names, part.value)
-        parts.append(part)
+            weights, choice = _explained(view, inputs, of_samples(indices, place, len(images)), own_names)
+        batches.append(weights)
         choices.append(choice)
     notes = _notes(model, given)
-    joint = DynamicWeights.joined(parts)
-    found = {}
-    for name, own in joint.by_source().items():
-        axes = view.axes(name, tuple(own.start.shape), channel_axis)
-        judgment, more = _judgment(view, inputs, own)
+    explanations = {}
+    for name, weights in DynamicWeights.joined(batches).by_source().items():
+        axes = view.axes(name, tuple(weights.start.shape), channel_axis)
+        judgment, more = _judgment(view, inputs, weights)
         if judgment.verdict == INCOMPLETE and view.certificate.ok:
+            # Sums that are off may come from samples that depend on each other; then the error says so.
             check_apart(view, arranged)
-        one = _result(view, shown.get(name, images), own, choices, [*notes, *more], names, axes, judgment)
-        one = replace(one, labels=label_of(wanted, one.name, names, parts[0].value.shape))
-        found[name] = one if getattr(wanted, "names", None) is None else _scored(one, wanted.names)
-    return next(iter(found.values())) if source is None or isinstance(source, str) else JointExplanation(found)
+        one = _result(view, shown.get(name, images), weights, choices, [*notes, *more], names, axes, judgment)
+        one = replace(one, labels=label_of(indices, one.name, names, weights.value.shape))
+        explanations[name] = one if getattr(indices, "names", None) is None else _scored(one, indices.names)
+    single = source is None or isinstance(source, str)
+    return next(iter(explanations.values())) if single else JointExplanation(explanations)
 
 
-def _check_names(names: Sequence[str] | None, value: Tensor) -> None:
-    if names is not None and value.dim() == 2:
-        check_class_count(names, value.shape[1])
-
-
-def _explained(view: ExplanationView, inputs: list[Tensor], target: object) -> tuple[DynamicWeights, Chosen]:
+def _explained(
+    view: ExplanationView, inputs: list[Tensor], target: object, names: Sequence[str] | None
+) -> tuple[DynamicWeights, Chosen]:
+    """Compute W(x) of a target, and check that names are those of the outputs."""
     # What sums are compared with is what the network itself returns; see ExplanationView.compare.
     own = None if view.is_own(inputs) else view.own_value(inputs)
     choices: list[Chosen] = []
@@ -197,67 +193,70 @@ def _explained(view: ExplanationView, inputs: list[Tensor], target: object) -> t
     def select(value: Tensor) -> Tensor:
         check_rows(view, value, view.samples(inputs))
         # A target function is checked for whether it depends on its argument.
-        known = (value.detach() if own is None else own).clone().requires_grad_()
-        choices.append(chosen(target, known))
-        outputs.append(choices[0].select(known).detach())
+        network_value = (value.detach() if own is None else own).clone().requires_grad_()
+        choices.append(chosen(target, network_value))
+        outputs.append(choices[0].select(network_value).detach())
         return choices[0].select(value)
 
-    found = view.dynamic_weights(inputs, select)
+    weights = view.dynamic_weights(inputs, select)
     if own is not None:
-        view.compare(inputs, found.value, own)
-        found = replace(found, value=own)
-    return replace(found, output=outputs[0]), choices[0]
+        view.compare(inputs, weights.value, own)
+        weights = replace(weights, value=own)
+    if names is not None and weights.value.dim() == 2:
+        check_class_count(names, weights.value.shape[1])
+    return replace(weights, output=outputs[0]), choices[0]
 
 
-def _judgment(view: ExplanationView, inputs: list[Tensor], found: DynamicWeights) -> tuple[Completeness, list[str]]:
+def _judgment(view: ExplanationView, inputs: list[Tensor], weights: DynamicWeights) -> tuple[Completeness, list[str]]:
     """Judge the sums; where they are off, by the coarsest precision on the way, which takes another run to find."""
-    judgment, own = judged(found), found.output.dtype
+    judgment, dtype = judged(weights), weights.output.dtype
     if judgment.verdict != INCOMPLETE or not view.certificate.ok:
         return judgment, []
-    coarsest = coarsest_precision(view, inputs, own)
-    if coarsest == own:
+    coarsest = coarsest_precision(view, inputs, dtype)
+    if coarsest == dtype:
         return judgment, []
     note = f"the network computes in {coarsest} on the way, so sums hold to its precision"
-    return judged(found, dtype=coarsest), [note]
+    return judged(weights, dtype=coarsest), [note]
 
 
 def _result(
     view: ExplanationView,
     images: Tensor,
-    found: DynamicWeights,
+    weights: DynamicWeights,
     choices: list[Chosen],
-    noted: list[str],
+    notes: list[str],
     names: Sequence[str] | None,
     axes: Axes,
     judgment: Completeness,
 ) -> Explanation:
     single = choices[0].single
-    verdict, notes = judgment.verdict if view.certificate.ok else INCOMPLETE, list(noted)
+    verdict = judgment.verdict if view.certificate.ok else INCOMPLETE
     if not view.certificate.ok:
         notes.append(f"the network is not dynamic linear: {view.certificate.breaks[0]}")
     elif verdict == INCOMPLETE:
         notes.append(f"contributions do not add up: {judgment}")
     elif verdict == NOT_TESTED:
         notes.append(f"not tested: {judgment.why_not_tested}")
-    notes += [axes.note] if axes.note else []
+    if axes.note:
+        notes.append(axes.note)
     indices = None if choices[0].indices is None else torch.cat([c.indices for c in choices if c.indices is not None])
-    scores = found.value if found.value.dim() == 2 else None
+    scores = weights.value if weights.value.dim() == 2 else None
 
-    def one(values: Tensor) -> Tensor:
+    def without_k(values: Tensor) -> Tensor:
         return values.squeeze(1) if single else values
 
     return Explanation(
         inputs=images.detach(),
-        encoded=found.start,
-        weights=one(found.weights),
-        output=one(found.output),
+        encoded=weights.start,
+        weights=without_k(weights.weights),
+        output=without_k(weights.output),
         prediction=None if scores is None else scores.argmax(1),
         scores=scores,
-        target=None if indices is None else one(indices.to(images.device)),
-        constants=Constants({name: one(values) for name, values in found.constants.items()}, one(found.output)),
+        target=None if indices is None else without_k(indices.to(images.device)),
+        constants=Constants(weights.constants, weights.output).map(without_k),
         where=view.certificate.explained,
         names=None if names is None else tuple(names),
-        colors=_has_colors(found.start, found.weights, axes.channel),
+        colors=_has_colors(weights.start, weights.weights, axes.channel),
         notes=tuple(notes),
         verdict=verdict,
         channel_axis=axes.channel,
@@ -265,17 +264,12 @@ def _result(
     )
 
 
-def _scored(found: Explanation, names: Sequence[str]) -> Explanation:
+def _scored(explanation: Explanation, names: Sequence[str]) -> Explanation:
     """Return the explanation as one of named scores: its values are scores, not entries of the outputs."""
-    scores = found.output.reshape(len(found), len(names))
+    scores = explanation.output.reshape(len(explanation), len(names))
     places = torch.arange(len(names), device=scores.device).expand_as(scores)
-    return replace(
-        found,
-        scores=scores,
-        prediction=scores.argmax(1),
-        target=places.reshape(found.output.shape),
-        names=tuple(names),
-    )
+    target = places.reshape(explanation.output.shape)
+    return replace(explanation, scores=scores, prediction=scores.argmax(1), target=target, names=tuple(names))
 
 
 def _has_colors(start: Tensor, weights: Tensor, axis: int | None) -> bool:
@@ -293,7 +287,7 @@ def _has_colors(start: Tensor, weights: Tensor, axis: int | None) -> bool:
 
 
 def _not_linear(view: ExplanationView) -> VerificationError:
-    breaks = [str(found) for found in view.certificate.breaks]
+    breaks = list(map(str, view.certificate.breaks))
     return VerificationError(
         f"the network's {view.certificate.explained} is not dynamic linear, so no W(x) explains it by "
         f"{view.certificate.source}",
@@ -323,11 +317,6 @@ def _in_order(model: nn.Module, images: Tensor | Mapping[str, Tensor], others: S
     if isinstance(model, BcosNetwork):
         return in_order([spec.name for spec in model.record.inputs], images)
     return list(bind(model, images).named.values())
-
-
-def _explained_by(given: Sequence[Tensor]) -> Tensor:
-    """Return the input that outputs are explained by: the first that holds no integers, as masks and indices do."""
-    return next((value for value in given if isinstance(value, Tensor) and value.is_floating_point()), given[0])
 
 
 def _check_images(model: nn.Module, images: object, given: Sequence[Tensor]) -> None:

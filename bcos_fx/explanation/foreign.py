@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from bcos_fx import example
-from bcos_fx.errors import TraceError, UsageError
+from bcos_fx.errors import FORWARD_ERRORS, TraceError, UsageError
 from bcos_fx.nn.functional import default_tolerance
 from bcos_fx.rewriting.core.ops import vocabulary
 from bcos_fx.tracing import Trace, trace
 from bcos_fx.tracing.inputs import BatchAxis, ExampleError, ExampleInputs, axes_by_name, bind
 from bcos_fx.tracing.modules import own_copy
-
-"""What a network takes: a tensor, all inputs in order, or by name."""
 
 _AS_A_WHOLE = "where the samples of a batch belong together, batch_axis=None explains the inputs as one sample"
 
@@ -35,25 +33,26 @@ def traced(module: nn.Module, inputs: ExampleInputs | None, batch_axis: BatchAxi
         UsageError: the network runs on these inputs together, and not on some of their samples.
         TraceError: it cannot be written as a graph, or Python code read the number of samples.
     """
-    made = partial(trace, module, leaf_modules=vocabulary().leaves)
+    trace_module = partial(trace, module, leaf_modules=vocabulary().leaves)
     if inputs is None:
-        return example.first_that_runs(module, made)[1].graph_module
+        return example.first_that_runs(module, trace_module)[1].graph_module
     try:
-        found = made(_two_samples(inputs) if batch_axis == 0 else _repeated(module, inputs, batch_axis))
+        traced_module = trace_module(_two_samples(inputs) if batch_axis == 0 else _repeated(module, inputs, batch_axis))
     except ExampleError as error:
         if batch_axis != 0:
             hint = f"batch_axis is {batch_axis!r}: leave it out where the first dimension holds the samples"
             raise ExampleError(error.what, where=error.where, hint=hint) from error
         raise _alone(module, inputs, error) from error
-    if found.guards:
-        _check_samples(module, inputs, found, batch_axis)
-    return found.graph_module
+    if traced_module.guards:
+        _check_samples(module, inputs, traced_module, batch_axis)
+    return traced_module.graph_module
 
 
 def _alone(module: nn.Module, inputs: ExampleInputs, error: ExampleError) -> UsageError:
     """Return the error for a network that does not run on two of the samples; another one if it runs on all of them."""
-    with suppress(RuntimeError, ValueError, TypeError, IndexError), torch.no_grad():
-        own_copy(module)(*bind(module, inputs).args, **bind(module, inputs).kwargs)
+    bound = bind(module, inputs)
+    with suppress(*FORWARD_ERRORS), torch.no_grad():
+        own_copy(module)(*bound.args, **bound.kwargs)
         return UsageError(
             f"the network runs on these samples together, and not on two of them: {error.what}",
             where=error.where,
@@ -62,7 +61,7 @@ def _alone(module: nn.Module, inputs: ExampleInputs, error: ExampleError) -> Usa
     return error
 
 
-def _check_samples(module: nn.Module, inputs: ExampleInputs, found: Trace, batch_axis: BatchAxis) -> None:
+def _check_samples(module: nn.Module, inputs: ExampleInputs, traced_module: Trace, batch_axis: BatchAxis) -> None:
     """Run network and graph on all samples, and on the first: its numbers of samples may be part of the graph.
 
     Raises:
@@ -80,15 +79,15 @@ def _check_samples(module: nn.Module, inputs: ExampleInputs, found: Trace, batch
     for given in (values, first):
         with torch.no_grad():
             try:
-                wanted = bound.call(own, given)
-            except (RuntimeError, ValueError, TypeError, IndexError):
+                expected = bound.call(own, given)
+            except FORWARD_ERRORS:
                 continue  # what the network itself does not take is named where it is run
             try:
-                same = agree(found.graph_module(*given), wanted)
-            except (RuntimeError, ValueError, TypeError, IndexError):
+                same = agree(traced_module.graph_module(*given), expected)
+            except FORWARD_ERRORS:
                 same = False
         if not same:
-            guard = found.guards[0]
+            guard = traced_module.guards[0]
             raise TraceError(
                 f"the graph that was traced for some samples is another one for {tuple(given[0].shape)}: Python code "
                 f"took branches or numbers from shapes ({guard.kind} was {guard.value})",
@@ -98,15 +97,15 @@ def _check_samples(module: nn.Module, inputs: ExampleInputs, found: Trace, batch
             )
 
 
-def agree(found: object, wanted: object) -> bool:
+def agree(value: object, expected: object) -> bool:
     """Return whether two values are the same tensor but for rounding."""
-    if not isinstance(found, Tensor) or not isinstance(wanted, Tensor) or found.shape != wanted.shape:
+    if not isinstance(value, Tensor) or not isinstance(expected, Tensor) or value.shape != expected.shape:
         return False
-    if not found.is_floating_point() or not found.numel():
-        return torch.equal(found, wanted)
-    scale = float(wanted.nan_to_num().abs().max())
-    limit = default_tolerance(wanted.dtype) * scale
-    return torch.allclose(found, wanted, rtol=0, atol=limit, equal_nan=True)
+    if not value.is_floating_point() or not value.numel():
+        return torch.equal(value, expected)
+    # Relative to the largest number: a network rounds small ones as coarsely as those that they are sums of.
+    limit = default_tolerance(expected.dtype) * float(expected.nan_to_num().abs().max())
+    return torch.allclose(value, expected, rtol=0, atol=limit, equal_nan=True)
 
 
 def _repeated(module: nn.Module, inputs: ExampleInputs, batch_axis: BatchAxis) -> ExampleInputs:
@@ -116,10 +115,10 @@ def _repeated(module: nn.Module, inputs: ExampleInputs, batch_axis: BatchAxis) -
     pairs = list(zip(named.values(), axes, strict=True))
     if any(axis is not None and value.shape[axis] > 1 for value, axis in pairs):
         return inputs
-    made: ExampleInputs = example.like(
+    repeated: ExampleInputs = example.like(
         inputs, [x if axis is None else x.repeat_interleave(2, axis) for x, axis in pairs]
     )
-    return made
+    return repeated
 
 
 def _two_samples(inputs: ExampleInputs) -> ExampleInputs:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from bcos_fx.display import Displayed
+from bcos_fx.explanation.completeness import VERDICTS
 from bcos_fx.explanation.explanation import Explanation
 from bcos_fx.explanation.result import Constants
 from bcos_fx.explanation.weights import as_constant
@@ -61,14 +62,14 @@ class JointExplanation(Displayed, Mapping[str, Explanation]):
     @property
     def totals(self) -> dict[str, Tensor]:
         """Return name of a source -> (N[, K]), the sum of its contributions."""
-        return {name: part.channel_contributions.flatten(part.output.dim()).sum(-1) for name, part in self.items()}
+        return {name: part.sums.contributions for name, part in self.items()}
 
     @property
     def constants(self) -> Constants:
         """The constants, without those that are sources."""
-        others = {as_constant(name) for name in self._parts}
-        kept = {name: value for name, value in self._first.constants.items() if name not in others}
-        return Constants(kept, self.output)
+        sources = {as_constant(name) for name in self._parts}
+        constants = {name: value for name, value in self._first.constants.items() if name not in sources}
+        return Constants(constants, self.output)
 
     @property
     def residual(self) -> Tensor:
@@ -79,7 +80,7 @@ class JointExplanation(Displayed, Mapping[str, Explanation]):
     def verdict(self) -> str:
         """``complete``, ``not tested`` or ``incomplete``, of the one sum that all sources share."""
         verdicts = [part.verdict for part in self._parts.values()]
-        return next(each for each in ("incomplete", "complete", "not tested") if each in verdicts)
+        return next(verdict for verdict in VERDICTS if verdict in verdicts)
 
     @property
     def complete(self) -> bool:

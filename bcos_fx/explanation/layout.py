@@ -82,8 +82,8 @@ def find_layout(
     # Twice the same sample: only shapes are compared, and what a value-dependent branch reads stays as it is.
     pairs = [x if axis is None else x.repeat_interleave(2, axis) for x, axis in zip(parts, axes, strict=True)]
     two = _shapes(shapes, pairs)
-    found = {name: _grown(f"the source {name!r}", one[node], two[node]) for name, node in starts.items()}
-    return SampleLayout(axes, found, _grown("the output", one[end], two[end]))
+    of_sources = {name: _grown(f"the source {name!r}", one[node], two[node]) for name, node in starts.items()}
+    return SampleLayout(axes, of_sources, _grown("the output", one[end], two[end]))
 
 
 def _grown(name: str, one: tuple[int, ...], two: tuple[int, ...]) -> int | None:

@@ -28,6 +28,7 @@ from bcos_fx.rewriting.core.reader import GraphReader
 from bcos_fx.rewriting.core.recipe import Recipe
 from bcos_fx.rewriting.core.rewrite import end_at
 from bcos_fx.rewriting.core.rulefile import load_rules, view_rules
+from bcos_fx.tracing.program import everything_read
 
 _FILES = ("canonical", "interop-bcos", "norm", "linear", "explain")
 _LIKE = 5
@@ -100,7 +101,7 @@ def prepare(
         _end_in_scores(graph_module)
     elif output is not None:
         end_at(graph_module, find_layer(graph_module, output))
-    scores = _scores_of(graph_module)
+    scores = (LOGITS,) if _ending(graph_module).scores else _reader(graph_module).flow.before_gates
     Engine(recipe()).run(graph_module, ("canonical", "norm", "linear"))
     starts = _starts(graph_module, source)
     for start in starts.values():
@@ -126,16 +127,16 @@ def _starts(graph_module: fx.GraphModule, source: SourceNames) -> dict[str, fx.N
 
 def _find_source(graph_module: fx.GraphModule, name: str) -> fx.Node:
     """Find an input (its encoding, if it has one) or a layer's result by name."""
-    inputs = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
-    called = {str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"}
+    inputs = {str(node.target): node for node in graph_module.graph.find_nodes(op="placeholder")}
+    called = {str(node.target) for node in graph_module.graph.find_nodes(op="call_module")}
     is_input = name in inputs and (_is_floating(inputs[name]) or name not in called)  # a layer may have its name
-    found = entry(inputs[name], graph_module) if is_input else _find_layer(graph_module, name, tuple(inputs))
-    if not _is_floating(found):
+    start = entry(inputs[name], graph_module) if is_input else _find_layer(graph_module, name, tuple(inputs))
+    if not _is_floating(start):
         raise UsageError(
             f"{name!r} holds integers (token indices, a mask), which no weight multiplies",
             hint='explain by what is made of them: source="the embedding layer\'s name"',
         )
-    return found
+    return start
 
 
 def _find_layer(graph_module: fx.GraphModule, name: str, inputs: Sequence[str]) -> fx.Node:
@@ -169,10 +170,13 @@ def find_layer(graph_module: fx.GraphModule, name: str) -> fx.Node:
             return _result(node, nodes)
         if name == node.name:
             return node
-        if any(each == name or each.startswith(f"{name}.") for each in (path, str(node.target))):
+        if any(place == name or place.startswith(f"{name}.") for place in (path, str(node.target))):
             inside = node
     if inside is None:
-        raise UsageError(f"the network has no layer named {name!r}", hint=_nearest_layers(graph_module, name))
+        called = [str(node.target) for node in graph_module.graph.find_nodes(op="call_module")]
+        close = difflib.get_close_matches(name, called, n=_LIKE, cutoff=0.4)
+        hint = f"for example {', '.join(close)}" if close else nearest(name, called)
+        raise UsageError(f"the network has no layer named {name!r}", hint=hint)
     return inside
 
 
@@ -182,28 +186,12 @@ def _result(layer: fx.Node, nodes: list[fx.Node]) -> fx.Node:
     return layer if origin is None else [node for node in nodes if node.meta.get("origin") == origin][-1]
 
 
-def _nearest_layers(graph_module: fx.GraphModule, name: str) -> str:
-    called = [str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"]
-    close = difflib.get_close_matches(name, called, n=_LIKE, cutoff=0.4)
-    return f"for example {', '.join(close)}" if close else nearest(name, called)
-
-
 def _ending(graph_module: fx.GraphModule) -> Ending:
-    return read_ending(_output(graph_module).all_input_nodes[0], _reader(graph_module).call)
+    return read_ending(graph_module.graph.output_node().all_input_nodes[0], _reader(graph_module).call)
 
 
 def _reader(graph_module: fx.GraphModule) -> GraphReader:
     return GraphReader(graph_module, vocabulary(), Options())
-
-
-def _scores_of(graph_module: fx.GraphModule) -> tuple[str, ...]:
-    """Return the names by which the scores before the probabilities at the end can be explained; none without such."""
-    return (LOGITS,) if _ending(graph_module).scores else _reader(graph_module).flow.before_gates
-
-
-def _output(graph_module: fx.GraphModule) -> fx.Node:
-    found: fx.Node = next(node for node in graph_module.graph.nodes if node.op == "output")
-    return found
 
 
 def _end_in_scores(graph_module: fx.GraphModule) -> None:
@@ -212,7 +200,8 @@ def _end_in_scores(graph_module: fx.GraphModule) -> None:
     What moves probabilities is copied for the scores: the copies have names of their own, because a node's name stands
     for one value in the view and in the network.
     """
-    graph, ending, output = graph_module.graph, _ending(graph_module), _output(graph_module)
+    graph, ending = graph_module.graph, _ending(graph_module)
+    output = graph.output_node()
     scores: dict[fx.Node, fx.Node] = {}
     with graph.inserting_before(output):
         for node in list(graph.nodes):
@@ -248,13 +237,13 @@ def input_of(start: fx.Node) -> fx.Node:
 def _main_entry(graph_module: fx.GraphModule) -> fx.Node:
     """Return the main input, or its encoding if it has one."""
     nodes = list(graph_module.graph.nodes)
-    found = main_input(nodes, {node: vocabulary().call(node, graph_module) for node in nodes})
-    if not found:
+    inputs = main_input(nodes, {node: vocabulary().call(node, graph_module) for node in nodes})
+    if not inputs:
         raise UsageError(
             "the network reads integers (token indices), which no weight multiplies",
             hint='explain it by the embeddings: source="the embedding layer\'s name"',
         )
-    return entry(found[0], graph_module)
+    return entry(inputs[0], graph_module)
 
 
 def _is_floating(node: fx.Node) -> bool:
@@ -263,10 +252,5 @@ def _is_floating(node: fx.Node) -> bool:
 
 
 def _check_leads_somewhere(graph_module: fx.GraphModule, start: fx.Node, name: str) -> None:
-    reached, pending = {start}, [start]
-    while pending:
-        fresh = [user for user in pending.pop().users if user not in reached]
-        reached.update(fresh)
-        pending += fresh
-    if not any(node.op == "output" for node in reached):
+    if start not in everything_read([graph_module.graph.output_node()]):
         raise UsageError(f"{name!r} does not lead to the explained value", hint="name an earlier layer")

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from bcos_fx.errors import UsageError
 from bcos_fx.escaping import amount, shown
-from bcos_fx.explanation.completeness import Sums
+from bcos_fx.explanation.completeness import VERDICTS, Sums
 
 _LISTED = 5
-_VERDICTS = ("incomplete", "complete", "not tested")  # of a whole, that of the first of these that a part has
 _WARNINGS = {
     "incomplete": "INCOMPLETE: contributions do not add up to the output",
     "not tested": "NOT TESTED: the sum is right, and says nothing of W(x)",
@@ -51,9 +50,9 @@ class Constants(Mapping[str, Tensor]):
 
     def shares(self) -> dict[str, Tensor]:
         """Return each constant's share, in [0, 1], of the absolute contributions of all; 0 where those are 0."""
-        whole = sum((values.abs() for values in self._values.values()), torch.zeros_like(self._like))
-        safe = torch.where(whole > 0, whole, 1)
-        return {source: values.abs() / safe for source, values in self._values.items()}
+        sizes = self.map(torch.abs)
+        whole = sizes.total()
+        return {source: size / torch.where(whole > 0, whole, 1) for source, size in sizes.items()}
 
     def largest(self, count: int = _LISTED) -> list[tuple[str, float]]:
         """Return the constants that contribute most, with their mean contribution over samples and targets."""
@@ -232,11 +231,11 @@ class Result:
         if len(self.axes) not in (2, 3):
             shape = tuple(self.encoded.shape[1:])
             raise UsageError(f"an explanation by {shape} is not a picture", hint="leave the blocks out")
-        own = [n for axis, n in enumerate(self.encoded.shape) if axis not in (0, self.channel_axis)]
-        if side > min(own[-2:]):
-            size = " x ".join(map(str, own[-2:]))
+        height, width = self.contributions.shape[-2:]
+        if side > min(height, width):
             raise UsageError(
-                f"blocks of {side} pixels are larger than the {size} pixels that are shown", hint="2 is usual"
+                f"blocks of {side} pixels are larger than the {height} x {width} pixels that are shown",
+                hint="2 is usual",
             )
         return replace(self, blocks=side)
 
@@ -274,7 +273,7 @@ class Result:
             **changed,
             constants=Constants(values, changed["output"]),
             notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
-            verdict=next(each for each in _VERDICTS if any(part.verdict == each for part in parts)),
+            verdict=next(verdict for verdict in VERDICTS if any(part.verdict == verdict for part in parts)),
             colors=any(part.colors for part in parts),
             tokens=None if first.tokens is None else tuple(row for part in parts for row in part.tokens or ()),
         )
@@ -285,8 +284,8 @@ class Result:
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Return the explanation with a function applied to every tensor in it."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        changed: dict[str, Any] = {name: None if t is None else change(t) for name, t in tensors.items()}
+        tensors = {name: tensor for name in _TENSORS if (tensor := getattr(self, name)) is not None}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
         return replace(self, **changed, constants=self.constants.map(change))
 
     def summary(self) -> list[str]:
@@ -297,9 +296,9 @@ class Result:
         shown = self[sample]
         output, constants = shown.output.flatten()[0], shown.constants.total().flatten()[0]
         residual = shown.residual.flatten()[0]
-        own = output - constants - residual
+        from_input = output - constants - residual
         label = shown.target_name()
-        return f"{label}: {output:.4g} = {own:.4g} from the input {constants:+.4g} constants {residual:+.1e} residual"
+        return f"{label}: {output:.4g} = {from_input:.4g} from the input {constants:+.4g} constants {residual:+.1e} residual"
 
     def __repr__(self) -> str:
         count = amount(len(self), "sample")

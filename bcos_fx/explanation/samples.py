@@ -58,11 +58,10 @@ def check_rows(view: ExplanationView, value: Tensor, samples: int) -> None:
         )
 
 
-def of_samples(target: object, place: slice, samples: int) -> Any:
+def of_samples(target: Any, place: slice, samples: int) -> Any:
     """Return the part of a target that belongs to some samples."""
-    if isinstance(target, Tensor) and target.dim() and len(target) == samples:
-        return target[place]
-    return target[place] if isinstance(target, list) and len(target) == samples else target
+    rows = isinstance(target, list) or (isinstance(target, Tensor) and target.dim() > 0)
+    return target[place] if rows and len(target) == samples else target
 
 
 def check_apart(view: ExplanationView, inputs: list[Tensor]) -> None:

@@ -20,7 +20,7 @@ RunNodes = Callable[[Sequence[Tensor]], Iterator[tuple[fx.Node, Any]]]
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Observed:
     """What was seen of a value: its shape, and whether its first part holds anything of samples after the first."""
 
     shape: tuple[int, ...]
@@ -40,15 +40,15 @@ def is_separable(graph_module: fx.GraphModule, inputs: Sequence[fx.Node], run: R
     called = {node: graph_module.get_submodule(str(node.target)) for node in calls}
     counted = [node for node, module in called.items() if isinstance(module, Counted)]
     carriers = [node.args[-1] for node in counted if isinstance(called[node], CountedConstant)]
-    wanted = {*counted, *(node for node in carriers if isinstance(node, fx.Node))}
-    two, three = (_observed(run, [_stand_in(node, count, like) for node in inputs], wanted) for count in (2, 3))
-    if two is None or three is None:
+    observed = _of_two_and_three(run, inputs, like, {*counted, *(c for c in carriers if isinstance(c, fx.Node))})
+    if observed is None:
         return False
+    two, three = observed
     shapes = [(two[node].shape, three[node].shape) for node in counted if node in two]
     if not all(_grows(*pair) for pair in shapes):
         return False
     # Where samples were merged with something else, the second of two must stay out of the first half.
-    return all(shape[0] == 2 for shape, _ in shapes) or not any(seen.mixed for seen in two.values())
+    return all(shape[0] == 2 for shape, _ in shapes) or not any(value.mixed for value in two.values())
 
 
 def where_mixed(inputs: Sequence[fx.Node], run: RunNodes, like: Tensor) -> fx.Node | None:
@@ -59,27 +59,29 @@ def where_mixed(inputs: Sequence[fx.Node], run: RunNodes, like: Tensor) -> fx.No
         run: runs it.
         like: a tensor of the network's precision, on its device.
     """
-    every = set(inputs[0].graph.nodes)
-    two, three = (_observed(run, [_stand_in(node, count, like) for node in inputs], every) for count in (2, 3))
-    if two is None or three is None:
+    observed = _of_two_and_three(run, inputs, like, set(inputs[0].graph.nodes))
+    if observed is None:
         return None
-    lost = (node for node, seen in two.items() if seen.mixed and node in three and seen.shape == three[node].shape)
+    two, three = observed
+    lost = (node for node, value in two.items() if value.mixed and node in three and value.shape == three[node].shape)
     return next(lost, None)
 
 
-def _observed(run: RunNodes, inputs: Sequence[Tensor], wanted: set[fx.Node]) -> dict[fx.Node, _Seen] | None:
-    """Record the values of nodes where all samples but the first are NaN; None if the graph does not run."""
-    samples, seen = len(inputs[0]), dict[fx.Node, _Seen]()
-
+def _of_two_and_three(
+    run: RunNodes, inputs: Sequence[fx.Node], like: Tensor, nodes: set[fx.Node]
+) -> tuple[dict[fx.Node, _Observed], dict[fx.Node, _Observed]] | None:
+    """Record the values of nodes for two samples and for three, all but the first NaN; None if the graph fails."""
+    two, three = dict[fx.Node, _Observed](), dict[fx.Node, _Observed]()
     try:
         with torch.no_grad():
-            for node, value in run(inputs):
-                if node in wanted and isinstance(value, Tensor):
-                    first = value[: max(1, len(value) // samples)] if value.dim() else value
-                    seen[node] = _Seen(tuple(value.shape), bool(first.isnan().any()))
-    except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            for samples, observed in ((2, two), (3, three)):
+                for node, value in run([_stand_in(node, samples, like) for node in inputs]):
+                    if node in nodes and isinstance(value, Tensor):
+                        first = value[: max(1, len(value) // samples)] if value.dim() else value
+                        observed[node] = _Observed(tuple(value.shape), bool(first.isnan().any()))
+    except (RuntimeError, ValueError, TypeError):
         return None
-    return seen
+    return two, three
 
 
 def _grows(two: tuple[int, ...], three: tuple[int, ...]) -> bool:

@@ -66,10 +66,10 @@ class Difference:
         if len(indices):
             _check_range(indices, outputs.shape[1])
         target = outputs.detach().argmax(1) if self.target is None else torch.full((len(outputs),), self.target)
-        own = outputs.gather(1, target.to(outputs.device)[:, None])[:, 0]
+        first = outputs.gather(1, target.to(outputs.device)[:, None])[:, 0]
         if self.other is not None:
-            return own - outputs[:, self.other]
-        return own - (outputs.sum(1) - own) / (outputs.shape[1] - 1)
+            return first - outputs[:, self.other]
+        return first - (outputs.sum(1) - first) / (outputs.shape[1] - 1)
 
     def label(self, name: Callable[[int], str]) -> str:
         """Return what the difference is called, where ``name`` gives the name of a class."""
@@ -143,11 +143,10 @@ def chosen(target: object, value: Tensor) -> Chosen:
         UsageError: an index is out of range, or the target has another form.
     """
     if callable(target):
-        return Chosen(
-            lambda outputs: _one_number_per_sample(_call_target(target, outputs), outputs),
-            None,
-            _is_single(target, value),
-        )
+        with torch.no_grad():
+            numbers: object = _call_target(target, value)
+        single = not isinstance(numbers, Tensor) or numbers.dim() < 2
+        return Chosen(lambda outputs: _one_number_per_sample(_call_target(target, outputs), outputs), None, single)
     if value.dim() > 2 or isinstance(target, tuple):
         return _unit(target, value)
     flat = value.reshape(len(value), -1)
@@ -179,12 +178,6 @@ def _one_number_per_sample(numbers: object, outputs: Tensor) -> Tensor:
     if not numbers.requires_grad:
         raise UsageError("what the target function returned does not depend on the outputs")
     return numbers.unsqueeze(1) if numbers.dim() == 1 else numbers
-
-
-def _is_single(target: Callable[[Tensor], Tensor], value: Tensor) -> bool:
-    with torch.no_grad():
-        numbers = _call_target(target, value)
-    return not isinstance(numbers, Tensor) or numbers.dim() < 2
 
 
 def _unit(target: object, value: Tensor) -> Chosen:
@@ -221,7 +214,10 @@ def _indices(target: object, outputs: Tensor) -> tuple[Tensor, bool]:
         return outputs.detach().topk(min(int(target.removeprefix("top")), outputs.shape[1]), dim=1).indices, False
     if isinstance(target, int) and not isinstance(target, bool):
         return torch.full((samples, 1), target), True
-    tensor = _as_tensor(target)
+    try:
+        tensor = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"the target {target!r} cannot be read", hint=_FORMS) from error
     wrong = tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool
     if wrong or tensor.dim() > 2:
         raise UsageError(f"the target {target!r} holds no indices", hint=_FORMS)
@@ -233,13 +229,6 @@ def _indices(target: object, outputs: Tensor) -> tuple[Tensor, bool]:
             hint="one index per sample, or for several outputs of each sample a list of lists",
         )
     return (tensor.long().unsqueeze(1), True) if tensor.dim() == 1 else (tensor.long(), False)
-
-
-def _as_tensor(target: object) -> Tensor:
-    try:
-        return torch.as_tensor(target)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"the target {target!r} cannot be read", hint=_FORMS) from error
 
 
 def _check_range(indices: Tensor, outputs: int) -> None:

@@ -15,8 +15,7 @@ import copy
 import operator
 import weakref
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor, fx, nn
 from bcos_fx.errors import UsageError, nearest
 from bcos_fx.escaping import amount
 from bcos_fx.explanation.axes import Axes, axes_of
-from bcos_fx.explanation.certificate import Certificate, certificate, uncounted, unfinished, with_breaks
+from bcos_fx.explanation.certificate import Certificate, certificate, of_finished_view
 from bcos_fx.explanation.foreign import traced
 from bcos_fx.explanation.preparation import Prepared, SourceNames, entry, prepare, recipe
 from bcos_fx.explanation.separability import is_separable, where_mixed
@@ -96,8 +95,7 @@ class ExplanationView:
         reader = GraphReader(self.graph_module, vocabulary(), Options())
         self._value_path = reader.flow.value_path
         if self.certificate.ok:
-            missed = unfinished(reader) or uncounted(self.certificate, self.sources)
-            self.certificate = with_breaks(self.certificate, missed)
+            self.certificate = of_finished_view(self.certificate, reader, self.sources)
 
     @property
     def converted(self) -> BcosNetwork | None:
@@ -323,13 +321,12 @@ def view_of(
             module = module.of_size(in_order(names, given) if isinstance(given, Mapping) else given)
         if not isinstance(module, BcosNetwork):
             return ExplanationView(traced(module, inputs, batch_axis), output=output, source=source)
-        kept, made_of = _VIEWS.setdefault(module, {}), _made_of(module)
         source = source if source is None or isinstance(source, str) else tuple(source)
-        view, parts = kept.get((output, source), (None, None))
-        if view is None or parts != made_of:
-            view = ExplanationView(module, output=output, source=source)
-            kept[output, source] = view, made_of
-        return view
+        views = _VIEWS.setdefault(module, {})
+        parts, held = _made_of(module)
+        if (output, source) not in views or views[output, source].parts != parts:
+            views[output, source] = _Kept(ExplanationView(module, output=output, source=source), parts, held)
+        return views[output, source].view
 
 
 def _check_mode(module: nn.Module) -> None:
@@ -362,28 +359,25 @@ def in_order(names: Sequence[str], inputs: ExampleInputs) -> list[Tensor]:
     return given
 
 
-_VIEWS: WeakKeyDictionary[BcosNetwork, dict[Any, tuple[ExplanationView | None, Any]]] = WeakKeyDictionary()
+class _Kept(NamedTuple):
+    """A view, what it was made of, and the tensors among that, so that no new one can have an old one's identity."""
+
+    view: ExplanationView
+    parts: list[object]
+    held: list[object]
 
 
-def _made_of(network: BcosNetwork) -> list[Any]:
+_VIEWS: WeakKeyDictionary[BcosNetwork, dict[tuple[str | None, SourceNames], _Kept]] = WeakKeyDictionary()
+
+
+def _made_of(network: BcosNetwork) -> tuple[list[object], list[object]]:
     """Return what a view depends on: the layers, which of them add a constant, and the tensors that the graph reads.
 
-    The rest is read again from the layers. Moving or casting a network puts new buffers in the old ones' place; the
-    tensors themselves are kept here, so that no new one can have an old one's identity.
+    The rest is read again from the layers. Moving or casting a network puts new buffers in the old ones' place.
+
+    Returns:
+        Identities, and the tensors.
     """
-    layers: list[Any] = [(id(layer), getattr(layer, "bias", None) is None) for layer in network.modules()]
-    read = [str(node.target) for node in network.graph.nodes if node.op == "get_attr"]
-    return layers + [_Same(operator.attrgetter(name)(network)) for name in read]
-
-
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """Equal where it holds the same object."""
-
-    held: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.held is self.held
-
-    def __hash__(self) -> int:
-        return id(self.held)
+    tensors = [operator.attrgetter(str(node.target))(network) for node in network.graph.find_nodes(op="get_attr")]
+    layers = [(id(layer), getattr(layer, "bias", None) is None) for layer in network.modules()]
+    return [*layers, *map(id, tensors)], tensors

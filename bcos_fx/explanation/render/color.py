@@ -63,8 +63,8 @@ def _full(values: Tensor, percentile: float) -> Tensor:
         raise UsageError(f"percentile is {percentile!r}", hint="give a number above 0, at most 100")
     flat = values.detach().flatten(1).double().cpu()
     # numpy's selection takes time linear in the number of pixels; torch.quantile accepts at most 16 million.
-    found = torch.from_numpy(np.quantile(flat.numpy(), percentile / 100, axis=1))
-    return torch.where(found > 0, found, flat.amax(1)).to(values)
+    full = torch.from_numpy(np.quantile(flat.numpy(), percentile / 100, axis=1))
+    return torch.where(full > 0, full, flat.amax(1)).to(values)
 
 
 def _boxed(values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -199,12 +199,11 @@ def images(
     Raises:
         UsageError: the input is not a photograph, and an overlay is wanted; or as for :func:`pictures`.
     """
-    made = pictures(explanation, smooth=smooth, percentile=percentile, opaque=not overlay)
-    drawn = [to_image(picture) for picture in made]
+    drawn = list(map(to_image, pictures(explanation, smooth=smooth, percentile=percentile, opaque=not overlay)))
     if not overlay:
         return drawn
-    each = len(drawn) // max(1, len(explanation))
-    return [overlaid(picture, background(explanation, place // each)) for place, picture in enumerate(drawn)]
+    targets = len(drawn) // max(1, len(explanation))
+    return [overlaid(picture, background(explanation, place // targets)) for place, picture in enumerate(drawn)]
 
 
 def background(explanation: Result, sample: int) -> Image.Image:
@@ -213,10 +212,10 @@ def background(explanation: Result, sample: int) -> Image.Image:
     Raises:
         UsageError: it is not a photograph.
     """
-    found = photograph(explanation, sample)
-    if found is None:
+    image = photograph(explanation, sample)
+    if image is None:
         raise UsageError("the input is not a photograph, so nothing can be drawn over it", hint="leave the overlay out")
-    return found
+    return image
 
 
 def to_image(picture: Tensor) -> Image.Image:

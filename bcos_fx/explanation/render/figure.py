@@ -76,9 +76,8 @@ def figure(explanation: Result, *, top: int = 5, style: Style | None = None) -> 
     drawn = Drawing(figsize=size, layout="constrained")
     axes = drawn.subplots(len(shown), len(widths), squeeze=False, width_ratios=widths)
     for row, (sample, place) in enumerate(shown):
-        one = explanation[sample].of_target(place)
         for ax, (_, draw) in zip(axes[row], panels, strict=True):
-            draw(ax, one, chosen)
+            draw(ax, explanation[sample].of_target(place), chosen)
     _caption(drawn, explanation, len(shown), len(pairs), round(110 * sum(widths) / 4.7))
     _set_fonts(drawn, chosen)
     return drawn
@@ -90,26 +89,26 @@ def _panels(explanation: Result, top: int) -> dict[str, DrawnPanel]:
     def outputs(ax: Axes, sample: Result, style: Style) -> None:
         draw_scores(ax, sample, top)
 
-    found: dict[str, DrawnPanel] = {}
+    panels: dict[str, DrawnPanel] = {}
     if len(explanation.axes) in (2, 3):
         width = 3.0 if len(explanation.axes) == 3 else 1.0
-        found["input"] = (width, draw_input)
+        panels["input"] = (width, draw_input)
         if explanation.colors:
-            found["weights"] = (width, draw_weights)
-        found["contributions"] = (width, draw_contributions)
+            panels["weights"] = (width, draw_weights)
+        panels["contributions"] = (width, draw_contributions)
     elif _has_signal(explanation):
-        found |= {"input": (1.7, draw_signal), "contributions": (1.7, draw_places)}
+        panels |= {"input": (1.7, draw_signal), "contributions": (1.7, draw_places)}
     else:
-        found["contributions"] = (1.9, draw_table if explanation.axes == ("feature",) else draw_places)
-    return found | {"outputs": (1.7, outputs)}
+        panels["contributions"] = (1.9, draw_table if explanation.axes == ("feature",) else draw_places)
+    return panels | {"outputs": (1.7, outputs)}
 
 
-def _chosen(found: dict[str, DrawnPanel], style: Style) -> list[DrawnPanel]:
+def _chosen(panels: dict[str, DrawnPanel], style: Style) -> list[DrawnPanel]:
     for name in style.panels or ():
-        if name not in found:
+        if name not in panels:
             why = " (W(x) has no color here)" if name == "weights" else ""
-            raise UsageError(f"this explanation has no panel {name!r}{why}", hint=f"it has {', '.join(found)}")
-    return [found[name] for name in style.panels or found]
+            raise UsageError(f"this explanation has no panel {name!r}{why}", hint=f"it has {', '.join(panels)}")
+    return [panels[name] for name in style.panels or panels]
 
 
 def _height(explanation: Result, style: Style) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,13 @@ from torch import Tensor
 
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation.render.figure import MOST_ROWS, figure, require_matplotlib
+from bcos_fx.explanation.render.html import cards, page
 from bcos_fx.explanation.render.style import Style
 from bcos_fx.explanation.result import Result
 from bcos_fx.files import check_target, replacing
 
 _FIGURES = (".png", ".pdf", ".svg")
+_KEY = "explanation"
 
 
 def save(explanation: Result, path: Path, style: Style | None = None) -> Path:
@@ -48,25 +49,21 @@ class Collector:
         self._style = style
         self._path, self._suffix = path, path.suffix.lower()
         self._cards: list[str] = []
-        self._kept: list[Result] = []
+        self._explanations: list[Result] = []
 
     def add(self, explanation: Result, labels: Sequence[str]) -> None:
         """Take in some samples; ``labels`` is what each is called."""
         if self._suffix == ".html":
-            from bcos_fx.explanation.render.html import cards
-
             self._cards += cards(explanation, labels, overlay=self._style is not None and self._style.overlay)
-        elif self._suffix not in _FIGURES or sum(map(len, self._kept)) < MOST_ROWS:
-            self._kept.append(explanation)
+        elif self._suffix not in _FIGURES or sum(map(len, self._explanations)) < MOST_ROWS:
+            self._explanations.append(explanation)
 
     def close(self) -> None:
         """Write the file."""
         if self._suffix == ".html":
-            from bcos_fx.explanation.render.html import page
-
             write_whole(self._path, _text(page(self._cards)))
         else:
-            save(Result.joined(self._kept), self._path, self._style)
+            save(Result.joined(self._explanations), self._path, self._style)
 
 
 def writer(path: Path, style: Style | None = None) -> Callable[[Result], bytes]:
@@ -80,15 +77,19 @@ def writer(path: Path, style: Style | None = None) -> Callable[[Result], bytes]:
     if suffix in _FIGURES:
         require_matplotlib()
         return lambda explanation: _figure(explanation, suffix[1:], style)
-    gallery = partial(_gallery, overlay=style is not None and style.overlay)
-    forms: dict[str, Callable[[Result], bytes]] = {".html": gallery, ".safetensors": _safetensors, ".npz": _npz}
+    overlay = style is not None and style.overlay
+    forms: dict[str, Callable[[Result], bytes]] = {
+        ".html": lambda explanation: _text(page(cards(explanation, overlay=overlay))),
+        ".safetensors": lambda explanation: safetensors_bytes(_tensors(explanation), {_KEY: _facts(explanation)}),
+        ".npz": _npz,
+    }
     if suffix not in forms:
         raise UsageError(
             f"an explanation cannot be written as {suffix or 'a file without suffix'}",
             where=str(path),
             hint=f"end the name in one of {', '.join((*_FIGURES, *forms))}",
         )
-    if style is not None and style != Style(overlay=style.overlay and suffix == ".html"):
+    if style is not None and style != Style(overlay=overlay and suffix == ".html"):
         raise UsageError(
             f"a {suffix} file has no panels, colors or fonts to choose", hint=f"write a figure: {', '.join(_FIGURES)}"
         )
@@ -111,12 +112,6 @@ def _figure(explanation: Result, form: str, style: Style | None) -> bytes:
     return buffer.getvalue()
 
 
-def _gallery(explanation: Result, *, overlay: bool = False) -> bytes:
-    from bcos_fx.explanation.render.html import cards, page
-
-    return _text(page(cards(explanation, overlay=overlay)))
-
-
 def _text(document: str) -> bytes:
     """Encode as UTF-8; bytes of a file's name that are not text become question marks."""
     return document.encode("utf-8", errors="replace")
@@ -124,9 +119,9 @@ def _text(document: str) -> bytes:
 
 def _tensors(explanation: Result) -> dict[str, Tensor]:
     names = ("inputs", "encoded", "weights", "output", "contributions", "residual", "prediction", "scores", "target")
-    found = {name: getattr(explanation, name) for name in names}
+    fields = {name: getattr(explanation, name) for name in names}
     constants = {f"constants.{source}": values for source, values in explanation.constants.items()}
-    return {name: t.detach().cpu().contiguous().clone() for name, t in (found | constants).items() if t is not None}
+    return {name: t.detach().cpu().contiguous().clone() for name, t in (fields | constants).items() if t is not None}
 
 
 def _facts(explanation: Result) -> str:
@@ -134,10 +129,6 @@ def _facts(explanation: Result) -> str:
     facts = {name: getattr(explanation, name) for name in (*names, "channel_axis", "axes", "labels")}
     verdict = {"complete": explanation.complete, "verdict": explanation.verdict}
     return json.dumps(facts | verdict | {"colours": explanation.colors}, sort_keys=True)
-
-
-def _safetensors(explanation: Result) -> bytes:
-    return safetensors_bytes(_tensors(explanation), {"explanation": _facts(explanation)})
 
 
 def _npz(explanation: Result) -> bytes:

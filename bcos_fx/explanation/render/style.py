@@ -42,7 +42,7 @@ class Style:
         Raises:
             UsageError: a keyword is not known, or a value makes no sense.
         """
-        known = [each.name for each in fields(cls)]
+        known = [field.name for field in fields(cls)]
         for name in given:
             if name not in known:
                 raise UsageError(f"a figure has no {name!r} to choose", hint=nearest(name, known))

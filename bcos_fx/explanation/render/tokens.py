@@ -42,14 +42,10 @@ def text(explanation: Result) -> str:
     Raises:
         UsageError: the source is an image.
     """
-    _check_listed(explanation)
-    samples = range(len(explanation))
-    return "\n".join(line for number in samples for line in _sample(explanation[number], number))
-
-
-def _check_listed(explanation: Result) -> None:
     if len(explanation.axes) > 1:
         raise UsageError("an image has no tokens", hint="look at it: explanation.plot(), explanation.image()")
+    samples = range(len(explanation))
+    return "\n".join(line for number in samples for line in _sample(explanation[number], number))
 
 
 def _sample(sample: Result, number: int) -> list[str]:
