@@ -26,11 +26,12 @@ def assembled(stage: Changed, verification: Verification | None, train: str) -> 
 def _report(stage: Changed, guards: tuple[Guard, ...], verification: Verification | None) -> Report:
     traced, recipe = stage.preserved.traced, stage.preserved.traced.conversion.recipe
     rows = read_rows(traced.reader)
+    rules = {rule.name: RuleUse(rule.phase, rule.preserves) for rule in recipe.rules}
     return Report(
         recipe=recipe.name,
         options=recipe.options.to_dict(),
         rule_hashes=recipe.hashes,
-        rules=_rules_used(stage),
+        rules={name: rules[name] for name in dict.fromkeys(step.rule for step in stage.log.steps)},
         before=traced.before,
         nodes=rows,
         removed=removed_nodes(stage.log.steps, traced.before, rows),
@@ -47,16 +48,10 @@ def _report(stage: Changed, guards: tuple[Guard, ...], verification: Verificatio
 
 
 def _own_backward(lines: Sequence[str], verification: Verification | None) -> str | None:
-    """Say where the module's own backward pass is, if the proof found its gradients to be others or has none."""
+    """Return where the module's own backward pass is, if the proof found its gradients to be others or has none."""
     if not lines or (verification and any("gradient" in row.name for row in verification.comparisons)):
         return None
     return f"a backward pass of its own, which is not the gradient of what it computes: {'; '.join(lines)}"
-
-
-def _rules_used(stage: Changed) -> dict[str, RuleUse]:
-    rules = stage.preserved.traced.conversion.recipe.rules
-    known = {rule.name: RuleUse(rule.phase, rule.preserves) for rule in rules}
-    return {name: known[name] for name in dict.fromkeys(step.rule for step in stage.log.steps)}
 
 
 def _notes(stage: Changed) -> tuple[str, ...]:

@@ -47,10 +47,10 @@ def example_for_original(stage: Preserved, inputs: Sequence[Tensor]) -> ExampleI
     whole = stage.traced.conversion.whole
     pairs = [torch.cat([x, x]) if len(x) == 1 and not whole else x for x in inputs]
     triples = zip(stage.specs, pairs, examples(stage), strict=True)
-    made: ExampleInputs = example.like(
+    originals: ExampleInputs = example.like(
         stage.traced.inputs, [spec.original(x.detach()).to(old) for spec, x, old in triples]
     )
-    return made
+    return originals
 
 
 def examples(stage: Preserved) -> tuple[Tensor, ...]:

@@ -74,12 +74,9 @@ def _prove_blocks(stage: Preserved, original: fx.GraphModule) -> Verification:
     if conversion.verify is None:
         result = dataclasses.replace(result, method=f"blocks, for {conversion.size / 1e6:.0f} million parameters")
     wrong = [row for row in result.comparisons if row.verdict == "different"]
+    # The blocks are equal where the rules kept the function; a difference of the whole alone is the trace's.
     if wrong and all(row.name.startswith(WHOLE) for row in wrong):
-        raise TraceError(
-            f"the module's graph holds for inputs like the example only: {result.detail}",
-            where="; ".join(str(guard.source) for guard in stage.traced.trace.guards) or None,
-            hint="keep the number of samples, strides and the input's values out of Python's branches and numbers",
-        )
+        raise _of_the_example_only(stage, result)
     if wrong:
         raise VerificationError(
             f"the rewritten network is not the original: {result.detail}",
@@ -121,9 +118,15 @@ def _check_trace(stage: Preserved, graph_module: fx.GraphModule, inputs: tuple[T
     compared = _compared(stage, graph_module, plain, inputs)
     result = verify(*compared, batch_sizes=(1, 2), sizes=_sizes(stage), gradients=False)
     if differs(result.comparisons):
-        raise TraceError(
-            f"the module's graph holds for inputs like the example only: {result.detail}",
-            where="; ".join(str(guard.source) for guard in stage.traced.trace.guards) or None,
-            hint="keep the number of samples, strides and the input's values out of Python's branches and numbers; "
-            "where the samples of a batch belong together, batch_axis=None converts them as one",
-        )
+        whole = "; where the samples of a batch belong together, batch_axis=None converts them as one"
+        raise _of_the_example_only(stage, result, whole)
+
+
+def _of_the_example_only(stage: Preserved, result: Verification, further_hint: str = "") -> TraceError:
+    """Return the error for a graph that is the module for inputs like the example's alone."""
+    hint = "keep the number of samples, strides and the input's values out of Python's branches and numbers"
+    return TraceError(
+        f"the module's graph holds for inputs like the example only: {result.detail}",
+        where="; ".join(str(guard.source) for guard in stage.traced.trace.guards) or None,
+        hint=hint + further_hint,
+    )

@@ -25,11 +25,12 @@ def recorded_classes(module: nn.Module, outputs: int | None) -> tuple[str, ...]:
     it and the number of classes is theirs; whether those weights are in the module cannot be seen.
     """
     recorded = _pretrained_cfg(module)
-    found = _of_config(getattr(module, "config", None)) or _of_pretrained(recorded)
-    if not found and "timm" in sys.modules and recorded.get("num_classes") == outputs:
-        found = _of_imagenet(recorded)
-    names = tuple(name.strip() for name in found if isinstance(name, str) and name.strip())
-    return names if len(names) == len(found) == outputs else ()
+    entries = _of_config(getattr(module, "config", None)) or _of_pretrained(recorded)
+    # Not imported for its names: a network of timm has imported it.
+    if not entries and "timm" in sys.modules and recorded.get("num_classes") == outputs:
+        entries = _of_imagenet(recorded)
+    names = tuple(name.strip() for name in entries if isinstance(name, str) and name.strip())
+    return names if len(names) == len(entries) == outputs else ()
 
 
 def recorded_origin(module: nn.Module) -> Origin:
@@ -52,33 +53,26 @@ def _of_config(config: object) -> Sequence[Any]:
     names = getattr(config, "id2label", None)
     if not isinstance(names, Mapping):
         return ()
-    places = {str(place): name for place, name in names.items()}
-    found = [places.get(str(place)) for place in range(len(places))]
-    return () if found == [f"LABEL_{place}" for place in range(len(found))] else found
+    # Indices are strings in a configuration that was read from JSON.
+    by_index = {str(index): name for index, name in names.items()}
+    ordered = [by_index.get(str(index)) for index in range(len(by_index))]
+    return () if ordered == [f"LABEL_{index}" for index in range(len(ordered))] else ordered
 
 
 def _of_pretrained(recorded: Mapping[str, Any]) -> Sequence[Any]:
-    for key in ("label_descriptions", "label_names"):
-        names = recorded.get(key)
-        if (
-            key == "label_descriptions"
-            and isinstance(names, Mapping)
-            and isinstance(recorded.get("label_names"), list | tuple)
-        ):
-            names = [names.get(name) for name in recorded["label_names"]]
-        if isinstance(names, list | tuple) and names:
-            return names
-    return ()
+    described, names = recorded.get("label_descriptions"), recorded.get("label_names")
+    if isinstance(described, Mapping) and isinstance(names, list | tuple):
+        described = [described.get(name) for name in names]
+    return next((given for given in (described, names) if isinstance(given, list | tuple) and given), ())
 
 
 def _of_imagenet(recorded: Mapping[str, Any]) -> Sequence[Any]:
     data: Any = sys.modules["timm"].data
     subset = data.infer_imagenet_subset(dict(recorded))
-    return (
-        data.ImageNetInfo(subset).label_descriptions()
-        if subset and _IMAGENET.search(_text(recorded.get("tag")))
-        else ()
-    )
+    if not subset or not _IMAGENET.search(_text(recorded.get("tag"))):
+        return ()
+    names: Sequence[str] = data.ImageNetInfo(subset).label_descriptions()
+    return names
 
 
 def _text(value: object) -> str:

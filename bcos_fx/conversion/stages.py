@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from bcos_fx import example
 from bcos_fx.conversion.inputs import drift_batches
@@ -34,16 +34,16 @@ def traced(conversion: Conversion, example_inputs: ExampleInputs | None) -> Trac
     options = conversion.recipe.options
     options.check_leaves([path for path, _ in conversion.module.named_modules()])
     if example_inputs is None:
-        example_inputs, found = example.first_that_runs(conversion.module, conversion.trace)
-        notes = (*found.notes, *example.notes_of_guess(conversion.module, example_inputs))
-        found = dataclasses.replace(found, notes=notes)
+        example_inputs, trace = example.first_that_runs(conversion.module, conversion.trace)
+        notes = (*trace.notes, *example.notes_of_guess(conversion.module, example_inputs))
+        trace = dataclasses.replace(trace, notes=notes)
     else:
-        found = conversion.trace(example_inputs)
-    check_finite(found.graph_module)
-    reader = GraphReader(found.graph_module, conversion.engine.ops, options)
+        trace = conversion.trace(example_inputs)
+    check_finite(trace.graph_module)
+    reader = GraphReader(trace.graph_module, conversion.engine.ops, options)
     mark_origins(reader)
     bound = bind(conversion.module, example_inputs)
-    return Traced(conversion, example_inputs, found, bound, reader, read_rows(reader), Precision(found.graph_module))
+    return Traced(conversion, example_inputs, trace, bound, reader, read_rows(reader), Precision(trace.graph_module))
 
 
 def preserved(traced: Traced) -> Preserved:
@@ -62,7 +62,9 @@ def preserved(traced: Traced) -> Preserved:
     # A network of peers' layers came with its own encoding: a recipe's statistics are not for it.
     check_encoding(options, specs, log.near_misses, conversion.asked if traced.reader.has_peer_layers else None)
     if isinstance(patterns := conversion.asked.get("b"), Mapping):
-        check_patterns(patterns, _bcos_layers(traced.graph_module))
+        paths = [str(node.target) for node in traced.graph_module.graph.find_nodes(op="call_module")]
+        layers = {path: traced.graph_module.get_submodule(path) for path in paths}
+        check_patterns(patterns, {path: layer for path, layer in layers.items() if isinstance(layer, BcosLayer)})
     if conversion.images is not None:
         check_images(conversion.images, specs)
     return Preserved(traced, specs, log, original)
@@ -74,11 +76,9 @@ def _as_traced(traced: Traced) -> fx.GraphModule:
     shared = {}
     for name, tensor in traced.graph_module.named_parameters(remove_duplicate=False):
         other = own.get(name)
-        if (
-            other is not None
-            and (other.shape, other.dtype) == (tensor.shape, tensor.dtype)
-            and torch.equal(other, tensor)
-        ):
+        if other is None or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            continue
+        if torch.equal(other, tensor):
             shared[id(tensor)] = other
     return deep_copy(traced.graph_module, shared)
 
@@ -86,7 +86,7 @@ def _as_traced(traced: Traced) -> fx.GraphModule:
 def _specs(traced: Traced) -> tuple[InputSpec, ...]:
     named, batch_axis = traced.example.named, traced.conversion.batch_axis
     axes = (0,) * len(named) if batch_axis == 0 else axes_by_name(list(named), list(named.values()), batch_axis)
-    nodes = [node for node in traced.graph_module.graph.nodes if node.op == "placeholder"]
+    nodes = traced.graph_module.graph.find_nodes(op="placeholder")
     first, *others = (_spec(traced, node, axis) for node, axis in zip(nodes, axes, strict=True))
     return dataclasses.replace(first, **example.recorded_preprocessing(traced.conversion.module)), *others
 
@@ -102,17 +102,12 @@ def _spec(traced: Traced, node: fx.Node, axis: int | None) -> InputSpec:
     return dataclasses.replace(spec, encoded=True, matrix=rows, offset=tuple(offset.tolist()), channel_axis=axis)
 
 
-def _bcos_layers(graph_module: fx.GraphModule) -> dict[str, nn.Module]:
-    called = [str(node.target) for node in graph_module.graph.nodes if node.op == "call_module"]
-    layers = {path: graph_module.get_submodule(path) for path in called}
-    return {path: layer for path, layer in layers.items() if isinstance(layer, BcosLayer)}
-
-
 def changed(preserved: Preserved, *, measured: bool) -> Changed:
     """Run the phases that change the function, and measure how far each rule moved the output."""
     network = preserved.traced.graph_module
     preserved.traced.precision.restore_()
     meter = DriftMeter(network, drift_batches(preserved)) if measured else None
+    # The log of the stage before stays as it is: sweeps() adds to the one that it is given.
     log = PassLog([*preserved.log.steps], [*preserved.log.near_misses])
     drift: list[Drift] = []
     for rule, done in preserved.traced.conversion.engine.sweeps(network, CHANGING_PHASES, log):

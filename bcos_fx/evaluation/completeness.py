@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.evaluation.measured import Measured, maps_of
 from bcos_fx.explanation.explain import explain
 from bcos_fx.methods.checks import check_images, check_targets, class_outputs
 from bcos_fx.methods.method import Method
@@ -68,7 +68,7 @@ def completeness_of(
                 hint="give (C, H, W) or (C, 1, 1)",
             ) from error
         difference = there.gather(1, targets) - class_outputs(outputs, apart)[0][targets]
-    maps = checked_maps(method.maps(images, targets), images, targets)
+    maps = maps_of(method, images, targets)
     missed = (difference - maps.sum((2, 3))).abs()
     values = missed / torch.where(difference != 0, difference.abs(), 1)
     return Measured("completeness residual", method.name, values, method.settings)

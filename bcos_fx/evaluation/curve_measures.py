@@ -66,7 +66,6 @@ def curve_measure(
         task.source.prepare([p.index for p in chosen])
         values = {}
         for place, method in enumerate(methods):
-            # The first method is the network's own map; the others explain the original and are measured on it.
             network = task.model if place == 0 or task.original is None else task.original
 
             def of_image(number: int, method: Method = method, network: nn.Module = network) -> list[float]:

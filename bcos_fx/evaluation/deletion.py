@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, check_choice
-from bcos_fx.evaluation.measured import Measured, bootstrap_interval, checked_maps
+from bcos_fx.evaluation.measured import Measured, bootstrap_interval, maps_of
 from bcos_fx.evaluation.plots import curves_with_bands
 from bcos_fx.methods.checks import check_count, check_images, check_score, check_targets, class_outputs, scores
 from bcos_fx.methods.method import Method
@@ -128,7 +128,7 @@ def pixel_deletion(
     if order == "random":
         maps = images.new_zeros(*targets.shape, *images.shape[2:])
     else:
-        maps = checked_maps(method.maps(images, targets), images, targets)
+        maps = maps_of(method, images, targets)
     ranks = pixel_ranks(-maps if order == "least" else maps, seed)
     starts, ends = (images, background) if direction == "deletion" else (background, images)
     # Steps are whole pixels; in float64, because float32 rounds the counts of large images.

@@ -183,21 +183,16 @@ def gridpg(
             something else.
         VerificationError: the network is not dynamic linear.
     """
-    played = _protocol(protocol, side, grids)
+    if not isinstance(protocol, Protocol):
+        check_choice("protocol", protocol, PROTOCOLS)
+        protocol = PROTOCOLS[protocol](side=side, grids=grids)
     task = task_of(model, dataset, shape=shape)
     runner = Runner(folder=folder, track=track)
     with runner.alone():
         outcome = predict(task, runner, batch_size=batch_size)
-        chosen = select(outcome.predictions, played)
-        result = play(task, method or dynamic_linear(model), chosen, played, runner)
+        chosen = select(outcome.predictions, protocol)
+        result = play(task, method or dynamic_linear(model), chosen, protocol, runner)
     return dataclasses.replace(result, unreadable=outcome.unreadable)
-
-
-def _protocol(protocol: str | Protocol, side: int, grids: int) -> Protocol:
-    if isinstance(protocol, Protocol):
-        return protocol
-    check_choice("protocol", protocol, PROTOCOLS)
-    return PROTOCOLS[protocol](side=side, grids=grids)
 
 
 def play(
@@ -229,16 +224,11 @@ def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
 
 
-def _cell(task: EvaluationTask, protocol: Protocol) -> EvaluationTask:
-    """Return the same task with images of the size of a cell."""
-    shrunk = protocol.side if protocol.rescaled else 1
-    preprocessing = dataclasses.replace(task.preprocessing, shrunk=shrunk)
-    return dataclasses.replace(task, preprocessing=preprocessing)
-
-
 def grid_image(task: EvaluationTask, grid: Grid, protocol: Protocol) -> Tensor:
     """Return a grid as an image (1, C, H, W), on the model's device."""
-    return composed(_cell(task, protocol).read(grid.images), protocol.side).unsqueeze(0)
+    preprocessing = dataclasses.replace(task.preprocessing, shrunk=protocol.side if protocol.rescaled else 1)
+    cells = dataclasses.replace(task, preprocessing=preprocessing).read(grid.images)
+    return composed(cells, protocol.side).unsqueeze(0)
 
 
 def _scores(task: EvaluationTask, method: Method, grid: Grid, protocol: Protocol) -> list[float]:

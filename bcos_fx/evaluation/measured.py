@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -13,13 +15,10 @@ from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError
 from bcos_fx.escaping import amount
 from bcos_fx.evaluation.plots import new_axes
+from bcos_fx.methods.method import Method
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-import numpy as np
-import numpy.typing as npt
 
 _RESAMPLES, _AT_ONCE = 10_000, 500
 
@@ -119,16 +118,17 @@ def plot_boxes(results: Sequence[Measured]) -> Figure:
     return figure
 
 
-def checked_maps(maps: object, images: Tensor, targets: Tensor) -> Tensor:
-    """Return what a method gave for images (N, C, H, W) and targets (N, K).
+def maps_of(method: Method, images: Tensor, targets: Tensor) -> Tensor:
+    """Return a method's maps (N, K, H, W) of images (N, C, H, W) and targets (N, K), detached.
 
     Raises:
-        UsageError: it is not (N, K, H, W), or holds NaN or infinity.
+        UsageError: it gives something else, or NaN or infinity.
     """
-    wanted = (*targets.shape, *images.shape[2:])
-    if not isinstance(maps, Tensor) or tuple(maps.shape) != wanted:
+    maps: object = method.maps(images, targets)
+    expected = (*targets.shape, *images.shape[2:])
+    if not isinstance(maps, Tensor) or tuple(maps.shape) != expected:
         given = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-        raise UsageError(f"the method gives maps {given}, not {wanted}", hint="see bcos_fx.methods.method.Method")
+        raise UsageError(f"the method gives maps {given}, not {expected}", hint="see bcos_fx.methods.method.Method")
     if not bool(torch.isfinite(maps).all()):
         raise UsageError("the method gives NaN or infinity", hint="compare the network's outputs on these images first")
     return maps.detach()

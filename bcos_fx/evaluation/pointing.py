@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.evaluation.measured import Measured, maps_of
 from bcos_fx.methods.checks import check_count, check_images, check_targets
 from bcos_fx.methods.method import Method
 
@@ -118,15 +118,15 @@ def pointing(
     """
     images = check_images(images)
     targets = check_targets(images, targets)
-    wanted = _checked_masks(masks, images, targets)
+    objects = _checked_masks(masks, images, targets)
     check_count("tolerance", tolerance, 0)
     if not 0 <= threshold < 1:
         raise UsageError(f"threshold is {threshold!r}", hint="give a share of the largest value, from 0 to below 1")
-    maps = checked_maps(method.maps(images, targets), images, targets)
+    maps = maps_of(method, images, targets)
     measures: dict[str, tuple[str, Tensor, dict[str, object]]] = {
-        "energy": ("energy on the object", energy(maps, wanted), {}),
-        "hit": ("pointing game", hits(maps, wanted, tolerance), {"tolerance": tolerance}),
-        "iou": ("IoU", iou(maps, wanted, threshold), {"threshold": threshold}),
+        "energy": ("energy on the object", energy(maps, objects), {}),
+        "hit": ("pointing game", hits(maps, objects, tolerance), {"tolerance": tolerance}),
+        "iou": ("IoU", iou(maps, objects, threshold), {"threshold": threshold}),
     }
     return {
         key: Measured(name, method.name, values, {**method.settings, **settings})
@@ -135,12 +135,13 @@ def pointing(
 
 
 def _checked_masks(masks: object, images: Tensor, targets: Tensor) -> Tensor:
-    wanted = (*targets.shape, *images.shape[2:])
-    if not isinstance(masks, Tensor) or tuple(masks.shape) not in (wanted, (wanted[0], *wanted[2:])):
+    by_class = (*targets.shape, *images.shape[2:])
+    by_image = (by_class[0], *by_class[2:])
+    if not isinstance(masks, Tensor) or tuple(masks.shape) not in (by_class, by_image):
         given = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
-        raise UsageError(f"masks are {given}", hint=f"give {(wanted[0], *wanted[2:])}, or {wanted}")
+        raise UsageError(f"masks are {given}", hint=f"give {by_image}, or {by_class}")
     on = (masks if masks.dim() == 4 else masks.unsqueeze(1)).to(images.device) != 0
     if not bool(on.any((2, 3)).all()):
         empty = int((~on.any((2, 3))).any(1).nonzero()[0])
         raise UsageError(f"the mask of image {empty} is empty", hint="leave images without the object out")
-    return on.expand(wanted)
+    return on.expand(by_class)

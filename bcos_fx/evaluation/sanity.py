@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from bcos_fx.display import Displayed
 from bcos_fx.errors import UsageError, check_choice, nearest
 from bcos_fx.escaping import amount
-from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.evaluation.measured import Measured, maps_of
 from bcos_fx.evaluation.plots import new_axes
 from bcos_fx.methods.checks import check_images, check_targets
 from bcos_fx.methods.method import Method
@@ -118,7 +118,7 @@ def weight_randomisation(
     called, left_out = _modules_last_first(network, images[:1] if example is None else example)
     chosen = _check_layers(network, layers) if layers is not None else called
     # On copies: a method may hook the network that it explains.
-    before = _maps(make, deep_copy(network), images, targets)
+    before = maps_of(make(deep_copy(network)), images, targets)
     generator = torch.Generator().manual_seed(seed)
     altered, drawn = deep_copy(network), set[str]()
     similar = []
@@ -126,7 +126,7 @@ def weight_randomisation(
         if mode == "independent":
             altered, drawn = deep_copy(network), set()
         randomise_(altered, layer, generator, alone=layers is None, drawn=drawn)
-        similar.append(similarities(before, _maps(make, altered, images, targets)))
+        similar.append(similarities(before, maps_of(make(altered), images, targets)))
     method = make(network)
     return Randomised(
         method.name,
@@ -137,13 +137,7 @@ def weight_randomisation(
     )
 
 
-def _maps(make: Callable[[nn.Module], Method], network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-    return checked_maps(make(network).maps(images, targets), images, targets)
-
-
-def randomise_(
-    network: nn.Module, layer: str, generator: torch.Generator, *, alone: bool, drawn: set[str] | None = None
-) -> None:
+def randomise_(network: nn.Module, layer: str, generator: torch.Generator, *, alone: bool, drawn: set[str]) -> None:
     """Draw a layer's parameters again, in place.
 
     Args:
@@ -154,13 +148,12 @@ def randomise_(
         drawn: names of parameters that were drawn before and are left; what is drawn now is added.
     """
     names = {id(parameter): name for name, parameter in network.named_parameters()}
-    done = set() if drawn is None else drawn
     with torch.no_grad():
         for parameter in network.get_submodule(layer).parameters(recurse=not alone):
             # A parameter that two layers share is drawn once.
-            if names[id(parameter)] in done or not parameter.is_floating_point():
+            if names[id(parameter)] in drawn or not parameter.is_floating_point():
                 continue
-            done.add(names[id(parameter)])
+            drawn.add(names[id(parameter)])
             values = parameter.detach().double().cpu()
             noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
             parameter.copy_(values.mean() + values.std(correction=0) * noise)
@@ -169,10 +162,10 @@ def randomise_(
 def _modules_last_first(network: nn.Module, example: Tensor) -> tuple[list[str], tuple[str, ...]]:
     """Return the modules with parameters of their own by name, the last to finish first, and those that never ran."""
     observed = deep_copy(network)
-    holders = {name: part for name, part in observed.named_modules() if any(True for _ in part.parameters(False))}
+    holders = {name: module for name, module in observed.named_modules() if any(True for _ in module.parameters(False))}
     order: list[str] = []
-    for name, part in holders.items():
-        part.register_forward_hook(lambda *_, name=name: order.append(name))
+    for name, module in holders.items():
+        module.register_forward_hook(lambda *_, name=name: order.append(name))
     with torch.no_grad():
         observed(example)
     # A module that is called several times counts where it was called last.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.escaping import amount
 from bcos_fx.evaluation.scoring import SMOOTH
+from bcos_fx.methods.checks import check_count
 
 CONFIDENCES = ("sigmoid", "softmax")
 
@@ -103,9 +105,7 @@ class Protocol:
     def _check_numbers(self) -> None:
         least = {"side": 1, "grids": 1, "seed": 0, "smooth": 1, "skipped": 0}
         for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise UsageError(f"{name} is {value!r}", hint=f"give an integer of at least {low}")
+            check_count(name, getattr(self, name), low)
         if self.smooth % 2 == 0:
             raise UsageError(f"smooth is {self.smooth!r}", hint="give an odd number of pixels")
         if self.seed >= 2**32:
@@ -181,19 +181,13 @@ def select(predictions: Sequence[Prediction], protocol: Protocol) -> tuple[Grid,
 def _by_class(predictions: Sequence[Prediction], protocol: Protocol) -> dict[int, list[int]]:
     """Return class -> indices of its correct and confident images, the most confident first."""
     by_label: dict[int, list[Prediction]] = {}
-    for prediction in predictions:
-        if prediction.predicted == prediction.label and _confidence(prediction, protocol) > protocol.threshold:
-            by_label.setdefault(prediction.label, []).append(prediction)
+    by_sigmoid = protocol.confidence == "sigmoid"
+    for p in predictions:
+        if p.predicted == p.label and (p.sigmoid if by_sigmoid else p.probability) > protocol.threshold:
+            by_label.setdefault(p.label, []).append(p)
     # Published code sorts by the logit; the sigmoid rounds it, and may change the order.
-    key = "logit" if protocol.confidence == "sigmoid" else "probability"
-    return {
-        label: [p.index for p in sorted(by_label[label], key=lambda p: getattr(p, key), reverse=True)]
-        for label in sorted(by_label)
-    }
-
-
-def _confidence(prediction: Prediction, protocol: Protocol) -> float:
-    return prediction.sigmoid if protocol.confidence == "sigmoid" else prediction.probability
+    key = attrgetter("logit" if by_sigmoid else "probability")
+    return {label: [p.index for p in sorted(by_label[label], key=key, reverse=True)] for label in sorted(by_label)}
 
 
 def _draw_images(ordered: dict[int, list[int]], protocol: Protocol) -> list[int]:

@@ -72,7 +72,7 @@ class Evaluation(Displayed):
         yield ["measure", "method", "value", "low", "high", "on"]
         accuracy = self.accuracy
         if accuracy is not None:
-            images = f"{amount(accuracy.images, 'image')}"
+            images = amount(accuracy.images, "image")
             yield ["top-1 accuracy", "network", accuracy.top1, *accuracy.interval, images]
             yield ["top-5 accuracy", "network", accuracy.top5, "", "", images]
             if accuracy.agreement is not None and accuracy.original_top1 is not None:
@@ -82,11 +82,11 @@ class Evaluation(Displayed):
         for results in self.localisations:
             for result in results:
                 measure = f"GridPG {result.protocol.side}x{result.protocol.side} ({result.protocol.name})"
-                yield [measure, result.method, result.mean, *result.interval, f"{amount(len(result.grids), 'grid')}"]
+                yield [measure, result.method, result.mean, *result.interval, amount(len(result.grids), "grid")]
         for curve in self.curves:
             measure = f"{curve.measure}, mean over the curve"
             for method, values in curve.values.items():
-                yield [measure, method, float(values.mean()), "", "", f"{amount(len(values), 'image')}"]
+                yield [measure, method, float(values.mean()), "", "", amount(len(values), "image")]
 
     def brief(self) -> list[str]:
         """Return a line for each figure."""
@@ -147,11 +147,10 @@ def _methods(task: EvaluationTask, baselines: Sequence[str]) -> tuple[list[Metho
 
 def _refusal(method: Method, task: EvaluationTask) -> str | None:
     """Return why a method is not right for the network; it is asked now, not after an hour of other work."""
-    like = next(task.model.parameters(), torch.zeros(()))
     shape = (1, task.preprocessing.channels, *task.preprocessing.size)
-    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(like)
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(task.like)
     try:
-        method.maps(image, torch.zeros(1, 1, dtype=torch.long, device=like.device))
+        method.maps(image, torch.zeros(1, 1, dtype=torch.long, device=image.device))
     except BcosFxError as error:
         return str(error)
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.evaluation.measured import Measured, maps_of
 from bcos_fx.methods.checks import check_images, check_targets
 from bcos_fx.methods.method import Method
 
@@ -40,5 +40,5 @@ def sparsity(method: Method, images: Tensor, targets: Tensor) -> Measured:
     """
     images = check_images(images)
     targets = check_targets(images, targets)
-    maps = checked_maps(method.maps(images, targets), images, targets)
+    maps = maps_of(method, images, targets)
     return Measured("Gini index", method.name, gini(maps), method.settings)

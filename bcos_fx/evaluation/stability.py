@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import UsageError
-from bcos_fx.evaluation.measured import Measured, checked_maps
+from bcos_fx.evaluation.measured import Measured, maps_of
 from bcos_fx.lazy import check_installed
 from bcos_fx.methods.checks import check_count, check_images, check_targets
 from bcos_fx.methods.method import Method
@@ -49,7 +49,7 @@ def stability(
 
     def explained(given: Tensor | tuple[Tensor], target: Tensor) -> Tensor | tuple[Tensor]:
         batch = given[0] if isinstance(given, tuple) else given
-        maps = checked_maps(method.maps(batch, target), batch, target)
+        maps = maps_of(method, batch, target)
         # Of a tuple captum expects a tuple; it would take the samples of a tensor for its parts.
         return (maps,) if isinstance(given, tuple) else maps
 

@@ -297,8 +297,8 @@ class Result:
         output, constants = shown.output.flatten()[0], shown.constants.total().flatten()[0]
         residual = shown.residual.flatten()[0]
         from_input = output - constants - residual
-        label = shown.target_name()
-        return f"{label}: {output:.4g} = {from_input:.4g} from the input {constants:+.4g} constants {residual:+.1e} residual"
+        terms = f"{from_input:.4g} from the input {constants:+.4g} constants {residual:+.1e} residual"
+        return f"{shown.target_name()}: {output:.4g} = {terms}"
 
     def __repr__(self) -> str:
         count = amount(len(self), "sample")
