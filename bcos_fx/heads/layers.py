@@ -108,15 +108,14 @@ def _exchanged(network: BcosNetwork, classes: int, changed_layer: Callable[[nn.M
     """Return a copy of the network with another last layer."""
     new = copy.deepcopy(network)
     path = _weighted(new)
-    if path is not None:
-        outputs = int(_from_the_output(new)[0].meta["shape"][1])
-        # The bias log(1 / (C - 1)) of a logit layer belongs to the number of classes.
-        for logits in _logit_layers(new):
-            layer: Any = new.get_submodule(logits)
-            new.set_submodule(logits, _logit_layer(layer, outputs, classes))
-        new.set_submodule(path, changed_layer(new.get_submodule(path)))
-        return _with_shapes(new)
-    raise UsageError("the network does not end in one layer that could be exchanged for a new head")
+    if path is None:
+        raise UsageError("the network does not end in one layer that could be exchanged for a new head")
+    behind = _from_the_output(new)
+    for name in [str(node.target) for node in behind if node.op == "call_module"]:
+        if isinstance(layer := new.get_submodule(name), LogitLayer):
+            new.set_submodule(name, _logit_layer(layer, int(behind[0].meta["shape"][1]), classes))
+    new.set_submodule(path, changed_layer(new.get_submodule(path)))
+    return _with_shapes(new)
 
 
 @torch.no_grad()
@@ -137,23 +136,18 @@ def _selected(layer: nn.Module, kept: Sequence[int], outputs: int) -> nn.Module:
 
 def _from_the_output(network: BcosNetwork) -> list[fx.Node]:
     """Return the nodes that lead to the output, last first, as long as each reads a single node."""
-    node = next(n for n in network.graph.nodes if n.op == "output")
-    way = []
+    node = network.graph.output_node()
+    nodes = []
     while len(node.all_input_nodes) == 1:
         (node,) = node.all_input_nodes
-        way.append(node)
-    return way
+        nodes.append(node)
+    return nodes
 
 
-def _logit_layers(network: BcosNetwork) -> list[str]:
-    """Return the paths of the logit layers behind the last layer with weights."""
-    calls = [str(node.target) for node in _from_the_output(network) if node.op == "call_module"]
-    return [path for path in calls if isinstance(network.get_submodule(path), LogitLayer)]
-
-
-def _logit_layer(layer: LogitLayer, old: int, classes: int) -> LogitLayer:
+def _logit_layer(layer: LogitLayer, outputs: int, classes: int) -> LogitLayer:
     """Build a logit layer for another number of classes: the usual bias follows that number, another is kept."""
-    usual = old > 1 and math.isclose(layer.bias, math.log(1 / (old - 1)))
+    # The bias log(1 / (C - 1)) belongs to the number of classes: C scores of 0 then have the probability 1/C each.
+    usual = outputs > 1 and math.isclose(layer.bias, math.log(1 / (outputs - 1)))
     return LogitLayer(math.log(1 / (classes - 1)) if usual else layer.bias, layer.temperature)
 
 

@@ -39,8 +39,8 @@ def _metadata(network: BcosNetwork) -> Iterator[str]:
     fields: dict[str, Any] = {"library_name": "bcos_fx", "tags": ["b-cos", "explainability", "interpretability"]}
     license = network.record.origin.license if network.record.origin is not None else ""
     if license:
-        known = _IDENTIFIER.fullmatch(license.lower())
-        fields |= {"license": license.lower()} if known else {"license": "other", "license_name": license}
+        identifier = _IDENTIFIER.fullmatch(license.lower())
+        fields |= {"license": license.lower()} if identifier else {"license": "other", "license_name": license}
     if network.record.classes and is_photograph(network.input_shape):
         fields["pipeline_tag"] = "image-classification"
     yield "---"
@@ -79,7 +79,7 @@ def _body(network: BcosNetwork, name: str, picture: str | None, measured: Mappin
     rows = [*describe_facts(record.classes, record.training, record.origin), *head_rows(report)]
     yield from _table(rows)
     if record.classes:
-        listed = ", ".join(_text(each) for each in record.classes[:_MOST_NAMES])
+        listed = ", ".join(map(_text, record.classes[:_MOST_NAMES]))
         yield f"\n<details><summary>{amount(len(record.classes), 'class')}</summary>\n\n{listed}\n\n</details>"
     yield (
         "\nThe file is data: reading it runs no code. Its checksum detects damage and is not a signature. An "

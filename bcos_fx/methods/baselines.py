@@ -82,18 +82,18 @@ def baselines(
         UsageError: an unknown name or option (with the nearest known), or a senseless value.
         MissingExtraError: captum is not installed.
     """
-    wanted = [names] if isinstance(names, str) else list(BASELINES if names is None else names)
+    chosen = [names] if isinstance(names, str) else list(BASELINES if names is None else names)
     given = dict(options or {})
-    for name in (*wanted, *given):
+    for name in (*chosen, *given):
         if name not in _MAKERS:
             raise UsageError(f"no baseline is named {name!r}", hint=nearest(str(name), BASELINES))
     check_count("seed", seed, 0)
-    if any(name not in _OWN for name in wanted):
+    if any(name not in _OWN for name in chosen):
         check_installed("captum", "evaluate", "explaining by captum's methods")
     # Tensors that are made in the caller's inference mode could never be part of a gradient.
     with torch.inference_mode(False):
         explained = ExplainedNetwork(network, mean=mean, std=std, reference=reference, batch_size=batch_size)
-    return [_make_method(name, explained, seed, dict(given.get(name, {})), reference) for name in dict.fromkeys(wanted)]
+    return [_make_method(name, explained, seed, dict(given.get(name, {})), reference) for name in dict.fromkeys(chosen)]
 
 
 def _make_method(
@@ -103,8 +103,8 @@ def _make_method(
     own_names = [parameter for parameter in accepted if parameter != "seed"]
     for option in options:
         if option not in own_names:
-            known = nearest(str(option), own_names) if own_names else "it has none"
-            raise UsageError(f"{name} has no option named {option!r}", hint=known)
+            hint = nearest(str(option), own_names) if own_names else "it has none"
+            raise UsageError(f"{name} has no option named {option!r}", hint=hint)
     method = _MAKERS[name](explained, **({"seed": seed} if "seed" in accepted else {}), **options)
     from_reference = {} if name in ("gradient", "guided-backprop", "grad-cam") else {"reference": reference}
     return Method(method.name, {**method.settings, **from_reference}, method.maps)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bcos_fx.errors import UsageError, check_choice
 from bcos_fx.example import statistics
-from bcos_fx.methods.checks import check_count, check_images, class_outputs
+from bcos_fx.methods.checks import check_count, check_images, check_targets, class_outputs
 from bcos_fx.tracing.modules import deep_copy
 from bcos_fx.validation import check_module
 
@@ -95,6 +95,17 @@ class ExplainedNetwork(nn.Module):
             )
         return checked - self.reference
 
+    def prepared(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images as differences from the reference, and their classes as indices (N, K); neither is shared.
+
+        Raises:
+            UsageError: as :meth:`differences`, targets are not classes of the network, or it gives no class outputs.
+        """
+        differences = self.differences(images).clone()
+        with torch.no_grad():
+            classes = class_outputs(self, differences[:1]).shape[1]
+        return differences, check_targets(images, targets, classes)
+
     def at_once(self, images: Tensor) -> int:
         """Return how many images of this size (..., H, W) are run at once, at least one.
 
@@ -104,15 +115,6 @@ class ExplainedNetwork(nn.Module):
             return self.batch_size
         pixels = _CPU_PIXELS if images.device.type == "cpu" else _PIXELS
         return max(1, pixels // (images.shape[-2] * images.shape[-1]))
-
-    def classes(self, differences: Tensor) -> int:
-        """Return how many classes the network has, by running the first image.
-
-        Raises:
-            UsageError: the network gives no class outputs.
-        """
-        with torch.no_grad():
-            return class_outputs(self, differences[:1]).shape[1]
 
 
 def _color(reference: str | float | Sequence[float], mean: Tensor) -> Tensor:

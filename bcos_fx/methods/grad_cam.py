@@ -14,12 +14,10 @@ from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
 from bcos_fx.explanation.preparation import find_layer
-from bcos_fx.methods.checks import check_targets
 from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Method
-from bcos_fx.methods.module_form import depends_on_input
+from bcos_fx.methods.module_form import depends_on_input, traced
 from bcos_fx.rewriting.core.ops import vocabulary
-from bcos_fx.tracing import trace
 from bcos_fx.tracing.program import evaluate
 
 _ENDS_SPACE = frozenset(
@@ -40,17 +38,14 @@ def grad_cam(explained: ExplainedNetwork, *, layer: str | None = None, relu: boo
 
     def at(differences: Tensor) -> tuple[fx.GraphModule, fx.Node]:
         if differences.shape[1:] not in graphs:
-            example = differences[:1].expand(2, -1, -1, -1).contiguous()
-            graph_module = trace(explained, example, leaf_modules=vocabulary().leaves).graph_module
-            graph_module.requires_grad_(False)
+            graph_module = traced(explained, differences)
             node = last_feature_map(graph_module) if layer is None else _layer_node(graph_module, layer)
             graphs[differences.shape[1:]] = graph_module, node
         return graphs[differences.shape[1:]]
 
     def maps(images: Tensor, targets: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
-            differences = explained.differences(images).clone()
-            indices = check_targets(images, targets, explained.classes(differences))
+            differences, indices = explained.prepared(images, targets)
             run = at(differences)
             chunk = explained.at_once(differences)
             parts = zip(torch.split(differences, chunk), torch.split(indices, chunk), strict=True)
@@ -69,8 +64,8 @@ def grad_cam(explained: ExplainedNetwork, *, layer: str | None = None, relu: boo
 
 def _weighted(graph_module: fx.GraphModule, node: fx.Node, differences: Tensor, targets: Tensor) -> Tensor:
     """Compute the weighted sum of feature maps, (N, K, h, w)."""
-    start = next(n for n in graph_module.graph.nodes if n.op == "placeholder")
-    end = next(n for n in graph_module.graph.nodes if n.op == "output").all_input_nodes[0]
+    (start,) = graph_module.graph.find_nodes(op="placeholder")
+    end = graph_module.graph.output_node().all_input_nodes[0]
     with torch.no_grad():
         features: Tensor = evaluate(graph_module, {start: differences}, node)
     # Gradients are needed from the layer on, and not through the part of the network before it.
@@ -98,7 +93,7 @@ def last_feature_map(graph_module: fx.GraphModule) -> fx.Node:
     last = spatial[-1]
     # Nodes are in the order of the graph, so everything past the map that depends on the image is here.
     after = moving[moving.index(last) + 1 :]
-    past = [node for node in after if not _reads_only(node, last, after)]
+    past = [node for node in after if not _reads_only(node, {last, *after})]
     if past:
         raise _no_feature_map(last, f"the output depends on the image past it (node {past[0].name})")
     for node in last.users:
@@ -116,11 +111,10 @@ def _is_map(node: fx.Node) -> bool:
     return shape is not None and len(shape) == 4 and math.prod(shape[2:]) > 1
 
 
-def _reads_only(node: fx.Node, last: fx.Node, after: list[fx.Node]) -> bool:
-    """Return whether what a node reads of the image came through the last feature map."""
-    read = [node_read for node_read in node.all_input_nodes if node_read.meta.get("type") in ("tensor", "tuple", None)]
-    stored = [node_read for node_read in read if node_read.op == "get_attr"]
-    return all(node_read is last or node_read in after or node_read in stored for node_read in read)
+def _reads_only(node: fx.Node, sources: set[fx.Node]) -> bool:
+    """Return whether all tensors that a node reads are among some nodes, or stored in the network."""
+    tensors = [read for read in node.all_input_nodes if read.meta.get("type") in ("tensor", "tuple", None)]
+    return all(read in sources or read.op == "get_attr" for read in tensors)
 
 
 def _no_feature_map(last: fx.Node, reason: str) -> UsageError:

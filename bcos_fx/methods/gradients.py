@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bcos_fx.errors import VerificationError
-from bcos_fx.methods.checks import check_count, check_targets
+from bcos_fx.methods.checks import check_count
 from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Maps, Method
 from bcos_fx.methods.module_form import ModuleForms
@@ -120,17 +120,14 @@ def _by_pairs(explained: ExplainedNetwork, attribute: Attribute, pairs: int | No
 
     def maps(images: Tensor, targets: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
-            differences = explained.differences(images).clone()
-            indices = check_targets(images, targets, explained.classes(differences))
+            differences, indices = explained.prepared(images, targets)
             samples, classes = indices.shape
             chunk = pairs or explained.at_once(differences)
             # Pairs in the order of images, then classes, so that the result only has to be reshaped.
-            of = torch.arange(samples, device=indices.device).repeat_interleave(classes)
-            parts = [
-                attribute(differences[of[part]].requires_grad_(), indices.flatten()[part]).detach().sum(1)
-                for part in torch.split(torch.arange(samples * classes, device=indices.device), chunk)
-            ]
-            return torch.cat(parts).reshape(samples, classes, *images.shape[2:])
+            image_of = torch.arange(samples, device=indices.device).repeat_interleave(classes)
+            chunks = zip(torch.split(image_of, chunk), torch.split(indices.flatten(), chunk), strict=True)
+            maps_of_chunks = [attribute(differences[of].requires_grad_(), t).detach().sum(1) for of, t in chunks]
+            return torch.cat(maps_of_chunks).reshape(samples, classes, *images.shape[2:])
 
     return maps
 

@@ -161,12 +161,23 @@ class _ModuleRun(fx.Interpreter):
         return self.form.stand_ins[n.name](args[0].view_as(args[0]))
 
 
+def traced(network: nn.Module, images: Tensor) -> fx.GraphModule:
+    """Return a network's graph for images (N, C, H, W) of one size, over copies of its parameters, without gradients.
+
+    Raises:
+        TraceError: the network cannot be traced.
+    """
+    # Two samples: a size of 1 could be taken for a constant.
+    example = images.detach()[:1].expand(2, -1, -1, -1).contiguous()
+    return trace(network, example, leaf_modules=vocabulary().leaves).graph_module.requires_grad_(False)
+
+
 class ModuleForms:
     """The module form of one network for images of each size, made when it is first needed."""
 
     def __init__(self, network: nn.Module, method: str) -> None:
         self.network, self.method = network, method
-        self._made: dict[torch.Size, ModuleForm] = {}
+        self._forms: dict[torch.Size, ModuleForm] = {}
 
     def of(self, images: Tensor) -> ModuleForm:
         """Return the form for images (N, C, H, W) of one size.
@@ -175,15 +186,13 @@ class ModuleForms:
             TraceError: the network cannot be traced.
             UsageError: it holds an operation that the method is not defined for, or captum has no rule for.
         """
-        if images.shape[1:] not in self._made:
-            example = images.detach()[:1].expand(2, -1, -1, -1).contiguous()
-            graph_module = trace(self.network, example, leaf_modules=vocabulary().leaves).graph_module
-            graph_module.requires_grad_(False)
+        if images.shape[1:] not in self._forms:
+            graph_module = traced(self.network, images)
             form = ModuleForm(graph_module, self._stand_ins(graph_module)).eval()
             # A stand-in with a wrong option would explain another network without a word.
-            _check_same(self.network, form, example)
-            self._made[images.shape[1:]] = form
-        return self._made[images.shape[1:]]
+            _check_same(self.network, form, images.detach()[:1].expand(2, -1, -1, -1))
+            self._forms[images.shape[1:]] = form
+        return self._forms[images.shape[1:]]
 
     def _stand_ins(self, graph_module: fx.GraphModule) -> dict[str, nn.Module]:
         builders, passed, also = _FORMS[self.method]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bcos_fx.errors import UsageError
-from bcos_fx.methods.checks import check_count, check_score, check_targets, scores
+from bcos_fx.methods.checks import check_count, check_score, scores
 from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Method
 
@@ -177,10 +177,10 @@ def rise(
         total = difference.new_zeros(len(classes), *difference.shape[2:])
         chunk = explained.at_once(difference)
         for chosen in random_masks(difference.shape[2:], masks, cells, keep, seed, chunk):
-            seen = chosen.to(difference)
+            mask = chosen.to(difference)
             with torch.no_grad():
-                scored = scores(explained(difference * seen.unsqueeze(1)), score)[:, classes]
-            total += torch.einsum("mk,mhw->khw", scored, seen)
+                scored = scores(explained(difference * mask.unsqueeze(1)), score)[:, classes]
+            total += torch.einsum("mk,mhw->khw", scored, mask)
         return total / (keep * masks)
 
     settings = {
@@ -248,7 +248,7 @@ class _Watched:
 
     def __init__(self, explained: ExplainedNetwork, classes: Tensor, score: str) -> None:
         self.explained, self.classes, self.score = explained, classes, score
-        self._kept: list[Tensor] = []
+        self._scores: list[Tensor] = []
         self._column, self._call = 0, 0
 
     def each_class(self) -> Iterator[int]:
@@ -259,8 +259,8 @@ class _Watched:
     def __call__(self, differences: Tensor) -> Tensor:
         if self._column == 0:
             with torch.no_grad():
-                self._kept.append(scores(self.explained(differences), self.score)[:, self.classes])
-        answer = self._kept[self._call][:, self._column]
+                self._scores.append(scores(self.explained(differences), self.score)[:, self.classes])
+        answer = self._scores[self._call][:, self._column]
         self._call += 1
         return answer
 
@@ -268,8 +268,7 @@ class _Watched:
 def _by_images(explained: ExplainedNetwork, map_of_image: OneImage) -> Callable[[Tensor, Tensor], Tensor]:
     def maps(images: Tensor, targets: Tensor) -> Tensor:
         with torch.inference_mode(False):
-            differences = explained.differences(images).clone()
-            indices = check_targets(images, targets, explained.classes(differences))
+            differences, indices = explained.prepared(images, targets)
             maps_of_images = [map_of_image(differences[n : n + 1], indices[n]) for n in range(len(images))]
             return torch.stack(maps_of_images).detach()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -58,10 +56,7 @@ class ZeroShot(nn.Module):
         """
         # One image at a time, because the targets are the classes of that image.
         by_image = [
-            explain(self.tower, images[n : n + 1], self._output_of(targets[n])).contributions
-            for n in range(len(images))
+            explain(self.tower, image, lambda z, classes=classes: self.scale * self.likeness(z)[:, classes])
+            for image, classes in zip(images.split(1), targets, strict=True)
         ]
-        return torch.cat(by_image)
-
-    def _output_of(self, classes: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda embeddings: self.scale * self.likeness(embeddings)[:, classes]
+        return torch.cat([explanation.contributions for explanation in by_image])

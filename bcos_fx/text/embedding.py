@@ -106,11 +106,11 @@ def embed_texts(tower: TextTower, texts: Sequence[str], *, cache: TextCache | No
     """
     if isinstance(texts, str) or not texts:
         raise UsageError("there are no texts to embed" if not texts else "one text was given alone", hint="give a list")
-    wanted = list(dict.fromkeys(texts))
-    for text in wanted:
+    different = list(dict.fromkeys(texts))
+    for text in different:
         tower.check(text)
-    vectors_of = {} if cache is None else cache.get(tower.fingerprint, wanted)
-    missing = [text for text in wanted if text not in vectors_of]
+    vectors_of = {} if cache is None else cache.get(tower.fingerprint, different)
+    missing = [text for text in different if text not in vectors_of]
     for first in range(0, len(missing), _BATCH):
         part = missing[first : first + _BATCH]
         vectors = dict(zip(part, functional.normalize(tower.encode(part).float().cpu(), dim=1), strict=True))

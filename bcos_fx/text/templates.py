@@ -14,8 +14,7 @@ PLACE = "{}"
 
 def imagenet_templates() -> tuple[str, ...]:
     """Return the 80 templates that CLIP was evaluated with on ImageNet (Radford et al., ICML 2021, section 3.1.4)."""
-    text = resources.files("bcos_fx.text").joinpath("imagenet_templates.txt").read_text(encoding="utf-8")
-    return _lines(text)
+    return _lines(resources.files("bcos_fx.text").joinpath("imagenet_templates.txt").read_text(encoding="utf-8"))
 
 
 def read_templates(path: Path | str) -> tuple[str, ...]:

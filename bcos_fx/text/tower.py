@@ -57,10 +57,9 @@ class TextTower(ABC):
         shown = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
         if not text.strip():
             raise UsageError("a text is empty", where=self.name, hint="give the text to look for")
-        taken = self.length(text)
-        if taken > self.context:
+        if (tokens := self.length(text)) > self.context:
             raise UsageError(
-                f"the text {shown!r} takes {taken} tokens, the tower {self.context}",
+                f"the text {shown!r} takes {tokens} tokens, the tower {self.context}",
                 where=self.name,
                 hint="shorten it: what is cut off would have no say",
             )
