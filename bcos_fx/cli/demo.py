@@ -147,7 +147,6 @@ def _explain_shipped(picture: Path) -> Explanation:
 
 
 def _print_explanation(explanation: Explanation, picture: Path) -> None:
-
     stdout, title = console(), "EfficientNet-Lite0, B-cosified and fine-tuned on photographs of ten classes"
     stdout.print(Text(title, style="bold underline"))
     classes = ", ".join(explanation.names or ())
@@ -201,7 +200,6 @@ def _compare(original: nn.Module, converted: BcosNetwork, images: Tensor, labels
 
 
 def _print_comparison(equivalent: BcosNetwork, published: BcosNetwork, agreement: DemoComparison) -> None:
-
     from bcos_fx.report.text import show, show_change
 
     stdout = console()

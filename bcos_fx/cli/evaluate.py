@@ -195,7 +195,6 @@ def _make_folder(request: EvaluationRequest, group: ProcessGroup) -> None:
 
 
 def _print_results(evaluation: Evaluation, files: list[Path]) -> None:
-
     from bcos_fx.evaluation.report import summary
 
     head, *rows = summary(evaluation)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from bcos_fx.cli.console import echo, echo_json
-from bcos_fx.cli.options import IMAGE_FORMS, Model, Overwrite
+from bcos_fx.cli.options import IMAGE_FORMS, Model, Overwrite, option, takes
 from bcos_fx.cli.progress import Stages
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target
@@ -30,53 +28,46 @@ nothing is written. 2: bad input, or an operation that cannot be exported; nothi
 _CHECKED = 4
 
 
-def export_network(
-    model: Model,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The file to write: .onnx, or .pt2 for torch.export.load.")
-    ] = None,
-    page: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Write a page in place of a file: it explains photographs in the browser, from any static server. "
-            "npm fetches what runs it there.",
-        ),
-    ] = None,
-    explanation: Annotated[
-        bool,
-        typer.Option(
-            "--explanation",
-            help="Export the explanation: (image, target) to (logits, contributions, constants, weights), for any "
-            "target when it runs. Left out: the network.",
-        ),
-    ] = False,
-    output: Annotated[
-        str | None, typer.Option(help="What is explained: logits (before a final softmax), or a layer by name.")
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option(help="What it is explained by: an input or a layer by name. Left out: the main input.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help=f"Photographs to check the file on: {IMAGE_FORMS}. Left out: made-up images.")
-    ] = None,
-    optimize: Annotated[
-        bool,
-        typer.Option("--optimize", help="Fold batch norms into the layers before them: the same sums, less work."),
-    ] = False,
-    force: Overwrite = False,
-    json: Annotated[bool, typer.Option("--json", help="What was written as JSON on stdout, and nothing else.")] = False,
-) -> None:
+@dataclass(frozen=True)
+class ExportRequest:
+    """One export, as asked for on the command line."""
+
+    model: Model
+    out: Path | None = option("--out", "-o", help="The file to write: .onnx, or .pt2 for torch.export.load.")
+    page: Path | None = option(
+        metavar="FOLDER",
+        help="Write a page in place of a file: it explains photographs in the browser, from any static server. "
+        "npm fetches what runs it there.",
+    )
+    explanation: bool = option(
+        "--explanation",
+        default=False,
+        help="Export the explanation: (image, target) to (logits, contributions, constants, weights), for any "
+        "target when it runs. Left out: the network.",
+    )
+    output: str | None = option(help="What is explained: logits (before a final softmax), or a layer by name.")
+    source: str | None = option(help="What it is explained by: an input or a layer by name. Left out: the main input.")
+    images: Path | None = option(help=f"Photographs to check the file on: {IMAGE_FORMS}. Left out: made-up images.")
+    optimize: bool = option(
+        "--optimize", default=False, help="Fold batch norms into the layers before them: the same sums, less work."
+    )
+    force: Overwrite = False
+    json: bool = option("--json", default=False, help="What was written as JSON on stdout, and nothing else.")
+
+
+@takes(ExportRequest)
+def export_network(request: ExportRequest) -> None:
     """Write a converted network, or its explanation, as a file that runs without bcos_fx and without PyTorch.
 
     An explanation is the backward pass of the explanation view, as a graph of ordinary operations: any ONNX runtime
     computes why the network gave an output, and a browser can. The file is run before it is put in its place: its
     numbers are those of bcos-fx explain, and contributions and constants add up to the network's output.
     """
-    if (out is None) == (page is None):
+    page, samples = request.page, None
+    if (request.out is None) == (page is None):
         raise UsageError("there is one thing to write: a file or a page", hint="name it with -o, or with --page")
-    if out is not None:
-        check_target(out, overwrite=force)
+    if request.out is not None:
+        check_target(request.out, overwrite=request.force)
     with Stages() as stages:
         stages("starting", listed=False)
         from bcos_fx.cli.check import read_artifact
@@ -86,28 +77,26 @@ def export_network(
         from bcos_fx.exporting.page import check_page, write_page
 
         if page is not None:
-            check_page(page, overwrite=force)
-        network = read_artifact(model)
+            check_page(page, overwrite=request.force)
+        network = read_artifact(request.model)
         # Without photographs the exporter checks the file on made-up images.
-        samples = None
-        if images is not None:
-            photographs = some_images(open_source(images), network.preprocessing, _CHECKED)
+        if request.images is not None:
+            photographs = some_images(open_source(request.images), network.preprocessing, _CHECKED)
             samples = photographs.to(next(network.parameters()))
-        if optimize:
+        if request.optimize:
             from bcos_fx import folding
 
             stages("optimizing")
             network = folding.optimize(network, samples)
         stages("exporting")
         if page is not None:
-            exported = write_page(network, page, samples, overwrite=force)
-        elif out is not None:
-            exported = export(
-                network, out, samples, explanation=explanation, output=output, source=source, overwrite=force
-            )
-    if json:
+            exported = write_page(network, page, samples, overwrite=request.force)
+        elif request.out is not None:
+            options = {name: getattr(request, name) for name in ("explanation", "output", "source")}
+            exported = export(network, request.out, samples, overwrite=request.force, **options)
+    if request.json:
         echo_json(exported.to_dict())
-    else:
-        echo(exported.to_text())
-    if page is not None and not json:
+        return
+    echo(exported.to_text())
+    if page is not None:
         echo(f"Look at it: python -m http.server --bind 127.0.0.1 --directory {page}")

@@ -82,13 +82,11 @@ def conversion_as_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def _line(recipe: Recipe) -> Iterator[RenderableType]:
-
     yield Text(recipe.name, style="bold cyan")
     yield Padding(Text(recipe.description), (0, 0, 0, 2))
 
 
 def _recipe_page(plain: Mapping[str, Any]) -> Iterator[RenderableType]:
-
     yield Text(plain["name"], style="bold cyan")
     yield Padding(Text(plain["description"]), (0, 0, 0, 2))
     yield Padding(Text(plain["source"], style="dim"), (0, 0, 1, 2))
@@ -112,7 +110,6 @@ def _recipe_page(plain: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 
 def _section(title: str, facts: Mapping[str, Any]) -> Iterator[RenderableType]:
-
     if not facts:
         return
     yield Text(title, style="bold")

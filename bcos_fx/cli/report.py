@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.failure import CHECK_FAILED
-from bcos_fx.cli.options import Classifier, Overwrite
+from bcos_fx.cli.options import Classifier, Overwrite, argument, option, takes
 from bcos_fx.cli.values import index_or_name
 from bcos_fx.errors import UsageError
 from bcos_fx.files import check_target, replacing
@@ -25,49 +25,50 @@ Exit code 0: written. 1: written, and contributions do not add up. 2: bad input.
 """
 
 
-def write_report(
-    model: Classifier,
-    image: Annotated[Path, typer.Argument(metavar="PHOTO", help="The photograph that was decided about.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where to: .html (one file, needs no network) or .pdf.")],
-    target: Annotated[
-        str | None,
-        typer.Option(help="The class that is compared with others, by name or index. (default: the predicted one)"),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(help="Explain why not this class, by name or index; repeatable. (default: the next in order)"),
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, max=20, help="How many of the highest classes are explained.")] = 3,
-    classes: Annotated[Path | None, typer.Option(help="Class names, as for explain. (default: those in MODEL)")] = None,
-    date: Annotated[
-        str,
-        typer.Option(
-            help="The date for the report, such as 2026-11-30 (ISO 8601); the clock is not read.", show_default=False
-        ),
-    ] = "",
-    confidence: Annotated[
-        str,
-        typer.Option(
-            metavar="softmax|sigmoid",
-            help="How scores become probabilities: softmax or sigmoid. (default: by the loss of the last training that "
-            "MODEL records, else softmax)",
-            show_default=False,
-        ),
-    ] = "",
-    force: Overwrite = False,
-    json: Annotated[bool, typer.Option("--json", help="The outcome as JSON on stdout, and nothing else.")] = False,
-) -> None:
+@dataclass(frozen=True)
+class ReportRequest:
+    """One report, as asked for on the command line."""
+
+    model: Classifier
+    image: Path = argument(default=..., metavar="PHOTO", help="The photograph that was decided about.")
+    out: Path = option("-o", "--out", default=..., help="Where to: .html (one file, needs no network) or .pdf.")
+    target: str | None = option(
+        help="The class that is compared with others, by name or index. (default: the predicted one)"
+    )
+    against: list[str] | None = option(
+        help="Explain why not this class, by name or index; repeatable. (default: the next in order)"
+    )
+    top: int = option(default=3, min=1, max=20, help="How many of the highest classes are explained.")
+    classes: Path | None = option(help="Class names, as for explain. (default: those in MODEL)")
+    date: str = option(
+        default="",
+        help="The date for the report, such as 2026-11-30 (ISO 8601); the clock is not read.",
+        show_default=False,
+    )
+    confidence: str = option(
+        default="",
+        metavar="softmax|sigmoid",
+        help="How scores become probabilities: softmax or sigmoid. (default: by the loss of the last training that "
+        "MODEL records, else softmax)",
+        show_default=False,
+    )
+    force: Overwrite = False
+    json: bool = option("--json", default=False, help="The outcome as JSON on stdout, and nothing else.")
+
+
+@takes(ReportRequest)
+def write_report(request: ReportRequest) -> None:
     """Report on one decision: the network, its proof and certificate, and why it decided so and not otherwise.
 
     The report is one file: what the network is and how it was trained, the equivalence proof and the certificate, the
     answer with probabilities, explanations of the highest classes, why not another class, all constants, whether the
     sums add up, and the SHA-256 of both files. The same files and date give the same bytes.
     """
-    suffix = out.suffix.lower()
+    out, suffix = request.out, request.out.suffix.lower()
     if suffix not in (".html", ".pdf"):
         form = suffix or "a file without suffix"
         raise UsageError(f"a report cannot be written as {form}", hint="-o NAME.html, or -o NAME.pdf")
-    check_target(out, overwrite=force)
+    check_target(out, overwrite=request.force)
     from bcos_fx.audit import audit
     from bcos_fx.cli.check import converted_file
     from bcos_fx.data.classes import read_classes
@@ -77,21 +78,20 @@ def write_report(
         from bcos_fx.audit.pdf import pdf as write
     else:
         from bcos_fx.audit.page import page as write
-    names = None if classes is None else read_classes(classes)
     report = audit(
-        converted_file(model),
-        image,
-        target=None if target is None else index_or_name(target),
-        against=[index_or_name(other) for other in against or ()],
-        top=top,
-        names=names,
-        date=date,
-        confidence=confidence,
+        converted_file(request.model),
+        request.image,
+        target=None if request.target is None else index_or_name(request.target),
+        against=[index_or_name(other) for other in request.against or ()],
+        top=request.top,
+        names=None if request.classes is None else read_classes(request.classes),
+        date=request.date,
+        confidence=request.confidence,
     )
     contents = write(report)
-    with replacing(out, "the report", overwrite=force) as stream:
+    with replacing(out, "the report", overwrite=request.force) as stream:
         stream.write(contents)
-    if json:
+    if request.json:
         facts = {"file": str(out), "complete": report.complete, "prediction": report.prediction}
         echo_json(facts | {"probabilities": report.probabilities})
     else:

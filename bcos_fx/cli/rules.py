@@ -142,7 +142,6 @@ def _rule_as_dict(rule: Rule) -> dict[str, Any]:
 
 
 def _listing(rules: Sequence[Rule], recipes: Sequence[Recipe]) -> Iterator[RenderableType]:
-
     from bcos_fx.rewriting.core.rule import CHANGING_PHASES
 
     phases = dict.fromkeys(rule.phase for rule in rules)
@@ -164,7 +163,6 @@ def _listing(rules: Sequence[Rule], recipes: Sequence[Recipe]) -> Iterator[Rende
 
 
 def _recipe_lines(recipe: Recipe) -> Iterator[RenderableType]:
-
     from bcos_fx.rewriting.core.options import Options
 
     defaults = Options().to_dict()
@@ -177,7 +175,6 @@ def _recipe_lines(recipe: Recipe) -> Iterator[RenderableType]:
 
 
 def _rule_page(rule: Rule) -> Iterator[RenderableType]:
-
     yield Text(rule.name, style="bold cyan")
     facts = [("phase", rule.phase), ("preserves", rule.preserves), ("why", rule.why), ("source", rule.source)]
     facts += [("active when", _stated(rule.when))] if rule.when else []
