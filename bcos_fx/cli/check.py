@@ -96,12 +96,15 @@ def check_network(request: CheckRequest) -> None:
     gradients. A network that was converted with B > 1 or without biases is another function on purpose: expect
     "different" for it.
     """
+    from bcos_fx.checkpoint import identify
+
     axis = values.axis(request.batch_axis)
     if request.second is not None:
         if request.source:
             raise UsageError("--source is for a network that is checked alone", hint="leave it out, or leave B out")
         outcome, facts = _compare(request, request.second, axis)
-    elif _is_ours(request.first, request.arch):
+    # A damaged file may be one of ours, and our reader's error names the damaged part.
+    elif request.arch is None or identify(request.first).kind in ("bcos-fx", "damaged"):
         outcome, facts = _check_converted(request, axis)
     else:
         outcome, facts = _check_unconverted(request, axis)
@@ -140,14 +143,6 @@ def _check_converted(request: CheckRequest, batch_axis: int | None) -> tuple[str
         "verification": report.figures.verification,
         "certificate": certification.to_dict(),
     }
-
-
-def _is_ours(path: Path, arch: str | None) -> bool:
-    """Return whether to read a file as a converted network: it is one, or no architecture is given to read it by."""
-    from bcos_fx.checkpoint import identify
-
-    # A damaged file may be one of ours, and our reader's error names the damaged part.
-    return arch is None or identify(path).kind in ("bcos-fx", "damaged")
 
 
 def _check_unconverted(request: CheckRequest, batch_axis: int | None) -> tuple[str, dict[str, Any]]:

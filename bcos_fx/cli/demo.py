@@ -103,7 +103,8 @@ def run_demo(
         stages("comparing")
         agreement = _compare(original, load(written), images, labels)
         stages("explaining")
-        explanation = explain(equivalent, images, names=_imagenet_classes())
+        classes = _library("torchvision.models").ResNet18_Weights.DEFAULT.meta["categories"]
+        explanation = explain(equivalent, images, names=classes)
         explanation[:_SHOWN].save(shown)
         explanation.save(gallery)
         published = bcosify(original, recipe="bcosification", **settings)
@@ -173,12 +174,6 @@ def photographs(shape: tuple[int, ...] = _SHAPE) -> tuple[Tensor, list[int]]:
     labels = [int(path.stem.rpartition("_")[2]) for path in files]
     source, preprocessing = open_source(files), Preprocessing.of(shape)
     return torch.stack([source.read(index, preprocessing).image for index in range(len(files))]), labels
-
-
-def _imagenet_classes() -> list[str]:
-    """Return the names of ImageNet's classes, as torchvision stores them."""
-    names: list[str] = _library("torchvision.models").ResNet18_Weights.DEFAULT.meta["categories"]
-    return names
 
 
 def _compare(original: nn.Module, converted: BcosNetwork, images: Tensor, labels: list[int]) -> DemoComparison:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
@@ -214,8 +214,7 @@ def _print_notes(evaluation: Evaluation) -> None:
         echo(f"note: {note}", err=True)
     for name, why in evaluation.refused.items():
         echo(f"note: {name} is left out: {why}", err=True)
-    unreadable: dict[str, Any] = dict(evaluation.outcome.unreadable)
-    if unreadable:
+    if unreadable := evaluation.outcome.unreadable:
         echo(f"{amount(len(unreadable), 'image')} could not be read:", err=True)
         for name, why in list(unreadable.items())[:_LISTED]:
             echo(f"  {name}: {why}", err=True)

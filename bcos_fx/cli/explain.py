@@ -157,22 +157,23 @@ def _read_network(request: ExplainRequest) -> BcosNetwork:
 def _read_target(target: str | None, against: str | None, names: tuple[str, ...] | None) -> object:
     from bcos_fx.explanation.targets import difference, named
 
-    wanted = None if target is None else named(_number(target), names)
+    index = None if target is None else named(_number(target), names)
+    # A class may be called so itself.
     if against == _OTHERS and against not in (names or ()):
-        if not isinstance(wanted, int | None):
+        if not isinstance(index, int | None):
             raise UsageError(
                 f"--against {_OTHERS} is of one class", hint="name it with --target, or leave --target out"
             )
-        return difference(wanted)
+        return difference(index)
     if against is None:
-        return wanted
+        return index
     other = named(_number(against), names, (_OTHERS,))
-    if not isinstance(wanted, int) or not isinstance(other, int):
+    if not isinstance(index, int) or not isinstance(other, int):
         raise UsageError(
             "--against compares two classes",
             hint=f"name one class with --target and one with --against, or give --against {_OTHERS}",
         )
-    return difference(wanted, other)
+    return difference(index, other)
 
 
 def _number(text: str) -> int | str | tuple[int, ...]:

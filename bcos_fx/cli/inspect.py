@@ -14,7 +14,6 @@ from bcos_fx.escaping import amount
 
 if TYPE_CHECKING:
     from bcos_fx.artifact import Header
-    from bcos_fx.checkpoint import Inspection
 
 NAME = "inspect"
 EPILOG = """Examples:
@@ -59,7 +58,8 @@ def inspect_file(
     for path in map(local_file, files):
         inspection = inspect(path, key=key)
         header = read_header(path) if inspection.kind == "bcos-fx" else None
-        sound = sound and _is_sound(inspection) and (header is None or header.intact)
+        readable = inspection.problem is None or inspection.kind not in _READABLE
+        sound = sound and inspection.nonfinite == 0 and readable and (header is None or header.intact)
         entries.append(inspection.to_dict() | ({"bcos_fx": _header_as_dict(header)} if header is not None else {}))
         if not json:
             echo(_head(path, header) if header is not None else inspection.to_text())
@@ -68,10 +68,6 @@ def inspect_file(
         echo_json(entries)
     if not sound:
         raise typer.Exit(BAD_INPUT)
-
-
-def _is_sound(inspection: Inspection) -> bool:
-    return inspection.nonfinite == 0 and (inspection.problem is None or inspection.kind not in _READABLE)
 
 
 def _header_as_dict(header: Header) -> dict[str, Any]:

@@ -57,9 +57,9 @@ def device_of(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        devices = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise UsageError(
-            f"device is {name!r}, and this machine has {', '.join(here)}", hint=nearest(name, here)
+            f"device is {name!r}, and this machine has {', '.join(devices)}", hint=nearest(name, devices)
         ) from error
 
 
@@ -157,15 +157,15 @@ def _check_whole(request: Request) -> None:
 def origin_of(request: Request, network: BcosNetwork, original: nn.Module) -> Origin:
     """Return what is known of the network that was converted: its architecture, its file of weights, its license."""
     origin = network.record.origin or Origin(type(original).__name__)
-    known: dict[str, str] = {} if request.arch is None else {"name": request.arch}
+    facts: dict[str, str] = {} if request.arch is None else {"name": request.arch}
     if request.model is not None:
-        known["file"], known["sha256"] = digest_of_weights(request.model)
+        facts["file"], facts["sha256"] = digest_of_weights(request.model)
     elif request.arch is not None and not has_random_weights(request.arch):
         recorded = getattr(original, "pretrained_cfg", None) or {}
-        known |= {name: str(recorded[key]) for name, key in _RECORDED.items() if recorded.get(key)}
+        facts |= {name: str(recorded[key]) for name, key in _RECORDED.items() if recorded.get(key)}
     if request.license is not None:
-        known["license"] = request.license
-    return replace(origin, **known)
+        facts["license"] = request.license
+    return replace(origin, **facts)
 
 
 def example_of(shape: tuple[int, ...]) -> Tensor:
@@ -185,8 +185,8 @@ def _class_arguments(request: Request) -> dict[str, Any]:
         raise UsageError("the classes to keep are not named", hint="name a folder of them with --data")
     source = open_source(request.data)
     source.check_labeled()
-    kept = source.classes or tuple(map(str, sorted(set(source.labels or ()))))
-    return {"classes": kept, "class_names": names}
+    classes = source.classes or tuple(map(str, sorted(set(source.labels or ()))))
+    return {"classes": classes, "class_names": names}
 
 
 def some_images(source: ImageSource, preprocessing: Preprocessing, count: int) -> Tensor:

@@ -63,8 +63,7 @@ def takes(asked: type[Asked]) -> Callable[[Callable[[Asked], T]], Callable[..., 
         hints = get_type_hints(asked, include_extras=True)
         parameters = []
         for f in dataclasses.fields(asked):  # type: ignore[arg-type]
-            made = f.default_factory
-            default = f.default if made is dataclasses.MISSING else made()
+            default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
             hint = Annotated[hints[f.name], f.metadata[_DECLARED]] if f.metadata else hints[f.name]
             parameters.append(
                 inspect.Parameter(

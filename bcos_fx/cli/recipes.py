@@ -54,8 +54,8 @@ def list_recipes(
 
     stdout = console()
     for key, recipe in recipes.items():
-        for part in _line(recipe) if name is None else _recipe_page(_recipe_as_dict(recipe, key)):
-            stdout.print(part)
+        for renderable in _line(recipe) if name is None else _recipe_page(_recipe_as_dict(recipe, key)):
+            stdout.print(renderable)
 
 
 def _recipe_as_dict(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,6 +69,7 @@ def list_rules(request: RulesRequest) -> None:
     is checked as convert would check it: a mistake is named with its line and the nearest known word.
     """
     from bcos_fx.rewriting.core.recipe import load_recipe, recipe_names
+    from bcos_fx.rewriting.core.rule import PHASES
 
     own_files = tuple(request.rules or ())
     if request.explain is not None:
@@ -77,9 +78,9 @@ def list_rules(request: RulesRequest) -> None:
         return
     if request.recipe is not None:
         recipes = [load_recipe(request.recipe, extra_rules=own_files)]
-        shown = _active(recipes[0])
+        shown = [rule for phase in PHASES for rule in recipes[0].active_rules(phase)]
     else:
-        recipes = [load_recipe(each) for each in recipe_names()]
+        recipes = list(map(load_recipe, recipe_names()))
         shown = _every(own_files)
     if request.name is not None:
         shown, recipes = [_find_rule(request.name, shown)], []
@@ -89,8 +90,8 @@ def list_rules(request: RulesRequest) -> None:
         return
 
     stdout = console()
-    for part in _rule_page(shown[0]) if request.name is not None else _listing(shown, recipes):
-        stdout.print(part)
+    for renderable in _rule_page(shown[0]) if request.name is not None else _listing(shown, recipes):
+        stdout.print(renderable)
 
 
 def _diagnose(request: RulesRequest, model: str, rules: tuple[Path, ...]) -> Diagnosis:
@@ -112,12 +113,6 @@ def _diagnose(request: RulesRequest, model: str, rules: tuple[Path, ...]) -> Dia
     shape = values.shape(request.input_shape)
     example = {} if shape is None else {"example_inputs": example_of(shape)}
     return why_not(request.name, network, recipe=request.recipe or DEFAULT_RECIPE, rules=rules, **example)
-
-
-def _active(recipe: Recipe) -> list[Rule]:
-    from bcos_fx.rewriting.core.rule import PHASES
-
-    return [rule for phase in PHASES for rule in recipe.active_rules(phase)]
 
 
 def _every(own_files: Sequence[Path]) -> list[Rule]:
@@ -184,16 +179,14 @@ def _rule_page(rule: Rule) -> Iterator[RenderableType]:
     for title, entries in (("match", rule.match), ("replace", rule.replace)):
         for name, entry in entries.items():
             yield Text.assemble((f"  {title} ", "dim"), (name, "bold"))
-            yield Padding(Text(_stated(_set_fields(entry))), (0, 0, 0, 6))
+            fields = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry)}
+            given = {field: value for field, value in fields.items() if value not in (None, (), {})}
+            yield Padding(Text(_stated(given)), (0, 0, 0, 6))
     result = ("refuses", rule.refuse) if rule.refuse else ("result", rule.result or list(rule.replace)[-1])
     yield Text.assemble((f"  {result[0]:<12}", "dim"), result[1])
 
 
-def _set_fields(entry: Any) -> dict[str, Any]:
-    return {f.name: value for f in dataclasses.fields(entry) if (value := getattr(entry, f.name)) not in (None, (), {})}
-
-
-def _stated(fields: Any) -> str:
+def _stated(fields: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name}={' | '.join(map(str, value)) if isinstance(value, tuple | list) else value}"
         for name, value in fields.items()

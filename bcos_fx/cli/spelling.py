@@ -59,21 +59,20 @@ def flags_of(command: Callable[..., Any]) -> dict[str, Flags]:
     """Return parameter -> spelling for the options of a command."""
     flags = {}
     for name, hint in get_type_hints(command, include_extras=True).items():
-        info = next((each for each in _metadata(hint) if isinstance(each, OptionInfo)), None)
+        metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        info = next((declared for declared in metadata if isinstance(declared, OptionInfo)), None)
         if info is None:
             continue
         # In Annotated[...] typer takes the first word for a default, and moves it to the others later.
-        spellings = [each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str)]
-        words = [word.strip() for each in spellings for word in each.split("/")]
+        declared_words = (info.default, *(info.param_decls or ()))
+        words = [
+            word.strip() for spelling in declared_words if isinstance(spelling, str) for word in spelling.split("/")
+        ]
         long = [word for word in words if word.startswith("--")]
         refused = next((word for word in long if word.startswith("--no-")), None)
         given = next((word for word in long if word != refused), f"--{name.replace('_', '-')}")
         flags[name] = Flags(given, refused, get_args(hint)[0] is bool)
     return flags
-
-
-def _metadata(hint: object) -> tuple[Any, ...]:
-    return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
 
 
 def as_options(text: str, flags: Mapping[str, Flags]) -> str:
