@@ -74,7 +74,7 @@ def evaluate_networks(request: EvaluationRequest) -> None:
     if "zeroshot" in plan.metrics:
         from bcos_fx.cli.image_text import zero_shot_record
 
-        files.append(zero_shot_record(evaluation, model=request.model, data=request.data, folder=request.out))
+        files.append(zero_shot_record(evaluation, request))
     if request.json:
         from bcos_fx.evaluation.report import as_data
 

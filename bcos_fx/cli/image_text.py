@@ -49,12 +49,12 @@ def classifier(
     return ZeroShot(network, embedded(texts), location=request.location)
 
 
-def zero_shot_record(evaluation: Evaluation, *, model: Path, data: Path, folder: Path) -> Path:
+def zero_shot_record(evaluation: Evaluation, request: EvaluationRequest) -> Path:
     """Write what a zero-shot classifier was measured to be, in the form of CLIP Benchmark; return the file."""
     classifier = evaluation.task.model
     assert isinstance(classifier, ZeroShot)
     metrics = zero_shot_metrics(evaluation.outcome.predictions, len(classifier.texts.names))
-    return _write_record(ZERO_SHOT, metrics, classifier.tower, model, data, folder)
+    return _write_record(ZERO_SHOT, metrics, classifier.tower, request)
 
 
 def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], BcosNetwork]) -> None:
@@ -79,7 +79,7 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
     probe = linear_probe(*parts)
     request.out.mkdir(parents=True, exist_ok=True)
     metrics = {**{f"lp_{name}": value for name, value in probe.metrics.items()}, "weight_decay": probe.weight_decay}
-    path = _write_record(LINEAR_PROBE, metrics, tower, request.model, request.data, request.out)
+    path = _write_record(LINEAR_PROBE, metrics, tower, request)
     if request.json:
         echo_json(probe.to_dict())
     else:
@@ -92,9 +92,10 @@ def run_probe(request: EvaluationRequest, plan: Plan, network: Callable[[], Bcos
 
 
 def _write_record(
-    task: str, metrics: dict[str, float | None], network: BcosNetwork, model: Path, data: Path, folder: Path
+    task: str, metrics: dict[str, float | None], network: BcosNetwork, request: EvaluationRequest
 ) -> Path:
-    result = record(task, metrics, dataset=data.stem, model=model.stem, pretrained=f"bcos-fx {network.report.recipe}")
-    path = folder / FILE
+    of = {"dataset": request.data.stem, "model": request.model.stem, "pretrained": f"bcos-fx {network.report.recipe}"}
+    result = record(task, metrics, **of)
+    path = request.out / FILE
     write_whole(path, json.dumps(result, indent=2, sort_keys=True).encode() + b"\n")
     return path

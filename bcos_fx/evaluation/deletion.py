@@ -6,6 +6,7 @@ the Visualization of What a Deep Neural Network Has Learned", 2017, sec. III-B (
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -133,11 +134,12 @@ def pixel_deletion(
     starts, ends = (images, background) if direction == "deletion" else (background, images)
     # Steps are whole pixels; in float64, because float32 rounds the counts of large images.
     counts = torch.round(torch.linspace(0, 1, steps + 1, dtype=torch.float64) * ranks[0, 0].numel()).long()
-    curves = [
-        _scores_of(outputs, _changed(starts[n], ends[n], ranks[n, k], counts, batch_size), int(targets[n, k]), score)
-        for n in range(len(images))
-        for k in range(targets.shape[1])
-    ]
+    curves = []
+    with torch.no_grad():
+        for n, k in itertools.product(range(len(images)), range(targets.shape[1])):
+            batches = _changed(starts[n], ends[n], ranks[n, k], counts, batch_size)
+            of_class = [scores(class_outputs(outputs, batch), score)[:, int(targets[n, k])] for batch in batches]
+            curves.append(torch.cat(of_class))
     settings = {
         **method.settings,
         "direction": direction,
@@ -158,11 +160,6 @@ def _changed(start: Tensor, end: Tensor, ranks: Tensor, counts: Tensor, batch_si
     """Yield batches of the image (C, H, W) in which the first pixels by rank (H, W) are those of its end."""
     for part in torch.split(counts.to(ranks.device), batch_size):
         yield torch.where((ranks < part[:, None, None]).unsqueeze(1), end, start)
-
-
-def _scores_of(outputs: Callable[[Tensor], Tensor], batches: Iterator[Tensor], target: int, score: str) -> Tensor:
-    with torch.no_grad():
-        return torch.cat([scores(class_outputs(outputs, batch), score)[:, target] for batch in batches])
 
 
 def pixel_ranks(maps: Tensor, seed: int) -> Tensor:

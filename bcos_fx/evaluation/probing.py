@@ -149,9 +149,12 @@ def linear_probe(train: Embedded, test: Embedded, *, weight_decays: Sequence[flo
     best = max([best, *beside], key=lambda decay: (score(decay), decay))
     fitted, converged = _fitted(features, labels, best)
     outputs = fitted.decision_function(test.features.double().numpy())
-    metrics = _metrics(outputs, fitted.classes_, test.labels.numpy())
-    sweep = dict(sorted(tried.items()))
-    return Probe(metrics, best, sweep, converged, len(labels), len(test.labels))
+    # Of two classes scikit-learn gives the score of the second alone.
+    scores = np.stack([-outputs, outputs], axis=1) if outputs.ndim == 1 else outputs
+    ranked = fitted.classes_[np.argsort(-scores, axis=1)]
+    among_five = (ranked[:, :5] == test.labels.numpy()[:, None]).any(axis=1).tolist()
+    metrics = rates(test.labels.tolist(), ranked[:, 0].tolist(), among_five, len(fitted.classes_))
+    return Probe(metrics, best, dict(sorted(tried.items())), converged, len(labels), len(test.labels))
 
 
 def _check_counts(train: Embedded, test: Embedded, weight_decays: Sequence[float]) -> None:
@@ -189,10 +192,3 @@ def _fitted(features: Rows, labels: npt.NDArray[np.int64], weight_decay: float) 
         warnings.simplefilter("always")
         model.fit(features, labels)
     return model, not any(issubclass(item.category, ConvergenceWarning) for item in raised)
-
-
-def _metrics(outputs: Rows, classes: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> dict[str, float | None]:
-    rows = np.stack([-outputs, outputs], axis=1) if outputs.ndim == 1 else outputs
-    order = classes[np.argsort(-rows, axis=1)]
-    among = (order[:, :5] == labels[:, None]).any(axis=1)
-    return rates(labels.tolist(), order[:, 0].tolist(), among.tolist(), len(classes))

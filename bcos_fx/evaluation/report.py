@@ -6,7 +6,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,9 +127,21 @@ def _png(figure: Figure) -> bytes:
 
 def _page(evaluation: Evaluation, plots: dict[str, Figure]) -> str:
     pieces = [_table(summary(evaluation)), *(_figure(name, figure) for name, figure in plots.items())]
-    pieces += [_refused(evaluation), _unreadable(evaluation), _settings(evaluation)]
-    above = "\n".join(piece for piece in pieces if piece)
-    return page(example_cards(evaluation), title="Evaluation", above=above)
+    if evaluation.refused:
+        pieces.append(f"<h2>Left out</h2>{_reasons(evaluation.refused)}")
+    if unreadable := evaluation.outcome.unreadable:
+        pieces.append(
+            f'<p class="wrong">{amount(len(unreadable), "image")} could not be read</p>{_reasons(unreadable)}'
+        )
+    figures = shown_in_html(json.dumps(as_data(evaluation), indent=2, sort_keys=True))
+    pieces.append(f"<details><summary>All figures and settings</summary><pre>{figures}</pre></details>")
+    return page(example_cards(evaluation), title="Evaluation", above="\n".join(pieces))
+
+
+def _reasons(reasons: Mapping[str, str]) -> str:
+    items = [f"<li>{shown_in_html(name)}: {shown_in_html(why)}</li>" for name, why in list(reasons.items())[:_LISTED]]
+    more = f"<li>and {len(reasons) - _LISTED} more</li>" if len(reasons) > _LISTED else ""
+    return f"<ul>{''.join(items)}{more}</ul>"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -147,22 +159,3 @@ def _figure(name: str, figure: Figure) -> str:
     data = base64.b64encode(_png(figure)).decode()
     alt, width = shown_in_html(name), round(96 * figure.get_figwidth())
     return f'<p><img src="data:image/png;base64,{data}" alt="{alt}" width="{width}" style="max-width:100%"></p>'
-
-
-def _refused(evaluation: Evaluation) -> str:
-    rows = [f"<li>{shown_in_html(name)}: {shown_in_html(why)}</li>" for name, why in evaluation.refused.items()]
-    return f"<h2>Left out</h2><ul>{''.join(rows)}</ul>" if rows else ""
-
-
-def _unreadable(evaluation: Evaluation) -> str:
-    reasons = evaluation.outcome.unreadable
-    if not reasons:
-        return ""
-    items = [f"<li>{shown_in_html(name)}: {shown_in_html(why)}</li>" for name, why in list(reasons.items())[:_LISTED]]
-    more = f"<li>and {len(reasons) - _LISTED} more</li>" if len(reasons) > _LISTED else ""
-    return f'<p class="wrong">{amount(len(reasons), "image")} could not be read</p><ul>{"".join(items)}{more}</ul>'
-
-
-def _settings(evaluation: Evaluation) -> str:
-    text = shown_in_html(json.dumps(as_data(evaluation), indent=2, sort_keys=True))
-    return f"<details><summary>All figures and settings</summary><pre>{text}</pre></details>"

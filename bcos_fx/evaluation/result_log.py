@@ -52,7 +52,7 @@ class ResultLog:
             plain = json.loads(json.dumps(row, allow_nan=False))
             if not self.path.exists() or not self.path.stat().st_size:
                 self._write(self.path, self.header)
-            self._write(self.path, {"n": number, "row": plain, "sum": _checksum(self._seal, number, plain)})
+            self._write(self.path, {"n": number, "row": plain, "sum": digest_of_data([self._seal, number, plain])})
 
     def _drop_half_a_line(self, path: Path) -> None:
         """Cut off the line that was being written when the last run ended."""
@@ -91,7 +91,7 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
         row = _parsed(line, path, number)
         if not isinstance(row, dict) or row.keys() != {"n", "row", "sum"} or type(row["n"]) is not int:
             raise _damaged(path, number)
-        if row["sum"] != _checksum(seal, row["n"], row["row"]):
+        if row["sum"] != digest_of_data([seal, row["n"], row["row"]]):
             raise _damaged(path, number, "the line is not as it was written: its checksum is another")
         rows[row["n"]] = row["row"]
     return rows
@@ -120,10 +120,6 @@ def _parsed(line: bytes, path: Path, number: int) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, number) from error
-
-
-def _checksum(seal: str, number: int, row: object) -> str:
-    return digest_of_data([seal, number, row])
 
 
 def _damaged(path: Path, number: int, what: str = "") -> UsageError:

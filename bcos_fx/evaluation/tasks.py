@@ -44,17 +44,14 @@ def task_of(
         check_module(network)
         if network.training:
             raise UsageError("the network is in train mode", hint="call network.eval() first")
-    if isinstance(model, BcosNetwork) and original is not None:
-        check_same_names(model.record.classes, _classes_of(original, len(model.record.classes)))
-    source = source_for(dataset, model.record.classes if isinstance(model, BcosNetwork) else ())
+    classes = model.record.classes if isinstance(model, BcosNetwork) else ()
+    if original is not None and classes:
+        module = original.module if isinstance(original, NormalizedModel) else original
+        recorded = module.record.classes if isinstance(module, BcosNetwork) else recorded_classes(module, len(classes))
+        check_same_names(classes, recorded)
+    source = source_for(dataset, classes)
     source.check_labeled()
     return EvaluationTask(model, source, preprocessing_of(model, source, shape), original)
-
-
-def _classes_of(original: nn.Module, count: int) -> tuple[str, ...]:
-    """Return the names of an original's classes that its file or library records; an empty tuple for none."""
-    module = original.module if isinstance(original, NormalizedModel) else original
-    return module.record.classes if isinstance(module, BcosNetwork) else recorded_classes(module, count)
 
 
 def preprocessing_of(model: nn.Module, source: ImageSource, shape: tuple[int, ...] | None = None) -> Preprocessing:

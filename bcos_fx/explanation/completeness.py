@@ -96,12 +96,9 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Completeness(Sums):
-    """How well contributions add up; all tensors (N, K), one entry per sample and explained number.
+    """How well contributions add up to what the network itself computes; all tensors (N, K), as in :class:`Sums`.
 
     Attributes:
-        output: the explained numbers, as the network itself computes them.
-        contributions: Σ W(x)·x.
-        constants: source -> contribution of that constant.
         tolerance: largest relative gap that passes.
         vanished: node in which the value underflowed to nothing, or None.
         rounding: the gap that rounding alone can leave where contributions cancel, as on a constant image; None: 0.

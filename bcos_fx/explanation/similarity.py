@@ -14,6 +14,7 @@ localization).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,20 +25,23 @@ from bcos_fx.text.embedding import TextEmbeddings
 LOCATIONS = ("max", "mean")
 
 
+@dataclass(frozen=True, eq=False)
 class Cosine:
     """The target of :func:`bcos_fx.explain` that :func:`cosine` returns.
 
     Attributes:
+        directions: (K, D) embeddings of the texts, each of length 1.
         names: what each of the K texts is called.
+        single: a text was given alone, so there is no dimension K.
+        power: p of the score |cos|^(p-1) · cos.
         location: which place counts; None where there is one embedding of the whole image.
     """
 
-    def __init__(
-        self, directions: Tensor, names: tuple[str, ...], *, single: bool, power: float, location: str | None
-    ) -> None:
-        self.names = names
-        self._directions, self._single = directions, single
-        self._power, self.location = power, location
+    directions: Tensor
+    names: tuple[str, ...]
+    single: bool
+    power: float
+    location: str | None
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """Return the scores (N, K), or (N,) for a text that was given alone; linear in the outputs when differentiated.
@@ -49,16 +53,21 @@ class Cosine:
             UsageError: the texts have another size, or there are places and ``location`` does not name which counts.
         """
         places = self._places(outputs)
-        directions = self._directions.to(outputs)
+        directions = self.directions.to(outputs)
         norms = places.detach().norm(dim=-1, keepdim=True)
         # An embedding of nothing is like nothing: 0, not NaN.
         cosines = places @ directions.T / torch.where(norms > 0, norms, 1)
-        scores = self._at_location(cosines * cosines.detach().abs().pow(self._power - 1))
-        return scores[:, 0] if self._single else scores
+        scores = cosines * cosines.detach().abs().pow(self.power - 1)
+        if self.location == "max":
+            # Which place it is depends on the image, and is held fixed as the routing of a max pooling is.
+            scores = scores.gather(1, scores.detach().argmax(1, keepdim=True)).squeeze(1)
+        else:
+            scores = scores.mean(1)
+        return scores[:, 0] if self.single else scores
 
     def _places(self, outputs: Tensor) -> Tensor:
         """Return the embeddings (N, L, D) of all places; L is 1 for one embedding of the whole image."""
-        width = self._directions.shape[1]
+        width = self.directions.shape[1]
         axis = {2: 1, 3: 2, 4: 1}.get(outputs.dim())
         if axis is None or outputs.shape[axis] != width:
             raise UsageError(
@@ -73,13 +82,6 @@ class Cosine:
         if outputs.dim() == 4:
             return outputs.flatten(2).transpose(1, 2)
         return outputs.unsqueeze(1) if outputs.dim() == 2 else outputs
-
-    def _at_location(self, scores: Tensor) -> Tensor:
-        """Return scores (N, K) of (N, L, K): of the place that is most like the text, or their mean."""
-        if self.location == "max":
-            best = scores.detach().argmax(1, keepdim=True)
-            return scores.gather(1, best).squeeze(1)
-        return scores.mean(1)
 
 
 def cosine(
@@ -112,8 +114,8 @@ def cosine(
         raise UsageError(f"power is {power!r}", hint="give a number of at least 1")
     if location is not None:
         check_choice("location", location, LOCATIONS)
-    called = texts.names if isinstance(texts, TextEmbeddings) else names
-    called = tuple(called) if called is not None else tuple(f"text {place}" for place in range(len(rows)))
-    if len(called) != len(rows):
-        raise UsageError(f"{len(called)} names were given for {len(rows)} texts")
-    return Cosine(rows / rows.norm(dim=1, keepdim=True), called, single=single, power=float(power), location=location)
+    names = texts.names if isinstance(texts, TextEmbeddings) else names
+    names = [f"text {place}" for place in range(len(rows))] if names is None else names
+    if len(names) != len(rows):
+        raise UsageError(f"{len(names)} names were given for {len(rows)} texts")
+    return Cosine(rows / rows.norm(dim=1, keepdim=True), tuple(names), single, float(power), location)

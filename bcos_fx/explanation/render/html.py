@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from importlib import resources
 
+import torch
 from PIL import Image
 
 from bcos_fx.escaping import amount, shown_in_html
@@ -120,15 +121,12 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def _sums(sample: Result) -> str:
-    output, constants, residual = sample.output.flatten(), sample.constants.total().flatten(), sample.residual.flatten()
+    terms = torch.stack([values.flatten() for values in (sample.output, sample.constants.total(), sample.residual)], 1)
     rows = []
-    for place in range(len(output)):
-        own = float(output[place] - constants[place] - residual[place])
-        numbers = (float(output[place]), own, float(constants[place]))
-        cells = "".join(f"<td>{number:.4g}</td>" for number in numbers)
-        rows.append(
-            f"<tr><th>{shown_in_html(sample.target_name(place))}</th>{cells}<td>{float(residual[place]):.1e}</td></tr>"
-        )
+    for place, (output, constants, residual) in enumerate(terms):
+        cells = "".join(f"<td>{float(n):.4g}</td>" for n in (output, output - constants - residual, constants))
+        name = shown_in_html(sample.target_name(place))
+        rows.append(f"<tr><th>{name}</th>{cells}<td>{float(residual):.1e}</td></tr>")
     head = "<tr><th></th><th>output</th><th>input</th><th>constants</th><th>residual</th></tr>"
     return f'<table class="sums">{head}{"".join(rows)}</table>'
 
