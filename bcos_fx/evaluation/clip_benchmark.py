@@ -48,6 +48,7 @@ def rates(
     return {
         "acc1": _mean(right),
         "acc5": _mean(among_five) if classes >= _FIVE else None,
+        # Exact sums, so that the order of classes does not matter.
         "mean_per_class_recall": math.fsum(map(_mean, by_class.values())) / len(by_class),
     }
 

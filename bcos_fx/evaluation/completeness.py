@@ -61,6 +61,7 @@ def completeness_of(
         there = class_outputs(outputs, images)
         targets = check_targets(images, targets, there.shape[1])
         try:
+            # One image stands for all samples: f(reference) is computed once.
             apart = reference.to(images).expand(images.shape[1:]).unsqueeze(0)
         except RuntimeError as error:
             raise UsageError(
@@ -70,5 +71,6 @@ def completeness_of(
         difference = there.gather(1, targets) - class_outputs(outputs, apart)[0][targets]
     maps = maps_of(method, images, targets)
     missed = (difference - maps.sum((2, 3))).abs()
+    # Where the outputs are the same nothing was to be added up, and the gap itself is returned.
     values = missed / torch.where(difference != 0, difference.abs(), 1)
     return Measured("completeness residual", method.name, values, method.settings)

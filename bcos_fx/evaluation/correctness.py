@@ -100,6 +100,7 @@ def judged_accuracy(
     """Return the figures for predictions that are there already; raises as :func:`accuracy`."""
     right = np.array([float(p.predicted == p.label) for p in predictions])
     same, original_right = None, None
+    # The original ran on all images or on none.
     if predictions[0].original is not None:
         same = float(np.mean([p.predicted == p.original for p in predictions]))
         original_right = float(np.mean([p.label == p.original for p in predictions]))

@@ -125,8 +125,10 @@ def pixel_deletion(
     check_count("batch_size", batch_size)
     background = imputed(images, imputation)
     with torch.no_grad():
+        # One image tells how many classes there are; further ones would cost time.
         targets = check_targets(images, targets, class_outputs(outputs, images[:1]).shape[1])
     if order == "random":
+        # Equal pixels are in a random order, so an empty map gives one.
         maps = images.new_zeros(*targets.shape, *images.shape[2:])
     else:
         maps = maps_of(method, images, targets)
@@ -186,6 +188,7 @@ def _blurred(images: Tensor) -> Tensor:
     kernel = torch.exp(-(places**2) / (2 * _SIGMA**2))
     weight = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
     padded = F.pad(images, (_BLUR // 2,) * 4, mode="replicate")
+    # A Gaussian is separable: two passes of 11 numbers each in place of 121.
     across = F.conv2d(padded, weight, groups=images.shape[1])
     return F.conv2d(across, weight.transpose(2, 3), groups=images.shape[1])
 

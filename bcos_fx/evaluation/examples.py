@@ -26,6 +26,7 @@ def example_cards(evaluation: Evaluation) -> list[str]:
     cards = []
     for results in evaluation.localisations:
         result = results[0]
+        # Stable: of equal grids the first, in every run.
         order = np.argsort(-result.per_grid.mean(1), kind="stable").tolist()
         places = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
         cards += [_card(evaluation.task, result, number, name) for name, number in places.items()]

@@ -119,6 +119,7 @@ def boxes(results: Sequence[Localisation]) -> Figure:
     scores = [result.per_grid.ravel() for result in results]
     most = max(len(result.grids) for result in results)
     counts = ["" if len(r.grids) == most else f" ({amount(len(r.grids), 'grid')})" for r in results]
+    # A title holds for all methods; one with fewer grids has their number in its label.
     labels = [f"{result.method}{count}" for result, count in zip(results, counts, strict=True)]
     parts = axes.boxplot(
         scores,
@@ -207,6 +208,7 @@ def play(
     explained = windowed(method, height, width) if protocol.windows else method
     settings = {name: str(value) for name, value in explained.settings.items()}
     header = task.header("gridpg", protocol.to_dict() | {"method": method.name, "method_settings": settings})
+    # A stream is read through once; its images are not in reach afterwards.
     task.source.prepare([index for grid in grids for index in grid.images])
     name = f"gridpg-{protocol.side}x{protocol.side}-{slug(method.name)}"
     label = f"{method.name} {protocol.side}x{protocol.side}"
@@ -226,6 +228,7 @@ def slug(name: str) -> str:
 
 def grid_image(task: EvaluationTask, grid: Grid, protocol: Protocol) -> Tensor:
     """Return a grid as an image (1, C, H, W), on the model's device."""
+    # Rescaled cells are read smaller, from the file: resizing twice would blur them.
     preprocessing = dataclasses.replace(task.preprocessing, shrunk=protocol.side if protocol.rescaled else 1)
     cells = dataclasses.replace(task, preprocessing=preprocessing).read(grid.images)
     return composed(cells, protocol.side).unsqueeze(0)

@@ -35,6 +35,7 @@ def bootstrap(values: npt.NDArray[np.float64], *, level: float = 0.95, seed: int
     Returns:
         Its lower and upper end.
     """
+    # Sums and counts are all that a mean needs, so a resample adds up one number per sample.
     rows = values.reshape(len(values), -1)
     sums, counts = np.nansum(rows, 1), (~np.isnan(rows)).sum(1)
     draw = np.random.default_rng(seed)
@@ -109,6 +110,7 @@ def plot_boxes(results: Sequence[Measured]) -> Figure:
     if len(measures) != 1:
         raise UsageError(f"{len(measures)} measures were given", hint="draw one measure of one or several methods")
     figure, axes = new_axes(width=1.6 + 1.1 * len(results))
+    # Quartiles of values with NaN would be NaN.
     values = [result.values[~result.values.isnan()].double().cpu().numpy() for result in results]
     axes.boxplot(values, showmeans=True, meanprops={"marker": "o", "markersize": 4}, widths=0.5)
     axes.set_xticks(

@@ -63,6 +63,7 @@ def evaluate(
         )
     given = original
     if original is not None and isinstance(model, BcosNetwork):
+        # A converted original normalizes inside; any other one is given what the network records.
         specs = None if isinstance(original, BcosNetwork) else model.record.inputs
         given = NormalizedModel(original.eval(), specs)
     task = task_of(model, data, original=given, shape=shape)

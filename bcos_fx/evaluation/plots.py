@@ -22,6 +22,7 @@ def curves(
     bands = []
     for name, values in by_method.items():
         mean = values.mean(0)
+        # The standard error of one curve is not known; ddof=1 would divide by 0.
         spread = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.zeros_like(mean)
         bands.append((name, places, mean, mean - spread, mean + spread))
     return curves_with_bands(bands, xlabel=xlabel, ylabel=ylabel)

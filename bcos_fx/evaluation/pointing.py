@@ -35,6 +35,7 @@ def boxes_to_masks(boxes: Sequence[Sequence[Sequence[float]]] | Sequence[Tensor]
         UsageError: an image has no box, or a box no inside.
     """
     height, width = size
+    # Pixel k covers [k, k + 1), so its center is at k + 0.5.
     rows, columns = torch.arange(height) + 0.5, torch.arange(width) + 0.5
     masks = torch.zeros(len(boxes), height, width, dtype=torch.bool)
     for number, given in enumerate(boxes):
@@ -64,6 +65,7 @@ def hits(maps: Tensor, masks: Tensor, tolerance: int = _TOLERANCE) -> Tensor:
 
     Several largest pixels count by their share of hits: a constant map hits as often as a pixel drawn at random.
     """
+    # The published game allows for a margin of pixels around the object.
     near = _grown(masks, tolerance)
     # Several pixels may be largest, as in a constant map, which must not count as a hit.
     largest = maps == maps.amax((2, 3), keepdim=True)
@@ -77,6 +79,7 @@ def _grown(masks: Tensor, tolerance: int) -> Tensor:
     reach = torch.arange(-tolerance, tolerance + 1)
     disc = ((reach[:, None] ** 2 + reach**2) <= tolerance**2).float().to(masks.device)
     flat = masks.flatten(0, 1).unsqueeze(1).float()
+    # Convolution counts the pixels of the object in reach; 0.5 lies between none and one, however it is rounded.
     return (F.conv2d(flat, disc[None, None], padding=tolerance) > 0.5).reshape(masks.shape)
 
 

@@ -50,6 +50,7 @@ class EvaluationTask:
     def header(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the header of a results file, which identifies what the results were computed from."""
         like = self.like
+        # Rounding differs between precisions and kinds of device, and so may results.
         computed = {"images": str(self.preprocessing), "dtype": str(like.dtype), "device": like.device.type}
         return {
             "bcos-fx": __version__,
@@ -81,6 +82,7 @@ def fingerprint(model: nn.Module) -> str:
     and state.
     """
     if isinstance(model, BcosNetwork):
+        # The file is the same for the same network, whatever process made it.
         return hashlib.sha256(artifact.to_bytes(model)).hexdigest()
     if isinstance(model, ZeroShot):
         texts = (model.texts.names, model.texts.vectors.tolist(), model.scale, model.likeness.location)
@@ -151,6 +153,7 @@ def _rows(outputs: Tensor, read: list[int], labels: list[int], originals: list[i
     # Only the numbers that protocols and figures read are kept: all outputs of a million images would not fit.
     probabilities = outputs.softmax(1).gather(1, predicted.unsqueeze(1)).squeeze(1)
     five = outputs.topk(min(5, outputs.shape[1]), dim=1).indices
+    # A label is compared with all five at once: (N, 5) against (N, 1).
     among = (five == torch.tensor(labels, device=five.device).unsqueeze(1)).any(1)
     columns: list[Sequence[Any]] = [t.tolist() for t in (predicted, logits, probabilities, among)]
     columns.append([None] * len(read) if originals is None else originals)

@@ -145,6 +145,7 @@ def linear_probe(train: Embedded, test: Embedded, *, weight_decays: Sequence[flo
     ordered = sorted(weight_decays)
     best = max(ordered, key=lambda decay: (score(decay), decay))
     place = ordered.index(best)
+    # Halves of the steps on the logarithmic scale: geometric means.
     beside = [(best * ordered[n]) ** 0.5 for n in (place - 1, place + 1) if 0 <= n < len(ordered)]
     best = max([best, *beside], key=lambda decay: (score(decay), decay))
     fitted, converged = _fitted(features, labels, best)
@@ -175,6 +176,7 @@ def _check_counts(train: Embedded, test: Embedded, weight_decays: Sequence[float
 
 
 def _held_out(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.bool_]:
+    # A part of each class: with few images a class could be missing from one side otherwise.
     held = np.zeros(len(labels), dtype=bool)
     generator = np.random.default_rng(seed)
     for label in np.unique(labels):
@@ -187,6 +189,7 @@ def _fitted(features: Rows, labels: npt.NDArray[np.int64], weight_decay: float) 
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    # scikit-learn weighs the sum of the losses by C; here the mean of them is regularized.
     model = LogisticRegression(C=1 / (weight_decay * len(labels)), max_iter=_ITERATIONS)
     with warnings.catch_warnings(record=True) as raised:
         warnings.simplefilter("always")

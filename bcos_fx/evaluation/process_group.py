@@ -29,6 +29,7 @@ class ProcessGroup:
             return dict(mine)
         parts: list[dict[int, Any]] = [{} for _ in range(self.size)]
         dist.all_gather_object(parts, mine)
+        # Processes hold rows of their own, or the same ones, so none is lost in the union.
         return {number: row for part in parts for number, row in part.items()}
 
 

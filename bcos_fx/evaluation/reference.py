@@ -42,6 +42,7 @@ def _score_of_target(contributions: list[list[float]], k: int, side: int, smooth
     for y in range(height):
         for x in range(width):
             evidence = _mean_around(contributions, y, x, smooth)
+            # Cut at 0 after smoothing, as published.
             if evidence <= 0:
                 continue
             total += evidence

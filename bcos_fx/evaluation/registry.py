@@ -50,6 +50,7 @@ BASELINES: dict[str, Callable[[NormalizedModel], Method]] = {
 """Name -> what makes the method for an original network that takes images in [0, 1]."""
 
 MEASURES: dict[str, Measure] = {
+    # A pixel is hidden by the mean color of its image; a blurred image hardly tells what will be inserted.
     "deletion": _pixels("deletion", "mean"),
     "insertion": _pixels("insertion", "blur"),
 }

@@ -34,6 +34,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
         MissingExtraError: matplotlib is not installed.
         UsageError: a file cannot be written.
     """
+    # Everything is made before anything is written, so that no half of a report is left.
     plots = dict(_plots(evaluation))
     contents = {
         "results.json": json.dumps(as_data(evaluation), indent=2, sort_keys=True).encode() + b"\n",

@@ -35,6 +35,7 @@ class ResultLog:
     """
 
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
+        # As it reads back from the file: tuples become lists, so that headers can be compared.
         self.path, self.header = path, json.loads(json.dumps(header))
         self._seal = digest_of_data(self.header)
         self.rows: dict[int, Any] = {}
@@ -49,6 +50,7 @@ class ResultLog:
         """Add a result; when this returns it is on the disk. The first one brings the header with it."""
         self.rows[number] = row
         if self.path is not None:
+            # NaN is not JSON: another reader would refuse the whole line.
             plain = json.loads(json.dumps(row, allow_nan=False))
             if not self.path.exists() or not self.path.stat().st_size:
                 self._write(self.path, self.header)
@@ -77,6 +79,7 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
         UsageError: it holds results of something else than the header describes, or a line is not a result.
     """
     *lines, rest = _read_log(path).split(b"\n")
+    # Cut off within the header: there is no result yet, and the file may begin again.
     if not lines and json.dumps(header).encode().startswith(rest):
         return {}
     written = _parsed(lines[0] if lines else rest, path, 1)

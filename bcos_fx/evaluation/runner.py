@@ -74,9 +74,11 @@ class Runner:
             left = [number for number in range(len(sizes)) if number not in done]
             if left and len(left) < len(sizes):
                 self.log(f"{label}: going on, {len(sizes) - len(left)} of {len(sizes)} were done before")
+            # In turn, so that each process has pieces of all sizes.
             mine = left[rank :: self.group.size]
             for number in self.track(mine, [sizes[number] for number in mine], label):
                 results.append(number, compute(number))
+            # Every process returns all results, for the work after it needs them.
             everything = done | self.group.gathered(results.rows)
             return [everything[number] for number in range(len(sizes))]
 

@@ -124,6 +124,7 @@ def weight_randomisation(
     similar = []
     for layer in chosen:
         if mode == "independent":
+            # Independent: each layer is drawn in a network whose other layers are as they were.
             altered, drawn = deep_copy(network), set()
         randomise_(altered, layer, generator, alone=layers is None, drawn=drawn)
         similar.append(similarities(before, maps_of(make(altered), images, targets)))
@@ -154,6 +155,7 @@ def randomise_(network: nn.Module, layer: str, generator: torch.Generator, *, al
             if names[id(parameter)] in drawn or not parameter.is_floating_point():
                 continue
             drawn.add(names[id(parameter)])
+            # On the CPU, so that a seed means the same weights on every device.
             values = parameter.detach().double().cpu()
             noise = torch.randn(values.shape, generator=generator, dtype=values.dtype)
             parameter.copy_(values.mean() + values.std(correction=0) * noise)
@@ -210,6 +212,7 @@ def _ranks(maps: Tensor) -> Tensor:
 def _correlation(maps: Tensor, others: Tensor) -> Tensor:
     """Return Spearman's rank correlation, (N, K)."""
     a, b = (ranks - ranks.mean(-1, keepdim=True) for ranks in (_ranks(maps), _ranks(others)))
+    # A constant map has no ranks to correlate: 0, not NaN.
     spread = a.norm(dim=-1) * b.norm(dim=-1)
     return (a * b).sum(-1) / torch.where(spread > 0, spread, 1)
 
@@ -217,6 +220,7 @@ def _correlation(maps: Tensor, others: Tensor) -> Tensor:
 def _ssim(maps: Tensor, others: Tensor) -> Tensor:
     """SSIM (N, K) of absolute values scaled by their largest, over uniform windows (Wang et al. 2004, eq. 13)."""
     side = min(_SSIM_WINDOW, *maps.shape[2:])
+    # Odd, so that a window has a middle pixel; padding by reflection needs less than a side.
     window = side if side % 2 else side - 1
 
     def local(values: Tensor) -> Tensor:
@@ -230,5 +234,6 @@ def _ssim(maps: Tensor, others: Tensor) -> Tensor:
     mean_a, mean_b = local(a), local(b)
     variances = local(a**2) - mean_a**2 + local(b**2) - mean_b**2
     covariance = local(a * b) - mean_a * mean_b
+    # 0.01 and 0.03 are the published K1 and K2, for values in [0, 1].
     alike = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
     return (alike / ((mean_a**2 + mean_b**2 + 0.01**2) * (variances + 0.03**2))).mean((2, 3))

@@ -44,6 +44,7 @@ def gridpg_score(maps: Tensor, n: int, *, smooth: int = SMOOTH) -> Tensor:
     # (grids, targets, row, y, column, x): the sums over y and x are those of cells.
     cells = positive.reshape(grids, n, side, height // side, side, width // side).sum((3, 5))
     cells = cells.transpose(2, 3).flatten(2)  # column by column, so that cell k is the k-th
+    # Cell k of target k: the diagonal of targets and cells.
     own, total = cells.diagonal(dim1=1, dim2=2), cells.sum(2)
     return torch.where(total > 0, own / torch.where(total > 0, total, 1), 0)
 

@@ -171,6 +171,7 @@ def select(predictions: Sequence[Prediction], protocol: Protocol) -> tuple[Grid,
     """
     ordered = _by_class(predictions, protocol)
     listed = _draw_images(ordered, protocol)
+    # A grid may not hold a class twice, so labels are needed where the list is cut.
     labels = {p.index: p.label for p in predictions}
     grids = _cut_into_grids(listed, labels, protocol)
     if not grids:

@@ -116,6 +116,7 @@ def run_evaluation(task: EvaluationTask, plan: Plan, runner: Runner) -> Evaluati
             accuracy = judged_accuracy(outcome.predictions, confidence=plan.confidence, unreadable=outcome.unreadable)
         localisations = []
         for protocol in plan.protocols if "gridpg" in plan.metrics else ():
+            # Chosen once, so that every method is scored on the same grids.
             grids = select(outcome.predictions, protocol)
             results = [play(task, method, grids, protocol, runner) for method in methods]
             localisations.append(tuple(dataclasses.replace(r, unreadable=outcome.unreadable) for r in results))
@@ -147,6 +148,7 @@ def _methods(task: EvaluationTask, baselines: Sequence[str]) -> tuple[list[Metho
 
 def _refusal(method: Method, task: EvaluationTask) -> str | None:
     """Return why a method is not right for the network; it is asked now, not after an hour of other work."""
+    # A made-up image serves: whether a method fits depends on operations, not on numbers.
     shape = (1, task.preprocessing.channels, *task.preprocessing.size)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(task.like)
     try:

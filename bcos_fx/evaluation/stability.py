@@ -44,6 +44,7 @@ def stability(
     generator = torch.Generator().manual_seed(seed)
 
     def changed(given: Tensor) -> Tensor:
+        # Drawn on the CPU: a seed gives the same changes on every device.
         noise = (2 * torch.rand(given.shape, generator=generator) - 1).to(given)
         return (given + radius * noise).clamp(0, 1)
 

@@ -45,6 +45,7 @@ def task_of(
         if network.training:
             raise UsageError("the network is in train mode", hint="call network.eval() first")
     classes = model.record.classes if isinstance(model, BcosNetwork) else ()
+    # Agreement of networks with other classes would be a number without meaning.
     if original is not None and classes:
         module = original.module if isinstance(original, NormalizedModel) else original
         recorded = module.record.classes if isinstance(module, BcosNetwork) else recorded_classes(module, len(classes))
@@ -63,6 +64,7 @@ def preprocessing_of(model: nn.Module, source: ImageSource, shape: tuple[int, ..
     tower = model.tower if isinstance(model, ZeroShot) else model
     if isinstance(tower, BcosNetwork):
         spec = tower.record.inputs[0]
+        # Towers without records of their own were trained as CLIP was; what a file records counts more.
         usual = CLIP if tower is not model and spec.crop_pct is None else dict[str, Any]()
         return dataclasses.replace(spec.preprocessing(shape), **usual)
     sample_shape = shape if shape is not None else source.own_shape()

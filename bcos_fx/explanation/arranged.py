@@ -34,6 +34,7 @@ class ArrangedView(ExplanationView):
     def __init__(self, view: ExplanationView, given: Sequence[Tensor], batch_axis: BatchAxis) -> None:
         # Everything is shared, not copied: the view's nodes, layers and certificate hold for one sample as for several.
         self.__dict__.update(vars(view))
+        # Samples without a common first dimension are run one at a time.
         self._axes, self._separable = {}, False
         names = {name: node.name for name, node in self.starts.items()}
         axes = axes_by_name([str(node.target) for node in self.inputs], given, batch_axis)

@@ -92,6 +92,7 @@ def contributions_as_arrays(
     Raises:
         UsageError, VerificationError: as for :meth:`Contributions.attribute`.
     """
+    # Quantus passes float32 arrays, whatever the precision of the model.
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     given, indices = torch.as_tensor(inputs).to(like), torch.as_tensor(targets).long().to(like.device)
     contributions: npt.NDArray[Any] = Contributions(model).attribute(given, indices).cpu().numpy()

@@ -66,6 +66,7 @@ def axes_of(
             raise UsageError("channel_axis is 0, which holds the samples", hint="see batch_axis=")
         return _axes_of_channel(channel % len(shape), shape)
     noted = next((node.meta.get("shape") for node in graph_module.graph.nodes if node.name == start), None)
+    # On the meta device, to move dimensions without any numbers.
     if noted is not None:  # the graph was traced with that size, and sizes are part of what moves numbers
         shape = tuple(samples_first(torch.empty(noted, device="meta"), samples).shape)
     if len(shape) < 2 or 0 in shape:
@@ -89,6 +90,7 @@ def _by_rank(shape: tuple[int, ...], reason: str) -> Axes:
         return Axes(None, ("feature",))
     usual = _axes_of_channel(1 if len(shape) > 3 else 2, shape)
     note = f"{reason}, so dimension {usual.channel} was taken for the channels; channel_axis= names another"
+    # (N, C, H, W) is so common that it needs no note, unless the last dimension looks like colors.
     unusual = len(shape) != 4 or (shape[-1] in _COLORS and shape[1] not in (*_COLORS, 2, 6))
     return Axes(usual.channel, usual.places, note if unusual else "")
 

@@ -123,8 +123,10 @@ class Certificate(Displayed):
 
     def brief(self) -> list[str]:
         """Return the verdict, the first breaks, and how many constants and choices there are."""
+        # Not self.to_text(): subclasses add to that what they measured.
         listed = Certificate.to_text(replace(self, constants=(), choices=(), breaks=self.breaks[:_FIRST]))
         more = [f"  and {len(self.breaks) - _FIRST} more"] if len(self.breaks) > _FIRST else []
+        # A constant that enters twice is one constant.
         constants = amount(len({constant.source for constant in self.constants}), "constant")
         counts = f"{constants}, {amount(len(self.choices), 'gate')} chosen"
         return [f"Certificate: {listed}", *more, f"  {counts}"]
@@ -205,6 +207,7 @@ def _left_undone(reader: GraphReader, node: fx.Node) -> str | None:
     call = reader.call(node)
     if call is None or node.op == "output" or node.meta.get(EXPLAINED) or reader.flow.kinds[node.name] != VALUE:
         return None
+    # Each of these was certified because a rule can handle it, so what is left shows a rule that did not apply.
     if is_never_linear(call) or isinstance(call.module, DynamicLayer):
         return "its weight is a layer's or call's own secret: no rule could hold it fixed"
     if find_constant_operands(reader, call) or adds_an_uncounted_constant(reader, call) is True:
@@ -231,6 +234,7 @@ def _breaks(reader: GraphReader, output: fx.Node, kind: str, prepared: Prepared)
         return
     seen, pending = {output}, [output]
     while pending:
+        # First in, first out: breaks are listed from the output backwards.
         node = pending.pop(0)
         reason = reader.flow.reasons.get(node.name)
         call = reader.call(node)
@@ -252,6 +256,7 @@ def _breaks(reader: GraphReader, output: fx.Node, kind: str, prepared: Prepared)
 
 
 def _break(reader: GraphReader, node: fx.Node, reason: str) -> Break:
+    # The node of a module may come from a rule, which knows no path; its target is the path then.
     module = str(node.meta.get("module_path") or (node.target if node.op == "call_module" else ""))
     source = node.meta.get("source")
     return Break(node.name, op_name(reader, node), reason, module, None if source is None else str(source))

@@ -30,6 +30,7 @@ class Certification(Certificate):
     def to_dict(self) -> dict[str, Any]:
         """Return the certificate as plain data."""
         measured = None if self.completeness is None else self.completeness.to_dict()
+        # asdict() would copy every tensor of the completeness.
         return dataclasses.asdict(dataclasses.replace(self, completeness=None)) | {"completeness": measured}
 
     def brief(self) -> list[str]:

@@ -120,6 +120,7 @@ class Completeness(Sums):
     @property
     def _exceeds(self) -> Tensor:
         """Where the gap is larger than the tolerance allows, or no number."""
+        # Not ">": NaN has to exceed every tolerance.
         return ~(self.relative_gap <= self.tolerance)
 
     @property
@@ -223,6 +224,7 @@ def coarsest_precision(view: ExplanationView, inputs: Sequence[Tensor], dtype: t
     with torch.no_grad():
         for node, value in view.network_steps(inputs):
             if isinstance(value, Tensor) and value.is_floating_point() and view.on_value_path(node):
+                # Only on the way of values: a gate may be computed as coarsely as it likes, and just weights.
                 dtype = max(dtype, value.dtype, key=lambda passed: torch.finfo(passed).eps)
     return dtype
 

@@ -147,9 +147,12 @@ def explain(
     arranged = view.arrange(given)
     view.check_values(arranged)
     shown = view.shown(arranged)
+    # A source may be another input than the first, and has to be as sound.
     for value in shown.values():
         _check_images(model, value, given)
+    # An explanation by an inner layer shows the main input beside it.
     images = next(iter(shown.values()), images if batch_axis == 0 else arranged[0])
+    # Random numbers leave nothing to explain, not even in part: no two runs are the same function.
     if not view.certificate.ok and not (allow_incomplete and view.certificate.repeatable):
         raise _not_linear(view)
     own_names = names if output in (None, "logits") else None  # an inner layer's channels need not be classes
@@ -170,6 +173,7 @@ def explain(
     explanations = {}
     for name, weights in DynamicWeights.joined(batches).by_source().items():
         axes = view.axes(name, tuple(weights.start.shape), channel_axis)
+        # The last batch stands for all of them: precisions do not depend on the samples.
         judgment, more = _judgment(view, inputs, weights)
         if judgment.verdict == INCOMPLETE and view.certificate.ok:
             # Sums that are off may come from samples that depend on each other; then the error says so.
@@ -194,6 +198,7 @@ def _explained(
         check_rows(view, value, view.samples(inputs))
         # A target function is checked for whether it depends on its argument.
         network_value = (value.detach() if own is None else own).clone().requires_grad_()
+        # The largest output and the like are chosen by the network's own numbers, not by the view's.
         choices.append(chosen(target, network_value))
         outputs.append(choices[0].select(network_value).detach())
         return choices[0].select(value)
@@ -280,6 +285,7 @@ def _has_colors(start: Tensor, weights: Tensor, axis: int | None) -> bool:
     if start.dim() != 4 or axis is None or start.shape[axis] not in (2, 6):
         return False
     straight, inverse = start.chunk(2, dim=axis)
+    # 1 - x and the sum of both halves are rounded once each; 4 units leave room for both.
     rounding = 4 * torch.finfo(start.dtype).eps * max(1.0, float(start.abs().max()))
     if not bool(((straight + inverse - 1).abs() <= rounding).all()):
         return False
@@ -339,6 +345,7 @@ def _check_images(model: nn.Module, images: object, given: Sequence[Tensor]) -> 
         raise UsageError(
             f"the images are on {images.device}, the network is on {like.device}", hint=f'images.to("{like.device}")'
         )
+    # Integers, as token indices are, have no precision to compare.
     if like is not None and images.is_floating_point() and like.dtype != images.dtype:
         theirs, own = (str(dtype).removeprefix("torch.") for dtype in (images.dtype, like.dtype))
         raise UsageError(f"the images are {theirs}, the network is {own}", hint=f"images.to(torch.{own})")
@@ -362,5 +369,6 @@ def _notes(model: nn.Module, given: Sequence[Tensor]) -> list[str]:
         low, high = float(images.detach().min()), float(images.detach().max())
         if low < 0 or high > 1:
             notes.append(f"the images hold values from {low:.3g} to {high:.3g}, and the network was made for [0, 1]")
+            # The warning names the line that called explain().
             warnings.warn(notes[-1], UserWarning, stacklevel=3)
     return notes

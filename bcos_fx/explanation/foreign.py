@@ -42,6 +42,7 @@ def traced(module: nn.Module, inputs: ExampleInputs | None, batch_axis: BatchAxi
         if batch_axis != 0:
             hint = f"batch_axis is {batch_axis!r}: leave it out where the first dimension holds the samples"
             raise ExampleError(error.what, where=error.where, hint=hint) from error
+        # Two of the samples were traced; a network of fixed size takes only all of them.
         raise _alone(module, inputs, error) from error
     if traced_module.guards:
         _check_samples(module, inputs, traced_module, batch_axis)

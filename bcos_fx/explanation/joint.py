@@ -74,6 +74,7 @@ class JointExplanation(Displayed, Mapping[str, Explanation]):
     @property
     def residual(self) -> Tensor:
         """(N[, K]) output - Σ contributions of all sources - Σ constants: rounding, unless it is incomplete."""
+        # Each part lists the others among its constants, so all parts share one residual.
         return self._first.residual
 
     @property

@@ -34,6 +34,7 @@ class SampleLayout:
 
     def first(self, given: Sequence[Tensor]) -> list[Tensor]:
         """Return inputs as (N, ...); what belongs to every sample is repeated, without copying."""
+        # Expanded, not repeated: what belongs to every sample takes no memory for each.
         moved = [samples_first(x, axis) for x, axis in zip(given, self.inputs, strict=True)]
         samples = next((len(x) for x, axis in zip(moved, self.inputs, strict=True) if axis is not None), 1)
         return [x.expand(samples, *x.shape[1:]) for x in moved]
@@ -97,6 +98,7 @@ def _grown(name: str, one: tuple[int, ...], two: tuple[int, ...]) -> int | None:
         raise UsageError(
             f"{name} has shape {one} for one sample and {two} for two: no one dimension holds the samples", hint=_HINT
         )
+    # A dimension of 3 for one sample and 6 for two holds something else besides.
     return grown[0] if one[grown[0]] == 1 else None
 
 

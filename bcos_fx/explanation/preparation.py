@@ -66,6 +66,7 @@ LOGITS = "logits"
 """What ``output`` calls the scores before a network's probabilities."""
 
 
+# Rule files do not change while a program runs; the rules that it registers itself may.
 @functools.cache
 def _shipped() -> Recipe:
     files = [rules_directory() / f"{name}.toml" for name in _FILES]
@@ -102,9 +103,11 @@ def prepare(
     elif output is not None:
         end_at(graph_module, find_layer(graph_module, output))
     scores = (LOGITS,) if _ending(graph_module).scores else _reader(graph_module).flow.before_gates
+    # These phases give layers and norms our form at B = 1: the same function, with parts that can be held fixed.
     Engine(recipe()).run(graph_module, ("canonical", "norm", "linear"))
     starts = _starts(graph_module, source)
     for start in starts.values():
+        # From here on values count as linear in the source, whatever was computed before.
         start.meta[EXPLAINED] = True
     return Prepared(graph_module, starts, output or "output", scores)
 
@@ -144,6 +147,7 @@ def _find_layer(graph_module: fx.GraphModule, name: str, inputs: Sequence[str]) 
     try:
         return find_layer(graph_module, name)
     except UsageError as error:
+        # A mistyped input is proposed before a layer, since most sources are inputs.
         close = difflib.get_close_matches(name, inputs, n=1, cutoff=0.6)
         kind = "inputs are" if len(inputs) > 1 else "input is"
         raise UsageError(
@@ -208,6 +212,7 @@ def _end_in_scores(graph_module: fx.GraphModule) -> None:
             if node in ending.scores:
                 before = scores.get(ending.scores[node], ending.scores[node])
                 scores[node] = _negated(before) if node in ending.falling else before
+            # A reshape of probabilities has to happen to the scores as well, once for each.
             elif node in ending.moved and not scores.keys().isdisjoint(node.all_input_nodes):
                 scores[node] = graph.node_copy(node, lambda source: scores.get(source, source))
     (end,) = output.all_input_nodes

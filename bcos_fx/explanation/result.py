@@ -70,6 +70,7 @@ class Constants(Mapping[str, Tensor]):
         return shown(f"Constants({len(self)}{': ' if named else ''}{named}{more})")
 
 
+# eq=False: tensors compare number by number, so == of two results would have no truth value.
 @dataclass(frozen=True, eq=False)
 class Result:
     """Why a network gave an output: f(x) = Σ contributions + Σ constants (+ residual, which is rounding).
@@ -156,6 +157,7 @@ class Result:
             (N[, K], H, W) of images, (N[, K], L) of sequences, (N[, K], T, H, W) of clips, (N[, K], F) of features.
         """
         parts = self.channel_contributions
+        # The dimension K stands before the channels.
         return parts if self.channel_axis is None else parts.sum(self.channel_axis + self.several)
 
     @property
@@ -186,6 +188,7 @@ class Result:
             return None
         sizes = enumerate(zip(self.encoded.shape, self.inputs.shape, strict=True))
         doubled = [axis for axis, (encoded, given) in sizes if axis and encoded == 2 * given]
+        # An inner layer may have twice as many channels by chance.
         same = len(doubled) == 1 and torch.equal(self.encoded.chunk(2, dim=doubled[0])[0], self.inputs)
         return doubled[0] if same else None
 
@@ -207,6 +210,7 @@ class Result:
     def __getitem__(self, samples: int | slice) -> Self:
         """Return the explanation of some samples; an index keeps the dimension N."""
         if not isinstance(samples, slice):
+            # range() takes negative indices and refuses those out of bounds, as a sequence does.
             place = range(len(self))[operator.index(samples)]
             samples = slice(place, place + 1)
 

@@ -15,6 +15,7 @@ from bcos_fx.escaping import amount
 from bcos_fx.explanation.foreign import agree
 from bcos_fx.explanation.view import ExplanationView
 
+# The rest is for what the caller holds, and for what an operation needs while it runs.
 _SHARE_OF_MEMORY = 0.4
 _FIRST_TWO = (slice(2), slice(1), slice(1, 2))  # together, and each of them
 
@@ -28,6 +29,7 @@ def naming_samples() -> Iterator[None]:
     """
     try:
         yield
+    # It is a RuntimeError too, and the samples are where they should be.
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, IndexError) as error:
@@ -97,6 +99,7 @@ def chunks(view: ExplanationView, images: Tensor, batch_size: int | None) -> lis
     samples = len(images)
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise UsageError(f"batch_size is {batch_size!r}", hint="give an integer of at least 1, or leave it out")
+    # Where samples depend on each other, W(x) of a batch would mix them; alone each is explained rightly.
     size = samples if batch_size is None else batch_size
     if samples > 1 and not view.separable:
         size = 1
@@ -109,6 +112,7 @@ def _bytes_per_sample(view: ExplanationView, images: Tensor) -> float:
     """Estimate the most that a backward pass keeps per sample: the values of all nodes, as in the example run."""
     shapes = [node.meta.get("shape") for node in view.graph_module.graph.nodes]
     example = view.inputs[0].meta.get("shape") or images.shape
+    # Sizes grow with the area of the image: those of the example run are scaled to this one.
     numbers = sum(torch.Size(shape).numel() for shape in shapes if shape)
     return max(1.0, numbers * images.element_size() / torch.Size(example).numel() * images[0].numel())
 

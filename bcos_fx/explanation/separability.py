@@ -79,6 +79,7 @@ def _of_two_and_three(
                     if node in nodes and isinstance(value, Tensor):
                         first = value[: max(1, len(value) // samples)] if value.dim() else value
                         observed[node] = _Observed(tuple(value.shape), bool(first.isnan().any()))
+    # A graph of a fixed size does not run on other numbers of samples, which settles the question.
     except (RuntimeError, ValueError, TypeError):
         return None
     return two, three

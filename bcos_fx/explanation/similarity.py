@@ -105,6 +105,7 @@ def cosine(
     """
     vectors = texts.vectors if isinstance(texts, TextEmbeddings) else texts
     single = vectors.dim() == 1
+    # In float64: dividing by the length in float32 would leave lengths off 1 by a few units.
     rows = vectors.detach().double().reshape(-1, vectors.shape[-1]) if vectors.dim() in (1, 2) else vectors
     if rows.dim() != 2 or not rows.numel() or not bool(torch.isfinite(rows).all()) or bool((rows == 0).all(1).any()):
         raise UsageError(

@@ -65,6 +65,7 @@ class Difference:
         indices = torch.tensor([index for index in (self.target, self.other) if index is not None], dtype=torch.long)
         if len(indices):
             _check_range(indices, outputs.shape[1])
+        # Which output is the largest is held fixed, so that the difference is linear in the outputs.
         target = outputs.detach().argmax(1) if self.target is None else torch.full((len(outputs),), self.target)
         first = outputs.gather(1, target.to(outputs.device)[:, None])[:, 0]
         if self.other is not None:
@@ -124,6 +125,7 @@ def named(target: object, names: Sequence[str] | None, others: Sequence[str] = (
         return type(target)(named(item, names, others) for item in target)
     if not isinstance(target, str):
         return target
+    # A class may be called "all" or "top3" itself.
     if _TOP.fullmatch(target) and not classes_named(target, names):
         return target
     return class_named(target, names, others)
@@ -175,6 +177,7 @@ def _one_number_per_sample(numbers: object, outputs: Tensor) -> Tensor:
             f"the target function returned {shape} for {amount(len(outputs), 'sample')}",
             hint="return one number per sample: (N,)",
         )
+    # It would be explained by zeros.
     if not numbers.requires_grad:
         raise UsageError("what the target function returned does not depend on the outputs")
     return numbers.unsqueeze(1) if numbers.dim() == 1 else numbers
@@ -189,6 +192,7 @@ def _unit(target: object, value: Tensor) -> Chosen:
         )
     index = target if isinstance(target, tuple) else (target,)
     sizes = value.shape[1 : 1 + len(index)]
+    # bool is a subclass of int.
     good = all(isinstance(i, int) and not isinstance(i, bool) for i in index) and 0 < len(index) < value.dim()
     if not good or not all(0 <= i < size for i, size in zip(index, sizes, strict=True)):
         raise UsageError(
@@ -211,6 +215,7 @@ def _indices(target: object, outputs: Tensor) -> tuple[Tensor, bool]:
     if isinstance(target, str):
         if target == "all":
             return torch.arange(outputs.shape[1], device=outputs.device).expand_as(outputs), False
+        # "top3" of two classes is both of them.
         return outputs.detach().topk(min(int(target.removeprefix("top")), outputs.shape[1]), dim=1).indices, False
     if isinstance(target, int) and not isinstance(target, bool):
         return torch.full((samples, 1), target), True
@@ -218,6 +223,7 @@ def _indices(target: object, outputs: Tensor) -> tuple[Tensor, bool]:
         tensor = torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"the target {target!r} cannot be read", hint=_FORMS) from error
+    # A float would be cut to an integer, and a bool taken for 0 or 1.
     wrong = tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool
     if wrong or tensor.dim() > 2:
         raise UsageError(f"the target {target!r} holds no indices", hint=_FORMS)

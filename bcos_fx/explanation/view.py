@@ -68,11 +68,13 @@ class ExplanationView:
     ) -> None:
         prepared = prepare(network, output=output, source=source)
         self.end_name = None if output is None else _output(prepared.graph_module).name
+        # Read before the graph is frozen, which detaches the gates.
         self.certificate: Certificate = certificate(prepared)
         self.scores = prepared.scores
         # The same layers, nothing frozen: what sums are compared with must not come from the view's own arithmetic.
         self.unfrozen: fx.GraphModule = GraphModule(prepared.graph_module, copy.deepcopy(prepared.graph_module.graph))
         self._freeze(prepared)
+        # Weak, or the view that _VIEWS keeps for a network would keep that network alive.
         self._network = weakref.ref(network) if isinstance(network, BcosNetwork) else None
         self._separable: bool | None = None
         self._shared: set[Hashable] = set()  # forms of runs in which the view's value was the network's own
@@ -83,6 +85,7 @@ class ExplanationView:
         self.graph_module, self.starts = prepared.graph_module, dict(prepared.starts)
         graph = self.graph_module.graph
         self.inputs = graph.find_nodes(op="placeholder")
+        # W(x) acts on the encoding [x, 1 - x]; callers give, and see, the input before it.
         self._begins = {entry(node, self.graph_module): node for node in self.inputs}
         self._coefficients = add_coefficients(graph)
         Engine(recipe()).run(self.graph_module, ("freeze",))
@@ -91,7 +94,9 @@ class ExplanationView:
         counted = [module for module in called if isinstance(module, Counted)]
         self.sources = tuple(dict.fromkeys(module.source for module in counted))
         for module in counted:
+            # Constants of one source share a coefficient: a layer that is called twice counts as one.
             module.column = self.sources.index(module.source)
+        # Read again: the certificate was read off the graph before the rules froze it.
         reader = GraphReader(self.graph_module, vocabulary(), Options())
         self._value_path = reader.flow.value_path
         if self.certificate.ok:
@@ -148,6 +153,7 @@ class ExplanationView:
         """
         network = self.converted
         form = None if network is None else form_of_run(network, inputs)
+        # Bit by bit: a view that is off by rounding might be off by more for other numbers.
         if form is not None and torch.equal(value, own):
             self._shared.add(form)
 
@@ -196,12 +202,14 @@ class ExplanationView:
                 "the samples of a batch cannot be told apart inside this network",
                 hint="explain them one at a time: its separable attribute says so",
             )
+        # Whatever mode the caller is in: autograd takes no tensors that inference mode made.
         with torch.inference_mode(False), torch.enable_grad():
             given = [for_autograd(value) for value in inputs]
             # The constants' contributions are the gradients by these: one factor of 1 for each sample and constant.
             coefficients = [ones.requires_grad_() for ones in self._ones(inputs)]
             environment = self._environment(given, coefficients)
             with torch.no_grad():
+                # Without gradients up to the sources, which are the leaves: nothing before them is differentiated.
                 leaves = {node: evaluate(self.graph_module, environment, node) for node in self.starts.values()}
             self._check_samples(leaves, samples)
             leaves = {node: leaf.detach().requires_grad_() for node, leaf in leaves.items()}
@@ -229,6 +237,7 @@ class ExplanationView:
     def _ones(self, inputs: Sequence[Any]) -> list[Tensor]:
         """Return a tensor of ones for each source of constants, in the network's precision."""
         samples, like = self.samples(inputs), inputs[0]
+        # Token indices are integers; constants are counted in the precision of the network.
         dtype = like.dtype if like.is_floating_point() else self._like().dtype
         return [torch.ones(samples, dtype=dtype, device=like.device) for _ in self.sources]
 
@@ -318,9 +327,11 @@ def view_of(
         if isinstance(module, BcosNetwork) and inputs is not None:
             names = [spec.name for spec in module.record.inputs]
             given = [inputs] if isinstance(inputs, Tensor) else inputs
+            # A graph may hold for the example's size alone; the network then keeps others over the same layers.
             module = module.of_size(in_order(names, given) if isinstance(given, Mapping) else given)
         if not isinstance(module, BcosNetwork):
             return ExplanationView(traced(module, inputs, batch_axis), output=output, source=source)
+        # A list cannot be part of a key.
         source = source if source is None or isinstance(source, str) else tuple(source)
         views = _VIEWS.setdefault(module, {})
         parts, held = _made_of(module)

@@ -89,6 +89,7 @@ def for_autograd(value: object) -> Any:
     """Return a tensor that autograd may use, whatever mode the caller made it in; without the caller's graph."""
     if not isinstance(value, Tensor):
         return value
+    # A clone leaves inference mode; detaching drops the caller's own graph, into which no gradient may flow.
     return value.clone() if value.is_inference() else value.detach()
 
 

@@ -54,9 +54,12 @@ class ZeroShot(nn.Module):
         Returns:
             (N, K, H, W), which add up, with the constants, to the outputs.
         """
+
+        def of_image(n: int) -> Tensor:
+            def outputs(embeddings: Tensor) -> Tensor:
+                return self.scale * self.likeness(embeddings)[:, targets[n]]
+
+            return explain(self.tower, images[n : n + 1], outputs).contributions
+
         # One image at a time, because the targets are the classes of that image.
-        by_image = [
-            explain(self.tower, image, lambda z, classes=classes: self.scale * self.likeness(z)[:, classes])
-            for image, classes in zip(images.split(1), targets, strict=True)
-        ]
-        return torch.cat([explanation.contributions for explanation in by_image])
+        return torch.cat([of_image(n) for n in range(len(images))])

@@ -23,6 +23,7 @@ from bcos_fx.errors import UsageError
 if TYPE_CHECKING:
     from bcos_fx.explanation.result import Result
 
+# 15 pixels at 224, as published; a wider strip of frames would be too small to read.
 _SMOOTH, _SIDE, _FRAMES = 15, 224, 8
 _AGAINST, _FOR = torch.tensor([0.13, 0.33, 0.68]), torch.tensor([0.76, 0.13, 0.16])
 
@@ -125,6 +126,7 @@ def signed(
 
 def overlaid(picture: Image.Image, photograph: Image.Image) -> Image.Image:
     """Return a picture over a photograph, which is drawn in light gray; a pixel of a coarser picture is a block."""
+    # From 96 to 255: light enough for the colors above it to stand out.
     gray = photograph.convert("L").point(lambda value: 96 + value * 5 // 8).convert("RGBA")
     over = picture.convert("RGBA")
     if over.size != gray.size:
@@ -153,6 +155,7 @@ def pictures(
     values = planes(explanation)
     if not explanation.colors:
         return signed(values, percentile=percentile, opaque=opaque)
+    # N and K become one dimension; channels may be last in the network.
     weights = explanation.weights.flatten(0, -4).movedim(explanation.channel_axis or 1, 1).float().cpu()
     weights = in_blocks(weights, explanation.blocks)
     return colored(weights, values, smooth=smooth, percentile=percentile)
@@ -186,6 +189,7 @@ def frames(count: int) -> list[int]:
 
 def strip(values: Tensor) -> Tensor:
     """Put frames (..., T, H, W) beside each other, (..., H, W'), with a gap of zeros between them."""
+    # Zeros are white in a signed map, and black beside the frames of an input.
     gap = values.new_zeros(*values.shape[:-3], values.shape[-2], max(1, values.shape[-1] // 32))
     parts = [part for frame in frames(values.shape[-3]) for part in (gap, values[..., frame, :, :])]
     return torch.cat(parts[1:], dim=-1)
@@ -240,6 +244,7 @@ def portrait(explanation: Result, sample: int) -> tuple[Image.Image | None, str]
     if places.dim() not in (3, 4):
         return None, "input"
     title, encoded = "input", explanation.encoded.shape != explanation.inputs.shape
+    # Of an encoded input [x, 1 - x] the first half is the photograph.
     if places.shape[0] in (2, 6) and torch.allclose(sum(places.chunk(2)), torch.ones(()), atol=1e-5):  # type: ignore[arg-type]
         places = places.chunk(2)[0]
     if places.shape[0] not in (1, 3):

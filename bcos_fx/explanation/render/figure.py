@@ -115,6 +115,7 @@ def _height(explanation: Result, style: Style) -> float:
     """Return how high a row is, in widths of a panel: beside bars as they need, of pictures alone as these are."""
     if len(explanation.axes) != 2 or style.panels is None or "outputs" in style.panels:
         return 1.21
+    # Without bars beside them pictures decide the height, up to three times the width of a panel.
     height, width = explanation.contributions.shape[-2:]
     return min(3.0, height / width) + 0.2
 

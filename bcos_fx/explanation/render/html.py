@@ -29,6 +29,7 @@ def page(cards: Sequence[str], *, title: str = "Explanations", above: str = "") 
         above: HTML that comes before the cards.
     """
     template = resources.files("bcos_fx.explanation.render").joinpath("gallery.html").read_text(encoding="utf-8")
+    # Split first: cards may hold the words that are replaced in the template.
     before, after = template.split("{{cards}}")
     facts = {"{{title}}": shown_in_html(title), "{{count}}": str(len(cards)), "{{above}}": above}
     for name, text in facts.items():
@@ -112,6 +113,7 @@ def _pictures(sample: Result, overlay: bool) -> list[tuple[str, Image.Image]]:
 def data_uri(picture: Image.Image) -> str:
     """Return a picture as text that a page can hold in place of an address; small ones are enlarged."""
     if max(picture.size) < _SIDE:  # a browser would blur small images
+        # Rounded up, by whole pixels: a fraction would draw some pixels wider than others.
         factor = -(-_SIDE // max(picture.size))
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     buffer = io.BytesIO()

@@ -66,6 +66,7 @@ def _scale(ax: Axes, values: Tensor, colors: Any) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
+    # As signed() has it, so that the scale shows the value of full color; blank maps have a scale too.
     full = float(np.quantile(values.abs().flatten().double().numpy(), 0.995)) or float(values.abs().max()) or 1.0
     colors = colors or LinearSegmentedColormap.from_list("signed", [AGAINST, "white", FOR])
     figure: Any = ax.figure
@@ -98,6 +99,7 @@ def draw_signal(ax: Axes, sample: Result, style: Style) -> None:
     given = sample.inputs[0].detach().float().cpu()
     axis = sample.channel_axis
     lines = given.unsqueeze(0) if axis is None else given.movedim(axis - 1, 0)
+    # More lines than that are a surface, and no one line is seen.
     for line in lines[:8]:
         ax.plot(line.numpy(), linewidth=0.8)
     more = f" (8 of {len(lines)} channels)" if len(lines) > 8 else ""
@@ -111,6 +113,7 @@ def draw_table(ax: Axes, sample: Result, style: Style) -> None:
     values = sample.contributions[0].flatten().double().cpu()
     given = sample.encoded[0].flatten().double().cpu()
     names = sample.tokens[0] if sample.tokens is not None else ()
+    # Stable, so that equal features stand in their order in every run.
     order = values.abs().argsort(descending=True, stable=True).tolist()
     shown = order if len(order) <= _FEATURES else order[: _FEATURES - 1]
     labels = [short(names[at] if at < len(names) else f"feature {at}", 18) + f" = {given[at]:.3g}" for at in shown]
@@ -142,6 +145,7 @@ def draw_scores(ax: Axes, sample: Result, top: int) -> None:
     values = scores[0].float()[classes].tolist()
     colors = [OWN if index in explained else OTHER for index in classes]
     low, high = min(values), max(values)
+    # Bars of negative logits would grow as the output falls.
     base = 0.0 if low >= 0 else low - 0.15 * ((high - low) or 1.0)
     ax.barh(range(len(values)), [value - base for value in values], left=base, color=colors, height=0.62)
     for place, value in enumerate(values):

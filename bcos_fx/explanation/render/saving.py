@@ -121,6 +121,7 @@ def _tensors(explanation: Result) -> dict[str, Tensor]:
     names = ("inputs", "encoded", "weights", "output", "contributions", "residual", "prediction", "scores", "target")
     fields = {name: getattr(explanation, name) for name in names}
     constants = {f"constants.{source}": values for source, values in explanation.constants.items()}
+    # Cloned: safetensors refuses tensors that share memory, as inputs and encoded may.
     return {name: t.detach().cpu().contiguous().clone() for name, t in (fields | constants).items() if t is not None}
 
 
@@ -128,6 +129,7 @@ def _facts(explanation: Result) -> str:
     names = ("where", "names", "notes") if explanation.tokens is None else ("where", "names", "notes", "tokens")
     facts = {name: getattr(explanation, name) for name in (*names, "channel_axis", "axes", "labels")}
     verdict = {"complete": explanation.complete, "verdict": explanation.verdict}
+    # Readers of files know the colors by this former name.
     return json.dumps(facts | verdict | {"colours": explanation.colors}, sort_keys=True)
 
 

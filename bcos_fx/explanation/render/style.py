@@ -59,6 +59,7 @@ class Style:
             if not 0 < getattr(self, name) < 1000:
                 raise UsageError(f"{name} is {getattr(self, name)!r}", hint="give a number above 0, below 1000")
         if self.cmap is not None:
+            # Only for its check: an unknown color map is found out before the work, and not after it.
             self.colors()
         if self.font is not None:
             _check_font(self.font)

@@ -69,6 +69,7 @@ def contributions(sample: Result, place: int = 0) -> list[tuple[str, float]]:
     tokens = sample.tokens[0] if sample.tokens else ()
     rows = list(zip(tokens, numbers, strict=False))
     later = list(enumerate(numbers))[len(tokens) :]
+    # Padding contributes nothing, and would hide the tokens in a long list.
     return rows + [(f"{sample.axes[0]} {at}", value) for at, value in later if value or not tokens]
 
 
