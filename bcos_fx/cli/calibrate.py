@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bcos_fx.cli.console import console, echo, echo_json
 from bcos_fx.cli.failure import list_skipped
@@ -105,7 +105,7 @@ def _print_result(network: BcosNetwork, target: Path, skipped: dict[str, str], *
 
     calibration = network.report.figures.calibration
     if json:
-        facts: dict[str, Any] = {"output": str(target), "skipped": skipped}
+        facts: dict[str, object] = {"output": str(target), "skipped": skipped}
         facts["calibration"] = None if calibration is None else asdict(calibration)
         echo_json(facts)
     else:

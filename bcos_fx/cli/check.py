@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
@@ -114,7 +114,7 @@ def check_network(request: CheckRequest) -> None:
         raise typer.Exit(CHECK_FAILED)
 
 
-def _check_converted(request: CheckRequest, batch_axis: int | None) -> tuple[str, dict[str, Any]]:
+def _check_converted(request: CheckRequest, batch_axis: int | None) -> tuple[str, dict[str, object]]:
     path = request.first
     network = read_artifact(path)
     from bcos_fx.cli import linear
@@ -145,7 +145,7 @@ def _check_converted(request: CheckRequest, batch_axis: int | None) -> tuple[str
     }
 
 
-def _check_unconverted(request: CheckRequest, batch_axis: int | None) -> tuple[str, dict[str, Any]]:
+def _check_unconverted(request: CheckRequest, batch_axis: int | None) -> tuple[str, dict[str, object]]:
     from bcos_fx.cli import linear
     from bcos_fx.cli.network import read_network
 
@@ -154,7 +154,7 @@ def _check_unconverted(request: CheckRequest, batch_axis: int | None) -> tuple[s
     certification = linear.certified(module, shape=shape, source=request.source or None, batch_axis=batch_axis)
     if not request.json:
         linear.show(certification)
-    facts = {"file": str(request.first), "certificate": certification.to_dict()}
+    facts: dict[str, object] = {"file": str(request.first), "certificate": certification.to_dict()}
     return "equal" if linear.passes(certification) else "not dynamic linear", facts
 
 
@@ -189,7 +189,7 @@ def local_file(path: Path) -> Path:
     return weights_of(name.removeprefix("hf:"))
 
 
-def _compare(request: CheckRequest, second: Path, batch_axis: int | None) -> tuple[str, dict[str, Any]]:
+def _compare(request: CheckRequest, second: Path, batch_axis: int | None) -> tuple[str, dict[str, object]]:
     from bcos_fx.cli import linear
     from bcos_fx.report.sentences import drift_sentence, overall
     from bcos_fx.verification import verify

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bcos_fx.cli.console import echo, echo_json
 from bcos_fx.cli.options import IMAGE_FORMS, Model, Overwrite, option, takes
@@ -154,7 +154,7 @@ def _trained(request: FineTuneRequest) -> FineTuned:
 
 
 def _print_result(request: FineTuneRequest, tuned: FineTuned) -> None:
-    rows: list[dict[str, Any]] = [asdict(row) for row in tuned.history]
+    rows: list[dict[str, object]] = [asdict(row) for row in tuned.history]
     if request.json:
         facts = {"output": str(request.out), "run": str(request.folder), "history": rows}
         echo_json(facts)

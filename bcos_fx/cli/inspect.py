@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -53,7 +53,7 @@ def inspect_file(
     from bcos_fx.checkpoint import inspect
     from bcos_fx.cli.check import local_file
 
-    entries: list[dict[str, Any]] = []
+    entries: list[dict[str, object]] = []
     sound = True
     for path in map(local_file, files):
         inspection = inspect(path, key=key)
@@ -70,7 +70,7 @@ def inspect_file(
         raise typer.Exit(BAD_INPUT)
 
 
-def _header_as_dict(header: Header) -> dict[str, Any]:
+def _header_as_dict(header: Header) -> dict[str, object]:
     record, report = header.record, header.record.report
     return {
         "format": header.format,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 from typer.models import OptionInfo
 
@@ -55,7 +55,7 @@ class Flags:
     is_switch: bool
 
 
-def flags_of(command: Callable[..., Any]) -> dict[str, Flags]:
+def flags_of(command: Callable[..., object]) -> dict[str, Flags]:
     """Return parameter -> spelling for the options of a command."""
     flags = {}
     for name, hint in get_type_hints(command, include_extras=True).items():
@@ -98,7 +98,7 @@ def as_options(text: str, flags: Mapping[str, Flags]) -> str:
     return _WORD.sub(named, _KEYWORD.sub(spelled, _SUBJECT.sub(named, text)))
 
 
-def in_options(error: BcosFxError, command: Callable[..., Any]) -> BcosFxError:
+def in_options(error: BcosFxError, command: Callable[..., object]) -> BcosFxError:
     """Return the error as the command's user is to read it."""
     flags = flags_of(command)
     hint = None if error.hint is None else as_options(error.hint, flags)

@@ -43,12 +43,12 @@ def recorded_origin(module: nn.Module) -> Origin:
     return Origin(f"{type(module).__module__}.{type(module).__qualname__}")
 
 
-def _pretrained_cfg(module: nn.Module) -> Mapping[str, Any]:
+def _pretrained_cfg(module: nn.Module) -> Mapping[str, object]:
     recorded = getattr(module, "pretrained_cfg", None)
     return recorded if isinstance(recorded, Mapping) else {}
 
 
-def _of_config(config: object) -> Sequence[Any]:
+def _of_config(config: object) -> Sequence[object]:
     """Return the names in a configuration of transformers, unless they are placeholders such as ``LABEL_0``."""
     names = getattr(config, "id2label", None)
     if not isinstance(names, Mapping):
@@ -59,14 +59,14 @@ def _of_config(config: object) -> Sequence[Any]:
     return () if ordered == [f"LABEL_{index}" for index in range(len(ordered))] else ordered
 
 
-def _of_pretrained(recorded: Mapping[str, Any]) -> Sequence[Any]:
+def _of_pretrained(recorded: Mapping[str, object]) -> Sequence[object]:
     described, names = recorded.get("label_descriptions"), recorded.get("label_names")
     if isinstance(described, Mapping) and isinstance(names, list | tuple):
         described = [described.get(name) for name in names]
     return next((given for given in (described, names) if isinstance(given, list | tuple) and given), ())
 
 
-def _of_imagenet(recorded: Mapping[str, Any]) -> Sequence[Any]:
+def _of_imagenet(recorded: Mapping[str, object]) -> Sequence[object]:
     data: Any = sys.modules["timm"].data
     subset = data.infer_imagenet_subset(dict(recorded))
     if not subset or not _IMAGENET.search(_text(recorded.get("tag"))):

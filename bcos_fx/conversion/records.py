@@ -77,7 +77,7 @@ class Conversion:
             self.progress(stage)
 
     @property
-    def trace(self) -> Callable[[Any], Trace]:
+    def trace(self) -> Callable[[ExampleInputs], Trace]:
         """What turns the module into a graph of its own, from inputs that it takes."""
         leaves = (*self.engine.ops.leaves, *self.recipe.options.leaf_modules)
         return partial(trace, self.module, output=self.output_key, leaf_modules=leaves)

@@ -72,10 +72,10 @@ def preserved(traced: Traced) -> Preserved:
 
 def _as_traced(traced: Traced) -> fx.GraphModule:
     """Return a copy of the graph over the module's own parameters, which no rewrite of the graph can reach."""
-    own = dict(traced.conversion.module.named_parameters(remove_duplicate=False))
+    originals = dict(traced.conversion.module.named_parameters(remove_duplicate=False))
     shared = {}
     for name, tensor in traced.graph_module.named_parameters(remove_duplicate=False):
-        other = own.get(name)
+        other = originals.get(name)
         if other is None or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
             continue
         if torch.equal(other, tensor):

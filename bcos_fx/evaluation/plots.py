@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,9 @@ from bcos_fx.lazy import library
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+Band = tuple[str, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike, npt.ArrayLike]
+"""Label, places, values, lower ends and upper ends of a curve, the last four (points,) each."""
 
 
 def curves(
@@ -28,8 +31,8 @@ def curves(
     return curves_with_bands(bands, xlabel=xlabel, ylabel=ylabel)
 
 
-def curves_with_bands(bands: Sequence[tuple[str, Any, Any, Any, Any]], *, xlabel: str, ylabel: str) -> Figure:
-    """Draw curves (label, places, values, lower ends, upper ends), the last four (points,) each."""
+def curves_with_bands(bands: Sequence[Band], *, xlabel: str, ylabel: str) -> Figure:
+    """Draw curves, each with its band."""
     drawn, ax = new_axes(width=5.2)
     for label, places, middle, low, high in bands:
         (line,) = ax.plot(places, middle, linewidth=1.5, label=label)

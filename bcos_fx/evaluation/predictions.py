@@ -47,7 +47,7 @@ class EvaluationTask:
         """A tensor of the model's dtype and device."""
         return next((p for p in self.model.parameters() if p.is_floating_point()), torch.zeros(()))
 
-    def header(self, kind: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def header(self, kind: str, settings: Mapping[str, object]) -> dict[str, object]:
         """Return the header of a results file, which identifies what the results were computed from."""
         like = self.like
         # Rounding differs between precisions and kinds of device, and so may results.

@@ -34,7 +34,7 @@ class ResultLog:
         UsageError: the file holds results of something else, or is damaged elsewhere than at its end.
     """
 
-    def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, header: Mapping[str, object]) -> None:
         # As it reads back from the file: tuples become lists, so that headers can be compared.
         self.path, self.header = path, json.loads(json.dumps(header))
         self._seal = digest_of_data(self.header)
@@ -72,7 +72,7 @@ class ResultLog:
             stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
 
-def read_rows(path: Path, header: Mapping[str, Any]) -> dict[int, Any]:
+def read_rows(path: Path, header: Mapping[str, object]) -> dict[int, Any]:
     """Read the results of a log; half a line at its end is passed over.
 
     Raises:

@@ -52,7 +52,7 @@ class Runner:
     def run(
         self,
         name: str,
-        header: Mapping[str, Any],
+        header: Mapping[str, object],
         sizes: Sequence[int],
         compute: Callable[[int], Any],
         label: str,

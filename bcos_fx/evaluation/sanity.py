@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Randomised(Displayed):
     layers: tuple[str, ...]
     similarities: Mapping[str, Tensor]
     left_out: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
 
     def brief(self) -> list[str]:
         """Return how alike maps still are with all weights random, for each similarity."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -53,48 +52,48 @@ class ArrangedView(ExplanationView):
         """Return inputs as (N, ...); those that belong to every sample are repeated."""
         return self.layout.first(given)
 
-    def samples(self, inputs: Sequence[Any]) -> int:
+    def samples(self, inputs: Sequence[Tensor]) -> int:
         """Return 1: inputs in the network's own form are those of one sample."""
         return 1
 
     def _check_samples(self, leaves: Mapping[fx.Node, Tensor], samples: int) -> None:
         """Accept every source: the layout defines where its samples lie."""
 
-    def network_steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
+    def network_steps(self, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, object]]:
         """Run the network itself, one sample after the other, and yield each node with its value."""
         for own in self.layout.each(inputs):
             yield from super().network_steps(own)
 
-    def value(self, inputs: Sequence[Any]) -> Tensor:
+    def value(self, inputs: Sequence[Tensor]) -> Tensor:
         """Run the view for its value alone."""
         return self._run_each(super().value, inputs)
 
-    def own_value(self, inputs: Sequence[Any]) -> Tensor:
+    def own_value(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return what is explained as the network's own forward gives it."""
         return self._run_each(super().own_value, inputs)
 
-    def value_together(self, inputs: Sequence[Any]) -> Tensor:
+    def value_together(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return what is explained of a run on all samples at once, where it can be told which part is whose."""
         if self.layout.end is None:
             return self.own_value(inputs)
         own = [own_form(x, axis) for x, axis in zip(inputs, self.layout.inputs, strict=True)]
         return samples_first(super().own_value(own), self.layout.end)
 
-    def check_values(self, inputs: Sequence[Any]) -> None:
+    def check_values(self, inputs: Sequence[Tensor]) -> None:
         """Check what Python code of the original reads of the inputs' values."""
         for own in self.layout.each(inputs):
             super().check_values(own)
 
-    def steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
+    def steps(self, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, object]]:
         """Run the view, one sample after the other, and yield every node with its value."""
         for own in self.layout.each(inputs):
             yield from super().steps(own)
 
-    def _run_each(self, run: Callable[[list[Any]], Tensor], inputs: Sequence[Any]) -> Tensor:
+    def _run_each(self, run: Callable[[list[Tensor]], Tensor], inputs: Sequence[Tensor]) -> Tensor:
         """Run each sample by itself and concatenate the results to (N, ...)."""
         return torch.cat([samples_first(run(own), self.layout.end) for own in self.layout.each(inputs)])
 
-    def dynamic_weights(self, inputs: Sequence[Any], select: Select) -> DynamicWeights:
+    def dynamic_weights(self, inputs: Sequence[Tensor], select: Select) -> DynamicWeights:
         """Compute W(x) and the contributions of all constants for inputs (1, ...); see the base class.
 
         Raises:

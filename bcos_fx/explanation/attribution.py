@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bcos_fx.errors import UsageError
 from bcos_fx.escaping import amount
 from bcos_fx.explanation.explain import explain
+from bcos_fx.explanation.targets import Target
 
 
 class Contributions:
@@ -30,8 +31,8 @@ class Contributions:
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
-        target: Any = None,
-        additional_forward_args: Any = None,
+        target: Target = None,
+        additional_forward_args: Tensor | tuple[Tensor, ...] | None = None,
         return_convergence_delta: bool = False,
     ) -> Any:
         """Return the contributions of the first input.

@@ -54,13 +54,13 @@ def explainable(network: nn.Module, *, batch_axis: BatchAxis = 0) -> Explainable
     reasons: tuple[str, ...] = ()
     for output in (None, "logits"):
         try:
-            found = certify(network, output=output, batch_axis=batch_axis)
+            certification = certify(network, output=output, batch_axis=batch_axis)
         except BcosFxError as error:
             reasons = reasons or (error.what,)
             continue
-        if found.ok:
+        if certification.ok:
             return Explainable(output or "output", reasons)
-        reasons = reasons or tuple(map(str, found.breaks))
+        reasons = reasons or tuple(map(str, certification.breaks))
     return Explainable(None, reasons)
 
 

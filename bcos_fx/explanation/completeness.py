@@ -79,8 +79,8 @@ class Sums:
     @property
     def share(self) -> Tensor:
         """|Σ contributions| / (|Σ contributions| + |Σ constants|), in [0, 1]; 0 where both are 0."""
-        own = self.contributions.abs()
-        return _ratio(own, own + self.total_of_constants.abs())
+        size = self.contributions.abs()
+        return _ratio(size, size + self.total_of_constants.abs())
 
     @property
     def share_of_constants(self) -> Tensor:

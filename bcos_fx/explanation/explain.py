@@ -22,7 +22,7 @@ from bcos_fx.explanation.joint import JointExplanation
 from bcos_fx.explanation.result import Constants
 from bcos_fx.explanation.samples import check_apart, check_rows, chunks, has_samples, naming_samples, of_samples
 from bcos_fx.explanation.targets import Chosen, Target, chosen, label_of, named
-from bcos_fx.explanation.view import ExplanationView, in_order
+from bcos_fx.explanation.view import ExplanationView, in_order, view_of
 from bcos_fx.explanation.weights import DynamicWeights
 from bcos_fx.network import BcosNetwork
 from bcos_fx.tracing.exported import as_module
@@ -142,7 +142,11 @@ def explain(
         # Masks and indices hold integers, and come before what they belong to in some signatures.
         images = next((value for value in given if isinstance(value, Tensor) and value.is_floating_point()), given[0])
     _check_images(model, images, given)
-    view = arranged_view_of(model, example, batch_axis, output=output, source=source)
+    view = (
+        view_of(model, example, output=output, source=source)
+        if batch_axis == 0
+        else arranged_view_of(model, example, batch_axis, output=output, source=source)
+    )
     _check_count(view, len(given))
     arranged = view.arrange(given)
     view.check_values(arranged)

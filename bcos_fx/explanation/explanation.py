@@ -64,8 +64,8 @@ class Explanation(Result):
         """
         from bcos_fx.explanation.render.color import images
 
-        made = images(self, smooth=smooth, percentile=percentile, overlay=overlay)
-        return made[0] if len(made) == 1 else made
+        drawn = images(self, smooth=smooth, percentile=percentile, overlay=overlay)
+        return drawn[0] if len(drawn) == 1 else drawn
 
     def plot(
         self,

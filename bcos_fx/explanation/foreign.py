@@ -68,7 +68,7 @@ def _check_samples(module: nn.Module, inputs: ExampleInputs, traced_module: Trac
     Raises:
         TraceError: they differ, or the graph does not run.
     """
-    bound, own = bind(module, inputs), own_copy(module)
+    bound, copied = bind(module, inputs), own_copy(module)
     values = list(bound.named.values())
     axes = [0] * len(values) if batch_axis == 0 else axes_by_name(list(bound.named), values, batch_axis)
     samples = next((x.shape[a] for x, a in zip(values, axes, strict=True) if a is not None and x.dim()), 1)
@@ -80,7 +80,7 @@ def _check_samples(module: nn.Module, inputs: ExampleInputs, traced_module: Trac
     for given in (values, first):
         with torch.no_grad():
             try:
-                expected = bound.call(own, given)
+                expected = bound.call(copied, given)
             except FORWARD_ERRORS:
                 continue  # what the network itself does not take is named where it is run
             try:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from bcos_fx.nn import Counted, CountedConstant
 
-RunNodes = Callable[[Sequence[Tensor]], Iterator[tuple[fx.Node, Any]]]
+RunNodes = Callable[[Sequence[Tensor]], Iterator[tuple[fx.Node, object]]]
 """Runs a view on inputs, and yields every node with its value."""
 
 

@@ -116,13 +116,13 @@ class ExplanationView:
         """Return inputs as the view takes them, (N, ...), for inputs as the network takes them."""
         return list(given)
 
-    def value(self, inputs: Sequence[Any]) -> Tensor:
+    def value(self, inputs: Sequence[Tensor]) -> Tensor:
         """Run the view for its value alone, under no_grad; the network's own output but for rounding."""
         with torch.no_grad():
             value: Tensor = evaluate(self.graph_module, self._environment(inputs, self._ones(inputs)), self.end)
         return value
 
-    def own_value(self, inputs: Sequence[Any]) -> Tensor:
+    def own_value(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return what is explained as the network's own forward gives it, in this very call, under no_grad.
 
         Of a converted network that is what ``network(*inputs)`` returns; of an inner layer, and of a module that was
@@ -139,12 +139,12 @@ class ExplanationView:
             return _run(network, inputs, nodes[self.end_name])
         return _run(self.unfrozen, inputs, _output(self.unfrozen))
 
-    def is_own(self, inputs: Sequence[Any]) -> bool:
+    def is_own(self, inputs: Sequence[Tensor]) -> bool:
         """Return whether :meth:`dynamic_weights` is known to give :meth:`own_value` (see :meth:`compare`)."""
         network = self.converted
         return network is not None and form_of_run(network, inputs) in self._shared
 
-    def compare(self, inputs: Sequence[Any], value: Tensor, own: Tensor) -> None:
+    def compare(self, inputs: Sequence[Tensor], value: Tensor, own: Tensor) -> None:
         """Note whether this view's value of inputs is the network's own, bit by bit.
 
         A view runs the same layers in the same order. Where both were seen to be equal, for inputs of the same form and
@@ -157,11 +157,11 @@ class ExplanationView:
         if form is not None and torch.equal(value, own):
             self._shared.add(form)
 
-    def value_together(self, inputs: Sequence[Any]) -> Tensor:
+    def value_together(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return :meth:`own_value` of a run on all samples at once."""
         return self.own_value(inputs)
 
-    def check_values(self, inputs: Sequence[Any]) -> None:
+    def check_values(self, inputs: Sequence[Tensor]) -> None:
         """Check what Python code of the original reads of the inputs' values: whether a mask leaves anything out, say.
 
         Raises:
@@ -171,7 +171,7 @@ class ExplanationView:
             if node.target is require:
                 _run(self.unfrozen, inputs, node)
 
-    def network_steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
+    def network_steps(self, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, object]]:
         """Run the network itself, and yield each node with its value up to what is explained."""
         return steps(self.unfrozen, _by_placeholder(self.unfrozen, inputs), _output(self.unfrozen))
 
@@ -179,7 +179,7 @@ class ExplanationView:
         """Return whether a node of the graph carries a value to the explained output."""
         return node.name in self._value_path
 
-    def dynamic_weights(self, inputs: Sequence[Any], select: Select) -> DynamicWeights:
+    def dynamic_weights(self, inputs: Sequence[Tensor], select: Select) -> DynamicWeights:
         """Compute W(x) and the contributions of all constants.
 
         Args:
@@ -229,12 +229,12 @@ class ExplanationView:
         }
         return DynamicWeights(value.detach(), numbers.detach(), sources, constants)
 
-    def samples(self, inputs: Sequence[Any]) -> int:
+    def samples(self, inputs: Sequence[Tensor]) -> int:
         """Return how many samples inputs hold."""
         count: int = inputs[0].shape[0]  # and not its length, which would tie an exported graph to this batch
         return count
 
-    def _ones(self, inputs: Sequence[Any]) -> list[Tensor]:
+    def _ones(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Return a tensor of ones for each source of constants, in the network's precision."""
         samples, like = self.samples(inputs), inputs[0]
         # Token indices are integers; constants are counted in the precision of the network.
@@ -244,7 +244,7 @@ class ExplanationView:
     def _like(self) -> Tensor:
         return next((p for p in self.graph_module.parameters() if p.is_floating_point()), torch.empty(0))
 
-    def _environment(self, inputs: Sequence[Any], coefficients: list[Tensor]) -> dict[fx.Node, Any]:
+    def _environment(self, inputs: Sequence[Tensor], coefficients: list[Tensor]) -> dict[fx.Node, Any]:
         """Return the values that a run of the graph begins with."""
         return {**dict(zip(self.inputs, inputs, strict=True)), self._coefficients: coefficients}
 
@@ -272,7 +272,7 @@ class ExplanationView:
         node = where_mixed(self.inputs, self.steps, self._like())
         return None if node is None else str(node.meta.get("source") or node.name)
 
-    def steps(self, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
+    def steps(self, inputs: Sequence[Tensor]) -> Iterator[tuple[fx.Node, object]]:
         """Run the view, and yield every node with its value, in the caller's grad mode."""
         return steps(self.graph_module, self._environment(inputs, self._ones(inputs)), self.end)
 
@@ -296,14 +296,14 @@ def _output(graph_module: fx.GraphModule) -> fx.Node:
     return graph_module.graph.output_node().all_input_nodes[0]
 
 
-def _run(network: fx.GraphModule | BcosNetwork, inputs: Sequence[Any], end: fx.Node) -> Tensor:
+def _run(network: fx.GraphModule | BcosNetwork, inputs: Sequence[Tensor], end: fx.Node) -> Tensor:
     """Return the value of a node of a network's graph, under no_grad."""
     with torch.no_grad():
         value: Tensor = evaluate(network, _by_placeholder(network, inputs), end)
     return value
 
 
-def _by_placeholder(network: fx.GraphModule | BcosNetwork, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+def _by_placeholder(network: fx.GraphModule | BcosNetwork, inputs: Sequence[Tensor]) -> dict[fx.Node, Any]:
     return dict(zip(network.graph.find_nodes(op="placeholder"), inputs, strict=True))
 
 

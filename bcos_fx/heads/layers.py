@@ -47,16 +47,16 @@ def with_subset_head(network: BcosNetwork, indices: Sequence[int]) -> BcosNetwor
     Raises:
         UsageError: the output does not come from one layer with a class per channel, or an index is not a class.
     """
-    outputs, kept = network.class_count(), [int(index) for index in indices]
-    if len(kept) < 2 or len(set(kept)) < len(kept) or not all(0 <= index < outputs for index in kept):
-        raise UsageError(f"the classes {kept} cannot be kept of {outputs}", hint="two or more of them, each once")
-    new = _exchanged(network, len(kept), lambda layer: _selected(layer, kept, outputs))
-    shown = ", ".join(map(str, kept[:_SHOWN])) + (", ..." if len(kept) > _SHOWN else "")
+    outputs, rows = network.class_count(), [int(index) for index in indices]
+    if len(rows) < 2 or len(set(rows)) < len(rows) or not all(0 <= index < outputs for index in rows):
+        raise UsageError(f"the classes {rows} cannot be kept of {outputs}", hint="two or more of them, each once")
+    new = _exchanged(network, len(rows), lambda layer: _selected(layer, rows, outputs))
+    shown = ", ".join(map(str, rows[:_SHOWN])) + (", ..." if len(rows) > _SHOWN else "")
     note = (
-        f"the head has {len(kept)} of the original's {amount(outputs, 'class')} ({shown}); figures are of all of them"
+        f"the head has {len(rows)} of the original's {amount(outputs, 'class')} ({shown}); figures are of all of them"
     )
     new.with_report(dataclasses.replace(new.report, notes=(*new.report.notes, note)))
-    return new.with_record(classes=tuple(network.record.classes[index] for index in kept if network.record.classes))
+    return new.with_record(classes=tuple(network.record.classes[index] for index in rows if network.record.classes))
 
 
 def with_classes(
@@ -119,7 +119,7 @@ def _exchanged(network: BcosNetwork, classes: int, changed_layer: Callable[[nn.M
 
 
 @torch.no_grad()
-def _selected(layer: nn.Module, kept: Sequence[int], outputs: int) -> nn.Module:
+def _selected(layer: nn.Module, rows: Sequence[int], outputs: int) -> nn.Module:
     """Return the layer with some of its rows."""
     if len(layer.get_parameter("weight")) != outputs or getattr(layer, "groups", 1) != 1:
         raise UsageError(
@@ -127,9 +127,9 @@ def _selected(layer: nn.Module, kept: Sequence[int], outputs: int) -> nn.Module:
             hint="only a linear layer or a convolution with a row per class can keep some of its rows",
         )
     with torch.random.fork_rng():
-        layer_of_rows = _widened(layer, len(kept))
+        layer_of_rows = _widened(layer, len(rows))
     for name, parameter in layer_of_rows.named_parameters():
-        parameter.copy_(layer.get_parameter(name)[list(kept)])
+        parameter.copy_(layer.get_parameter(name)[list(rows)])
         parameter.requires_grad_(layer.get_parameter(name).requires_grad)
     return layer_of_rows
 

@@ -169,7 +169,7 @@ def push_to_hub(
     return f"https://huggingface.co/{repository}"
 
 
-def _unreachable(repository: str, error: Exception, cache: Any = None) -> ArtifactError:
+def _unreachable(repository: str, error: Exception, cache: object = None) -> ArtifactError:
     """Return the error for a repository that is not available; the hub's library may raise any of its transport's."""
     errors = library("huggingface_hub.errors", "hub", "reaching the hub")
     hint = "without a connection only what is in the cache can be read (HF_HOME moves it), or a folder"

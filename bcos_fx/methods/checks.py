@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +54,7 @@ def check_targets(images: Tensor, targets: object, classes: int | None = None) -
     return indices.long().to(images.device)
 
 
-def class_outputs(network: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+def class_outputs(network: Callable[[Tensor], object], images: Tensor) -> Tensor:
     """Return a network's outputs (N, classes).
 
     Raises:

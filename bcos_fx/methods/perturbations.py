@@ -8,8 +8,7 @@ perturbed images are run once for all K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -228,7 +227,7 @@ class WeightedRidge:
         self.ridge = ridge
         self._coefficients = torch.empty(0)
 
-    def fit(self, train_data: Any, **_: object) -> None:
+    def fit(self, train_data: Iterable[tuple[Tensor, Tensor, Tensor]], **_: object) -> None:
         """Fit all batches of switches (n, F), scores (n,) and weights (n,)."""
         z, y, w = (torch.cat(column).double() for column in zip(*train_data, strict=True))
         centred = z - (w @ z) / w.sum()

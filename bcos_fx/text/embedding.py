@@ -112,8 +112,8 @@ def embed_texts(tower: TextTower, texts: Sequence[str], *, cache: TextCache | No
     vectors_of = {} if cache is None else cache.get(tower.fingerprint, different)
     missing = [text for text in different if text not in vectors_of]
     for first in range(0, len(missing), _BATCH):
-        part = missing[first : first + _BATCH]
-        vectors = dict(zip(part, functional.normalize(tower.encode(part).float().cpu(), dim=1), strict=True))
+        batch = missing[first : first + _BATCH]
+        vectors = dict(zip(batch, functional.normalize(tower.encode(batch).float().cpu(), dim=1), strict=True))
         # Batch by batch, so that an interrupted run keeps what it has embedded.
         if cache is not None:
             cache.put(tower.fingerprint, vectors)

@@ -10,9 +10,10 @@ Opacity is the length of the vector where the pixel contributes to the output, s
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -96,7 +97,7 @@ def signed(
     contributions: Tensor,
     *,
     percentile: float = 99.5,
-    colors: Callable[[Any], Any] | None = None,
+    colors: Callable[[npt.NDArray[np.float64]], npt.ArrayLike] | None = None,
     opaque: bool = True,
 ) -> Tensor:
     """Turn contributions into colors: red speaks for the output, blue against it, white is nothing.

@@ -17,6 +17,7 @@ from bcos_fx.explanation.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
 
 FOR, AGAINST, OWN, OTHER = "#c2212a", "#2154ad", "#4c4c4c", "#b8b8b8"
 _MOST_PIXELS = (2048, 640)
@@ -61,7 +62,7 @@ def _panel(ax: Axes, image: Image.Image | None, title: str, style: Style) -> Non
         spine.set_color("#d0d0d0")
 
 
-def _scale(ax: Axes, values: Tensor, colors: Any) -> None:
+def _scale(ax: Axes, values: Tensor, colors: Colormap | None) -> None:
     """Draw a color bar for a signed map, with the value that full color stands for."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -167,10 +168,10 @@ def sum_of(sample: Result) -> str:
     output, constants, residual = (
         float(values.flatten()[0]) for values in (sample.output, sample.constants.total(), sample.residual)
     )
-    own = output - constants - residual
-    whole = abs(own) + abs(constants)
+    from_input = output - constants - residual
+    whole = abs(from_input) + abs(constants)
     share = f" ({abs(constants) / whole:.0%})" if whole else ""
-    text = f"{short(sample.target_name(), 40)}\n{output:.4g} = {own:.4g} input {constants:+.4g} constants{share}"
+    text = f"{short(sample.target_name(), 40)}\n{output:.4g} = {from_input:.4g} input {constants:+.4g} constants{share}"
     incomplete = sample.verdict == "incomplete"
     return text + (f"\nINCOMPLETE: {residual:+.3g} unexplained" if incomplete else f"\nresidual {residual:+.1e}")
 

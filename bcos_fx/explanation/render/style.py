@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bcos_fx.errors import UsageError, check_choice, nearest
 from bcos_fx.lazy import library
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
 
 PANELS = ("input", "weights", "contributions", "outputs")
 
@@ -42,10 +45,10 @@ class Style:
         Raises:
             UsageError: a keyword is not known, or a value makes no sense.
         """
-        known = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls)]
         for name in given:
-            if name not in known:
-                raise UsageError(f"a figure has no {name!r} to choose", hint=nearest(name, known))
+            if name not in names:
+                raise UsageError(f"a figure has no {name!r} to choose", hint=nearest(name, names))
         return cls(**given)
 
     def __post_init__(self) -> None:
@@ -64,13 +67,14 @@ class Style:
         if self.font is not None:
             _check_font(self.font)
 
-    def colors(self) -> Any:
+    def colors(self) -> Colormap | None:
         """Return matplotlib's color map for contributions; None for blue, white and red."""
         if self.cmap is None:
             return None
-        known = library("matplotlib", "plot", "a color map").colormaps
-        check_choice("cmap", self.cmap, known)
-        return known[self.cmap]
+        colormaps = library("matplotlib", "plot", "a color map").colormaps
+        check_choice("cmap", self.cmap, colormaps)
+        colormap: Colormap = colormaps[self.cmap]
+        return colormap
 
 
 def _check_font(family: str) -> None:
