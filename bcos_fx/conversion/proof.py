@@ -113,7 +113,7 @@ def _not_the_original(stage: Preserved, result: Verification) -> VerificationErr
 
 
 def _check_trace(stage: Preserved, graph_module: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
-    """Do not blame a rule for what tracing took from the example: a batch size, say."""
+    """Raise TraceError where tracing took something from the example, such as a batch size: no rule is at fault."""
     plain = [dataclasses.replace(spec, encoded=False) for spec in stage.specs]
     compared = _compared(stage, graph_module, plain, inputs)
     result = verify(*compared, batch_sizes=(1, 2), sizes=_sizes(stage), gradients=False)

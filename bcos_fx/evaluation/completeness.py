@@ -44,7 +44,7 @@ def completeness_of(
 ) -> Measured:
     """Measure |f(x) - f(reference) - Σ map| of any method, relative to |f(x) - f(reference)|.
 
-    Integrated Gradients and DeepLIFT promise 0 (up to their steps and rounding); others promise nothing.
+    For Integrated Gradients and DeepLIFT it is 0 but for their steps and rounding; for others it may be anything.
 
     Args:
         method: the method.

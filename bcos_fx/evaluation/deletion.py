@@ -125,7 +125,7 @@ def pixel_deletion(
     check_count("batch_size", batch_size)
     background = imputed(images, imputation)
     with torch.no_grad():
-        # One image tells how many classes there are; further ones would cost time.
+        # One image shows how many classes there are; further ones would cost time.
         targets = check_targets(images, targets, class_outputs(outputs, images[:1]).shape[1])
     if order == "random":
         # Equal pixels are in a random order, so an empty map gives one.

@@ -44,8 +44,8 @@ def bootstrap(values: npt.NDArray[np.float64], *, level: float = 0.95, seed: int
     for _ in range(_RESAMPLES // _AT_ONCE):
         drawn = draw.integers(len(rows), size=(_AT_ONCE, len(rows)))
         # A resample in which nothing could be measured has no mean, and is left out.
-        total, known = sums[drawn].sum(1), counts[drawn].sum(1)
-        means.append(total[known > 0] / known[known > 0])
+        total, count = sums[drawn].sum(1), counts[drawn].sum(1)
+        means.append(total[count > 0] / count[count > 0])
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""Which post-hoc methods and which further measures can be asked for by name."""
+"""Post-hoc methods and further measures by name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BASELINES: dict[str, Callable[[NormalizedModel], Method]] = {
 """Name -> what makes the method for an original network that takes images in [0, 1]."""
 
 MEASURES: dict[str, Measure] = {
-    # A pixel is hidden by the mean color of its image; a blurred image hardly tells what will be inserted.
+    # A pixel is hidden by the mean color of its image; a blurred image hardly shows what will be inserted.
     "deletion": _pixels("deletion", "mean"),
     "insertion": _pixels("insertion", "blur"),
 }
@@ -60,23 +60,23 @@ OF_IMAGE_TEXT = ("zeroshot", "linear-probe")
 """Measures of image towers: the first needs texts, the second images to train on."""
 
 
-def named_baselines(wanted: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Read which baselines are wanted: ``all``, or names, in one text with commas between; UsageError for others."""
-    return () if wanted is None else _read_names("baselines", wanted, tuple(BASELINES))
+def named_baselines(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Parse names of baselines: ``all``, a list, or one text with commas between; UsageError for unknown ones."""
+    return () if names is None else _parse_names("baselines", names, tuple(BASELINES))
 
 
-def named_metrics(wanted: str | Sequence[str]) -> tuple[str, ...]:
-    """Read which measures are wanted, as :func:`named_baselines`; ``all``: those of any classifier."""
-    return _read_names("metrics", wanted, ("accuracy", "gridpg", *MEASURES), OF_IMAGE_TEXT)
+def named_metrics(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Parse names of measures, as :func:`named_baselines`; ``all``: those of any classifier."""
+    return _parse_names("metrics", names, ("accuracy", "gridpg", *MEASURES), OF_IMAGE_TEXT)
 
 
-def _read_names(
-    what: str, wanted: str | Sequence[str], usual: tuple[str, ...], further: tuple[str, ...] = ()
+def _parse_names(
+    keyword: str, names: str | Sequence[str], usual: tuple[str, ...], further: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    text = wanted if isinstance(wanted, str) else ",".join(wanted)
+    text = names if isinstance(names, str) else ",".join(names)
     if text == "all":
         return usual
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    for name in names:
-        check_choice(what, name, [*usual, *further, "all"])
-    return names
+    chosen = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in chosen:
+        check_choice(keyword, name, [*usual, *further, "all"])
+    return chosen

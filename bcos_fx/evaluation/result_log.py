@@ -125,9 +125,9 @@ def _parsed(line: bytes, path: Path, number: int) -> Any:
         raise _damaged(path, number) from error
 
 
-def _damaged(path: Path, number: int, what: str = "") -> UsageError:
+def _damaged(path: Path, number: int, problem: str = "") -> UsageError:
     return UsageError(
-        what or "the line holds no result: something else wrote into this file",
+        problem or "the line holds no result: something else wrote into this file",
         where=f"{path}:{number}",
         hint="remove the line, and its result is computed again",
     )

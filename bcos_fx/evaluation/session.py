@@ -147,7 +147,7 @@ def _methods(task: EvaluationTask, baselines: Sequence[str]) -> tuple[list[Metho
 
 
 def _refusal(method: Method, task: EvaluationTask) -> str | None:
-    """Return why a method is not right for the network; it is asked now, not after an hour of other work."""
+    """Return why a method is not right for the network: by a run now, not after an hour of other work."""
     # A made-up image serves: whether a method fits depends on operations, not on numbers.
     shape = (1, task.preprocessing.channels, *task.preprocessing.size)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(task.like)

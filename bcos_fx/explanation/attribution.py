@@ -72,7 +72,7 @@ class Contributions:
         return (attributed, explanation.residual) if return_convergence_delta else attributed
 
     def has_convergence_delta(self) -> bool:
-        """Say that :meth:`attribute` can return what is left over."""
+        """Return True: :meth:`attribute` can return what is left over."""
         return True
 
 

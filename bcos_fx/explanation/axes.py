@@ -1,6 +1,6 @@
 """Which dimension of an input holds its channels: the one that the first layer sums over.
 
-A tensor's shape does not tell. (N, C, T) and (N, L, E) have the same number of dimensions, and so have
+A tensor's shape does not determine it. (N, C, T) and (N, L, E) have the same number of dimensions, and so have
 (N, T, C, H, W) and (N, C, D, H, W). The network's graph does: a convolution sums over dimension 1 of what it is given,
 a linear layer over the last (:mod:`bcos_fx.rewriting.core.channels`).
 """

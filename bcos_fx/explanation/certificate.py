@@ -187,7 +187,7 @@ def of_finished_view(certificate: Certificate, reader: GraphReader, counted: tup
     """Return a certificate with breaks for what the view left undone: gates that are not held fixed, constants.
 
     Args:
-        certificate: of the network, which says that all this can be done.
+        certificate: of the network, without breaks.
         reader: of the finished view.
         counted: the sources of the constants that the view counts.
     """
@@ -256,7 +256,7 @@ def _breaks(reader: GraphReader, output: fx.Node, kind: str, prepared: Prepared)
 
 
 def _break(reader: GraphReader, node: fx.Node, reason: str) -> Break:
-    # The node of a module may come from a rule, which knows no path; its target is the path then.
+    # A node that a rule made has no path of its own; its target is one.
     module = str(node.meta.get("module_path") or (node.target if node.op == "call_module" else ""))
     source = node.meta.get("source")
     return Break(node.name, op_name(reader, node), reason, module, None if source is None else str(source))

@@ -80,7 +80,7 @@ def certify(
     Args:
         module: a converted network or any other module; it is not changed.
         inputs: what the module takes, as in ``bcosify``; completeness is then measured on it. A module that is not
-            converted needs them where its first layer does not tell.
+            converted needs them where its first layer does not determine them.
         output: what is explained: None for the output, ``logits`` for the value before a final softmax or sigmoid, or
             the name of a layer.
         source: what it is explained by: None for the main input, which is the first that a layer with weights reads by

@@ -23,7 +23,7 @@ from bcos_fx.explanation.weights import DynamicWeights, Select
 from bcos_fx.nn.functional import default_tolerance
 
 LEAST_SHARE = 0.01
-"""Below this share of the input's contributions in all contributions a sum says nothing about W(x)."""
+"""Below this share of the input's contributions in all contributions a sum is not a test of W(x)."""
 
 COMPLETE, NOT_TESTED, INCOMPLETE = "complete", "not tested", "incomplete"
 VERDICTS = (INCOMPLETE, COMPLETE, NOT_TESTED)
@@ -112,7 +112,7 @@ class Completeness(Sums):
 
     @property
     def tested(self) -> Tensor:
-        """Where the input contributes enough for the sum to say something: an error of 1 % of it would show."""
+        """Where the input contributes enough for the sum to be a test: an error of 1 % of it would show."""
         # An error of 1 % of W(x)·x must be larger than the gap that the tolerance forgives.
         shows = self.contributions.abs() * LEAST_SHARE >= self.tolerance * self.terms
         return (self.share >= LEAST_SHARE) & shows & ~(self._exceeds & self._cancels)
@@ -125,7 +125,7 @@ class Completeness(Sums):
 
     @property
     def _cancels(self) -> Tensor:
-        """Where the terms cancel to what rounding leaves of them, so that a sum says nothing."""
+        """Where the terms cancel to what rounding leaves of them, so that a sum is not a test."""
         return torch.zeros_like(self._exceeds) if self.rounding is None else self.gap <= self.rounding
 
     @property
@@ -142,7 +142,7 @@ class Completeness(Sums):
 
     @property
     def ok(self) -> bool:
-        """The contributions add up, and that says something."""
+        """The contributions add up, and that is a test of W(x)."""
         return self.verdict == COMPLETE
 
     def __bool__(self) -> bool:
@@ -170,7 +170,7 @@ class Completeness(Sums):
 
     @property
     def why_not_tested(self) -> str:
-        """Why the sum says nothing about W(x)."""
+        """Why the sum is not a test of W(x)."""
         if self.no_weight:
             return "W(x) = 0 everywhere, so nothing of these outputs is explained"
         share = float(self.share.max())

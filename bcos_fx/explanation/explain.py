@@ -114,7 +114,7 @@ def explain(
             as ``{"x": 1, "mask": 0}``; those that are not named belong to every sample. Results hold samples first,
             and a node's or position's class is ``target=(node, class)``. ``output`` and ``source`` hold their samples
             wherever one more sample makes them larger.
-        allow_incomplete: explain a network that is not dynamic linear too; the result then says what is missing.
+        allow_incomplete: explain a network that is not dynamic linear too; the result then lists what is missing.
 
     Returns:
         The explanation, on the images' device. For a list of sources a mapping from each name to the explanation by it,
@@ -123,7 +123,7 @@ def explain(
 
     Raises:
         UsageError: images or target do not fit.
-        VerificationError: the network is not dynamic linear; says where it breaks.
+        VerificationError: the network is not dynamic linear; names where it breaks.
 
     Example:
         >>> import torch, bcos_fx
@@ -180,7 +180,7 @@ def explain(
         # The last batch stands for all of them: precisions do not depend on the samples.
         judgment, more = _judgment(view, inputs, weights)
         if judgment.verdict == INCOMPLETE and view.certificate.ok:
-            # Sums that are off may come from samples that depend on each other; then the error says so.
+            # Sums that are off may come from samples that depend on each other, and then that is the error.
             check_apart(view, arranged)
         one = _result(view, shown.get(name, images), weights, choices, [*notes, *more], names, axes, judgment)
         one = replace(one, labels=label_of(indices, one.name, names, weights.value.shape))
@@ -284,7 +284,7 @@ def _scored(explanation: Explanation, names: Sequence[str]) -> Explanation:
 def _has_colors(start: Tensor, weights: Tensor, axis: int | None) -> bool:
     """Return whether both halves of an encoded image are weighted, so that weights have a color.
 
-    Other things have two or six channels too, inner layers say; of an encoding [x, 1 - x] the halves add up to 1.
+    Other values have two or six channels too, such as inner layers; of an encoding [x, 1 - x] the halves add up to 1.
     """
     if start.dim() != 4 or axis is None or start.shape[axis] not in (2, 6):
         return False

@@ -1,4 +1,4 @@
-"""Bringing a network into the one form that analysis and explanation speak of.
+"""Prepare networks for analysis and explanation, which handle one form of them.
 
 A converted network has it already; any other module is traced, and its layers and norms take our form at B = 1, which
 is the same function. Neither the network nor its parameters are changed, and parameters stay the same objects.

@@ -28,7 +28,7 @@ class Constants(Mapping[str, Tensor]):
 
     Args:
         values: the contributions.
-        like: a tensor of their shape, which tells the shape where there are none.
+        like: a tensor of their shape, for where there are none.
     """
 
     def __init__(self, values: Mapping[str, Tensor], like: Tensor) -> None:
@@ -93,7 +93,7 @@ class Result:
         notes: what is odd about this explanation.
         tokens: of each sample, in the order of its positions, where they are known.
         verdict: ``complete``: contributions add up to the output, and the network is certified. ``not tested``: what is
-            explained by contributes too little for that sum to say anything, or nothing at all. ``incomplete``.
+            explained by contributes too little for that sum to be a test, or nothing at all. ``incomplete``.
         channel_axis: the dimension of ``encoded`` that holds its channels, the samples' own being 0; None where every
             number stands for itself.
         axes: names of the other dimensions, in order: those of ``contributions`` after N (and K).
@@ -130,7 +130,7 @@ class Result:
     def complete(self) -> bool:
         """Whether the contributions add up to the output of a certified network, and are not all 0 by W(x) = 0.
 
-        That they add up says little where hardly anything comes from the input: see ``verdict``.
+        That they add up shows little where hardly anything comes from the input: see ``verdict``.
         """
         return self.verdict == "complete" or (self.verdict == "not tested" and bool((self.weights != 0).any()))
 

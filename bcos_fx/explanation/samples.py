@@ -22,7 +22,7 @@ _FIRST_TWO = (slice(2), slice(1), slice(1, 2))  # together, and each of them
 
 @contextmanager
 def naming_samples() -> Iterator[None]:
-    """Say of a shape that fails within that the samples may lie elsewhere.
+    """Raise an error that names ``batch_axis`` for shapes that fail within: the samples may lie elsewhere.
 
     Raises:
         UsageError: in place of PyTorch's own error.

@@ -1,4 +1,4 @@
-"""What of an output is explained: reading the argument ``target``."""
+"""Parse the argument ``target``: which numbers of an output are explained."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Difference:
 def difference(target: int | None = None, other: int | None = None) -> Difference:
     """Return the target that explains why an output is larger than another, or than all others.
 
-    What speaks for every class alike is in each class's output, and cancels in the difference.
+    What counts for every class alike is in each class's output, and cancels in the difference.
 
     Args:
         target: index of the output; None: each sample's largest, the predicted class.

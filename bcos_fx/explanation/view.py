@@ -162,7 +162,7 @@ class ExplanationView:
         return self.own_value(inputs)
 
     def check_values(self, inputs: Sequence[Tensor]) -> None:
-        """Check what Python code of the original reads of the inputs' values: whether a mask leaves anything out, say.
+        """Check what the original's Python code reads of the inputs' values, such as whether a mask is all ones.
 
         Raises:
             TraceError: it would read something else than in the example run, so the graph does not hold for them.

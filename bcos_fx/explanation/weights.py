@@ -18,7 +18,7 @@ class SourceWeights:
     """W(x) with respect to one of the sources; tensors detached.
 
     Attributes:
-        start: (N, ...) what the weights act on: the encoded images, say.
+        start: (N, ...) what the weights act on, such as the encoded images.
         weights: (N, K, ...) W(x), in start's shape for each number.
     """
 
@@ -33,7 +33,7 @@ class SourceWeights:
 
 @dataclass(frozen=True)
 class DynamicWeights:
-    """What a view says of some numbers; all tensors detached.
+    """Dynamic weights and constants of some numbers, as a view computes them; all tensors detached.
 
     Attributes:
         value: (N, ...) the whole explained value.

@@ -36,9 +36,9 @@ def find_classes(wanted: Sequence[int | str], outputs: int, names: Sequence[str]
         check_class_count(names, outputs)
     if len(wanted) < 2:
         raise UsageError(f"{len(wanted)} of the network's classes cannot be told apart", hint="keep at least two")
-    known = _KnownClasses(outputs, names)
-    by_position = {position: known.indices(item) for position, item in enumerate(wanted)}
-    wrong = [known.refusal(wanted[position], hits) for position, hits in by_position.items() if len(hits) != 1]
+    classes = _KnownClasses(outputs, names)
+    by_position = {position: classes.indices(item) for position, item in enumerate(wanted)}
+    wrong = [classes.refusal(wanted[position], hits) for position, hits in by_position.items() if len(hits) != 1]
     if wrong:
         more = f"; and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What measures and methods are asked about: images (N, C, H, W) in [0, 1] and classes (N, K), checked once."""
+"""Check what measures and methods are given: images (N, C, H, W) in [0, 1] and classes (N, K), each of them once."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ def _by_pairs(explained: ExplainedNetwork, attribute: Attribute, pairs: int | No
 
 @contextmanager
 def _without_notices() -> Iterator[None]:
-    """Leave out what captum says at each call: that it sets hooks, which it removes again."""
+    """Suppress the notice of captum at each call that it sets hooks, which it removes again."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\s*Setting (forward, )?backward hooks", category=UserWarning)
         yield

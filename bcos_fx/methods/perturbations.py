@@ -221,7 +221,7 @@ def patch_grid(height: int, width: int, patches: int) -> Tensor:
 
 
 class WeightedRidge:
-    """The linear model that LIME fits, as captum wants it: min Σ w (y - b - zᵀβ)² + ridge ‖β‖², in closed form."""
+    """The linear model of LIME as captum takes it: min Σ w (y - b - zᵀβ)² + ridge ‖β‖², solved in closed form."""
 
     def __init__(self, ridge: float) -> None:
         self.ridge = ridge

@@ -18,7 +18,7 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 def read_templates(path: Path | str) -> tuple[str, ...]:
-    """Read templates from a file: one a line, each with {} where the name goes; lines that begin with # say nothing.
+    """Read templates from a file: one a line, each with {} where the name goes; lines that begin with # are comments.
 
     The name ``imagenet`` stands for :func:`imagenet_templates`.
 

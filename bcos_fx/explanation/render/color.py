@@ -1,6 +1,6 @@
 """Colors of B-cos explanations.
 
-The weights W(x) of an encoded image [x, 1 - x] are themselves a color: the one that, at this place, speaks most for
+The weights W(x) of an encoded image [x, 1 - x] are themselves a color: the one that, at this place, counts most for
 the explained output (Böhle, Fritz and Schiele, "B-cos Networks", CVPR 2022, section 4; Böhle et al., "B-cos Alignment
 for Inherently Interpretable CNNs and Vision Transformers", TPAMI 2024, section 4). Per pixel the vector of weights is
 scaled to a largest entry of 1 and cut at 0; a color channel is the share of its weight on x in that on x and 1 - x.
@@ -100,7 +100,7 @@ def signed(
     colors: Callable[[npt.NDArray[np.float64]], npt.ArrayLike] | None = None,
     opaque: bool = True,
 ) -> Tensor:
-    """Turn contributions into colors: red speaks for the output, blue against it, white is nothing.
+    """Turn contributions into colors: red counts for the output, blue against it, white is nothing.
 
     Args:
         contributions: (N, H, W).

@@ -121,7 +121,7 @@ def _height(explanation: Result, style: Style) -> float:
 
 
 def _set_fonts(drawn: Figure, style: Style) -> None:
-    """Give all texts the font and sizes that are wanted."""
+    """Set the font and the sizes of all texts, in place."""
     from matplotlib.text import Text
 
     for text in drawn.findobj(Text):

@@ -74,7 +74,7 @@ def contributions(sample: Result, place: int = 0) -> list[tuple[str, float]]:
 
 
 def spans(sample: Result) -> str:
-    """Return the first sample's tokens as HTML, red where they speak for its target and blue where against."""
+    """Return the first sample's tokens as HTML, red where they count for its target and blue where against it."""
     shown = []
     for place in range(sample.output.numel()):
         rows = contributions(sample, place)
