@@ -5,6 +5,7 @@ python benchmarks/speed.py [--out FILE.md] [--quick]
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -219,19 +220,22 @@ def report_compiled(page: Page, setting: Setting) -> None:
 def report_folded(page: Page, setting: Setting, given: dict[str, tuple[nn.Module, Tensor]]) -> None:
     page.text(
         f"## Folded\n\nThe original with its batch norms folded by torch (`torch.fx.experimental.optimization.fuse`), "
-        f"and what `bcos_fx.optimize` makes of the others; forward, contiguous. Target: ≤ {FOLDED_TARGET:.2f} times."
+        f"and what `bcos_fx.optimize` makes of the others; forward, contiguous; as they are, and all of them after "
+        f"`torch.compile`. Target: ≤ {FOLDED_TARGET:.2f} times."
     )
     original, images = given[ORIGINAL]
     nets = {ORIGINAL: fuse(original.eval())}
     nets |= {name: bcos_fx.optimize(net.eval()) for name, (net, _) in given.items() if isinstance(net, BcosNetwork)}
-    folded = {name: (network, images) for name, network in nets.items()}
     rows = []
-    for threads in setting.threads:
+    for threads, compiled in itertools.product(setting.threads, (False, True)):
         torch.set_num_threads(threads)
+        torch._dynamo.reset()
+        folded = {name: (torch.compile(net) if compiled else net, images) for name, net in nets.items()}
         times = timed("forward", folded, "contiguous", setting.rounds)
         cells = [f"{ratio(times, name, ORIGINAL):.2f}" for name in folded if name != ORIGINAL]
-        rows.append((str(threads), f"{statistics.median(times[ORIGINAL]) * 1e3:.0f} ms", *cells))
-    page.table(("threads", *folded), rows)
+        first = f"{statistics.median(times[ORIGINAL]) * 1e3:.0f} ms"
+        rows.append((str(threads), "yes" if compiled else "no", first, *cells))
+    page.table(("threads", "compiled", *nets), rows)
 
 
 def main() -> None:
