@@ -1,7 +1,7 @@
 """What the B-cos network of the race on photographs loses against its original, and how training changes it.
 
 python benchmarks/photographs_training.py DATA [--changes NAME ...] [--images 2000] [--epochs 3] [--grids 20]
-    [--results FILE.jsonl] [--runs FOLDER] [--out FILE.md] [--quick]
+    [--results FILE.jsonl] [--race FILE.jsonl] [--runs FOLDER] [--out FILE.md] [--quick]
 
 DATA holds imagenette_train.npz. Each change alters one thing of the arm `matched` of benchmarks/photographs.py: some
 give back what conversion takes away, which tells what costs accuracy; the others train differently. All are tested on
@@ -56,6 +56,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--grids", type=int, default=20, help="at most, of each size")
     made.add_argument("--held", type=int, default=HELD, help="photographs held back")
     made.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "photographs_training.jsonl")
+    made.add_argument("--race", type=Path, default=ROOT / "benchmarks" / "photographs.jsonl", help="its results")
     made.add_argument("--runs", type=Path, default=ROOT / "build" / "photographs_training", help="of checkpoints")
     made.add_argument("--threads", type=int, default=1)
     return made.parse_args()
@@ -67,15 +68,15 @@ def converted(options: argparse.Namespace, **changes: Any) -> BcosNetwork:
     return bcos_fx.bcosify(efficientnet_lite0(), recipe="matched", example_inputs=example, verified=False, **given)
 
 
-def key_of(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    return {"change": name, "subset": options.images, "epochs": options.epochs, "seed": options.seed}
+def key_of(subset: int, epochs: int, seed: int, name: str) -> dict[str, Any]:
+    return {"change": name, "subset": subset, "epochs": epochs, "seed": seed}
 
 
 def train(options: argparse.Namespace, results: Results) -> None:
     """Train every change that has no result yet, and point it at grids of photographs that are held back."""
     split = parts(options, options.images)
     for name in options.changes:
-        key, (conversion, changes) = key_of(options, name), CHANGES[name]
+        key, (conversion, changes) = key_of(options.images, options.epochs, options.seed, name), CHANGES[name]
         if results.first("change", key) is not None:
             continue
         training = {"seed": options.seed, "batch_size": options.batch_size, "augment": "flip", "lr": 1e-3}
@@ -95,29 +96,43 @@ def train(options: argparse.Namespace, results: Results) -> None:
         results.add("change", key | row | {size: None if math.isnan(v) else v for size, v in points.items()})
 
 
+def as_raced(race: Results, subset: int, epochs: int, seed: int) -> dict[str, Any] | None:
+    """Return what the race itself says of the arm `matched` at its end, as a row of a change; None if not that size."""
+    setting = race.first("frozen", {"arm": "matched"})
+    rows = [] if setting is None else race.run(("matched", setting["setting"], seed, subset, epochs))
+    return rows[-1] | rows[-1]["measures"] if rows else None
+
+
+def table(page: Page, found: dict[str, dict[str, Any]]) -> None:
+    base, rows = found.get("as raced"), []
+    for name, row in found.items():
+        more = "" if base is None or row is base else f"{100 * (row['accuracy'] - base['accuracy']):+.1f}"
+        grids = ["-" if row[f"gridpg {n}x{n}"] is None else f"{row[f'gridpg {n}x{n}']:.3f}" for n in (2, 3)]
+        rows.append([name, f"{100 * row['accuracy']:.1f} %", more, *grids, f"{100 * row['bias_share']:.1f} %"])
+    page.table(("change", "accuracy", "points", "GridPG 2x2", "GridPG 3x3", "share of constants"), rows)
+
+
 def tell(options: argparse.Namespace, results: Results) -> None:
     page = Page("What fine-tuning on photographs loses, and what training changes", options, current=results.current)
     page.text(
         "- The arm *matched* of [Fine-tuning on photographs](photographs.md) with its frozen setting, and changes of "
-        f"one thing each: {options.images:,} photographs, {options.epochs} epochs, batches of {options.batch_size}, "
-        f"one seed; accuracy on the {options.held:,} photographs that are held back\n"
+        f"one thing each: batches of {options.batch_size}, one seed; accuracy on the {options.held:,} photographs that "
+        "are held back\n"
         "- The first changes give back what conversion takes away, and tell what it costs: *B = 1, biases kept* is the "
         "original's own function before training. The others train differently\n"
         f"- GridPG as published, in windows of the network's size, at most {options.grids} grids of the first "
         f"{POINTED} of these photographs; `-` where a network is sure of too few"
     )
-    base = results.first("change", key_of(options, "as raced"))
-    rows = []
-    for name in CHANGES:
-        row = results.first("change", key_of(options, name))
-        if row is not None:
-            more = "" if base is None or row is base else f"{100 * (row['accuracy'] - base['accuracy']):+.1f}"
-            grids = ["-" if row[f"gridpg {n}x{n}"] is None else f"{row[f'gridpg {n}x{n}']:.3f}" for n in (2, 3)]
-            rows.append([name, f"{100 * row['accuracy']:.1f} %", more, *grids, f"{100 * row['bias_share']:.1f} %"])
-    page.table(("change", "accuracy", "points", "GridPG 2x2", "GridPG 3x3", "share of constants"), rows)
-    left = [name for name in CHANGES if results.first("change", key_of(options, name)) is None]
-    if left:
-        page.text(f"Not trained yet: {', '.join(left)}.")
+    race = Results(options.race)
+    sizes = {(row["subset"], row["epochs"]) for row in results.of("change") if row["seed"] == options.seed}
+    for subset, epochs in sorted(sizes):
+        page.text(f"## {subset:,} photographs, {epochs} {'epoch' if epochs == 1 else 'epochs'}")
+        known = {name: results.first("change", key_of(subset, epochs, options.seed, name)) for name in CHANGES}
+        known["as raced"] = known["as raced"] or as_raced(race, subset, epochs, options.seed)
+        table(page, {name: row for name, row in known.items() if row is not None})
+        left = [name for name, row in known.items() if row is None]
+        if left:
+            page.text(f"Not trained: {', '.join(left)}.")
     page.close()
 
 
