@@ -110,7 +110,7 @@ class _BcosConv(_Convolution):
         if not self._is_depthwise_for(x):
             return super()._input_norm(x, output_size)
         windows = self._windows(x)  # as the forward does, to the last bit
-        return x, windows.roots(x).add_(windows.norm_eps)
+        return x, windows.norms(windows.roots(x))
 
     def _windows(self, x: Tensor) -> Windows:
         margins = tuple(self._margins()[::-2])

@@ -52,6 +52,10 @@ class Windows:
         # A fast convolution algorithm may round a sum of zeros to just below zero.
         return self.product(x.square(), self._ones(x), bias).clamp_min_(self.square_eps).sqrt_()
 
+    def norms(self, roots: Tensor) -> Tensor:
+        """Return |x| of each patch, given its root: the root itself where nothing is added to it."""
+        return roots + self.norm_eps if self.norm_eps else roots
+
     def transposed_sums(self, values: Tensor, x: Tensor) -> Tensor:
         """Give the value of each patch (N, C, ...) to all positions of x in it, and add up."""
         to_x: Tensor = self.gradients(values, x, self._ones(x), (True, False))[0]
@@ -108,7 +112,7 @@ def _cut_pieces(
 def _forward(x: Tensor, weight: Tensor, weight_norm: Tensor | None, windows: Windows, b: float) -> Tensor:
     out = windows.product(x, weight)
     for x_, out_, weight_norm_ in _cut_pieces(x, out, (weight_norm,)):
-        bcos_scale(out_, windows.roots(x_).add_(windows.norm_eps), weight_norm_, b)
+        bcos_scale(out_, windows.norms(windows.roots(x_)), weight_norm_, b)
     return out
 
 
@@ -148,7 +152,7 @@ def _scale_gradients(
     parts = _cut_pieces(x, y, (weight_norm, to_norm), g, to_product, to_squares)
     for x_, y_, g_, to_product_, to_squares_, weight_norm_, to_norm_ in parts:
         root = windows.roots(x_)
-        to_product_part, to_root, to_norm_part = scale_gradients(g_, y_, root + windows.norm_eps, weight_norm_, b)
+        to_product_part, to_root, to_norm_part = scale_gradients(g_, y_, windows.norms(root), weight_norm_, b)
         to_product_.copy_(to_product_part.reshape(y_.shape))
         torch.div(to_root.reshape(root.shape), root.mul_(2), out=to_squares_)
         if to_norm_ is not None and to_norm_part is not None:
@@ -161,7 +165,7 @@ def _differentiable_gradients(
 ) -> list[Tensor | None]:
     """Compute the same gradients in steps that are differentiable one by one."""
     windows: Windows = ctx.windows
-    y = bcos_scale(windows.product(x, weight), windows.roots(x) + windows.norm_eps, weight_norm, ctx.b)
+    y = bcos_scale(windows.product(x, weight), windows.norms(windows.roots(x)), weight_norm, ctx.b)
     inputs = (x, weight, weight_norm)
     wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad[:3], strict=True) if needed and t is not None]
     found = iter(torch.autograd.grad(y, wanted, g, create_graph=True))
