@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._pytree import tree_map
 
+from bcos_fx.tracing.arguments import tensors
 from bcos_fx.tracing.attention import PartContext, multi_head_attention
 from bcos_fx.tracing.joining import JOINING
 from bcos_fx.tracing.recurrent import pack_padded, pad_packed
@@ -32,6 +34,8 @@ def find(function: Callable[..., Any], part: PartContext, depends: Callable[[Ten
         return functools.partial(multi_head_attention, part)
     if function in _affine():
         return functools.partial(_taken_apart, function, depends)
+    if getattr(function, "__name__", None) in _PRODUCTS:
+        return functools.partial(_of_two, function)
     return _composites().get(function)
 
 
@@ -60,7 +64,7 @@ def _affine() -> Mapping[Callable[..., Any], tuple[Mapping[str, int], int | None
     places: dict[str, tuple[Mapping[str, int], int | None]] = {
         f"conv{turned}{rank}d": ({"bias": 2}, rank) for turned in ("", "_transpose") for rank in (1, 2, 3)
     }
-    places |= {"linear": ({"bias": 2}, 0), "bilinear": ({"bias": 3}, 0), "group_norm": ({"weight": 2, "bias": 3}, None)}
+    places |= {"linear": ({"bias": 2}, 0), "group_norm": ({"weight": 2, "bias": 3}, None)}
     places |= {"layer_norm": ({"weight": 2, "bias": 3}, 0), "rms_norm": ({"weight": 2}, 0)}
     homes = (torch, functional, torch._C._nn)
     found = {getattr(home, name): place for name, place in places.items() for home in homes if hasattr(home, name)}
@@ -82,6 +86,27 @@ def _taken_apart(function: Composite, depends: Callable[[Tensor], bool], *args: 
             each = value[(..., *[None] * (result.dim() - 2 if after is None else after))]
             result = result * each if name == "weight" else result + each
     return result
+
+
+_PRODUCTS = frozenset(
+    "matmul __matmul__ bmm mm dot vdot linalg_vecdot linalg_matmul inner outer ger kron tensordot einsum bilinear".split()
+)
+
+
+def _of_two(function: Composite, *args: Any, **kwargs: Any) -> Any:
+    """Make two values of one that is multiplied with itself, so that one of them can be the other's weight."""
+    given, seen = tensors((args, kwargs)), set[int]()
+    if len({id(tensor) for tensor in given}) == len(given) or given[0].dtype is torch.bool:
+        return NotImplemented
+
+    def named(value: object) -> object:
+        if isinstance(value, Tensor) and id(value) in seen:
+            return torch.positive(value)
+        seen.add(id(value))
+        return value
+
+    args, kwargs = tree_map(named, (args, kwargs))
+    return function(*args, **kwargs)
 
 
 def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
