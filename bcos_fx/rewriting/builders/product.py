@@ -43,6 +43,8 @@ def adds_stored_vector(reader: GraphReader, call: Call) -> Verdict:
     vector, shape = _vector(call), reader.shape(call.node)
     if vector is None or shape is None or reader.shape(vector) != shape[-1:]:
         return False
+    if any(reader.shape(node) != shape for node in call.read if node is not vector):
+        return False  # a score beside several thresholds, as of ordinal regression: the vector has more numbers
     stored = attribute(reader.graph_module, str(vector.target))
     return isinstance(stored, nn.Parameter) and call.arguments.get("alpha") in (None, 1)
 
