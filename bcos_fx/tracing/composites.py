@@ -89,7 +89,8 @@ def _taken_apart(function: Composite, depends: Callable[[Tensor], bool], *args: 
 
 
 _PRODUCTS = frozenset(
-    "matmul __matmul__ bmm mm dot vdot linalg_vecdot linalg_matmul inner outer ger kron tensordot einsum bilinear".split()
+    "matmul __matmul__ linalg_matmul bmm mm dot vdot linalg_vecdot inner outer ger kron tensordot einsum "
+    "bilinear".split()
 )
 
 

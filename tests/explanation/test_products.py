@@ -64,7 +64,7 @@ def test_one_factor_is_the_gate_and_the_certificate_says_why(name: str) -> None:
 @pytest.mark.parametrize(
     "middle",
     [
-        lambda n, u, v: torch.einsum("nij,njk->nik", u, u),
+        lambda n, u, v: torch.einsum("nij,njk,nki->nik", u, u, u),
         lambda n, u, v: torch.einsum("nij,njk,nik->nik", u, v, u + v),
     ],
 )
