@@ -20,7 +20,7 @@ from bcos_fx.evaluation.clip_benchmark import LINEAR_PROBE, ZERO_SHOT, record, z
 from bcos_fx.evaluation.probing import check_solver, embed_images, linear_probe
 from bcos_fx.evaluation.session import Evaluation
 from bcos_fx.evaluation.tasks import task_of
-from bcos_fx.explanation.render.saving import write_whole
+from bcos_fx.files import replacing
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
 
@@ -97,5 +97,6 @@ def _write_record(
     of = {"dataset": request.data.stem, "model": request.model.stem, "pretrained": f"bcos-fx {network.report.recipe}"}
     result = record(task, metrics, **of)
     path = request.out / FILE
-    write_whole(path, json.dumps(result, indent=2, sort_keys=True).encode() + b"\n")
+    with replacing(path, "the results") as stream:
+        stream.write(json.dumps(result, indent=2, sort_keys=True).encode() + b"\n")
     return path

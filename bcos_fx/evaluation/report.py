@@ -16,7 +16,7 @@ from bcos_fx.evaluation.localisation import boxes
 from bcos_fx.evaluation.plots import curves
 from bcos_fx.evaluation.session import Evaluation
 from bcos_fx.explanation.render.html import page
-from bcos_fx.explanation.render.saving import write_whole
+from bcos_fx.files import replacing
 from bcos_fx.lazy import check_installed
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
         "evaluation.html": _page(evaluation, plots).encode("utf-8", "replace"),
     }
     for name, content in contents.items():
-        write_whole(folder / name, content)
+        with replacing(folder / name, "the results") as stream:
+            stream.write(content)
     return [folder / name for name in contents]
 
 

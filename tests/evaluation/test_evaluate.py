@@ -11,6 +11,7 @@ import torch
 import bcos_fx
 from bcos_fx.errors import UsageError
 from bcos_fx.evaluation import accuracy, fair, gridpg
+from bcos_fx.evaluation.report import write_report
 from tests.evaluation.toy import Colours, images
 
 
@@ -33,6 +34,13 @@ def test_it_measures_what_its_parts_measure(tmp_path: Path) -> None:
     assert (own.per_grid == gridpg(model, data, protocol=protocol).per_grid).all()
     assert other.method != own.method
     assert list((tmp_path / "new").glob("*.jsonl")), "nothing was written for a run that goes on"
+
+
+def test_a_report_that_cannot_be_written_is_called_the_results(tmp_path: Path) -> None:
+    evaluation = bcos_fx.evaluate(converted(), images(6), metrics="accuracy")
+    (tmp_path / "results.csv").mkdir()
+    with pytest.raises(UsageError, match=r"^the results cannot be written"):
+        write_report(evaluation, tmp_path)
 
 
 def test_what_it_refuses() -> None:

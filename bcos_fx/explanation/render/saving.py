@@ -25,8 +25,9 @@ _KEY = "explanation"
 
 def save(explanation: Result, path: Path, style: Style | None = None) -> Path:
     """Write an explanation in the form that the suffix names; see :meth:`bcos_fx.explanation.Explanation.save`."""
-    maker = writer(path, style)
-    write_whole(path, maker(explanation))
+    contents = writer(path, style)(explanation)
+    with replacing(path, "the explanation") as stream:
+        stream.write(contents)
     return path
 
 
@@ -61,7 +62,8 @@ class Collector:
     def close(self) -> None:
         """Write the file."""
         if self._suffix == ".html":
-            write_whole(self._path, _text(page(self._cards)))
+            with replacing(self._path, "the explanation") as stream:
+                stream.write(_text(page(self._cards)))
         else:
             save(Result.joined(self._explanations), self._path, self._style)
 
@@ -94,16 +96,6 @@ def writer(path: Path, style: Style | None = None) -> Callable[[Result], bytes]:
             f"a {suffix} file has no panels, colors or fonts to choose", hint=f"write a figure: {', '.join(_FIGURES)}"
         )
     return forms[suffix]
-
-
-def write_whole(path: Path, contents: bytes) -> None:
-    """Write a file whole.
-
-    Raises:
-        UsageError: the place cannot be written to; no file is left behind.
-    """
-    with replacing(path, "the explanation") as stream:
-        stream.write(contents)
 
 
 def _figure(explanation: Result, form: str, style: Style | None) -> bytes:
