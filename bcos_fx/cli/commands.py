@@ -116,6 +116,7 @@ COMMANDS: tuple[tuple[ModuleType, Callable[..., None]], ...] = (
     (demo, demo.run_demo),
 )
 
+# --import runs before a command, and an error in it ends as any other: guarded() is outermost.
 for _module, _command in COMMANDS:
     _run = _command if _module in (embed, inspect, demo) else importing(_command)  # these handle no ops
     app.command(_module.NAME, cls=Command, help=_flowing(_command.__doc__), epilog=_module.EPILOG)(guarded(_run))

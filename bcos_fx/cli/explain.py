@@ -206,6 +206,7 @@ def _explain_all(
             continue
         by_source = _explain_by_sources(network, batch.images.to(next(network.parameters())), arguments)
         files = [Path(data.name(index)).name for index in batch.indices]
+        # Blocks change pictures alone; the sums below are those of single pixels.
         for name, explanation in by_source.items():
             if name in collectors:
                 drawn = explanation.in_blocks(request.blocks) if request.blocks > 1 else explanation

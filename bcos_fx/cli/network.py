@@ -100,6 +100,7 @@ def arguments_for(module: nn.Module, request: Request) -> dict[str, Any]:
         arguments["images"] = some_images(source, preprocessing, _VERIFIED_ON)
     recorded, options = recorded_statistics(module), load_recipe(request.recipe or DEFAULT_RECIPE).options
     given = options.mean or (request.mean, request.std, request.batch_axis) != (None, None, None)
+    # Published B-cos networks normalize inside, as do those that take images as they are.
     raw = (request.input or options.input) == "none" or published.origin_of(module) is not None
     # Statistics of three channels do not fit a network whose first convolution was exchanged for another number.
     first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
@@ -191,6 +192,7 @@ def _class_arguments(request: Request) -> dict[str, Any]:
 
 def some_images(source: ImageSource, preprocessing: Preprocessing, count: int) -> Tensor:
     """Read a few images of a source, evenly spread; UsageError where there are none, or one cannot be read."""
+    # One batch of all of them: its indices are spread evenly over the source.
     (part,) = Batches(source, preprocessing, count, count).parts
     return torch.stack([source.read(index, preprocessing).image for index in part])
 

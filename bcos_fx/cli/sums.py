@@ -23,6 +23,7 @@ def row_of(parts: dict[str | None, Explanation], file: str) -> tuple[dict[str, A
         return [float(value) for value in values.flatten()]
 
     sample = next(iter(parts.values()))
+    # One source is a joint explanation of one part, so both cases have one sum.
     joint = JointExplanation({str(name): part for name, part in parts.items()})
     indices = [] if sample.target is None else [int(index) for index in sample.target.flatten()]
     residual, constants, output = (numbers(v) for v in (sample.residual, joint.constants.total(), sample.output))

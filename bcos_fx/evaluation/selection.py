@@ -95,21 +95,18 @@ class Protocol:
     windows: bool = False
 
     def __post_init__(self) -> None:
-        self._check_numbers()
+        for name, least in {"side": 1, "grids": 1, "seed": 0, "smooth": 1, "skipped": 0}.items():
+            check_count(name, getattr(self, name), least)
+        if self.smooth % 2 == 0:
+            raise UsageError(f"smooth is {self.smooth!r}", hint="give an odd number of pixels")
+        # numpy's legacy generator takes no larger one.
+        if self.seed >= 2**32:
+            raise UsageError(f"seed is {self.seed!r}", hint="give a number below 2**32")
         check_choice("confidence", self.confidence, CONFIDENCES)
         if not 0 <= self.threshold < 1:
             raise UsageError(f"threshold is {self.threshold!r}", hint="give a confidence in [0, 1)")
         if self.rescaled and self.windows:
             raise UsageError("windows over rescaled cells: the grid is no larger than one image", hint="leave one out")
-
-    def _check_numbers(self) -> None:
-        least = {"side": 1, "grids": 1, "seed": 0, "smooth": 1, "skipped": 0}
-        for name, low in least.items():
-            check_count(name, getattr(self, name), low)
-        if self.smooth % 2 == 0:
-            raise UsageError(f"smooth is {self.smooth!r}", hint="give an odd number of pixels")
-        if self.seed >= 2**32:
-            raise UsageError(f"seed is {self.seed!r}", hint="give a number below 2**32")
 
     @property
     def cells(self) -> int:

@@ -99,6 +99,7 @@ def _weighted(network: BcosNetwork) -> str | None:
             # A layer that is called twice is not only the head.
             calls = [other.target for other in network.graph.nodes if other.op == "call_module"]
             return str(node.target) if calls.count(node.target) == 1 else None
+        # Past another layer with tensors nothing is a head any more.
         if node.op == "get_attr" or (module is not None and module.state_dict()):
             return None
     return None
@@ -127,6 +128,7 @@ def _selected(layer: nn.Module, rows: Sequence[int], outputs: int) -> nn.Module:
             hint="only a linear layer or a convolution with a row per class can keep some of its rows",
         )
     with torch.random.fork_rng():
+        # Its random weights are overwritten; the generator of the caller stays where it was.
         layer_of_rows = _widened(layer, len(rows))
     for name, parameter in layer_of_rows.named_parameters():
         parameter.copy_(layer.get_parameter(name)[list(rows)])

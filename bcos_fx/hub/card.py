@@ -109,5 +109,6 @@ def _table(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 def _text(text: str) -> str:
     """Return a text that Markdown shows as it is, on one line."""
+    # HTML in a name would be rendered by the hub, so it is escaped before Markdown is.
     plain = shown_in_a_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _OBEYED.sub(r"\\\1", plain)

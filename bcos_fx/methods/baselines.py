@@ -106,5 +106,6 @@ def _make_method(
             hint = nearest(str(option), own_names) if own_names else "it has none"
             raise UsageError(f"{name} has no option named {option!r}", hint=hint)
     method = _MAKERS[name](explained, **({"seed": seed} if "seed" in accepted else {}), **options)
+    # These three do not read the reference at all, so it is not among their settings.
     from_reference = {} if name in ("gradient", "guided-backprop", "grad-cam") else {"reference": reference}
     return Method(method.name, {**method.settings, **from_reference}, method.maps)

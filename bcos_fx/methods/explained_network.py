@@ -19,6 +19,7 @@ from bcos_fx.tracing.modules import deep_copy
 from bcos_fx.validation import check_module
 
 REFERENCES = ("mean", "black")
+# 32 images of 224 pixels on an accelerator, 4 on a processor; see at_once().
 _PIXELS, _CPU_PIXELS = 32 * 224 * 224, 4 * 224 * 224
 
 

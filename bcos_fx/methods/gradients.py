@@ -100,10 +100,12 @@ def deeplift(explained: ExplainedNetwork) -> Method:
         attributions: Tensor
         gap: Tensor
         with _without_notices():
+            # The delta is what Rescale has to make 0: f(x) - f(reference) - Σ attributions.
             attributions, gap = DeepLift(forms.of(differences)).attribute(
                 differences, target=targets, return_convergence_delta=True
             )
         whole, missed = float(attributions.detach().abs().sum()), float(gap.detach().abs().max())
+        # Not ">": a gap of NaN has to be refused as well.
         if not missed <= _GAP * whole:
             raise VerificationError(
                 f"DeepLIFT's attributions miss f(x) - f(reference) by {missed:.3g} (all of them together: {whole:.3g})",
@@ -125,6 +127,7 @@ def _by_pairs(explained: ExplainedNetwork, attribute: Attribute, pairs: int | No
             chunk = pairs or explained.at_once(differences)
             # Pairs in the order of images, then classes, so that the result only has to be reshaped.
             image_of = torch.arange(samples, device=indices.device).repeat_interleave(classes)
+            # Images are repeated for each class as indices; only a chunk of them is copied at a time.
             chunks = zip(torch.split(image_of, chunk), torch.split(indices.flatten(), chunk), strict=True)
             maps_of_chunks = [attribute(differences[of].requires_grad_(), t).detach().sum(1) for of, t in chunks]
             return torch.cat(maps_of_chunks).reshape(samples, classes, *images.shape[2:])

@@ -69,26 +69,23 @@ class SideBySideMaxPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool (N, C, H, W)."""
-        counts = [self._windows(axis, x.shape[2 + axis]) for axis in (0, 1)]
-        pads = [(self.padding[axis], self._missing(axis, x.shape[2 + axis], counts[axis])) for axis in (0, 1)]
+        (rows, below), (columns, right) = (self._windows(axis, x.shape[2 + axis]) for axis in (0, 1))
         # Not -inf: DeepLIFT subtracts the values of two images, and inf - inf is NaN. Half, so that nothing overflows.
-        padded = F.pad(x, (*pads[1], *pads[0]), value=torch.finfo(x.dtype).min / 2)
+        padded = F.pad(x, (self.padding[1], right, self.padding[0], below), value=torch.finfo(x.dtype).min / 2)
         windows = F.unfold(padded, self.kernel, dilation=self.dilation, stride=self.stride)
         laid = windows.reshape(*x.shape[:2], -1, windows.shape[2]).transpose(2, 3).flatten(2)
         pooled: Tensor = self.largest(laid)
-        return pooled.reshape(*x.shape[:2], *counts)
+        return pooled.reshape(*x.shape[:2], rows, columns)
 
-    def _windows(self, axis: int, size: int) -> int:
+    def _windows(self, axis: int, size: int) -> tuple[int, int]:
+        """Return how many windows there are, and how much is added behind the image so that exactly these fit."""
         stride, span = self.stride[axis], self.dilation[axis] * (self.kernel[axis] - 1) + 1
         free = size + 2 * self.padding[axis] - span
         count = (-(-free // stride) if self.ceil_mode else free // stride) + 1
         # A last window that would begin beyond the image and its left padding is left out.
-        return count - 1 if self.ceil_mode and (count - 1) * stride >= size + self.padding[axis] else count
-
-    def _missing(self, axis: int, size: int, count: int) -> int:
-        """Return how much must be added behind the image so that exactly these windows fit."""
-        span = self.dilation[axis] * (self.kernel[axis] - 1) + 1
-        return (count - 1) * self.stride[axis] + span - size - self.padding[axis]
+        if self.ceil_mode and (count - 1) * stride >= size + self.padding[axis]:
+            count -= 1
+        return count, (count - 1) * stride + span - size - self.padding[axis]
 
 
 def _pair(value: object) -> tuple[int, int]:
@@ -104,6 +101,7 @@ def _op_module(call: Call) -> nn.Module:
 
 def _clipped(call: Call) -> nn.Module:
     names = {"hardtanh": ("min_val", "max_val"), "clamp": ("min", "max")}.get(call.op.name)
+    # Of relu6, which has no arguments.
     limits = (0.0, 6.0) if names is None else tuple(call.arguments.get(name) for name in names)
     if not all(isinstance(limit, int | float) for limit in limits):
         raise UsageError("its limits are not two numbers")

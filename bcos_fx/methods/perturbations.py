@@ -47,6 +47,7 @@ def occlusion(
             check_count(name, value)
 
     def map_of_image(difference: Tensor, classes: Tensor) -> Tensor:
+        # All channels of a window are hidden together, so captum moves it over the plane alone.
         channels, *size = difference.shape[1:]
         side = window or max(1, min(size) // _WINDOWS)
         step = stride or max(1, side // 2)
@@ -230,6 +231,7 @@ class WeightedRidge:
     def fit(self, train_data: Iterable[tuple[Tensor, Tensor, Tensor]], **_: object) -> None:
         """Fit all batches of switches (n, F), scores (n,) and weights (n,)."""
         z, y, w = (torch.cat(column).double() for column in zip(*train_data, strict=True))
+        # Centering takes the intercept out of the fit, so that the penalty leaves it alone.
         centred = z - (w @ z) / w.sum()
         gram = centred.T @ (w[:, None] * centred) + self.ridge * torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
         self._coefficients = torch.linalg.solve(gram, centred.T @ (w * (y - (w @ y) / w.sum())))
@@ -256,6 +258,7 @@ class _Watched:
             yield column
 
     def __call__(self, differences: Tensor) -> Tensor:
+        # captum runs the same images in the same order for every class, which the count of calls relies on.
         if self._column == 0:
             with torch.no_grad():
                 self._scores.append(scores(self.explained(differences), self.score)[:, self.classes])

@@ -76,6 +76,7 @@ class TextEmbeddings:
             ArtifactError: there is no such file, or it holds something else.
         """
         try:
+            # Before safetensors allocates what the header claims.
             check_safetensors_header(Path(path), ArtifactError)
             with safe_open(path, framework="pt") as opened:
                 facts = parse_json((opened.metadata() or {})[_KEY], "the header", ArtifactError, str(path))

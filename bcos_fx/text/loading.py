@@ -91,6 +91,7 @@ def _transformers(name: str, rest: str) -> TextTower:
     tokenizer = _run(lambda: transformers.AutoTokenizer.from_pretrained(place), name, "the tokenizer")
     load: Callable[[str], Any] = loader.from_pretrained
     model = _run(lambda: load(place), name, "the model")
+    # Of a model of both towers the text side has a configuration of its own.
     settings = getattr(model.config, "text_config", model.config)
     context = int(settings.max_position_embeddings)
 
@@ -154,6 +155,7 @@ def minilm() -> TextTower:
 
     def embed(tokens: Any) -> Tensor:
         states: Tensor = model(**tokens).last_hidden_state
+        # The mean of all tokens but padding, as the encoder was trained.
         mask = tokens["attention_mask"].unsqueeze(-1).to(states)
         mean: Tensor = (states * mask).sum(1) / mask.sum(1)
         return mean
