@@ -101,6 +101,12 @@ def check_choice(what: str, value: object, known: Collection[str], error: type[B
         raise error(f"{what} is {value!r}", hint=near + every)
 
 
+def check_count(name: str, value: object, least: int = 1, *, hint: str | None = None) -> None:
+    """Raise UsageError where an argument is not an integer of at least ``least``; ``hint`` replaces the usual one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name} is {value!r}", hint=hint or f"give an integer of at least {least}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Name the known word nearest to a mistyped one, as a hint; the first of the known words when none is near."""
     words = sorted(set(known))

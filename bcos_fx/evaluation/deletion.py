@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bcos_fx.display import Displayed
-from bcos_fx.errors import UsageError, check_choice
+from bcos_fx.errors import UsageError, check_choice, check_count
 from bcos_fx.evaluation.measured import Measured, bootstrap_interval, maps_of
 from bcos_fx.evaluation.plots import curves_with_bands
-from bcos_fx.methods.checks import check_count, check_images, check_score, check_targets, class_outputs, scores
+from bcos_fx.methods.checks import check_images, check_score, check_targets, class_outputs, scores
 from bcos_fx.methods.method import Method
 
 if TYPE_CHECKING:

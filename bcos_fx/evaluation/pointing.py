@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import UsageError, check_count
 from bcos_fx.evaluation.measured import Measured, maps_of
-from bcos_fx.methods.checks import check_count, check_images, check_targets
+from bcos_fx.methods.checks import check_images, check_targets
 from bcos_fx.methods.method import Method
 
 _TOLERANCE = 15

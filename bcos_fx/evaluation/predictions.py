@@ -14,12 +14,12 @@ from bcos_fx import artifact
 from bcos_fx.data.batches import Batches
 from bcos_fx.data.preprocessing import Preprocessing
 from bcos_fx.data.sources import ImageSource
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import UsageError, check_count
 from bcos_fx.escaping import amount
 from bcos_fx.evaluation.runner import Runner
 from bcos_fx.evaluation.selection import Prediction
 from bcos_fx.identity import digest_of_data, structure_of, values_of
-from bcos_fx.methods.checks import check_count, class_outputs
+from bcos_fx.methods.checks import class_outputs
 from bcos_fx.methods.zero_shot import ZeroShot
 from bcos_fx.network import BcosNetwork
 from bcos_fx.validation import check_same_classes

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bcos_fx.errors import UsageError, check_choice
+from bcos_fx.errors import UsageError, check_choice, check_count
 from bcos_fx.escaping import amount
 from bcos_fx.evaluation.scoring import SMOOTH
-from bcos_fx.methods.checks import check_count
 
 CONFIDENCES = ("sigmoid", "softmax")
 

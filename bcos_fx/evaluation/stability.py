@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import UsageError, check_count
 from bcos_fx.evaluation.measured import Measured, maps_of
 from bcos_fx.lazy import check_installed
-from bcos_fx.methods.checks import check_count, check_images, check_targets
+from bcos_fx.methods.checks import check_images, check_targets
 from bcos_fx.methods.method import Method
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import UsageError, check_count
 from bcos_fx.escaping import amount
 from bcos_fx.explanation.foreign import agree
 from bcos_fx.explanation.view import ExplanationView
@@ -97,8 +97,8 @@ def chunks(view: ExplanationView, images: Tensor, batch_size: int | None) -> lis
         UsageError: ``batch_size`` is not a number of samples.
     """
     samples = len(images)
-    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
-        raise UsageError(f"batch_size is {batch_size!r}", hint="give an integer of at least 1, or leave it out")
+    if batch_size is not None:
+        check_count("batch_size", batch_size, hint="give an integer of at least 1, or leave it out")
     # Where samples depend on each other, W(x) of a batch would mix them; alone each is explained rightly.
     size = samples if batch_size is None else batch_size
     if samples > 1 and not view.separable:

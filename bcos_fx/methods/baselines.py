@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from bcos_fx.errors import UsageError, nearest
+from bcos_fx.errors import UsageError, check_count, nearest
 from bcos_fx.lazy import check_installed
-from bcos_fx.methods.checks import check_count
 from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.grad_cam import grad_cam
 from bcos_fx.methods.gradients import (

@@ -81,10 +81,3 @@ def scores(outputs: Tensor, score: str) -> Tensor:
     if check_score(score) == "softmax":
         return outputs.softmax(1)
     return outputs.sigmoid() if score == "sigmoid" else outputs
-
-
-def check_count(name: str, value: object, least: int = 1) -> int:
-    """Return an integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} is {value!r}", hint=f"give an integer of at least {least}")
-    return value

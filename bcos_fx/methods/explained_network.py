@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bcos_fx.errors import UsageError, check_choice
+from bcos_fx.errors import UsageError, check_choice, check_count
 from bcos_fx.example import statistics
-from bcos_fx.methods.checks import check_count, check_images, check_targets, class_outputs
+from bcos_fx.methods.checks import check_images, check_targets, class_outputs
 from bcos_fx.tracing.modules import deep_copy
 from bcos_fx.validation import check_module
 

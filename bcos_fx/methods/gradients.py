@@ -13,8 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from bcos_fx.errors import VerificationError
-from bcos_fx.methods.checks import check_count
+from bcos_fx.errors import VerificationError, check_count
 from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Maps, Method
 from bcos_fx.methods.module_form import ModuleForms

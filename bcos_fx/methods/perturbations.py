@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bcos_fx.errors import UsageError
-from bcos_fx.methods.checks import check_count, check_score, scores
+from bcos_fx.errors import UsageError, check_count
+from bcos_fx.methods.checks import check_score, scores
 from bcos_fx.methods.explained_network import ExplainedNetwork
 from bcos_fx.methods.method import Method
 

@@ -89,6 +89,12 @@ def test_an_explained_class_below_the_highest_has_its_bar() -> None:
     assert [text.get_text() for text in ax.get_yticklabels()] == [first.target_name(), "abc"[lowest]]
 
 
+@pytest.mark.parametrize("top", [0, 2.5, "3", True])
+def test_only_an_integer_of_bars_is_drawn(top: Any) -> None:
+    with pytest.raises(bcos_fx.BcosFxError, match=f"top is {top!r}"):
+        pictured(3).plot(top=top)
+
+
 def test_a_difference_keeps_both_names() -> None:
     found = pictured(3, difference(0, 2))
     assert found.target_name() == "a - c"

@@ -65,7 +65,13 @@ def test_signed_colors_mirror() -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"smooth": 4}, "odd"), ({"smooth": 99}, "smaller"), ({"percentile": 0}, "above 0")],
+    [
+        ({"smooth": 4}, "odd"),
+        ({"smooth": 99}, "smaller"),
+        ({"smooth": 3.0}, "odd"),
+        ({"percentile": 0}, "above 0"),
+        ({"percentile": "99"}, "above 0"),
+    ],
 )
 def test_senseless_options_of_colors_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(bcos_fx.BcosFxError, match=words):
@@ -361,6 +367,7 @@ def test_a_color_map_colors_contributions_from_against_to_for() -> None:
         ({"cmap": "seismik"}, "did you mean 'seismic'"),
         ({"font": "No such font"}, "font is"),
         ({"size": 0}, "size is 0"),
+        ({"font_size": "9"}, "font_size is '9'"),
         ({"color": 1}, "has no 'color'"),
     ],
 )

@@ -10,6 +10,7 @@ Opacity is the length of the vector where the pixel contributes to the output, s
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bcos_fx.errors import UsageError
+from bcos_fx.errors import UsageError, check_count
 
 if TYPE_CHECKING:
     from bcos_fx.explanation.result import Result
@@ -61,7 +62,7 @@ def colored(weights: Tensor, contributions: Tensor, *, smooth: int | None = None
 
 def _full(values: Tensor, percentile: float) -> Tensor:
     """Return the values (N,) from which on a picture is full: the percentile, or the largest where that is 0."""
-    if not 0 < percentile <= 100:
+    if not isinstance(percentile, Real) or not 0 < percentile <= 100:
         raise UsageError(f"percentile is {percentile!r}", hint="give a number above 0, at most 100")
     flat = values.detach().flatten(1).double().cpu()
     # numpy's selection takes time linear in the number of pixels; torch.quantile accepts at most 16 million.
@@ -78,8 +79,10 @@ def _box(weights: Tensor, smooth: int | None) -> int:
     height, width = weights.shape[2:]
     if smooth is None:
         return max(1, 2 * round((_SMOOTH * min(height, width) / _SIDE - 1) / 2) + 1)
-    if smooth < 1 or smooth % 2 == 0 or smooth > 2 * min(height, width):
-        raise UsageError(f"smooth is {smooth!r}", hint="give an odd number of pixels, smaller than the image")
+    hint = "give an odd number of pixels, smaller than the image"
+    check_count("smooth", smooth, hint=hint)
+    if smooth % 2 == 0 or smooth > 2 * min(height, width):
+        raise UsageError(f"smooth is {smooth!r}", hint=hint)
     return smooth
 
 

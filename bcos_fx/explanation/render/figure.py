@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from bcos_fx.errors import MissingExtraError, UsageError
+from bcos_fx.errors import MissingExtraError, UsageError, check_count
 from bcos_fx.escaping import shown_in_a_line
 from bcos_fx.explanation.render.panels import (
     FOR,
@@ -61,8 +61,7 @@ def figure(explanation: Result, *, top: int = 5, style: Style | None = None) -> 
         UsageError: ``top`` is below 1, or the explanation has no such panel.
     """
     require_matplotlib()
-    if top < 1:
-        raise UsageError(f"top is {top!r}", hint="give an integer of at least 1")
+    check_count("top", top)
     from bcos_fx.drawing import Drawing
 
     chosen = style or Style()

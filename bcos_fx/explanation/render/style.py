@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from bcos_fx.errors import UsageError, check_choice, nearest
@@ -59,8 +60,9 @@ class Style:
         if self.panels is not None and not self.panels:
             raise UsageError("there is no panel to draw", hint=f"choose from {', '.join(PANELS)}")
         for name in ("size", "font_size"):
-            if not 0 < getattr(self, name) < 1000:
-                raise UsageError(f"{name} is {getattr(self, name)!r}", hint="give a number above 0, below 1000")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 < float(value) < 1000:
+                raise UsageError(f"{name} is {value!r}", hint="give a number above 0, below 1000")
         if self.cmap is not None:
             # Only for its check: an unknown color map is found out before the work, and not after it.
             self.colors()
