@@ -224,7 +224,7 @@ def coarsest_precision(view: ExplanationView, inputs: Sequence[Tensor], dtype: t
     with torch.no_grad():
         for node, value in view.network_steps(inputs):
             if isinstance(value, Tensor) and value.is_floating_point() and view.on_value_path(node):
-                # Only on the way of values: a gate may be computed as coarsely as it likes, and just weights.
+                # Only on the way of values: a gate may have any precision, for it only weights them.
                 dtype = max(dtype, value.dtype, key=lambda passed: torch.finfo(passed).eps)
     return dtype
 
