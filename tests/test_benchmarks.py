@@ -154,7 +154,7 @@ def test_a_vision_transformer_is_aligned_and_measured(data_dir: Path, root: Path
     done = subprocess.run([*words, "--out", str(page)], capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 0, done.stderr
     assert page.read_text(encoding="utf-8").rstrip() == done.stdout.rstrip()
-    table = done.stdout.split("## Test photographs")[0].splitlines()
+    table = done.stdout.split("test photographs, read once")[0].splitlines()
     measured = {cells[1].strip(): cells for cells in (line.split("|") for line in table) if len(cells) == 10}
     assert {"original", "original, at B = 1", "base, not aligned", "base"} <= set(measured)
     assert measured["original"][3] == measured["original, at B = 1"][3]  # the same features, the same probe
