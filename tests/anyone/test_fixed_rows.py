@@ -132,3 +132,31 @@ def test_what_holds_for_any_number_of_samples_is_no_false_alarm(samples: int) ->
     x = torch.randn(samples, 4, dtype=torch.float64)
     found = bcos_fx.explain(network, x, 1)
     torch.testing.assert_close(found.output, network(x)[:, 1].detach())
+
+
+@pytest.mark.parametrize("recipe", ["equivalent", "bcosification", "matched"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_pooled_map_without_its_samples_dimension_converts(recipe: str, before: bool) -> None:
+    """pool(x).squeeze() gives (C,) for one image, in the network and in its conversion."""
+    head = nn.Linear(4, 3) if before else nn.Conv2d(4, 3, 1)
+    squeeze = Between(torch.squeeze)
+    order = (squeeze, head) if before else (head, squeeze)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), *order).double().eval()
+    x = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    made = bcos_fx.bcosify(network, example_inputs=x, recipe=recipe)
+    assert made(x[:1]).shape == network(x[:1]).shape == (3,)
+    assert bcos_fx.explain(made, x, 1).complete
+    if recipe == "equivalent":
+        torch.testing.assert_close(made(x[:1]), network(x[:1]))
+    assert "flatten(1) does not" in str(made.report)
+
+
+class Between(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

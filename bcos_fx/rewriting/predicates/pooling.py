@@ -69,7 +69,11 @@ def flattens_one_pixel(reader: GraphReader, call: Call) -> Verdict:
     if not call.inputs:  # a stored tensor, such as a weight that is given its spatial dimensions
         return False
     shape, out = reader.shape(call.inputs[0]), reader.shape(call.node)
-    return shape is not None and out is not None and len(shape) == 4 and out == shape[:2] and shape[2:] == (1, 1)
+    if shape is None or out is None or len(shape) != 4 or out != shape[:2] or shape[2:] != (1, 1):
+        return False
+    if call.op.name == "squeeze" and call.arguments.get("dim") is None:
+        return "squeeze() takes the dimension of one sample away too; flatten(1) does not"
+    return True
 
 
 @predicate("has-one-pixel")
