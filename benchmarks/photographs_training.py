@@ -41,6 +41,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "original's answers taught too": ({}, {"loss": LOSSES | {"distil-kl": 5.0}, "tapers": (TAPER,)}),
     "batches of 16": ({}, {"batch_size": 16}),
     "rate 3e-3": ({}, {"lr": 3e-3}),
+    "rate 3e-3, layers taught to the end": ({}, {"lr": 3e-3, "loss": LOSSES}),
 }
 
 
