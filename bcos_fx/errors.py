@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable
+from numbers import Integral
 
 from bcos_fx.escaping import listed, shortened, shown, shown_in_a_line
 
@@ -103,7 +104,7 @@ def check_choice(what: str, value: object, known: Collection[str], error: type[B
 
 def check_count(name: str, value: object, least: int = 1, *, hint: str | None = None) -> None:
     """Raise UsageError where an argument is not an integer of at least ``least``; ``hint`` replaces the usual one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise UsageError(f"{name} is {value!r}", hint=hint or f"give an integer of at least {least}")
 
 

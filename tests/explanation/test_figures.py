@@ -95,6 +95,10 @@ def test_only_an_integer_of_bars_is_drawn(top: Any) -> None:
         pictured(3).plot(top=top)
 
 
+def test_an_integer_of_numpy_counts_bars() -> None:
+    assert len(pictured(3).plot(top=np.int64(2)).axes[2].get_yticklabels()) >= 2
+
+
 def test_a_difference_keeps_both_names() -> None:
     found = pictured(3, difference(0, 2))
     assert found.target_name() == "a - c"
