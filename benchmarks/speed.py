@@ -1,6 +1,6 @@
 """Time and memory of converted networks, in units of the original's, beside the `bcos` package's own network.
 
-python benchmarks/speed.py [--out FILE.md] [--quick]
+python benchmarks/speed.py [--rounds 25] [--out FILE.md] [--quick]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import timm
 import torch
 import torchvision
 from bcos.models import pretrained as peers
-from measuring import Page, Times, interleaved, parsed, ratio
+from measuring import Page, Times, interleaved, parser, ratio
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
@@ -239,8 +239,10 @@ def report_folded(page: Page, setting: Setting, given: dict[str, tuple[nn.Module
 
 
 def main() -> None:
-    options = parsed(__doc__)
-    setting = QUICK if options.quick else Setting()
+    made = parser(__doc__)
+    made.add_argument("--rounds", type=int, default=Setting.rounds, help="times that each is measured, in turn")
+    options = made.parse_args()
+    setting = QUICK if options.quick else Setting(rounds=options.rounds)
     torch.set_flush_denormal(True)
     page = Page("Speed and memory at B = 2", options)
     name = setting.architecture
