@@ -48,6 +48,7 @@ class Setting:
         "tf_efficientnet_lite0",
     )
     compiled_steps: tuple[str, ...] = ("resnet18", "mobilenetv2_100")  # compiling the way back takes minutes
+    backend: str = "inductor"
 
 
 QUICK = Setting(
@@ -59,6 +60,7 @@ QUICK = Setting(
     formats=("contiguous",),
     networks=("mobilenetv2_050",),
     compiled_steps=(),
+    backend="eager",  # shows that the script runs, in a second
 )
 # What the peer calls the networks that it has too.
 PEERS = {"resnet18": "resnet18", "vit_small_patch16_224": "simple_vit_s_patch16_224", "densenet121": "densenet121"}
@@ -207,7 +209,11 @@ def report_compiled(page: Page, setting: Setting) -> None:
         cells: dict[str, list[str]] = {column: [] for column in (ORIGINAL, *columns)}
         for kind in PASSES if name in setting.compiled_steps else ("forward",):
             torch._dynamo.reset()
-            given = {key: (torch.compile(net), x) for key, (net, x) in further(name, setting).items() if key in cells}
+            given = {
+                key: (torch.compile(net, backend=setting.backend), x)
+                for key, (net, x) in further(name, setting).items()
+                if key in cells
+            }
             times = timed(kind, given, "contiguous", setting.rounds)
             cells[ORIGINAL].append(f"{statistics.median(times[ORIGINAL]) * 1e3:.0f}")
             for column in columns:
@@ -230,7 +236,10 @@ def report_folded(page: Page, setting: Setting, given: dict[str, tuple[nn.Module
     for threads, compiled in itertools.product(setting.threads, (False, True)):
         torch.set_num_threads(threads)
         torch._dynamo.reset()
-        folded = {name: (torch.compile(net) if compiled else net, images) for name, net in nets.items()}
+        folded = {
+            name: (torch.compile(net, backend=setting.backend) if compiled else net, images)
+            for name, net in nets.items()
+        }
         times = timed("forward", folded, "contiguous", setting.rounds)
         cells = [f"{ratio(times, name, ORIGINAL):.2f}" for name in folded if name != ORIGINAL]
         first = f"{statistics.median(times[ORIGINAL]) * 1e3:.0f} ms"

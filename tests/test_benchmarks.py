@@ -25,7 +25,7 @@ def speed(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ("name", "rows"),
     [
         pytest.param("start_up", 9, id="start-up", marks=[pytest.mark.vision, pytest.mark.slow]),
-        pytest.param("speed", 5, id="speed", marks=[pytest.mark.vision, pytest.mark.peer]),
+        pytest.param("speed", 7, id="speed", marks=[pytest.mark.vision, pytest.mark.peer]),
         pytest.param("training_step", 1, id="training-step", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param("clip_towers", 2, id="towers", marks=[pytest.mark.vision, pytest.mark.slow]),
         pytest.param("scale", 1, id="scale", marks=[pytest.mark.vision, pytest.mark.slow]),

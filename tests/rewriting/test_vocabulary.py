@@ -32,7 +32,7 @@ def _functions(space: Any) -> list[str]:
 def _has_a_place(prefix: str, name: str, home: Any) -> bool:
     function = getattr(home, name, None)
     known = function in vocabulary()._functions or (home is torch.Tensor and name in vocabulary()._methods)
-    if known or prefix + name in REFUSED or composites.find(function, None) is not None:  # type: ignore[arg-type]
+    if known or prefix + name in REFUSED or composites.find(function, None, bool) is not None:  # type: ignore[arg-type]
         return True
     if home is torch.Tensor and name in operations.SIZE_READS | operations.FORM_READS:
         return True
