@@ -133,7 +133,7 @@ def tell(options: argparse.Namespace, results: Results) -> None:
         table(page, {name: row for name, row in known.items() if row is not None})
         left = [name for name, row in known.items() if row is None]
         if left:
-            page.text(f"Not trained: {', '.join(left)}.")
+            page.text(f"Not trained: {'; '.join(left)}.")
     page.close()
 
 
