@@ -283,6 +283,7 @@ def _scratch_for(scratch: Tensor | None, piece: Tensor) -> Tensor | None:
 def _ratio(values: Tensor, norm: Tensor, weight_norm: Tensor | None, *, out: Tensor | None = None) -> Tensor:
     """Return |values| / norm / weight_norm, new or in ``out``; in this order nothing overflows."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        # Roots of sums of squares in float32 lie between 1e-19 and 2e19, so their inverses are as safe.
         ratio = values.abs() / norm if norm.shape == values.shape else values.abs() * stored(norm.reciprocal())
         return ratio if weight_norm is None else ratio * stored(weight_norm.reciprocal())
     # Divisions wait for memory anyway, and inverses would be another call.
